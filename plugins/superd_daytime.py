@@ -1,0 +1,29 @@
+"""daytime: tells the date and time in words (RFC 867).
+
+Options: none. The time zone is the machine's.
+Example: plugin = "daytime", listen = ["tcp://*:13", "udp://*:13"]
+See also: time
+"""
+
+from __future__ import annotations
+
+import time
+
+from superd.plugin import Request, Service, hookimpl
+
+
+class Daytime(Service):
+    """Answers with a line in the form that BSD gave it: `Sun Nov 22 05:48:49 2026`.
+
+    Over udp the answer has 26 bytes: ask with as many, or set `amplify = true`.
+    """
+
+    name = "daytime"
+
+    def respond(self, request: Request) -> bytes:
+        return f"{time.ctime()}\r\n".encode("ascii")
+
+
+@hookimpl
+def superd_services() -> list[type[Service]]:
+    return [Daytime]

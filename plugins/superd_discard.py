@@ -1,0 +1,29 @@
+"""discard: reads and forgets (RFC 863).
+
+Options: none.
+Example: plugin = "discard", listen = ["tcp://*:9", "udp://*:9"]
+See also: echo
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from superd.plugin import Connection, Packet, Service, hookimpl
+
+
+class Discard(Service):
+    """Reads and forgets; never answers, and closes when the client has finished."""
+
+    name = "discard"
+
+    def protocol(self, conn: Connection) -> asyncio.Protocol:
+        return asyncio.Protocol()
+
+    def datagram(self, packet: Packet) -> None:
+        return None
+
+
+@hookimpl
+def superd_services() -> list[type[Service]]:
+    return [Discard]

@@ -1,0 +1,48 @@
+"""echo: sends back what it is sent (RFC 862).
+
+Options: none.
+Example: plugin = "echo", listen = ["tcp://*:7", "udp://*:7"]
+See also: discard, chargen
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from superd.plugin import Connection, Packet, Service, hookimpl
+
+
+class Echo(Service):
+    """Sends back what it is sent, and closes when the client has finished."""
+
+    name = "echo"
+
+    def protocol(self, conn: Connection) -> asyncio.Protocol:
+        return EchoProtocol()
+
+    def datagram(self, packet: Packet) -> bytes:
+        return packet.data
+
+
+class EchoProtocol(asyncio.Protocol):
+    """Stops reading while the client does not read, so that a session's memory is bounded."""
+
+    __slots__ = ("transport",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    def pause_writing(self) -> None:
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.transport.resume_reading()
+
+
+@hookimpl
+def superd_services() -> list[type[Service]]:
+    return [Echo]

@@ -1,0 +1,3 @@
+"""superd: a superserver whose services are plugins."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""`superd stop` and `superd status`: talking to a daemon that runs.
+
+Runs in the command line. Finds the daemon by the lock on its pid file, never by a number alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from superd.cli.files import read
+from superd.config.model import Settings
+from superd.errors import ExitCode, NotPermitted, SuperdError
+from superd.master.control import ask
+from superd.master.pidfile import holder
+
+MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
+
+
+def stop(file: Path | None) -> int:
+    """Stop the daemon and wait until it is gone."""
+    settings = read(file).settings
+    pid = _holder(settings)
+    if pid is None:
+        raise SuperdError(f"no superd runs with the pid file {settings.daemon.pid_file}")
+    descriptor = _pidfd(pid)
+    if descriptor is None or _holder(settings) != pid:
+        return int(ExitCode.OK)  # it has gone by itself
+    try:
+        signal.pidfd_send_signal(descriptor, signal.SIGTERM)
+    except PermissionError:
+        raise NotPermitted(f"process {pid} belongs to another user") from None
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    if not poll.poll((settings.daemon.drain_timeout + MARGIN) * 1000):
+        raise SuperdError(f"process {pid} is still there")
+    return int(ExitCode.OK)
+
+
+def _pidfd(pid: int) -> int | None:
+    try:
+        return os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _holder(settings: Settings) -> int | None:
+    path = settings.daemon.pid_file
+    return None if path is None else holder(path)
+
+
+def status(file: Path | None, *, as_json: bool) -> int:
+    """Show what the daemon does; exit 3 where none runs."""
+    settings = read(file).settings
+    if _holder(settings) is None or settings.daemon.control_socket is None:
+        print('{"state": "stopped"}' if as_json else "superd is not running")
+        return int(ExitCode.NOT_RUNNING)
+    answer = ask(settings.daemon.control_socket, "status")
+    print(json.dumps(answer, indent=2) if as_json else "\n".join(_lines(answer)))
+    return int(ExitCode.OK)
+
+
+def _lines(answer: dict[str, Any]) -> list[str]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer["since"]))
+    lines = [
+        f"superd {answer['version']} is {answer['state']} since {since}, process {answer['pid']}",
+        f"configuration {answer['configuration']}",
+        "",
+    ]
+    lines += [
+        f"worker {worker['pid'] or '-'}  pool {worker['pool']}  {worker['state']}"
+        for worker in answer["workers"]
+    ]
+    lines.append("")
+    names = [service["name"] for service in answer["services"]]
+    width = max(map(len, names), default=0)
+    for service in answer["services"]:
+        counts = {key: value for key, value in service["counts"].items() if value}
+        told = ", ".join(f"{key} {value}" for key, value in counts.items()) or "nothing yet"
+        lines.append(f"{service['name']:<{width}}  {' '.join(service['listen'])}")
+        lines.append(f"{'':<{width}}  {told}")
+    lines += [f"{name:<{width}}  not served: {why}" for name, why in answer["broken"].items()]
+    return lines

@@ -1,0 +1,133 @@
+"""The `superd` command: its arguments, and which function runs them.
+
+Runs in the command line. Errors meant for the operator are printed without a traceback, and their
+exit code is superd's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from superd import __version__
+from superd.errors import ExitCode, SuperdError
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    from superd.master.daemon import open_standard_descriptors
+
+    open_standard_descriptors()
+    options = parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return int(command(options))
+    except SuperdError as error:
+        print(f"{error}" if error.exit_code == 78 else f"superd: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is not written at exit
+        return int(ExitCode.FAILED)
+    except KeyboardInterrupt:
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line."""
+    top = argparse.ArgumentParser(
+        prog="superd",
+        description="A superserver whose services are plugins.",
+        epilog="Without -c: $SUPERD_CONFIG, else /etc/superd.toml as root and"
+        " ~/.config/superd/superd.toml as another user.",
+    )
+    top.add_argument("--version", action="version", version=f"superd {__version__}")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(command=command)
+        return added
+
+    def with_file(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added.add_argument("-c", "--config", type=Path, metavar="FILE", help="configuration file")
+        return added
+
+    with_file(add("run", _run, "serve in the foreground; prints `ready` once it does"))
+    with_file(add("start", _start, "serve as a daemon; returns once it does, or why it does not"))
+    with_file(
+        add("stop", _stop, "stop the daemon, connections may finish; returns when it is gone")
+    )
+    status = with_file(
+        add("status", _status, "show workers, services and counts; exit 3 if stopped")
+    )
+    status.add_argument("--json", action="store_true", help="as JSON")
+    check = add("check", _check, "check configuration files; exit 78 if there is a mistake")
+    check.add_argument("files", nargs="*", type=Path, metavar="FILE")
+    with_file(check)
+    with_file(add("schema", _schema, "print the JSON Schema of a configuration"))
+    plugins = with_file(add("plugins", _plugins, "list installed plugins, or show one"))
+    plugins.add_argument("name", nargs="?", metavar="NAME")
+    plugins.add_argument("--json", action="store_true", help="as JSON")
+    attempt = add("try", _try, "serve one plugin on 127.0.0.1, without a file and without root")
+    attempt.add_argument("plugin", metavar="PLUGIN")
+    attempt.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="the plugin's options, or keys of an entry"
+    )
+    return top
+
+
+def _run(options: argparse.Namespace) -> int:
+    from superd.cli.serve import run
+
+    return run(options.config)
+
+
+def _start(options: argparse.Namespace) -> int:
+    from superd.cli.serve import start
+
+    return start(options.config)
+
+
+def _stop(options: argparse.Namespace) -> int:
+    from superd.cli.control import stop
+
+    return stop(options.config)
+
+
+def _status(options: argparse.Namespace) -> int:
+    from superd.cli.control import status
+
+    return status(options.config, as_json=options.json)
+
+
+def _check(options: argparse.Namespace) -> int:
+    from superd.cli.check import check
+
+    return check([*options.files, *([options.config] if options.config else [])])
+
+
+def _schema(options: argparse.Namespace) -> int:
+    from superd.cli.check import schema
+
+    return schema()
+
+
+def _plugins(options: argparse.Namespace) -> int:
+    from superd.cli.plugins import list_plugins, show_plugin
+
+    if options.name:
+        return show_plugin(options.name, as_json=options.json)
+    return list_plugins(options.config, as_json=options.json)
+
+
+def _try(options: argparse.Namespace) -> int:
+    from superd.cli.attempt import attempt
+
+    return attempt(options.plugin, options.settings)

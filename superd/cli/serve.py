@@ -1,0 +1,100 @@
+"""`superd run` and `superd start`: serving, and telling the one who started it.
+
+Runs in the command line, and becomes the master.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from itertools import groupby
+from pathlib import Path
+from typing import NoReturn
+
+from superd import __version__
+from superd.cli.files import read
+from superd.errors import ExitCode, SuperdError, UsageError
+from superd.master.daemon import Launch, Verdict, detach
+from superd.master.start import Plan, make_runtime_directory, plan, serve
+from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
+from superd.net.listeners import Listener
+
+SHOWN = 12  # addresses of one service: a range may have thousands
+
+
+def run(file: Path | None) -> int:
+    """Serve in the foreground."""
+    planned = planned_from(file)
+    print(f"superd {__version__}: {planned.settings.file}", flush=True)
+    return serve(planned, in_background=False, ready=announce)
+
+
+def start(file: Path | None) -> int:
+    """Serve in the background; the caller learns how it went."""
+    if os.getpid() == 1:
+        raise UsageError("process 1 must not go into the background; use `superd run`")
+    planned = planned_from(file)
+    launch = detach()
+    if isinstance(launch, Launch):
+        _become_daemon(planned, launch)
+    if launch.text:
+        print(launch.text, file=sys.stderr)
+    return launch.code
+
+
+def _become_daemon(planned: Plan, launch: Launch) -> NoReturn:
+    code = int(ExitCode.FAILED)
+    try:
+        code = serve(planned, in_background=True, ready=lambda _: launch.tell(_verdict(planned)))
+    except SuperdError as error:
+        code = int(error.exit_code)
+        launch.tell(Verdict(code, f"superd: {error}"))
+    finally:
+        os._exit(code)  # what the caller would do at its exit is not the daemon's to do
+
+
+def _verdict(planned: Plan) -> Verdict:
+    lines = [f"superd: {notice}" for notice in planned.notices]
+    lines += [
+        f"superd: service.{name} is not served: {why}" for name, why in planned.broken.items()
+    ]
+    code = ExitCode.FAILED if planned.broken else ExitCode.OK
+    return Verdict(int(code), "\n".join(lines))
+
+
+def planned_from(file: Path | None) -> Plan:
+    """Read, check and rehearse the configuration."""
+    configuration = read(file)
+    planned = plan(configuration)
+    for path in (planned.settings.daemon.pid_file, planned.settings.daemon.control_socket):
+        if path is not None:
+            make_runtime_directory(path.parent)
+    return planned
+
+
+def announce(listeners: list[Listener]) -> None:
+    """Print each bound address with a line to try, then `ready`."""
+    width = max(len(listener.service) for listener in listeners)
+    for service, group in groupby(listeners, key=lambda listener: listener.service):
+        addresses = [listener.address for listener in group]
+        for address in addresses[:SHOWN]:
+            print(f"{service:<{width}}  {address!s:<32}  try: {line_to_try(address)}")
+        if len(addresses) > SHOWN:
+            print(f"{service:<{width}}  ... and {len(addresses) - SHOWN} more")
+    print("ready", flush=True)
+
+
+def line_to_try(address: Address) -> str:
+    """Return a command that talks to the address."""
+    if address.transport.is_unix:
+        if address.path.startswith("@"):
+            kind = {"unix": 1, "unixgram": 2, "unixpacket": 5}[address.transport.value]
+            return f"socat - ABSTRACT-CONNECT:{address.path[1:]},type={kind}"
+        if address.transport is Transport.UNIX:
+            return f"nc -U {address.path}"
+        if address.transport is Transport.UNIXGRAM:
+            return f"nc -uU {address.path}"
+        return f"socat - UNIX-CONNECT:{address.path},type=5"
+    host = {ANY_IPV4: "127.0.0.1", ANY_IPV6: "::1"}.get(address.host, address.host)
+    flag = "-u " if address.transport.is_datagram else ""
+    return f"nc {flag}{host} {address.port}"

@@ -1,0 +1,175 @@
+"""What a configuration may say: every key, its type, its default and its meaning.
+
+Runs wherever a configuration is read. The models are frozen: a new configuration is a new object.
+Never looks at the system beyond users and groups. Raises pydantic's ValidationError.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from superd.config.values import (
+    Addresses,
+    Duration,
+    FilePath,
+    Group,
+    Groups,
+    Size,
+    Strings,
+    Umask,
+    User,
+)
+
+
+def _kebab(name: str) -> str:
+    return name.replace("_", "-")
+
+
+class Section(BaseModel):
+    """A table of the configuration. Keys are written with hyphens; an unknown key is an error."""
+
+    model_config = ConfigDict(
+        strict=True, frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
+    )
+
+
+def _workers(value: object) -> object:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise ValueError('a number of processes from 1 to 256, or "auto" for one per core')
+
+
+def _chroot(path: str) -> str:
+    if path and not path.startswith("/"):
+        raise ValueError('a directory\'s absolute path, or "" for none')
+    return path.rstrip("/") or path
+
+
+class Rlimits(Section):
+    """Resource limits of a worker, soft and hard alike (setrlimit(2))."""
+
+    nofile: Annotated[int, Field(ge=16, description="open files")] | None = None
+    nproc: Annotated[int, Field(ge=0, description="processes of the user")] | None = None
+    core: Annotated[Size, Field(description="size of a core dump")] = 0
+    memory: Annotated[Size, Field(description="address space")] | None = None
+    file_size: Annotated[Size, Field(description="largest file that may be written")] | None = None
+    cpu: Annotated[Duration, Field(description="processor time")] | None = None
+
+
+class Confinement(Section):
+    """What a worker gives up before it meets a client. Services that share it share a pool."""
+
+    user: Annotated[
+        User | None, Field(description="user to become; started as root the default is nobody")
+    ] = None
+    group: Annotated[Group | None, Field(description="group; the default is the user's own")] = None
+    groups: Annotated[Groups, Field(description="supplementary groups")] = ()
+    chroot: Annotated[
+        str, AfterValidator(_chroot), Field(description='directory to be locked in; "" for none')
+    ] = ""
+    umask: Annotated[Umask, Field(description="file mode creation mask")] = 0o077
+    nice: Annotated[int, Field(ge=-20, le=19, description="scheduling priority")] = 0
+    rlimits: Annotated[Rlimits, Field(description="resource limits")] = Rlimits()
+    no_new_privs: Annotated[
+        bool, Field(description="programs cannot gain privileges (prctl(2))")
+    ] = True
+    pool: Annotated[
+        str, Field(description="services of another pool never share a process with these")
+    ] = ""
+
+
+class Service(Confinement):
+    """One service entry: a plugin, the addresses it listens on, and how it is confined."""
+
+    plugin: Annotated[str, Field(min_length=1, description="name of an installed plugin")]
+    listen: Annotated[Addresses, Field(description="addresses, such as tcp://*:7")]
+    enabled: Annotated[bool, Field(description="false: checked, but not served")] = True
+    options: Annotated[dict[str, Any], Field(description="the plugin's own options")] = Field(
+        default_factory=dict
+    )
+
+    backlog: Annotated[
+        int, Field(ge=1, le=65535, description="connections that wait to be accepted")
+    ] = 4096
+    keepalive: Annotated[bool, Field(description="find dead peers (SO_KEEPALIVE)")] = True
+    nodelay: Annotated[bool, Field(description="send small writes at once (TCP_NODELAY)")] = True
+    free_bind: Annotated[
+        bool, Field(description="listen on an address that the machine does not have yet")
+    ] = False
+    device: Annotated[str, Field(max_length=15, description="only this network interface")] = ""
+
+    first_byte_timeout: Annotated[
+        Duration, Field(description="until the client has sent something; 0 for none")
+    ] = 0.0
+    idle_timeout: Annotated[
+        Duration, Field(description="without a byte in either direction; 0 for none")
+    ] = 0.0
+    session_timeout: Annotated[
+        Duration, Field(description="for the whole connection; 0 for none")
+    ] = 0.0
+
+    amplify: Annotated[
+        bool, Field(description="datagrams: an answer may be longer than its request")
+    ] = False
+    reflection_guard: Annotated[
+        bool,
+        Field(description="datagrams: never answer ports below 1024 nor ports that superd serves"),
+    ] = True
+
+    @property
+    def confinement(self) -> Confinement:
+        """The part of the entry that decides which services may share a worker."""
+        fields = Confinement.model_fields
+        return Confinement.model_construct(**{name: getattr(self, name) for name in fields})
+
+
+class Daemon(Section):
+    """The [daemon] table: the process as a whole."""
+
+    workers: Annotated[
+        Annotated[int, Field(ge=1, le=256)] | Literal["auto"],
+        BeforeValidator(_workers),
+        Field(description='processes per pool; "auto" is one per core'),
+    ] = 1
+    pid_file: Annotated[FilePath | None, Field(description="where the master's number stands")] = (
+        None
+    )
+    control_socket: Annotated[FilePath | None, Field(description="where `superd status` asks")] = (
+        None
+    )
+    log: Annotated[
+        Strings, Field(description='"stderr", "syslog" or a file\'s path, or several of them')
+    ] = ("stderr",)
+    log_format: Annotated[Literal["text", "json"], Field(description="form of a log line")] = "text"
+    drain_timeout: Annotated[
+        Duration, Field(description="how long connections may go on after a stop")
+    ] = 30.0
+    include: Annotated[
+        Strings, Field(description="files with more services, relative to this one")
+    ] = ()
+    loop: Annotated[
+        Literal["auto", "uvloop", "asyncio"], Field(description="event loop of the workers")
+    ] = "auto"
+    confinement: Annotated[
+        Literal["auto", "require"],
+        Field(description='"require": exit 77 where a service cannot be confined as it says'),
+    ] = "auto"
+
+
+class Settings(Section):
+    """A whole configuration, checked: what the master works from."""
+
+    file: Path
+    daemon: Daemon
+    services: dict[str, Service]
+
+    @property
+    def enabled(self) -> dict[str, Service]:
+        return {name: entry for name, entry in self.services.items() if entry.enabled}
+
+
+SERVICE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}")

@@ -1,0 +1,84 @@
+"""What can go wrong, and the exit code that tells it.
+
+Runs in every process. Never imports another module of superd, so that all of them can raise these.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class ExitCode(enum.IntEnum):
+    """Exit codes of the `superd` command, after sysexits.h where it has a word for it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_RUNNING = 3  # `superd status`, as the Linux Standard Base has it
+    ADDRESS_IN_USE = 69  # EX_UNAVAILABLE
+    NOT_PERMITTED = 77  # EX_NOPERM
+    CONFIGURATION = 78  # EX_CONFIG
+
+
+class SuperdError(Exception):
+    """A failure whose text is meant for the operator: it is printed without a traceback."""
+
+    exit_code = ExitCode.FAILED
+
+
+class UsageError(SuperdError):
+    """The command line asks for something that cannot be."""
+
+    exit_code = ExitCode.USAGE
+
+
+class AddressInUse(SuperdError):
+    """Somebody else listens on an address that the configuration names."""
+
+    exit_code = ExitCode.ADDRESS_IN_USE
+
+
+class NotPermitted(SuperdError):
+    """The operating system refuses what the configuration asks for."""
+
+    exit_code = ExitCode.NOT_PERMITTED
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One mistake in a configuration: where it stands, what is wrong, what was found.
+
+    `line` and `column` count from 1; 0 where a whole file is meant.
+    """
+
+    file: str
+    line: int
+    column: int
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+
+
+class ConfigurationError(SuperdError):
+    """Every mistake found in a configuration, all at once."""
+
+    exit_code = ExitCode.CONFIGURATION
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(sorted(set(problems)))
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def reason(error: BaseException) -> str:
+    """Return an error in the words of the operating system, or with its class name."""
+    if isinstance(error, OSError) and error.errno is not None:
+        words = os.strerror(error.errno)
+        return f"{words}: {error.filename}" if error.filename is not None else words
+    text = str(error)
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

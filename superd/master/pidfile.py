@@ -1,0 +1,93 @@
+"""The pid file: who holds its lock is the master, whatever number it contains.
+
+Runs in the master, and in the command line, which asks for the holder. The lock dies with the
+process, so the file is never stale, and no number is ever signalled on trust (fcntl(2), F_GETLK).
+Raises SuperdError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+
+from superd.errors import AddressInUse, SuperdError, reason
+
+_FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
+
+
+class PidFile:
+    """A locked pid file. Keep it referenced for as long as the master lives."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = self._locked()
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    def _locked(self) -> int:
+        while True:
+            descriptor = _open(self.path, os.O_RDWR | os.O_CREAT)
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(descriptor)
+                if error.errno not in (errno.EACCES, errno.EAGAIN):
+                    raise SuperdError(f"{self.path}: {reason(error)}") from None
+                pid = holder(self.path)
+                raise AddressInUse(
+                    f"another superd (process {pid}) runs with the pid file {self.path}"
+                ) from None
+            if self._is_still(descriptor):
+                return descriptor
+            os.close(descriptor)  # its last owner removed the file meanwhile
+
+    def _is_still(self, descriptor: int) -> bool:
+        ours = os.fstat(descriptor)
+        try:
+            there = os.lstat(self.path)
+        except FileNotFoundError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
+
+    def remove(self) -> None:
+        """Remove the file, then give up the lock."""
+        with contextlib.suppress(OSError):
+            if self._is_still(self._descriptor):
+                os.unlink(self.path)
+        os.close(self._descriptor)
+
+
+def holder(path: Path) -> int | None:
+    """Return the process that holds the lock; None where no superd runs with this pid file."""
+    try:
+        descriptor = _open(path, os.O_RDONLY)
+    except SuperdError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+    try:
+        asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+        kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
+    finally:
+        os.close(descriptor)
+    return None if kind == fcntl.F_UNLCK or pid <= 0 else int(pid)
+
+
+def _open(path: Path, flags: int) -> int:
+    """Open without following a link: the file is about to be written by root."""
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
+    except OSError as error:
+        words = (
+            "is a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
+        )
+        raise SuperdError(f"pid file {path}: {words}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise SuperdError(f"pid file {path}: is not a regular file")
+    return descriptor

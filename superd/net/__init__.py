@@ -1,0 +1,1 @@
+"""Addresses and sockets. Runs in every process."""

@@ -1,0 +1,216 @@
+"""Addresses as values: parse, format, compare.
+
+Runs in every process. Never opens a socket; names are looked up only while a configuration is
+read, never for a client. Raises ValueError with a text for the operator.
+"""
+
+from __future__ import annotations
+
+import enum
+import grp
+import ipaddress
+import pwd
+import re
+import socket
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+ANY_IPV4 = "0.0.0.0"  # noqa: S104  the wildcard is what an operator asks for with "*"
+ANY_IPV6 = "::"
+LARGEST_PORT = 65535
+
+
+class Transport(enum.Enum):
+    """What comes before `://` in an address."""
+
+    TCP = "tcp"
+    UDP = "udp"
+    UNIX = "unix"
+    UNIXGRAM = "unixgram"
+    UNIXPACKET = "unixpacket"
+
+    @property
+    def is_unix(self) -> bool:
+        return self not in (Transport.TCP, Transport.UDP)
+
+    @property
+    def is_datagram(self) -> bool:
+        return self in (Transport.UDP, Transport.UNIXGRAM)
+
+    @property
+    def socket_type(self) -> socket.SocketKind:
+        if self.is_datagram:
+            return socket.SOCK_DGRAM
+        return socket.SOCK_SEQPACKET if self is Transport.UNIXPACKET else socket.SOCK_STREAM
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a service listens, or one end of a connection.
+
+    `host` is numeric, or "*" for every IPv4 and IPv6 address; `path` is a file, or "@name" in
+    the abstract namespace. `mode`, `uid` and `gid` are for the socket's file, if it is to be made.
+    """
+
+    transport: Transport
+    host: str = ""
+    port: int = 0
+    path: str = ""
+    mode: int | None = field(default=None, compare=False)
+    uid: int = field(default=-1, compare=False)
+    gid: int = field(default=-1, compare=False)
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        if self.transport.is_unix:
+            return socket.AF_UNIX
+        return socket.AF_INET6 if ":" in self.host else socket.AF_INET
+
+    @property
+    def is_wildcard(self) -> bool:
+        return self.host in (ANY_IPV4, ANY_IPV6, "*")
+
+    @property
+    def sockaddr(self) -> Any:
+        """The address as Python's socket module takes it."""
+        if self.transport.is_unix:
+            return "\0" + self.path[1:] if self.path.startswith("@") else self.path
+        if self.family == socket.AF_INET:
+            return (self.host, self.port)
+        host, _, scope = self.host.partition("%")
+        return (host, self.port, 0, socket.if_nametoindex(scope) if scope else 0)
+
+    @property
+    def endpoint(self) -> str:
+        """The address without its transport: `127.0.0.1:7`, `[::1]:7` or a path."""
+        if self.transport.is_unix:
+            return self.path or "(unnamed)"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{self.transport.value}://{self.endpoint}"
+
+    def expanded(self) -> tuple[Address, ...]:
+        """Return one address a socket: "*" becomes one of IPv4 and one of IPv6."""
+        if self.host != "*":
+            return (self,)
+        return tuple(replace(self, host=host) for host in (ANY_IPV4, ANY_IPV6))
+
+    @classmethod
+    def of_socket(cls, transport: Transport, sockaddr: Any) -> Address:
+        """Return what accept(2), recvmsg(2) or getsockname(2) gave; IPv4-mapped becomes IPv4."""
+        if transport.is_unix:
+            raw = sockaddr or b""
+            path = raw.decode(errors="backslashreplace") if isinstance(raw, bytes) else raw
+            return cls(transport, path="@" + path[1:] if path.startswith("\0") else path)
+        host = sockaddr[0]
+        return cls(transport, unmapped(host), sockaddr[1])
+
+
+def unmapped(host: str) -> str:
+    """Return an IPv4-mapped IPv6 host (RFC 4291, 2.5.5.2) as the IPv4 host that it is."""
+    return host[7:] if host.startswith("::ffff:") and "." in host else host
+
+
+_ADDRESS = re.compile(
+    r"(?P<transport>[a-z]+)://"
+    r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<host>[^:/\[\]]*)):(?P<first>[^-]+)(?:-(?P<last>.+))?"
+)
+
+
+def parse_addresses(text: str) -> tuple[Address, ...]:
+    """Return the addresses that a `listen` value means: several for a name or a range of ports.
+
+    >>> [str(a) for a in parse_addresses("tcp://127.0.0.1:7-8")]
+    ['tcp://127.0.0.1:7', 'tcp://127.0.0.1:8']
+    """
+    prefix, separator, rest = text.partition("://")
+    try:
+        transport = Transport(prefix)
+    except ValueError:
+        known = ", ".join(f"{t.value}://" for t in Transport)
+        raise ValueError(f"an address starts with one of {known}") from None
+    if not separator:
+        raise ValueError(f"an address looks like tcp://127.0.0.1:7 or {prefix}://...")
+    if transport.is_unix:
+        return (_parse_unix(transport, rest),)
+    match = _ADDRESS.fullmatch(text)
+    if match is None:
+        example = f"{prefix}://127.0.0.1:7, {prefix}://[::1]:7 or {prefix}://*:7"
+        raise ValueError(f"expected a host and a port, such as {example}")
+    hosts = _parse_host(match["bracketed"], match["host"])
+    first = _parse_port(match["first"], transport)
+    last = _parse_port(match["last"], transport) if match["last"] else first
+    if last < first:
+        raise ValueError(f"the range of ports ends before it starts: {first}-{last}")
+    ports = range(first, last + 1)
+    return tuple(Address(transport, host, port) for port in ports for host in hosts)
+
+
+def _parse_host(bracketed: str | None, plain: str | None) -> tuple[str, ...]:
+    if bracketed is not None:
+        try:
+            return (str(ipaddress.IPv6Address(bracketed)),)
+        except ValueError:
+            raise ValueError(f"[{bracketed}] is not an IPv6 address") from None
+    if plain == "*":
+        return ("*",)
+    if not plain:
+        raise ValueError('the host is missing; "*" means every address')
+    try:
+        return (str(ipaddress.IPv4Address(plain)),)
+    except ValueError:
+        if re.fullmatch(r"[0-9.]+", plain):
+            raise ValueError(f"{plain} is not an IPv4 address") from None
+    try:
+        found = socket.getaddrinfo(plain, None, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        raise ValueError(f"there is no host of the name {plain!r}") from None
+    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def _parse_port(text: str, transport: Transport) -> int:
+    if re.fullmatch(r"[0-9]{1,9}", text):
+        if int(text) > LARGEST_PORT:
+            raise ValueError(f"a port is at most {LARGEST_PORT}, found {text}")
+        return int(text)
+    try:
+        return socket.getservbyname(text, transport.value)
+    except OSError:
+        raise ValueError(f"{text!r} is neither a port nor a name of /etc/services") from None
+
+
+def _parse_unix(transport: Transport, rest: str) -> Address:
+    path, _, query = rest.partition("?")
+    if not path.startswith(("/", "@")) or len(path) == 1:
+        raise ValueError(
+            f"expected an absolute path ({transport.value}:///run/name.sock)"
+            f" or an abstract name ({transport.value}://@name)"
+        )
+    if len(path.encode()) > 107:
+        raise ValueError("the path of a unix socket has at most 107 bytes (unix(7))")
+    if "\0" in path:
+        raise ValueError("the path of a unix socket holds no NUL")
+    mode, uid, gid = None, -1, -1
+    for key, value in parse_qsl(query, keep_blank_values=True):
+        if key == "mode":
+            if not re.fullmatch(r"0?[0-7]{3}", value):
+                raise ValueError(f"mode is written in octal, such as 0660, found {value!r}")
+            mode = int(value, 8)
+        elif key == "user":
+            uid = _look_up(value, "user")
+        elif key == "group":
+            gid = _look_up(value, "group")
+        else:
+            raise ValueError(f"unknown key {key!r} after '?'; there are mode, user and group")
+    return Address(transport, path=path, mode=mode, uid=uid, gid=gid)
+
+
+def _look_up(name: str, kind: str) -> int:
+    if name.isdecimal():
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ValueError(f"there is no {kind} of the name {name!r}") from None

@@ -1,0 +1,1 @@
+"""Log records: made in workers and the master, written by the master only."""

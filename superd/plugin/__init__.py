@@ -1,0 +1,36 @@
+"""What a plugin author imports, and nothing of the server.
+
+from superd.plugin import Connection, Service, hookimpl
+
+class Shout(Service):
+    name = "shout"
+
+    async def stream(self, conn: Connection) -> None:
+        async for line in conn:
+            await conn.send(line.upper())
+
+@hookimpl
+def superd_services():
+    return [Shout]
+"""
+
+from superd.config.values import Duration, ReadableFile, Size
+from superd.net.addresses import Address, Transport
+from superd.plugin.connection import Connection, LineTooLong
+from superd.plugin.hookspecs import hookimpl
+from superd.plugin.service import Options, Packet, Request, Service
+
+__all__ = [
+    "Address",
+    "Connection",
+    "Duration",
+    "LineTooLong",
+    "Options",
+    "Packet",
+    "ReadableFile",
+    "Request",
+    "Service",
+    "Size",
+    "Transport",
+    "hookimpl",
+]

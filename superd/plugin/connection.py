@@ -1,0 +1,78 @@
+"""One client's connection, as a plugin sees it.
+
+Used in the worker. Says what a plugin may rely on; the worker supplies it. Raises ConnectionError
+where the client has gone, LineTooLong where it sends a line without end.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+
+from superd.net.addresses import Address
+
+LONGEST_LINE = 64 * 1024
+
+
+class LineTooLong(ValueError):
+    """A client sent more bytes without a line feed than the plugin takes."""
+
+
+class Connection(ABC):
+    """A stream connection: tcp, unix or unixpacket.
+
+    `id` is unique among all connections of this superd's life and stands in its log lines.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def id(self) -> str: ...
+
+    @property
+    @abstractmethod
+    def service(self) -> str:
+        """Name of the service entry that the client reached."""
+
+    @property
+    @abstractmethod
+    def local(self) -> Address:
+        """Which of our addresses the client reached, on a multi-homed host."""
+
+    @property
+    @abstractmethod
+    def peer(self) -> Address:
+        """The client's address; its path is empty for an unnamed unix socket."""
+
+    @abstractmethod
+    async def read(self, limit: int = 65536) -> bytes:
+        """Return 1 to `limit` bytes as soon as they come; b"" once the client sends no more."""
+
+    @abstractmethod
+    async def readline(self, limit: int = LONGEST_LINE) -> bytes:
+        """Return a line with its line feed; what is left, perhaps b"", at the end of input.
+
+        Raises LineTooLong after `limit` bytes without a line feed.
+        """
+
+    @abstractmethod
+    async def send(self, data: bytes) -> None:
+        """Send all of `data`; returns when so much has been taken that memory stays bounded."""
+
+    @abstractmethod
+    def send_eof(self) -> None:
+        """Say that nothing more will be sent (shutdown(2)); reading goes on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Deliver what was sent, then close. Never loses an answer to unread input."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once; the client sees a reset."""
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        """Iterate over lines, each with its line feed."""
+        while line := await self.readline():
+            yield line

@@ -1,0 +1,25 @@
+"""The hooks that a plugin can implement: the reference.
+
+Called in the worker, and in the throw-away process that rehearses a configuration; never in the
+master. An exception stops the services that name the plugin and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from superd.plugin.service import Service
+
+PROJECT = "superd"  # also the name of the entry-point group
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def superd_services() -> Iterable[type[Service]]:  # type: ignore[empty-body]  # a specification
+    """Return the service classes of this plugin; it is asked once, before confinement."""

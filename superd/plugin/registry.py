@@ -1,0 +1,111 @@
+"""Which plugins are installed, told from metadata alone, and the loading of one of them.
+
+The listing runs everywhere, the master included, and never imports a plugin. `load` runs in
+workers and rehearsals only; it raises PluginError whatever the plugin raises.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+
+import pluggy
+
+from superd.errors import SuperdError, reason
+from superd.plugin import hookspecs
+from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS, Service, mistake_in
+
+
+class PluginError(SuperdError):
+    """A plugin cannot be loaded; the text says why."""
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """One installed plugin: an entry point of the group `superd`."""
+
+    name: str
+    entry_point: EntryPoint
+
+    @property
+    def distribution(self) -> str:
+        return self.entry_point.dist.name if self.entry_point.dist else "(unknown)"
+
+    @property
+    def version(self) -> str:
+        return self.entry_point.dist.version if self.entry_point.dist else "?"
+
+    @cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """What it serves, read from its source and not by importing it; empty if unclear."""
+        methods = set[str]()
+        for file in _source_files(self.entry_point.module):
+            methods |= _method_names(file)
+        found = {"stream": STREAM_METHODS, "datagram": DATAGRAM_METHODS}
+        return tuple(kind for kind, names in found.items() if methods & set(names))
+
+
+def installed() -> dict[str, Plugin]:
+    """Return the installed plugins by name; PluginError where two distributions claim one name."""
+    found: dict[str, Plugin] = {}
+    for entry_point in entry_points(group=hookspecs.PROJECT):
+        plugin = Plugin(entry_point.name, entry_point)
+        other = found.setdefault(plugin.name, plugin)
+        if other.distribution != plugin.distribution:
+            both = " and ".join(f"{p.distribution} {p.version}" for p in (other, plugin))
+            raise PluginError(f'two distributions offer a plugin "{plugin.name}": {both}')
+    return dict(sorted(found.items()))
+
+
+def load(plugin: Plugin) -> type[Service]:
+    """Import a plugin and return the class that serves under its name."""
+    try:
+        module = plugin.entry_point.load()
+        manager = pluggy.PluginManager(hookspecs.PROJECT)
+        manager.add_hookspecs(hookspecs)
+        manager.register(module, plugin.name)
+        found = [service for group in _ask(manager) for service in group]
+    except BaseException as error:  # whatever it raises
+        raise PluginError(f"plugin {plugin.name} cannot be loaded: {reason(error)}") from error
+    for service in found:
+        if mistake := mistake_in(service):
+            raise PluginError(f"plugin {plugin.name} cannot be used: {mistake}")
+    named = [service for service in found if service.name == plugin.name]
+    if len(named) != 1:
+        names = ", ".join(service.name for service in found) or "none"
+        raise PluginError(
+            f"plugin {plugin.name} cannot be used: its superd_services should give one class"
+            f' of the name "{plugin.name}", found {names}'
+        )
+    return named[0]
+
+
+def _ask(manager: pluggy.PluginManager) -> Iterable[Iterable[type[Service]]]:
+    answers: list[Iterable[type[Service]]] = manager.hook.superd_services()
+    return answers
+
+
+def _source_files(module: str) -> list[Path]:
+    try:
+        spec = importlib.util.find_spec(module.partition(".")[0])
+    except (ImportError, ValueError):
+        return []
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        return []
+    origin = Path(spec.origin)
+    return sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+
+
+def _method_names(file: Path) -> set[str]:
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        return set()
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {n.name for c in classes for n in c.body if isinstance(n, functions)}

@@ -1,0 +1,118 @@
+"""What a plugin is: a class with a name, options and the methods it can serve with.
+
+Used in the worker, and where a configuration is checked. Knows nothing of the server.
+"""
+
+from __future__ import annotations
+
+import inspect
+import socket
+from typing import Any, ClassVar
+
+from superd.config.model import Section
+from superd.net.addresses import Address, Transport
+
+
+class Options(Section):
+    """Options of a plugin: a frozen model whose fields are the keys of `options = {...}`.
+
+    A field `longest_line` is written `longest-line` in TOML.
+    """
+
+
+class Request:
+    """What asks for an answer: a datagram, or a connection (then `data` is empty).
+
+    `room` is the most bytes that the answer may have: for a datagram no more than it had itself,
+    unless the entry says `amplify = true`. A longer answer is dropped and counted.
+    """
+
+    __slots__ = ("_local", "_peer", "_transport", "data", "room")
+
+    def __init__(
+        self,
+        data: bytes,
+        room: int,
+        transport: Transport,
+        peer: Any,
+        local: Address | socket.socket,
+    ) -> None:
+        self.data = data
+        self.room = room
+        self._transport = transport
+        self._peer = peer
+        self._local = local
+
+    @property
+    def peer(self) -> Address:
+        """Who asks; made only when wanted, since most answers do not depend on it."""
+        return Address.of_socket(self._transport, self._peer)
+
+    @property
+    def local(self) -> Address:
+        """Which of our addresses was asked."""
+        if isinstance(self._local, Address):
+            return self._local
+        return Address.of_socket(self._transport, self._local.getsockname())
+
+
+Packet = Request
+
+
+class Service:
+    """A service that a plugin offers. Its life, in steps:
+
+    1. `__init__(options)` checks and stores; no file is opened, so that any user can check.
+    2. `prepare()` opens, reads and loads, before confinement. A rehearsal in a process of its own
+       does steps 1 and 2 before anything is bound, so it may run more than once.
+    3. The worker is confined: perhaps another user in an empty root directory, imports sealed.
+    4. One of the methods below runs for each connection or datagram:
+       `respond(request) -> bytes` sends the answer and closes, or answers the datagram;
+       `async stream(conn)` talks over a stream connection;
+       `protocol(conn) -> asyncio.Protocol` does so at full speed;
+       `datagram(packet) -> bytes | None` answers a datagram, or keeps quiet;
+       `async takeover(sock, conn)` has the raw, non-blocking socket until it returns.
+       For streams the first of protocol, stream, takeover and respond that is there is used, for
+       datagrams the first of datagram and respond.
+    5. `close()` when the worker has drained.
+
+    What a method raises is logged with the connection's id and costs that connection only.
+    """
+
+    name: ClassVar[str] = ""
+    options_model: ClassVar[type[Options]] = Options
+    preload: ClassVar[tuple[str, ...]] = ()  # modules that are imported late, after confinement
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+
+    def prepare(self) -> None:
+        """Open what is needed while the file system is still there."""
+
+    def close(self) -> None:
+        """Let go of what `prepare` opened."""
+
+
+STREAM_METHODS = ("protocol", "stream", "takeover", "respond")
+DATAGRAM_METHODS = ("datagram", "respond")
+
+
+def kinds_of(service: type[Service]) -> tuple[str, ...]:
+    """Return which of "stream" and "datagram" the class has methods for."""
+    kinds = {"stream": STREAM_METHODS, "datagram": DATAGRAM_METHODS}
+    return tuple(k for k, names in kinds.items() if any(hasattr(service, n) for n in names))
+
+
+def mistake_in(service: object) -> str | None:
+    """Return what keeps `service`, found under a plugin's hook, from being served."""
+    if not (isinstance(service, type) and issubclass(service, Service)):
+        return f"superd_services gave {service!r}, which is not a subclass of Service"
+    if not service.name:
+        return f"{service.__qualname__}.name is empty"
+    if not kinds_of(service):
+        return f"{service.__qualname__} has none of the methods {', '.join(STREAM_METHODS)}"
+    for name in ("stream", "takeover"):
+        method = getattr(service, name, None)
+        if method is not None and not inspect.iscoroutinefunction(method):
+            return f"{service.__qualname__}.{name} is not async: it would block everybody else"
+    return None

@@ -1,0 +1,103 @@
+"""The accept loop: takes what waits on one listener, a bounded number at a time.
+
+Runs in the worker, on the loop. Polls its listener only while a connection could be taken, and
+never closes it. Never trusts the listener's O_NONBLOCK: SO_RCVTIMEO bounds an accept that another
+process made blocking. Never raises.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from superd.admission.scoreboard import Count
+from superd.net.addresses import Transport
+from superd.observe.records import Record
+from superd.worker.serving import Serving
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+BATCH = 64  # connections per wake-up: the others' turn comes before a flood is over
+
+# accept(2): these concern the one connection that was to be accepted, or pass at once
+NEXT = frozenset(
+    (
+        errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EPERM, errno.ENETDOWN,
+        errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ETIMEDOUT,
+    )
+)  # fmt: skip
+# All others, EMFILE and ENFILE foremost: nothing can be taken for now, the backlog waits
+FIRST_PAUSE = 0.05
+LONGEST_PAUSE = 0.5
+
+_ACCEPTED = int(Count.ACCEPTED)
+
+
+class Acceptor:
+    """Accepts on one listener and hands each connection to `dispatch(sock, sockaddr)`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        serving: Serving,
+        kind: Transport,
+        listener: socket.socket,
+        dispatch: Callable[[socket.socket, Any], None],
+    ) -> None:
+        self.engine = engine
+        self.serving = serving
+        self.kind = kind
+        self.listener = listener
+        self.dispatch = dispatch
+        self.pause = FIRST_PAUSE
+        self.stopped = False
+
+    def start(self) -> None:
+        """Poll the listener."""
+        if not self.stopped:
+            self.engine.loop.add_reader(self.listener, self.accept)
+
+    def stop(self) -> None:
+        """Take what has been waiting, then poll no more and let go of the listener."""
+        if not self.stopped:
+            self.stopped = True
+            self.engine.loop.remove_reader(self.listener)
+            self.accept()
+            self.listener.close()
+
+    def accept(self) -> None:
+        """Accept until none waits, but no more than BATCH."""
+        accept, dispatch, counts = self.listener.accept, self.dispatch, self.serving.counts
+        for _ in range(BATCH):
+            try:
+                connection, sockaddr = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno not in NEXT:
+                    self._pause(error)
+                    return
+                self._report(error, "a connection was lost before it was accepted")
+                continue
+            self.pause = FIRST_PAUSE
+            counts[_ACCEPTED] += 1
+            connection.setblocking(False)
+            dispatch(connection, sockaddr)
+
+    def _pause(self, error: OSError) -> None:
+        """Leave those who wait in the backlog for a while; polling would only spin."""
+        self._report(error, "cannot accept, clients wait")
+        self.engine.loop.remove_reader(self.listener)
+        self.engine.loop.call_later(self.pause, self.start)
+        self.pause = min(self.pause * 2, LONGEST_PAUSE)
+
+    def _report(self, error: OSError, what: str) -> None:
+        name = errno.errorcode.get(error.errno or 0, "")
+        message = f"{what}: {os.strerror(error.errno or 0)} ({name})"
+        record = Record("warning", message, service=self.serving.name)
+        self.engine.gate.report((self.serving.name, name), record)

@@ -1,0 +1,59 @@
+"""A worker's line to the master: log records, `ready`, and why it could not start.
+
+Messages are datagrams of JSON, one way only; the master going away is the end of the file. Sending
+never blocks: what does not fit is dropped and counted, and the count follows. Never raises.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from dataclasses import replace
+from typing import Any
+
+from superd.observe.records import Record, encoded
+
+READY = "ready"
+FAILED = "failed"
+LOG = "log"
+
+LARGEST = 64 * 1024
+
+
+class Channel:
+    """The worker's end of the line."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.dropped = 0
+        sock.setblocking(False)
+
+    def ready(self) -> None:
+        self._send(READY, {})
+
+    def failed(self, exit_code: int, text: str) -> None:
+        """Say why this worker cannot start."""
+        self._send(FAILED, {"exit_code": exit_code, "text": text})
+
+    def log(self, record: Record) -> None:
+        """Send a record to the master's log."""
+        stamped = replace(record, pid=os.getpid(), time=time.time())
+        if self.dropped:
+            stamped = replace(stamped, message=f"{record.message} ({self.dropped} lines lost)")
+        if self._send(LOG, json.loads(encoded(stamped))):
+            self.dropped = 0
+        else:
+            self.dropped += 1
+
+    def _send(self, kind: str, content: dict[str, Any]) -> bool:
+        message = json.dumps({"kind": kind, **content}).encode("ascii")
+        if len(message) > LARGEST:
+            content = {**content, "detail": []}
+            message = json.dumps({"kind": kind, **content}).encode("ascii")[:LARGEST]
+        try:
+            self.sock.send(message)
+        except OSError:
+            return False
+        return True

@@ -1,0 +1,209 @@
+"""The loop engine: one event loop, all connections of a worker, and their end.
+
+Runs in the worker, after confinement. Raises nothing; a plugin that stops the loop or raises
+SystemExit in a task of its own is reported, and the loop goes on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from superd.admission.reflection import ReflectionGuard
+from superd.admission.scoreboard import Count
+from superd.net.addresses import Address, Transport
+from superd.observe.records import FloodGate, Record, Report, failure
+from superd.worker.acceptor import Acceptor
+from superd.worker.answers import Lingering, answering
+from superd.worker.datagrams import DatagramListener
+from superd.worker.protocols import ProtocolSession
+from superd.worker.serving import Serving
+from superd.worker.session import Session
+from superd.worker.takeovers import TakenSession
+
+SWEEP = 0.25  # seconds between looks at the time-outs
+FLOOD_WINDOW = 1.0
+GRACE = 1.0  # seconds that cancelled plugins have to clean up
+
+_ACTIVE = int(Count.ACTIVE)
+
+
+class Engine:
+    """Serves until told to drain. `serial` is unique among the workers of one master."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        serial: int,
+        report: Report,
+        guard: ReflectionGuard,
+        drain_timeout: float,
+    ) -> None:
+        self.loop = loop
+        self.serial = serial
+        self.guard = guard
+        self.report = report
+        self.gate = FloodGate(report)
+        self.drain_timeout = drain_timeout
+        self.loop.set_exception_handler(self._loop_failed)
+        self.sessions: dict[int, Session] = {}
+        self.lingering = Lingering(self)
+        self.listeners: list[Acceptor | DatagramListener] = []
+        self.servings: list[Serving] = []
+        self.draining = False
+        self.over = False
+        self._last_number = 0
+
+    def add(self, serving: Serving) -> None:
+        """Make the engine responsible for a service."""
+        self.servings.append(serving)
+
+    def listen(self, serving: Serving, address: Address, sock: socket.socket) -> None:
+        """Serve one of the service's sockets."""
+        if address.transport.is_datagram:
+            self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
+        else:
+            dispatch = self._dispatcher(serving, address.transport)
+            self.listeners.append(Acceptor(self, serving, address.transport, sock, dispatch))
+
+    def _dispatcher(
+        self, serving: Serving, kind: Transport
+    ) -> Callable[[socket.socket, Any], None]:
+        """Choose how connections of a service run: see the steps of `superd.plugin.Service`."""
+        create_task = self.loop.create_task
+
+        def attach(sock: socket.socket, sockaddr: Any) -> None:
+            session = ProtocolSession()
+            session.begin(self, serving, kind, sockaddr)
+            create_task(session.attach(sock))
+
+        def give(sock: socket.socket, sockaddr: Any) -> None:
+            session = TakenSession()
+            session.begin(self, serving, kind, sockaddr)
+            session.give(sock)
+
+        if serving.protocol or serving.stream:
+            return attach
+        return give if serving.takeover else answering(self, serving, kind)
+
+    def enter(self, session: Session) -> int:
+        """Book a connection and return its number."""
+        self._last_number = number = self._last_number + 1
+        self.sessions[number] = session
+        session.serving.counts[_ACTIVE] += 1
+        return number
+
+    def leave(self, session: Session) -> bool:
+        """Strike a connection off; tell whether it was still booked."""
+        known = self.sessions.pop(session.number, None) is not None
+        if self.draining and not self.sessions:
+            self._end()
+        return known
+
+    def run(self, ready: Callable[[], None]) -> None:
+        """Serve; return once drained."""
+        for listener in self.listeners:
+            listener.start()
+        self.loop.call_soon(ready)
+        self.loop.call_later(FLOOD_WINDOW, self._flush)
+        if any(_has_timeouts(serving) for serving in self.servings):
+            self.loop.call_later(SWEEP, self._sweep)
+        while not self.over:
+            try:
+                self.loop.run_forever()
+            except BaseException as error:  # noqa: BLE001  SystemExit from a plugin's own task
+                self.report(failure("a plugin tried to end the worker", error))
+            else:
+                if not self.over:
+                    self.report(Record("error", "a plugin stopped the event loop; it goes on"))
+        self.gate.flush()
+
+    def drain(self) -> None:
+        """Accept no more; end once the last connection has, or when the time is over."""
+        if not self.draining:
+            self.draining = True
+            for listener in self.listeners:
+                listener.stop()
+            self.loop.call_later(self.drain_timeout, self._cut)
+            if not self.sessions:
+                self._end()
+
+    def stop(self) -> None:
+        """End at once, whoever is connected."""
+        for listener in self.listeners if not self.draining else ():
+            listener.stop()
+        self.draining = True
+        self._expire(list(self.sessions.values()))
+        self._end()
+
+    def _cut(self) -> None:
+        if self.sessions:
+            message = f"{len(self.sessions)} connections cut at the end of drain-timeout"
+            self.report(Record("warning", message))
+        self._expire(list(self.sessions.values()))
+        self.loop.call_later(GRACE, self._end)
+
+    def _end(self) -> None:
+        self.over = True
+        self.loop.stop()
+
+    def _flush(self) -> None:
+        self.gate.flush()
+        self.loop.call_later(FLOOD_WINDOW, self._flush)
+
+    def _sweep(self) -> None:
+        """Close the connections whose time is over."""
+        now = self.loop.time()
+        late = [session for session in self.sessions.values() if _is_late(session, now)]
+        self._expire(late)
+        self.loop.call_later(SWEEP, self._sweep)
+
+    def _expire(self, sessions: Iterable[Session]) -> None:
+        for session in sessions:
+            session.expire()
+
+    def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Report what a task or callback of a plugin raised and nobody asked for."""
+        error = context.get("exception")
+        message = str(context.get("message") or "an error in the event loop")
+        if isinstance(error, BaseException):
+            self.gate.report(("loop", type(error)), failure(message, error))
+        else:
+            self.gate.report(("loop", message), Record("error", message))
+
+
+def _has_timeouts(serving: Serving) -> bool:
+    entry = serving.entry
+    return bool(entry.first_byte_timeout or entry.idle_timeout or entry.session_timeout)
+
+
+def _is_late(session: Session, now: float) -> bool:
+    entry = session.serving.entry
+    if entry.session_timeout and now - session.started >= entry.session_timeout:
+        return True
+    if (
+        entry.first_byte_timeout
+        and not session.received
+        and now - session.started >= entry.first_byte_timeout
+    ):
+        return True
+    moved = session.received + session.sent
+    if moved != session.seen:
+        session.seen = moved
+        session.active_at = now
+    return bool(entry.idle_timeout) and now - session.active_at >= entry.idle_timeout
+
+
+def new_loop(kind: str) -> asyncio.AbstractEventLoop:
+    """Return a loop of "uvloop" or "asyncio"; "auto" is uvloop where it is installed."""
+    if kind != "asyncio":
+        try:
+            import uvloop
+        except ImportError:
+            if kind == "uvloop":
+                raise
+        else:
+            return uvloop.new_event_loop()
+    return asyncio.new_event_loop()

@@ -1,0 +1,97 @@
+"""What a coroutine reads from: input that has come and is not yet asked for.
+
+Runs in the worker, on the loop. Holds at most about 128 KiB, or one line: then the client waits.
+Raises LineTooLong, and ConnectionResetError where the client broke the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from superd.plugin.connection import LineTooLong
+
+HIGH_WATER = 64 * 1024
+
+
+class Inbox(asyncio.Protocol):
+    """Turns the calls of a transport into something to await; one reader at a time."""
+
+    __slots__ = ("_buffer", "_ended", "_lost", "_paused", "_reader", "_transport", "_writer")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._buffer = bytearray()
+        self._ended = False
+        self._paused = False
+        self._lost: BaseException | None = None
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        if len(self._buffer) > HIGH_WATER:
+            self._transport.pause_reading()
+        _wake(self._reader)
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        _wake(self._reader)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended = True
+        self._lost = exc or ConnectionResetError("the connection is closed")
+        _wake(self._reader)
+        _wake(self._writer)
+
+    def pause_writing(self) -> None:
+        self._paused = True
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        _wake(self._writer)
+
+    async def read(self, limit: int) -> bytes:
+        while not self._buffer and not self._ended:
+            await self._more()
+        return self._take(limit)
+
+    async def readline(self, limit: int) -> bytes:
+        searched = 0
+        while True:
+            at = self._buffer.find(b"\n", searched, limit)
+            if at >= 0:
+                return self._take(at + 1)
+            if len(self._buffer) >= limit:
+                raise LineTooLong(f"a line of more than {limit} bytes")
+            if self._ended:
+                return self._take(limit)
+            searched = len(self._buffer)
+            await self._more()
+
+    async def drained(self) -> None:
+        """Wait until the transport can take more."""
+        while self._paused and self._lost is None:
+            self._writer = asyncio.get_running_loop().create_future()
+            await self._writer
+        if self._lost is not None:
+            raise ConnectionResetError("the client has gone") from self._lost
+
+    async def _more(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            raise RuntimeError("another coroutine reads from this connection already")
+        self._transport.resume_reading()
+        self._reader = asyncio.get_running_loop().create_future()
+        await self._reader
+
+    def _take(self, limit: int) -> bytes:
+        if not self._buffer and isinstance(self._lost, ConnectionError):
+            raise self._lost
+        taken = bytes(self._buffer[:limit])
+        del self._buffer[:limit]
+        return taken
+
+
+def _wake(future: asyncio.Future[None] | None) -> None:
+    if future is not None and not future.done():
+        future.set_result(None)

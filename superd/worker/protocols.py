@@ -1,0 +1,235 @@
+"""A connection served by an asyncio protocol, or by a coroutine, over an asyncio transport.
+
+Runs in the worker, on the loop. Stands between the transport and the plugin's protocol: counts
+bytes, contains what the plugin raises, and closes without losing an answer. Never raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterable
+from typing import Any, cast
+
+from superd.net.addresses import Transport
+from superd.plugin.connection import LONGEST_LINE, Connection
+from superd.worker.inbox import Inbox
+from superd.worker.packets import PacketTransport
+from superd.worker.session import SLOTS, Session, reset_on_close
+
+LINGER = 1.0  # seconds that unread input is still read, once all is sent
+PATIENCE = 30.0  # seconds that a client may take no byte of what is left to send
+HIGH_WATER = 64 * 1024
+
+
+class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
+    """Is the transport for the plugin, and the protocol for the loop."""
+
+    __slots__ = (*SLOTS, "_ended", "_finishing", "_inner", "_timer", "_transport", "_write")
+
+    _transport: asyncio.Transport | None
+    _inner: asyncio.Protocol | None
+    _timer: asyncio.TimerHandle | None
+
+    async def attach(self, sock: socket.socket) -> None:
+        """Give the accepted socket to the loop, which then calls `connection_made`."""
+        self._transport = self._inner = self._timer = None
+        self._ended = self._finishing = False
+        try:
+            if self.transport_kind is Transport.UNIXPACKET:
+                PacketTransport(self.engine.loop, sock, self)
+            else:
+                await self.engine.loop.connect_accepted_socket(lambda: self, sock)
+        except OSError:
+            sock.close()
+            self.leave()
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = stream = cast(asyncio.Transport, transport)  # uvloop's is no subclass
+        self._write = stream.write
+        stream.set_write_buffer_limits(HIGH_WATER)
+        serving = self.serving
+        try:
+            if serving.protocol is not None:
+                self._inner = serving.protocol(self)
+                self._inner.connection_made(self)
+            elif serving.stream is not None:
+                self._inner = Inbox(self)
+                self.run(serving.stream(self))
+        except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
+            self.contain(error)
+
+    def data_received(self, data: bytes) -> None:
+        self.received += len(data)
+        if self._finishing:
+            return  # lingering: read only so that closing does not reset
+        try:
+            self._inner.data_received(data)  # type: ignore[union-attr]  # set when it was made
+        except BaseException as error:  # noqa: BLE001
+            self.contain(error)
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        transport = self._transport
+        assert transport is not None
+        if self._finishing:
+            transport.close()
+            return True
+        try:
+            keep_open = self._inner is not None and self._inner.eof_received()
+        except BaseException as error:  # noqa: BLE001
+            self.contain(error)
+        else:
+            if not keep_open:
+                self.close()
+        return True
+
+    def pause_writing(self) -> None:
+        self._flow("pause_writing")
+
+    def resume_writing(self) -> None:
+        self._flow("resume_writing")
+
+    def _flow(self, what: str) -> None:
+        if self._inner is not None and not self._finishing:
+            try:
+                getattr(self._inner, what)()
+            except BaseException as error:  # noqa: BLE001
+                self.contain(error)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._transport = None
+        if self._timer is not None:
+            self._timer.cancel()
+        try:
+            if self._inner is not None:
+                self._inner.connection_lost(exc)
+        except BaseException as error:  # noqa: BLE001
+            self.contain(error)
+        self._inner = None if self.task is None else self._inner
+        if self.task is None:
+            self.leave()
+
+    # What the plugin's protocol calls: asyncio.Transport
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.sent += len(data)
+        self._write(data)
+
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self.write(b"".join(list_of_data))
+
+    def write_eof(self) -> None:
+        if self._transport is not None and not self._finishing:
+            self._transport.write_eof()
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def is_closing(self) -> bool:
+        return self._finishing or self._transport is None
+
+    def pause_reading(self) -> None:
+        if self._transport is not None and self._transport.is_reading():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._transport is not None and not self._ended:
+            self._transport.resume_reading()
+
+    def is_reading(self) -> bool:
+        return self._transport is not None and self._transport.is_reading()
+
+    def get_write_buffer_size(self) -> int:
+        return 0 if self._transport is None else self._transport.get_write_buffer_size()
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        if self._transport is not None:
+            self._transport.set_write_buffer_limits(high, low)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if self._transport is None:
+            return default
+        return self._transport.get_extra_info(name, default)
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        assert self._inner is not None
+        return self._inner
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol)
+        self._inner = protocol
+
+    def close(self) -> None:
+        """Deliver what was written, say so, and read on a while: unread input would reset."""
+        transport = self._transport
+        if self._finishing or transport is None:
+            return
+        self._finishing = True
+        if self._ended:
+            transport.close()
+        else:
+            transport.write_eof()
+            transport.resume_reading()
+        if not (self._ended and transport.get_write_buffer_size() == 0):
+            self._linger(transport.get_write_buffer_size(), patience=PATIENCE)
+
+    def _linger(self, unsent: int, patience: float) -> None:
+        wait = LINGER
+        self._timer = self.engine.loop.call_later(wait, self._lingered, unsent, patience - wait)
+
+    def _lingered(self, before: int, patience: float) -> None:
+        unsent = self.get_write_buffer_size()
+        if before == 0 or patience <= 0:
+            self.expire()
+        else:
+            self._linger(unsent, patience if unsent == before else PATIENCE)
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            reset_on_close(self._transport.get_extra_info("socket"))
+            self.expire()
+
+    # What the worker calls
+
+    @property
+    def is_lost(self) -> bool:
+        return self._transport is None
+
+    def raw_socket(self) -> Any:
+        return self.get_extra_info("socket")
+
+    def finish(self) -> None:
+        self.close()
+
+    def expire(self) -> None:
+        self._finishing = True
+        if self._transport is not None:
+            self._transport.abort()
+        if self.task is not None and self.task is not asyncio.current_task():
+            self.task.cancel()
+
+    # What a coroutine of the plugin calls: Connection
+
+    async def read(self, limit: int = 65536) -> bytes:
+        return await self._inbox.read(limit)
+
+    async def readline(self, limit: int = LONGEST_LINE) -> bytes:
+        return await self._inbox.readline(limit)
+
+    async def send(self, data: bytes) -> None:
+        if self.is_closing():
+            raise ConnectionResetError("the connection is closed")
+        self.write(data)
+        await self._inbox.drained()
+
+    def send_eof(self) -> None:
+        self.write_eof()
+
+    @property
+    def _inbox(self) -> Inbox:
+        if not isinstance(self._inner, Inbox):
+            raise RuntimeError("a protocol is told of input by data_received; it cannot await it")
+        return self._inner

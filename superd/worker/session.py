@@ -1,0 +1,158 @@
+"""One connection in a worker: who it is, what runs for it, how it ends.
+
+Runs in the worker, on the loop. Whatever a plugin raises ends here: it is reported and costs this
+connection only. Never raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from abc import abstractmethod
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any
+
+from superd.admission.scoreboard import Count
+from superd.net.addresses import Address, Transport
+from superd.observe.records import failure
+from superd.worker.serving import Serving
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+
+# as plain numbers: they are used for each connection
+_ACTIVE = int(Count.ACTIVE)
+_ERRORS = int(Count.ERRORS)
+_BYTES_IN = int(Count.BYTES_IN)
+_BYTES_OUT = int(Count.BYTES_OUT)
+
+
+SLOTS = (
+    "active_at", "engine", "number", "received", "seen", "sent", "serving",
+    "sockaddr", "started", "task", "transport_kind",
+)  # fmt: skip
+
+
+class Session:
+    """What all kinds of connection have in common.
+
+    `received` and `sent` count bytes; `started` and `active_at` are the loop's time.
+    """
+
+    engine: Engine
+    serving: Serving
+    number: int
+    transport_kind: Transport
+    sockaddr: Any
+    received: int
+    sent: int
+    started: float
+    active_at: float
+    seen: int
+    task: asyncio.Task[None] | None
+
+    # The subclasses have the slots, by SLOTS: one that is an asyncio.Transport too could not
+    # inherit any. Not a literal, as mypy would take that for all there is.
+    __slots__ = tuple[str, ...]()
+
+    def begin(self, engine: Engine, serving: Serving, kind: Transport, sockaddr: Any) -> None:
+        """Enter the books. `sockaddr` is what accept(2) told: getpeername(2) may fail by now."""
+        self.engine = engine
+        self.serving = serving
+        self.transport_kind = kind
+        self.sockaddr = sockaddr
+        self.received = self.sent = self.seen = 0
+        self.task = None
+        self.number = engine.enter(self)
+        self.started = self.active_at = engine.loop.time()
+
+    @property
+    def id(self) -> str:
+        return f"{self.engine.serial:x}-{self.number:x}"
+
+    @property
+    def service(self) -> str:
+        return self.serving.name
+
+    @property
+    def peer(self) -> Address:
+        return Address.of_socket(self.transport_kind, self.sockaddr)
+
+    @property
+    def local(self) -> Address:
+        sock = self.raw_socket()
+        if sock is None:
+            return Address(self.transport_kind)
+        return Address.of_socket(self.transport_kind, sock.getsockname())
+
+    @abstractmethod
+    def raw_socket(self) -> socket.socket | None:
+        """Return the connection's socket, or what stands for it; None once it is closed."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once; the client sees a reset."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Close after the plugin has returned."""
+
+    @abstractmethod
+    def expire(self) -> None:
+        """Close at once, but not as a failure: a time-out or the end of draining."""
+
+    @property
+    @abstractmethod
+    def is_lost(self) -> bool:
+        """Whether the connection is closed, so that only the plugin may still run."""
+
+    def run(self, talk: Coroutine[Any, Any, None]) -> None:
+        """Run the plugin's coroutine for this connection, then finish."""
+        self.task = self.engine.loop.create_task(self._contained(talk))
+
+    async def _contained(self, talk: Coroutine[Any, Any, None]) -> None:
+        try:
+            await talk
+        except asyncio.CancelledError as error:
+            if not self.is_lost:
+                self.contain(error)
+        except ConnectionError as error:
+            if not self.is_lost:  # otherwise the client has gone, which is nobody's mistake
+                self.contain(error)
+        except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
+            self.contain(error)
+        else:
+            self.finish()
+        finally:
+            self.task = None
+            if self.is_lost:
+                self.leave()
+
+    def contain(self, error: BaseException) -> None:
+        """Report what a plugin raised and reset the connection: its output may be cut short."""
+        self.serving.counts[_ERRORS] += 1
+        record = failure(
+            f"plugin {self.serving.plugin.name} failed",
+            error,
+            service=self.serving.name,
+            connection=self.id,
+            peer=self.peer.endpoint,
+        )
+        self.engine.gate.report((self.serving.name, type(error)), record)
+        self.abort()
+
+    def leave(self) -> None:
+        """Leave the books, once."""
+        if self.engine.leave(self):
+            counts = self.serving.counts
+            counts[_ACTIVE] -= 1
+            counts[_BYTES_IN] += self.received
+            counts[_BYTES_OUT] += self.sent
+
+
+def reset_on_close(sock: Any) -> None:
+    """Make closing the socket send a reset, so that the other side sees the break (socket(7))."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

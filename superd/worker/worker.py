@@ -1,0 +1,202 @@
+"""A worker's life: from the fork to the exit.
+
+Runs in the worker only; `main` never returns. Until it is confined it runs plugins' code as the
+master's user, but it has no client yet. What keeps it from starting is told to the master.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import socket
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from setproctitle import setproctitle
+
+from superd.admission.reflection import ReflectionGuard
+from superd.admission.scoreboard import Scoreboard
+from superd.config.model import Confinement, Service
+from superd.errors import ExitCode, SuperdError, reason
+from superd.net.addresses import Address
+from superd.observe.records import Record
+from superd.plugin import registry
+from superd.plugin.service import Service as PluginService
+from superd.worker import preload
+from superd.worker.channel import Channel
+from superd.worker.confinement import confine, limit
+from superd.worker.engine import Engine, new_loop
+from superd.worker.serving import Serving
+
+# what a plugin may see of the operator's environment
+ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What one worker is to do. `served_ports` are all udp ports of superd, not only its own."""
+
+    serial: int
+    place: int
+    pool: str
+    confinement: Confinement
+    services: Mapping[str, Service]
+    plugins: Mapping[str, registry.Plugin]
+    sockets: Sequence[tuple[str, Address, socket.socket]]
+    served_ports: frozenset[int]
+    scoreboard: Scoreboard
+    directory: Path  # of the configuration: relative paths in options start there
+    drain_timeout: float
+    loop: str
+
+
+def main(assignment: Assignment, line: socket.socket) -> NoReturn:
+    """Serve until drained, then exit. Called right after the fork, with all signals blocked."""
+    channel = Channel(line)
+    code = int(ExitCode.FAILED)
+    try:
+        reset_signals()
+        _live(assignment, channel)
+        code = int(ExitCode.OK)
+    except BaseException as error:  # noqa: BLE001  the master is told, whatever it is
+        code = _tell(channel, error)
+    finally:
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)  # the master's atexit functions and open files are not ours to end
+
+
+def _tell(channel: Channel, error: BaseException) -> int:
+    code = int(ExitCode.FAILED)
+    if isinstance(error, SuperdError):
+        code = int(error.exit_code)
+    elif isinstance(error, PermissionError):
+        code = int(ExitCode.NOT_PERMITTED)
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    if not isinstance(error, (SuperdError, OSError)):
+        text = f"the worker failed: {reason(error)}"
+        channel.log(Record("error", text, detail=tuple(lines[-40:])))
+    channel.failed(code, str(error) if isinstance(error, SuperdError) else reason(error))
+    return code
+
+
+def _live(assignment: Assignment, channel: Channel) -> None:
+    """The steps of `superd.plugin.Service`, as the worker takes them."""
+    setproctitle(f"superd: worker {assignment.pool}")
+    keep_only([channel.sock.fileno(), *(sock.fileno() for *_, sock in assignment.sockets)])
+    clean_environment()
+    limit(assignment.confinement)
+
+    plugins = _prepared(assignment)
+
+    confine(assignment.confinement)
+    if assignment.confinement.chroot:
+        preload.seal()
+    gc.collect()
+    gc.freeze()
+
+    guard = ReflectionGuard(assignment.served_ports)
+    loop = new_loop(assignment.loop)
+    asyncio.set_event_loop(loop)
+    engine = Engine(loop, assignment.serial, channel.log, guard, assignment.drain_timeout)
+    _serve(assignment, engine, plugins, channel)
+    for name, plugin in plugins.items():
+        try:
+            plugin.close()
+        except BaseException as error:  # noqa: BLE001  the others are to be closed, too
+            channel.log(Record("error", f"close failed: {reason(error)}", service=name))
+
+
+def _prepared(assignment: Assignment) -> dict[str, PluginService]:
+    """Load, build and prepare the plugins of all services."""
+    before = set(sys.modules)
+    plugins: dict[str, PluginService] = {}
+    for name, entry in assignment.services.items():
+        kind = registry.load(assignment.plugins[entry.plugin])
+        context = {"directory": assignment.directory}
+        options = kind.options_model.model_validate(entry.options, context=context)
+        preload.warm_up(kind.preload)
+        plugin = kind(options)
+        try:
+            plugin.prepare()
+        except BaseException as error:
+            raise SuperdError(f"service.{name}: prepare failed: {reason(error)}") from error
+        plugins[name] = plugin
+    ours = {name for name in sys.modules if name.partition(".")[0] == "superd"}
+    preload.keep_source_lines((set(sys.modules) - before) | ours)
+    return plugins
+
+
+def _serve(
+    assignment: Assignment,
+    engine: Engine,
+    plugins: Mapping[str, PluginService],
+    channel: Channel,
+) -> None:
+    servings = {}
+    for name, plugin in plugins.items():
+        counts = assignment.scoreboard.row(assignment.place, name)
+        servings[name] = Serving.of(name, assignment.services[name], plugin, counts)
+        engine.add(servings[name])
+    for name, address, sock in assignment.sockets:
+        engine.listen(servings[name], address, sock)
+    loop = engine.loop
+
+    def orphaned() -> None:
+        """The channel is readable only once the master has gone."""
+        loop.remove_reader(channel.sock)
+        engine.drain()
+
+    loop.add_signal_handler(signal.SIGTERM, engine.drain)
+    loop.add_signal_handler(signal.SIGQUIT, engine.stop)
+    loop.add_reader(channel.sock, orphaned)
+    if not assignment.confinement.chroot:
+        _tell_of_late_imports(channel)
+    engine.run(channel.ready)
+
+
+def _tell_of_late_imports(channel: Channel) -> None:
+    def tell(module: str) -> None:
+        message = f"late import of {module!r}: a chroot would refuse it"
+        channel.log(Record("debug", message))
+
+    sys.meta_path.insert(0, preload.Telling(tell))
+
+
+def reset_signals() -> None:
+    """Forget the parent's handlers, then let signals in; those of a terminal are ignored.
+
+    A terminal sends its signals to the whole process group: the master decides what they mean.
+    """
+    signal.set_wakeup_fd(-1)
+    ignored = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE}
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        with contextlib.suppress(OSError, ValueError):
+            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def keep_only(descriptors: Sequence[int]) -> None:
+    """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
+    low = 3
+    for number in sorted(d for d in descriptors if d >= low):
+        os.closerange(low, number)
+        low = number + 1
+    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def clean_environment() -> None:
+    """Keep of the operator's environment what `ENVIRONMENT` lists."""
+    for name in set(os.environ) - set(ENVIRONMENT):
+        del os.environ[name]

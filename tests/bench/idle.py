@@ -1,0 +1,76 @@
+"""What connections cost that do nothing: memory for each, and delay for a client who comes now.
+
+A server that has served a little before gets 10,000 connections, each of which echoes once and
+then only stays open. Kernel memory (the sockets themselves) is not counted.
+Raises BenchError when not a single connection could be held.
+"""
+
+import resource
+import statistics
+import time
+from dataclasses import dataclass
+
+from tests.bench.cores import Cores
+from tests.bench.load import Work, load_generator, measure, read_figures
+from tests.bench.meter import pss_bytes, wait_until_quiet
+from tests.bench.servers import Running, Server, probe_echo, running
+from tests.bench.workspace import BenchError
+
+CONNECTIONS = 10_000
+SPARE_FILES = 1_000
+OPENING_LIMIT = 60.0
+NEW_CLIENTS = 200
+FIRST_WORK = Work("first work", "rr", connections=50, size=64)
+
+
+@dataclass(frozen=True)
+class IdleFigures:
+    """What was seen while the connections were held."""
+
+    connections: int
+    bytes_each: float
+    new_client_us: float
+    slowest_new_client_us: float
+    errors: int
+
+
+def measure_idle(server: Server, cores: Cores) -> IdleFigures:
+    """Start a server, let it hold many connections and be one more client."""
+    with running(server, cores.server) as target:
+        measure(FIRST_WORK, target, 0.5, cores.load)
+        return _hold(target, cores.load)
+
+
+def _hold(target: Running, core: int) -> IdleFigures:
+    work = Work("idle", "idle", connections=_affordable(), size=64)
+    before = pss_bytes(target.meter)
+    with load_generator(work, target.server.echo, OPENING_LIMIT, core) as generator:
+        assert generator.stdout
+        opened = read_figures(generator.stdout.readline())
+        if not opened.open:
+            raise BenchError(f"{target.server.name} held no idle connection")
+        wait_until_quiet(target.meter)
+        growth = pss_bytes(target.meter) - before
+        delays = [_delay_of_new_client(target.server) for _ in range(NEW_CLIENTS)]
+        generator.terminate()
+        final = generator.stdout.readline()  # nothing where the first report was the final one
+    return IdleFigures(
+        connections=opened.open,
+        bytes_each=growth / opened.open,
+        new_client_us=statistics.median(delays) * 1e6,
+        slowest_new_client_us=max(delays) * 1e6,
+        errors=(read_figures(final) if final else opened).errors,
+    )
+
+
+def _affordable() -> int:
+    hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard_limit == resource.RLIM_INFINITY:
+        return CONNECTIONS
+    return min(CONNECTIONS, hard_limit - SPARE_FILES)
+
+
+def _delay_of_new_client(server: Server) -> float:
+    began = time.perf_counter()
+    probe_echo(server.echo)
+    return time.perf_counter() - began

@@ -1,0 +1,91 @@
+"""What a person, or with --json a program, gets to see of the results.
+
+Rates are comparable inside one run only; CPU per operation is the steadiest figure, and the one
+to compare where the load's own core was the limit (`load %` near 100). An operation of bulk is a
+chunk of 64 KiB.
+"""
+
+import dataclasses
+import json
+import os
+import platform
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tests.bench.goals import Goal, Results, judge
+
+HEADINGS = {
+    "rate/s": 0,
+    "p50 us": 0,
+    "p99 us": 0,
+    "CPU us/op": 2,
+    "MB/s": 1,
+    "errors": 0,
+    "PSS MB": 1,
+    "load %": 0,
+}
+"""The figures of a sample in their order, each with its number of decimals."""
+LATENCIES = ("p50 us", "p99 us")  # bulk has none
+WIDTH = 11
+
+
+def text(results: Results) -> str:
+    """Return the results as tables."""
+    parts = [_works(results), _idle(results), _goals(judge(results)), _errors(results)]
+    return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)
+
+
+def _works(results: Results) -> Iterator[str]:
+    if results.works:
+        yield _row("work", "server", HEADINGS)
+    for work, samples in results.works.items():
+        for server, sample in samples.items():
+            figures = zip(HEADINGS, dataclasses.astuple(sample), strict=True)
+            yield _row(work, server, [_cell(heading, figure) for heading, figure in figures])
+
+
+def _cell(heading: str, figure: float) -> str:
+    if heading in LATENCIES and not figure:
+        return "-"
+    return f"{figure:.{HEADINGS[heading]}f}"
+
+
+def _row(work: str, server: str, cells: Iterable[str]) -> str:
+    return f"{work:<20}{server:<15}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
+
+
+def _idle(results: Results) -> Iterator[str]:
+    for server, figures in results.idle.items():
+        yield (
+            f"idle: {server} holds {figures.connections} connections at "
+            f"{figures.bytes_each:.0f} bytes each; a new client is served in "
+            f"{figures.new_client_us:.0f} us (slowest {figures.slowest_new_client_us:.0f} us)"
+        )
+
+
+def _goals(goals: list[Goal]) -> Iterator[str]:
+    if all(goal.measured is None for goal in goals):
+        return
+    yield "goals of superd"
+    for goal in goals:
+        measured = "" if goal.measured is None else f"{goal.measured:.2f}"
+        yield f"  {goal.verdict:<13} {measured:>9} ({goal.bound} {goal.target:g}) {goal.text}"
+
+
+def _errors(results: Results) -> Iterator[str]:
+    """Name each work that did not go clean: its figures are not to be trusted."""
+    for work, samples in results.works.items():
+        for server, sample in samples.items():
+            if sample.errors:
+                yield f"ERRORS: {sample.errors} in {work} on {server}"
+    for server, figures in results.idle.items():
+        if figures.errors:
+            yield f"ERRORS: {figures.errors} in idle on {server}"
+
+
+def write_json(path: Path, results: Results, settings: dict[str, float]) -> None:
+    """Write all figures to a file, with what one needs to know to compare them."""
+    goals = [dataclasses.asdict(goal) | {"verdict": goal.verdict} for goal in judge(results)]
+    machine = {"kernel": platform.release(), "cores": os.cpu_count()}
+    report = {"machine": machine, "settings": settings, **dataclasses.asdict(results)}
+    path.write_text(json.dumps(report | {"goals": goals}, indent=1) + "\n")

@@ -1,0 +1,193 @@
+"""The servers that are compared, and how one is started, awaited and ended.
+
+Each runs on one core, in a session and (where possible) a cgroup of its own. It counts as started
+when each of its services has answered a client; it is ended by the ids of its own processes only.
+Raises BenchError when an address is taken or a server does not come up.
+"""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.bench.cores import on_core
+from tests.bench.meter import Meter, meter_of
+from tests.bench.workspace import CACHE, ROOT, BenchError, build, last_line
+
+START_LIMIT = 10.0
+STOP_LIMIT = 5.0
+CONFIGURATION = """\
+[daemon]
+workers = 1
+pid-file = "{cache}/superd.pid"
+control-socket = "{cache}/superd.sock"
+
+[defaults]
+
+[service.echo]
+plugin = "echo"
+listen = ["tcp://{echo}", "udp://{echo}"]
+
+[service.daytime]
+plugin = "daytime"
+listen = "tcp://{daytime}"
+"""
+
+
+class Address(NamedTuple):
+    """Where a service listens."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A program to measure; `no_udp` says why it takes no part in the work with datagrams."""
+
+    name: str
+    command: tuple[str, ...]
+    echo: Address
+    daytime: Address
+    no_udp: str = ""
+
+    @property
+    def log(self) -> Path:
+        return CACHE / f"{self.name}.log"
+
+
+@dataclass(frozen=True)
+class Running:
+    """A server that serves."""
+
+    server: Server
+    process: subprocess.Popen[bytes]
+    meter: Meter
+
+
+def superd() -> Server:
+    """Return the server that this benchmark is about, with its configuration written."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    echo, daytime = Address("127.0.0.1", 7107), Address("127.0.0.1", 7113)
+    configuration = CACHE / "superd.toml"
+    configuration.write_text(CONFIGURATION.format(cache=CACHE, echo=echo, daytime=daytime))
+    command = (sys.executable, "-P", "-m", "superd", "run", "-c", str(configuration))
+    return Server("superd", command, echo, daytime)
+
+
+def epoll_server() -> Server:
+    """Return the yardstick: what the same services cost in bare C."""
+    echo, daytime = Address("127.0.0.1", 7307), Address("127.0.0.1", 7313)
+    program = build("epoll_server")
+    command = (str(program), echo.host, str(echo.port), str(daytime.port))
+    return Server("epoll-c", command, echo, daytime)
+
+
+@contextlib.contextmanager
+def running(server: Server, core: int) -> Iterator[Running]:
+    """Run a server on one core for as long as the context lasts."""
+    for address in (server.echo, server.daytime):
+        if _is_taken(address):
+            raise BenchError(f"{server.name}: {address} is in use by another program")
+    started = _start(server, core)
+    try:
+        _await_services(started)
+        yield started
+    finally:
+        end(started)
+
+
+def _is_taken(address: Address) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(address, timeout=1):
+        return True
+    return False
+
+
+def _start(server: Server, core: int) -> Running:
+    try:
+        with server.log.open("wb") as log, on_core(core):
+            process = subprocess.Popen(
+                server.command,
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+    except OSError as error:
+        raise BenchError(f"{server.name}: {error}") from error
+    return Running(server, process, meter_of(process.pid))
+
+
+def _await_services(started: Running) -> None:
+    server = started.server
+    probes = [lambda: probe_echo(server.echo), lambda: _probe_daytime(server.daytime)]
+    if not server.no_udp:
+        probes.append(lambda: _probe_datagram(server.echo))
+    deadline = time.monotonic() + START_LIMIT
+    for probe in probes:
+        _await(probe, started, deadline)
+
+
+def _await(probe: Callable[[], None], started: Running, deadline: float) -> None:
+    name, log = started.server.name, started.server.log
+    while True:
+        try:
+            return probe()
+        except OSError as error:
+            if started.process.poll() is not None:
+                raise BenchError(f"{name} ended at its start: {last_line(log)}") from error
+            if time.monotonic() > deadline:
+                raise BenchError(f"{name} does not serve: {error}; {last_line(log)}") from error
+        time.sleep(0.01)
+
+
+def probe_echo(address: Address) -> None:
+    """Be a client of an echo service once; OSError if it does not answer."""
+    with socket.create_connection(address, timeout=1) as client:
+        client.sendall(b"x")
+        _expect_answer(client)
+
+
+def _probe_daytime(address: Address) -> None:
+    with socket.create_connection(address, timeout=1) as client:
+        _expect_answer(client)
+
+
+def _probe_datagram(address: Address) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(0.2)
+        client.connect(address)
+        client.send(b"x")
+        _expect_answer(client)
+
+
+def _expect_answer(client: socket.socket) -> None:
+    if not client.recv(100):
+        raise ConnectionError("closed without an answer")
+
+
+def end(started: Running) -> None:
+    """End a server as an operator would; what is left of it after that is killed."""
+    started.process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        started.process.wait(STOP_LIMIT)
+    deadline = time.monotonic() + STOP_LIMIT
+    while (pids := started.meter.pids()) and time.monotonic() < deadline:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        started.process.poll()
+        time.sleep(0.02)
+    started.process.wait(STOP_LIMIT)
+    started.meter.close()

@@ -1,0 +1,229 @@
+"""Runs the real daemon for a test and talks to it; leaves its log and directory when one fails.
+
+A test says what to serve in TOML; ports are chosen by the kernel (`tcp://127.0.0.1:0`) and asked
+for by service. Nothing here sleeps: every wait is for an event, and bounded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+PATIENCE = 15.0  # seconds; a test that waits longer for an event has failed
+
+Address = tuple[str, int]
+T = TypeVar("T")
+
+
+class Superd:
+    """One `superd run` with a configuration of its own, in a directory of its own."""
+
+    def __init__(self, directory: Path, toml: str, *, env: dict[str, str] | None = None) -> None:
+        self.directory = directory
+        self.file = directory / "superd.toml"
+        self.toml = toml
+        self.env = env
+        self.log_file = directory / "log"
+        self.process: subprocess.Popen[str] | None = None
+        self.announced: list[str] = []
+
+    def write(self) -> Path:
+        """Write the configuration; [daemon] gets a pid file and a control socket of its own."""
+        own = f'pid-file = "{self.directory}/pid"\ncontrol-socket = "{self.directory}/control"\n'
+        head, table, rest = self.toml.partition("[daemon]\n")
+        text = f"{head}[daemon]\n{own}{rest}" if table else f"[daemon]\n{own}{self.toml}"
+        self.file.write_text(text)
+        self.file.chmod(0o600)
+        return self.file
+
+    def start(self, *wrapper: str) -> Superd:
+        """Start in the foreground, under `wrapper` if given, and wait for `ready`."""
+        self.write()
+        with open(self.log_file, "a") as log:
+            self.process = subprocess.Popen(
+                [*wrapper, *command("run", "-c", str(self.file))],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                cwd=self.directory,
+                env={**os.environ, **(self.env or {})},
+            )
+        assert self.process.stdout is not None
+        for line in read_lines(self.process.stdout):
+            self.announced.append(line)
+            if line == "ready":
+                return self
+        raise AssertionError(f"superd ended with {self.process.wait()}:\n{self.log()}")
+
+    @property
+    def pid(self) -> int:
+        """The master's process id, also where a wrapper such as strace stands before it."""
+        return int((self.directory / "pid").read_text())
+
+    def address(self, service: str, transport: str = "tcp") -> Address:
+        """Return host and port of a service's first address of that transport."""
+        return self.addresses(service, transport)[0]
+
+    def addresses(self, service: str, transport: str = "tcp") -> list[Address]:
+        """Return host and port of all of a service's addresses of that transport."""
+        pattern = rf"{re.escape(service)} +{transport}://(?:\[([^\]]+)\]|([^:\s]+)):(\d+) "
+        found = [re.match(pattern, line) for line in self.announced]
+        return [(m[1] or m[2], int(m[3])) for m in found if m]
+
+    def connect(self, service: str, source: str | None = None) -> socket.socket:
+        """Return a connection to a service's first tcp address, with a time-out."""
+        host, port = self.address(service)
+        origin = (source, 0) if source else None
+        return socket.create_connection((host, port), timeout=PATIENCE, source_address=origin)
+
+    def status(self) -> Any:
+        """Return what `superd status --json` shows."""
+        done = self.run("status", "--json")
+        return json.loads(done.stdout)
+
+    def counts(self, service: str) -> dict[str, int]:
+        """Return the counters of a service."""
+        services = self.status()["services"]
+        counts: dict[str, int] = next(s["counts"] for s in services if s["name"] == service)
+        return counts
+
+    def workers(self, pool: str | None = None) -> list[int]:
+        """Return the process ids of the workers that are ready."""
+        return [
+            worker["pid"]
+            for worker in self.status()["workers"]
+            if worker["state"] == "ready" and pool in (None, worker["pool"])
+        ]
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run another command of superd on this configuration."""
+        return superd(arguments[0], "-c", str(self.file), *arguments[1:], env=self.env)
+
+    def log(self) -> str:
+        return self.log_file.read_text() if self.log_file.exists() else ""
+
+    def wait_for_log(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
+        """Wait until the log has a match of `pattern`."""
+        return until(lambda: re.search(pattern, self.log()), f"{pattern!r} in the log", timeout)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = PATIENCE) -> int:
+        """Wait for the end and return the exit code."""
+        assert self.process is not None
+        return self.process.wait(timeout)
+
+    def stop(self) -> int:
+        """Stop at once, if it still runs, and return the exit code."""
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+                self.signal(signal.SIGINT)
+        try:
+            code = self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            code = self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+def command(*arguments: str) -> list[str]:
+    """Return the command line of superd."""
+    return [sys.executable, "-m", "superd", *arguments]
+
+
+def superd(
+    *arguments: str, env: dict[str, str] | None = None, cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of superd to its end."""
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        cwd=cwd,
+        check=False,
+    )
+
+
+def read_lines(stream: IO[str], timeout: float = PATIENCE) -> Iterator[str]:
+    """Yield lines as they come; end at the end of the stream, fail when it takes too long."""
+    deadline = time.monotonic() + timeout
+    pending = ""
+    while True:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([stream], [], [], left)[0]:
+            raise AssertionError(f"no line within {timeout} s; so far {pending!r}")
+        part = os.read(stream.fileno(), 65536).decode()
+        if not part:
+            return
+        *lines, pending = (pending + part).split("\n")
+        yield from lines
+
+
+def until(condition: Callable[[], T | None], what: str, timeout: float = PATIENCE) -> T:
+    """Poll until `condition` is true and return its value: for what the system announces nowhere.
+
+    The interval is short enough not to matter; what a test waits for is the condition.
+    """
+    deadline = time.monotonic() + timeout
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {timeout} s in vain for {what}")
+        select.select([], [], [], 0.01)
+
+
+def receive_all(connection: socket.socket) -> bytes:
+    """Read to the end of the stream."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+def exchange(connection: socket.socket, data: bytes) -> bytes:
+    """Send, half-close, and read to the end."""
+    with connection:
+        connection.sendall(data)
+        connection.shutdown(socket.SHUT_WR)
+        return receive_all(connection)
+
+
+def ask_udp(address: Address, data: bytes, timeout: float = PATIENCE) -> bytes:
+    """Send one datagram and return the answer."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(timeout)
+        client.connect(address)
+        client.send(data)
+        return client.recv(65536)
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether a process exists and is no zombie."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
