@@ -29,8 +29,6 @@ workers = 1
 pid-file = "{cache}/superd.pid"
 control-socket = "{cache}/superd.sock"
 
-[defaults]
-
 [service.echo]
 plugin = "echo"
 listen = ["tcp://{echo}", "udp://{echo}"]
