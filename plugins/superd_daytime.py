@@ -8,6 +8,7 @@ See also: time
 from __future__ import annotations
 
 import time
+from functools import lru_cache
 
 from superd.plugin import Request, Service, hookimpl
 
@@ -21,7 +22,13 @@ class Daytime(Service):
     name = "daytime"
 
     def respond(self, request: Request) -> bytes:
-        return f"{time.ctime()}\r\n".encode("ascii")
+        return line(int(time.time()))
+
+
+@lru_cache(maxsize=1)
+def line(seconds: int) -> bytes:
+    """Return the answer for a time in seconds since 1970; made once a second."""
+    return f"{time.ctime(seconds)}\r\n".encode("ascii")
 
 
 @hookimpl

@@ -35,7 +35,7 @@ class Request:
         room: int,
         transport: Transport,
         peer: Any,
-        local: Address | socket.socket,
+        local: Address | socket.SocketType,
     ) -> None:
         self.data = data
         self.room = room

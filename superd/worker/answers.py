@@ -7,140 +7,122 @@ send a reset and lose the answer. Never raises.
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from superd.net.addresses import Transport
+from superd.admission.scoreboard import Count
+from superd.net.addresses import Address, Transport
 from superd.plugin.service import Request
-from superd.worker.protocols import LINGER
+from superd.worker.protocols import LINGER, ProtocolSession
 from superd.worker.serving import Serving
-from superd.worker.session import SLOTS, Session, reset_on_close
+from superd.worker.session import connection_id, report_failure, reset_on_close
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
 
 UNLIMITED = 1 << 62
-BATCH = 256
-READ_AWAY = 65536
+LOOK = 0.02  # seconds between looks at the sockets that linger
+
+_BYTES_OUT = int(Count.BYTES_OUT)
 
 
-class AnswerSession(Session):
-    """A connection that gets one answer."""
+class Answerer:
+    """Answers the connections of one service."""
 
-    __slots__ = (*SLOTS, "sock")
+    def __init__(self, engine: Engine, serving: Serving, kind: Transport) -> None:
+        assert serving.respond is not None
+        self.respond = serving.respond
+        self.engine = engine
+        self.serving = serving
+        self.kind = kind
 
-    sock: socket.socket | None
-
-    def answer(self, sock: socket.socket, lingering: Lingering) -> None:
-        """Send the answer; what does not fit into the socket at once is sent by a coroutine."""
-        self.sock = sock
-        respond = self.serving.respond
-        assert respond is not None
+    def dispatch(self, sock: socket.SocketType, sockaddr: Any) -> None:
+        """Answer; a session is made only where the answer does not fit into the socket at once."""
         try:
-            data = respond(Request(b"", UNLIMITED, self.transport_kind, self.sockaddr, sock))
-            left = data[sock.send(data) :] if data else data
-            self.sent = len(data)
-            if left:
-                self.run(self.engine.loop.sock_sendall(sock, left))
-                return
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            self.expire()  # the client has gone
+            answer = self.respond(Request(b"", UNLIMITED, self.kind, sockaddr, sock))
+            size = len(memoryview(answer))
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
-            self.contain(error)
-        else:
-            lingering.add(self, sock)
+            peer = Address.of_socket(self.kind, sockaddr)
+            number = connection_id(self.engine, self.engine.next_number())
+            report_failure(self.engine, self.serving, error, number, peer)
+            reset_on_close(sock)
+            sock.close()
+            return
+        try:
+            sent = sock.send(answer, socket.MSG_DONTWAIT) if size else 0
+            if sent < size:
+                self._send_rest(sock, sockaddr, answer[sent:])
+            else:
+                sock.shutdown(socket.SHUT_WR)
+                self.engine.lingering.add(sock)
+        except OSError:
+            sock.close()  # the client has gone
+            return
+        self.serving.counts[_BYTES_OUT] += sent
 
-    def raw_socket(self) -> socket.socket | None:
-        return self.sock
+    def _send_rest(self, sock: socket.SocketType, sockaddr: Any, rest: bytes) -> None:
+        whole = socket.socket(fileno=sock.detach())
+        session = ProtocolSession()
+        session.begin(self.engine, self.serving, self.kind, sockaddr)
+        self.engine.loop.create_task(session.attach(whole, Remainder(rest)))
 
-    @property
-    def is_lost(self) -> bool:
-        return self.sock is None
 
-    def finish(self) -> None:
-        if self.sock is not None:
-            self.sock.shutdown(socket.SHUT_WR)
-            self.engine.lingering.add(self, self.sock)
+class Remainder(asyncio.Protocol):
+    """Sends what was left of an answer, and closes."""
 
-    def expire(self) -> None:
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
-        if self.task is not None:
-            self.task.cancel()
-        else:
-            self.leave()
+    def __init__(self, rest: bytes) -> None:
+        self.rest = rest
 
-    def abort(self) -> None:
-        if self.sock is not None:
-            reset_on_close(self.sock)
-            self.expire()
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        transport.write(self.rest)
+        transport.close()
 
 
 class Lingering:
     """Sockets that have been answered and wait for the client to close, a second at most.
 
-    An epoll instance of their own stands in the loop as a single reader, so that entering and
-    leaving costs one system call each.
+    They are looked at together, some times a second: most clients have closed by then, and a
+    look at all costs less than to have the loop wake up for each.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.epoll = select.epoll()
-        self.waiting: dict[int, tuple[float, AnswerSession]] = {}  # by descriptor, oldest first
-        self.timed = False
-        engine.loop.add_reader(self.epoll.fileno(), self._readable)
+        self.sockets: dict[int, tuple[float, socket.SocketType]] = {}  # by descriptor, oldest first
+        self._unread = bytearray(1 << 16)
 
-    def add(self, session: AnswerSession, sock: socket.socket) -> None:
-        number = sock.fileno()
+    def add(self, sock: socket.SocketType) -> None:
+        if not self.sockets:
+            self.engine.loop.call_later(LOOK, self._look)
+        descriptor = sock.fileno()
+        self.sockets[descriptor] = (self.engine.loop.time() + LINGER, sock)
+        self.epoll.register(descriptor, select.EPOLLIN)
+
+    def _look(self) -> None:
+        sockets = self.sockets
+        for descriptor, events in self.epoll.poll(0, len(sockets)):
+            if events & select.EPOLLERR or self._has_closed(sockets[descriptor][1]):
+                sockets.pop(descriptor)[1].close()  # which takes it out of the epoll, too
         now = self.engine.loop.time()
-        self.waiting[number] = (now + LINGER, session)
-        self.epoll.register(number, select.EPOLLIN)
-        if not self.timed:
-            self.timed = True
-            self.engine.loop.call_later(LINGER, self._expire)
-
-    def _readable(self) -> None:
-        for number, _ in self.epoll.poll(0, BATCH):
-            session = self.waiting[number][1]
-            try:
-                unread = session.sock.recv(READ_AWAY) if session.sock is not None else b""
-            except BlockingIOError:
-                continue
-            except OSError:
-                unread = b""
-            session.received += len(unread)
-            if not unread:
-                self._close(number, session)
-
-    def _close(self, number: int, session: AnswerSession) -> None:
-        del self.waiting[number]
-        session.expire()  # closing the socket takes it out of the epoll too
-
-    def _expire(self) -> None:
-        now = self.engine.loop.time()
-        late = []
-        for number, (deadline, session) in self.waiting.items():
+        while sockets:
+            descriptor, (deadline, sock) = next(iter(sockets.items()))
             if deadline > now:
                 break
-            late.append((number, session))
-        for number, session in late:
-            self._close(number, session)
-        self.timed = bool(self.waiting)
-        if self.timed:
-            first = next(iter(self.waiting.values()))[0]
-            self.engine.loop.call_later(first - now, self._expire)
+            del sockets[descriptor]
+            sock.close()
+        if sockets:
+            self.engine.loop.call_later(LOOK, self._look)
+        else:
+            self.engine.end_if_drained()
 
-
-def answering(engine: Engine, serving: Serving, kind: Transport) -> Any:
-    """Return the dispatcher for a service that responds."""
-    lingering = engine.lingering
-
-    def dispatch(sock: socket.socket, sockaddr: Any) -> None:
-        session = AnswerSession()
-        session.begin(engine, serving, kind, sockaddr)
-        session.answer(sock, lingering)
-
-    return dispatch
+    def _has_closed(self, sock: socket.SocketType) -> bool:
+        """Read away what the client still sends; tell whether it has closed."""
+        try:
+            return sock.recv_into(self._unread, 0, socket.MSG_DONTWAIT) == 0
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True

@@ -15,8 +15,8 @@ from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.observe.records import FloodGate, Record, Report, failure
-from superd.worker.acceptor import Acceptor
-from superd.worker.answers import Lingering, answering
+from superd.worker.acceptor import Accepted, Acceptor
+from superd.worker.answers import Answerer, Lingering
 from superd.worker.datagrams import DatagramListener
 from superd.worker.protocols import ProtocolSession
 from superd.worker.serving import Serving
@@ -64,14 +64,15 @@ class Engine:
         """Serve one of the service's sockets."""
         if address.transport.is_datagram:
             self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
+        elif serving.protocol or serving.stream or serving.takeover:
+            start = self._starter(serving, address.transport)
+            self.listeners.append(Acceptor(self, serving, sock, start, Accepted))
         else:
-            dispatch = self._dispatcher(serving, address.transport)
-            self.listeners.append(Acceptor(self, serving, address.transport, sock, dispatch))
+            answer = Answerer(self, serving, address.transport).dispatch
+            self.listeners.append(Acceptor(self, serving, sock, answer, socket.SocketType))
 
-    def _dispatcher(
-        self, serving: Serving, kind: Transport
-    ) -> Callable[[socket.socket, Any], None]:
-        """Choose how connections of a service run: see the steps of `superd.plugin.Service`."""
+    def _starter(self, serving: Serving, kind: Transport) -> Callable[[socket.socket, Any], None]:
+        """Choose how sessions of a service start: see the steps of `superd.plugin.Service`."""
         create_task = self.loop.create_task
 
         def attach(sock: socket.socket, sockaddr: Any) -> None:
@@ -84,13 +85,11 @@ class Engine:
             session.begin(self, serving, kind, sockaddr)
             session.give(sock)
 
-        if serving.protocol or serving.stream:
-            return attach
-        return give if serving.takeover else answering(self, serving, kind)
+        return attach if serving.protocol or serving.stream else give
 
     def enter(self, session: Session) -> int:
         """Book a connection and return its number."""
-        self._last_number = number = self._last_number + 1
+        number = self.next_number()
         self.sessions[number] = session
         session.serving.counts[_ACTIVE] += 1
         return number
@@ -98,9 +97,18 @@ class Engine:
     def leave(self, session: Session) -> bool:
         """Strike a connection off; tell whether it was still booked."""
         known = self.sessions.pop(session.number, None) is not None
-        if self.draining and not self.sessions:
-            self._end()
+        self.end_if_drained()
         return known
+
+    def next_number(self) -> int:
+        """Return the number of a new connection."""
+        self._last_number += 1
+        return self._last_number
+
+    def end_if_drained(self) -> None:
+        """Stop the loop once nobody is left."""
+        if self.draining and not self.sessions and not self.lingering.sockets:
+            self._end()
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve; return once drained."""
@@ -127,8 +135,7 @@ class Engine:
             for listener in self.listeners:
                 listener.stop()
             self.loop.call_later(self.drain_timeout, self._cut)
-            if not self.sessions:
-                self._end()
+            self.end_if_drained()
 
     def stop(self) -> None:
         """End at once, whoever is connected."""

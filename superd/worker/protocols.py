@@ -31,9 +31,14 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     _inner: asyncio.Protocol | None
     _timer: asyncio.TimerHandle | None
 
-    async def attach(self, sock: socket.socket) -> None:
-        """Give the accepted socket to the loop, which then calls `connection_made`."""
-        self._transport = self._inner = self._timer = None
+    async def attach(self, sock: socket.socket, inner: asyncio.Protocol | None = None) -> None:
+        """Give the accepted socket to the loop, which then calls `connection_made`.
+
+        `inner` takes the place of what the plugin would make.
+        """
+        self._transport = self._timer = None
+        self._inner = inner
+        sock.setblocking(False)
         self._ended = self._finishing = False
         try:
             if self.transport_kind is Transport.UNIXPACKET:
@@ -52,7 +57,9 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         stream.set_write_buffer_limits(HIGH_WATER)
         serving = self.serving
         try:
-            if serving.protocol is not None:
+            if self._inner is not None:
+                self._inner.connection_made(self)
+            elif serving.protocol is not None:
                 self._inner = serving.protocol(self)
                 self._inner.connection_made(self)
             elif serving.stream is not None:
@@ -101,6 +108,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._write = _forget  # the transport's own would keep it alive
         if self._timer is not None:
             self._timer.cancel()
         try:
@@ -233,3 +241,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         if not isinstance(self._inner, Inbox):
             raise RuntimeError("a protocol is told of input by data_received; it cannot await it")
         return self._inner
+
+
+def _forget(data: bytes | bytearray | memoryview) -> None:
+    """Take what is written to a lost connection."""

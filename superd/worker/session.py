@@ -71,7 +71,7 @@ class Session:
 
     @property
     def id(self) -> str:
-        return f"{self.engine.serial:x}-{self.number:x}"
+        return connection_id(self.engine, self.number)
 
     @property
     def service(self) -> str:
@@ -133,15 +133,7 @@ class Session:
 
     def contain(self, error: BaseException) -> None:
         """Report what a plugin raised and reset the connection: its output may be cut short."""
-        self.serving.counts[_ERRORS] += 1
-        record = failure(
-            f"plugin {self.serving.plugin.name} failed",
-            error,
-            service=self.serving.name,
-            connection=self.id,
-            peer=self.peer.endpoint,
-        )
-        self.engine.gate.report((self.serving.name, type(error)), record)
+        report_failure(self.engine, self.serving, error, self.id, self.peer)
         self.abort()
 
     def leave(self) -> None:
@@ -151,6 +143,22 @@ class Session:
             counts[_ACTIVE] -= 1
             counts[_BYTES_IN] += self.received
             counts[_BYTES_OUT] += self.sent
+
+
+def connection_id(engine: Engine, number: int) -> str:
+    """Return a name that no other connection of this superd has."""
+    return f"{engine.serial:x}-{number:x}"
+
+
+def report_failure(
+    engine: Engine, serving: Serving, error: BaseException, connection: str, peer: Address
+) -> None:
+    """Count and log what a plugin raised."""
+    serving.counts[_ERRORS] += 1
+    message = f"plugin {serving.plugin.name} failed"
+    where = peer.endpoint
+    record = failure(message, error, service=serving.name, connection=connection, peer=where)
+    engine.gate.report((serving.name, type(error)), record)
 
 
 def reset_on_close(sock: Any) -> None:

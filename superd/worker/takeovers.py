@@ -19,6 +19,7 @@ class TakenSession(Session, Connection):
     sock: socket.socket | None
 
     def give(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
         self.sock = sock
         takeover = self.serving.takeover
         assert takeover is not None
