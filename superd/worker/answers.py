@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.plugin.service import Request
-from superd.worker.protocols import LINGER, ProtocolSession
+from superd.worker.protocols import LINGER, ProtocolSession, advance
 from superd.worker.serving import Serving
 from superd.worker.session import connection_id, report_failure, reset_on_close
 
@@ -66,7 +66,7 @@ class Answerer:
         whole = socket.socket(fileno=sock.detach())
         session = ProtocolSession()
         session.begin(self.engine, self.serving, self.kind, sockaddr)
-        self.engine.loop.create_task(session.attach(whole, Remainder(rest)))
+        advance(session.attach(whole, Remainder(rest)))
 
 
 class Remainder(asyncio.Protocol):

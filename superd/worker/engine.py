@@ -18,7 +18,7 @@ from superd.observe.records import FloodGate, Record, Report, failure
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
 from superd.worker.datagrams import DatagramListener
-from superd.worker.protocols import ProtocolSession
+from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.serving import Serving
 from superd.worker.session import Session
 from superd.worker.takeovers import TakenSession
@@ -73,12 +73,11 @@ class Engine:
 
     def _starter(self, serving: Serving, kind: Transport) -> Callable[[socket.socket, Any], None]:
         """Choose how sessions of a service start: see the steps of `superd.plugin.Service`."""
-        create_task = self.loop.create_task
 
         def attach(sock: socket.socket, sockaddr: Any) -> None:
             session = ProtocolSession()
             session.begin(self, serving, kind, sockaddr)
-            create_task(session.attach(sock))
+            advance(session.attach(sock))
 
         def give(sock: socket.socket, sockaddr: Any) -> None:
             session = TakenSession()

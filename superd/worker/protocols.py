@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
+from functools import partial
 from typing import Any, cast
 
 from superd.net.addresses import Transport
@@ -241,6 +242,18 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         if not isinstance(self._inner, Inbox):
             raise RuntimeError("a protocol is told of input by data_received; it cannot await it")
         return self._inner
+
+
+def advance(attaching: Coroutine[asyncio.Future[object], None, None], _: object = None) -> None:
+    """Run `attach` as far as it gets, and on when what it awaits is done.
+
+    A task would do the same; making one takes a tenth of the time of a short connection.
+    """
+    try:
+        awaited = attaching.send(None)
+    except StopIteration:
+        return
+    awaited.add_done_callback(partial(advance, attaching))
 
 
 def _forget(data: bytes | bytearray | memoryview) -> None:
