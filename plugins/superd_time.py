@@ -23,7 +23,12 @@ class Time(Service):
     name = "time"
 
     def respond(self, request: Request) -> bytes:
-        return ((int(time.time()) + SECONDS_1900_TO_1970) % 2**32).to_bytes(4, "big")
+        return on_the_wire(time.time())
+
+
+def on_the_wire(now: float) -> bytes:
+    """Return the answer for a time in seconds since 1970."""
+    return ((int(now) + SECONDS_1900_TO_1970) % 2**32).to_bytes(4, "big")
 
 
 @hookimpl

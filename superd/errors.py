@@ -10,6 +10,8 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+LONGEST_SHOWN = 60  # characters of a value in a message
+
 
 class ExitCode(enum.IntEnum):
     """Exit codes of the `superd` command, after sysexits.h where it has a word for it."""
@@ -62,7 +64,7 @@ class Problem:
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{place}: {self.path}: {self.message}" if self.path else f"{place}: {self.message}"
+        return printable(": ".join(filter(None, (place, self.path, self.message))))
 
 
 class ConfigurationError(SuperdError):
@@ -73,6 +75,30 @@ class ConfigurationError(SuperdError):
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(set(problems)))
         super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+def printable(text: str) -> str:
+    """Return text on one line and without control characters, so that it cannot forge another."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: object) -> str:
+    """Return a value for a message: as TOML has it, short, on one line."""
+    if isinstance(value, str):
+        text = value[:LONGEST_SHOWN].replace("\\", r"\\").replace('"', r"\"")
+        cut = "..." if len(value) > LONGEST_SHOWN else ""
+        return f'"{printable(text)}{cut}"'
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, dict):
+        return "a table" if value else "an empty table"
+    if isinstance(value, (list, tuple)):
+        return "an array" if value else "an empty array"
+    if isinstance(value, int) and abs(value) >= 10**LONGEST_SHOWN:
+        return "a huge number"
+    return str(value)
 
 
 def reason(error: BaseException) -> str:

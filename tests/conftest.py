@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Superd
+from tests.harness import Superd, make_plugin
 
 Start = Callable[..., Superd]
 
@@ -52,3 +52,39 @@ def start_superd(tmp_path: Path) -> Iterator[Start]:
     for one in started:
         one.stop()
         print(f"--- log of {one.file}\n{one.log()}")  # pytest shows it where the test failed
+
+
+@pytest.fixture(scope="module")
+def loop() -> str:
+    """The event loop of the workers. A module that is to run with each has a fixture of its own."""
+    return "auto"
+
+
+@pytest.fixture(scope="module")
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, loop: str
+) -> Iterator[Superd]:
+    """One superd for all tests of a module: it serves the module's `TOML` with its `PLUGINS`.
+
+    `{directory}` in the TOML stands for superd's own, `{loop}` for the event loop; PLUGINS maps
+    names to sources.
+    """
+    directory = tmp_path_factory.mktemp("superd")
+    env: dict[str, str] = {}
+    for name, source in getattr(request.module, "PLUGINS", {}).items():
+        env = make_plugin(directory / "plugins", name, source)
+    toml = request.module.TOML.replace("{directory}", str(directory)).replace("{loop}", loop)
+    one = Superd(directory, toml, env=env)
+    try:
+        yield one.start()
+    finally:
+        one.stop()
+        print(f"--- log of {one.file}\n{one.log()}")
+
+
+@pytest.fixture
+def jail(tmp_path: Path) -> Path:
+    """An empty directory for workers to be locked in."""
+    directory = tmp_path / "jail"
+    directory.mkdir(mode=0o755)
+    return directory

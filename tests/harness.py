@@ -15,10 +15,13 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
+
+from superd.master.control import ask
 
 PATIENCE = 15.0  # seconds; a test that waits longer for an event has failed
 
@@ -93,9 +96,13 @@ class Superd:
         done = self.run("status", "--json")
         return json.loads(done.stdout)
 
+    def answer(self) -> Any:
+        """Return what the control socket says, without the time that a command takes."""
+        return ask(self.directory / "control", "status")
+
     def counts(self, service: str) -> dict[str, int]:
         """Return the counters of a service."""
-        services = self.status()["services"]
+        services = self.answer()["services"]
         counts: dict[str, int] = next(s["counts"] for s in services if s["name"] == service)
         return counts
 
@@ -103,7 +110,7 @@ class Superd:
         """Return the process ids of the workers that are ready."""
         return [
             worker["pid"]
-            for worker in self.status()["workers"]
+            for worker in self.answer()["workers"]
             if worker["state"] == "ready" and pool in (None, worker["pool"])
         ]
 
@@ -141,6 +148,42 @@ class Superd:
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code
+
+
+def make_plugin(directory: Path, name: str, source: str) -> dict[str, str]:
+    """Install a plugin as pip would, as a module and its metadata, without pip.
+
+    Returns the environment in which superd finds the plugins of that directory.
+    """
+    module = f"superd_{name}"
+    info = directory / f"{module}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (directory / f"{module}.py").write_text(textwrap.dedent(source))
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: superd-{name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(f"[superd]\n{name} = {module}\n")
+    path = [str(directory), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path)}
+
+
+def refused(
+    directory: Path, toml: str, *wrapper: str, env: dict[str, str] | None = None
+) -> tuple[int, str]:
+    """Start what must not serve; return its exit code and the one line that superd ends with."""
+    superd = Superd(directory, toml, env=env)
+    done = subprocess.run(
+        [*wrapper, *command("run", "-c", str(superd.write()))],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+    assert "ready" not in done.stdout.splitlines()
+    assert "Traceback" not in done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("superd: ")]
+    assert len(told) == 1, done.stderr
+    return done.returncode, told[0]
 
 
 def command(*arguments: str) -> list[str]:

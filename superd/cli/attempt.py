@@ -1,6 +1,7 @@
 """`superd try`: one plugin on 127.0.0.1, without a file and without root.
 
 Runs in the command line, and becomes the master. The configuration is made of the arguments.
+Raises ConfigurationError, UsageError.
 """
 
 from __future__ import annotations
@@ -13,48 +14,58 @@ import tomli
 from superd.cli.serve import announce
 from superd.config.loading import check
 from superd.config.model import Service
-from superd.config.problems import Document
-from superd.errors import SuperdError, UsageError
+from superd.config.positions import Path as KeyPath
+from superd.config.positions import find_places
+from superd.config.problems import Document, dotted
+from superd.errors import Problem, UsageError, shown
 from superd.master.start import plan, serve
 from superd.plugin.registry import installed
-
-ARGUMENTS = "(command line)"
 
 
 def attempt(plugin: str, settings: list[str]) -> int:
     """Serve `plugin` with options and keys of an entry given as KEY=VALUE."""
-    data = {"service": {plugin: entry(plugin, settings)}, "daemon": {"drain-timeout": "2s"}}
-    configuration = check(Document(ARGUMENTS, {}, data), Path.cwd() / ARGUMENTS)
+    arguments = Arguments(plugin, entry(plugin, settings))
+    configuration = check(arguments, Path.cwd() / arguments.name)
     return serve(plan(configuration), in_background=False, ready=announce)
+
+
+class Arguments(Document):
+    """The command line as a configuration: a problem names the key as it was typed."""
+
+    def __init__(self, plugin: str, made: dict[str, Any]) -> None:
+        data = {"service": {plugin: made}, "daemon": {"drain-timeout": "2s"}}
+        super().__init__(f"superd try {plugin}", find_places(""), data)
+
+    def problem(self, path: KeyPath, message: str, *, at_key: bool = False) -> Problem:
+        typed = path[2:] if path[2:3] != ("options",) else path[3:]
+        return Problem(self.name, 0, 0, dotted(typed), message)
 
 
 def entry(plugin: str, settings: list[str]) -> dict[str, Any]:
     """Return a service entry: a known key goes into it, any other is an option of the plugin."""
-    keys = {field.alias for field in Service.model_fields.values()}
+    keys = {field.alias for field in Service.model_fields.values()} - {"options", "plugin"}
     made: dict[str, Any] = {"plugin": plugin, "options": {}}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
-            raise UsageError(f"expected KEY=VALUE, found {setting!r}")
-        target = made if key in keys - {"options", "plugin"} else made["options"]
-        target[key] = toml_value(text)
-    if "listen" not in made:
-        made["listen"] = _free_ports(plugin)
+            raise UsageError(f"expected KEY=VALUE, found {shown(setting)}")
+        (made if key in keys else made["options"])[key] = toml_value(text)
+    made.setdefault("listen", free_ports(plugin))
     return made
 
 
 def toml_value(text: str) -> Any:
-    """Return a value as TOML has it; what is not TOML is a string."""
+    """Return a value as TOML has it; what is not one value of TOML is a string."""
     try:
-        return tomli.loads(f"value = {text}")["value"]
-    except tomli.TOMLDecodeError:
+        found = tomli.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    return found["value"] if len(found) == 1 else text
 
 
-def _free_ports(plugin: str) -> list[str]:
-    try:
-        kinds = installed()[plugin].kinds
-    except KeyError:
-        raise SuperdError(f'there is no plugin "{plugin}"; `superd plugins` lists them') from None
+def free_ports(plugin: str) -> list[str]:
+    """Return an address for each kind that the plugin serves, as far as its source tells."""
+    found = installed().get(plugin)
+    kinds = found.kinds if found else ()
     listen = ["tcp://127.0.0.1:0"] if "stream" in kinds or not kinds else []
     return listen + (["udp://127.0.0.1:0"] if "datagram" in kinds else [])

@@ -1,6 +1,7 @@
 """`superd stop` and `superd status`: talking to a daemon that runs.
 
 Runs in the command line. Finds the daemon by the lock on its pid file, never by a number alone.
+Raises NotPermitted where it is another user's.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def stop(file: Path | None) -> int:
     pid = _holder(settings)
     if pid is None:
         raise SuperdError(f"no superd runs with the pid file {settings.daemon.pid_file}")
+    if pid == 0:
+        raise SuperdError("superd runs in another container, where it can be stopped")
     descriptor = _pidfd(pid)
     if descriptor is None or _holder(settings) != pid:
         return int(ExitCode.OK)  # it has gone by itself
@@ -38,7 +41,7 @@ def stop(file: Path | None) -> int:
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     if not poll.poll((settings.daemon.drain_timeout + MARGIN) * 1000):
-        raise SuperdError(f"process {pid} is still there")
+        raise SuperdError(f"process {pid} was told to stop and is still there; see its log")
     return int(ExitCode.OK)
 
 
@@ -57,10 +60,16 @@ def _holder(settings: Settings) -> int | None:
 def status(file: Path | None, *, as_json: bool) -> int:
     """Show what the daemon does; exit 3 where none runs."""
     settings = read(file).settings
-    if _holder(settings) is None or settings.daemon.control_socket is None:
+    assert settings.daemon.control_socket is not None
+    try:
+        answer = ask(settings.daemon.control_socket, "status")
+    except NotPermitted:
+        raise
+    except SuperdError:
+        if _holder(settings) is not None:
+            raise
         print('{"state": "stopped"}' if as_json else "superd is not running")
         return int(ExitCode.NOT_RUNNING)
-    answer = ask(settings.daemon.control_socket, "status")
     print(json.dumps(answer, indent=2) if as_json else "\n".join(_lines(answer)))
     return int(ExitCode.OK)
 
@@ -85,4 +94,6 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         lines.append(f"{service['name']:<{width}}  {' '.join(service['listen'])}")
         lines.append(f"{'':<{width}}  {told}")
     lines += [f"{name:<{width}}  not served: {why}" for name, why in answer["broken"].items()]
+    if answer["log-failures"]:
+        lines += ["", f"{answer['log-failures']} log records were lost"]
     return lines

@@ -5,10 +5,14 @@ Runs in the command line. Raises ConfigurationError.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from superd.config.loading import Configuration, load
+
+SYSTEM_DIRECTORY = Path("/run/superd")
 
 
 def configuration_file(named: Path | None) -> Path:
@@ -19,14 +23,18 @@ def configuration_file(named: Path | None) -> Path:
         return Path(from_environment)
     if os.geteuid() == 0:
         return Path("/etc/superd.toml")
-    home = os.environ.get("XDG_CONFIG_HOME") or Path("~/.config").expanduser()
-    return Path(home, "superd/superd.toml")
+    home = _home("XDG_CONFIG_HOME", "~/.config")
+    return Path("/etc/superd.toml") if home is None else Path(home, "superd/superd.toml")
 
 
 def read(named: Path | None) -> Configuration:
     """Read the configuration and fill in where its pid file and control socket are."""
-    configuration = load(configuration_file(named))
-    settings = configuration.settings
+    return with_runtime_files(load(configuration_file(named)))
+
+
+def with_runtime_files(configuration: Configuration) -> Configuration:
+    """Fill in the pid file and the control socket, named after the configuration's own file."""
+    settings = configuration.partial
     directory = runtime_directory()
     name = settings.file.stem
     daemon = settings.daemon.model_copy(
@@ -35,16 +43,22 @@ def read(named: Path | None) -> Configuration:
             "control_socket": settings.daemon.control_socket or directory / f"{name}.sock",
         }
     )
-    settings = settings.model_copy(update={"daemon": daemon})
-    return Configuration(settings, configuration.locate)
+    return replace(configuration, partial=settings.model_copy(update={"daemon": daemon}))
 
 
 def runtime_directory() -> Path:
     """Return /run/superd, or what stands for it for another user than root."""
     if os.geteuid() == 0:
-        return Path("/run/superd")
+        return SYSTEM_DIRECTORY
     for parent in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.geteuid()}"):
         if parent and os.access(parent, os.W_OK):
             return Path(parent, "superd")
-    home = os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()
-    return Path(home, "superd")
+    home = _home("XDG_STATE_HOME", "~/.local/state")
+    return SYSTEM_DIRECTORY if home is None else Path(home, "superd")
+
+
+def _home(variable: str, custom: str) -> Path | None:
+    """Return a directory of the user's; None where the user has no home, as in a container."""
+    with contextlib.suppress(RuntimeError):
+        return Path(os.environ.get(variable) or Path(custom).expanduser())
+    return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,8 +23,14 @@ Command = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     from superd.master.daemon import open_standard_descriptors
+    from superd.master.signals import reset_inherited
 
+    # pydantic would import what any distribution offers it, and into the privileged process
+    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     open_standard_descriptors()
+    reset_inherited()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the locale may lack characters
     options = parser().parse_args(arguments)
     command: Command = options.command
     try:
@@ -114,7 +121,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from superd.cli.check import schema
+    from superd.cli.schema import schema
 
     return schema()
 

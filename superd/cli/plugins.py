@@ -13,9 +13,11 @@ from typing import Any
 
 from superd.cli.files import configuration_file
 from superd.config.loading import load
+from superd.config.schema import schema_of
 from superd.config.values import did_you_mean
-from superd.errors import ConfigurationError, ExitCode, SuperdError
+from superd.errors import ConfigurationError, ExitCode, SuperdError, shown
 from superd.master.isolated import run_isolated
+from superd.master.rehearsal import blamed
 from superd.plugin.registry import Plugin, installed
 from superd.plugin.registry import load as load_plugin
 from superd.plugin.service import kinds_of
@@ -24,17 +26,17 @@ from superd.plugin.service import kinds_of
 def list_plugins(file: Path | None, *, as_json: bool) -> int:
     """Print all installed plugins."""
     used = _uses(file)
-    plugins = installed().values()
+    plugins = [one for first in installed().values() for one in (first, *first.rivals)]
     if as_json:
         print(json.dumps([_row(plugin, used.get(plugin.name, [])) for plugin in plugins], indent=2))
         return int(ExitCode.OK)
-    lines = [["NAME", "DISTRIBUTION", "VERSION", "KIND", "USED BY"]]
+    rows = [["NAME", "DISTRIBUTION", "VERSION", "KIND", "USED BY"]]
     for plugin in plugins:
         kinds, uses = ", ".join(plugin.kinds) or "?", ", ".join(used.get(plugin.name, [])) or "-"
-        lines.append([plugin.name, plugin.distribution, plugin.version, kinds, uses])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    for line in lines:
-        print("  ".join(f"{cell:<{w}}" for cell, w in zip(line, widths, strict=True)).rstrip())
+        rows.append([plugin.name, plugin.distribution, plugin.version, kinds, uses])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip())
     return int(ExitCode.OK)
 
 
@@ -67,10 +69,10 @@ def show_plugin(name: str, *, as_json: bool) -> int:
     """Print what a plugin does, its options, and an entry to start from."""
     plugins = installed()
     if name not in plugins:
-        raise SuperdError(f'there is no plugin "{name}"{did_you_mean(name, list(plugins))}')
+        raise SuperdError(f"there is no plugin {shown(name)}{did_you_mean(name, list(plugins))}")
     outcome = run_isolated({name: lambda: describe(plugins[name])})[name]
     if outcome.failure:
-        raise SuperdError(f"plugin {name}: {outcome.failure}")
+        raise SuperdError(blamed(name, outcome.failure))
     print(json.dumps(outcome.result, indent=2) if as_json else "\n".join(_lines(outcome.result)))
     return int(ExitCode.OK)
 
@@ -78,10 +80,15 @@ def show_plugin(name: str, *, as_json: bool) -> int:
 def describe(plugin: Plugin) -> dict[str, Any]:
     """Return all that is known of a plugin; imports it."""
     kind = load_plugin(plugin)
-    schema = kind.options_model.model_json_schema()
+    schema = schema_of(kind.options_model)
+    options, required = schema.get("properties", {}), schema.get("required", [])
     kinds = kinds_of(kind)
     transports = [t for t, k in (("tcp", "stream"), ("udp", "datagram")) if k in kinds]
     listen = ", ".join(f'"{transport}://127.0.0.1:7000"' for transport in transports)
+    sample = [f"[service.{plugin.name}]", f'plugin = "{plugin.name}"', f"listen = [{listen}]"]
+    if required:
+        pairs = ", ".join(f"{key} = {_example(options[key])}" for key in required)
+        sample.append(f"options = {{ {pairs} }}")
     return {
         "name": plugin.name,
         "distribution": plugin.distribution,
@@ -89,10 +96,20 @@ def describe(plugin: Plugin) -> dict[str, Any]:
         "module": plugin.entry_point.value,
         "kinds": list(kinds),
         "manual": inspect.getdoc(kind) or "",
-        "options": schema.get("properties", {}),
-        "required": schema.get("required", []),
-        "sample": [f"[service.{plugin.name}]", f'plugin = "{plugin.name}"', f"listen = [{listen}]"],
+        "options": options,
+        "required": required,
+        "sample": sample,
     }
+
+
+def _example(option: dict[str, Any]) -> str:
+    """Return a value that the option may have: its author's example, if there is one."""
+    one: dict[str, Any] = {**option, **option.get("anyOf", [{}])[0]}
+    for key in ("examples", "enum"):
+        if key in one:
+            return json.dumps(one[key][0])
+    empty = {"integer": 0, "number": 0, "boolean": True, "array": [], "object": {}}
+    return json.dumps(one.get("minimum", empty.get(one.get("type", ""), "...")))
 
 
 def _lines(told: dict[str, Any]) -> list[str]:
@@ -105,15 +122,17 @@ def _lines(told: dict[str, Any]) -> list[str]:
         "Options:" if told["options"] else "Options: none",
     ]
     for name, option in told["options"].items():
-        default = (
-            "required"
-            if name in told["required"]
-            else f"default {json.dumps(option.get('default'))}"
-        )
-        lines.append(f"  {name} ({_type(option)}, {default})  {option.get('description', '')}")
+        told_of = [_type(option)]
+        if name in told["required"]:
+            told_of.append("required")
+        elif "default" in option:
+            told_of.append(f"default {json.dumps(option['default'])}")
+        lines.append(f"  {name} ({', '.join(told_of)})  {option.get('description', '')}".rstrip())
     return [*lines, "", *told["sample"]]
 
 
 def _type(option: dict[str, Any]) -> str:
-    kinds = option.get("anyOf", [option])
-    return " or ".join(kind.get("type", "any") for kind in kinds if kind.get("type") != "null")
+    """Return the types that an option takes, in TOML's words."""
+    words = {"object": "table", "number": "float"}
+    kinds = [kind["type"] for kind in option.get("anyOf", [option]) if "type" in kind]
+    return " or ".join(dict.fromkeys(words.get(kind, kind) for kind in kinds)) or "any"

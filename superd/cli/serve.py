@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from superd import __version__
-from superd.cli.files import read
-from superd.errors import ExitCode, SuperdError, UsageError
+from superd.cli.files import configuration_file, with_runtime_files
+from superd.config.loading import load
+from superd.config.model import Daemon
+from superd.errors import ExitCode, SuperdError, UsageError, reason
 from superd.master.daemon import Launch, Verdict, detach
+from superd.master.signals import end_on_term
 from superd.master.start import Plan, make_runtime_directory, plan, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 from superd.net.listeners import Listener
@@ -24,8 +27,9 @@ SHOWN = 12  # addresses of one service: a range may have thousands
 
 def run(file: Path | None) -> int:
     """Serve in the foreground."""
+    end_on_term()
     planned = planned_from(file)
-    print(f"superd {__version__}: {planned.settings.file}", flush=True)
+    say(f"superd {__version__}: {planned.settings.file}")
     return serve(planned, in_background=False, ready=announce)
 
 
@@ -33,6 +37,7 @@ def start(file: Path | None) -> int:
     """Serve in the background; the caller learns how it went."""
     if os.getpid() == 1:
         raise UsageError("process 1 must not go into the background; use `superd run`")
+    end_on_term()
     planned = planned_from(file)
     launch = detach()
     if isinstance(launch, Launch):
@@ -49,6 +54,8 @@ def _become_daemon(planned: Plan, launch: Launch) -> NoReturn:
     except SuperdError as error:
         code = int(error.exit_code)
         launch.tell(Verdict(code, f"superd: {error}"))
+    except BaseException as error:  # noqa: BLE001  the caller is told, whatever it is
+        launch.tell(Verdict(code, f"superd failed: {reason(error)}"))
     finally:
         os._exit(code)  # what the caller would do at its exit is not the daemon's to do
 
@@ -63,25 +70,54 @@ def _verdict(planned: Plan) -> Verdict:
 
 
 def planned_from(file: Path | None) -> Plan:
-    """Read, check and rehearse the configuration."""
-    configuration = read(file)
-    planned = plan(configuration)
-    for path in (planned.settings.daemon.pid_file, planned.settings.daemon.control_socket):
-        if path is not None:
-            make_runtime_directory(path.parent)
+    """Read, check and rehearse the configuration, and make room for its runtime files."""
+    configuration = load(configuration_file(file))
+    planned = plan(with_runtime_files(configuration))
+    _make_room(planned, named=configuration.settings.daemon)
     return planned
+
+
+def _make_room(planned: Plan, named: Daemon) -> None:
+    """Make the directories of the pid file and the control socket.
+
+    Where that cannot be, in a container whose file system is read-only, superd does without those
+    that the configuration does not name.
+    """
+    daemon = planned.settings.daemon
+    for key in ("pid_file", "control_socket"):
+        path: Path = getattr(daemon, key)
+        try:
+            make_runtime_directory(path.parent)
+        except SuperdError as error:
+            if getattr(named, key) is not None:
+                raise
+            daemon = daemon.model_copy(update={key: None})
+            word = key.replace("_", "-")
+            planned.notices.append(f"no {word}: {error}; [daemon] {word} may name another place")
+    planned.settings = planned.settings.model_copy(update={"daemon": daemon})
+
+
+def say(*lines: str) -> None:
+    """Print, if anybody still reads; a service that runs does not depend on it."""
+    try:
+        print(*lines, sep="\n", flush=True)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is not written at exit
 
 
 def announce(listeners: list[Listener]) -> None:
     """Print each bound address with a line to try, then `ready`."""
+    lines = []
     width = max(len(listener.service) for listener in listeners)
     for service, group in groupby(listeners, key=lambda listener: listener.service):
         addresses = [listener.address for listener in group]
-        for address in addresses[:SHOWN]:
-            print(f"{service:<{width}}  {address!s:<32}  try: {line_to_try(address)}")
+        lines += [
+            f"{service:<{width}}  {address!s:<32}  try: {line_to_try(address)}"
+            for address in addresses[:SHOWN]
+        ]
         if len(addresses) > SHOWN:
-            print(f"{service:<{width}}  ... and {len(addresses) - SHOWN} more")
-    print("ready", flush=True)
+            lines.append(f"{service:<{width}}  ... and {len(addresses) - SHOWN} more")
+    say(*lines, "ready")
 
 
 def line_to_try(address: Address) -> str:

@@ -1,168 +1,153 @@
-"""Reads a configuration: files to frozen settings, or to every problem in them at once.
+"""Reads a configuration: files to frozen settings, and every problem in them at once.
 
-Runs in the command line and the master, before anything is bound. Never follows a file that
-others can write where superd is root, never reads a device or a pipe. Raises ConfigurationError.
+Runs in the command line and the master, before anything is bound. Looks at the system for users,
+groups and jails only, and never at a plugin. Raises ConfigurationError.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import tomli
 from pydantic import ValidationError
 
-from superd.config.model import SERVICE_NAME, Daemon, Service, Settings
+from superd.config.jails import jail_mistake
+from superd.config.model import SERVICE_NAME, Daemon, Defaults, Section, Service, Settings
 from superd.config.positions import Path as KeyPath
-from superd.config.positions import TooDeep, find_positions
-from superd.config.problems import Document, problems_of, shown
+from superd.config.problems import Document, Locate, problems_of
+from superd.config.reading import included_files, read_document
 from superd.config.values import did_you_mean
-from superd.errors import ConfigurationError, Problem, reason
-from superd.net.addresses import Address
+from superd.errors import ConfigurationError, Problem, shown
+from superd.net.addresses import MOST_ADDRESSES, Address, parse_addresses
 
-LARGEST_FILE = 1 << 20
 SECTIONS = ("daemon", "defaults", "service")
+
+S = TypeVar("S", bound=Section)
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """Checked settings, and where each of their keys stands, for problems found later."""
+    """What a file says, what is wrong with it, and where each of its keys stands.
 
-    settings: Settings
+    `partial` leaves out what is wrong: it is for finding further problems and nothing else.
+    """
+
+    partial: Settings
+    problems: tuple[Problem, ...]
     locate: Callable[[str, KeyPath], tuple[Document, KeyPath]]
+
+    @property
+    def settings(self) -> Settings:
+        """The settings; raises every problem found, if there is any."""
+        if self.problems:
+            raise ConfigurationError(self.problems)
+        return self.partial
 
     def problem(self, service: str, path: KeyPath, message: str) -> Problem:
         """Return a problem with a key of a service."""
         document, place = self.locate(service, path)
         return document.problem(place, message)
 
+    def address_problem(self, service: str, address: Address, message: str) -> Problem:
+        """Return a problem with an address that a service listens on."""
+        document, path = self.locate(service, ("listen",))
+        texts: Any = document.data
+        for part in path:
+            texts = texts[part]
+        if isinstance(texts, list):  # the last one: those before it came first
+            meant = [n for n, text in enumerate(texts) if address in _expanded(text)]
+            path = (*path, *meant[-1:])
+        return document.problem(path, message)
+
 
 def load(file: Path) -> Configuration:
-    """Read `file` and what it includes, and check everything that needs no plugin."""
+    """Read `file` and what it includes, and check everything that needs no plugin.
+
+    Raises ConfigurationError only where nothing can be told but that `file` cannot be read.
+    """
     return check(read_document(file), file)
 
 
 def check(document: Document, file: Path) -> Configuration:
-    """Turn the main document into settings, or raise every problem found."""
-    loader = Loader(document, file)
-    return Configuration(loader.settings(), loader.locate)
+    """Return the configuration of which `document` is the main file."""
+    return _Loader(document, file).configuration()
 
 
-def read_document(file: Path) -> Document:
-    """Read one file of TOML and find where its keys stand."""
-    name = str(file)
-    text = _read_text(file)
-    try:
-        places = find_positions(text)
-        return Document(name, places, tomli.loads(text))
-    except TooDeep as error:
-        position = error.position
-        problem = Problem(name, position.line, position.column, "", str(error))
-    except tomli.TOMLDecodeError as error:
-        problem = Problem(name, error.lineno, error.colno, "", f"not TOML: {error.msg}")
-    except (ValueError, RecursionError, OverflowError) as error:
-        problem = Problem(name, 0, 0, "", f"not TOML: {error}")
-    raise ConfigurationError([problem])
-
-
-def _read_text(file: Path) -> str:
-    """Return the file's text. Opened without blocking: it may turn out to be a pipe."""
-    name = str(file)
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-    except (OSError, ValueError) as error:
-        remedy = ""
-        if isinstance(error, OSError) and error.errno == errno.ENOENT:
-            remedy = "; name another with -c FILE or $SUPERD_CONFIG"
-        words = reason(error).removesuffix(f": {name}")
-        raise ConfigurationError([Problem(name, 0, 0, "", f"{words}{remedy}")]) from None
-    with open(descriptor, "rb") as opened:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            message = "is not a regular file"
-        elif status.st_size > LARGEST_FILE:
-            message = f"is larger than {LARGEST_FILE >> 20} MiB"
-        elif os.geteuid() == 0 and status.st_uid != 0:
-            message = "belongs to another user, and superd runs as root: chown it to root"
-        elif os.geteuid() == 0 and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            message = "can be written by others, and superd runs as root: chmod go-w"
-        else:
-            raw = opened.read(LARGEST_FILE + 1)
-            try:
-                return raw.decode("utf-8-sig")
-            except UnicodeDecodeError as error:
-                line = raw.count(b"\n", 0, error.start) + 1
-                column = error.start - (raw.rfind(b"\n", 0, error.start) + 1) + 1
-                problem = Problem(name, line, column, "", "not TOML: this byte is not UTF-8")
-                raise ConfigurationError([problem]) from None
-    raise ConfigurationError([Problem(name, 0, 0, "", message)])
-
-
-class Loader:
+class _Loader:
     """Gathers the problems of one configuration while it is turned into settings."""
 
     def __init__(self, main: Document, file: Path) -> None:
         self.main = main
-        self.file = file
-        self.directory = file.absolute().parent
+        self.file = file.absolute()
+        self.context = {"directory": self.file.parent}
         self.problems: list[Problem] = []
         self.homes: dict[str, Document] = {}
 
-    def settings(self) -> Settings:
-        """Return the settings, or raise every problem found."""
-        daemon = self._daemon()
+    def configuration(self) -> Configuration:
+        daemon = self._valid(Daemon, self._table("daemon"), self._in_main("daemon")) or Daemon()
         for document in self._documents(daemon):
             self._names(document)
+        if defaults := self._table("defaults"):
+            self._valid(Defaults, defaults, self._in_main("defaults"))
         services = {
             name: entry for name in self.homes if (entry := self._service(name)) is not None
         }
-        if not self.homes and not self.problems:
-            message = "there is no service; add one, such as [service.echo]"
-            self.problems.append(self.main.problem((), message))
-        self._distinct(services)
-        if self.problems:
-            raise ConfigurationError(self.problems)
-        return Settings(file=self.file.absolute(), daemon=daemon, services=services)
+        settings = Settings.model_construct(file=self.file, daemon=daemon, services=services)
+        found = Configuration(settings, (), self.locate)
+        if not self.problems:
+            self.problems += self._nothing_to_serve(found)
+        self.problems += self._repeated_addresses(found)
+        return Configuration(settings, tuple(dict.fromkeys(self.problems)), self.locate)
 
     def locate(self, name: str, path: KeyPath) -> tuple[Document, KeyPath]:
         """Tell where a key of service `name` stands: in its own entry or under [defaults]."""
         document = self.homes[name]
         own = document.data["service"][name]
-        if path and path[0] not in own and path[0] in self._defaults():
+        if path and path[0] not in own and path[0] in self._table("defaults"):
             return self.main, ("defaults", *path)
         return document, ("service", name, *path)
 
-    def _defaults(self) -> dict[str, Any]:
-        defaults = self.main.data.get("defaults", {})
-        return defaults if isinstance(defaults, dict) else {}
+    def _table(self, section: str) -> dict[str, Any]:
+        table = self.main.data.get(section, {})
+        return table if isinstance(table, dict) else {}
 
-    def _daemon(self) -> Daemon:
-        data = self.main.data.get("daemon", {})
+    def _in_main(self, section: str) -> Locate:
+        return lambda path: (self.main, (section, *path))
+
+    def _valid(self, model: type[S], data: dict[str, Any], locate: Locate) -> S | None:
+        """Return what `data` says, without its mistakes; None where too little is left."""
         try:
-            return Daemon.model_validate(data, context={"directory": self.directory})
+            return model.model_validate(data, context=self.context)
         except ValidationError as error:
-            self.problems += problems_of(error, Daemon, lambda path: (self.main, ("daemon", *path)))
-            return Daemon()
+            self.problems += problems_of(error, model, data, locate)
+            wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
+        try:
+            rest = {key: value for key, value in data.items() if key not in wrong}
+            return model.model_validate(rest, context=self.context)
+        except ValidationError:
+            return None
 
     def _documents(self, daemon: Daemon) -> Iterator[Document]:
         yield self.main
-        for pattern in daemon.include:
+        seen = {os.path.realpath(self.file)}
+        for number, pattern in enumerate(daemon.include):
             try:
-                files = sorted(self.directory.glob(pattern))
-            except (ValueError, NotImplementedError):
-                message = f"expected a pattern relative to this file, found {shown(pattern)}"
-                self.problems.append(self.main.problem(("daemon", "include"), message))
+                files = included_files(self.file.parent, pattern)
+            except ValueError as error:
+                path = ("daemon", "include", number)
+                message = f"{error}, found {shown(pattern)}"
+                self.problems.append(self.main.problem(path, message))
                 continue
             for file in files:
-                try:
-                    yield read_document(file)
-                except ConfigurationError as error:
-                    self.problems += error.problems
+                if (real := os.path.realpath(file)) not in seen:
+                    seen.add(real)
+                    try:
+                        yield read_document(file)
+                    except ConfigurationError as error:
+                        self.problems += error.problems
 
     def _names(self, document: Document) -> None:
         """Note which services the document has, and complain of what is not a service."""
@@ -185,53 +170,57 @@ class Loader:
                 message = f"expected a table, found {shown(entry)}"
             elif name in self.homes:
                 first = self.homes[name].problem(path, "", at_key=True)
-                message = f"there is a service of this name at {first.file}:{first.line} already"
+                message = f"there is a service of this name already, at {first.file}:{first.line}"
             else:
                 self.homes[name] = document
                 continue
             self.problems.append(document.problem(path, message, at_key=True))
 
     def _service(self, name: str) -> Service | None:
-        own = self.homes[name].data["service"][name]
-        try:
-            service = Service.model_validate(
-                {**self._defaults(), **own}, context={"directory": self.directory}
-            )
-        except ValidationError as error:
-            self.problems += problems_of(error, Service, lambda path: self.locate(name, path))
-            return None
+        """Return an entry; of one with mistakes what its plugin has to look at."""
+        data = self._table("defaults") | self.homes[name].data["service"][name]
+        service = self._valid(Service, data, lambda path: self.locate(name, path))
+        if service is None:
+            plugin, options = data.get("plugin"), data.get("options", {})
+            if not (isinstance(plugin, str) and plugin and isinstance(options, dict)):
+                return None
+            return Service.model_construct(plugin=plugin, listen=(), options=options)
         if service.chroot and os.geteuid() == 0 and (mistake := jail_mistake(service.chroot)):
             document, path = self.locate(name, ("chroot",))
             self.problems.append(document.problem(path, mistake))
         return service
 
-    def _distinct(self, services: dict[str, Service]) -> None:
+    def _nothing_to_serve(self, found: Configuration) -> Iterator[Problem]:
+        if not self.homes:
+            message = "there is no service; add one, such as [service.echo]"
+            yield self.main.problem((), message)
+        elif not found.partial.enabled:
+            yield found.problem(next(iter(self.homes)), ("enabled",), "no service is enabled")
+
+    def _repeated_addresses(self, found: Configuration) -> Iterator[Problem]:
         """Complain of an address that is listened on twice; any free port (0) is never the same."""
-        seen: dict[Address, str] = {}
-        for name, service in services.items():
-            for address in service.listen if service.enabled else ():
+        seen: dict[object, str] = {}
+        told = set()
+        for name, service in found.partial.enabled.items():
+            for address in service.listen:
                 for one in address.expanded():
-                    if one in seen:
-                        document, path = self.locate(name, ("listen",))
-                        message = f"{one} is listened on by service.{seen[one]} already"
-                        self.problems.append(document.problem(path, message))
+                    end = one.path if one.is_file else (one, service.device)
+                    other = seen.get(end)
+                    if other is not None and (name, other) not in told:
+                        told.add((name, other))  # once for two ranges
+                        message = f"{one} is listened on by service.{other} already"
+                        yield found.address_problem(name, one, message)
                     if one.transport.is_unix or one.port:
-                        seen[one] = name
+                        seen[end] = name
+            if len(seen) > MOST_ADDRESSES:
+                message = f"with this one there are more than {MOST_ADDRESSES} addresses"
+                yield found.problem(name, ("listen",), message)
+                return
 
 
-def jail_mistake(path: str) -> str | None:
-    """Return why a directory is no jail: root alone may change it, and what leads to it."""
-    for directory in (Path(path), *Path(path).parents):
-        try:
-            status = os.stat(directory)
-        except OSError as error:
-            remedy = f"; create it: install -d -m 0755 {path}"
-            return f"{reason(error)}{remedy if error.errno == errno.ENOENT else ''}"
-        if not stat.S_ISDIR(status.st_mode):
-            return f"is not a directory: {directory}"
-        shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not (
-            status.st_mode & stat.S_ISVTX and directory != Path(path)
-        )
-        if status.st_uid != 0 or shared:
-            return f"a jail is root's alone, and others can change {directory}"
-    return None
+def _expanded(text: object) -> list[Address]:
+    try:
+        parsed = parse_addresses(str(text))
+    except ValueError:
+        return []
+    return [one for address in parsed for one in (address, *address.expanded())]

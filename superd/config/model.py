@@ -7,10 +7,18 @@ Never looks at the system beyond users and groups. Raises pydantic's ValidationE
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+)
+from pydantic_core import CoreSchema
 
 from superd.config.values import (
     Addresses,
@@ -18,46 +26,71 @@ from superd.config.values import (
     FilePath,
     Group,
     Groups,
+    LogSinks,
     Size,
     Strings,
     Umask,
     User,
 )
 
+LARGEST_LIMIT = 1 << 30  # more than any machine has, and within what setrlimit(2) takes
+
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
+
+
+def _take_what_toml_has(schema: Any, resolve: Callable[[CoreSchema], CoreSchema]) -> None:
+    """Let arrays be tuples and sets, and strings members of an enumeration; the rest is strict."""
+    if isinstance(schema, list):
+        for item in schema:
+            _take_what_toml_has(item, resolve)
+    elif isinstance(schema, dict):
+        if schema.get("type") == "definition-ref":
+            schema = resolve(cast(CoreSchema, schema))
+            if schema["type"] == "model":
+                return  # that one has been here itself, or refers to this one
+        if schema.get("type") in ("tuple", "set", "frozenset", "enum"):
+            schema["strict"] = False
+        for key, inner in schema.items():
+            if key not in ("metadata", "default"):
+                _take_what_toml_has(inner, resolve)
 
 
 class Section(BaseModel):
     """A table of the configuration. Keys are written with hyphens; an unknown key is an error."""
 
     model_config = ConfigDict(
-        strict=True, frozen=True, extra="forbid", alias_generator=_kebab, populate_by_name=True
+        strict=True, frozen=True, extra="forbid", alias_generator=_kebab, defer_build=True
     )
 
-
-def _workers(value: object) -> object:
-    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise ValueError('a number of processes from 1 to 256, or "auto" for one per core')
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        schema = handler(source)
+        _take_what_toml_has(handler.resolve_ref_schema(schema), handler.resolve_ref_schema)
+        return schema
 
 
 def _chroot(path: str) -> str:
     if path and not path.startswith("/"):
-        raise ValueError('a directory\'s absolute path, or "" for none')
+        raise ValueError('expected a directory\'s absolute path, or "" for none')
     return path.rstrip("/") or path
 
 
 class Rlimits(Section):
     """Resource limits of a worker, soft and hard alike (setrlimit(2))."""
 
-    nofile: Annotated[int, Field(ge=16, description="open files")] | None = None
-    nproc: Annotated[int, Field(ge=0, description="processes of the user")] | None = None
+    nofile: Annotated[
+        Annotated[int, Field(ge=16, le=LARGEST_LIMIT)] | None, Field(description="open files")
+    ] = None
+    nproc: Annotated[
+        Annotated[int, Field(ge=0, le=LARGEST_LIMIT)] | None,
+        Field(description="processes of the user"),
+    ] = None
     core: Annotated[Size, Field(description="size of a core dump")] = 0
-    memory: Annotated[Size, Field(description="address space")] | None = None
-    file_size: Annotated[Size, Field(description="largest file that may be written")] | None = None
-    cpu: Annotated[Duration, Field(description="processor time")] | None = None
+    memory: Annotated[Size | None, Field(description="address space")] = None
+    file_size: Annotated[Size | None, Field(description="largest file that may be written")] = None
+    cpu: Annotated[Duration | None, Field(description="processor time")] = None
 
 
 class Confinement(Section):
@@ -127,12 +160,20 @@ class Service(Confinement):
         return Confinement.model_construct(**{name: getattr(self, name) for name in fields})
 
 
+class Defaults(Service):
+    """The [defaults] table: any key of a service entry, for all of those that do not have it."""
+
+    plugin: Annotated[str, Field(min_length=1, description="name of an installed plugin")] = (
+        "(none)"
+    )
+    listen: Annotated[Addresses, Field(description="addresses, such as tcp://*:7")] = ()
+
+
 class Daemon(Section):
     """The [daemon] table: the process as a whole."""
 
     workers: Annotated[
         Annotated[int, Field(ge=1, le=256)] | Literal["auto"],
-        BeforeValidator(_workers),
         Field(description='processes per pool; "auto" is one per core'),
     ] = 1
     pid_file: Annotated[FilePath | None, Field(description="where the master's number stands")] = (
@@ -142,7 +183,8 @@ class Daemon(Section):
         None
     )
     log: Annotated[
-        Strings, Field(description='"stderr", "syslog" or a file\'s path, or several of them')
+        LogSinks,
+        Field(description='"stderr", "syslog" or a file\'s path, or several of them'),
     ] = ("stderr",)
     log_format: Annotated[Literal["text", "json"], Field(description="form of a log line")] = "text"
     drain_timeout: Annotated[

@@ -1,68 +1,92 @@
 """Where each key and value of a TOML document stands.
 
 Runs wherever a configuration is read, before the real parser. Tells lines and columns, which
-tomli does not, and bounds how deep a document may nest; it judges nothing else, and stops without
-a word at text that is not TOML. Raises `TooDeep`.
+tomli does not, and refuses what the parser is slow or crashes at. It judges nothing else, and
+stops without a word at text that is not TOML. Raises TooMuch.
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
-from dataclasses import dataclass
+from bisect import bisect_right
+from typing import NamedTuple, NoReturn
+
+import tomli
 
 Path = tuple[str | int, ...]
 
 DEEPEST = 8  # tables and arrays within each other, or parts of a dotted key
+LONGEST_NUMBER = 100  # characters, which is enough for 64 bits one by one
 
 
-class TooDeep(ValueError):
-    """The document nests deeper than any configuration needs."""
-
-    def __init__(self, position: Position) -> None:
-        self.position = position
-        super().__init__(f"nested more than {DEEPEST} deep")
-
-
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """A line and a column, both from 1, the column in characters."""
 
     line: int
     column: int
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """Where a key stands, and where its value starts."""
 
     key: Position
     value: Position
 
 
-_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
-_SPACE = re.compile(r"[ \t]*")
-_KEY_PART = re.compile(
-    r"""(?P<bare>[A-Za-z0-9_-]+)|"(?P<basic>(?:[^"\\\n]|\\.)*)"|'(?P<literal>[^'\n]*)'"""
-)
-_STRING = re.compile(
-    r'"""(?:[^\\]|\\.)*?"""(?:"{0,2})'
-    r"|'''.*?'''(?:'{0,2})"
-    r'|"(?:[^"\\\n]|\\.)*"'
-    r"|'[^'\n]*'",
-    re.DOTALL,
-)
-_SCALAR = re.compile(r"[^\s,\]}#=\[{\"']+(?: [0-9:.]+[^\s,\]}#]*)?")
+class TooMuch(ValueError):
+    """The document has more of something than any configuration needs."""
+
+    def __init__(self, position: Position, text: str) -> None:
+        self.position = position
+        super().__init__(text)
 
 
-class _NotToml(Exception):
-    """The scanner is lost; the real parser says why."""
+class Repeated(NamedTuple):
+    """A key or a table that the document has twice, which no parser takes."""
+
+    path: Path
+    first: Position
+    again: Position
 
 
-def find_positions(text: str) -> dict[Path, Place]:
-    """Return the place of every key by its path, elements of arrays by their number.
+class Places:
+    """The places of all keys by their path, elements of arrays by their number from 0."""
 
-    >>> find_positions("[a]\\nb = [1, 2]")[("a", "b", 1)].value
+    def __init__(self, text: str) -> None:
+        self.repeated: Repeated | None = None
+        self._offsets: dict[Path, tuple[int, int]] = {}
+        self._lines = [0, *(match.end() for match in re.finditer("\n", text))]
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self._offsets
+
+    def nearest(self, path: Path) -> Place:
+        """Return the place of a key, or of the nearest one above it."""
+        for length in range(len(path), 0, -1):
+            if path[:length] in self._offsets:
+                key, value = self._offsets[path[:length]]
+                return Place(self.position(key), self.position(value))
+        return Place(Position(1, 1), Position(1, 1))
+
+    def position(self, offset: int) -> Position:
+        line = bisect_right(self._lines, offset)
+        return Position(line, offset - self._lines[line - 1] + 1)
+
+    def add(self, path: Path, key: int, value: int) -> None:
+        """Note a place; what was first there stays."""
+        self._offsets.setdefault(path, (key, value))
+
+    def repeat(self, path: Path, first: int, again: int) -> None:
+        """Note that a key is there twice; only the first of these is kept."""
+        if self.repeated is None:
+            self.repeated = Repeated(path, self.position(first), self.position(again))
+
+
+def find_places(text: str) -> Places:
+    """Return the place of every key.
+
+    >>> find_places("[a]\\nb = [1, 2]").nearest(("a", "b", 1)).value
     Position(line=2, column=9)
     """
     scanner = _Scanner(text)
@@ -71,95 +95,124 @@ def find_positions(text: str) -> dict[Path, Place]:
     return scanner.places
 
 
+_BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
+_SPACE = re.compile(r"[ \t]*+")
+_KEY_PART = re.compile(r"""(?P<bare>[A-Za-z0-9_-]+)|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'""")
+_STRING = re.compile(
+    r'"""(?:[^"\\]|\\.|"(?!""))*+"{3,5}'
+    r"|'''(?:[^']|'(?!''))*+'{3,5}"
+    r'|"(?:[^"\\\n]|\\.)*+"'
+    r"|'[^'\n]*+'",
+    re.DOTALL,
+)
+_SCALAR = re.compile(  # a date and its time may stand apart
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9:.Zz+-]*|[^\s,\]}#=\[{\"']+"
+)
+
+
+class _NotToml(Exception):
+    """The scanner is lost; the real parser says why."""
+
+
 class _Scanner:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
-        self.places: dict[Path, Place] = {}
-        self._line_at = 0
-        self._line = 1
-        self._tables: dict[Path, int] = {}
+        self.places = Places(text)
+        self._declared: dict[Path, int] = {}
+        self._arrays: dict[Path, int] = {}  # how many [[tables]] each has so far
 
     def document(self) -> None:
         table: Path = ()
         while self._skip(_BLANK) < len(self.text):
-            if self._looking_at("["):
+            if self.text[self.at] == "[":
                 table = self._header()
             else:
                 self._pair(table, depth=len(table))
 
     def _header(self) -> Path:
-        start = self._position()
-        is_array = self._looking_at("[[")
-        self.at += 2 if is_array else 1
-        path = self._key(start)
-        self._expect("]]" if is_array else "]")
-        path = self._within_arrays(path)
-        if is_array:
-            number = self._tables.get(path, 0)
-            self._tables[path] = number + 1
-            self.places.setdefault(path, Place(start, start))
+        """Read `[a.b]` or `[[a.b]]` and return the path of the table that it begins."""
+        brackets = 2 if self._looking_at("[[") else 1
+        self.at += brackets
+        parts = self._key()
+        self._expect("]" * brackets)
+        path: Path = ()
+        for part, at in parts[:-1]:
+            path = (*path, part)
+            self.places.add(path, at, at)
+            if path in self._arrays:  # the header goes on in the newest element
+                path = (*path, self._arrays[path] - 1)
+        last, at = parts[-1]
+        path = (*path, last)
+        self.places.add(path, at, at)
+        if brackets == 2:
+            number = self._arrays.get(path, 0)
+            self._arrays[path] = number + 1
             path = (*path, number)
-        self.places.setdefault(path, Place(start, start))
+            self.places.add(path, at, at)
+        else:
+            self._declare(path, at)
         return path
 
-    def _within_arrays(self, path: Path) -> Path:
-        """Put the number of the newest element where a header goes on inside an array."""
-        found: Path = ()
-        for part in path[:-1]:
-            found = (*found, part)
-            if found in self._tables:
-                found = (*found, self._tables[found] - 1)
-        return (*found, *path[-1:])
-
     def _pair(self, table: Path, depth: int) -> None:
-        start = self._position()
-        key = self._key(start)
+        parts = self._key()
         self._expect("=")
         self._skip(_SPACE)
-        path = (*table, *key)
-        for length in range(len(table) + 1, len(path)):
-            self.places.setdefault(path[:length], Place(start, start))
-        self.places.setdefault(path, Place(start, self._position()))
-        self._value(path, depth + len(key))
+        path = table
+        for part, at in parts[:-1]:
+            path = (*path, part)
+            self.places.add(path, at, at)
+        last, at = parts[-1]
+        path = (*path, last)
+        self.places.add(path, at, self.at)
+        self._declare(path, at)
+        self._value(path, depth + len(parts))
 
-    def _key(self, start: Position) -> Path:
-        parts: list[str] = []
+    def _declare(self, path: Path, at: int) -> None:
+        if path in self._declared:
+            self.places.repeat(path, self._declared[path], at)
+        self._declared[path] = at
+
+    def _key(self) -> list[tuple[str, int]]:
+        """Read a key; return each of its parts with where it stands."""
+        parts: list[tuple[str, int]] = []
         while True:
             self._skip(_SPACE)
             match = _KEY_PART.match(self.text, self.at)
             if match is None:
                 raise _NotToml
-            self.at = match.end()
-            parts.append(match["bare"] or match["basic"] or match["literal"] or "")
+            parts.append((match["bare"] or _unquoted(match[0]), self.at))
             if len(parts) > DEEPEST:
-                raise TooDeep(start)
+                self._too_much(parts[0][1], f"a key has more than {DEEPEST} parts")
+            self.at = match.end()
             self._skip(_SPACE)
             if not self._looking_at("."):
-                return tuple(parts)
+                return parts
             self.at += 1
 
     def _value(self, path: Path, depth: int) -> None:
         if depth > DEEPEST:
-            raise TooDeep(self._position())
-        if self._looking_at("["):
+            self._too_much(self.at, f"nested more than {DEEPEST} deep")
+        start = self.text[self.at : self.at + 1]
+        if start == "[":
             self._array(path, depth)
-        elif self._looking_at("{"):
+        elif start == "{":
             self._inline_table(path, depth)
+        elif start in ('"', "'"):
+            self._take(_STRING)
         else:
-            quoted = self._looking_at('"') or self._looking_at("'")
-            match = (_STRING if quoted else _SCALAR).match(self.text, self.at)
-            if match is None:
-                raise _NotToml
-            self.at = match.end()
+            at = self.at
+            self._take(_SCALAR)
+            if self.at - at > LONGEST_NUMBER:
+                self._too_much(at, f"a value of more than {LONGEST_NUMBER} characters, unquoted")
 
     def _array(self, path: Path, depth: int) -> None:
         self.at += 1
         number = 0
         while self._skip(_BLANK) < len(self.text) and not self._looking_at("]"):
-            here = self._position()
-            self.places.setdefault((*path, number), Place(here, here))
-            self._value((*path, number), depth + 1)
+            element = (*path, number)
+            self.places.add(element, self.at, self.at)
+            self._value(element, depth + 1)
             self._skip(_BLANK)
             if not self._looking_at("]"):
                 self._expect(",")
@@ -179,19 +232,32 @@ class _Scanner:
         return self.text.startswith(token, self.at)
 
     def _expect(self, token: str) -> None:
-        self._skip(_SPACE)
         if not self._looking_at(token):
             raise _NotToml
         self.at += len(token)
 
     def _skip(self, pattern: re.Pattern[str]) -> int:
+        """Skip what the pattern matches, perhaps nothing."""
         match = pattern.match(self.text, self.at)
-        self.at = match.end() if match else self.at
+        assert match is not None
+        self.at = match.end()
         return self.at
 
-    def _position(self) -> Position:
-        newlines = self.text.count("\n", self._line_at, self.at)
-        if newlines:
-            self._line += newlines
-            self._line_at = self.text.rindex("\n", 0, self.at) + 1
-        return Position(self._line, self.at - self._line_at + 1)
+    def _take(self, pattern: re.Pattern[str]) -> None:
+        match = pattern.match(self.text, self.at)
+        if match is None:
+            raise _NotToml
+        self.at = match.end()
+
+    def _too_much(self, at: int, text: str) -> NoReturn:
+        raise TooMuch(self.places.position(at), text)
+
+
+def _unquoted(part: str) -> str:
+    """Return a quoted part of a key as the parser will have it."""
+    if part[0] == '"' and "\\" in part:
+        try:
+            return str(tomli.loads(f"key = {part}")["key"])
+        except ValueError:
+            raise _NotToml from None
+    return part[1:-1]

@@ -1,110 +1,232 @@
 """Turns what pydantic found into problems that name file, line, column, key, value and remedy.
 
-Runs wherever a configuration is read. Never raises.
+Runs wherever a configuration is read. Speaks of tables, arrays and strings, never of Python's or
+pydantic's types. Never raises.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
 
-from superd.config.positions import Path, Place, Position
+from superd.config.positions import Path, Places
 from superd.config.values import did_you_mean
-from superd.errors import Problem
-
-_START = Position(1, 1)
+from superd.errors import Problem, shown
 
 
 class Document:
-    """One file of a configuration: its name, its keys' places and the problems found in it."""
+    """One file of a configuration: its name, its data, and where its keys stand."""
 
-    def __init__(self, name: str, places: dict[Path, Place], data: dict[str, Any]) -> None:
+    def __init__(self, name: str, places: Places, data: dict[str, Any]) -> None:
         self.name = name
         self.places = places
         self.data = data
 
     def problem(self, path: Path, message: str, *, at_key: bool = False) -> Problem:
         """Return a problem with the value at `path`, or with the nearest key above it."""
-        place = next(
-            (self.places[path[:n]] for n in range(len(path), 0, -1) if path[:n] in self.places),
-            Place(_START, _START),
-        )
-        position = place.key if at_key else place.value
-        return Problem(self.name, position.line, position.column, dotted(path), message)
+        place = self.places.nearest(path)
+        line, column = place.key if at_key else place.value
+        return Problem(self.name, line, column, dotted(path), message)
+
+
+Locate = Callable[[Path], tuple[Document, Path]]
 
 
 def dotted(path: Path) -> str:
     """Return a path as an operator writes it: `service.web.listen[1]`."""
     text = ""
     for part in path:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return text.lstrip(".")
+        if isinstance(part, int):
+            text += f"[{part}]"
+        else:
+            text += f".{part}" if re.fullmatch(r"[A-Za-z0-9_-]+", part) else f".{shown(part)}"
+    return text.removeprefix(".")
 
 
-def shown(value: object) -> str:
-    """Return a value for a message: as short as can be, and never with a control character."""
-    if isinstance(value, str):
-        text = '"' + value.encode("unicode_escape").decode() + '"'
-    elif isinstance(value, bool):
-        text = str(value).lower()
-    elif isinstance(value, (dict, list)):
-        text = "a table" if isinstance(value, dict) else "an array"
-    else:
-        text = str(value) if not isinstance(value, int) or abs(value) < 10**30 else "a huge number"
-    return text if len(text) <= 60 else text[:57] + "..."
+@dataclass(frozen=True)
+class _Finding:
+    """One of pydantic's errors. `union` is where the branches of a union begin, if it has any."""
+
+    path: Path
+    union: Path | None
+    detail: ErrorDetails
 
 
 def problems_of(
-    error: ValidationError,
-    model: type[BaseModel],
-    locate: Callable[[Path], tuple[Document, Path]],
+    error: ValidationError, model: type[BaseModel], data: object, locate: Locate
 ) -> list[Problem]:
-    """Return one problem for each of pydantic's errors.
+    """Return the problems that `model` has with `data`.
 
     `locate` tells in which document, and under which path there, a path of the model stands.
     """
-    found = []
-    for detail in error.errors(include_url=False):
-        path = _without_branches(detail["loc"])
-        document, place = locate(path)
-        kind, value = detail["type"], detail["input"]
-        if kind == "extra_forbidden":
-            known = sorted(_keys_at(model, path[:-1]))
-            message = f"unknown key{did_you_mean(str(path[-1]), known)}"
-        elif kind == "missing":
-            message = "is missing"
-        else:
-            text = str(detail.get("ctx", {}).get("error", "")) or detail["msg"]
-            message = f"{_in_toml_words(text)}, found {shown(value)}"
-            if kind == "literal_error":
-                message += did_you_mean(str(value), str(detail["ctx"]["expected"]).split("'"))
+    problems = []
+    for findings in _one_place_each(_finding(d, data) for d in error.errors(include_url=False)):
+        first = findings[0]
+        document, path = locate(first.path)
+        kind = first.detail["type"]
         at_key = kind in ("extra_forbidden", "missing")
-        found.append(document.problem(place, message, at_key=at_key))
-    return found
+        message = (
+            _about_the_key(first, model)
+            if at_key
+            else _about_the_value([finding.detail for finding in findings])
+        )
+        problems.append(document.problem(path, message, at_key=at_key))
+    return problems
 
 
-_BRANCHES = ("function-", "int", "literal[", "constrained-")
+def _finding(detail: ErrorDetails, data: Any) -> _Finding:
+    """Drop from pydantic's location what is not in the data: names of validators and branches."""
+    location, missing = detail["loc"], detail["type"] == "missing"
+    path: Path = ()
+    union: Path | None = None
+    for part in location[:-1] if missing else location:
+        if _holds(data, part):
+            data, path = data[part], (*path, part)
+        elif union is None:
+            union = path
+    return _Finding((*path, location[-1]) if missing else path, union, detail)
 
 
-def _without_branches(location: tuple[int | str, ...]) -> Path:
-    """Drop the names that pydantic adds for the branches of a union."""
-    return tuple(p for p in location if isinstance(p, int) or not p.startswith(_BRANCHES))
+def _holds(data: object, part: int | str) -> bool:
+    if isinstance(data, dict):
+        return part in data
+    return isinstance(data, list) and isinstance(part, int) and part < len(data)
 
 
-def _keys_at(model: type[BaseModel], path: Path) -> set[str]:
+def _one_place_each(findings: Iterable[_Finding]) -> Iterator[list[_Finding]]:
+    """Put together what the branches of a union say of one value.
+
+    Where a branch has come further into the value than others, the value was meant for it.
+    """
+    unions: dict[Path, list[_Finding]] = {}
+    for finding in findings:
+        if finding.union is None:
+            yield [finding]
+        else:
+            unions.setdefault(finding.union, []).append(finding)
+    for union, group in unions.items():
+        deeper = [finding for finding in group if finding.path != union]
+        if deeper:
+            yield from ([finding] for finding in deeper)
+        else:
+            yield group
+
+
+def _about_the_key(finding: _Finding, model: type[BaseModel]) -> str:
+    fields = _fields_at(model, finding.path[:-1])
+    key = str(finding.path[-1])
+    if finding.detail["type"] == "extra_forbidden":
+        return f"unknown key{did_you_mean(key, sorted(fields))}"
+    description = fields[key].description if key in fields else None
+    return f"is missing ({description})" if description else "is missing"
+
+
+def _fields_at(model: type[BaseModel], path: Path) -> dict[str, FieldInfo]:
+    """Return the fields of all models that may stand at `path`, by their keys."""
+    fields = _fields([model])
     for part in path:
-        field = next((f for f in model.model_fields.values() if f.alias == part), None)
-        inner = field.annotation if field is not None else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return set()
-        model = inner
-    return {field.alias or name for name, field in model.model_fields.items()}
+        if part in fields:
+            fields = _fields(_models_in(fields[str(part)].annotation))
+    return fields
 
 
-def _in_toml_words(message: str) -> str:
-    words = message.removeprefix("Input should be ").removeprefix("Value error, ")
-    for python, toml in (("a valid dictionary", "a table"), ("a valid ", "a ")):
-        words = words.replace(python, toml)
-    return words if words == message else f"expected {words}"
+def _fields(models: Iterable[type[BaseModel]]) -> dict[str, FieldInfo]:
+    found = (model.model_fields.items() for model in models)
+    return {field.alias or name: field for items in found for name, field in items}
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _about_the_value(details: list[ErrorDetails]) -> str:
+    texts = list(dict.fromkeys(_wanted(detail) for detail in details))
+    if len(texts) > 1:
+        texts = ["expected " + " or ".join(text.removeprefix("expected ") for text in texts)]
+    message, value = texts[0], details[0]["input"]
+    if not isinstance(value, str) or shown(value) not in message:
+        message += f", found {shown(value)}"
+    if isinstance(value, str):
+        words = [
+            word for detail in details for word in re.findall(r"'([^']*)'", _choice(detail) or "")
+        ]
+        message += did_you_mean(value, words)
+    return message
+
+
+_WANTED = {
+    "int": "an integer",
+    "float": "a number",
+    "finite_number": "a finite number",
+    "bool": "true or false",
+    "string": "a string",
+    "bytes": "a string",
+    "path": "a path",
+    "dict": "a table",
+    "mapping": "a table",
+    "model": "a table",
+    "model_attributes": "a table",
+    "dataclass": "a table",
+    "list": "an array",
+    "tuple": "an array",
+    "set": "an array",
+    "frozen_set": "an array",
+    "date": "a date",
+    "time": "a time",
+    "datetime": "a date and time",
+}
+_BOUNDS = {
+    "greater_than_equal": ("ge", "of at least"),
+    "greater_than": ("gt", "of more than"),
+    "less_than_equal": ("le", "of at most"),
+    "less_than": ("lt", "of less than"),
+    "multiple_of": ("multiple_of", "that is a multiple of"),
+}
+_LENGTHS = {
+    "string_too_short": ("a string", "min_length", "character"),
+    "string_too_long": ("a string", "max_length", "character"),
+    "too_short": ("an array", "min_length", "element"),
+    "too_long": ("an array", "max_length", "element"),
+}
+
+
+def _wanted(detail: ErrorDetails) -> str:
+    """Return what should have been there, or a sentence of a validator's own."""
+    kind, context = detail["type"], detail.get("ctx", {})
+    if kind in _BOUNDS:
+        bound, words = _BOUNDS[kind]
+        number = "an integer" if isinstance(context[bound], int) else "a number"
+        return f"expected {number} {words} {context[bound]}"
+    if kind in _LENGTHS:
+        what, bound, unit = _LENGTHS[kind]
+        if context.get("field_type") == "Dictionary":
+            what, unit = "a table", "key"
+        count, most = context[bound], "least" if bound == "min_length" else "most"
+        return f"expected {what} of at {most} {count} {unit}{'' if count == 1 else 's'}"
+    if choice := _choice(detail):
+        return f"expected {choice}".replace("'", '"')
+    if kind == "string_pattern_mismatch":
+        return f"expected a string that matches {context['pattern']}"
+    if "error" in context:
+        return str(context["error"])
+    noun = _WANTED.get(kind) or _WANTED.get(re.split(r"_(?:type|parsing|from)", kind)[0])
+    if noun:
+        return f"expected {noun}"
+    words = detail["msg"].replace("Input should be ", "expected ", 1)
+    return words[:1].lower() + words[1:]
+
+
+def _choice(detail: ErrorDetails) -> str | None:
+    """Return the words that an enumeration allows, each in single quotes."""
+    if detail["type"] in ("literal_error", "enum"):
+        return str(detail["ctx"]["expected"])
+    return None

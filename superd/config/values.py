@@ -1,7 +1,7 @@
 """The kinds of value a configuration holds: durations, sizes, addresses, users.
 
 Runs wherever a configuration is read. Never keeps state. Raises ValueError with a text that names
-the remedy; pydantic turns it into a problem with a position.
+what was expected; pydantic turns it into a problem with a position.
 """
 
 from __future__ import annotations
@@ -11,14 +11,23 @@ import math
 import os
 import pwd
 import re
-from difflib import get_close_matches
+import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, PlainSerializer, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    PlainSerializer,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic import WithJsonSchema as JsonSchema
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from superd.net.addresses import Address, parse_addresses
+from superd.errors import shown
+from superd.net.addresses import LARGEST_ID, MOST_ADDRESSES, Address, Transport, parse_addresses
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {
@@ -27,83 +36,125 @@ _SIZE_UNITS = {
 }  # fmt: skip
 _RATE_UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hour": 3600}
 
+_DURATION = r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+"
+_SIZE = rf"([0-9]{{1,15}}) ?({'|'.join(_SIZE_UNITS)})"
+_RATE = rf"([0-9]{{1,9}})/({'|'.join(_RATE_UNITS)})"
+_UMASK = r"0?[0-7]{3}"
+
+LOG_SINKS = ("stderr", "syslog")
+LARGEST_SIZE = (1 << 63) - 1  # what setrlimit(2) takes
+
 
 def parse_duration(value: object) -> float:
     """Return seconds from "30s", "1h30m", "250ms"; a bare 0 means none."""
     if value == 0 and not isinstance(value, bool):
         return 0.0
-    if isinstance(value, str) and re.fullmatch(r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+", value):
+    if isinstance(value, str) and re.fullmatch(_DURATION, value):
         parts = re.findall(r"([0-9.]+)(ms|[smhd])", value)
         seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
         if math.isfinite(seconds) and seconds <= 366 * 86400:
             return seconds
-        raise ValueError("a duration is at most a year")
-    raise ValueError('a duration is written "250ms", "30s", "5m", "1h30m" or "2d"')
+        raise ValueError("expected a duration of at most a year")
+    raise ValueError('expected a duration such as "250ms", "30s", "5m", "1h30m" or "2d"')
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration as it is written, to the millisecond."""
+    left, text = round(seconds * 1000), ""
+    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
+        count, left = divmod(left, length)
+        text += f"{count}{unit}" if count else ""
+    return text + (f"{left}ms" if left else "") or "0s"
 
 
 def parse_size(value: object) -> int:
     """Return bytes from 4096, "64KiB" or "1MB"."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    match = re.fullmatch(r"([0-9]{1,15}) ?([A-Za-z]*)", value) if isinstance(value, str) else None
-    if match and match[2] in _SIZE_UNITS:
-        return int(match[1]) * _SIZE_UNITS[match[2]]
-    raise ValueError('a size is written 4096, "64KiB", "10MiB" or "1GB"')
+    size = -1
+    if isinstance(value, int) and not isinstance(value, bool):
+        size = value
+    elif isinstance(value, str) and (match := re.fullmatch(_SIZE, value)):
+        size = int(match[1]) * _SIZE_UNITS[match[2]]
+    if size > LARGEST_SIZE:
+        raise ValueError("expected a size of less than 2^63 bytes")
+    if size < 0:
+        raise ValueError('expected a size such as 4096, "64KiB", "10MiB" or "1GB"')
+    return size
 
 
 def parse_rate(value: object) -> float:
     """Return events a second from "50/s" or "100/min"."""
-    match = re.fullmatch(r"([0-9]{1,9})/([a-z]+)", value) if isinstance(value, str) else None
-    if match and match[2] in _RATE_UNITS:
+    if isinstance(value, str) and (match := re.fullmatch(_RATE, value)):
         return int(match[1]) / _RATE_UNITS[match[2]]
-    raise ValueError('a rate is written "50/s", "100/min" or "1000/h"')
+    raise ValueError('expected a rate such as "50/s", "100/min" or "1000/h"')
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
     """Return ` (did you mean "x"?)`, or nothing where no known word is near."""
+    from difflib import get_close_matches  # late: most configurations have no mistake
+
     near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f' (did you mean "{near[0]}"?)' if near else ""
+    return f" (did you mean {shown(near[0])}?)" if near else ""
 
 
 def _user(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    if not isinstance(value, str):
-        raise ValueError("a user is a name or a number")
-    try:
-        return pwd.getpwnam(value).pw_uid
-    except (KeyError, ValueError):
-        names = [entry.pw_name for entry in pwd.getpwall()]
-        raise ValueError(f"there is no such user{did_you_mean(value, names)}") from None
+    return _identity(value, "user", lambda name: pwd.getpwnam(name).pw_uid, _user_names)
 
 
 def _group(value: object) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    return _identity(value, "group", lambda name: grp.getgrnam(name).gr_gid, _group_names)
+
+
+def _user_names() -> list[str]:
+    return [entry.pw_name for entry in pwd.getpwall()]
+
+
+def _group_names() -> list[str]:
+    return [entry.gr_name for entry in grp.getgrall()]
+
+
+def _identity(
+    value: object, kind: str, look_up: Callable[[str], int], names: Callable[[], list[str]]
+) -> int:
+    """Return the number of a user or a group."""
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_ID:
         return value
     if not isinstance(value, str):
-        raise ValueError("a group is a name or a number")
+        raise ValueError(f"expected a {kind}'s name, or a number from 0 to {LARGEST_ID}")
     try:
-        return grp.getgrnam(value).gr_gid
+        return look_up(value)
     except (KeyError, ValueError):
-        names = [entry.gr_name for entry in grp.getgrall()]
-        raise ValueError(f"there is no such group{did_you_mean(value, names)}") from None
+        hint = did_you_mean(value, names())
+        raise ValueError(f"there is no {kind} {shown(value)}{hint}") from None
 
 
 def _umask(value: object) -> int:
-    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3}", value):
+    if isinstance(value, str) and re.fullmatch(_UMASK, value):
         return int(value, 8)
-    raise ValueError('a umask is a string in octal, such as "077"')
+    raise ValueError('expected a umask, which is a string in octal, such as "077"')
 
 
 def _addresses(value: object) -> tuple[Address, ...]:
-    texts = value if isinstance(value, list) else [value]
+    """Return the addresses of one string or an array of them; each mistake has its own place."""
     found: list[Address] = []
-    for text in texts:
-        if not isinstance(text, str):
-            raise ValueError('an address is a string, such as "tcp://127.0.0.1:7"')
-        found += parse_addresses(text)
+    mistakes: list[InitErrorDetails] = []
+    texts = value if isinstance(value, (list, tuple)) else (value,)
+    for number, text in enumerate(texts):
+        try:
+            if not isinstance(text, str):
+                raise ValueError('expected an address such as "tcp://127.0.0.1:7"')
+            found += parse_addresses(text)
+            if len(found) > MOST_ADDRESSES:
+                raise ValueError(f"a service listens on at most {MOST_ADDRESSES} addresses")
+        except ValueError as error:
+            kind = PydanticCustomError("address", "{error}", {"error": str(error)})
+            place = (number,) if texts is value else ()
+            mistakes.append(InitErrorDetails(type=kind, loc=place, input=text))
+            if len(found) > MOST_ADDRESSES:
+                break
+    if mistakes:
+        raise ValidationError.from_exception_data("listen", mistakes)
     if not found:
-        raise ValueError("a service listens on one address at least")
+        raise ValueError("expected one address at least")
     return tuple(found)
 
 
@@ -113,56 +164,90 @@ def _listed(value: object) -> tuple[Any, ...]:
     return (value,)
 
 
-def _readable(path: Path, info: ValidationInfo) -> Path:
-    directory = (info.context or {}).get("directory", "")
-    path = Path(directory, path.expanduser())
+def _log_sink(name: str) -> str:
+    """Refuse a word that is neither a sink nor looks like a file: it is a slip of the pen."""
+    if name not in LOG_SINKS and not re.search(r"[/.]", name):
+        known = ", ".join(map(shown, LOG_SINKS))
+        hint = did_you_mean(name, list(LOG_SINKS))
+        raise ValueError(f"expected {known} or a file's path, found {shown(name)}{hint}")
+    return name
+
+
+def _path(value: object, info: ValidationInfo) -> Path:
+    """Return an absolute path; a relative one starts at the configuration's directory."""
+    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
+        raise ValueError("expected a path")
     try:
-        with open(path, "rb") as file:
-            file.read(1)
+        path = Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError("there is no such home directory") from None
+    return Path((info.context or {}).get("directory", ""), path)
+
+
+def _readable(path: Path) -> Path:
+    """Check that a file can be read; opened without blocking, as it may turn out to be a pipe."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
     except OSError as error:
-        raise ValueError(f"cannot be read: {os.strerror(error.errno or 0)}: {path}") from None
+        words = os.strerror(error.errno or 0)
+        raise ValueError(f"cannot read {shown(str(path))}: {words}") from None
+    if not is_file:
+        raise ValueError(f"{shown(str(path))} is not a regular file")
     return path
 
 
-def _absolute(path: Path, info: ValidationInfo) -> Path:
-    return Path((info.context or {}).get("directory", ""), path.expanduser())
-
-
-def _path(value: object) -> Path:
-    if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
-        raise ValueError("expected a path")
-    return Path(value)
-
-
 _STRING: dict[str, Any] = {"type": "string"}
-_STRINGS: dict[str, Any] = {"type": "array", "items": _STRING}
 _INTEGER: dict[str, Any] = {"type": "integer", "minimum": 0}
+_ADDRESS = {**_STRING, "pattern": f"^({'|'.join(t.value for t in Transport)})://."}
+
+
+def _matching(pattern: str, *examples: str) -> dict[str, Any]:
+    return {**_STRING, "pattern": f"^(?:{pattern})$", "examples": list(examples)}
+
+
+def _one_or_more(one: dict[str, Any]) -> dict[str, Any]:
+    return {"anyOf": [one, {"type": "array", "items": one}]}
+
 
 Duration = Annotated[
-    float, BeforeValidator(parse_duration), JsonSchema({**_STRING, "examples": ["30s", "1h30m"]})
+    float,
+    BeforeValidator(parse_duration),
+    PlainSerializer(duration_text, when_used="json"),
+    JsonSchema({"anyOf": [_matching(_DURATION, "30s", "1h30m"), {"const": 0}]}),
 ]
 Size = Annotated[
     int,
     BeforeValidator(parse_size),
-    JsonSchema({"anyOf": [_INTEGER, {**_STRING, "examples": ["64KiB"]}]}),
+    JsonSchema({"anyOf": [_INTEGER, _matching(_SIZE, "64KiB")]}),
 ]
 Rate = Annotated[
-    float, BeforeValidator(parse_rate), JsonSchema({**_STRING, "examples": ["50/s", "100/min"]})
+    float, BeforeValidator(parse_rate), JsonSchema(_matching(_RATE, "50/s", "100/min"))
 ]
 User = Annotated[int, BeforeValidator(_user), JsonSchema({"anyOf": [_STRING, _INTEGER]})]
 Group = Annotated[int, BeforeValidator(_group), JsonSchema({"anyOf": [_STRING, _INTEGER]})]
-Umask = Annotated[int, BeforeValidator(_umask), JsonSchema({**_STRING, "examples": ["077"]})]
+Umask = Annotated[
+    int,
+    BeforeValidator(_umask),
+    PlainSerializer("{:03o}".format, when_used="json"),
+    JsonSchema(_matching(_UMASK, "077")),
+]
 Addresses = Annotated[
-    tuple[Address, ...],
-    BeforeValidator(_addresses),
-    PlainSerializer(lambda found: [str(address) for address in found]),
-    JsonSchema({"anyOf": [_STRING, _STRINGS]}),
+    tuple[Address, ...], BeforeValidator(_addresses), JsonSchema(_one_or_more(_ADDRESS))
 ]
-Strings = Annotated[
-    tuple[str, ...], BeforeValidator(_listed), JsonSchema({"anyOf": [_STRING, _STRINGS]})
+Strings = Annotated[tuple[str, ...], BeforeValidator(_listed), JsonSchema(_one_or_more(_STRING))]
+Groups = Annotated[
+    tuple[Group, ...],
+    BeforeValidator(_listed),
+    JsonSchema(_one_or_more({"anyOf": [_STRING, _INTEGER]})),
 ]
-Groups = Annotated[tuple[Group, ...], BeforeValidator(_listed), JsonSchema({**_STRINGS})]
-FilePath = Annotated[Path, BeforeValidator(_path), AfterValidator(_absolute), JsonSchema(_STRING)]
+LogSinks = Annotated[
+    tuple[Annotated[str, AfterValidator(_log_sink)], ...],
+    BeforeValidator(_listed),
+    JsonSchema(_one_or_more(_STRING)),
+]
+FilePath = Annotated[Path, BeforeValidator(_path), JsonSchema(_STRING)]
 ReadableFile = Annotated[
     Path, BeforeValidator(_path), AfterValidator(_readable), JsonSchema(_STRING)
 ]

@@ -1,7 +1,8 @@
 """The master's record of its workers, and how often one may be started.
 
 Runs in the master. Signals a worker only until it has been reaped, so that its number cannot have
-become somebody else's. Never raises but for a fork that fails.
+become somebody else's. Believes nothing that a worker sends: ValueError says what is wrong with it.
+Raises OSError for a fork that fails.
 """
 
 from __future__ import annotations
@@ -11,49 +12,65 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from superd.master.pools import Pool
 from superd.worker.channel import LARGEST
 
-MESSAGES_AT_ONCE = 256
+ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer than a flood
 
 
 @dataclass(eq=False)
 class Child:
-    """One worker. `place` is its row of the scoreboard, `serial` is never used again."""
+    """One worker, alive or not yet reaped.
+
+    `allowance` is how many messages are still read for now: those of a worker that floods wait in
+    its socket until that is full, and then the worker drops them. `ended_for` says why the master
+    ended it.
+    """
 
     pid: int
-    pool: Pool
-    place: int
-    serial: int
     channel: socket.socket
     started: float
     ready: bool = False
     failure: tuple[int, str] | None = None
+    allowance: int = ALLOWANCE
+    has_closed: bool = False
+    ended_for: str = ""
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def messages(self) -> list[dict[str, Any]]:
-        """Return what the worker has sent; ValueError where it is not a message."""
-        found = []
-        for _ in range(MESSAGES_AT_ONCE):
+    def end(self, why: str) -> None:
+        """Kill a worker that cannot be relied on any more."""
+        self.ended_for = self.ended_for or why
+        self.signal(signal.SIGKILL)
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """Yield what the worker has sent, as far as its allowance goes."""
+        while self.allowance and not self.has_closed:
             try:
                 data = self.channel.recv(LARGEST)
             except BlockingIOError:
-                break
+                return
             except OSError:
                 data = b""
-            if not data:
-                break
-            message = json.loads(data)
-            if not isinstance(message, dict):
-                raise ValueError("not a message")
-            found.append(message)
-        return found
+            if data:
+                self.allowance -= 1
+                yield _parsed(data)
+            else:
+                self.has_closed = True
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({type(error).__name__})") from None
+    if not isinstance(message, dict):
+        raise ValueError("not an object")
+    return message
 
 
 def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.socket]:
@@ -71,29 +88,41 @@ def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.s
                 main(theirs)
             finally:
                 os._exit(1)
+    except OSError:
+        ours.close()
+        raise
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    theirs.close()
+        theirs.close()
     return pid, ours
 
 
-def reap() -> list[tuple[int, int]]:
-    """Return pid and exit code (negative: the signal) of all children that have ended.
+def reap() -> Iterator[tuple[int, int]]:
+    """Yield pid and exit code (negative: the signal) of each child that has ended.
 
     Signals coalesce, so all are collected each time; as pid 1 that includes orphans of others.
+    One by one, so that who is told of the first end can still signal the others.
     """
-    ended = []
     with contextlib.suppress(ChildProcessError):
         while True:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == 0:
-                break
-            ended.append((pid, os.waitstatus_to_exitcode(status)))
-    return ended
+                return
+            yield pid, os.waitstatus_to_exitcode(status)
+
+
+def how_it_ended(code: int) -> str:
+    """Return an exit code, negative for a signal, in words."""
+    if code >= 0:
+        return f"ended with code {code}"
+    try:
+        return f"was ended by {signal.Signals(-code).name}"
+    except ValueError:  # most real-time signals have no name
+        return f"was ended by signal {-code}"
 
 
 class Throttle:
-    """When a place may have its next worker.
+    """When a pool may have its next worker.
 
     One that served is replaced at once, unless workers keep dying: then every second. One that
     died before it was ready waits 1 s, then twice as long each time, a minute at most.
@@ -101,18 +130,19 @@ class Throttle:
 
     BURST = 100
     REFILL = 2.0  # per second
+    LONGEST = 60.0
 
     def __init__(self) -> None:
         self._tokens = float(self.BURST)
         self._refilled = 0.0
-        self._failures = 0
+        self._next = 1.0
 
     def delay(self, now: float, *, was_ready: bool) -> float:
         """Return how many seconds to wait before the next start."""
         if not was_ready:
-            self._failures += 1
-            return min(2.0 ** (self._failures - 1), 60.0)
-        self._failures = 0
+            delay, self._next = self._next, min(self._next * 2, self.LONGEST)
+            return delay
+        self._next = 1.0
         self._tokens = min(self.BURST, self._tokens + (now - self._refilled) * self.REFILL)
         self._refilled = now
         if self._tokens < 1:

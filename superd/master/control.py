@@ -2,7 +2,7 @@
 
 Runs in the master; the asking half runs in the command line. The file is for the daemon's user
 alone. A client that stalls costs one descriptor and is dropped after a while; nothing it sends can
-stop the master.
+stop the master. Raises SuperdError where it cannot listen, or where nobody answers.
 """
 
 from __future__ import annotations
@@ -12,17 +12,28 @@ import selectors
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from superd.config.model import Service
-from superd.errors import SuperdError, reason
+from superd.errors import NotPermitted, SuperdError, reason
 from superd.net.addresses import Address, Transport
 from superd.net.listeners import Listener, listen
 
 MOST_CLIENTS = 16
 PATIENCE = 5.0  # seconds
 LONGEST_REQUEST = 256
+
+
+@dataclass(eq=False)
+class Client:
+    """Who asks, since when, and what of the answer is still to be sent."""
+
+    socket: socket.socket
+    since: float
+    unsent: bytes = b""
 
 
 class ControlSocket:
@@ -34,40 +45,57 @@ class ControlSocket:
         self.selector = selector
         self.answer = answer
         self.listener = _listener(path)
-        self.clients: dict[socket.socket, float] = {}
+        self.clients: set[Client] = set()
         selector.register(self.listener.socket, selectors.EVENT_READ, self.accept)
 
     def accept(self) -> None:
-        for client, since in list(self.clients.items()):
-            if time.monotonic() - since > PATIENCE:
-                self._drop(client)
+        now = time.monotonic()
+        for client in [one for one in self.clients if now - one.since > PATIENCE]:
+            self._drop(client)
         try:
-            client, _ = self.listener.socket.accept()
+            sock, _ = self.listener.socket.accept()
         except OSError:
             return
         if len(self.clients) >= MOST_CLIENTS:
-            client.close()
+            sock.close()
             return
-        client.setblocking(False)
-        self.clients[client] = time.monotonic()
-        self.selector.register(client, selectors.EVENT_READ, lambda: self._serve(client))
+        sock.setblocking(False)
+        client = Client(sock, now)
+        self.clients.add(client)
+        self.selector.register(sock, selectors.EVENT_READ, partial(self._asked, client))
 
-    def _serve(self, client: socket.socket) -> None:
-        """Take the request, which comes in one piece, and answer as far as the socket takes it."""
+    def _asked(self, client: Client) -> None:
+        """Take the request, which comes in one piece."""
+        if client not in self.clients:
+            return  # it was dropped in the same turn of the loop
         try:
-            request = client.recv(LONGEST_REQUEST)
-            if request:
-                answer = json.dumps(self.answer(request.decode(errors="replace").strip()))
-                client.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 * len(answer))
-                client.send(answer.encode())
+            request = client.socket.recv(LONGEST_REQUEST)
         except OSError:
-            pass
-        self._drop(client)
+            request = b""
+        if request:
+            answer = self.answer(request.decode(errors="replace").strip())
+            client.unsent = json.dumps(answer).encode()
+            self.selector.modify(client.socket, selectors.EVENT_WRITE, partial(self._send, client))
+        else:
+            self._drop(client)
 
-    def _drop(self, client: socket.socket) -> None:
-        self.selector.unregister(client)
-        del self.clients[client]
-        client.close()
+    def _send(self, client: Client) -> None:
+        """Send as much of the answer as the client takes."""
+        if client not in self.clients:
+            return
+        try:
+            client.unsent = client.unsent[client.socket.send(client.unsent) :]
+        except BlockingIOError:
+            return
+        except OSError:
+            client.unsent = b""
+        if not client.unsent:
+            self._drop(client)
+
+    def _drop(self, client: Client) -> None:
+        self.selector.unregister(client.socket)
+        self.clients.remove(client)
+        client.socket.close()
 
     def close(self) -> None:
         for client in list(self.clients):
@@ -79,7 +107,10 @@ class ControlSocket:
 def _listener(path: Path) -> Listener:
     address = Address(Transport.UNIX, path=str(path), mode=0o600)
     entry = Service.model_construct(plugin="(control)", listen=(address,), backlog=MOST_CLIENTS)
-    return listen({"(control socket)": entry})[0]
+    try:
+        return listen({"control socket": entry})[0]
+    except SuperdError as error:
+        raise type(error)(str(error).removeprefix("service.")) from None
 
 
 def ask(path: Path, request: str) -> Any:
@@ -91,5 +122,7 @@ def ask(path: Path, request: str) -> Any:
             client.sendall(f"{request}\n".encode())
             parts = iter(lambda: client.recv(65536), b"")
             return json.loads(b"".join(parts))
+        except PermissionError:
+            raise NotPermitted(f"control socket {path}: it belongs to another user") from None
         except (OSError, ValueError) as error:
             raise SuperdError(f"control socket {path}: {reason(error)}") from None

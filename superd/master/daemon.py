@@ -1,7 +1,8 @@
 """Becoming a daemon, and telling the one who started it how that went (daemon(7)).
 
 Runs in the command line: the process that typed `superd start` waits for the verdict of the
-daemon, which inherits nothing of the terminal. Never forks where there are threads.
+daemon, which inherits nothing of the terminal. Never forks where there are threads. Raises
+SuperdError in a daemon that nobody waits for any more.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 import sys
 from dataclasses import dataclass
 
-from superd.errors import ExitCode
+from superd.errors import ExitCode, SuperdError
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,14 @@ class Launch:
 
     def tell(self, verdict: Verdict) -> None:
         """Let the caller go. Only the first verdict counts."""
-        if self._descriptor >= 0:
-            with open(self._descriptor, "w", encoding="utf-8") as pipe:
-                json.dump([verdict.code, verdict.text], pipe)
-            self._descriptor = -1
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            try:
+                with open(descriptor, "w", encoding="utf-8") as pipe:
+                    json.dump([verdict.code, verdict.text], pipe)
+            except BrokenPipeError:
+                message = "whoever started superd was gone before it was ready"
+                raise SuperdError(message) from None
 
 
 def detach() -> Launch | Verdict:
@@ -41,8 +46,6 @@ def detach() -> Launch | Verdict:
 
     Forks twice around setsid, so that the daemon can never get a terminal again.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
     reader, writer = os.pipe()
     pid = os.fork()
     if pid:
@@ -58,8 +61,7 @@ def detach() -> Launch | Verdict:
     null = os.open(os.devnull, os.O_RDWR)
     for standard in (0, 1, 2):
         os.dup2(null, standard)
-    if null > 2:
-        os.close(null)
+    os.close(null)
     return Launch(writer)
 
 
@@ -74,9 +76,14 @@ def _wait(reader: int) -> Verdict:
 
 
 def open_standard_descriptors() -> None:
-    """Make sure that 0, 1 and 2 are open: a socket with such a number would be written to."""
+    """Make sure that 0, 1 and 2 are open: a socket with such a number would be written to.
+
+    Python's own streams for those that were closed at its start are None until then.
+    """
     for standard in (0, 1, 2):
         try:
             os.fstat(standard)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
+    sys.stdout = sys.stdout or os.fdopen(1, "w", closefd=False)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", closefd=False)

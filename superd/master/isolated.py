@@ -1,25 +1,30 @@
 """Runs something in a process that is thrown away, and brings back its result as JSON.
 
-Runs in the command line and the master; what may raise, hang, exit or crash runs in the child.
-Never raises for what the child did: the outcome says it.
+Runs in the command line and the master; what may raise, hang, exit or crash runs in the child, and
+whatever it leaves behind goes with its process group. Never raises for what a child did: its
+outcome says it. Raises SuperdError where no process can be made.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
 import os
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from superd.errors import reason
-from superd.worker.worker import reset_signals
+from superd.errors import SuperdError, reason
+from superd.master.children import how_it_ended
+from superd.worker.signals import reset_signals
 
 PATIENCE = 10.0  # seconds until a child is ended
+END = b"\n"  # of a result; JSON in one line has none within
 
 
 @dataclass(frozen=True)
@@ -30,65 +35,115 @@ class Outcome:
     failure: str = ""
 
 
-def run_isolated(jobs: Mapping[str, Callable[[], Any]]) -> dict[str, Outcome]:
+@dataclass
+class _Child:
+    pid: int
+    reader: int
+    data: bytearray = field(default_factory=bytearray)
+    is_late: bool = True
+
+
+def run_isolated(
+    jobs: Mapping[str, Callable[[], Any]], patience: float = PATIENCE
+) -> dict[str, Outcome]:
     """Run each job in a child of its own, all at once; return their outcomes by name."""
-    children = {name: _fork(job) for name, job in jobs.items()}
-    deadline = time.monotonic() + PATIENCE
-    outcomes = {}
-    for name, (pid, reader) in children.items():
-        data = _read(reader, deadline)
-        os.close(reader)
-        if data is None:
-            os.kill(pid, signal.SIGKILL)
-        _, status = os.waitpid(pid, 0)
-        outcomes[name] = _outcome(data, os.waitstatus_to_exitcode(status))
-    return outcomes
+    deadline = time.monotonic() + patience
+    children: dict[str, _Child] = {}
+    codes = {}
+    try:
+        for name, job in jobs.items():
+            children[name] = _fork(job, patience)
+        _listen(children.values(), deadline)
+    finally:
+        for name, child in children.items():
+            codes[name] = _end(child)
+    return {
+        name: Outcome(failure=f"it took longer than {patience:g} s")
+        if child.is_late
+        else _outcome(child.data, codes[name])
+        for name, child in children.items()
+    }
 
 
-def _fork(job: Callable[[], Any]) -> tuple[int, int]:
+def _fork(job: Callable[[], Any], patience: float) -> _Child:
+    sys.stdout.flush()  # the child would write what is left in there once more
+    sys.stderr.flush()
     reader, writer = os.pipe()
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    pid = os.fork()
-    if pid == 0:
-        _run(job, writer)
-    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-    os.close(writer)
-    return pid, reader
-
-
-def _run(job: Callable[[], Any], writer: int) -> NoReturn:
     try:
+        pid = os.fork()
+        if pid == 0:
+            _run(job, writer, patience)
+    except OSError as error:
+        os.close(reader)
+        raise SuperdError(f"cannot start a process: {reason(error)}") from None
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        os.close(writer)
+    return _Child(pid, reader)
+
+
+def _run(job: Callable[[], Any], writer: int, patience: float) -> NoReturn:
+    """Do the job in the child, with no terminal to read from and none of our output to disturb."""
+    try:
+        gc.freeze()  # what is shared with the parent stays shared
         reset_signals()
         os.setpgid(0, 0)
+        signal.setitimer(signal.ITIMER_REAL, patience + 1)  # in case the parent has gone by then
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
+        os.dup2(2, 1)
         data = json.dumps({"result": job()})
+    except SuperdError as error:
+        data = json.dumps({"failure": str(error)})
     except BaseException as error:  # noqa: BLE001  whatever it is, it is the outcome
         data = json.dumps({"failure": reason(error)})
     try:
-        with open(writer, "w", encoding="ascii") as pipe:
-            pipe.write(data)
-        sys.stdout.flush()
+        with contextlib.suppress(Exception):
+            sys.stdout.flush()
+        with open(writer, "wb") as pipe:
+            pipe.write(data.encode("ascii") + END)
     finally:
         os._exit(0)
 
 
-def _read(reader: int, deadline: float) -> bytes | None:
-    """Return all that the child writes; None where it takes too long."""
+def _listen(children: Iterable[_Child], deadline: float) -> None:
+    """Read until each child has told its result or closed its pipe, but no longer."""
+    waiting = {child.reader: child for child in children}
     poll = select.poll()
-    poll.register(reader, select.POLLIN)
-    parts: list[bytes] = []
-    while poll.poll(max(0, deadline - time.monotonic()) * 1000):
-        part = os.read(reader, 65536)
-        if not part:
-            return b"".join(parts)
-        parts.append(part)
-    return None
+    for reader in waiting:
+        poll.register(reader, select.POLLIN)
+    while waiting:
+        ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+        if not ready:
+            return
+        for reader, _ in ready:
+            child = waiting[reader]
+            part = os.read(reader, 65536)
+            child.data += part
+            if not part or part.endswith(END):
+                child.is_late = False
+                poll.unregister(reader)
+                del waiting[reader]
 
 
-def _outcome(data: bytes | None, code: int) -> Outcome:
-    if data is None:
-        return Outcome(failure=f"it took longer than {PATIENCE:.0f} s")
+def _end(child: _Child) -> int:
+    """End a child and all that it started; return its exit code, negative for a signal.
+
+    One that has come to its end by itself keeps the code it had: a signal changes it no more.
+    """
+    os.close(child.reader)
+    for kill in (os.killpg, os.kill):  # it may have left its group
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            kill(child.pid, signal.SIGKILL)
+    _, status = os.waitpid(child.pid, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _outcome(data: bytearray, code: int) -> Outcome:
     try:
-        return Outcome(**json.loads(data))
-    except ValueError:
-        ended = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-        return Outcome(failure=f"its process ended {ended}")
+        told = json.loads(data)
+        return Outcome(told.get("result"), told.get("failure", ""))
+    except (ValueError, AttributeError):
+        return Outcome(failure=f"its process {how_it_ended(code)}")

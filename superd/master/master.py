@@ -7,28 +7,26 @@ docstring is the operator's manual.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import selectors
 import signal
-import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
 from typing import Any
 
-from superd import __version__
 from superd.admission.scoreboard import Scoreboard
 from superd.config.model import Settings
-from superd.errors import ExitCode
-from superd.master.children import Child, Throttle, fork_child, reap
+from superd.errors import ExitCode, SuperdError, reason
+from superd.master.children import ALLOWANCE, Child, Throttle, fork_child, how_it_ended, reap
 from superd.master.control import ControlSocket
 from superd.master.logs import Log
 from superd.master.pools import Pool
-from superd.net.addresses import Transport
-from superd.net.listeners import Listener, renew
+from superd.master.signals import Signals
+from superd.master.status import status
+from superd.master.watch import Watch
+from superd.net.listeners import Listener
 from superd.observe.records import decoded
 from superd.plugin.registry import Plugin
 from superd.worker import channel
@@ -37,6 +35,7 @@ from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
 
 WATCH = 0.4  # seconds between looks at the listeners: sabotage is repaired within a second
+START_LIMIT = 30.0  # seconds that a worker may take until it is ready
 LAST_WORD = 0.5  # seconds from asking a worker to end at once to killing it
 
 
@@ -53,7 +52,7 @@ class Place:
 
     number: int
     pool: Pool
-    throttle: Throttle
+    throttle: Throttle  # the pool's
     child: Child | None = None
     due: float | None = 0.0  # when to start the next worker
 
@@ -73,16 +72,17 @@ class Master:
         self.settings = settings
         self.pools = pools
         self.plugins = plugins
-        self.listeners = listeners
         self.log = log
+        self.watch = Watch(listeners, log)
         self.broken = broken
         self.state = State.STARTING
         self.since = time.time()
         self.failure: tuple[int, str] | None = None
         self.places: list[Place] = []
         for pool in pools:
+            throttle = Throttle()
             for _ in range(pool.workers):
-                self.places.append(Place(len(self.places), pool, Throttle()))
+                self.places.append(Place(len(self.places), pool, throttle))
         names = [name for pool in pools for name in pool.services]
         self.scoreboard = Scoreboard(names, len(self.places))
         self.selector = selectors.DefaultSelector()
@@ -90,75 +90,73 @@ class Master:
         self._serial = 0
         self._kill_at: float | None = None
         self._watch_at = 0.0
-        self._wakeup = self._catch_signals()
+        self._signals = Signals()
+        self.selector.register(self._signals, selectors.EVENT_READ, self._signalled)
 
     def open_control(self) -> None:
         """Answer `superd status`."""
         path = self.settings.daemon.control_socket
         if path is not None:
-            self.control = ControlSocket(path, self.selector, self.answer)
+            self.control = ControlSocket(path, self.selector, partial(status, self))
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call `ready` once all of them are, and serve; return the exit code."""
-        while self.state in (State.STARTING, State.SERVING) or self._living():
+        while self._is_up or self._living():
             self._start_due()
             for key, _ in self.selector.select(self._until_next()):
                 key.data()
             self._keep_time()
             if self.state is State.STARTING and all(p.child and p.child.ready for p in self.places):
                 self.state = State.SERVING
-                ready()
+                try:
+                    ready()
+                except SuperdError as error:
+                    self._give_up(error.exit_code, str(error))
         self.close()
         return self.failure[0] if self.failure else ExitCode.OK
 
     def close(self) -> None:
-        """Let go of every address, file and descriptor."""
+        """Let go of every address and file."""
         if self.control is not None:
             self.control.close()
             self.control = None
-        for listener in self.listeners:
-            listener.close()
+        self.watch.close()
+
+    @property
+    def _is_up(self) -> bool:
+        return self.state in (State.STARTING, State.SERVING)
+
+    def _give_up(self, code: int, text: str) -> None:
+        """Stop, since superd cannot start."""
+        self.failure = (code, text)
+        self.log.error(text)
+        self.handle_int()
 
     # Signals
 
-    def _catch_signals(self) -> socket.socket:
-        """Have signals written to a socket that the loop reads; nothing happens in a handler.
-
-        Whoever started superd may have had signals blocked or ignored, so all is set anew.
-        """
-        reader, writer = socket.socketpair()
-        reader.setblocking(False)
-        writer.setblocking(False)
-        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        self._writer = writer
-        for number in _handlers(self):
-            signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-        signal.pthread_sigmask(signal.SIG_SETMASK, [])
-        self.selector.register(reader, selectors.EVENT_READ, self._signalled)
-        return reader
-
     def _signalled(self) -> None:
-        handlers = _handlers(self)
-        with contextlib.suppress(BlockingIOError):
-            for number in dict.fromkeys(self._counted(self._wakeup.recv(4096))):
-                handlers[number]()
-
-    def _counted(self, numbers: bytes) -> list[int]:
-        """Return the signals that came; two TERM at once are a TERM and an INT."""
-        again = numbers.count(signal.SIGTERM) > 1
-        return [*numbers, *([signal.SIGINT] if again else [])]
+        handlers = {
+            signal.SIGTERM: self.handle_term,
+            signal.SIGINT: self.handle_int,
+            signal.SIGQUIT: self.handle_int,
+            signal.SIGHUP: self.handle_hup,
+            signal.SIGUSR1: self.handle_usr1,
+            signal.SIGUSR2: self.handle_usr2,
+            signal.SIGCHLD: self.handle_chld,
+        }
+        for number in self._signals.taken():
+            handlers[signal.Signals(number)]()
 
     def handle_term(self) -> None:
         """TERM: accept no more, let connections finish for drain-timeout, then stop. A second
         TERM stops at once.
         """
-        if self.state in (State.DRAINING, State.STOPPING):
+        if not self._is_up:
             self.handle_int()
             return
         self.log.info("stopping: connections may finish")
         self.state = State.DRAINING
-        self._stop_listening()
+        self.watch.close()
         self._signal_all(signal.SIGTERM)
         self._kill_at = time.monotonic() + self.settings.daemon.drain_timeout + 2 * GRACE
 
@@ -167,7 +165,7 @@ class Master:
         if self.state is not State.STOPPING:
             self.log.info("stopping at once")
             self.state = State.STOPPING
-            self._stop_listening()
+            self.watch.close()
             self._signal_all(signal.SIGQUIT)
             self._kill_at = time.monotonic() + LAST_WORD
 
@@ -186,10 +184,10 @@ class Master:
 
     def handle_chld(self) -> None:
         """CHLD: reap; a worker that has died is replaced."""
-        children = {place.child.pid: place for place in self.places if place.child}
         for pid, code in reap():
-            if pid in children:
-                self._ended(children[pid], code)
+            for place in self.places:
+                if place.child and place.child.pid == pid:
+                    self._ended(place, place.child, code)
 
     # Workers
 
@@ -201,18 +199,15 @@ class Master:
             if place.child:
                 place.child.signal(number)
 
-    def _stop_listening(self) -> None:
-        for listener in self.listeners:
-            listener.close()
-        self.listeners = []
-
     def _start_due(self) -> None:
         now = time.monotonic()
         for place in self.places:
-            if place.due is not None and place.due <= now and place.child is None:
+            is_due = place.due is not None and place.due <= now
+            if self._is_up and is_due and place.child is None:
                 self._start(place)
 
     def _start(self, place: Place) -> None:
+        self._end_workers(self.watch.renew_lost())
         self._serial += 1
         pool = place.pool
         assignment = Assignment(
@@ -222,86 +217,90 @@ class Master:
             confinement=pool.confinement,
             services=pool.services,
             plugins=self.plugins,
-            sockets=[
-                (listener.service, listener.address, listener.socket)
-                for listener in self.listeners
-                if listener.service in pool.services
-            ],
-            served_ports=frozenset(
-                listener.address.port
-                for listener in self.listeners
-                if listener.address.transport is Transport.UDP
-            ),
+            sockets=self.watch.sockets(pool.services),
+            served_ports=self.watch.udp_ports(),
             scoreboard=self.scoreboard,
             directory=self.settings.file.parent,
             drain_timeout=self.settings.daemon.drain_timeout,
             loop=self.settings.daemon.loop,
         )
-        pid, line = fork_child(partial(worker_main, assignment))
-        child = Child(pid, pool, place.number, self._serial, line, time.monotonic())
+        try:
+            pid, line = fork_child(partial(worker_main, assignment))
+        except OSError as error:
+            what = f"cannot start a worker of pool {pool.name}: {reason(error)}"
+            self._fill_again(place, what, ExitCode.FAILED, was_ready=False)
+            return
+        child = Child(pid, line, time.monotonic())
         place.child, place.due = child, None
-        self.selector.register(line, selectors.EVENT_READ, partial(self._heard, child))
+        self._listen_to(child)
+
+    def _listen_to(self, child: Child) -> None:
+        self.selector.register(child.channel, selectors.EVENT_READ, partial(self._heard, child))
+
+    def _is_listened_to(self, child: Child) -> bool:
+        return child.channel.fileno() >= 0 and child.channel in self.selector.get_map()
 
     def _heard(self, child: Child) -> None:
-        """Take a worker's messages; one that sends anything else is ended."""
-        if child.channel.fileno() < 0:
+        """Take a worker's messages. One that sends anything else, or hangs up, is ended."""
+        if not self._is_listened_to(child):
             return  # it was reaped in the same turn of the loop
+        self._take_all(child)
+        if child.has_closed:
+            child.end("it broke its line to the master")
+        if child.has_closed or not child.allowance:
+            self.selector.unregister(child.channel)
+
+    def _take_all(self, child: Child) -> None:
         try:
-            messages = child.messages()
-            for message in messages:
+            for message in child.messages():
                 self._take(child, message)
         except (ValueError, TypeError, KeyError) as error:
             self.log.error(f"worker {child.pid} sent what is no message: {error}")
-            child.signal(signal.SIGKILL)
-            messages = []
-        if not messages:
-            self.selector.unregister(child.channel)  # reaping follows
+            child.has_closed = True
 
     def _take(self, child: Child, message: dict[str, Any]) -> None:
         kind = message.pop("kind")
         if kind == channel.LOG:
-            self.log.write(decoded(message))
+            self.log.write(decoded(message, child.pid))
         elif kind == channel.READY:
             child.ready = True
         elif kind == channel.FAILED:
-            child.failure = (int(message["exit_code"]), str(message["text"]))
+            child.failure = (ExitCode(message["exit_code"]), str(message["text"]))
         else:
             raise ValueError(f"unknown kind {kind!r}")
 
-    def _ended(self, place: Place, code: int) -> None:
-        """A worker is gone: hear its last words, then decide when the next one starts."""
-        child = place.child
-        assert child is not None
-        if child.channel in self.selector.get_map():
-            self._heard(child)
-        if child.channel in self.selector.get_map():
+    def _ended(self, place: Place, child: Child, code: int) -> None:
+        """A worker is gone and reaped: hear its last words, then see to its successor."""
+        if self._is_listened_to(child):
             self.selector.unregister(child.channel)
+        child.allowance = ALLOWANCE
+        self._take_all(child)
         child.channel.close()
         place.child = None
         self.scoreboard.vacate(place.number)
-        how = (
-            f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        )
-        what = f"worker {child.pid} of pool {place.pool.name}"
+        exit_code, why = child.failure or (ExitCode.FAILED, child.ended_for)
+        what = f"worker {child.pid} of pool {place.pool.name} {how_it_ended(code)}"
+        what += f": {why}" if why else ""
+        self._fill_again(place, what, exit_code, was_ready=child.ready)
+
+    def _fill_again(self, place: Place, what: str, exit_code: int, *, was_ready: bool) -> None:
+        """See to a worker's successor; but while superd starts, all workers have to."""
         if self.state is State.STARTING:
-            text = child.failure[1] if child.failure else f"{what} {how} before it was ready"
-            self.failure = (child.failure[0] if child.failure else ExitCode.FAILED, text)
-            self.log.error(text)
-            self.handle_int()
+            self._give_up(exit_code, what)
         elif self.state is State.SERVING:
             now = time.monotonic()
-            delay = place.throttle.delay(now, was_ready=child.ready)
+            delay = place.throttle.delay(now, was_ready=was_ready)
             place.due = now + delay
-            why = f": {child.failure[1]}" if child.failure else ""
             when = f"in {delay:.0f} s" if delay else "now"
-            self.log.error(f"{what} {how}{why}; its successor starts {when}")
+            self.log.error(f"{what}; its successor starts {when}")
 
     # Time
 
     def _until_next(self) -> float:
         """Return the seconds until something is due."""
-        times = [place.due for place in self.places if place.due is not None and not place.child]
-        times.append(self._watch_at)
+        times = [self._watch_at]
+        if self._is_up:
+            times += [place.due for place in self.places if place.due is not None]
         if self._kill_at is not None:
             times.append(self._kill_at)
         return max(0.0, min(times) - time.monotonic())
@@ -313,67 +312,19 @@ class Master:
             self._signal_all(signal.SIGKILL)
         if now >= self._watch_at:
             self._watch_at = now + WATCH
-            self._watch_listeners()
+            self._watch_workers(now)
+            self._end_workers(self.watch.look())
 
-    def _watch_listeners(self) -> None:
-        for number, listener in enumerate(self.listeners):
-            try:
-                done = listener.repair()
-            except OSError:
-                self.listeners[number] = renew(listener)
-                self._replace_workers(listener.service)
-                done = "was broken for good and made anew, with new workers"
-            if done:
-                self.log.error(f"{listener.address} {done}; repaired", listener.service)
+    def _watch_workers(self, now: float) -> None:
+        for child in (place.child for place in self.places if place.child):
+            if not child.ready and now - child.started > START_LIMIT:
+                child.end(f"it was not ready within {START_LIMIT:.0f} s")
+            child.allowance = ALLOWANCE
+            if not child.has_closed and not self._is_listened_to(child):
+                self._listen_to(child)
 
-    def _replace_workers(self, service: str) -> None:
-        for place in self.places:
-            if place.child and service in place.pool.services:
-                place.child.signal(signal.SIGTERM)
-
-    # Control
-
-    def answer(self, request: str) -> Any:
-        """Return what `superd status` shows."""
-        if request != "status":
-            return {"error": f"unknown request {request!r}"}
-        return {
-            "version": __version__,
-            "pid": os.getpid(),
-            "state": self.state.value,
-            "since": self.since,
-            "configuration": str(self.settings.file),
-            "log-failures": self.log.failures,
-            "workers": [self._worker(place) for place in self.places],
-            "services": [
-                self._service(pool, name) for pool in self.pools for name in pool.services
-            ],
-            "broken": self.broken,
-        }
-
-    def _worker(self, place: Place) -> dict[str, Any]:
-        child = place.child
-        state = "throttled" if child is None else "ready" if child.ready else "starting"
-        return {"pool": place.pool.name, "pid": child.pid if child else None, "state": state}
-
-    def _service(self, pool: Pool, name: str) -> dict[str, Any]:
-        addresses = [str(entry.address) for entry in self.listeners if entry.service == name]
-        return {
-            "name": name,
-            "plugin": pool.services[name].plugin,
-            "pool": pool.name,
-            "listen": addresses,
-            "counts": self.scoreboard.totals(name),
-        }
-
-
-def _handlers(master: Master) -> dict[int, Callable[[], None]]:
-    return {
-        signal.SIGTERM: master.handle_term,
-        signal.SIGINT: master.handle_int,
-        signal.SIGQUIT: master.handle_int,
-        signal.SIGHUP: master.handle_hup,
-        signal.SIGUSR1: master.handle_usr1,
-        signal.SIGUSR2: master.handle_usr2,
-        signal.SIGCHLD: master.handle_chld,
-    }
+    def _end_workers(self, services: Iterable[tuple[str, str]]) -> None:
+        for service, why in services:
+            for place in self.places:
+                if place.child and service in place.pool.services:
+                    place.child.end(why)

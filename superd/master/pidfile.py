@@ -15,7 +15,7 @@ import stat
 import struct
 from pathlib import Path
 
-from superd.errors import AddressInUse, SuperdError, reason
+from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 
 _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 
@@ -38,10 +38,8 @@ class PidFile:
                 os.close(descriptor)
                 if error.errno not in (errno.EACCES, errno.EAGAIN):
                     raise SuperdError(f"{self.path}: {reason(error)}") from None
-                pid = holder(self.path)
-                raise AddressInUse(
-                    f"another superd (process {pid}) runs with the pid file {self.path}"
-                ) from None
+                other = f"another superd (process {holder(self.path)})"
+                raise AddressInUse(f"{other} runs with the pid file {self.path}") from None
             if self._is_still(descriptor):
                 return descriptor
             os.close(descriptor)  # its last owner removed the file meanwhile
@@ -63,7 +61,10 @@ class PidFile:
 
 
 def holder(path: Path) -> int | None:
-    """Return the process that holds the lock; None where no superd runs with this pid file."""
+    """Return the process that holds the lock; None where no superd runs with this pid file.
+
+    0 is one that cannot be seen from here: in another container, the same file.
+    """
     try:
         descriptor = _open(path, os.O_RDONLY)
     except SuperdError as error:
@@ -75,7 +76,7 @@ def holder(path: Path) -> int | None:
         kind, *_, pid = _FLOCK.unpack(fcntl.fcntl(descriptor, fcntl.F_GETLK, asked))
     finally:
         os.close(descriptor)
-    return None if kind == fcntl.F_UNLCK or pid <= 0 else int(pid)
+    return None if kind == fcntl.F_UNLCK else max(0, pid)
 
 
 def _open(path: Path, flags: int) -> int:
@@ -83,11 +84,17 @@ def _open(path: Path, flags: int) -> int:
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     except OSError as error:
-        words = (
-            "is a symbolic link" if error.errno == errno.ELOOP else os.strerror(error.errno or 0)
-        )
-        raise SuperdError(f"pid file {path}: {words}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        kind = NotPermitted if isinstance(error, PermissionError) else SuperdError
+        is_link = error.errno == errno.ELOOP
+        words = "is a symbolic link" if is_link else os.strerror(error.errno or 0)
+        raise kind(f"pid file {path}: {words}") from error
+    status = os.fstat(descriptor)
+    mistake = ""
+    if not stat.S_ISREG(status.st_mode):
+        mistake = "is not a regular file"
+    elif status.st_nlink > 1:
+        mistake = "is another file, too (a hard link)"
+    if mistake:
         os.close(descriptor)
-        raise SuperdError(f"pid file {path}: is not a regular file")
+        raise SuperdError(f"pid file {path}: {mistake}")
     return descriptor

@@ -1,19 +1,21 @@
 """Which services share workers, and what confinement this superd can really give them.
 
 Runs in the master, before it binds. Raises NotPermitted where confinement is required and cannot
-be had.
+be had, SuperdError where it cannot be told who to become.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import pwd
 import resource
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 from superd.config.model import Confinement, Service, Settings
-from superd.errors import NotPermitted
+from superd.errors import NotPermitted, SuperdError
+from superd.worker.confinement import RLIMITS
 
 NOBODY = "nobody"
 
@@ -29,7 +31,7 @@ class Pool:
 
 
 def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[Pool], list[str]]:
-    """Return the pools of `services`, and what confinement had to be left out."""
+    """Return the pools of `services`, and what the operator ought to know of their confinement."""
     is_root = os.geteuid() == 0
     left_out: dict[str, None] = {}
     groups: dict[Confinement, dict[str, Service]] = {}
@@ -41,21 +43,34 @@ def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[
             left_out |= dict.fromkeys(_beyond_a_user(confinement))
             confinement = _of_a_user(confinement)
         groups.setdefault(confinement, {})[name] = service
+    keys = ", ".join(left_out)
     if left_out and settings.daemon.confinement == "require":
-        keys = ", ".join(left_out)
         raise NotPermitted(f'confinement = "require", and superd is not root: cannot give {keys}')
     workers = settings.daemon.workers
-    count = (os.cpu_count() or 1) if workers == "auto" else workers
-    names: dict[str, int] = {}
+    count = _cores() if workers == "auto" else workers
+    names: set[str] = set()
     pools = []
     for confinement, members in groups.items():
         pools.append(Pool(_name(confinement, names), confinement, members, count))
-    return pools, list(left_out)
+        names.add(pools[-1].name)
+    notices = []
+    if left_out:
+        notices.append(f"not root, so this confinement is left out: {keys}")
+    if roots := [name for pool in pools if pool.confinement.user == 0 for name in pool.services]:
+        notices.append(f'user = "root", so these services keep every privilege: {", ".join(roots)}')
+    return pools, notices
+
+
+def _cores() -> int:
+    """Return how many cores this process may use, which in a container are often not all."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _with_identity(confinement: Confinement) -> Confinement:
     """Fill in who a worker of root becomes: nobody, unless the entry says otherwise."""
-    user = pwd.getpwnam(NOBODY).pw_uid if confinement.user is None else confinement.user
+    user = _nobody() if confinement.user is None else confinement.user
     group = confinement.group
     if group is None:
         try:
@@ -63,6 +78,14 @@ def _with_identity(confinement: Confinement) -> Confinement:
         except KeyError:
             group = user  # a number without a name: its group has the same number
     return confinement.model_copy(update={"user": user, "group": group})
+
+
+def _nobody() -> int:
+    try:
+        return pwd.getpwnam(NOBODY).pw_uid
+    except KeyError:
+        text = f'there is no user "{NOBODY}" here: each service has to say user = "..."'
+        raise SuperdError(text) from None
 
 
 def _beyond_a_user(confinement: Confinement) -> list[str]:
@@ -76,30 +99,38 @@ def _beyond_a_user(confinement: Confinement) -> list[str]:
         keys.append("groups")
     if confinement.chroot:
         keys.append("chroot")
-    if confinement.nice < os.getpriority(os.PRIO_PROCESS, 0):
+    if _nice_too_low(confinement):
         keys.append("nice")
-    if _nofile_too_high(confinement):
-        keys.append("rlimits.nofile")
-    return keys
+    return keys + [f"rlimits.{name.replace('_', '-')}" for name in _limits_too_high(confinement)]
 
 
 def _of_a_user(confinement: Confinement) -> Confinement:
     """Return the confinement without what only root could give."""
     update: dict[str, object] = {"user": None, "group": None, "groups": (), "chroot": ""}
-    if confinement.nice < os.getpriority(os.PRIO_PROCESS, 0):
+    if _nice_too_low(confinement):
         update["nice"] = 0
-    if _nofile_too_high(confinement):
-        update["rlimits"] = confinement.rlimits.model_copy(update={"nofile": None})
+    left_out = dict.fromkeys(_limits_too_high(confinement))
+    update["rlimits"] = confinement.rlimits.model_copy(update=left_out)
     return confinement.model_copy(update=update)
 
 
-def _nofile_too_high(confinement: Confinement) -> bool:
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    wanted = confinement.rlimits.nofile
-    return wanted is not None and hard != resource.RLIM_INFINITY and wanted > hard
+def _nice_too_low(confinement: Confinement) -> bool:
+    """Anybody may be nicer than now. 0 is what is not asked for: then it stays as it is."""
+    return confinement.nice != 0 and confinement.nice < os.getpriority(os.PRIO_PROCESS, 0)
 
 
-def _name(confinement: Confinement, taken: dict[str, int]) -> str:
+def _limits_too_high(confinement: Confinement) -> list[str]:
+    """Return the names of limits above those that this process cannot exceed itself."""
+    found = []
+    for name, number in RLIMITS.items():
+        wanted = getattr(confinement.rlimits, name)
+        hard = resource.getrlimit(number)[1]
+        if wanted is not None and hard != resource.RLIM_INFINITY and wanted > hard:
+            found.append(name)
+    return found
+
+
+def _name(confinement: Confinement, taken: Container[str]) -> str:
     """Return a name for the process list: the pool's own, its user's, or "default"."""
     name = confinement.pool or "default"
     if not confinement.pool and confinement.user is not None:
@@ -107,5 +138,5 @@ def _name(confinement: Confinement, taken: dict[str, int]) -> str:
             name = pwd.getpwuid(confinement.user).pw_name
         except KeyError:
             name = str(confinement.user)
-    taken[name] = taken.get(name, 0) + 1
-    return name if taken[name] == 1 else f"{name}-{taken[name]}"
+    numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
+    return next(candidate for candidate in numbered if candidate not in taken)

@@ -7,6 +7,7 @@ start, prepared. A plugin that raises, exits, hangs or crashes there breaks its 
 
 from __future__ import annotations
 
+import asyncio  # noqa: F401  most plugins do: once for all of their children
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -15,12 +16,12 @@ from pydantic import ValidationError
 
 from superd.config.loading import Configuration
 from superd.config.model import Service
-from superd.config.positions import Path
-from superd.config.problems import Document, problems_of
+from superd.config.problems import Locate, problems_of
 from superd.config.values import did_you_mean
-from superd.errors import Problem, SuperdError, reason
+from superd.errors import Problem, reason, shown
 from superd.master.isolated import run_isolated
 from superd.plugin.registry import Plugin, load
+from superd.plugin.service import Service as PluginService
 from superd.plugin.service import kinds_of
 from superd.worker import preload
 
@@ -32,6 +33,13 @@ class Verdict:
     problems: list[Problem] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
 
+    def everything(self, configuration: Configuration) -> list[Problem]:
+        """Return all that is wrong with a configuration, its plugins among it."""
+        broken = [
+            configuration.problem(name, ("plugin",), why) for name, why in self.broken.items()
+        ]
+        return [*configuration.problems, *self.problems, *broken]
+
 
 def rehearse(
     configuration: Configuration, plugins: Mapping[str, Plugin], *, prepare: bool
@@ -39,13 +47,11 @@ def rehearse(
     """Try all services, those that are not enabled too; `prepare` those that are."""
     verdict = Verdict()
     by_plugin: dict[str, dict[str, Service]] = {}
-    for name, entry in configuration.settings.services.items():
-        if entry.plugin in plugins:
-            by_plugin.setdefault(entry.plugin, {})[name] = entry
+    for name, entry in configuration.partial.services.items():
+        if mistake := _mistake_in(entry.plugin, plugins):
+            verdict.problems.append(configuration.problem(name, ("plugin",), mistake))
         else:
-            hint = did_you_mean(entry.plugin, list(plugins)) or "; pip installs more of them"
-            message = f'there is no plugin "{entry.plugin}"{hint}'
-            verdict.problems.append(configuration.problem(name, ("plugin",), message))
+            by_plugin.setdefault(entry.plugin, {})[name] = entry
     outcomes = run_isolated(
         {
             plugin: _Rehearsal(configuration, plugins[plugin], services, prepare)
@@ -54,13 +60,24 @@ def rehearse(
     )
     for plugin, outcome in outcomes.items():
         if outcome.failure:
-            text = outcome.failure
-            failure = text if text.startswith("plugin ") else f"plugin {plugin}: {text}"
-            verdict.broken |= dict.fromkeys(by_plugin[plugin], failure)
+            verdict.broken |= dict.fromkeys(by_plugin[plugin], blamed(plugin, outcome.failure))
         else:
             verdict.problems += [Problem(**problem) for problem in outcome.result["problems"]]
             verdict.broken |= outcome.result["broken"]
     return verdict
+
+
+def blamed(plugin: str, failure: str) -> str:
+    """Return why a plugin's process failed, with the plugin's name, which its own errors have."""
+    return failure if failure.startswith("plugin ") else f"plugin {plugin}: {failure}"
+
+
+def _mistake_in(plugin: str, plugins: Mapping[str, Plugin]) -> str:
+    """Return why a service cannot name this plugin; empty where it can."""
+    if plugin in plugins:
+        return plugins[plugin].conflict
+    hint = did_you_mean(plugin, list(plugins)) or "; `superd plugins` lists those that there are"
+    return f"there is no plugin {shown(plugin)}{hint}"
 
 
 @dataclass(frozen=True)
@@ -73,40 +90,40 @@ class _Rehearsal:
     prepare: bool
 
     def __call__(self) -> dict[str, Any]:
-        try:
-            kind = load(self.plugin)
-        except SuperdError as error:
-            return {"problems": [], "broken": dict.fromkeys(self.services, str(error))}
-        preload.warm_up(kind.preload)
+        kind = load(self.plugin)
+        preload.load(kind.preload)
         problems: list[Problem] = []
         broken: dict[str, str] = {}
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
             try:
-                directory = self.configuration.settings.file.parent
-                context = {"directory": directory}
-                options = kind.options_model.model_validate(entry.options, context=context)
-                service = kind(options)
-                if self.prepare and entry.enabled:
-                    service.prepare()
-            except ValidationError as error:
-                problems += problems_of(error, kind.options_model, self._locator(name))
+                problems += self._tried(name, entry, kind)
             except BaseException as error:  # noqa: BLE001  a plugin may raise anything
                 broken[name] = f"plugin {self.plugin.name} failed: {reason(error)}"
         return {"problems": [asdict(problem) for problem in problems], "broken": broken}
 
-    def _locator(self, name: str) -> Any:
-        def locate(path: Path) -> tuple[Document, Path]:
-            return self.configuration.locate(name, ("options", *path))
+    def _tried(self, name: str, entry: Service, kind: type[PluginService]) -> list[Problem]:
+        """Build the service, perhaps prepare it, and return the mistakes in its options."""
+        model, context = kind.options_model, {"directory": self.configuration.partial.file.parent}
+        try:
+            options = model.model_validate(entry.options, context=context)
+        except ValidationError as error:
+            return problems_of(error, model, entry.options, self._locator(name))
+        service = kind(options)
+        if self.prepare and entry.enabled:
+            service.prepare()
+        return []
 
-        return locate
+    def _locator(self, name: str) -> Locate:
+        return lambda path: self.configuration.locate(name, ("options", *path))
 
     def _mismatches(self, name: str, entry: Service, kinds: tuple[str, ...]) -> list[Problem]:
+        """Complain of each transport that the plugin has no method for."""
         found = []
-        for number, address in enumerate(entry.listen):
-            kind = "datagram" if address.transport.is_datagram else "stream"
-            if kind not in kinds:
-                what = f"plugin {entry.plugin} does not serve {address.transport.value}"
+        for transport in dict.fromkeys(address.transport for address in entry.listen):
+            if ("datagram" if transport.is_datagram else "stream") not in kinds:
+                address = next(one for one in entry.listen if one.transport is transport)
+                what = f"plugin {entry.plugin} does not serve {transport.value}"
                 message = f"{what}, only {' and '.join(kinds)} addresses"
-                found.append(self.configuration.problem(name, ("listen", number), message))
+                found.append(self.configuration.address_problem(name, address, message))
         return found

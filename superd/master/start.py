@@ -18,16 +18,18 @@ from setproctitle import setproctitle
 
 from superd.config.loading import Configuration
 from superd.config.model import Service, Settings
-from superd.errors import ConfigurationError, SuperdError, reason
+from superd.errors import ConfigurationError, ExitCode, NotPermitted, SuperdError, reason
 from superd.master.logs import SYSLOG_SOCKET, Log
 from superd.master.master import Master
 from superd.master.pidfile import PidFile
 from superd.master.pools import Pool, pools_of
 from superd.master.rehearsal import rehearse
 from superd.net.listeners import Listener, listen
+from superd.observe.records import failure
 from superd.plugin.registry import Plugin, installed
 from superd.worker import preload
 
+WORDS = ("stderr", "syslog")
 SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 
@@ -48,22 +50,17 @@ class Plan:
 
 def plan(configuration: Configuration) -> Plan:
     """Rehearse all plugins and sort the services into pools; everything short of binding."""
-    settings = configuration.settings
     plugins = installed()
     preload.warm_up()
-    verdict = rehearse(configuration, plugins, prepare=True)
-    if verdict.problems:
-        raise ConfigurationError(verdict.problems)
+    verdict = rehearse(configuration, plugins, prepare=not configuration.problems)
+    if configuration.problems or verdict.problems:
+        raise ConfigurationError(verdict.everything(configuration))
+    settings = configuration.settings
     services = {n: entry for n, entry in settings.enabled.items() if n not in verdict.broken}
     broken = {name: why for name, why in verdict.broken.items() if name in settings.enabled}
     if not services:
-        whole = [configuration.problem(name, (), why) for name, why in broken.items()]
-        nothing = configuration.problem(next(iter(settings.services)), (), "no service is enabled")
-        raise ConfigurationError(whole or [nothing])
-    pools, left_out = pools_of(settings, services)
-    notices = []
-    if left_out:
-        notices.append(f"not root, so this confinement is left out: {', '.join(left_out)}")
+        raise ConfigurationError(verdict.everything(configuration))
+    pools, notices = pools_of(settings, services)
     notices += _backlog_notice(services)
     return Plan(settings, pools, plugins, broken, notices)
 
@@ -83,8 +80,12 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
     settings = plan.settings
     raise_file_limit()
     setproctitle(f"superd: master {settings.file}")
-    log = Log(_sinks(settings, in_background=in_background), settings.daemon.log_format)
+    sinks = _sinks(settings, in_background=in_background)
+    if not sinks:
+        plan.notices.append("there is no syslog, so nothing is logged; name a file in [daemon] log")
+    log = Log(sinks, settings.daemon.log_format)
     with contextlib.ExitStack() as undo:
+        undo.callback(log.close)
         listeners = listen(plan.services)
         for listener in listeners:
             undo.callback(listener.close)
@@ -103,9 +104,13 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
 
         def announce() -> None:
             log.info(f"ready: {len(plan.services)} services on {len(listeners)} addresses")
-            ready(master.listeners)
+            ready(master.watch.listeners)
 
-        code = master.run(announce)
+        try:
+            code = master.run(announce)
+        except Exception as error:
+            log.write(failure("the master failed", error))
+            raise
         if master.failure is not None:
             raise _failed(*master.failure)
         log.info("stopped")
@@ -114,7 +119,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
 
 def _failed(code: int, text: str) -> SuperdError:
     error = SuperdError(text)
-    error.exit_code = type(error.exit_code)(code)
+    error.exit_code = ExitCode(code)
     return error
 
 
@@ -124,13 +129,16 @@ def _pid_file(settings: Settings) -> PidFile | None:
 
 
 def _sinks(settings: Settings, *, in_background: bool) -> list[str]:
-    """Return where to log: a daemon has no standard error, so syslog stands for it."""
-    sinks = list(settings.daemon.log)
-    if in_background:
-        has_syslog = os.path.exists(SYSLOG_SOCKET)
-        sinks = ["syslog" if name == "stderr" else name for name in sinks]
-        sinks = [name for name in sinks if name != "syslog" or has_syslog]
-    return sinks
+    """Return where to log; a path is relative to the configuration.
+
+    A daemon has no standard error, so syslog stands for it, where there is one.
+    """
+    directory = settings.file.parent
+    sinks = {name if name in WORDS else str(directory / name): None for name in settings.daemon.log}
+    if in_background and "stderr" in sinks:
+        del sinks["stderr"]
+        sinks |= {"syslog": None} if os.path.exists(SYSLOG_SOCKET) else {}
+    return list(sinks)
 
 
 def raise_file_limit() -> None:
@@ -141,8 +149,10 @@ def raise_file_limit() -> None:
 
 
 def make_runtime_directory(path: Path) -> None:
-    """Create the directory of the pid file and the control socket where it is missing."""
+    """Create the directory of the pid file or the control socket where it is missing."""
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:
-        raise SuperdError(f"cannot create {path}: {reason(error)}") from None
+        kind = NotPermitted if isinstance(error, PermissionError) else SuperdError
+        words = reason(error).removesuffix(f": {path}")
+        raise kind(f"cannot create the directory {path}: {words}") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import grp
 import ipaddress
+import os
 import pwd
 import re
 import socket
@@ -16,9 +17,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qsl
 
+from superd.errors import shown
+
 ANY_IPV4 = "0.0.0.0"  # noqa: S104  the wildcard is what an operator asks for with "*"
 ANY_IPV6 = "::"
 LARGEST_PORT = 65535
+MOST_ADDRESSES = 65536  # of one superd
+LONGEST_PATH = 107  # of a unix socket, in bytes
+LARGEST_ID = (1 << 32) - 2  # -1 means "leave it as it is" (chown(2))
 
 
 class Transport(enum.Enum):
@@ -72,6 +78,10 @@ class Address:
         return self.host in (ANY_IPV4, ANY_IPV6, "*")
 
     @property
+    def is_file(self) -> bool:
+        return self.path.startswith("/")
+
+    @property
     def sockaddr(self) -> Any:
         """The address as Python's socket module takes it."""
         if self.transport.is_unix:
@@ -113,9 +123,8 @@ def unmapped(host: str) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
-_ADDRESS = re.compile(
-    r"(?P<transport>[a-z]+)://"
-    r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<host>[^:/\[\]]*)):(?P<first>[^-]+)(?:-(?P<last>.+))?"
+_ENDPOINT = re.compile(
+    r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<host>[^:/\[\]]*)):(?P<ports>.+)", re.DOTALL
 )
 
 
@@ -126,34 +135,28 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
     ['tcp://127.0.0.1:7', 'tcp://127.0.0.1:8']
     """
     prefix, separator, rest = text.partition("://")
-    try:
-        transport = Transport(prefix)
-    except ValueError:
+    transport = next((t for t in Transport if t.value == prefix), None)
+    if transport is None or not separator:
         known = ", ".join(f"{t.value}://" for t in Transport)
-        raise ValueError(f"an address starts with one of {known}") from None
-    if not separator:
-        raise ValueError(f"an address looks like tcp://127.0.0.1:7 or {prefix}://...")
+        raise ValueError(f"expected an address that starts with one of {known}")
     if transport.is_unix:
         return (_parse_unix(transport, rest),)
-    match = _ADDRESS.fullmatch(text)
+    match = _ENDPOINT.fullmatch(rest)
     if match is None:
         example = f"{prefix}://127.0.0.1:7, {prefix}://[::1]:7 or {prefix}://*:7"
         raise ValueError(f"expected a host and a port, such as {example}")
     hosts = _parse_host(match["bracketed"], match["host"])
-    first = _parse_port(match["first"], transport)
-    last = _parse_port(match["last"], transport) if match["last"] else first
-    if last < first:
-        raise ValueError(f"the range of ports ends before it starts: {first}-{last}")
-    ports = range(first, last + 1)
+    ports = _parse_ports(match["ports"], transport)
     return tuple(Address(transport, host, port) for port in ports for host in hosts)
 
 
 def _parse_host(bracketed: str | None, plain: str | None) -> tuple[str, ...]:
     if bracketed is not None:
         try:
-            return (str(ipaddress.IPv6Address(bracketed)),)
+            host = ipaddress.IPv6Address(bracketed)
         except ValueError:
             raise ValueError(f"[{bracketed}] is not an IPv6 address") from None
+        return (str(host.ipv4_mapped or host),)
     if plain == "*":
         return ("*",)
     if not plain:
@@ -163,22 +166,36 @@ def _parse_host(bracketed: str | None, plain: str | None) -> tuple[str, ...]:
     except ValueError:
         if re.fullmatch(r"[0-9.]+", plain):
             raise ValueError(f"{plain} is not an IPv4 address") from None
+    if not re.fullmatch(r"[\w.-]+", plain):
+        raise ValueError(f"{shown(plain)} is not a host")
     try:
         found = socket.getaddrinfo(plain, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        raise ValueError(f"there is no host of the name {plain!r}") from None
-    return tuple(dict.fromkeys(str(entry[4][0]) for entry in found))
+    except (OSError, ValueError):
+        raise ValueError(f"there is no host {shown(plain)}") from None
+    return tuple(dict.fromkeys(unmapped(str(entry[4][0])) for entry in found))
+
+
+def _parse_ports(text: str, transport: Transport) -> range:
+    """Return a port, or a range of them; the name of a service may have a hyphen, too."""
+    if not re.fullmatch(r"[0-9]+-[0-9]+", text):
+        port = _parse_port(text, transport)
+        return range(port, port + 1)
+    first, last = (_parse_port(end, transport) for end in text.split("-"))
+    if not 0 < first <= last:
+        raise ValueError(f"a range of ports goes from low to high, not {text}")
+    return range(first, last + 1)
 
 
 def _parse_port(text: str, transport: Transport) -> int:
-    if re.fullmatch(r"[0-9]{1,9}", text):
-        if int(text) > LARGEST_PORT:
-            raise ValueError(f"a port is at most {LARGEST_PORT}, found {text}")
-        return int(text)
+    if re.fullmatch(r"[0-9]+", text):
+        digits = text.lstrip("0") or "0"
+        if len(digits) > len(str(LARGEST_PORT)) or int(digits) > LARGEST_PORT:
+            raise ValueError(f"there is no port {text:.20} (the last is {LARGEST_PORT})")
+        return int(digits)
     try:
         return socket.getservbyname(text, transport.value)
-    except OSError:
-        raise ValueError(f"{text!r} is neither a port nor a name of /etc/services") from None
+    except (OSError, ValueError):
+        raise ValueError(f"{shown(text)} is neither a port nor a name of /etc/services") from None
 
 
 def _parse_unix(transport: Transport, rest: str) -> Address:
@@ -188,29 +205,29 @@ def _parse_unix(transport: Transport, rest: str) -> Address:
             f"expected an absolute path ({transport.value}:///run/name.sock)"
             f" or an abstract name ({transport.value}://@name)"
         )
-    if len(path.encode()) > 107:
-        raise ValueError("the path of a unix socket has at most 107 bytes (unix(7))")
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"the path of a unix socket has at most {LONGEST_PATH} bytes (unix(7))")
     if "\0" in path:
         raise ValueError("the path of a unix socket holds no NUL")
     mode, uid, gid = None, -1, -1
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key == "mode":
             if not re.fullmatch(r"0?[0-7]{3}", value):
-                raise ValueError(f"mode is written in octal, such as 0660, found {value!r}")
+                raise ValueError(f"mode is written in octal, such as 0660, not {shown(value)}")
             mode = int(value, 8)
         elif key == "user":
             uid = _look_up(value, "user")
         elif key == "group":
             gid = _look_up(value, "group")
         else:
-            raise ValueError(f"unknown key {key!r} after '?'; there are mode, user and group")
+            raise ValueError(f"there is no {shown(key)} after the ?, only mode, user and group")
     return Address(transport, path=path, mode=mode, uid=uid, gid=gid)
 
 
 def _look_up(name: str, kind: str) -> int:
-    if name.isdecimal():
+    if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= LARGEST_ID:
         return int(name)
     try:
         return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise ValueError(f"there is no {kind} of the name {name!r}") from None
+    except (KeyError, ValueError):
+        raise ValueError(f"there is no {kind} {shown(name)}") from None

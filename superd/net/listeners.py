@@ -14,12 +14,12 @@ import select
 import socket
 import stat
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
-from superd.net.addresses import Address
+from superd.net.addresses import ANY_IPV6, Address, Transport
 from superd.net.pktinfo import ask_for_destination
 
 # Linux; socket has no names for these before 3.12 or 3.14
@@ -40,15 +40,30 @@ class Listener:
     entry: Service
     address: Address
     socket: socket.socket
+    shares_port: bool = False  # with a listener of ours at another local address
     file: tuple[int, int] | None = None  # device and inode of a unix socket's file
+    backlog: int = 0  # what the kernel made of the entry's
+
+    @property
+    def is_closed(self) -> bool:
+        return self.socket.fileno() < 0
 
     def close(self) -> None:
-        """Close the socket, and remove its file where it is still ours."""
-        self.socket.close()
+        """Remove the socket's file where it is still ours, and close the socket.
+
+        In this order: while the socket is open, no other file can get its inode.
+        """
         if self.file is not None:
             with contextlib.suppress(OSError):
                 if _identity(self.address.path) == self.file:
                     os.unlink(self.address.path)
+        self.socket.close()
+
+    def start(self) -> None:
+        """Let clients in; datagrams have been coming since the socket was bound."""
+        if not self.address.transport.is_datagram:
+            self.socket.listen(self.entry.backlog)
+            self.backlog = self._backlog_in_force()
 
     def repair(self) -> str | None:
         """Undo what a worker may have done to the shared socket; return what it was.
@@ -59,32 +74,28 @@ class Listener:
         if not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK:
             self.socket.setblocking(False)
             done = "was made blocking"
-        if self.address.transport.is_unix or self.address.transport.is_datagram:
-            poll = select.poll()
-            poll.register(self.socket, select.POLLRDHUP)
-            if poll.poll(0):
+        if self.address.transport is not Transport.TCP:
+            if _is_shut_down(self.socket) or _is_connected(self.socket):
                 raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
-        if not self.address.transport.is_datagram:
-            if not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                done = "was shut down"
-            elif self._backlog() < 1:
-                done = "had its backlog taken away"
+            if self.address.transport.is_datagram:
+                return done
+        elif not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            done = "was shut down"
+        elif self._backlog_in_force() < self.backlog:
+            done = "had its backlog taken away"
+        if done or self.address.transport.is_unix:
             self.socket.listen(self.entry.backlog)
-            if self.socket.getsockname() != self.address.sockaddr and not self.file:
-                self._check_name()
+        if self.address.port and self.socket.getsockname()[1] != self.address.port:
+            # shutdown(2) lets go of a port that the kernel had chosen, and listen(2) takes another
+            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return done
 
-    def _backlog(self) -> int:
-        """The longest queue the kernel keeps: tcpi_sacked of a listening socket (tcp(7))."""
+    def _backlog_in_force(self) -> int:
+        """Return what tcpi_sacked is for a listening socket (tcp(7)); unix sockets do not tell."""
         if self.address.transport.is_unix:
-            return self.entry.backlog  # not told for unix sockets; listen() restores it anyway
+            return 0
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
         return int(struct.unpack_from("@I", info, 28)[0])
-
-    def _check_name(self) -> None:
-        now = Address.of_socket(self.address.transport, self.socket.getsockname())
-        if now.port != self.address.port:
-            raise OSError(errno.EADDRNOTAVAIL, f"the port became {now.port}")
 
 
 def listen(services: Mapping[str, Service]) -> list[Listener]:
@@ -92,46 +103,59 @@ def listen(services: Mapping[str, Service]) -> list[Listener]:
 
     Services may share a port on different local addresses: Linux takes a specific address beside
     the wildcard only with SO_REUSEPORT on both. That option would also let another superd of the
-    same user join in silence, so such addresses are tried without it first, and it is taken away
-    again once all are bound.
+    same user join in silence, so such addresses are tried without it first.
     """
     wanted = [
-        (name, service, address, one)
+        (name, service, address)
         for name, service in services.items()
-        for address in service.listen
-        for one in address.expanded()
+        for listed in service.listen
+        for address in _sockets_of(listed)
     ]
-    shared = _shared(one for *_, one in wanted)
+    shared = _shared(address for *_, address in wanted)
     found: list[Listener] = []
     failures: list[SuperdError] = []
-    for name, service, _, one in wanted:
-        if one in shared:
-            try:
-                _bound(one, service).close()
-            except OSError as error:
-                failures.append(_explained(error, name, one))
-    for name, service, address, one in wanted if not failures else ():
-        try:
-            found.append(_listener(name, service, one, share=one in shared))
-        except OSError as error:
-            absent = error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
-            if not (absent and address.host == "*" and one.family == socket.AF_INET6):
-                failures.append(_explained(error, name, one))
+
+    for name, service, address in wanted:
+        if address in shared:
+            with _gathering(failures, name, service, address):
+                _bound(service, address, share=False).close()
+    for name, service, address in wanted if not failures else ():
+        with _gathering(failures, name, service, address):
+            found.append(_listener(name, service, address, share=address in shared))
+    for listener in found if not failures else ():
+        with _gathering(failures, listener.service, listener.entry, listener.address):
+            listener.start()
     if failures:
         for listener in found:
             listener.close()
         raise type(failures[0])("\n".join(str(failure) for failure in failures))
-    for listener in found:
-        _start(listener)
     return found
 
 
-def renew(listener: Listener) -> Listener:
-    """Return a new socket on the same address, in place of one that cannot be mended."""
-    listener.close()
-    renewed = _listener(listener.service, listener.entry, listener.address, share=False)
-    _start(renewed)
-    return renewed
+def renew(closed: Listener) -> Listener:
+    """Return a new listener on the address of one that was closed, since it was past mending.
+
+    Raises OSError; as long as a worker holds the old socket, the address is in use.
+    """
+    listener = _listener(closed.service, closed.entry, closed.address, share=closed.shares_port)
+    listener.start()
+    return listener
+
+
+def _sockets_of(address: Address) -> tuple[Address, ...]:
+    """Return one address a socket: "*" is IPv4, and IPv6 where this machine has it."""
+    if address.host != "*" or _has_ipv6():
+        return address.expanded()
+    return address.expanded()[:1]
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.bind((ANY_IPV6, 0))
+    except OSError:
+        return False
+    return True
 
 
 def _shared(addresses: Iterable[Address]) -> set[Address]:
@@ -150,22 +174,15 @@ def _shared(addresses: Iterable[Address]) -> set[Address]:
 
 
 def _listener(name: str, service: Service, address: Address, *, share: bool) -> Listener:
-    sock = _bound(address, service, share=share)
+    sock = _bound(service, address, share=share)
     if address.transport.is_unix:
         file = None if address.path.startswith("@") else _identity(address.path)
-        return Listener(name, service, address, sock, file)
-    return Listener(name, service, replace(address, port=sock.getsockname()[1]), sock)
+        return Listener(name, service, address, sock, file=file)
+    address = replace(address, port=sock.getsockname()[1])
+    return Listener(name, service, address, sock, shares_port=share)
 
 
-def _start(listener: Listener) -> None:
-    sock, address = listener.socket, listener.address
-    if not address.transport.is_unix:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 0)
-    if not address.transport.is_datagram:
-        sock.listen(listener.entry.backlog)
-
-
-def _bound(address: Address, service: Service, *, share: bool = False) -> socket.socket:
+def _bound(service: Service, address: Address, *, share: bool) -> socket.socket:
     kind = address.transport
     sock = socket.socket(address.family, kind.socket_type)
     try:
@@ -178,7 +195,9 @@ def _bound(address: Address, service: Service, *, share: bool = False) -> socket
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(address.sockaddr)
         if kind.is_datagram:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, DATAGRAM_BUFFER)
+            # a unix datagram waits in its sender's buffer: ours bounds the answers
+            which = socket.SO_SNDBUF if kind.is_unix else socket.SO_RCVBUF
+            sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER)
         else:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ACCEPT_TIMEOUT)
     except BaseException:
@@ -210,8 +229,9 @@ def _set_internet_options(sock: socket.socket, address: Address, service: Servic
 
 
 def _bind_unix(sock: socket.socket, address: Address) -> None:
-    """Bind to a file that nobody can connect to before it has its mode and owner."""
-    umask = os.umask(0o177)
+    """Bind to a file that has its mode from the first, so that nobody else can slip in."""
+    mode = UNIX_MODE if address.mode is None else address.mode
+    umask = os.umask(0o777 & ~mode)
     try:
         try:
             sock.bind(address.sockaddr)
@@ -222,10 +242,12 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
             sock.bind(address.sockaddr)
     finally:
         os.umask(umask)
-    if not address.path.startswith("@"):
-        if (address.uid, address.gid) != (-1, -1):
-            os.chown(address.path, address.uid, address.gid, follow_symlinks=False)
-        os.chmod(address.path, UNIX_MODE if address.mode is None else address.mode)
+    if address.path.startswith("@"):
+        return
+    if (address.uid, address.gid) != (-1, -1):
+        os.chown(address.path, address.uid, address.gid, follow_symlinks=False)
+    if stat.S_IMODE(os.lstat(address.path).st_mode) != mode:  # by a default ACL of the directory
+        os.chmod(address.path, mode, follow_symlinks=False)
 
 
 def _is_stale(address: Address) -> bool:
@@ -239,12 +261,36 @@ def _is_stale(address: Address) -> bool:
         return probe.connect_ex(address.sockaddr) == errno.ECONNREFUSED
 
 
+def _is_shut_down(sock: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLRDHUP)
+    return bool(poll.poll(0))
+
+
+def _is_connected(sock: socket.socket) -> bool:
+    try:
+        sock.getpeername()
+    except OSError:
+        return False
+    return True
+
+
 def _identity(path: str) -> tuple[int, int]:
     status = os.lstat(path)
     return (status.st_dev, status.st_ino)
 
 
-def _explained(error: OSError, name: str, address: Address) -> SuperdError:
+@contextlib.contextmanager
+def _gathering(
+    failures: list[SuperdError], name: str, service: Service, address: Address
+) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        failures.append(_explained(error, name, service, address))
+
+
+def _explained(error: OSError, name: str, service: Service, address: Address) -> SuperdError:
     start = f"service.{name}: cannot listen on {address}"
     if error.errno == errno.EADDRINUSE:
         return AddressInUse(f"{start}: the address is in use by another process")
@@ -253,6 +299,8 @@ def _explained(error: OSError, name: str, address: Address) -> SuperdError:
             f"{start}: this machine does not have the address;"
             " free-bind = true listens all the same"
         )
+    if error.errno == errno.ENODEV:
+        return SuperdError(f"{start}: there is no network interface {service.device!r}")
     if error.errno in (errno.EACCES, errno.EPERM):
         remedy = ": superd is not root" if os.geteuid() and 0 < address.port < 1024 else ""
         return NotPermitted(f"{start}: not permitted{remedy}")

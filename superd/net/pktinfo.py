@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import socket
 import struct
+from dataclasses import dataclass, replace
+
+from superd.net.addresses import Address
 
 IP_PKTINFO = 8
 IPV6_RECVPKTINFO = 49
@@ -14,10 +17,23 @@ IPV6_PKTINFO = 50
 
 _IPV4 = struct.Struct("@i4s4s")  # interface, our address that is responsible, destination
 _IPV6 = struct.Struct("@16sI")  # destination, interface
+_LINK_LOCAL = b"\xfe\x80"
 
 Ancillary = tuple[int, int, bytes]
 
 SPACE = socket.CMSG_SPACE(_IPV6.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a datagram came to.
+
+    `is_one_host` is False for a broadcast or multicast; `control` makes an answer leave from here.
+    """
+
+    address: Address
+    is_one_host: bool = True
+    control: tuple[Ancillary, ...] = ()
 
 
 def ask_for_destination(sock: socket.socket) -> None:
@@ -28,20 +44,19 @@ def ask_for_destination(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
-def destination(ancillary: list[tuple[int, int, bytes]]) -> tuple[str, bool, list[Ancillary]]:
-    """Return our address that was asked, whether it was asked as a single host, and the control
-    message that makes an answer leave from it.
-
-    A broadcast or multicast destination is not a single host. The host is empty where the kernel
-    told nothing.
-    """
+def destination(bound: Address, ancillary: tuple[Ancillary, ...]) -> Destination:
+    """Return where a datagram to a wildcard socket came to; `bound`, if the kernel did not tell."""
     for level, kind, data in ancillary:
-        if level == socket.IPPROTO_IP and kind == IP_PKTINFO:
+        if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
             _, ours, asked = _IPV4.unpack(data)
             answer = _IPV4.pack(0, ours, bytes(4))
-            return socket.inet_ntoa(ours), ours == asked, [(level, kind, answer)]
-        if level == socket.IPPROTO_IPV6 and kind == IPV6_PKTINFO:
-            asked, _ = _IPV6.unpack(data)
-            host = socket.inet_ntop(socket.AF_INET6, asked)
-            return host, asked[0] != 0xFF, [(level, kind, data)]
-    return "", True, []
+            address = replace(bound, host=socket.inet_ntop(socket.AF_INET, ours))
+            return Destination(address, ours == asked, ((level, kind, answer),))
+        if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
+            asked, interface = _IPV6.unpack(data)
+            if not asked.startswith(_LINK_LOCAL):
+                interface = 0  # the way back may be another
+            answer = _IPV6.pack(asked, interface)
+            address = replace(bound, host=socket.inet_ntop(socket.AF_INET6, asked))
+            return Destination(address, asked[0] != 0xFF, ((level, kind, answer),))
+    return Destination(bound)

@@ -10,13 +10,14 @@ import json
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from superd.errors import reason
 
 LONGEST_TEXT = 2048
 LONGEST_DETAIL = 60  # lines of a traceback
+LATEST = 1e11  # a time after it, in the year 5138, is none
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -46,57 +47,85 @@ def failure(message: str, error: BaseException, **context: Any) -> Record:
         for line in entry.rstrip("\n").split("\n")
     ]
     if len(lines) > LONGEST_DETAIL:
-        lines[LONGEST_DETAIL // 2 : -LONGEST_DETAIL // 2] = ["  ..."]
+        lines[LONGEST_DETAIL // 2 : 1 - LONGEST_DETAIL // 2] = ["  ..."]
     text = f"{message}: {reason(error)}"
     return Record("error", text, **context, detail=tuple(lines))
 
 
-def encoded(record: Record) -> bytes:
-    """Return a record as a worker sends it to the master."""
-    return json.dumps(asdict(record)).encode("ascii")
+def kind_of(error: BaseException) -> tuple[object, ...]:
+    """Return what an exception has in common with those of the same mistake, for a FloodGate."""
+    places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+    return (type(error), *places[-1:])
 
 
-def decoded(data: dict[str, Any]) -> Record:
-    """Return the record that a worker sent; ValueError where it is not one."""
+def encoded(record: Record) -> dict[str, Any]:
+    """Return a record as a worker sends it to the master, each text cut to its longest."""
+    texts = {key: cut(text) for key, text in _texts(record).items()}
+    return {**asdict(record), **texts, "detail": [cut(line) for line in record.detail]}
+
+
+def decoded(data: dict[str, Any], pid: int) -> Record:
+    """Return the record that worker `pid` sent; ValueError where it is not one."""
     try:
-        record = Record(**{**data, "detail": tuple(map(str, data.get("detail", ())))})
+        record = Record(**{**data, "pid": pid})
     except TypeError as error:
         raise ValueError(f"not a log record: {error}") from None
-    texts = (record.message, record.service, record.connection, record.peer)
-    if record.level not in LEVELS or not all(isinstance(text, str) for text in texts):
-        raise ValueError("not a log record")
-    return record
+    lines = record.detail
+    if not isinstance(lines, list) or len(lines) > LONGEST_DETAIL:
+        raise ValueError("not a log record: its detail is not a few lines")
+    if not all(isinstance(text, str) for text in (*_texts(record).values(), *lines)):
+        raise ValueError("not a log record: a text is none")
+    if record.level not in LEVELS:
+        raise ValueError("not a log record: there is no such level")
+    if not isinstance(record.time, float) or not 0 < record.time < LATEST:
+        raise ValueError("not a log record: its time is none")
+    return replace(record, detail=tuple(lines))
+
+
+def _texts(record: Record) -> dict[str, str]:
+    return {key: getattr(record, key) for key in ("message", "service", "connection", "peer")}
 
 
 def as_text(record: Record) -> str:
-    """Return the record's lines: when, what, and to whom it happened."""
+    """Return the record's lines: when, who, what, and to whom it happened."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time))
     milliseconds = int(record.time % 1 * 1000)
-    start = f"{stamp}.{milliseconds:03d} superd[{record.pid}] {record.level}: "
+    start = f"{stamp}.{milliseconds:03d} superd[{record.pid}] "
+    return "\n".join(start + line for line in as_message(record).split("\n"))
+
+
+def as_message(record: Record) -> str:
+    """Return the record's lines without time and process, for who adds these."""
     named = {"service": record.service, "conn": record.connection, "peer": record.peer}
     context = "".join(f" {key}={escaped(value)}" for key, value in named.items() if value)
     lines = [escaped(record.message) + context, *(f"| {escaped(line)}" for line in record.detail)]
-    return "\n".join(start + line for line in lines)
+    return "\n".join(f"{record.level}: {line}" for line in lines)
 
 
 def as_json(record: Record) -> str:
     """Return the record as one line of JSON, without what is empty."""
-    data = {key: value for key, value in asdict(record).items() if value}
-    data["message"] = record.message[:LONGEST_TEXT]
-    return json.dumps(data)
+    data = {**encoded(record), "pid": record.pid, "time": round(record.time, 3)}
+    return json.dumps({key: value for key, value in data.items() if value})
 
 
 def escaped(text: str) -> str:
     """Return text as printable characters only, and no more than LONGEST_TEXT of them."""
+    text = text[: LONGEST_TEXT + 1]
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return cut(text)
+
+
+def cut(text: str) -> str:
+    """Return text, or its start where it is too long."""
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
 
 
 class FloodGate:
     """Lets the first of many like records pass, and tells how many followed.
 
-    `flush` is to be called about once a second; it starts a new window.
+    `flush` is to be called about once a second; it starts a new window. While a flood lasts, a
+    window has one line.
     """
 
     def __init__(self, report: Report) -> None:
@@ -114,10 +143,8 @@ class FloodGate:
 
     def flush(self) -> None:
         """Report the last record of each key that was held back, with their number."""
-        held, self._held = self._held, {}
-        for record, count in held.values():
-            if count:
-                message = f"{record.message} ({count} more like this)"
-                self._report(
-                    Record(record.level, message, service=record.service, peer=record.peer)
-                )
+        self._held = {key: held for key, held in self._held.items() if held[1]}
+        for key, (record, count) in self._held.items():
+            self._held[key] = (record, 0)
+            message = f"{record.message} ({count} more like this)"
+            self._report(Record(record.level, message, service=record.service, peer=record.peer))

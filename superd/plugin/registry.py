@@ -9,9 +9,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
+from itertools import islice
 from pathlib import Path
 
 import pluggy
@@ -20,6 +21,8 @@ from superd.errors import SuperdError, reason
 from superd.plugin import hookspecs
 from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS, Service, mistake_in
 
+MOST_FILES = 200  # of a package that are read to tell what it serves
+
 
 class PluginError(SuperdError):
     """A plugin cannot be loaded; the text says why."""
@@ -27,18 +30,30 @@ class PluginError(SuperdError):
 
 @dataclass(frozen=True)
 class Plugin:
-    """One installed plugin: an entry point of the group `superd`."""
+    """One installed plugin: an entry point of the group `superd`.
+
+    `rivals` are those of other distributions that claim the same name; then none of them is used.
+    """
 
     name: str
     entry_point: EntryPoint
+    rivals: tuple[Plugin, ...] = ()
 
     @property
     def distribution(self) -> str:
-        return self.entry_point.dist.name if self.entry_point.dist else "(unknown)"
+        return (self.entry_point.dist and self.entry_point.dist.name) or "(unknown)"
 
     @property
     def version(self) -> str:
-        return self.entry_point.dist.version if self.entry_point.dist else "?"
+        return (self.entry_point.dist and self.entry_point.dist.version) or "?"
+
+    @property
+    def conflict(self) -> str:
+        """Whose claims to the name contradict each other; empty where there is one."""
+        if not self.rivals:
+            return ""
+        both = " and ".join(f"{p.distribution} {p.version}" for p in (self, *self.rivals))
+        return f"plugin {self.name} is offered by several distributions: {both}"
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
@@ -51,19 +66,25 @@ class Plugin:
 
 
 def installed() -> dict[str, Plugin]:
-    """Return the installed plugins by name; PluginError where two distributions claim one name."""
-    found: dict[str, Plugin] = {}
-    for entry_point in entry_points(group=hookspecs.PROJECT):
+    """Return the installed plugins by name; PluginError where Python's metadata is damaged."""
+    try:
+        found = entry_points(group=hookspecs.PROJECT)
+    except (TypeError, ValueError) as error:
+        text = f"the metadata of an installed distribution cannot be read: {reason(error)}"
+        raise PluginError(text) from None
+    plugins: dict[str, Plugin] = {}
+    for entry_point in sorted(found, key=lambda entry: entry.name):
         plugin = Plugin(entry_point.name, entry_point)
-        other = found.setdefault(plugin.name, plugin)
-        if other.distribution != plugin.distribution:
-            both = " and ".join(f"{p.distribution} {p.version}" for p in (other, plugin))
-            raise PluginError(f'two distributions offer a plugin "{plugin.name}": {both}')
-    return dict(sorted(found.items()))
+        if first := plugins.get(plugin.name):
+            plugin = replace(first, rivals=(*first.rivals, plugin))
+        plugins[plugin.name] = plugin
+    return plugins
 
 
 def load(plugin: Plugin) -> type[Service]:
     """Import a plugin and return the class that serves under its name."""
+    if plugin.conflict:
+        raise PluginError(plugin.conflict)
     try:
         module = plugin.entry_point.load()
         manager = pluggy.PluginManager(hookspecs.PROJECT)
@@ -98,7 +119,8 @@ def _source_files(module: str) -> list[Path]:
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):
         return []
     origin = Path(spec.origin)
-    return sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
+    is_package = spec.submodule_search_locations is not None
+    return list(islice(origin.parent.rglob("*.py"), MOST_FILES)) if is_package else [origin]
 
 
 def _method_names(file: Path) -> set[str]:

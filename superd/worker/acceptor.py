@@ -32,7 +32,7 @@ NEXT = frozenset(
 )  # fmt: skip
 # All others, EMFILE and ENFILE foremost: nothing can be taken for now, the backlog waits
 FIRST_PAUSE = 0.05
-LONGEST_PAUSE = 0.5
+LONGEST_PAUSE = 0.25
 
 _ACCEPTED = int(Count.ACCEPTED)
 
@@ -76,11 +76,13 @@ class Acceptor:
         if not self.stopped:
             self.stopped = True
             self.engine.loop.remove_reader(self.listener)
-            self.accept()
+            for _ in range(0, self.serving.entry.backlog, BATCH):
+                if not self.accept():
+                    break
             self.listener.close()
 
-    def accept(self) -> None:
-        """Accept until none waits, but no more than BATCH."""
+    def accept(self) -> bool:
+        """Accept until none waits, but no more than BATCH; tell whether more may wait."""
         # what socket.accept does, without its three enumerations: a tenth of a short connection
         accept: Callable[[], tuple[int, Any]] = self.listener._accept  # type: ignore[attr-defined]
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
@@ -89,20 +91,22 @@ class Acceptor:
             try:
                 descriptor, sockaddr = accept()
             except BlockingIOError:
-                return
+                return False
             except OSError as error:
                 if error.errno not in NEXT:
                     self._pause(error)
-                    return
+                    return False
                 self._report(error, "a connection was lost before it was accepted")
                 continue
             self.pause = FIRST_PAUSE
             counts[_ACCEPTED] += 1
             dispatch(make(*numbers, descriptor), sockaddr)
+        return True
 
     def _pause(self, error: OSError) -> None:
         """Leave those who wait in the backlog for a while; polling would only spin."""
         self._report(error, "cannot accept, clients wait")
+        self.engine.check_listeners()
         self.engine.loop.remove_reader(self.listener)
         self.engine.loop.call_later(self.pause, self.start)
         self.pause = min(self.pause * 2, LONGEST_PAUSE)

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.plugin.service import Request
-from superd.worker.protocols import LINGER, ProtocolSession, advance
+from superd.worker.protocols import LINGER, PATIENCE, ProtocolSession, advance
 from superd.worker.serving import Serving
-from superd.worker.session import connection_id, report_failure, reset_on_close
+from superd.worker.session import connection_id, report_failure, reset_on_close, undelivered
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
@@ -42,7 +42,9 @@ class Answerer:
         """Answer; a session is made only where the answer does not fit into the socket at once."""
         try:
             answer = self.respond(Request(b"", UNLIMITED, self.kind, sockaddr, sock))
-            size = len(memoryview(answer))
+            if not isinstance(answer, bytes):
+                raise TypeError(f"respond() returned {type(answer).__name__}, not bytes")
+            size = len(answer)
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             peer = Address.of_socket(self.kind, sockaddr)
             number = connection_id(self.engine, self.engine.next_number())
@@ -82,7 +84,8 @@ class Remainder(asyncio.Protocol):
 
 
 class Lingering:
-    """Sockets that have been answered and wait for the client to close, a second at most.
+    """Sockets that have been answered and wait for the client to close, a second at most; longer
+    only for a client that still takes what the kernel has for it.
 
     They are looked at together, some times a second: most clients have closed by then, and a
     look at all costs less than to have the loop wake up for each.
@@ -91,28 +94,32 @@ class Lingering:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.epoll = select.epoll()
-        self.sockets: dict[int, tuple[float, socket.SocketType]] = {}  # by descriptor, oldest first
+        # by descriptor, the next to be looked at first: when that is, and when it is over
+        self.sockets: dict[int, tuple[float, float, socket.SocketType]] = {}
         self._unread = bytearray(1 << 16)
 
     def add(self, sock: socket.SocketType) -> None:
         if not self.sockets:
             self.engine.loop.call_later(LOOK, self._look)
-        descriptor = sock.fileno()
-        self.sockets[descriptor] = (self.engine.loop.time() + LINGER, sock)
+        descriptor, now = sock.fileno(), self.engine.loop.time()
+        self.sockets[descriptor] = (now + LINGER, now + PATIENCE, sock)
         self.epoll.register(descriptor, select.EPOLLIN)
 
     def _look(self) -> None:
         sockets = self.sockets
         for descriptor, events in self.epoll.poll(0, len(sockets)):
-            if events & select.EPOLLERR or self._has_closed(sockets[descriptor][1]):
-                sockets.pop(descriptor)[1].close()  # which takes it out of the epoll, too
+            if events & select.EPOLLERR or self._has_closed(sockets[descriptor][2]):
+                sockets.pop(descriptor)[2].close()  # which takes it out of the epoll, too
         now = self.engine.loop.time()
         while sockets:
-            descriptor, (deadline, sock) = next(iter(sockets.items()))
+            descriptor, (deadline, end, sock) = next(iter(sockets.items()))
             if deadline > now:
                 break
             del sockets[descriptor]
-            sock.close()
+            if end > now and undelivered(sock):
+                sockets[descriptor] = (now + LINGER, end, sock)
+            else:
+                sock.close()
         if sockets:
             self.engine.loop.call_later(LOOK, self._look)
         else:

@@ -13,13 +13,13 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from superd.observe.records import Record, encoded
+from superd.observe.records import Record, cut, encoded
 
 READY = "ready"
 FAILED = "failed"
 LOG = "log"
 
-LARGEST = 64 * 1024
+LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters it has
 
 
 class Channel:
@@ -35,14 +35,14 @@ class Channel:
 
     def failed(self, exit_code: int, text: str) -> None:
         """Say why this worker cannot start."""
-        self._send(FAILED, {"exit_code": exit_code, "text": text})
+        self._send(FAILED, {"exit_code": exit_code, "text": cut(text)})
 
     def log(self, record: Record) -> None:
         """Send a record to the master's log."""
         stamped = replace(record, pid=os.getpid(), time=time.time())
         if self.dropped:
             stamped = replace(stamped, message=f"{record.message} ({self.dropped} lines lost)")
-        if self._send(LOG, json.loads(encoded(stamped))):
+        if self._send(LOG, encoded(stamped)):
             self.dropped = 0
         else:
             self.dropped += 1
@@ -50,8 +50,7 @@ class Channel:
     def _send(self, kind: str, content: dict[str, Any]) -> bool:
         message = json.dumps({"kind": kind, **content}).encode("ascii")
         if len(message) > LARGEST:
-            content = {**content, "detail": []}
-            message = json.dumps({"kind": kind, **content}).encode("ascii")[:LARGEST]
+            message = json.dumps({"kind": kind, **content, "detail": []}).encode("ascii")
         try:
             self.sock.send(message)
         except OSError:

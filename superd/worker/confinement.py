@@ -1,33 +1,30 @@
 """Gives up privileges for good, in the one order that works, and proves that they are gone.
 
-Runs in the worker, once, before it meets a client; Linux for the last steps. Never skips a step
-that was asked for: each failure raises OSError or ConfinementError and ends the worker.
+Runs in the worker, in two steps around the loading of plugins, before it meets a client. Never
+skips what was asked for: whatever fails raises NotPermitted or ConfinementError, names what could
+not be done, and ends the worker.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import os
 import resource
 import stat
 import sys
+from collections.abc import Iterator
 
 from superd.config.model import Confinement
-from superd.errors import SuperdError
+from superd.errors import NotPermitted, SuperdError, reason
+from superd.worker import capabilities
 
-PR_SET_DUMPABLE = 4
-PR_SET_KEEPCAPS = 8
-PR_CAPBSET_READ = 23
-PR_CAPBSET_DROP = 24
-PR_SET_NO_NEW_PRIVS = 38
-PR_CAP_AMBIENT = 47
-PR_CAP_AMBIENT_CLEAR_ALL = 4
+LINUX = sys.platform == "linux"
+OPEN_DESCRIPTORS = "/proc/self/fd"
+THREADS = "/proc/self/task"
 OPEN_MAX = 4096  # where there is no /proc to tell
-LAST_CAPABILITY = 63  # prctl says EINVAL past the kernel's own last one
 
-_LIMITS = {
+RLIMITS = {
     "nofile": resource.RLIMIT_NOFILE,
     "nproc": resource.RLIMIT_NPROC,
     "core": resource.RLIMIT_CORE,
@@ -38,87 +35,137 @@ _LIMITS = {
 
 
 class ConfinementError(SuperdError):
-    """A step was taken and did not have its effect."""
+    """A step could not be taken, or did not have its effect."""
 
 
 def limit(confinement: Confinement) -> None:
-    """Take the steps that hold from the start: umask, niceness, limits soft and hard alike.
+    """Take the steps that hold from the start: those that plugins are loaded under.
 
-    A limit of memory counts the Python that is loaded already.
+    The worker leaves the master's session, lest it type commands into a terminal that it shares
+    with root (TIOCSTI). A limit of memory counts the Python that is loaded already. On Linux
+    niceness and all about capabilities is each thread's own and passed on to those it starts:
+    so a thread that a plugin starts in `prepare` is confined too.
     """
+    os.setsid()
     os.umask(confinement.umask)
     if confinement.nice:
-        os.setpriority(os.PRIO_PROCESS, 0, confinement.nice)
-    for name, number in _LIMITS.items():
+        with _doing(f"set niceness {confinement.nice}", "CAP_SYS_NICE"):
+            os.setpriority(os.PRIO_PROCESS, 0, confinement.nice)
+    for name, number in RLIMITS.items():
         value = getattr(confinement.rlimits, name)
         if value is not None:
-            whole = math.ceil(value)
-            resource.setrlimit(number, (whole, whole))
+            _set_limit(name, number, math.ceil(value))
+    if LINUX:
+        if confinement.user:
+            with _doing("empty the capability bounding set", "CAP_SETPCAP"):
+                capabilities.empty_bounding_set()
+                capabilities.forget_on_change_of_user()
+        if confinement.user != 0:
+            capabilities.inherit_none()
+        if confinement.no_new_privs:
+            capabilities.gain_no_privileges()
 
 
 def confine(confinement: Confinement) -> None:
     """Take every other step that `confinement` asks for. Only root can take those of identity.
 
-    chroot and chdir come first, as they need root; then capabilities that no later step needs;
-    groups before the user, since a user may not change groups any more.
+    The root directory comes first, as changing it takes root; groups come before the user, since
+    a user may not change groups any more.
     """
-    _assert_no_directory_is_open()
+    _check_descriptors()
     if confinement.chroot:
-        os.chroot(confinement.chroot)
-        os.chdir("/")
+        with _doing(f"change the root directory to {confinement.chroot}", "CAP_SYS_CHROOT"):
+            os.chroot(confinement.chroot)
+    os.chdir("/")  # a directory to start from is as good as one that is open
     if confinement.user is not None:
         _become(confinement.user, confinement.group, confinement.groups)
-    if sys.platform == "linux":
-        if confinement.no_new_privs:
-            _prctl(PR_SET_NO_NEW_PRIVS, 1)
-        _prctl(PR_SET_DUMPABLE, 0)
+    if LINUX:
+        if confinement.user is None:
+            _drop_capabilities()
+        elif confinement.user != 0 and capabilities.held() != capabilities.NONE:
+            raise ConfinementError("still has capabilities")
+        capabilities.set_dumpable(bool(confinement.rlimits.core))
+
+
+def _set_limit(name: str, number: int, value: int) -> None:
+    """Set a limit, soft and hard alike. Python has a ValueError where others have EPERM."""
+    _, hard = resource.getrlimit(number)
+    try:
+        resource.setrlimit(number, (value, value))
+    except ValueError:
+        raise NotPermitted(
+            f"cannot set rlimits.{name.replace('_', '-')} to {value}:"
+            f" the limit is {hard} and only CAP_SYS_RESOURCE could raise it"
+        ) from None
+
+
+def _check_descriptors() -> None:
+    """Look at what `prepare` left open: it is kept, but for directories, and not passed on.
+
+    A directory that is still open is a way out of the jail (openat(2)).
+    """
+    for number in open_descriptors():
+        with contextlib.suppress(OSError):
+            if stat.S_ISDIR(os.fstat(number).st_mode):
+                raise ConfinementError(f"a plugin left the directory {_name(number)} open")
+            if number > 2:
+                os.set_inheritable(number, False)
+
+
+def open_descriptors() -> list[int]:
+    """Return the numbers of all open descriptors; where they cannot be told, all numbers."""
+    if os.path.isdir(OPEN_DESCRIPTORS):
+        return [int(name) for name in os.listdir(OPEN_DESCRIPTORS)]
+    return list(range(OPEN_MAX))
+
+
+def _name(number: int) -> str:
+    try:
+        return os.readlink(f"{OPEN_DESCRIPTORS}/{number}")
+    except OSError:
+        return f"of descriptor {number}"
 
 
 def _become(user: int, group: int | None, groups: tuple[int, ...]) -> None:
+    """Become `user` for good: real, effective and saved ids alike, and no group but these."""
     if group is None:
         raise ConfinementError("a user to become, and no group")
-    if sys.platform == "linux" and user != 0:
-        _drop_capabilities()
-    os.setgroups(groups)
-    os.setresgid(group, group, group)
-    os.setresuid(user, user, user)
-    if os.getresuid() != (user,) * 3 or os.getresgid() != (group,) * 3:
-        raise ConfinementError(f"still user {os.getresuid()} and group {os.getresgid()}")
-    if set(os.getgroups()) - {*groups, group}:
+    with _doing(f"set the groups {list(groups)}", "CAP_SETGID"):
+        os.setgroups(groups)
+    with _doing(f"become group {group}", "CAP_SETGID"):
+        if hasattr(os, "setresgid"):
+            os.setresgid(group, group, group)
+        else:
+            os.setgid(group)  # where it is all there is, it sets all three for root
+    with _doing(f"become user {user}", "CAP_SETUID"):
+        if hasattr(os, "setresuid"):
+            os.setresuid(user, user, user)
+        else:
+            os.setuid(user)
+    if {os.getuid(), os.geteuid()} != {user} or {os.getgid(), os.getegid()} != {group}:
+        raise ConfinementError(f"still user {os.geteuid()} and group {os.getegid()}")
+    if {*os.getgroups(), group} != {*groups, group}:
         raise ConfinementError(f"still in the groups {os.getgroups()}")
     if user != 0:
-        with contextlib.suppress(PermissionError):
-            os.setresuid(0, 0, 0)
+        with contextlib.suppress(OSError):
+            os.setuid(0)  # would take a saved id, too
             raise ConfinementError("could become root again")
 
 
 def _drop_capabilities() -> None:
-    """Empty the bounding set, so that no program started later can gain any (capabilities(7))."""
-    for capability in range(LAST_CAPABILITY + 1):
-        if _prctl_value(PR_CAPBSET_READ, capability) == 1:
-            _prctl(PR_CAPBSET_DROP, capability)
-    _prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL)
-    _prctl(PR_SET_KEEPCAPS, 0)
+    """Give up what an ordinary user was given, such as AmbientCapabilities of systemd."""
+    if capabilities.held() != capabilities.NONE:
+        if len(os.listdir(THREADS)) > 1:
+            raise ConfinementError("a plugin started a thread, which would keep its capabilities")
+        capabilities.keep(capabilities.NONE)
 
 
-def _assert_no_directory_is_open() -> None:
-    """A directory that is still open is a way out of the jail (openat(2))."""
-    listed = os.path.isdir("/proc/self/fd")
-    for number in map(int, os.listdir("/proc/self/fd")) if listed else range(OPEN_MAX):
-        with contextlib.suppress(OSError):
-            if stat.S_ISDIR(os.fstat(number).st_mode):
-                raise ConfinementError(f"descriptor {number} is an open directory")
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)
-
-
-def _prctl_value(option: int, argument: int) -> int:
-    return int(_libc().prctl(option, *(ctypes.c_ulong(n) for n in (argument, 0, 0, 0))))
-
-
-def _prctl(option: int, argument: int) -> None:
-    if _prctl_value(option, argument) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"prctl {option}: {os.strerror(number)}")
+@contextlib.contextmanager
+def _doing(what: str, capability: str) -> Iterator[None]:
+    """Say what it was that failed, and what it would have taken."""
+    try:
+        yield
+    except PermissionError as error:
+        raise NotPermitted(f"cannot {what}: {error.strerror}; it takes {capability}") from error
+    except OSError as error:
+        raise ConfinementError(f"cannot {what}: {reason(error)}") from error

@@ -7,10 +7,12 @@ that datagram only. Never raises.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
 from superd.admission.reflection import ReflectionGuard
@@ -18,17 +20,30 @@ from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import Count, refusal_column
 from superd.net import pktinfo
 from superd.net.addresses import Address
-from superd.observe.records import Record, failure
+from superd.net.pktinfo import Destination, destination
+from superd.observe.records import Record
 from superd.plugin.service import Request
 from superd.worker.serving import Serving
+from superd.worker.session import report_failure
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
 
-BATCH = 64  # datagrams per wake-up
-LARGEST = 1 << 18  # udp carries 65,507 bytes at most, a unix datagram as much as fits its buffer
+BATCH = 64  # datagrams per wake-up: the others' turn comes before a flood is over
+PAUSE = 0.1  # seconds, after an error that is not expected to pass at once
+LAST_BATCHES = 64  # more than a socket's buffer holds
+LARGEST = 1 << 18  # udp carries 65,527 bytes at most; a unix datagram may be longer still
 LARGEST_ANSWER = 65507
+DESTINATIONS = 1024  # addresses of ours that are remembered
 
+# A worker that shares the socket may have made it blocking. With MSG_TRUNC the size is told of a
+# datagram that did not fit.
+READING = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+
+# recv(2): these are about an earlier answer and pass with the telling
+TOLD = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EINTR))
+
+# as plain numbers: they are used for each datagram
 _DATAGRAMS = int(Count.DATAGRAMS)
 _ANSWERS = int(Count.ANSWERS)
 _ERRORS = int(Count.ERRORS)
@@ -37,7 +52,10 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 
 class DatagramListener:
-    """Serves one bound socket."""
+    """Serves one bound socket. All of them read into one buffer, each datagram at a time."""
+
+    buffer = bytearray(LARGEST)
+    view = memoryview(buffer)
 
     def __init__(
         self,
@@ -54,98 +72,118 @@ class DatagramListener:
         self.serving = serving
         self.address = address
         self.sock = sock
+        self.transport = address.transport
         self.is_unix = address.transport.is_unix
         self.asks_destination = address.is_wildcard and not self.is_unix
+        self.stopped = False
+        self.bound = Destination(address)
+        self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
         self.guard = guard if serving.entry.reflection_guard and not self.is_unix else None
         self.amplify = serving.entry.amplify or self.is_unix
-        self.buffer = bytearray(LARGEST)
-        self.view = memoryview(self.buffer)
 
     def start(self) -> None:
-        self.engine.loop.add_reader(self.sock, self.receive)
+        """Poll the socket."""
+        if not self.stopped:
+            self.engine.loop.add_reader(self.sock, self.receive)
 
     def stop(self) -> None:
         """Answer what has come, then poll no more and let go of the socket."""
+        self.stopped = True
         self.engine.loop.remove_reader(self.sock)
-        self.receive()
+        for _ in range(LAST_BATCHES):
+            if not self.receive():
+                break
         self.sock.close()
 
-    def receive(self) -> None:
-        """Take datagrams until none waits, but no more than BATCH."""
-        counts = self.serving.counts
+    def receive(self) -> bool:
+        """Take datagrams until none waits, but no more than BATCH; tell whether more may wait."""
+        taken = answered = bytes_in = bytes_out = 0
         for _ in range(BATCH):
             try:
                 if self.asks_destination:
                     size, ancillary, _, peer = self.sock.recvmsg_into(
-                        [self.buffer], pktinfo.SPACE, socket.MSG_DONTWAIT
+                        (self.buffer,), pktinfo.SPACE, READING
                     )
+                    asked = self.destination(tuple(ancillary))
                 else:
-                    size, peer = self.sock.recvfrom_into(self.buffer, 0, socket.MSG_DONTWAIT)
-                    ancillary = []
+                    size, peer = self.sock.recvfrom_into(self.buffer, 0, READING)
+                    asked = self.bound
             except BlockingIOError:
-                return
+                break
             except OSError as error:
-                # an ICMP error for an earlier answer, or the kernel is out of memory
                 self._report_error(error)
-                if error.errno not in (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH):
-                    return
-                continue
-            counts[_DATAGRAMS] += 1
-            counts[_BYTES_IN] += size
-            self._serve(bytes(self.view[:size]), peer, ancillary)
+                if error.errno in TOLD:
+                    continue
+                self._pause()
+                break
+            taken += 1
+            bytes_in += size
+            sent = self._serve(size, peer, asked)
+            if sent is not None:
+                answered += 1
+                bytes_out += sent
+        counts = self.serving.counts
+        counts[_DATAGRAMS] += taken
+        counts[_BYTES_IN] += bytes_in
+        counts[_ANSWERS] += answered
+        counts[_BYTES_OUT] += bytes_out
+        return taken == BATCH
 
-    def _serve(self, data: bytes, peer: Any, ancillary: list[pktinfo.Ancillary]) -> None:
-        local = self.address
-        control: list[pktinfo.Ancillary] = []
-        to_one_host = True
-        if ancillary:
-            host, to_one_host, control = pktinfo.destination(ancillary)
-            local = Address(self.address.transport, host, self.address.port)
+    def _pause(self) -> None:
+        """Leave the socket alone for a while: polling would only spin."""
+        self.engine.check_listeners()
+        self.engine.loop.remove_reader(self.sock)
+        self.engine.loop.call_later(PAUSE, self.start)
+
+    def _serve(self, size: int, peer: Any, asked: Destination) -> int | None:
+        """Have the plugin answer what is in the buffer; return the size of what was sent."""
         if self.guard is not None:
-            refusal = self.guard.refusal(peer[0], peer[1], to_one_host)
-            if refusal is not None:
-                self._refuse(refusal, peer)
-                return
-        room = LARGEST_ANSWER if self.amplify else len(data)
+            refusal = self.guard.refusal(peer[0], peer[1], asked.is_one_host)
+        else:
+            refusal = Refusal.TOO_LONG if size > LARGEST else None
+        if refusal is not None:
+            self._refuse(refusal, peer)
+            return None
+        room = max(size, LARGEST_ANSWER) if self.amplify else size
+        data = self.view[:size].tobytes()
         try:
-            answer = self.handle(Request(data, room, self.address.transport, peer, local))
+            answer = self.handle(Request(data, room, self.transport, peer, asked.address))
+            if answer is None:
+                return None
+            if len(answer) <= room and peer:
+                return self._send(answer, peer, asked)
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             self._contain(error, peer)
-            return
-        if answer is None:
-            return
-        if len(answer) > room:
-            self._refuse(Refusal.AMPLIFICATION, peer)
-        elif not peer:
-            self._refuse(Refusal.UNNAMED, peer)
-        else:
-            self._send(answer, peer, control)
+            return None
+        self._refuse(Refusal.AMPLIFICATION if peer else Refusal.UNNAMED, peer)
+        return None
 
-    def _send(self, answer: bytes, peer: Any, control: list[pktinfo.Ancillary]) -> None:
+    def _send(self, answer: bytes, peer: Any, asked: Destination) -> int | None:
         try:
-            if control:
-                self.sock.sendmsg([answer], control, socket.MSG_DONTWAIT, peer)
-            else:
-                self.sock.sendto(answer, socket.MSG_DONTWAIT, peer)
-        except OSError:
-            self._refuse(Refusal.SEND, peer)
-        else:
-            self.serving.counts[_ANSWERS] += 1
-            self.serving.counts[_BYTES_OUT] += len(answer)
+            if asked.control:
+                return self.sock.sendmsg((answer,), asked.control, socket.MSG_DONTWAIT, peer)
+            return self.sock.sendto(answer, socket.MSG_DONTWAIT, peer)
+        except OSError as error:
+            self._not_sent(error, peer)
+            return None
+
+    def _not_sent(self, error: OSError, peer: Any) -> None:
+        if error.errno == errno.EPIPE and not self.is_unix:
+            # Somebody shut the socket down for sending. The master sees only that for receiving.
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RD)
+        self._refuse(Refusal.SEND, peer)
 
     def _refuse(self, refusal: Refusal, peer: Any) -> None:
         self.serving.counts[refusal_column(refusal)] += 1
-        where = Address.of_socket(self.address.transport, peer).endpoint
+        where = Address.of_socket(self.transport, peer).endpoint
         message = f"datagram not answered: {refusal.value}"
         record = Record("info", message, service=self.serving.name, peer=where)
         self.engine.gate.report((self.serving.name, refusal), record)
 
     def _contain(self, error: BaseException, peer: Any) -> None:
-        self.serving.counts[_ERRORS] += 1
-        where = Address.of_socket(self.address.transport, peer).endpoint
-        message = f"plugin {self.serving.plugin.name} failed"
-        record = failure(message, error, service=self.serving.name, peer=where)
-        self.engine.gate.report((self.serving.name, type(error)), record)
+        where = Address.of_socket(self.transport, peer)
+        report_failure(self.engine, self.serving, error, "", where)
 
     def _report_error(self, error: OSError) -> None:
         self.serving.counts[_ERRORS] += 1

@@ -7,6 +7,7 @@ SystemExit in a task of its own is reported, and the loop goes on.
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
-from superd.observe.records import FloodGate, Record, Report, failure
+from superd.observe.records import FloodGate, Record, Report, failure, kind_of
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
 from superd.worker.datagrams import DatagramListener
@@ -35,7 +36,7 @@ class Engine:
 
     def __init__(
         self,
-        loop: asyncio.AbstractEventLoop,
+        loop: WorkerLoop,
         serial: int,
         report: Report,
         guard: ReflectionGuard,
@@ -51,6 +52,7 @@ class Engine:
         self.sessions: dict[int, Session] = {}
         self.lingering = Lingering(self)
         self.listeners: list[Acceptor | DatagramListener] = []
+        self.inodes: list[tuple[Serving, socket.socket, int]] = []  # what listeners are known by
         self.servings: list[Serving] = []
         self.draining = False
         self.over = False
@@ -62,6 +64,7 @@ class Engine:
 
     def listen(self, serving: Serving, address: Address, sock: socket.socket) -> None:
         """Serve one of the service's sockets."""
+        self.inodes.append((serving, sock, os.fstat(sock.fileno()).st_ino))
         if address.transport.is_datagram:
             self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
         elif serving.protocol or serving.stream or serving.takeover:
@@ -117,14 +120,15 @@ class Engine:
         self.loop.call_later(FLOOD_WINDOW, self._flush)
         if any(_has_timeouts(serving) for serving in self.servings):
             self.loop.call_later(SWEEP, self._sweep)
+        self.loop.is_serving = True
         while not self.over:
             try:
                 self.loop.run_forever()
+            except Exception:
+                raise  # the loop itself is broken: another worker is to take over
             except BaseException as error:  # noqa: BLE001  SystemExit from a plugin's own task
-                self.report(failure("a plugin tried to end the worker", error))
-            else:
-                if not self.over:
-                    self.report(Record("error", "a plugin stopped the event loop; it goes on"))
+                record = failure("a plugin tried to end the worker", error)
+                self.gate.report(("loop", *kind_of(error)), record)
         self.gate.flush()
 
     def drain(self) -> None:
@@ -153,18 +157,33 @@ class Engine:
 
     def _end(self) -> None:
         self.over = True
+        self.loop.is_serving = False
         self.loop.stop()
+
+    def check_listeners(self) -> None:
+        """End at once where a plugin has closed a listener, or put another file in its place.
+
+        The loop could never let go of it. The master has it still, and starts another worker.
+        """
+        for serving, sock, inode in self.inodes if not self.draining else ():
+            if not _has_inode(sock, inode):
+                message = "a plugin closed a listener that was not its own; the worker ends"
+                self.report(Record("error", message, service=serving.name))
+                self.listeners = []
+                self.stop()
+                return
 
     def _flush(self) -> None:
         self.gate.flush()
+        self.check_listeners()
         self.loop.call_later(FLOOD_WINDOW, self._flush)
 
     def _sweep(self) -> None:
         """Close the connections whose time is over."""
+        self.loop.call_later(SWEEP, self._sweep)
         now = self.loop.time()
         late = [session for session in self.sessions.values() if _is_late(session, now)]
         self._expire(late)
-        self.loop.call_later(SWEEP, self._sweep)
 
     def _expire(self, sessions: Iterable[Session]) -> None:
         for session in sessions:
@@ -175,9 +194,16 @@ class Engine:
         error = context.get("exception")
         message = str(context.get("message") or "an error in the event loop")
         if isinstance(error, BaseException):
-            self.gate.report(("loop", type(error)), failure(message, error))
+            self.gate.report(("loop", *kind_of(error)), failure(message, error))
         else:
             self.gate.report(("loop", message), Record("error", message))
+
+
+def _has_inode(sock: socket.socket, inode: int) -> bool:
+    try:
+        return os.fstat(sock.fileno()).st_ino == inode
+    except OSError:
+        return False
 
 
 def _has_timeouts(serving: Serving) -> bool:
@@ -187,23 +213,35 @@ def _has_timeouts(serving: Serving) -> bool:
 
 def _is_late(session: Session, now: float) -> bool:
     entry = session.serving.entry
+    received, sent = session.progress()
     if entry.session_timeout and now - session.started >= entry.session_timeout:
         return True
     if (
         entry.first_byte_timeout
-        and not session.received
+        and not received
         and now - session.started >= entry.first_byte_timeout
     ):
         return True
-    moved = session.received + session.sent
-    if moved != session.seen:
-        session.seen = moved
+    if received + sent != session.seen:
+        session.seen = received + sent
         session.active_at = now
     return bool(entry.idle_timeout) and now - session.active_at >= entry.idle_timeout
 
 
-def new_loop(kind: str) -> asyncio.AbstractEventLoop:
+class WorkerLoop(asyncio.AbstractEventLoop):
+    """An event loop that a plugin cannot stop: while it serves that raises in the plugin."""
+
+    is_serving = False
+
+    def stop(self) -> None:
+        if self.is_serving:
+            raise RuntimeError("a plugin cannot stop the event loop: it is everybody's")
+        super().stop()
+
+
+def new_loop(kind: str) -> WorkerLoop:
     """Return a loop of "uvloop" or "asyncio"; "auto" is uvloop where it is installed."""
+    made: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
     if kind != "asyncio":
         try:
             import uvloop
@@ -211,5 +249,6 @@ def new_loop(kind: str) -> asyncio.AbstractEventLoop:
             if kind == "uvloop":
                 raise
         else:
-            return uvloop.new_event_loop()
-    return asyncio.new_event_loop()
+            made = uvloop.Loop
+    loop: WorkerLoop = type("Loop", (WorkerLoop, made), {})()
+    return loop

@@ -1,7 +1,7 @@
 """What a coroutine reads from: input that has come and is not yet asked for.
 
 Runs in the worker, on the loop. Holds at most about 128 KiB, or one line: then the client waits.
-Raises LineTooLong, and ConnectionResetError where the client broke the connection.
+Raises LineTooLong, and ConnectionResetError where the connection broke before the input ended.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class Inbox(asyncio.Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._ended = True
         self._lost = exc or ConnectionResetError("the connection is closed")
         _wake(self._reader)
         _wake(self._writer)
@@ -52,6 +51,8 @@ class Inbox(asyncio.Protocol):
         _wake(self._writer)
 
     async def read(self, limit: int) -> bytes:
+        if limit < 1:
+            raise ValueError(f"a limit is at least 1, found {limit}")
         while not self._buffer and not self._ended:
             await self._more()
         return self._take(limit)
@@ -70,23 +71,24 @@ class Inbox(asyncio.Protocol):
             await self._more()
 
     async def drained(self) -> None:
-        """Wait until the transport can take more."""
+        """Wait until the transport can take more; several may wait."""
         while self._paused and self._lost is None:
-            self._writer = asyncio.get_running_loop().create_future()
-            await self._writer
+            if self._writer is None or self._writer.done():
+                self._writer = asyncio.get_running_loop().create_future()
+            await asyncio.wait((self._writer,))  # one that is cancelled leaves it to the others
         if self._lost is not None:
             raise ConnectionResetError("the client has gone") from self._lost
 
     async def _more(self) -> None:
         if self._reader is not None and not self._reader.done():
             raise RuntimeError("another coroutine reads from this connection already")
+        if self._lost is not None:
+            raise ConnectionResetError("the client has gone") from self._lost
         self._transport.resume_reading()
         self._reader = asyncio.get_running_loop().create_future()
         await self._reader
 
     def _take(self, limit: int) -> bytes:
-        if not self._buffer and isinstance(self._lost, ConnectionError):
-            raise self._lost
         taken = bytes(self._buffer[:limit])
         del self._buffer[:limit]
         return taken

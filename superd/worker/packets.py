@@ -1,21 +1,29 @@
 """A transport for unixpacket (SOCK_SEQPACKET): each write is one packet, each packet one read.
 
-Runs in the worker, on the loop; asyncio's own transports know streams only. Never raises, but
-reports a lost connection to its protocol as any transport does.
+Runs in the worker, on the loop; asyncio's own transports know streams only. A lost connection is
+told to its protocol, as any transport does. Raises ValueError for a packet that is too long.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from collections import deque
 
-LARGEST = 1 << 18
+LARGEST = 1 << 18  # bytes of a packet
 HIGH_WATER = 64 * 1024
 
 
 class PacketTransport(asyncio.Transport):
-    """Carries packets between a socket and an asyncio protocol. An empty packet means the end."""
+    """Carries packets between a socket and an asyncio protocol.
+
+    An empty packet means the end. One that is too long breaks the connection: a part of a packet
+    means nothing. All transports read into one buffer, each packet at a time.
+    """
+
+    _buffer = memoryview(bytearray(LARGEST))
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: asyncio.Protocol
@@ -31,20 +39,24 @@ class PacketTransport(asyncio.Transport):
         self._reading = False
         self._eof = False
         self._closing = False
+        # what can be received can be sent, too
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST)
+        self.resume_reading()
         protocol.connection_made(self)
-        if not self._closing:
-            self.resume_reading()
 
     def _readable(self) -> None:
         try:
-            data = self._sock.recv(LARGEST)
+            # with MSG_TRUNC the size is told of a packet that did not fit
+            size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
             return
-        if data:
-            self._protocol.data_received(data)
+        if size > LARGEST:
+            self._lose(OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE)))
+        elif size:
+            self._protocol.data_received(self._buffer[:size].tobytes())
         else:
             self.pause_reading()
             if not self._protocol.eof_received():
@@ -53,6 +65,8 @@ class PacketTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing or self._eof or not data:
             return
+        if len(data) > LARGEST:
+            raise ValueError(f"a packet has at most {LARGEST} bytes, not {len(data)}")
         if not self._unsent and self._send(bytes(data)):
             return
         if not self._unsent:

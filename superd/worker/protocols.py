@@ -16,10 +16,10 @@ from superd.net.addresses import Transport
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.inbox import Inbox
 from superd.worker.packets import PacketTransport
-from superd.worker.session import SLOTS, Session, reset_on_close
+from superd.worker.session import SLOTS, Session, reset_on_close, undelivered
 
 LINGER = 1.0  # seconds that unread input is still read, once all is sent
-PATIENCE = 30.0  # seconds that a client may take no byte of what is left to send
+PATIENCE = 30.0  # seconds that a client may take no byte of what is left for it
 HIGH_WATER = 64 * 1024
 
 
@@ -56,12 +56,15 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self._transport = stream = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._write = stream.write
         stream.set_write_buffer_limits(HIGH_WATER)
+        if self._finishing:
+            stream.abort()  # its time was over before it began
+            return
         serving = self.serving
         try:
             if self._inner is not None:
                 self._inner.connection_made(self)
             elif serving.protocol is not None:
-                self._inner = serving.protocol(self)
+                self._inner = _checked(serving.protocol(self))
                 self._inner.connection_made(self)
             elif serving.stream is not None:
                 self._inner = Inbox(self)
@@ -141,8 +144,9 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         return self._finishing or self._transport is None
 
     def pause_reading(self) -> None:
-        if self._transport is not None and self._transport.is_reading():
-            self._transport.pause_reading()
+        transport = self._transport
+        if transport is not None and not self._finishing and transport.is_reading():
+            transport.pause_reading()
 
     def resume_reading(self) -> None:
         if self._transport is not None and not self._ended:
@@ -177,10 +181,14 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         if self._finishing or transport is None:
             return
         self._finishing = True
+        self._write = _forget
         if self._ended:
             transport.close()
         else:
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # the client has gone
+                transport.abort()
             transport.resume_reading()
         if not (self._ended and transport.get_write_buffer_size() == 0):
             self._linger(transport.get_write_buffer_size(), patience=PATIENCE)
@@ -190,16 +198,26 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self._timer = self.engine.loop.call_later(wait, self._lingered, unsent, patience - wait)
 
     def _lingered(self, before: int, patience: float) -> None:
-        unsent = self.get_write_buffer_size()
-        if before == 0 or patience <= 0:
-            self.expire()
+        transport = self._transport
+        assert transport is not None  # the timer ends with it
+        unsent = transport.get_write_buffer_size()
+        unsent += undelivered(transport.get_extra_info("socket"))
+        if before == unsent == 0 or patience <= 0:
+            self._break_off(transport)
         else:
             self._linger(unsent, patience if unsent == before else PATIENCE)
+
+    def _break_off(self, transport: asyncio.Transport) -> None:
+        """Close at once; with a reset where that cuts short what was to be sent."""
+        if transport.get_write_buffer_size():
+            reset_on_close(transport.get_extra_info("socket"))
+        transport.abort()
 
     def abort(self) -> None:
         if self._transport is not None:
             reset_on_close(self._transport.get_extra_info("socket"))
-            self.expire()
+            self._finishing = True
+            self._transport.abort()
 
     # What the worker calls
 
@@ -216,7 +234,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     def expire(self) -> None:
         self._finishing = True
         if self._transport is not None:
-            self._transport.abort()
+            self._break_off(self._transport)
         if self.task is not None and self.task is not asyncio.current_task():
             self.task.cancel()
 
@@ -257,4 +275,10 @@ def advance(attaching: Coroutine[asyncio.Future[object], None, None], _: object 
 
 
 def _forget(data: bytes | bytearray | memoryview) -> None:
-    """Take what is written to a lost connection."""
+    """Take what is written to a lost connection, or after it was closed."""
+
+
+def _checked(protocol: object) -> asyncio.Protocol:
+    if not isinstance(protocol, asyncio.Protocol):
+        raise TypeError(f"protocol() returned {protocol!r}, which is no asyncio.Protocol")
+    return protocol

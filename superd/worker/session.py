@@ -7,15 +7,18 @@ connection only. Never raises.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import socket
 import struct
+import termios
 from abc import abstractmethod
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Any
 
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
-from superd.observe.records import failure
+from superd.observe.records import failure, kind_of
 from superd.worker.serving import Serving
 
 if TYPE_CHECKING:
@@ -116,20 +119,34 @@ class Session:
     async def _contained(self, talk: Coroutine[Any, Any, None]) -> None:
         try:
             await talk
-        except asyncio.CancelledError as error:
-            if not self.is_lost:
-                self.contain(error)
-        except ConnectionError as error:
-            if not self.is_lost:  # otherwise the client has gone, which is nobody's mistake
-                self.contain(error)
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
-            self.contain(error)
+            if self._is_expected(error):
+                self.finish()
+            else:
+                self.contain(error)
         else:
             self.finish()
         finally:
             self.task = None
             if self.is_lost:
                 self.leave()
+
+    def _is_expected(self, error: BaseException) -> bool:
+        """Tell whether the plugin was cancelled from outside or its client has gone: no mistake."""
+        if isinstance(error, BaseExceptionGroup):
+            return all(map(self._is_expected, error.exceptions))
+        if isinstance(error, asyncio.CancelledError):
+            return self.task is not None and self.task.cancelling() > 0
+        return isinstance(error, ConnectionError) and self.has_gone
+
+    def progress(self) -> tuple[int, int]:
+        """Return how many bytes came and went."""
+        return self.received, self.sent
+
+    @property
+    def has_gone(self) -> bool:
+        """Whether the client has broken the connection."""
+        return self.is_lost
 
     def contain(self, error: BaseException) -> None:
         """Report what a plugin raised and reset the connection: its output may be cut short."""
@@ -158,9 +175,18 @@ def report_failure(
     message = f"plugin {serving.plugin.name} failed"
     where = peer.endpoint
     record = failure(message, error, service=serving.name, connection=connection, peer=where)
-    engine.gate.report((serving.name, type(error)), record)
+    engine.gate.report((serving.name, *kind_of(error)), record)
+
+
+def undelivered(sock: Any) -> int:
+    """Return how many bytes the kernel holds that the other side has not taken (tcp(7))."""
+    try:
+        return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    except OSError:
+        return 0
 
 
 def reset_on_close(sock: Any) -> None:
     """Make closing the socket send a reset, so that the other side sees the break (socket(7))."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

@@ -1,14 +1,23 @@
 """Connections whose raw socket a plugin takes over.
 
-Runs in the worker, on the loop. Closes the socket when the plugin has returned. Never raises.
+Runs in the worker, on the loop. When the plugin has returned, what it sent is delivered and the
+socket closed. Never raises.
 """
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
+import struct
 
+from superd.net.addresses import Transport
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.session import SLOTS, Session, reset_on_close
+
+NO_TIMEOUT = struct.pack("@ll", 0, 0)
+GONE = select.POLLHUP | select.POLLERR
+TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received
 
 
 class TakenSession(Session, Connection):
@@ -19,11 +28,17 @@ class TakenSession(Session, Connection):
     sock: socket.socket | None
 
     def give(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
+        """Let the plugin have the socket, without the time-out that the listener has."""
         self.sock = sock
         takeover = self.serving.takeover
         assert takeover is not None
-        self.run(takeover(sock, self))
+        try:
+            sock.setblocking(False)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_TIMEOUT)
+            self.run(takeover(sock, self))
+        except BaseException as error:  # noqa: BLE001  takeover() may not take two arguments
+            self.contain(error)
+            self.leave()
 
     def raw_socket(self) -> socket.socket | None:
         return self.sock
@@ -32,20 +47,47 @@ class TakenSession(Session, Connection):
     def is_lost(self) -> bool:
         return self.sock is None
 
+    def progress(self) -> tuple[int, int]:
+        """Ask the kernel, which tells of tcp only (tcp(7)); others count as never idle."""
+        sock = self.sock
+        if self.transport_kind is not Transport.TCP or sock is None or sock.fileno() < 0:
+            return 1, int(self.engine.loop.time() * 1000)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+        acknowledged, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
+        return received, acknowledged
+
+    @property
+    def has_gone(self) -> bool:
+        if self.sock is None or self.sock.fileno() < 0:
+            return True
+        poll = select.poll()
+        poll.register(self.sock, 0)
+        return any(events & GONE for _, events in poll.poll(0))
+
     def finish(self) -> None:
-        if self.sock is not None:
-            self.sock.close()
-            self.sock = None
+        sock, self.sock = self.sock, None
+        if sock is None or sock.fileno() < 0:
+            return  # the plugin has closed it, or given it to somebody else
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            sock.close()
+        else:
+            self.engine.lingering.add(sock)
 
     def expire(self) -> None:
-        self.finish()
+        """End the talk; the plugin may be at the socket just now, so it is closed after that."""
+        if self.sock is not None and self.sock.fileno() >= 0:
+            with contextlib.suppress(OSError):
+                self.sock.shutdown(socket.SHUT_RDWR)
         if self.task is not None:
             self.task.cancel()
 
     def abort(self) -> None:
-        if self.sock is not None and self.sock.fileno() >= 0:
-            reset_on_close(self.sock)
-        self.finish()
+        sock, self.sock = self.sock, None
+        if sock is not None and sock.fileno() >= 0:
+            reset_on_close(sock)
+            sock.close()
 
     def close(self) -> None:
         self.finish()

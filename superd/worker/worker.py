@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,14 +27,15 @@ from superd.admission.scoreboard import Scoreboard
 from superd.config.model import Confinement, Service
 from superd.errors import ExitCode, SuperdError, reason
 from superd.net.addresses import Address
-from superd.observe.records import Record
+from superd.observe.records import FloodGate, Record, failure
 from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.worker import preload
 from superd.worker.channel import Channel
-from superd.worker.confinement import confine, limit
-from superd.worker.engine import Engine, new_loop
+from superd.worker.confinement import confine, limit, open_descriptors
+from superd.worker.engine import Engine, WorkerLoop, new_loop
 from superd.worker.serving import Serving
+from superd.worker.signals import reset_signals
 
 # what a plugin may see of the operator's environment
 ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ")
@@ -96,16 +98,19 @@ def _live(assignment: Assignment, channel: Channel) -> None:
     limit(assignment.confinement)
 
     plugins = _prepared(assignment)
+    loop = _ready_loop(assignment.loop)
 
-    confine(assignment.confinement)
     if assignment.confinement.chroot:
+        preload.find_name_services()
+        confine(assignment.confinement)
         preload.seal()
+    else:
+        confine(assignment.confinement)
+        _tell_of_late_imports(channel)
     gc.collect()
     gc.freeze()
 
     guard = ReflectionGuard(assignment.served_ports)
-    loop = new_loop(assignment.loop)
-    asyncio.set_event_loop(loop)
     engine = Engine(loop, assignment.serial, channel.log, guard, assignment.drain_timeout)
     _serve(assignment, engine, plugins, channel)
     for name, plugin in plugins.items():
@@ -123,7 +128,7 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
         kind = registry.load(assignment.plugins[entry.plugin])
         context = {"directory": assignment.directory}
         options = kind.options_model.model_validate(entry.options, context=context)
-        preload.warm_up(kind.preload)
+        preload.load(kind.preload)
         plugin = kind(options)
         try:
             plugin.prepare()
@@ -131,8 +136,23 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
             raise SuperdError(f"service.{name}: prepare failed: {reason(error)}") from error
         plugins[name] = plugin
     ours = {name for name in sys.modules if name.partition(".")[0] == "superd"}
-    preload.keep_source_lines((set(sys.modules) - before) | ours)
+    preload.keep_sources((set(sys.modules) - before) | ours)
     return plugins
+
+
+def _ready_loop(kind: str) -> WorkerLoop:
+    """Return an event loop that has opened all of its files.
+
+    libuv, below uvloop, asks /proc for the kernel's version, and for its first stream it opens
+    /dev/null: in a jail it would open the root directory in its place.
+    """
+    loop = new_loop(kind)
+    asyncio.set_event_loop(loop)
+    ours, theirs = socket.socketpair()
+    transport, _ = loop.run_until_complete(loop.connect_accepted_socket(asyncio.Protocol, ours))
+    transport.close()
+    theirs.close()
+    return loop
 
 
 def _serve(
@@ -158,8 +178,7 @@ def _serve(
     loop.add_signal_handler(signal.SIGTERM, engine.drain)
     loop.add_signal_handler(signal.SIGQUIT, engine.stop)
     loop.add_reader(channel.sock, orphaned)
-    if not assignment.confinement.chroot:
-        _tell_of_late_imports(channel)
+    _hear_of_strays(engine.gate)
     engine.run(channel.ready)
 
 
@@ -171,26 +190,33 @@ def _tell_of_late_imports(channel: Channel) -> None:
     sys.meta_path.insert(0, preload.Telling(tell))
 
 
-def reset_signals() -> None:
-    """Forget the parent's handlers, then let signals in; those of a terminal are ignored.
+def _hear_of_strays(gate: FloodGate) -> None:
+    """Have it logged, too, what is raised where nobody waits for it: in a thread, in a finalizer.
 
-    A terminal sends its signals to the whole process group: the master decides what they mean.
+    Python itself would write it to the standard error, which a daemon does not have.
     """
-    signal.set_wakeup_fd(-1)
-    ignored = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE}
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        with contextlib.suppress(OSError, ValueError):
-            signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+    def in_thread(raised: threading.ExceptHookArgs) -> None:
+        if raised.exc_value is not None and not isinstance(raised.exc_value, SystemExit):
+            name = raised.thread.name if raised.thread else "unknown"
+            record = failure(f"a plugin's thread {name} failed", raised.exc_value)
+            gate.report(("thread", raised.exc_type), record)
+
+    def anywhere(raised: sys.UnraisableHookArgs) -> None:
+        if raised.exc_value is not None:
+            where = raised.err_msg or "in a finalizer"
+            gate.report(("stray", raised.exc_type), failure(where, raised.exc_value))
+
+    threading.excepthook = in_thread
+    sys.unraisablehook = anywhere
 
 
 def keep_only(descriptors: Sequence[int]) -> None:
     """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
-    low = 3
-    for number in sorted(d for d in descriptors if d >= low):
-        os.closerange(low, number)
-        low = number + 1
-    os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+    for number in open_descriptors():
+        if number > 2 and number not in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(number)
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)

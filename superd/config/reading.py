@@ -1,0 +1,104 @@
+"""Reads one file of a configuration, and finds the files that it includes.
+
+Runs wherever a configuration is read, before anything is bound. Never follows a file that others
+can write where superd is root, never waits for a pipe or a device. Raises ConfigurationError.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from pathlib import Path
+
+import tomli
+
+from superd.config.positions import TooMuch, find_places
+from superd.config.problems import Document, dotted
+from superd.errors import ConfigurationError, Problem, reason
+
+LARGEST_FILE = 1 << 20
+
+WILDCARD = re.compile(r"[*?\[]")
+# what editors and package managers leave beside a file
+LEFT_BEHIND = re.compile(r"[.#].*|.*(?:~|#|\.bak|\.old|\.orig|\.rej|\.(?:dpkg|rpm|ucf)[-a-z]*)")
+
+
+def read_document(file: Path) -> Document:
+    """Read one file of TOML and find where its keys stand."""
+    name = str(file)
+    text = _read_text(file)
+    try:
+        places = find_places(text)
+    except TooMuch as error:
+        raise ConfigurationError([Problem(name, *error.position, "", str(error))]) from None
+    try:
+        return Document(name, places, tomli.loads(text))
+    except tomli.TOMLDecodeError as error:
+        if places.repeated and error.msg.startswith("Cannot "):
+            path, first, again = places.repeated
+            message = f"is there already, at line {first.line}"
+            problem = Problem(name, *again, dotted(path), message)
+        else:
+            words = error.msg[:1].lower() + error.msg[1:]
+            problem = Problem(name, error.lineno, error.colno, "", f"not TOML: {words}")
+    except (ValueError, RecursionError) as error:
+        problem = Problem(name, 0, 0, "", f"not TOML: {error}")
+    raise ConfigurationError([problem])
+
+
+def _read_text(file: Path) -> str:
+    """Return the file's text. Opened without blocking: it may turn out to be a pipe."""
+    name = str(file)
+    try:
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+        try:
+            mistake = _mistake_in(os.fstat(descriptor))
+            raw = b"" if mistake else os.read(descriptor, LARGEST_FILE)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        mistake = reason(error).removesuffix(f": {name}")
+    if mistake:
+        raise ConfigurationError([Problem(name, 0, 0, "", mistake)])
+    raw = raw.removeprefix(b"\xef\xbb\xbf")  # some editors begin every file with this mark
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        before = raw[: error.start].decode()
+        line, column = before.count("\n") + 1, len(before) - before.rfind("\n")
+        problem = Problem(name, line, column, "", "not TOML: this byte is not UTF-8")
+        raise ConfigurationError([problem]) from None
+
+
+def _mistake_in(status: os.stat_result) -> str:
+    """Return why a file is not to be read; nothing where it is."""
+    if not stat.S_ISREG(status.st_mode):
+        return "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
+    if status.st_size > LARGEST_FILE:
+        return f"is larger than {LARGEST_FILE >> 20} MiB"
+    if os.geteuid() == 0 and status.st_uid != 0:
+        return "belongs to another user, and superd runs as root: chown it to root"
+    if os.geteuid() == 0 and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written by others, and superd runs as root: chmod go-w"
+    return ""
+
+
+def included_files(directory: Path, pattern: str) -> list[Path]:
+    """Return the files that an `include` means, in name order; ValueError where it cannot be.
+
+    A pattern may match none; a file that is named outright has to be there.
+    """
+    parts = Path(pattern).parts
+    if not parts or pattern.startswith("/") or ".." in parts or "**" in parts or "\0" in pattern:
+        raise ValueError('expected files beside or below this one, such as "superd.d/*.toml"')
+    if not WILDCARD.search(pattern):
+        return [directory / pattern]
+    parent = (directory / pattern).parent
+    if os.path.isdir(parent) and not os.access(parent, os.R_OK | os.X_OK):
+        raise ValueError(f"cannot read the directory {parent}")  # glob would find nothing there
+    try:
+        found = list(directory.glob(pattern))
+    except OSError as error:
+        raise ValueError(reason(error)) from None
+    return sorted(file for file in found if not LEFT_BEHIND.fullmatch(file.name))

@@ -1,0 +1,50 @@
+"""What `superd status` shows.
+
+Runs in the master. Only looks; never raises.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from superd import __version__
+from superd.master.pools import Pool
+
+if TYPE_CHECKING:
+    from superd.master.master import Master, Place
+
+
+def status(master: Master, request: str) -> dict[str, Any]:
+    """Return the answer to a request; there is one kind."""
+    if request != "status":
+        return {"error": f"unknown request {request!r}"}
+    return {
+        "version": __version__,
+        "pid": os.getpid(),
+        "state": master.state.value,
+        "since": master.since,
+        "configuration": str(master.settings.file),
+        "log-failures": master.log.failures,
+        "workers": [_worker(place) for place in master.places],
+        "services": [
+            _service(master, pool, name) for pool in master.pools for name in pool.services
+        ],
+        "broken": master.broken,
+    }
+
+
+def _worker(place: Place) -> dict[str, Any]:
+    child = place.child
+    state = "throttled" if child is None else "ready" if child.ready else "starting"
+    return {"pool": place.pool.name, "pid": child.pid if child else None, "state": state}
+
+
+def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "plugin": pool.services[name].plugin,
+        "pool": pool.name,
+        "listen": [str(address) for _, address, _ in master.watch.sockets({name})],
+        "counts": master.scoreboard.totals(name),
+    }

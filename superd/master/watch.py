@@ -1,0 +1,76 @@
+"""Looks after the listeners: undoes what a worker did to them, makes anew what is broken for good.
+
+Runs in the master, a few times a second. Never accepts a connection or reads a datagram. Never
+raises: an address that cannot be had again for now is tried again at the next look.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Container, Iterator
+
+from superd.errors import reason
+from superd.master.logs import Log
+from superd.net.addresses import Address, Transport
+from superd.net.listeners import Listener, renew
+
+BROKEN = "a listener of its was broken for good"
+WITHOUT = "it was started without one of its listeners"
+
+
+class Watch:
+    """All listeners of this superd. Those that are lost are closed, and wait to be made anew."""
+
+    def __init__(self, listeners: list[Listener], log: Log) -> None:
+        self.listeners = listeners
+        self.log = log
+        self._lost: set[Address] = set()
+
+    def sockets(self, services: Container[str]) -> list[tuple[str, Address, socket.socket]]:
+        """Return what workers that serve `services` listen on."""
+        return [
+            (listener.service, listener.address, listener.socket)
+            for listener in self.listeners
+            if listener.service in services and listener.address not in self._lost
+        ]
+
+    def udp_ports(self) -> frozenset[int]:
+        """Return the udp ports of all services."""
+        addresses = [listener.address for listener in self.listeners]
+        return frozenset(a.port for a in addresses if a.transport is Transport.UDP)
+
+    def look(self) -> Iterator[tuple[str, str]]:
+        """Repair; yield each service whose workers have to be replaced, and why."""
+        yield from self.renew_lost()
+        for listener in self.listeners:
+            if listener.address in self._lost:
+                continue
+            try:
+                done = listener.repair()
+            except OSError as error:
+                listener.close()
+                self._lost.add(listener.address)
+                what = f"was broken for good ({reason(error)}); it is made anew, with new workers"
+                self.log.error(f"{listener.address} {what}", listener.service)
+                yield listener.service, BROKEN
+            else:
+                if done:
+                    self.log.error(f"{listener.address} {done}; repaired", listener.service)
+
+    def renew_lost(self) -> Iterator[tuple[str, str]]:
+        """Listen again on lost addresses, as soon as no worker holds them; yield as `look` does."""
+        for number, listener in enumerate(self.listeners):
+            if listener.address in self._lost:
+                try:
+                    self.listeners[number] = renew(listener)
+                except OSError:
+                    continue
+                self._lost.remove(listener.address)
+                self.log.warning(f"{listener.address} is listened on again", listener.service)
+                yield listener.service, WITHOUT
+
+    def close(self) -> None:
+        """Let go of every address."""
+        for listener in self.listeners:
+            listener.close()
+        self.listeners = []

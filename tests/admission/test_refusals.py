@@ -1,0 +1,20 @@
+"""A refusal is one word, for the log line, the counter and the test alike."""
+
+from __future__ import annotations
+
+import re
+
+from superd.admission.refusals import Refusal
+from superd.admission.scoreboard import Scoreboard
+
+
+def test_each_refusal_is_a_word_of_its_own() -> None:
+    words = [refusal.value for refusal in Refusal]
+    assert len(set(words)) == len(words)
+    for word in words:
+        assert re.fullmatch(r"[a-z]+(-[a-z]+)*", word)
+
+
+def test_each_refusal_has_a_counter_of_its_name() -> None:
+    counters = Scoreboard(["echo"], 1).totals("echo")
+    assert {f"refused-{refusal.value}" for refusal in Refusal} <= set(counters)

@@ -1,0 +1,474 @@
+"""`superd start`, `stop` and `status`: a daemon as its operator meets it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from superd.cli.main import main
+from superd.master.isolated import run_isolated
+from superd.master.pidfile import holder
+from tests import proc
+from tests.clients import connect_tcp
+from tests.harness import (
+    PATIENCE,
+    Superd,
+    command,
+    exchange,
+    is_alive,
+    make_plugin,
+    until,
+)
+
+ECHO = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:{port}"
+"""
+
+Configure = Callable[..., Superd]
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Iterator[Configure]:
+    """Return a function that writes a configuration; its daemons are ended in the end."""
+    made: list[Superd] = []
+
+    def configure(toml: str, *, env: dict[str, str] | None = None) -> Superd:
+        directory = tmp_path / f"superd-{len(made)}"
+        directory.mkdir()
+        one = Superd(directory, toml, env=env)
+        one.write()
+        made.append(one)
+        return one
+
+    yield configure
+    for one in made:
+        end(one)
+        print(f"--- log of {one.file}\n{one.log()}")
+
+
+def end(superd: Superd) -> None:
+    """End a daemon, however it is, by what it has locked."""
+    path = superd.directory / "pid"
+    if path.is_file() and not path.is_symlink() and (pid := holder(path)):
+        os.kill(pid, signal.SIGQUIT)
+        until(lambda: not is_alive(pid), "the end of the daemon")
+
+
+def logged(port: int, more: str = "") -> str:
+    """Return a configuration with echo on a port and a log file beside it."""
+    return f'[daemon]\nlog = "./log"\n{more}{ECHO.format(port=port)}'
+
+
+def test_a_daemon_serves_when_start_returns_and_is_gone_when_stop_does(
+    configured: Configure, tmp_path: Path
+) -> None:
+    port, path = free_port(), tmp_path / "echo.sock"
+    listen = f'["tcp://127.0.0.1:{port}", "unix://{path}"]'
+    superd = configured(logged(port).replace(f'"tcp://127.0.0.1:{port}"', listen))
+
+    started = superd.run("start")
+    assert (started.returncode, started.stdout, started.stderr) == (0, "", "")
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
+
+    master = superd.pid
+    assert proc.session(master) not in (master, os.getsid(0))  # its own, but it does not lead it
+    assert proc.terminal(master) == 0
+    status = proc.threads(master)
+    assert len(status) == 1
+    assert status[0]["Umask"] == "0022"
+    assert os.readlink(f"/proc/{master}/cwd") == "/"
+    found = {one.number: one.target for one in proc.descriptors(master)}
+    assert [found[number] for number in range(3)] == ["/dev/null"] * 3
+    assert superd.run("status").returncode == 0
+
+    workers = proc.children(master)
+    assert len(workers) == 1
+    stopped = superd.run("stop")
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, "", "")
+    assert not [pid for pid in (master, *workers) if is_alive(pid)]
+    left = {entry.name for entry in superd.directory.iterdir()}
+    assert left == {"superd.toml", "log"}
+    assert not path.exists()
+    with pytest.raises(ConnectionRefusedError):
+        connect_tcp(("127.0.0.1", port))
+    assert superd.run("status").returncode == 3
+    again = superd.run("stop")
+    assert again.returncode == 1
+    assert again.stderr == f"superd: no superd runs with the pid file {superd.directory}/pid\n"
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(1000, marks=pytest.mark.soak)])
+def test_nobody_who_connects_after_start_is_refused(configured: Configure, number: int) -> None:
+    def start_and_connect(superd: Superd, port: int, times: int) -> int:
+        for _ in range(times):
+            assert superd.run("start").returncode == 0
+            assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
+            end(superd)
+        return times
+
+    ports = [free_port() for _ in range(4)]
+    daemons = [configured(logged(port)) for port in ports]
+    with ThreadPoolExecutor(len(daemons)) as pool:
+        done = pool.map(start_and_connect, daemons, ports, [number // 4] * 4)
+        assert sum(done) == number
+
+
+def test_a_second_daemon_is_refused_and_changes_nothing(configured: Configure) -> None:
+    superd = configured(logged(0))
+    assert superd.run("start").returncode == 0
+    master, file = superd.pid, superd.directory / "pid"
+    inode = file.stat().st_ino
+
+    second = superd.run("start")
+    assert second.returncode == 69
+    assert f"another superd (process {master}) runs with the pid file {file}" in second.stderr
+    assert (superd.pid, file.stat().st_ino) == (master, inode)
+
+    file.rename(superd.directory / "elsewhere")  # no lock to find any more, but the socket
+    third = superd.run("start")
+    assert third.returncode == 69
+    assert "control socket: cannot listen on" in third.stderr
+    (superd.directory / "elsewhere").rename(file)
+
+    (address,) = superd.answer()["services"][0]["listen"]
+    port = int(address.rpartition(":")[2])
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
+    assert superd.run("stop").returncode == 0
+
+
+def test_start_tells_which_address_is_in_use(configured: Configure) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = configured(logged(port)).run("start")
+    assert done.returncode == 69
+    assert done.stderr == (
+        f"superd: service.echo: cannot listen on tcp://127.0.0.1:{port}:"
+        " the address is in use by another process\n"
+    )
+
+
+def test_start_tells_what_is_wrong_with_the_configuration(configured: Configure) -> None:
+    superd = configured('[service.echo]\nplugin = "ecko"\nlisten = "tcp://127.0.0.1:0"\n')
+    done = superd.run("start")
+    assert done.returncode == 78
+    assert f"{superd.file}:" in done.stderr
+    assert 'did you mean "echo"' in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.tool("setpriv", "unshare")
+def test_start_tells_what_is_not_permitted(configured: Configure) -> None:
+    superd = configured(logged(7).replace("127.0.0.1", "0.0.0.0"))
+    without = ["unshare", "--net", "setpriv", "--bounding-set", "-net_bind_service"]
+    done = subprocess.run(
+        [*without, *command("start", "-c", str(superd.file))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 77
+    assert "cannot listen on tcp://0.0.0.0:7: not permitted" in done.stderr
+
+
+def test_start_tells_where_it_cannot_log(configured: Configure) -> None:
+    superd = configured(logged(0).replace("./log", "nowhere/log"))
+    done = superd.run("start")
+    assert done.returncode == 1
+    assert f"cannot log to {superd.directory}/nowhere/log: No such file" in done.stderr
+
+
+# The rehearsal runs in a process of its own, so a worker tells itself apart by this file
+ONLY_IN_THE_WORKER = """
+    import os, pathlib, signal, time
+    from superd.plugin import Service, hookimpl
+
+    class Frail(Service):
+        name = "frail"
+
+        def prepare(self):
+            rehearsed = pathlib.Path(os.environ["LANG"])
+            if rehearsed.exists():
+                {act}
+            rehearsed.touch()
+
+        async def stream(self, conn):
+            conn.close()
+
+    @hookimpl
+    def superd_services():
+        return [Frail]
+"""
+
+
+def frail(configured: Configure, tmp_path: Path, act: str, workers: int = 1) -> Superd:
+    """Return a daemon of a plugin that does `act` in its workers while they start."""
+    env = make_plugin(tmp_path / "plugins", "frail", ONLY_IN_THE_WORKER.replace("{act}", act))
+    env["LANG"] = str(tmp_path / "rehearsed")  # one of the few variables that workers keep
+    toml = logged(0, f"workers = {workers}\n").replace('"echo"', '"frail"')
+    return configured(toml, env=env)
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "text"),
+    [
+        ("raise OSError(28, 'no room')", 1, "prepare failed: No space left on device"),
+        ("raise PermissionError(1, 'no')", 1, "prepare failed: Operation not permitted"),
+        ("os._exit(5)", 1, "ended with code 5"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", 1, "was ended by SIGSEGV"),
+    ],
+    ids=["raises", "is not permitted", "exits", "crashes"],
+)
+def test_start_tells_why_a_worker_cannot_start(
+    configured: Configure, tmp_path: Path, act: str, code: int, text: str
+) -> None:
+    superd = frail(configured, tmp_path, act, workers=3)  # all of them at once
+    done = superd.run("start")
+    assert done.returncode == code
+    assert text in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert {entry.name for entry in superd.directory.iterdir()} == {"superd.toml", "log"}
+
+
+def test_a_daemon_whose_caller_is_interrupted_does_not_stay(
+    configured: Configure, tmp_path: Path
+) -> None:
+    superd = frail(configured, tmp_path, "time.sleep(1)")
+    caller = subprocess.Popen(
+        command("start", "-c", str(superd.file)), env={**os.environ, **(superd.env or {})}
+    )
+    until(lambda: holder(superd.directory / "pid"), "a daemon that starts")
+    master = superd.pid
+    caller.send_signal(signal.SIGINT)
+    assert caller.wait(PATIENCE) == 130
+    until(lambda: not is_alive(master), "the end of the daemon")
+    assert "whoever started superd was gone before it was ready" in superd.log()
+    assert not (superd.directory / "pid").exists()
+
+
+@pytest.mark.root
+@pytest.mark.tool("unshare")
+def test_process_1_does_not_go_into_the_background(configured: Configure) -> None:
+    superd = configured(ECHO.format(port=0))
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount-proc", *command("start", "-c", str(superd.file))],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "use `superd run`" in done.stderr
+
+
+def test_no_socket_gets_the_number_of_a_standard_descriptor(configured: Configure) -> None:
+    superd = configured(logged(free_port()))
+    line = [*command("start", "-c", str(superd.file))]
+    closed = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *line], check=False)
+    assert closed.returncode == 0
+    for pid in (superd.pid, *proc.children(superd.pid)):
+        found = {one.number: one.target for one in proc.descriptors(pid)}
+        assert [found[number] for number in range(3)] == ["/dev/null"] * 3
+
+
+@contextlib.contextmanager
+def bystander() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that has nothing to do with superd."""
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_the_number_in_a_stale_pid_file_is_never_signalled(configured: Configure) -> None:
+    superd = configured(logged(0))
+    file = superd.directory / "pid"
+    with bystander() as victim:
+        file.write_text(f"{victim.pid}\n")
+        assert superd.run("stop").returncode == 1
+        assert superd.run("start").returncode == 0
+        assert superd.pid != victim.pid
+        end(superd)
+        assert victim.poll() is None
+
+
+def test_a_pid_file_that_is_a_link_stops_the_start_and_is_not_followed(
+    configured: Configure, tmp_path: Path
+) -> None:
+    superd = configured(logged(0))
+    (tmp_path / "victim").write_text("precious")
+    (superd.directory / "pid").symlink_to(tmp_path / "victim")
+    for name in ("start", "stop"):
+        done = superd.run(name)
+        assert done.returncode == 1
+        assert "is a symbolic link" in done.stderr
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+def test_a_killed_master_does_not_disturb_the_next_start(
+    configured: Configure, tmp_path: Path
+) -> None:
+    port = free_port()
+    listen = f'["tcp://127.0.0.1:{port}", "unix://{tmp_path}/echo.sock"]'
+    superd = configured(logged(port).replace(f'"tcp://127.0.0.1:{port}"', listen))
+    assert superd.run("start").returncode == 0
+    workers = proc.children(superd.pid)
+    os.kill(superd.pid, signal.SIGKILL)
+    until(lambda: not [pid for pid in workers if is_alive(pid)], "the end of its workers")
+    assert (superd.directory / "pid").exists()
+    assert superd.run("status").returncode == 3
+    assert superd.run("start").returncode == 0
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
+
+
+def test_stop_returns_when_the_last_connection_has_finished(configured: Configure) -> None:
+    port = free_port()
+    superd = configured(logged(port))
+    assert superd.run("start").returncode == 0
+    client = connect_tcp(("127.0.0.1", port))
+    client.sendall(b"a")
+    assert client.recv(1) == b"a"
+    stopping = subprocess.Popen(command("stop", "-c", str(superd.file)))
+    until(lambda: superd.answer()["state"] == "draining", "the drain")
+    status = superd.run("status")
+    assert (status.returncode, "is draining since" in status.stdout) == (0, True)
+    assert exchange(client, b"b") == b"b"
+    assert stopping.wait(PATIENCE) == 0
+    assert not (superd.directory / "pid").exists()
+
+
+def test_status_is_for_people_and_for_programs(configured: Configure) -> None:
+    superd = configured(logged(free_port()))
+    assert superd.run("status", "--json").stdout == '{"state": "stopped"}\n'
+    assert superd.run("start").returncode == 0
+    text = superd.run("status").stdout
+    answer = json.loads(superd.run("status", "--json").stdout)
+    assert answer["state"] == "serving"
+    assert answer["pid"] == superd.pid
+    assert answer["configuration"] == str(superd.file)
+    (worker,) = answer["workers"]
+    (service,) = answer["services"]
+    assert f"is serving since {time.strftime('%Y-')}" in text
+    assert f"worker {worker['pid']}  pool {worker['pool']}  ready" in text
+    assert f"echo  {service['listen'][0]}" in text
+
+
+def test_status_answers_while_a_worker_has_no_descriptor_left(configured: Configure) -> None:
+    port = free_port()
+    superd = configured(logged(port) + "rlimits = { nofile = 24 }\n")
+    assert superd.run("start").returncode == 0
+    with contextlib.ExitStack() as clients:
+        for _ in range(40):
+            clients.enter_context(connect_tcp(("127.0.0.1", port)))
+        until(lambda: "EMFILE" in superd.log(), "a worker without descriptors")
+        assert superd.run("status").returncode == 0
+        assert superd.answer()["state"] == "serving"
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
+
+
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that every user can look into."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.root
+def test_another_user_can_neither_stop_the_daemon_nor_ask_it(open_directory: Path) -> None:
+    superd = Superd(open_directory, logged(0))
+    superd.write().chmod(0o644)
+    assert superd.run("start").returncode == 0
+
+    def as_another_user(name: str) -> list[object]:
+        os.setresgid(proc.NOBODY, proc.NOBODY, proc.NOBODY)
+        os.setresuid(proc.NOBODY, proc.NOBODY, proc.NOBODY)
+        with contextlib.redirect_stderr(io.StringIO()) as told:
+            code = main([name, "-c", str(superd.file)])
+        return [code, told.getvalue()]
+
+    try:
+        outcomes = run_isolated(
+            {"stop": lambda: as_another_user("stop"), "status": lambda: as_another_user("status")}
+        )
+        told = f"superd: process {superd.pid} belongs to another user\n"
+        assert outcomes["stop"].result == [77, told]
+        told = f"superd: control socket {open_directory}/control: it belongs to another user\n"
+        assert outcomes["status"].result == [77, told]
+        assert is_alive(superd.pid)
+    finally:
+        end(superd)
+
+
+@pytest.mark.root
+@pytest.mark.tool("unshare", "mount")
+def test_two_configurations_of_one_user_run_side_by_side(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text(ECHO.format(port=0))
+    script = """
+        set -e
+        mount -t tmpfs tmpfs /run
+        for name in one two; do "$@" start -c $name.toml; done
+        ls /run/superd
+        for name in one two; do "$@" status -c $name.toml | head -n 1; done
+        "$@" stop -c one.toml
+        "$@" status -c two.toml >&2
+        "$@" stop -c two.toml
+        ls /run/superd
+    """
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[:4] == ["one.pid", "one.sock", "two.pid", "two.sock"]
+    assert len({line.rpartition("process ")[2] for line in lines[4:]}) == 2
+    assert len(lines) == 6  # nothing is left in the end
+
+
+def test_a_daemon_without_a_log_says_so(configured: Configure) -> None:
+    superd = configured(ECHO.format(port=0))
+    done = superd.run("start")
+    assert done.returncode == 0
+    told = "superd: there is no syslog, so nothing is logged; name a file in [daemon] log\n"
+    assert done.stderr == ("" if Path("/dev/log").exists() else told)
+
+
+def test_a_broken_service_fails_the_start_but_not_the_other_services(
+    configured: Configure, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = make_plugin(tmp_path / "plugins", "broken", "raise RuntimeError('broken')")
+    more = '\n[service.bad]\nplugin = "broken"\nlisten = "tcp://127.0.0.1:0"\n'
+    superd = configured(logged(port) + more, env=env)
+    done = superd.run("start")
+    assert done.returncode == 1
+    assert "superd: service.bad is not served: plugin broken" in done.stderr
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
+    assert "bad" in superd.answer()["broken"]
+    assert "bad   not served: plugin broken" in superd.run("status").stdout

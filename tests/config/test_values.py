@@ -1,0 +1,219 @@
+"""Durations, sizes, rates, users: what is taken, what it means, what is said of the rest."""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from superd.config.values import (
+    LARGEST_SIZE,
+    Addresses,
+    FilePath,
+    Group,
+    Groups,
+    ReadableFile,
+    Strings,
+    Umask,
+    User,
+    did_you_mean,
+    duration_text,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
+from superd.net.addresses import LARGEST_ID, MOST_ADDRESSES
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()),
+    st.from_regex(r"[0-9.]{0,20}(ms|s|m|h|d|B|kB|KiB|MiB|/s|/min|)[0-9]*(s|d|)", fullmatch=True),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("30s", 30), ("5m", 300), ("1h30m", 5400), ("2d", 172_800), ("250ms", 0.25),
+        ("0.5s", 0.5), ("1m0.5s", 60.5), ("0s", 0), (0, 0), (0.0, 0), ("366d", 366 * 86400),
+    ],
+)  # fmt: skip
+def test_a_duration_is_a_number_with_a_unit(text: object, seconds: float) -> None:
+    assert parse_duration(text) == pytest.approx(seconds)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "30", 30, 1.5, True, False, "s", "-1s", "1 s", "1S", "1.s", "٣s", "1s\n", [], None]
+)
+def test_nothing_else_is_a_duration(text: object) -> None:
+    with pytest.raises(ValueError, match="expected a duration such as"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["367d", "9" * 400 + "s", "9" * 100_000 + "d"])
+def test_a_duration_ends_within_a_year(text: str) -> None:
+    with pytest.raises(ValueError, match="at most a year"):
+        parse_duration(text)
+
+
+@given(st.integers(0, 366 * 86_400_000))
+def test_a_duration_is_read_as_it_is_written(milliseconds: int) -> None:
+    text = duration_text(milliseconds / 1000)
+    assert round(parse_duration(text) * 1000) == milliseconds
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.sampled_from(["ms", "s", "m", "h", "d"]))))
+def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None:
+    if parts:
+        together = parse_duration("".join(f"{n}{unit}" for n, unit in parts[:10]))
+        assert together == pytest.approx(sum(parse_duration(f"{n}{u}") for n, u in parts[:10]))
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        (0, 0), (4096, 4096), ("4096", 4096), ("1B", 1), ("64KiB", 65536), ("64 KiB", 65536),
+        ("1K", 1024), ("1kB", 1000), ("10MiB", 10 << 20), ("1GB", 10**9), (LARGEST_SIZE,) * 2,
+    ],
+)  # fmt: skip
+def test_a_size_is_a_number_of_bytes_or_has_a_unit(text: object, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["", "KiB", "1kb", "1 TB", "1.5MB", "-1", -1, True, 1.0, "1e3", "٣", "1  KB", []]
+)
+def test_nothing_else_is_a_size(text: object) -> None:
+    with pytest.raises(ValueError, match="expected a size such as"):
+        parse_size(text)
+
+
+@pytest.mark.parametrize("text", [LARGEST_SIZE + 1, 10**100, "999999999999999GiB"])
+def test_a_size_is_what_the_kernel_can_count(text: object) -> None:
+    with pytest.raises(ValueError, match="less than 2"):
+        parse_size(text)
+
+
+@given(st.integers(0, 999_999), st.sampled_from(["KiB", "MiB", "GiB", "kB", "MB", "GB"]))
+def test_a_size_is_the_number_times_the_unit(number: int, unit: str) -> None:
+    assert parse_size(f"{number}{unit}") == number * parse_size(f"1{unit}")
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("50/s", 50), ("50/sec", 50), ("120/min", 2), ("3600/h", 1), ("0/s", 0)]
+)
+def test_a_rate_is_a_number_of_times_per_unit(text: str, rate: float) -> None:
+    assert parse_rate(text) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("text", ["", "50", 50, "50/", "/s", "50/d", "-1/s", "1.5/s", "50 / s"])
+def test_nothing_else_is_a_rate(text: object) -> None:
+    with pytest.raises(ValueError, match="expected a rate such as"):
+        parse_rate(text)
+
+
+@given(ANYTHING)
+def test_any_value_is_taken_or_refused_in_words(value: Any) -> None:
+    for parse in (parse_duration, parse_size, parse_rate):
+        try:
+            taken = parse(value) >= 0
+        except ValueError as error:
+            taken = str(error).startswith("expected a ")
+        assert taken
+
+
+def validated(kind: Any, value: object, directory: object = "/") -> Any:
+    return TypeAdapter(kind).validate_python(value, context={"directory": directory})
+
+
+def refusal(kind: Any, value: object) -> str:
+    """Return what is said of a value that is not taken."""
+    with pytest.raises(ValidationError) as caught:
+        validated(kind, value)
+    return str(caught.value.errors()[0]["msg"]).removeprefix("Value error, ")
+
+
+def test_users_and_groups_are_names_or_numbers() -> None:
+    user, group = pwd.getpwuid(os.getuid()), grp.getgrgid(0)
+    assert validated(User, user.pw_name) == user.pw_uid
+    assert validated(Group, group.gr_name) == 0
+    assert validated(User, 12345) == 12345
+    assert validated(Groups, [group.gr_name, 7]) == (0, 7)
+    assert validated(Groups, group.gr_name) == (0,)
+
+
+def test_a_user_who_does_not_exist_is_named_with_the_nearest_who_does() -> None:
+    assert refusal(User, "rooot") == 'there is no user "rooot" (did you mean "root"?)'
+    assert refusal(Group, "rot") == 'there is no group "rot" (did you mean "root"?)'
+    assert refusal(User, "a\0b") == r'there is no user "a\x00b"'
+    assert refusal(User, "0") == 'there is no user "0"'
+
+
+@pytest.mark.parametrize("value", [-1, LARGEST_ID + 1, 10**30, 1.5, True, [], None])
+def test_a_number_that_no_user_can_have_is_refused(value: object) -> None:
+    assert refusal(User, value) == f"expected a user's name, or a number from 0 to {LARGEST_ID}"
+
+
+@pytest.mark.parametrize(("text", "mask"), [("077", 0o77), ("0022", 0o22), ("777", 0o777)])
+def test_a_umask_is_octal(text: str, mask: int) -> None:
+    assert validated(Umask, text) == mask
+
+
+@pytest.mark.parametrize("value", [77, "77", "078", "0o77", "1077", "", None])
+def test_nothing_else_is_a_umask(value: object) -> None:
+    assert refusal(Umask, value).startswith("expected a umask")
+
+
+def test_one_string_may_stand_for_an_array_of_one() -> None:
+    assert validated(Strings, "a") == validated(Strings, ["a"]) == ("a",)
+    assert validated(Addresses, "tcp://[::1]:7") == validated(Addresses, ["tcp://[::1]:7"])
+
+
+def test_a_service_listens_on_a_number_of_addresses_that_can_be() -> None:
+    assert len(validated(Addresses, "tcp://[::1]:1-65535")) == 65535
+    too_many = ["tcp://[::1]:1-65535"] * 20
+    assert (
+        refusal(Addresses, too_many) == f"a service listens on at most {MOST_ADDRESSES} addresses"
+    )
+    assert refusal(Addresses, []) == "expected one address at least"
+
+
+def test_a_relative_path_starts_at_the_directory_of_the_configuration(tmp_path: Any) -> None:
+    (tmp_path / "quotes").write_text("one")
+    assert validated(FilePath, "a/b", tmp_path) == tmp_path / "a/b"
+    assert validated(FilePath, "/a/b", tmp_path).as_posix() == "/a/b"
+    assert validated(FilePath, "~/b", tmp_path).is_absolute()
+    assert validated(ReadableFile, "quotes", tmp_path) == tmp_path / "quotes"
+
+
+@pytest.mark.parametrize("value", ["", "a\0b", 5, [], None])
+def test_a_path_that_cannot_be_is_refused(value: object) -> None:
+    assert refusal(FilePath, value) == "expected a path"
+
+
+def test_the_home_of_nobody_is_not_looked_for() -> None:
+    assert refusal(FilePath, "~no-such-user/file") == "there is no such home directory"
+
+
+def test_a_readable_file_is_a_file_and_readable(tmp_path: Any) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path, words in [
+        (tmp_path, "is not a regular file"),
+        (tmp_path / "fifo", "is not a regular file"),
+        ("/dev/zero", "is not a regular file"),
+        (tmp_path / "missing", "No such file or directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
+    ]:
+        assert words in refusal(ReadableFile, str(path))
+
+
+@given(st.text(), st.lists(st.text(), max_size=5))
+def test_a_suggestion_is_one_of_the_known_words(word: str, known: list[str]) -> None:
+    hint = did_you_mean(word, known)
+    assert hint == "" or hint.startswith(' (did you mean "')
+    assert hint.isprintable()

@@ -1,0 +1,306 @@
+"""The sinks of the log: what they write, and that none of them stops or delays the master."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from superd.errors import SuperdError
+from superd.master.logs import STDERR, Log
+from superd.observe.records import Record
+
+LogTo = Callable[..., Log]
+
+SOON = 5.0  # seconds; what waits for a reader would wait for ever
+
+
+@pytest.fixture
+def log_to() -> Iterator[LogTo]:
+    """Return a function that makes a log; all are closed in the end."""
+    with contextlib.ExitStack() as stack:
+
+        def make(*sinks: str | Path, form: str = "text", syslog: Path | None = None) -> Log:
+            log = Log([str(sink) for sink in sinks], form, str(syslog))
+            stack.callback(log.close)
+            return log
+
+        yield make
+
+
+@contextlib.contextmanager
+def standard_error(descriptor: int) -> Iterator[None]:
+    """Have `descriptor` stand for standard error."""
+    kept = os.dup(STDERR)
+    os.dup2(descriptor, STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(kept, STDERR)
+        os.close(kept)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    reader, writer = os.pipe()
+    with open(reader, closefd=True), open(writer, "w", closefd=True):
+        yield reader, writer
+
+
+def available(reader: int) -> bytes:
+    """Read what there is, without waiting for more."""
+    parts = []
+    while select.select([reader], [], [], 0)[0]:
+        part = os.read(reader, 1 << 20)
+        if not part:
+            break
+        parts.append(part)
+    return b"".join(parts)
+
+
+def test_standard_error_gets_lines_of_text(pipe: tuple[int, int], log_to: LogTo) -> None:
+    reader, writer = pipe
+    with standard_error(writer):
+        log = log_to("stderr")
+        log.info("hello", "echo")
+        log.error("alas")
+    first, second = available(reader).decode().splitlines()
+    assert first.endswith(f"superd[{os.getpid()}] info: hello service=echo")
+    assert second.endswith("error: alas")
+
+
+def test_a_file_gets_lines_of_json(tmp_path: Path, log_to: LogTo) -> None:
+    log = log_to(tmp_path / "log", form="json")
+    log.warning("hello\nworld", "echo")
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    data = json.loads(line)
+    assert (data["level"], data["message"], data["service"], data["pid"]) == (
+        "warning",
+        "hello\nworld",
+        "echo",
+        os.getpid(),
+    )
+    assert abs(data["time"] - time.time()) < 60
+
+
+def test_all_sinks_get_all_records(tmp_path: Path, log_to: LogTo) -> None:
+    paths = [tmp_path / name for name in "abc"]
+    log = log_to(*paths)
+    log.info("hello")
+    assert {path.read_text().count("hello") for path in paths} == {1}
+
+
+def test_a_log_file_is_not_for_everybody_and_is_added_to(tmp_path: Path, log_to: LogTo) -> None:
+    path = tmp_path / "log"
+    for word in ("first", "second"):
+        log_to(path).info(word)
+    assert [line.split()[-1] for line in path.read_text().splitlines()] == ["first", "second"]
+    assert path.stat().st_mode & 0o007 == 0
+
+
+def test_a_file_that_was_renamed_is_opened_anew_on_demand(tmp_path: Path, log_to: LogTo) -> None:
+    path, old = tmp_path / "log", tmp_path / "log.1"
+    log = log_to(path)
+    log.info("one")
+    path.rename(old)
+    log.info("two")
+    log.reopen()
+    log.info("three")
+    assert old.read_text().count("\n") == 2
+    assert path.read_text().endswith("three\n")
+    assert path.read_text().count("\n") == 1
+
+
+def test_a_file_that_cannot_be_opened_anew_is_written_on(tmp_path: Path, log_to: LogTo) -> None:
+    (tmp_path / "logs").mkdir()
+    path = tmp_path / "logs" / "log"
+    log = log_to(path)
+    (tmp_path / "logs").rename(tmp_path / "old")
+    log.reopen()
+    log.info("after")
+    lines = (tmp_path / "old" / "log").read_text().splitlines()
+    assert "error: the log stays where it was: No such file or directory" in lines[0]
+    assert lines[1].endswith("after")
+
+
+@pytest.mark.parametrize("name", ["", "directory", "nowhere/log", "pipe"])
+def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str, log_to: LogTo) -> None:
+    (tmp_path / "directory").mkdir()
+    os.mkfifo(tmp_path / "pipe")  # nobody reads it
+    with pytest.raises(SuperdError, match="cannot log to "):
+        log_to(tmp_path / name)
+
+
+def test_a_full_disk_is_counted_and_not_more(log_to: LogTo) -> None:
+    log = log_to("/dev/full")
+    for _ in range(100):
+        log.info("hello")
+    assert log.failures == 100
+
+
+def test_one_sink_that_fails_does_not_keep_the_others_from_writing(
+    tmp_path: Path, log_to: LogTo
+) -> None:
+    log = log_to("/dev/full", tmp_path / "log")
+    log.info("hello")
+    assert "hello" in (tmp_path / "log").read_text()
+
+
+def test_a_pipe_whose_reader_has_gone_is_counted(pipe: tuple[int, int], log_to: LogTo) -> None:
+    reader, writer = pipe
+    with standard_error(writer):
+        log = log_to("stderr")
+        os.dup2(os.open(os.devnull, os.O_RDONLY), reader)
+        log.info("hello")
+    assert log.failures == 1
+
+
+def test_a_standard_error_that_is_closed_is_counted(tmp_path: Path, log_to: LogTo) -> None:
+    with open(tmp_path / "log", "w") as file, standard_error(file.fileno()):
+        log = log_to("stderr")
+        os.close(STDERR)
+        log.info("hello")
+    assert log.failures == 1
+
+
+@pytest.mark.parametrize("kind", ["pipe", "stream socket", "datagram socket"])
+def test_a_reader_who_stops_delays_nobody_and_hears_how_much_it_missed(
+    kind: str, log_to: LogTo
+) -> None:
+    if kind == "pipe":
+        reader, writer = os.pipe()
+    else:
+        style = socket.SOCK_STREAM if kind == "stream socket" else socket.SOCK_DGRAM
+        reader, writer = (end.detach() for end in socket.socketpair(socket.AF_UNIX, style))
+    with open(reader, "rb"), open(writer, "wb"), standard_error(writer):
+        log = log_to("stderr")
+        started = time.monotonic()
+        while log.failures < 1000:
+            log.info("x" * 1000)
+        assert time.monotonic() - started < SOON
+        available(reader)
+        log.info("back again")
+        text = available(reader).decode()
+    assert "1000 log records were lost" in text
+    assert text.endswith("back again\n")
+
+
+def test_a_terminal_that_was_stopped_delays_nobody(log_to: LogTo) -> None:
+    import termios
+
+    controller, terminal = os.openpty()
+    with open(controller, "rb", buffering=0), open(terminal, "wb", buffering=0):
+        with standard_error(terminal):
+            log = log_to("stderr")
+        termios.tcflow(terminal, termios.TCOOFF)  # as Ctrl-S does
+        started = time.monotonic()
+        for _ in range(1000):
+            log.info("x" * 1000)
+        assert time.monotonic() - started < SOON
+        assert log.failures
+        termios.tcflow(terminal, termios.TCOON)
+
+
+def test_others_who_share_a_pipe_are_not_made_to_write_without_blocking(
+    pipe: tuple[int, int], log_to: LogTo
+) -> None:
+    with standard_error(pipe[1]):
+        log_to("stderr").info("hello")
+        assert os.get_blocking(STDERR)
+    assert os.get_blocking(pipe[1])
+
+
+def test_a_line_that_was_cut_off_does_not_swallow_the_next(
+    pipe: tuple[int, int], log_to: LogTo
+) -> None:
+    reader, writer = pipe
+    with standard_error(writer):
+        log = log_to("stderr")
+        detail = tuple(["y" * 2000] * 60)  # longer than the pipe has room
+        log.write(Record("error", "long", detail=detail))
+        assert log.failures == 1
+        cut = available(reader)
+        assert not cut.endswith(b"\n")
+        log.info("next")
+        lines = (cut + available(reader)).decode().splitlines()
+    assert lines[-1].endswith("info: next")
+    assert "1 log records were lost" in lines[-2]
+
+
+class Syslog:
+    """A daemon that takes what is logged."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.settimeout(SOON)
+        self.socket.bind(str(path))
+        self.path = path
+
+    def line(self) -> str:
+        return self.socket.recv(65536).decode()
+
+    def stop(self) -> None:
+        self.socket.close()
+        self.path.unlink()
+
+
+@pytest.fixture
+def syslog(tmp_path: Path) -> Iterator[Syslog]:
+    daemon = Syslog(tmp_path / "syslog")
+    yield daemon
+    daemon.socket.close()
+
+
+def test_syslog_gets_facility_severity_and_name(syslog: Syslog, log_to: LogTo) -> None:
+    log = log_to("syslog", syslog=syslog.path)
+    log.info("hello", "echo")
+    line = syslog.line()
+    assert line.startswith("<30>")  # daemon.info
+    assert line.endswith(f" superd[{os.getpid()}]: info: hello service=echo")
+    log.error("alas")
+    assert syslog.line().startswith("<27>")  # daemon.err
+    log.write(Record("error", "failed", detail=("line 1", "line 2")))
+    assert [syslog.line().rpartition("error: ")[2] for _ in range(3)] == [
+        "failed",
+        "| line 1",
+        "| line 2",
+    ]
+
+
+def test_syslog_can_carry_json(syslog: Syslog, log_to: LogTo) -> None:
+    log_to("syslog", form="json", syslog=syslog.path).warning("hello")
+    head, brace, rest = syslog.line().partition("{")
+    assert head.startswith("<28>")
+    assert json.loads(brace + rest)["message"] == "hello"
+
+
+def test_a_syslog_that_was_restarted_is_found_again(syslog: Syslog, log_to: LogTo) -> None:
+    log = log_to("syslog", syslog=syslog.path)
+    syslog.stop()
+    log.info("nobody hears this")
+    assert log.failures == 1
+    again = Syslog(syslog.path)
+    log.info("hello")
+    assert again.line().endswith("warning: 1 log records were lost")
+    assert again.line().endswith("info: hello")
+    again.stop()
+
+
+def test_a_syslog_that_does_not_read_delays_nobody(syslog: Syslog, log_to: LogTo) -> None:
+    log = log_to("syslog", syslog=syslog.path)
+    started = time.monotonic()
+    while log.failures < 1000:
+        log.info("hello")
+    assert time.monotonic() - started < SOON
+
+
+def test_a_syslog_that_is_not_there_is_named(tmp_path: Path, log_to: LogTo) -> None:
+    with pytest.raises(SuperdError, match="cannot log to syslog: No such file"):
+        log_to("syslog", syslog=tmp_path / "nowhere")

@@ -1,0 +1,203 @@
+"""Addresses as values: what is read, what is written, what is equal, what is refused."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superd.net.addresses import (
+    LARGEST_PORT,
+    LONGEST_PATH,
+    Address,
+    Transport,
+    parse_addresses,
+    unmapped,
+)
+
+INTERNET = (Transport.TCP, Transport.UDP)
+UNIX = (Transport.UNIX, Transport.UNIXGRAM, Transport.UNIXPACKET)
+
+PORTS = st.integers(0, LARGEST_PORT)
+PATHS = st.text(string.ascii_letters + string.digits + "._-+ /:@é", min_size=1, max_size=40)
+
+
+def texts(text: str) -> list[str]:
+    return [str(address) for address in parse_addresses(text)]
+
+
+def refusal(text: str) -> str:
+    try:
+        parse_addresses(text)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError(f"{text} is an address")
+
+
+@given(st.sampled_from(INTERNET), st.ip_addresses(), PORTS)
+def test_an_internet_address_is_read_as_it_is_written(
+    transport: Transport, host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
+) -> None:
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    address = Address(transport, str(mapped or host), port)
+    assert parse_addresses(str(address)) == (address,)
+    assert address.family == (socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+    assert address.sockaddr[:2] == (address.host, port)
+
+
+@given(st.sampled_from(UNIX), st.sampled_from("/@"), PATHS)
+def test_a_unix_address_is_read_as_it_is_written(
+    transport: Transport, start: str, path: str
+) -> None:
+    address = Address(transport, path=start + path)
+    assert parse_addresses(str(address)) == (address,)
+    assert address.is_file == (start == "/")
+    assert address.family == socket.AF_UNIX
+
+
+# hosts without a name, which would be looked up
+NEARLY = r"(tcp|udp)://(\[[0-9a-f:.%]*\]|[0-9.*]*):[0-9-]*|unix(gram|packet)?://[a-z0-9?=@/&%-]*"
+
+
+@given(st.one_of(st.text(), st.from_regex(NEARLY, fullmatch=True)))
+def test_any_text_is_an_address_or_refused_in_words(text: str) -> None:
+    try:
+        told = " ".join(texts(text))
+    except ValueError as error:
+        told = str(error)
+    assert "://" in told or " " in told
+    assert "Error" not in told
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("tcp://127.0.0.1:7", ["tcp://127.0.0.1:7"]),
+        ("udp://[::1]:007", ["udp://[::1]:7"]),
+        ("tcp://*:7", ["tcp://*:7"]),
+        ("tcp://[::]:0", ["tcp://[::]:0"]),
+        ("tcp://[2001:DB8:0:0::1]:80", ["tcp://[2001:db8::1]:80"]),
+        ("tcp://[::ffff:192.0.2.1]:80", ["tcp://192.0.2.1:80"]),
+        ("tcp://127.0.0.1:7-9", [f"tcp://127.0.0.1:{n}" for n in (7, 8, 9)]),
+        ("udp://*:7-7", ["udp://*:7"]),
+        ("unix:///run/a.sock", ["unix:///run/a.sock"]),
+        ("unix:///run/a.sock?mode=0660&user=0&group=root", ["unix:///run/a.sock"]),
+        ("unixgram://@a b", ["unixgram://@a b"]),
+        ("unixpacket:///a", ["unixpacket:///a"]),
+    ],
+)
+def test_what_a_listen_value_means(text: str, found: list[str]) -> None:
+    assert texts(text) == found
+
+
+@pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")
+def test_a_port_may_have_the_name_of_its_service() -> None:
+    assert texts("tcp://*:finger") == ["tcp://*:79"]
+    assert texts("udp://*:time") == ["udp://*:37"]
+    assert texts("tcp://*:ftp-data") == ["tcp://*:20"]
+
+
+def test_the_owner_and_the_mode_of_a_socket_belong_to_its_address_but_not_to_its_name() -> None:
+    [address] = parse_addresses("unix:///run/a?mode=0660&user=0&group=7")
+    assert (address.mode, address.uid, address.gid) == (0o660, 0, 7)
+    assert address == Address(Transport.UNIX, path="/run/a")
+    assert hash(address) == hash(Address(Transport.UNIX, path="/run/a"))
+
+
+def test_every_address_of_the_machine_is_one_of_each_family() -> None:
+    [address] = parse_addresses("tcp://*:7")
+    assert address.is_wildcard
+    assert [str(a) for a in address.expanded()] == ["tcp://0.0.0.0:7", "tcp://[::]:7"]
+    [one] = parse_addresses("tcp://[::1]:7")
+    assert one.expanded() == (one,)
+    assert not one.is_wildcard
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "starts with one of tcp://, udp://, unix://, unixgram://, unixpacket://"),
+        ("127.0.0.1:7", "starts with one of"),
+        ("tcp", "starts with one of"),
+        ("TCP://127.0.0.1:7", "starts with one of"),
+        ("http://127.0.0.1:7", "starts with one of"),
+        (" tcp://127.0.0.1:7", "starts with one of"),
+        ("tcp://", "expected a host and a port, such as tcp://127.0.0.1:7"),
+        ("tcp://127.0.0.1", "expected a host and a port"),
+        ("tcp://127.0.0.1:", "expected a host and a port"),
+        ("tcp://[::1]", "expected a host and a port"),
+        ("tcp://a/b:7", "expected a host and a port"),
+        ("tcp://:7", 'the host is missing; "*" means every address'),
+        ("tcp://::1:7", 'the host is missing; "*" means every address'),
+        ("tcp://[]:7", "[] is not an IPv6 address"),
+        ("tcp://[127.0.0.1]:7", "[127.0.0.1] is not an IPv6 address"),
+        ("tcp://127.0.0.256:7", "127.0.0.256 is not an IPv4 address"),
+        ("tcp://127.1:7", "127.1 is not an IPv4 address"),
+        ("tcp://a..b:7", 'there is no host "a..b"'),
+        ("tcp://a\0b:7", '"a\\x00b" is not a host'),
+        ("tcp:// :7", '" " is not a host'),
+        ("tcp://*:65536", "there is no port 65536 (the last is 65535)"),
+        ("tcp://*:70000", "there is no port 70000 (the last is 65535)"),
+        ("tcp://*:" + "9" * 100, "there is no port 99999999999999999999 (the last is 65535)"),
+        ("tcp://*:-1", '"-1" is neither a port nor a name of /etc/services'),
+        ("tcp://*:no such", '"no such" is neither a port nor a name of /etc/services'),
+        ("tcp://*:a\0b", '"a\\x00b" is neither a port nor a name of /etc/services'),
+        ("tcp://*:9-7", "a range of ports goes from low to high, not 9-7"),
+        ("tcp://*:0-7", "a range of ports goes from low to high, not 0-7"),
+        ("tcp://*:7-70000", "there is no port 70000 (the last is 65535)"),
+        ("tcp://*:7-8-9", '"7-8-9" is neither a port nor a name of /etc/services'),
+        ("unix://", "expected an absolute path (unix:///run/name.sock)"),
+        ("unix://run/a", "or an abstract name (unix://@name)"),
+        ("unix:///", "expected an absolute path"),
+        ("unixgram://@", "or an abstract name (unixgram://@name)"),
+        ("unix:///a\0b", "holds no NUL"),
+        ("unix:///" + "a" * LONGEST_PATH, f"at most {LONGEST_PATH} bytes"),
+        ("unix:///" + "é" * 60, f"at most {LONGEST_PATH} bytes"),
+        ("unix:///a?mode=999", 'mode is written in octal, such as 0660, not "999"'),
+        ("unix:///a?mode", 'mode is written in octal, such as 0660, not ""'),
+        ("unix:///a?user=rooot", 'there is no user "rooot"'),
+        ("unix:///a?user=a%00b", 'there is no user "a\\x00b"'),
+        ("unix:///a?user=99999999999", 'there is no user "99999999999"'),
+        ("unix:///a?group=٣", 'there is no group "٣"'),
+        ("unix:///a?mod=0660", 'there is no "mod" after the ?, only mode, user and group'),
+    ],
+)
+def test_what_is_no_address(text: str, words: str) -> None:
+    assert words in refusal(text)
+
+
+def test_an_address_that_a_socket_gave_is_the_one_that_a_person_writes() -> None:
+    of = Address.of_socket
+    assert str(of(Transport.TCP, ("::ffff:192.0.2.1", 7, 0, 0))) == "tcp://192.0.2.1:7"
+    assert str(of(Transport.UDP, ("::1", 7, 0, 0))) == "udp://[::1]:7"
+    assert str(of(Transport.UNIX, b"\0name")) == "unix://@name"
+    assert str(of(Transport.UNIX, "/run/a")) == "unix:///run/a"
+    assert str(of(Transport.UNIXGRAM, None)) == "unixgram://(unnamed)"
+    assert str(of(Transport.UNIX, "")) == "unix://(unnamed)"
+
+
+@given(st.ip_addresses(v=4))
+def test_a_mapped_address_is_the_one_of_version_4(host: ipaddress.IPv4Address) -> None:
+    assert unmapped(f"::ffff:{host}") == str(host)
+    assert unmapped(str(host)) == str(host)
+
+
+def test_only_a_mapped_address_is_taken_for_one_of_version_4() -> None:
+    for host in ("::1", "::ffff:1:2", "64:ff9b::192.0.2.1", "::192.0.2.1"):
+        assert unmapped(host) == host
+
+
+def test_a_transport_knows_its_socket() -> None:
+    kinds = {t.value: (t.is_unix, t.is_datagram, t.socket_type) for t in Transport}
+    assert kinds == {
+        "tcp": (False, False, socket.SOCK_STREAM),
+        "udp": (False, True, socket.SOCK_DGRAM),
+        "unix": (True, False, socket.SOCK_STREAM),
+        "unixgram": (True, True, socket.SOCK_DGRAM),
+        "unixpacket": (True, False, socket.SOCK_SEQPACKET),
+    }

@@ -1,0 +1,82 @@
+"""Which local address a datagram came to, told by the real kernel over loopback."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from superd.net.addresses import parse_addresses
+from superd.net.pktinfo import SPACE, Ancillary, Destination, ask_for_destination, destination
+
+IPV4_WILDCARD = parse_addresses("udp://0.0.0.0:7")[0]
+IPV6_WILDCARD = parse_addresses("udp://[::]:7")[0]
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["ipv4", "ipv6"])
+def server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    """A wildcard socket that is told where its datagrams came to."""
+    with socket.socket(request.param, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        ask_for_destination(sock)
+        sock.bind(("", 0))
+        yield sock
+
+
+def received(server: socket.socket) -> tuple[Destination, object]:
+    data, ancillary, _, peer = server.recvmsg(100, SPACE)
+    assert data == b"hello"
+    bound = IPV6_WILDCARD if server.family == socket.AF_INET6 else IPV4_WILDCARD
+    return destination(bound, tuple(ancillary)), peer
+
+
+def test_the_address_that_was_asked_is_told_and_answered_from(server: socket.socket) -> None:
+    hosts = ["::1"] if server.family == socket.AF_INET6 else ["127.0.0.1", "127.0.0.2", "127.9.9.9"]
+    for host in hosts:
+        with socket.socket(server.family, socket.SOCK_DGRAM) as client:
+            client.settimeout(10)
+            client.connect((host, server.getsockname()[1]))
+            client.send(b"hello")
+            asked, peer = received(server)
+            assert (asked.address.host, asked.address.port) == (host, 7)
+            assert asked.is_one_host
+            server.sendmsg([b"answer"], asked.control, 0, peer)
+            assert client.recv(100) == b"answer", "a connected client takes it from nowhere else"
+
+
+def test_a_broadcast_is_told_from_a_datagram_for_one_host() -> None:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        server.settimeout(10)
+        ask_for_destination(server)
+        server.bind(("", 0))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+        client.sendto(b"hello", ("127.255.255.255", server.getsockname()[1]))
+        asked, _ = received(server)
+    assert not asked.is_one_host
+
+
+def test_a_multicast_is_told_from_a_datagram_for_one_host() -> None:
+    group, loopback = "239.77.7.7", socket.inet_aton("127.0.0.1")
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        server.settimeout(10)
+        ask_for_destination(server)
+        server.bind(("", 0))
+        membership = socket.inet_aton(group) + loopback
+        server.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+        client.sendto(b"hello", (group, server.getsockname()[1]))
+        asked, _ = received(server)
+    assert not asked.is_one_host
+
+
+def test_what_the_kernel_does_not_tell_is_the_wildcard_itself() -> None:
+    stranger: Ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"")
+    for ancillary in ((), (stranger,)):
+        assert destination(IPV4_WILDCARD, ancillary) == Destination(IPV4_WILDCARD)

@@ -1,0 +1,72 @@
+"""daytime (RFC 867): one line, then the end."""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Callable
+
+import pytest
+import superd_daytime
+
+from tests.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix, ending
+from tests.harness import Superd, ask_udp, until
+
+TOML = """
+[service.daytime]
+plugin = "daytime"
+listen = [
+    "tcp://127.0.0.1:0",
+    "udp://127.0.0.1:0",
+    "unix://{directory}/stream",
+    "unixpacket://{directory}/packet",
+    "unixgram://{directory}/datagram",
+]
+
+[service.generous]
+plugin = "daytime"
+listen = "udp://127.0.0.1:0"
+amplify = true
+"""
+
+FORM = rb"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} [ 123]\d \d\d:\d\d:\d\d \d{4}\r\n"
+
+ASK: dict[str, Callable[[Superd], bytes]] = {
+    "tcp": lambda served: answer_to(served.connect("daytime")),
+    "udp": lambda served: ask_udp(served.address("daytime", "udp"), bytes(26)),
+    "udp, amplifying": lambda served: ask_udp(served.address("generous", "udp"), b""),
+    "unix": lambda served: answer_to(connect_unix(served.directory / "stream")),
+    "unixpacket": lambda served: b"".join(ask_unixpacket(served.directory / "packet")),
+    "unixgram": lambda served: ask_unixgram(served.directory / "datagram", b""),
+}
+
+
+@pytest.mark.parametrize("transport", ASK)
+def test_the_line_has_the_form_and_the_time(served: Superd, transport: str) -> None:
+    before = int(time.time())
+    line = ASK[transport](served)
+    after = int(time.time())
+    assert re.fullmatch(FORM, line)
+    said = time.mktime(time.strptime(line.decode(), "%a %b %d %H:%M:%S %Y\r\n"))
+    assert before <= said <= after
+
+
+def test_the_end_is_a_fin(served: Superd) -> None:
+    with served.connect("daytime") as client:
+        assert ending(client)[1] == "fin"
+
+
+def test_a_datagram_shorter_than_the_answer_gets_none(served: Superd) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.connect(served.address("daytime", "udp"))
+        client.send(bytes(25))
+        until(lambda: served.counts("daytime")["refused-amplification"] == 1, "the refusal")
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(1)
+
+
+def test_a_day_of_one_digit_keeps_its_place() -> None:
+    first_of_march = time.mktime((2026, 3, 1, 4, 5, 6, 0, 0, -1))
+    assert superd_daytime.line(int(first_of_march)) == b"Sun Mar  1 04:05:06 2026\r\n"

@@ -1,0 +1,40 @@
+"""probes: runs ordinary operations of Python, one for each connection, where its worker is.
+
+A client sends a probe's name and hears `ok` or what was raised; `?` lists the names.
+"""
+
+from __future__ import annotations
+
+import inspect
+
+from superd.plugin import Connection, Service, hookimpl
+from tests.probes import errors, imports, loops, network, system, texts
+from tests.probes.probe import PROBES, Probe
+
+MODULES = (texts, errors, loops, network, system, imports)  # each has put its probes into PROBES
+
+
+class Probes(Service):
+    """Runs the probe that a client names."""
+
+    name = "probes"
+
+    async def stream(self, conn: Connection) -> None:
+        name = (await conn.readline()).decode().strip()
+        answer = "\n".join(PROBES) if name == "?" else await outcome(PROBES[name])
+        await conn.send(answer.encode())
+
+
+async def outcome(function: Probe) -> str:
+    try:
+        done = function()
+        if inspect.isawaitable(done):
+            await done
+    except BaseException as error:  # noqa: BLE001  whatever it is, it is the outcome
+        return f"{type(error).__name__}: {error}"
+    return "ok"
+
+
+@hookimpl
+def superd_services() -> list[type[Service]]:
+    return [Probes]

@@ -1,0 +1,127 @@
+"""What Python can still do in an empty jail: each probe works, or fails as it says here."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Start
+from tests.harness import Superd, exchange, make_plugin
+
+
+def refused(module: str) -> str:
+    """Return what an import that comes too late is told: the module, and the cure."""
+    return rf"LateImportError: late import of '{module}' .*preload = \(\"{module}\",\)"
+
+
+def unknown(codec: str) -> str:
+    """Return the same for a codec, of which Python says no more than that it is not known."""
+    return rf"LookupError: unknown encoding: .*preload = \(\"encodings\.{codec}\",\)"
+
+
+NO_FILE = "FileNotFoundError: "
+CODECS_LEFT_OUT = {
+    **{name: name for name in ("utf_32", "utf_7", "cp437", "iso8859_15", "raw_unicode_escape")},
+    **{name: name for name in ("charmap", "shift_jis", "gb18030")},
+    "rot13": "rot_13",
+}
+
+# The whole list of what does not work in an empty jail, and what is said then. What superd refuses
+# names the cure; of the others most say that there is no file.
+FAILING = {
+    **{f"codec_{name}": unknown(module) for name, module in CODECS_LEFT_OUT.items()},
+    "late_import": refused("colorsys"),
+    "library_by_name": refused("ctypes.util"),
+    "write_a_mail": refused("email.generator"),
+    "pool_of_processes": refused("concurrent.futures.process"),
+    "lock_between_processes": refused("multiprocessing.synchronize"),
+    "shared_memory": refused("multiprocessing.shared_memory"),
+    "resource_of_a_package": f"{refused('importlib.readers')}|{NO_FILE}",
+    "data_of_a_package": NO_FILE,
+    "installed_plugins": "LookupError: silently none",
+    "installed_version": "PackageNotFoundError: ",
+    "time_zone_by_name": "ZoneInfoNotFoundError: ",
+    "locale_of_another_country": "Error: unsupported locale setting",
+    "name_lookup_on_the_loop": "gaierror: .*Temporary failure in name resolution",
+    "look_up_localhost": "gaierror: .*Temporary failure in name resolution",
+    "look_up_a_host_by_address": "herror: .*Host name lookup failure",
+    "look_up_a_service": "OSError: service/proto not found",
+    "look_up_a_service_with_a_host": "gaierror: .*Servname not supported",
+    "look_up_a_protocol": "OSError: protocol not found",
+    "user_by_name": "KeyError: .*name not found: 'daemon'",
+    "group_by_name": "KeyError: .*name not found: 'daemon'",
+    "run_a_program": NO_FILE,
+    "spawn_a_program": NO_FILE,
+    "program_on_the_loop": NO_FILE,
+    "certificate_from_a_file": NO_FILE,
+    "temporary_file": f"{NO_FILE}.*No usable temporary directory",
+    "terminal": NO_FILE,
+    "null_device": NO_FILE,
+    "random_device": NO_FILE,
+    "descriptors_in_proc": NO_FILE,
+}
+
+# what some hosts do not have either
+FILES_OF_THE_HOST = {
+    "look_up_a_service": "/etc/services",
+    "look_up_a_service_with_a_host": "/etc/services",
+    "look_up_a_protocol": "/etc/protocols",
+    "time_zone_by_name": "/usr/share/zoneinfo/Europe/Berlin",
+}
+
+
+def outcomes(superd: Superd) -> dict[str, str]:
+    """Run all probes and return what each came to."""
+    names = exchange(superd.connect("probes"), b"?\n").decode().split()
+    return {
+        name: exchange(superd.connect("probes"), f"{name}\n".encode()).decode() for name in names
+    }
+
+
+def start(start_superd: Start, directory: Path, keys: str, loop: str) -> Superd:
+    source = Path(__file__).with_name("plugin.py").read_text()
+    env = make_plugin(directory / "plugins", "probes", source)
+    root = Path(__file__).parent.parent.parent  # of the probes, which the plugin imports
+    return start_superd(
+        f"""
+        [daemon]
+        loop = "{loop}"
+        [service.probes]
+        plugin = "probes"
+        listen = "tcp://127.0.0.1:0"
+        {keys}
+        """,
+        env={"PYTHONPATH": f"{env['PYTHONPATH']}{os.pathsep}{root}"},
+    )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_in_an_empty_jail_every_probe_works_or_fails_with_the_error_that_is_written_down(
+    start_superd: Start, tmp_path: Path, jail: Path, loop: str
+) -> None:
+    superd = start(start_superd, tmp_path, f'chroot = "{jail}"', loop)
+    [worker] = superd.workers()
+    found = outcomes(superd)
+    for name, outcome in found.items():
+        print(f"{name}: {outcome}")
+    assert len(found) > 100
+    assert {n for n, outcome in found.items() if outcome != "ok"} == set(FAILING)
+    wrong = {n: found[n] for n, pattern in FAILING.items() if not re.match(pattern, found[n])}
+    assert not wrong
+    assert superd.workers() == [worker], "no probe has ended the worker"
+    assert list(jail.iterdir()) == []
+    assert superd.stop() == 0
+
+
+@pytest.mark.root
+def test_outside_a_jail_every_probe_works(start_superd: Start, tmp_path: Path) -> None:
+    """Otherwise its failure in a jail would mean nothing."""
+    found = outcomes(start(start_superd, tmp_path, 'user = "root"', "auto"))
+    for name, file in FILES_OF_THE_HOST.items():
+        if not Path(file).exists():
+            del found[name]
+    assert {name: outcome for name, outcome in found.items() if outcome != "ok"} == {}

@@ -1,0 +1,130 @@
+"""What /proc tells of a process: its privileges, its limits, its descriptors (proc(5)).
+
+Runs in the test's process, as root: a confined worker shows itself to nobody else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+NOBODY = 65534
+NO_CAPABILITY = "0" * 16
+CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """One open descriptor of a process."""
+
+    number: int
+    target: str
+    flags: int
+    is_directory: bool
+
+    @property
+    def is_inherited(self) -> bool:
+        """Whether a program that the process starts would have it."""
+        return not self.flags & os.O_CLOEXEC
+
+
+def threads(pid: int) -> list[dict[str, str]]:
+    """Return the status of each thread, by key."""
+    found = []
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        lines = (task / "status").read_text().splitlines()
+        found.append({k: v.strip() for k, _, v in (line.partition(":") for line in lines)})
+    return found
+
+
+def limits(pid: int) -> dict[str, tuple[str, str]]:
+    """Return the soft and the hard limit of each resource, by the kernel's name for it."""
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()[1:]
+    columns = [re.split(r" {2,}", line.strip()) for line in lines]
+    return {name: (soft, hard) for name, soft, hard, *_ in columns}
+
+
+def niceness(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[16])
+
+
+def session(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[3])
+
+
+def terminal(pid: int) -> int:
+    """Return the number of the controlling terminal; 0 is none."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4])
+
+
+def memory(pid: int) -> int:
+    """Return the resident set in kB."""
+    return int(threads(pid)[0]["VmRSS"].split()[0])
+
+
+def zombies(pid: int) -> list[int]:
+    """Return the children of `pid` that have ended and wait to be reaped."""
+    found = []
+    for child in children(pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            line = Path(f"/proc/{child}/stat").read_text()
+            if line.rpartition(")")[2].split()[0] == "Z":
+                found.append(child)
+    return found
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that `pid` has started and that are still there."""
+    return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def descriptors(pid: int) -> list[Descriptor]:
+    found = []
+    for name in os.listdir(f"/proc/{pid}/fd"):
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            link = f"/proc/{pid}/fd/{name}"
+            info = Path(f"/proc/{pid}/fdinfo/{name}").read_text()
+            flags = re.search(r"^flags:\s*([0-7]+)$", info, re.MULTILINE)
+            assert flags
+            is_directory = stat.S_ISDIR(os.stat(link).st_mode)
+            found.append(Descriptor(int(name), os.readlink(link), int(flags[1], 8), is_directory))
+    return found
+
+
+def listener(port: int, kind: str = "tcp") -> str:
+    """Return the name that descriptors have for the socket which is bound to a port."""
+    for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
+        columns = line.split()
+        local, remote, inode = columns[1], columns[2], columns[9]
+        if int(local.rpartition(":")[2], 16) == port and remote.endswith(":0000"):
+            return f"socket:[{inode}]"
+    raise LookupError(f"nobody listens on {kind} port {port}")
+
+
+def assert_powerless(pid: int, user: int, group: int, groups: tuple[int, ...] = ()) -> None:
+    """Check that a worker, every thread of it, is who it should be and can do nothing else."""
+    for thread in threads(pid):
+        assert thread["Uid"].split() == [str(user)] * 4
+        assert thread["Gid"].split() == [str(group)] * 4
+        assert thread["Groups"].split() == [str(number) for number in groups]
+        assert {name: thread[name] for name in CAPABILITY_SETS} == dict.fromkeys(
+            CAPABILITY_SETS, NO_CAPABILITY
+        )
+        assert thread["NoNewPrivs"] == "1"
+        assert thread["SigBlk"] == NO_CAPABILITY
+    assert os.stat(f"/proc/{pid}/fd").st_uid == 0, "it is dumpable"
+    assert limits(pid)["Max core file size"] == ("0", "0")
+    assert session(pid) == pid
+
+
+def assert_nothing_is_left_open(pid: int, foreign: set[str]) -> None:
+    """Check that no descriptor leads out, nor to programs, nor to another pool's clients."""
+    found = descriptors(pid)
+    assert found[0].target == "/dev/null"
+    assert not [one for one in found if one.is_directory]
+    assert not [one for one in found if one.is_inherited and one.number > 2]
+    assert not foreign & {one.target for one in found}

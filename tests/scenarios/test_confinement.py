@@ -1,0 +1,279 @@
+"""What a worker has given up before it meets a client, as the kernel tells it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import proc
+from tests.conftest import Start
+from tests.harness import ask_udp, exchange, make_plugin
+from tests.inside import INSIDE, inside
+from tests.proc import NOBODY, assert_nothing_is_left_open, assert_powerless
+
+# numbers that no name stands for: the kernel does not ask for any
+USER, GROUP, MORE = 4321, 4322, (4323, 4324)
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> dict[str, str]:
+    return make_plugin(tmp_path / "plugins", "inside", INSIDE)
+
+
+@pytest.mark.root
+def test_every_thread_of_every_worker_is_who_it_should_be_and_has_no_privilege(
+    start_superd: Start, tmp_path: Path, jail: Path
+) -> None:
+    threaded = """
+        import threading
+        from superd.plugin import Service, hookimpl
+
+        class Threaded(Service):
+            name = "threaded"
+
+            def prepare(self):
+                self.end = threading.Event()
+                for _ in range(2):
+                    threading.Thread(target=self.end.wait, daemon=True).start()
+
+            def respond(self, request):
+                threading.Thread(target=self.end.wait, daemon=True).start()
+                return str(threading.active_count()).encode()
+
+        @hookimpl
+        def superd_services():
+            return [Threaded]
+    """
+    superd = start_superd(
+        f"""
+        [daemon]
+        workers = 2
+        [defaults]
+        chroot = "{jail}"
+        [service.echo]
+        plugin = "echo"
+        listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+        [service.threaded]
+        plugin = "threaded"
+        listen = "tcp://127.0.0.1:0"
+        user = {USER}
+        group = {GROUP}
+        groups = {list(MORE)}
+        [service.time]
+        plugin = "time"
+        listen = "tcp://127.0.0.1:0"
+        chroot = ""
+        """,
+        env=make_plugin(tmp_path / "plugins", "threaded", threaded),
+    )
+    assert exchange(superd.connect("echo"), b"hello") == b"hello"
+    assert ask_udp(superd.address("echo", "udp"), b"hello") == b"hello"
+    assert len(exchange(superd.connect("time"), b"")) == 4
+    assert int(exchange(superd.connect("threaded"), b"")) >= 4
+
+    sockets = {
+        name: {proc.listener(superd.address(name)[1])} for name in ("echo", "threaded", "time")
+    }
+    sockets["echo"].add(proc.listener(superd.address("echo", "udp")[1], "udp"))
+    seen = 0
+    for service in superd.status()["services"]:
+        workers = superd.workers(service["pool"])
+        assert len(workers) == 2
+        for pid in workers:
+            name = service["name"]
+            if name == "threaded":
+                assert_powerless(pid, USER, GROUP, MORE)
+                seen += len(proc.threads(pid)) > 2
+            else:
+                assert_powerless(pid, NOBODY, NOBODY)
+            root = "/" if name == "time" else str(jail)
+            assert os.readlink(f"/proc/{pid}/root") == root
+            assert os.readlink(f"/proc/{pid}/cwd") == root
+            foreign = set().union(*(own for other, own in sockets.items() if other != name))
+            assert_nothing_is_left_open(pid, foreign)
+            assert sockets[name] <= {one.target for one in proc.descriptors(pid)}
+    assert seen == 2, "the threads of `prepare` were to be looked at, too"
+
+
+@pytest.mark.root
+def test_privileges_stay_away_whatever_superd_was_started_with(
+    start_superd: Start, plugins: dict[str, str]
+) -> None:
+    """Inheritable capabilities and securebits outlive a change of user, unless they are undone."""
+    superd = start_superd(
+        """
+        [service.inside]
+        plugin = "inside"
+        listen = "tcp://127.0.0.1:0"
+        """,
+        "setpriv",
+        "--inh-caps=+net_raw,+setuid",
+        "--ambient-caps=+net_raw",
+        "--securebits=+no_setuid_fixup",
+        "--groups=4,27",
+        env=plugins,
+    )
+    [worker] = superd.workers()
+    assert_powerless(worker, NOBODY, NOBODY)
+    assert inside(superd, "inside", "result = os.getgroups()") == []
+
+
+@pytest.mark.root
+def test_umask_niceness_and_limits_are_as_the_entry_says(start_superd: Start) -> None:
+    superd = start_superd(
+        """
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        umask = "027"
+        nice = 7
+        [service.echo.rlimits]
+        nofile = 100
+        nproc = 12
+        memory = "2GiB"
+        file-size = "1MiB"
+        cpu = "1h"
+        core = 0
+        """
+    )
+    [worker] = superd.workers()
+    limits = proc.limits(worker)
+    assert proc.threads(worker)[0]["Umask"] == "0027"
+    assert proc.niceness(worker) == 7
+    assert limits["Max open files"] == ("100", "100")
+    assert limits["Max processes"] == ("12", "12")
+    assert limits["Max address space"] == (str(2 << 30), str(2 << 30))
+    assert limits["Max file size"] == (str(1 << 20), str(1 << 20))
+    assert limits["Max cpu time"] == ("3600", "3600")
+    assert proc.niceness(superd.pid) == os.getpriority(os.PRIO_PROCESS, 0)
+    assert exchange(superd.connect("echo"), b"hello") == b"hello"
+
+
+REGAIN = """
+def tried(name, *arguments):
+    try:
+        getattr(os, name)(*arguments)
+    except OSError as error:
+        return error.errno
+    return "done"
+
+result = {
+    "setuid": tried("setuid", 0),
+    "setresuid": tried("setresuid", -1, 0, -1),
+    "setgid": tried("setgid", 0),
+    "setgroups": tried("setgroups", [0]),
+    "chroot": tried("chroot", "."),
+    "mknod": tried("mknod", "null", 0o666 | stat.S_IFBLK, os.makedev(8, 0)),
+    "nice": tried("nice", -5),
+    "kill": tried("kill", os.getppid(), 0),
+}
+libc = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWUSER, PTRACE_ATTACH = 0x10000000, 16
+calls = {"unshare": (CLONE_NEWUSER,), "ptrace": (PTRACE_ATTACH, os.getppid(), 0, 0)}
+for name, arguments in calls.items():
+    result[name] = ctypes.get_errno() if getattr(libc, name)(*arguments) < 0 else "done"
+"""
+
+ESCAPE = """
+outside = []
+for descriptor in range(256):
+    try:
+        os.stat("etc", dir_fd=descriptor)
+        outside.append(("openat", descriptor))
+    except OSError:
+        pass
+    try:
+        os.fchdir(descriptor)
+        outside.append(("fchdir", descriptor))
+    except OSError:
+        pass
+for path in ("/etc/passwd", "../" * 20 + "etc/passwd", "/proc/1/root/etc/passwd", "/proc/self/cwd"):
+    if os.path.exists(path):
+        outside.append(path)
+result = [outside, os.listdir("/"), os.listdir("..")]
+"""
+
+
+@pytest.mark.root
+def test_code_of_a_plugin_cannot_regain_anything_nor_leave_the_jail(
+    start_superd: Start, plugins: dict[str, str], jail: Path
+) -> None:
+    superd = start_superd(
+        f"""
+        [service.inside]
+        plugin = "inside"
+        listen = "tcp://127.0.0.1:0"
+        chroot = "{jail}"
+        """,
+        env=plugins,
+    )
+    refused = inside(superd, "inside", REGAIN)
+    assert isinstance(refused, dict)
+    assert set(refused.values()) <= {errno.EPERM, errno.EACCES}, refused
+    assert inside(superd, "inside", ESCAPE) == [[], [], []]
+
+
+@pytest.mark.root
+def test_the_environment_of_a_plugin_is_the_list_that_may_be_seen(
+    start_superd: Start, plugins: dict[str, str]
+) -> None:
+    superd = start_superd(
+        """
+        [service.inside]
+        plugin = "inside"
+        listen = "tcp://127.0.0.1:0"
+        """,
+        env={
+            **plugins,
+            "LEAKENV": "secret",
+            "LD_PRELOAD": "",
+            "PYTHONSTARTUP": "/tmp/evil.py",
+            "IFS": "x",
+            "TZ": "UTC",
+            "LC_ALL": "C.UTF-8",
+        },
+    )
+    code = """
+libc = ctypes.CDLL(None)
+pointers = ctypes.POINTER(ctypes.c_char_p).in_dll(libc, "environ")
+raw = []
+while pointers[len(raw)] is not None:
+    raw.append(pointers[len(raw)].decode())
+result = [dict(os.environ), raw]
+"""
+    python, system = inside(superd, "inside", code)
+    wanted = {name: os.environ[name] for name in ("PATH", "LANG", "LC_CTYPE") if name in os.environ}
+    assert python == {**wanted, "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    assert sorted(system) == sorted(f"{name}={value}" for name, value in python.items())
+    [worker] = superd.workers()
+    assert b"secret" not in Path(f"/proc/{worker}/environ").read_bytes()
+
+
+@pytest.mark.root
+def test_as_root_the_default_is_nobody_and_to_stay_root_is_said(start_superd: Start) -> None:
+    superd = start_superd(
+        """
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        [service.discard]
+        plugin = "discard"
+        listen = "tcp://127.0.0.1:0"
+        user = "root"
+        [service.time]
+        plugin = "time"
+        listen = "tcp://127.0.0.1:0"
+        user = 0
+        """
+    )
+    [plain], [rooted] = superd.workers("nobody"), superd.workers("root")
+    assert proc.threads(plain)[0]["Uid"].split() == [str(NOBODY)] * 4
+    assert proc.threads(rooted)[0]["Uid"].split() == ["0"] * 4
+    assert proc.threads(rooted)[0]["NoNewPrivs"] == "1"
+    warnings = [line for line in superd.log().splitlines() if " warning: " in line]
+    assert len([line for line in warnings if "root" in line]) == 1
+    assert 'user = "root"' in warnings[0]
+    assert "discard, time" in warnings[0]

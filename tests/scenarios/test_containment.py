@@ -1,0 +1,420 @@
+"""Whatever a plugin does, it costs its own connection only; what ends its process, its pool only."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.clients import crowd, ending, fate, reset
+from tests.conftest import Start
+from tests.harness import Superd, ask_udp, exchange, make_plugin, until
+
+ANIMALS = {
+    "system_exit": "raise SystemExit(3)",
+    "sys_exit": "sys.exit('enough')",
+    "keyboard_interrupt": "raise KeyboardInterrupt",
+    "generator_exit": "raise GeneratorExit",
+    "cancelled": "raise asyncio.CancelledError",
+    "memory": "bytes(1 << 62)",
+    "recursion": "await self.talk(conn)",
+    "value_error": "raise ValueError('no such value: \\x1b[2J\\n')",
+    "group": "raise BaseExceptionGroup('two', [SystemExit(1), ValueError('x')])",
+    "refused": "await asyncio.open_connection('127.0.0.1', 1)",
+    "stop_loop": "loop.stop()",
+    "close_loop": "loop.close()",
+    "run_loop": "loop.run_forever()",
+    "send_text": "await conn.send('text')",
+    "send_after_close": "conn.close(); await conn.send(b'x')",
+    "send_after_eof": "conn.send_eof(); await conn.send(b'x')",
+}
+
+# these have said that they end before they did wrong
+ENDINGS = {"send_after_close": "fin", "send_after_eof": "fin"}
+
+# their own task or callback raises, so that no connection is to blame
+STRAYS = {
+    "exit_in_task": "self.kept = loop.create_task(leave())",
+    "exit_in_callback": "loop.call_soon(sys.exit)",
+    "interrupt_in_timer": "loop.call_later(0, interrupt)",
+    "stop_in_callback": "loop.call_soon(loop.stop)",
+    "stop_from_a_thread": "await asyncio.to_thread(loop.call_soon_threadsafe, loop.stop)",
+}
+
+KILLERS = {
+    "exit": "os._exit(7)",
+    "segfault": "ctypes.string_at(0)",
+    "abort": "os.abort()",
+    "suicide": "os.kill(os.getpid(), 9)",
+}
+
+ZOO = """
+    import asyncio, ctypes, os, sys
+    from superd.plugin import Options, Service, hookimpl
+
+    async def leave():
+        raise SystemExit
+
+    def interrupt():
+        asyncio.get_running_loop()
+        raise KeyboardInterrupt
+
+    class Zoo(Service):
+        name = "zoo"
+
+        async def stream(self, conn):
+            act = (await conn.readline()).decode().strip()
+            await conn.send(b"watch: ")
+            await getattr(self, act)(conn)
+
+        async def hang(self, conn):
+            await asyncio.sleep(3600)
+
+        async def swallow(self, conn):
+            while True:
+                try:
+                    await asyncio.sleep(3600)
+                except BaseException:
+                    pass
+
+        async def leak(self, conn):
+            for _ in range(10):
+                os.open("/dev/null", os.O_RDONLY)
+"""
+
+
+def zoo() -> str:
+    """Return the source of the plugin, with a method for each animal."""
+    source = ZOO
+    for name, code in (ANIMALS | STRAYS | KILLERS).items():
+        method = f"async def {name}(self, conn): loop = asyncio.get_running_loop(); {code}"
+        source += f"\n        {method.replace('self.talk', 'self.' + name)}\n"
+    return source + "\n    @hookimpl\n    def superd_services():\n        return [Zoo]\n"
+
+
+# Each method that a plugin may have, raising or giving what it should not.
+CAGE = """
+    import asyncio
+    from superd.plugin import Options, Service, hookimpl
+
+    class CageOptions(Options):
+        act: str
+
+    class Cage(Service):
+        name = "{name}"
+        options_model = CageOptions
+
+        {method}
+
+    class Fails(asyncio.Protocol):
+        def __init__(self, act):
+            self.act = act
+
+        def __getattribute__(self, name):
+            if name == object.__getattribute__(self, "act"):
+                raise SystemExit("in " + name)
+            return object.__getattribute__(self, name)
+
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            if data == b"flood":
+                self.transport.write(bytes(64 << 20))
+
+    @hookimpl
+    def superd_services():
+        return [Cage]
+"""
+
+METHODS = {
+    "cage_respond": "def respond(self, request): return eval(self.options.act)",
+    "cage_datagram": "def datagram(self, packet): return eval(self.options.act)",
+    "cage_protocol": "def protocol(self, conn): return eval(self.options.act)",
+    "cage_takeover": "async def takeover(self, *_): return eval(self.options.act)",
+    "cage_narrow": "async def takeover(self): pass",
+    "cage_stream": "async def stream(self): pass",
+}
+
+PLUGINS = {"zoo": zoo()} | {
+    name: CAGE.format(name=name, method=method) for name, method in METHODS.items()
+}
+
+
+@dataclass(frozen=True)
+class Cage:
+    """A plugin, what its method evaluates, what the client sends, and what the log then says."""
+
+    plugin: str
+    act: str
+    says: str
+    sends: bytes = b""
+
+
+CAGES = {
+    "respond_raises": Cage("cage_respond", "exit('now')", "SystemExit: now"),
+    "respond_missing_file": Cage("cage_respond", "open('/no/file')", "No such file .*/no/file"),
+    "respond_reset": Cage("cage_respond", "(_ for _ in ()).throw(ConnectionResetError)", "Conn"),
+    "respond_none": Cage("cage_respond", "None", r"respond\(\) returned NoneType, not bytes"),
+    "respond_text": Cage("cage_respond", "'text'", r"respond\(\) returned str, not bytes"),
+    "protocol_raises": Cage("cage_protocol", "exit('now')", "SystemExit: now"),
+    "protocol_none": Cage("cage_protocol", "None", r"protocol\(\) returned None"),
+    "protocol_class": Cage("cage_protocol", "asyncio.Protocol", r"protocol\(\) returned <class"),
+    "made_raises": Cage("cage_protocol", "Fails('connection_made')", "in connection_made"),
+    "data_raises": Cage("cage_protocol", "Fails('data_received')", "in data_received", b"x"),
+    "pause_raises": Cage("cage_protocol", "Fails('pause_writing')", "in pause_writing", b"flood"),
+    "takeover_raises": Cage("cage_takeover", "exit('now')", "SystemExit: now"),
+    "takeover_narrow": Cage("cage_narrow", "", "TypeError: .*takes 1 positional argument"),
+    "stream_narrow": Cage("cage_stream", "", "TypeError: .*takes 1 positional argument"),
+}
+
+GOOD = ["neighbour", "distant", "beside_killers"]
+
+TOML = """
+[daemon]
+loop = "{loop}"
+
+[service.neighbour]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+
+[service.zoo]
+plugin = "zoo"
+listen = "tcp://127.0.0.1:0"
+
+[service.distant]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+pool = "distant"
+
+[service.killers]
+plugin = "zoo"
+listen = "tcp://127.0.0.1:0"
+pool = "killers"
+
+[service.beside_killers]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+pool = "killers"
+
+[service.eof_raises]
+plugin = "cage_protocol"
+listen = "tcp://127.0.0.1:0"
+options = { act = "Fails('eof_received')" }
+
+[service.lost_raises]
+plugin = "cage_protocol"
+listen = "tcp://127.0.0.1:0"
+options = { act = "Fails('connection_lost')" }
+
+[service.datagram_raises]
+plugin = "cage_datagram"
+listen = "udp://127.0.0.1:0"
+options = { act = "exit() if packet.data == b'raise' else None if packet.data == b'no' else b'y'" }
+""" + "".join(
+    f"""
+[service.{name}]
+plugin = "{cage.plugin}"
+listen = "tcp://127.0.0.1:0"
+options = {{ act = "{cage.act}" }}
+"""
+    for name, cage in CAGES.items()
+)
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@contextlib.contextmanager
+def undisturbed(served: Superd, *services: str) -> Iterator[None]:
+    """Hold sessions of other services, which are to be as well afterwards as before."""
+    with contextlib.ExitStack() as stack:
+        others = [
+            client
+            for service in services
+            for client in stack.enter_context(crowd(served.address(service), 5))
+        ]
+        for client in others:
+            client.sendall(b"before")
+            assert client.recv(100) == b"before"
+        yield
+        for number, client in enumerate(others):
+            client.sendall(b"after %d" % number)
+            assert client.recv(100) == b"after %d" % number
+
+
+def act(served: Superd, animal: str) -> tuple[bytes, str]:
+    """Have a session misbehave; return how it ended for its client."""
+    return fate(served.address("zoo"), f"{animal}\n".encode())
+
+
+@pytest.mark.parametrize("animal", ANIMALS)
+def test_what_a_session_raises_costs_that_session_only(served: Superd, animal: str) -> None:
+    workers = served.workers()
+    errors = served.counts("zoo")["errors"]
+    with undisturbed(served, "neighbour", "distant"):
+        assert act(served, animal) in [(b"watch: ", ENDINGS.get(animal, "reset")), (b"", "reset")]
+        found = served.wait_for_log(
+            r"error: plugin zoo failed: .* service=zoo conn=[\w-]+ peer=127\.0\.0\.1:\d+\n"
+            rf"(.*error: \|.*\n)+.* in {animal}\n(.*error: \|.*\n)+"
+        )[0]
+    assert "superd_zoo.py" in found  # the traceback leads to the plugin
+    assert served.counts("zoo")["errors"] == errors + 1
+    assert served.workers() == workers
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_what_a_task_or_a_callback_raises_costs_nothing(served: Superd, stray: str) -> None:
+    workers = served.workers()
+    start = len(served.log())
+    with undisturbed(served, "neighbour", "distant"):
+        assert act(served, stray) == (b"watch: ", "fin")
+        report = r"error: .*(\n.*\| |more like this)"
+        until(lambda: re.search(report, served.log()[start:]), "a traceback, or one more like it")
+    assert served.workers() == workers
+
+
+@pytest.mark.parametrize("killer", KILLERS)
+def test_what_ends_a_process_ends_its_pool_only(served: Superd, killer: str) -> None:
+    (worker,) = served.workers("killers")
+    with undisturbed(served, "neighbour", "distant"):
+        with served.connect("killers") as client, served.connect("beside_killers") as beside:
+            client.sendall(killer.encode() + b"\n")
+            began = time.monotonic()
+            assert ending(client)[0] in (b"", b"watch: ")
+            ending(beside)
+            # whoever comes meanwhile waits for the successor, and is not refused
+            assert exchange(served.connect("beside_killers"), b"again") == b"again"
+            assert time.monotonic() - began < 10  # about 0.1 s; a machine may be busy
+    assert served.workers("killers") != [worker]
+    served.wait_for_log(rf"worker {worker} of pool killers .*its successor starts")
+
+
+@pytest.mark.parametrize("name", CAGES)
+def test_a_method_that_fails_is_reported_and_its_client_reset(served: Superd, name: str) -> None:
+    cage = CAGES[name]
+    with undisturbed(served, "neighbour", "distant"):
+        assert fate(served.address(name), cage.sends)[1] == "reset"
+    served.wait_for_log(rf"plugin {cage.plugin} failed: .*{cage.says}.* service={name} conn=\S+ ")
+    until(lambda: served.counts(name)["errors"] == 1, "the error to be counted")
+    until(lambda: served.counts(name)["active"] == 0, "the session to be over")
+
+
+def test_eof_received_that_raises_resets_and_connection_lost_only_reports(served: Superd) -> None:
+    with served.connect("eof_raises") as client:
+        client.shutdown(socket.SHUT_WR)
+        assert ending(client) == (b"", "reset")
+    assert exchange(served.connect("lost_raises"), b"") == b""
+    for name in ("eof", "lost"):
+        served.wait_for_log(rf"plugin cage_protocol failed: .* service={name}_raises conn=\S+ ")
+        until(lambda name=name: served.counts(f"{name}_raises")["errors"] == 1, "the count")
+        until(lambda name=name: served.counts(f"{name}_raises")["active"] == 0, "the end")
+
+
+def test_a_datagram_that_fails_costs_that_datagram_only(served: Superd) -> None:
+    address = served.address("datagram_raises", "udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(15)
+        client.connect(address)
+        for data in (b"raise", b"no", b"yes"):
+            client.send(data)
+        assert client.recv(100) == b"y"
+    served.wait_for_log(r"plugin cage_datagram failed: SystemExit.* peer=127")
+    assert served.counts("datagram_raises")["errors"] == 1
+
+
+def test_closing_twice_and_hanging_disturb_nobody(served: Superd) -> None:
+    with undisturbed(served, "neighbour", "distant"), crowd(served.address("zoo"), 20) as clients:
+        for client in clients:
+            client.sendall(b"hang\n")
+            assert client.recv(100) == b"watch: "
+        assert act(served, "sys_exit")[1] == "reset"
+
+
+def test_a_client_that_goes_in_the_midst_is_nobodys_mistake(served: Superd) -> None:
+    start, errors = len(served.log()), served.counts("zoo")["errors"]
+    for _ in range(50):
+        client = served.connect("zoo")
+        client.sendall(b"half a li")
+        reset(client)
+        client = served.connect("neighbour")
+        client.sendall(bytes(100_000))
+        reset(client)
+    assert exchange(served.connect("neighbour"), b"still there") == b"still there"
+    until(lambda: served.counts("neighbour")["active"] == 0, "all of them to be gone")
+    assert served.log()[start:] == ""
+    assert served.counts("zoo")["errors"] == errors
+
+
+# A flood of failures
+
+
+def flood(start_superd: Start, directory: Path, sessions: int) -> None:
+    served = start_superd(
+        """
+        [service.zoo]
+        plugin = "zoo"
+        listen = "tcp://127.0.0.1:0"
+        """,
+        env=make_plugin(directory / "plugins", "zoo", zoo()),
+    )
+    for _ in range(sessions // 50):
+        with crowd(served.address("zoo"), 50) as clients:
+            for client in clients:
+                client.sendall(b"value_error\n")
+            assert {ending(client) for client in clients} <= {(b"watch: ", "reset"), (b"", "reset")}
+    assert served.counts("zoo")["errors"] == sessions
+
+    def reported() -> int:
+        log = served.log()
+        held_back = sum(map(int, re.findall(r"\((\d+) more like this\)", log)))
+        return log.count("plugin zoo failed") - log.count("more like this") + held_back
+
+    until(lambda: reported() == sessions, "all failures to be told of, if only as a number")
+    lines = served.log().count("\n")
+    print(f"{sessions} failures in {lines} lines")
+    assert lines <= 20 + 2  # and two of the start
+
+
+def test_two_thousand_failures_make_a_few_lines(start_superd: Start, tmp_path: Path) -> None:
+    flood(start_superd, tmp_path, 2000)
+
+
+@pytest.mark.soak
+def test_ten_thousand_failures_make_a_few_lines(start_superd: Start, tmp_path: Path) -> None:
+    flood(start_superd, tmp_path, 10_000)
+
+
+# The end of a drain
+
+
+def test_a_plugin_that_swallows_its_cancellation_does_not_hold_up_the_end(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    served = start_superd(
+        """
+        [daemon]
+        drain-timeout = "1s"
+
+        [service.zoo]
+        plugin = "zoo"
+        listen = "tcp://127.0.0.1:0"
+        """,
+        env=make_plugin(tmp_path / "plugins", "zoo", zoo()),
+    )
+    with served.connect("zoo") as client:
+        client.sendall(b"swallow\n")
+        assert client.recv(100) == b"watch: "
+        served.signal(signal.SIGTERM)
+        assert ending(client)[0] == b""
+        assert served.wait() == 0
+    assert "1 connections cut" in served.log()

@@ -1,0 +1,766 @@
+"""What superd promises to a plugin, each promise kept by the real daemon."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+
+from tests.clients import (
+    ask_unixgram,
+    ask_unixpacket,
+    connect_unix,
+    ending,
+    is_open,
+    reset,
+    swallow,
+)
+from tests.conftest import Start
+from tests.harness import Superd, ask_udp, exchange, make_plugin, receive_all, until
+
+# Does what the client's first line says, over a connection that it may well lose; `recall` tells
+# what the connection before it has seen.
+TALK = """
+    import asyncio
+    from superd.plugin import Connection, LineTooLong, Service, hookimpl
+
+    class Talk(Service):
+        name = "talk"
+        seen = ""
+
+        async def stream(self, conn: Connection) -> None:
+            command, *arguments = (await conn.readline()).decode().split()
+            await getattr(self, command)(conn, *map(int, arguments))
+
+        def see(self, what: object) -> None:
+            Talk.seen = repr(what)
+
+        async def recall(self, conn):
+            await conn.send(self.seen.encode())
+
+        async def who(self, conn):
+            await conn.send(f"{conn.id} {conn.service} {conn.local} {conn.peer}".encode())
+
+        async def read(self, conn, *limits):
+            parts = [await conn.read(limit) for limit in limits] or [await conn.read()]
+            await conn.send(repr(parts).encode())
+
+        async def readline(self, conn, *limits):
+            try:
+                lines = [await conn.readline(limit) for limit in limits] or [await conn.readline()]
+            except LineTooLong as error:
+                lines = [str(error), await conn.read(4)]
+            await conn.send(repr(lines).encode())
+
+        async def lines(self, conn):
+            async for line in conn:
+                await conn.send(b"<" + line + b">")
+
+        async def eof(self, conn):
+            await conn.send(b"that is all")
+            conn.send_eof()
+            self.see(await conn.readline())
+
+        async def close(self, conn):
+            await conn.send(b"goodbye")
+            conn.close()
+            conn.close()
+
+        async def abort(self, conn):
+            conn.abort()
+            conn.abort()
+
+        async def after(self, conn):
+            conn.close()
+            try:
+                await conn.send(b"one thing more")
+            except ConnectionError as error:
+                self.see(error)
+
+        async def gone(self, conn):
+            self.see("waiting")
+            try:
+                self.see(await conn.readline())
+            except ConnectionError as error:
+                self.see(type(error))
+
+        async def last(self, conn):
+            self.see([line async for line in conn])
+
+        async def flood(self, conn):
+            total = 0
+            try:
+                while True:
+                    await conn.send(bytes(65536))
+                    total += 65536
+                    self.see(total)
+            except ConnectionError as error:
+                self.see(f"gone after {total}")
+
+        async def many(self, conn):
+            senders = [asyncio.create_task(conn.send(bytes(1 << 20))) for _ in range(10)]
+            await asyncio.gather(*senders)
+            self.see("all sent")
+
+        async def sleep(self, conn):
+            self.see("asleep")
+            await asyncio.sleep(3600)
+
+        async def twice(self, conn):
+            first = asyncio.create_task(conn.read())
+            await asyncio.sleep(0)
+            try:
+                await conn.read()
+            except RuntimeError as error:
+                first.cancel()
+                await conn.send(str(error).encode())
+
+        async def timeout(self, conn):
+            try:
+                await asyncio.wait_for(conn.read(), 0.05)
+            except TimeoutError:
+                await conn.send(b"too late\\n")
+                await conn.send(await conn.readline())
+
+    @hookimpl
+    def superd_services():
+        return [Talk]
+"""
+
+# Has every method, so that it can be seen which of them is used for what.
+ALL = """
+    from superd.plugin import Service, hookimpl
+
+    class Respond(Service):
+        name = "respond"
+
+        def respond(self, request):
+            limited = "limited" if request.room == len(request.data) else "free"
+            asked = request.data.decode().strip()
+            return f"{asked} {limited} {request.local} {request.peer}".encode()
+
+    class Datagram(Respond):
+        name = "datagram"
+
+        def datagram(self, packet):
+            return None if packet.data == b"hush" else packet.data[::-1]
+"""
+
+PROTOCOL = """
+    import asyncio
+    from superd.plugin import Service, hookimpl
+
+    class Upper(Service):
+        name = "upper"
+        ends = []
+
+        def protocol(self, conn):
+            return First(self, conn)
+
+    class First(asyncio.Protocol):
+        def __init__(self, service, conn):
+            self.service = service
+            self.conn = conn
+
+        def connection_made(self, transport):
+            self.transport = transport
+
+        def data_received(self, data):
+            transport = self.transport
+            if data == b"ends":
+                transport.write(repr(self.service.ends).encode())
+            elif data == b"who":
+                told = [self.conn.id, self.conn.service, self.conn.local, self.conn.peer]
+                told += [transport.get_extra_info(name) for name in ("peername", "sockname")]
+                transport.writelines(str(each).encode() + b"|" for each in told)
+            elif data == b"late":
+                transport.write(b"in time")
+                transport.close()
+                transport.write(b"too late")
+                transport.close()
+                asyncio.get_running_loop().call_later(0.01, transport.write, b"much too late")
+            elif data == b"eof":
+                transport.write(b"no more")
+                transport.write_eof()
+            elif data == b"abort":
+                transport.abort()
+            elif data == b"switch":
+                transport.set_protocol(Second(transport))
+            elif data == b"pause":
+                transport.pause_reading()
+                transport.pause_reading()
+                transport.write(f"{transport.is_reading()}".encode())
+                asyncio.get_running_loop().call_later(0.1, self.resume)
+            else:
+                transport.write(data.upper())
+
+        def resume(self):
+            self.transport.resume_reading()
+            self.transport.resume_reading()
+            self.transport.write(f"{self.transport.is_reading()}".encode())
+
+        def eof_received(self):
+            self.service.ends.append("eof")
+            return False
+
+        def connection_lost(self, exc):
+            self.service.ends.append(type(exc).__name__)
+
+    class Second(asyncio.Protocol):
+        def __init__(self, transport):
+            self.transport = transport
+            transport.write(b"second")
+
+        def data_received(self, data):
+            self.transport.write(data[::-1])
+
+        def eof_received(self):
+            return True  # the connection stays, as in half-closed
+
+    @hookimpl
+    def superd_services():
+        return [Upper]
+"""
+
+TAKE = """
+    import asyncio
+    from superd.plugin import Service, hookimpl
+
+    class Take(Service):
+        name = "take"
+        kept = []
+
+        async def takeover(self, sock, conn):
+            loop = asyncio.get_running_loop()
+            data = await loop.sock_recv(sock, 100)
+            if data == b"own":
+                for method in (conn.read, conn.readline, lambda: conn.send(b"")):
+                    try:
+                        await method()
+                    except RuntimeError as error:
+                        data = str(error).encode()
+            elif data == b"who":
+                data = f"{conn.id} {conn.service} {conn.local} {conn.peer}".encode()
+            elif data == b"close":
+                await loop.sock_sendall(sock, b"closing")
+                sock.close()
+                return
+            elif data == b"detach":
+                self.kept.append(sock.detach())
+                return
+            elif data == b"abort":
+                conn.abort()
+                return
+            elif data == b"blocking":
+                sock.setblocking(True)
+                data = await asyncio.to_thread(sock.recv, 100)
+                sock.setblocking(False)
+            await loop.sock_sendall(sock, b"taken: " + data)
+
+    @hookimpl
+    def superd_services():
+        return [Take]
+"""
+
+HOOK = """
+    @hookimpl
+    def superd_services():
+        return [{0}]
+"""
+
+PLUGINS = {
+    "talk": TALK,
+    "respond": ALL + HOOK.format("Respond"),
+    "datagram": ALL + HOOK.format("Datagram"),
+    "upper": PROTOCOL,
+    "take": TAKE,
+}
+
+TOML = """
+[daemon]
+loop = "{loop}"
+
+[service.talk]
+plugin = "talk"
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/talk", "unixpacket://{directory}/packets"]
+
+[service.respond]
+plugin = "respond"
+listen = [
+    "tcp://127.0.0.1:0",
+    "udp://127.0.0.1:0",
+    "unix://{directory}/respond",
+    "unixpacket://{directory}/respond-packet",
+    "unixgram://{directory}/respond-datagram",
+]
+
+[service.datagram]
+plugin = "datagram"
+listen = ["udp://127.0.0.1:0", "unixgram://{directory}/datagram"]
+
+[service.upper]
+plugin = "upper"
+listen = "tcp://127.0.0.1:0"
+
+[service.take]
+plugin = "take"
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/take"]
+"""
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def ask(served: Superd, command: str, more: bytes = b"") -> bytes:
+    return exchange(served.connect("talk"), command.encode() + b"\n" + more)
+
+
+def recalled(served: Superd, what: str) -> None:
+    """Wait until a connection has seen `what`."""
+    until(lambda: ask(served, "recall").decode() == what, f"{what} to be seen")
+
+
+# async stream(conn)
+
+
+def test_a_connection_knows_its_number_its_service_and_both_its_ends(served: Superd) -> None:
+    host, port = served.address("talk")
+    found = []
+    for _ in range(2):
+        with served.connect("talk") as client:
+            client.sendall(b"who\n")
+            name, service, local, peer = receive_all(client).decode().split()
+            own = client.getsockname()[1]
+        assert service == "talk"
+        assert local == f"tcp://{host}:{port}"
+        assert peer == f"tcp://127.0.0.1:{own}"
+        found.append(name)
+    assert len(set(found)) == 2
+
+
+def test_the_ends_of_a_unix_connection_are_its_path_and_an_unnamed_peer(served: Superd) -> None:
+    told = exchange(connect_unix(served.directory / "talk"), b"who\n").decode()
+    assert told.split(" ", 2)[2] == f"unix://{served.directory}/talk unix://(unnamed)"
+
+
+def test_read_gives_what_has_come_and_never_more_than_the_limit(served: Superd) -> None:
+    assert ask(served, "read", b"abc") == b"[b'abc']"
+    assert ask(served, "read 2 1", b"abcdef") == b"[b'ab', b'c']"
+    assert ask(served, "read 2 2 2", b"abc") == b"[b'ab', b'c', b'']"
+
+
+def test_read_does_not_wait_for_the_limit(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"read 100\n")
+        client.sendall(b"x")
+        assert receive_all(client) == b"[b'x']"
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_a_limit_of_nothing_is_a_mistake_and_not_the_end_of_input(
+    served: Superd, limit: int
+) -> None:
+    with served.connect("talk") as client:
+        client.sendall(f"read {limit}\nabc".encode())
+        assert ending(client) == (b"", "reset")
+    served.wait_for_log(r"ValueError: .*at least 1")
+
+
+def test_readline_gives_lines_and_then_the_rest(served: Superd) -> None:
+    assert ask(served, "readline 9 9 9 9", b"one\n\ntwo") == b"[b'one\\n', b'\\n', b'two', b'']"
+
+
+def test_a_line_may_have_exactly_the_limit(served: Superd) -> None:
+    assert ask(served, "readline 4 4", b"one\ntwo\n") == b"[b'one\\n', b'two\\n']"
+
+
+def test_a_longer_line_is_line_too_long_and_stays_to_be_read(served: Superd) -> None:
+    told = ask(served, "readline 4", b"three\n")
+    assert told == b"['a line of more than 4 bytes', b'thre']"
+
+
+def test_without_a_limit_a_line_has_64_kib(served: Superd) -> None:
+    fits, too_long = b"x" * 65535 + b"\n", b"x" * 65536 + b"\n"
+    assert ask(served, "readline", fits) == repr([fits]).encode()
+    assert ask(served, "readline", too_long).startswith(b"['a line of more than 65536 bytes'")
+
+
+def test_a_connection_is_iterated_by_lines(served: Superd) -> None:
+    assert ask(served, "lines", b"one\ntwo\r\nrest") == b"<one\n><two\r\n><rest>"
+
+
+def test_packets_are_read_as_a_stream_and_sent_one_by_one(served: Superd) -> None:
+    path = served.directory / "packets"
+    assert ask_unixpacket(path, b"lines\n", b"a\nb", b"c\n") == [b"<a\n>", b"<bc\n>"]
+
+
+def test_send_eof_ends_one_direction_only(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"eof\n")
+        assert receive_all(client) == b"that is all"
+        client.sendall(b"I have more\n")
+        recalled(served, r"b'I have more\n'")
+        assert ending(client) == (b"", "fin")
+
+
+@pytest.mark.parametrize("unread", [0, 1, 100_000])
+def test_close_delivers_what_was_sent_and_may_be_repeated(served: Superd, unread: int) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"close\n" + bytes(unread))
+        assert ending(client) == (b"goodbye", "fin")
+
+
+def test_abort_resets_and_may_be_repeated(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"abort\n")
+        assert ending(client) == (b"", "reset")
+
+
+def test_sending_after_close_is_a_connection_error(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"after\n")
+        assert ending(client) == (b"", "fin")
+    recalled(served, "ConnectionResetError('the connection is closed')")
+
+
+@pytest.mark.parametrize("unread", [b"", b"half a line"])
+def test_a_reset_is_a_connection_error_and_not_the_end_of_input(
+    served: Superd, unread: bytes
+) -> None:
+    client = served.connect("talk")
+    client.sendall(b"gone\n" + unread)
+    recalled(served, "'waiting'")
+    reset(client)
+    recalled(served, "<class 'ConnectionResetError'>")
+
+
+def test_what_a_client_sent_before_it_went_can_still_be_read(served: Superd) -> None:
+    client = served.connect("talk")
+    client.sendall(b"last\none\ntwo\n")
+    client.close()
+    recalled(served, r"[b'one\n', b'two\n']")
+
+
+def test_a_client_that_never_reads_holds_up_its_sender_and_no_more(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+        client.sendall(b"flood\n")
+
+        def stalled() -> int | None:
+            before = ask(served, "recall")
+            sent = ask(served, "recall", bytes(1000))
+            return int(sent) if sent == before and sent.isdigit() else None
+
+        assert until(stalled, "the sender to be held up") < 32 << 20
+        assert is_open(client)
+    until(lambda: b"gone after" in ask(served, "recall"), "the sender to hear of it")
+
+
+def test_a_plugin_that_does_not_read_holds_up_its_client(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"sleep\n")
+        recalled(served, "'asleep'")
+        assert swallow(client, 64 << 20) < 32 << 20
+
+
+def test_several_tasks_may_send_to_one_slow_client(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"many\n")
+        assert len(receive_all(client)) == 10 << 20
+    recalled(served, "'all sent'")
+
+
+def test_only_one_task_may_read(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"twice\n")
+        assert b"another coroutine reads" in receive_all(client)
+
+
+def test_a_read_that_was_given_up_loses_nothing(served: Superd) -> None:
+    with served.connect("talk") as client:
+        client.sendall(b"timeout\n")
+        assert client.recv(100) == b"too late\n"
+        client.sendall(b"the line\n")
+        assert receive_all(client) == b"the line\n"
+
+
+# protocol(conn) -> asyncio.Protocol
+
+
+def upper(served: Superd, data: bytes) -> bytes:
+    return exchange(served.connect("upper"), data)
+
+
+def test_a_protocol_is_fed_and_writes(served: Superd) -> None:
+    assert upper(served, b"hello") == b"HELLO"
+
+
+def test_a_protocol_knows_its_connection(served: Superd) -> None:
+    host, port = served.address("upper")
+    with served.connect("upper") as client:
+        own = client.getsockname()[1]
+        client.sendall(b"who")
+        client.shutdown(socket.SHUT_WR)
+        told = receive_all(client).decode().split("|")
+    ends = [f"tcp://{host}:{port}", f"tcp://127.0.0.1:{own}"]
+    names = [f"('127.0.0.1', {own})", f"('{host}', {port})"]
+    assert told[1:] == ["upper", *ends, *names, ""]
+
+
+def test_what_a_protocol_writes_after_close_is_dropped(served: Superd) -> None:
+    before = served.counts("upper")["errors"]
+    with served.connect("upper") as client:
+        client.sendall(b"late")
+        assert ending(client) == (b"in time", "fin")
+    assert upper(served, b"hello") == b"HELLO"
+    assert served.counts("upper")["errors"] == before
+
+
+def test_a_protocol_may_end_its_own_direction_only(served: Superd) -> None:
+    with served.connect("upper") as client:
+        client.sendall(b"eof")
+        assert receive_all(client) == b"no more"
+        assert not ending(client)[0]
+        client.shutdown(socket.SHUT_WR)
+
+
+def test_a_protocol_may_abort(served: Superd) -> None:
+    with served.connect("upper") as client:
+        client.sendall(b"abort")
+        assert ending(client) == (b"", "reset")
+
+
+def test_a_protocol_may_hand_over_to_another_that_outlives_the_half_close(served: Superd) -> None:
+    with served.connect("upper") as client:
+        client.sendall(b"switch")
+        assert client.recv(100) == b"second"
+        client.sendall(b"abc")
+        assert client.recv(100) == b"cba"
+        client.shutdown(socket.SHUT_WR)
+        client.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+
+
+def test_a_protocol_may_pause_reading_and_go_on(served: Superd) -> None:
+    with served.connect("upper") as client:
+        client.sendall(b"pause")
+        assert client.recv(100) == b"False"
+        client.sendall(b"and on")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"TrueAND ON"
+
+
+def test_a_protocol_is_told_how_its_connection_ended(served: Superd) -> None:
+    def ends() -> str:
+        return upper(served, b"ends").decode()
+
+    before = ends()
+    upper(served, b"")
+    assert "'eof', 'NoneType'" in ends()[len(before) - 1 :]
+    client = served.connect("upper")
+    client.sendall(b"x")
+    assert client.recv(1) == b"X"
+    reset(client)
+    until(lambda: "ConnectionResetError" in ends(), "the reset to be told")
+
+
+# respond(request), datagram(packet)
+
+
+def test_respond_serves_streams_and_datagrams(served: Superd) -> None:
+    host, port = served.address("respond")
+    with served.connect("respond") as client:
+        own = client.getsockname()[1]
+        told = receive_all(client).decode()
+    assert told == f" free tcp://{host}:{port} tcp://127.0.0.1:{own}"
+    port = served.address("respond", "udp")[1]
+    told = ask_udp((host, port), b"?".ljust(90)).decode()
+    assert re.fullmatch(rf"\? limited udp://{host}:{port} udp://127\.0\.0\.1:\d+", told)
+
+
+def test_respond_serves_every_kind_of_unix_socket(served: Superd) -> None:
+    path = str(served.directory / "respond")
+    with connect_unix(path) as client:
+        assert receive_all(client).decode() == f" free unix://{path} unix://(unnamed)"
+    (packet,) = ask_unixpacket(f"{path}-packet")
+    assert f"unixpacket://{path}-packet" in packet.decode()
+    assert f"unixgram://{path}-datagram" in ask_unixgram(f"{path}-datagram", b"?").decode()
+
+
+def test_datagram_comes_before_respond_and_may_keep_quiet(served: Superd) -> None:
+    address = served.address("datagram", "udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(15)
+        client.connect(address)
+        client.send(b"hush")
+        client.send(b"abc")
+        assert client.recv(100) == b"cba"
+    assert ask_unixgram(served.directory / "datagram", b"abc") == b"cba"
+
+
+# async takeover(sock, conn)
+
+
+def take(served: Superd, data: bytes) -> tuple[bytes, str]:
+    with served.connect("take") as client:
+        client.sendall(data)
+        return ending(client)
+
+
+def test_a_taken_socket_is_the_plugins_until_it_returns(served: Superd) -> None:
+    assert take(served, b"hello") == (b"taken: hello", "fin")
+    with connect_unix(served.directory / "take") as client:
+        client.sendall(b"hello")
+        assert ending(client) == (b"taken: hello", "fin")
+
+
+def test_a_taken_connection_knows_its_ends(served: Superd) -> None:
+    told, _ = take(served, b"who")
+    host, port = served.address("take")
+    assert re.fullmatch(
+        rf"taken: \S+ take tcp://{host}:{port} tcp://127\.0\.0\.1:\d+", told.decode()
+    )
+
+
+def test_a_taken_connection_cannot_be_read_by_other_means(served: Superd) -> None:
+    told, how = take(served, b"own")
+    assert b"the plugin has taken over the socket" in told
+    assert how == "fin"
+
+
+def test_a_taken_socket_may_be_closed_by_the_plugin(served: Superd) -> None:
+    assert take(served, b"close") == (b"closing", "fin")
+
+
+def test_a_taken_socket_may_be_kept_by_the_plugin(served: Superd) -> None:
+    with served.connect("take") as client:
+        client.sendall(b"detach")
+        until(lambda: served.counts("take")["active"] == 0, "the plugin to return")
+        assert is_open(client)
+
+
+def test_a_taken_connection_may_be_aborted(served: Superd) -> None:
+    assert take(served, b"abort") == (b"", "reset")
+
+
+def test_a_taken_socket_that_is_made_blocking_waits_for_ever(served: Superd) -> None:
+    with served.connect("take") as client:
+        client.sendall(b"blocking")
+        assert take(served, b"hello") == (b"taken: hello", "fin")  # others go on meanwhile
+        client.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            client.recv(100)
+        client.settimeout(15)
+        client.sendall(b"at last")
+        assert receive_all(client) == b"taken: at last"
+
+
+@pytest.mark.parametrize("unread", [1, 100_000])
+def test_what_a_plugin_sent_over_a_taken_socket_is_never_lost(served: Superd, unread: int) -> None:
+    with served.connect("take") as client:
+        client.sendall(b"x" * 100 + bytes(unread))
+        assert ending(client) == (b"taken: " + b"x" * 100, "fin")
+
+
+# The life of a service
+
+LIFE = """
+    import asyncio, os
+    from superd.plugin import Options, ReadableFile, Service, hookimpl
+
+    class LifeOptions(Options):
+        journal: ReadableFile
+
+    class Life(Service):
+        name = "life"
+        options_model = LifeOptions
+        file = -1
+
+        def __init__(self, options):
+            super().__init__(options)
+            self.note("init")
+
+        def prepare(self):
+            self.file = os.open(self.options.journal, os.O_WRONLY | os.O_APPEND)
+            self.note("prepare")
+
+        def note(self, what):
+            file = self.file if self.file >= 0 else os.open(self.options.journal, 1025)
+            os.write(file, f"{os.getpid()} {os.geteuid()} {what}\\n".encode())
+
+        def respond(self, request):
+            self.note("respond")
+            return b""
+
+        async def stream(self, conn):
+            self.note("stream")
+            await conn.readline()
+            self.note("end of stream")
+
+        def close(self):
+            self.note("close")
+
+    @hookimpl
+    def superd_services():
+        return [Life]
+"""
+
+
+def test_a_service_lives_in_the_order_that_its_class_tells(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    journal.touch()
+    served = start_superd(
+        f"""
+        [service.life]
+        plugin = "life"
+        listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+        options = {{ journal = "{journal}" }}
+        """,
+        env=make_plugin(tmp_path / "plugins", "life", LIFE),
+    )
+    (worker,) = served.workers()
+    client = served.connect("life")
+    until(lambda: " stream" in journal.read_text(), "the stream")
+    served.signal(signal.SIGTERM)
+    served.wait_for_log("stopping")
+    client.sendall(b"goodbye\n")
+    assert ending(client) == (b"", "fin")
+    client.close()
+    assert served.wait() == 0
+    notes = [line.split(" ", 2) for line in journal.read_text().splitlines()]
+    steps = [what for pid, _, what in notes if int(pid) == worker]
+    assert steps == ["init", "prepare", "stream", "end of stream", "close"]
+    elsewhere = [what for pid, _, what in notes if int(pid) != worker]
+    assert elsewhere == ["init", "prepare"]  # the rehearsal
+
+
+@pytest.mark.root
+def test_a_service_is_prepared_as_root_and_serves_as_nobody(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    journal.touch()
+    served = start_superd(
+        f"""
+        [service.life]
+        plugin = "life"
+        listen = "udp://127.0.0.1:0"
+        user = 64321
+        group = 64321
+        options = {{ journal = "{journal}" }}
+        """,
+        env=make_plugin(tmp_path / "plugins", "life", LIFE),
+    )
+    assert ask_udp(served.address("life", "udp"), b"?") == b""
+    (worker,) = served.workers()
+    notes = [line.split(" ", 2) for line in journal.read_text().splitlines()]
+    users = {what: user for pid, user, what in notes if int(pid) == worker}
+    assert users == {"init": "0", "prepare": "0", "respond": "64321"}

@@ -1,0 +1,345 @@
+"""Datagrams over udp and unixgram: sizes, ends, floods, and clients and plugins of every temper."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import select
+import signal
+import socket
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients import ask_unixgram, connect_unix
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, ask_udp, until
+
+SO_SNDBUFFORCE = 32
+
+MOODY = """
+    from superd.plugin import Service, hookimpl
+
+    class Moody(Service):
+        name = "moody"
+
+        def datagram(self, packet):
+            word = packet.data.decode().strip()
+            if word == "raise":
+                raise RuntimeError("in a mood")
+            if word == "exit":
+                raise SystemExit(3)
+            if word == "text":
+                return "?"
+            if word == "number":
+                return 7
+            if word == "long":
+                return bytes(1000)
+            if word == "quiet":
+                return None
+            if word == "where":
+                return packet.peer.endpoint.encode()
+            return packet.data
+
+    @hookimpl
+    def superd_services():
+        return [Moody]
+"""
+SMALL = ("discard", "daytime", "time", "qotd", "chargen", "message")
+NAMES = ("echo", "moody", *SMALL)
+
+
+def entries(*names: str) -> str:
+    """Return entries of services that are named after their plugins."""
+    return "\n".join(
+        f'[service.{name}]\nplugin = "{name}"\nlisten = "udp://127.0.0.1:0"' for name in names
+    )
+
+
+PLUGINS = {"moody": MOODY}
+TOML = f"""
+    [service.echo]
+    plugin = "echo"
+    listen = [
+        "udp://127.0.0.1:0", "udp://[::1]:0", "udp://*:0", "unixgram://{{directory}}/echo",
+    ]
+    {entries("moody", *SMALL)}
+"""
+ECHO_SOCKETS = ("ipv4", "ipv6", "ipv4 wildcard", "ipv6 wildcard")
+
+
+def echo_address(superd: Superd, which: str) -> tuple[str, int]:
+    """Return where to ask one of echo's udp sockets."""
+    host, port = superd.addresses("echo", "udp")[ECHO_SOCKETS.index(which)]
+    return {"0.0.0.0": "127.0.0.2", "::": "::1"}.get(host, host), port
+
+
+@contextlib.contextmanager
+def asking(address: tuple[str, int]) -> Iterator[socket.socket]:
+    """A client that is connected, so that an answer from elsewhere would not reach it."""
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.connect(address)
+        yield client
+
+
+def all_that_came(client: socket.socket) -> list[bytes]:
+    """Return what waits for a client, without waiting for more."""
+    found = []
+    while select.select([client], [], [], 0)[0]:
+        found.append(client.recv(1 << 18))
+    return found
+
+
+def wait_until_served(superd: Superd, service: str, number: int) -> dict[str, int]:
+    """Wait until a service has dealt with so many datagrams; return its counters."""
+
+    def served() -> dict[str, int] | None:
+        counts = superd.counts(service)
+        return counts if counts["datagrams"] >= number else None
+
+    return until(served, f"{number} datagrams of {service}")
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("which", ECHO_SOCKETS)
+@pytest.mark.parametrize("size", [0, 1, 1472, 8192, 65507])
+def test_a_datagram_comes_back_as_it_was(served: Superd, which: str, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    with asking(echo_address(served, which)) as client:
+        client.send(data)
+        assert client.recv(1 << 17) == data
+
+
+@pytest.mark.parametrize("which", ["ipv6", "ipv6 wildcard"])
+def test_the_longest_datagram_of_ipv6_comes_back(served: Superd, which: str) -> None:
+    data = random.Random(0).randbytes(65527)
+    with asking(echo_address(served, which)) as client:
+        client.send(data)
+        assert client.recv(1 << 17) == data
+
+
+@pytest.mark.parametrize("size", [0, 1, 65508, 200_000])
+def test_a_unix_datagram_comes_back_as_it_was(served: Superd, size: int) -> None:
+    data = random.Random(size).randbytes(size)
+    assert ask_unixgram(served.directory / "echo", data) == data
+
+
+@pytest.mark.root
+def test_a_datagram_that_is_too_long_is_dropped_and_counted(served: Superd) -> None:
+    before = served.counts("echo")["refused-too-long"]
+    with connect_unix(served.directory / "echo", socket.SOCK_DGRAM) as client:
+        client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 20)
+        client.send(bytes(300_000))
+        client.send(b"short")
+        assert client.recv(1 << 20) == b"short"
+    until(lambda: served.counts("echo")["refused-too-long"] == before + 1, "its count")
+
+
+# Ends
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.200.0.1"])
+def test_an_answer_leaves_from_the_address_that_was_asked(served: Superd, host: str) -> None:
+    port = echo_address(served, "ipv4 wildcard")[1]
+    for _ in range(3):
+        assert ask_udp((host, port), b"hello") == b"hello"
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
+        unconnected.settimeout(PATIENCE)
+        unconnected.sendto(b"hello", (host, port))
+        assert unconnected.recvfrom(100) == (b"hello", (host, port))
+
+
+def test_a_plugin_is_told_who_asks(served: Superd) -> None:
+    with asking(served.address("moody", "udp")) as client:
+        client.send(b"where".ljust(30))
+        host, port = client.getsockname()
+        assert client.recv(100) == f"{host}:{port}".encode()
+
+
+def test_a_unix_client_without_a_name_gets_no_answer_and_does_no_harm(served: Superd) -> None:
+    before = served.counts("echo")["refused-unnamed"]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as unnamed:
+        unnamed.connect(str(served.directory / "echo"))
+        for _ in range(10):
+            unnamed.send(b"hello")
+        assert ask_unixgram(served.directory / "echo", b"named") == b"named"
+        assert all_that_came(unnamed) == []
+    until(lambda: served.counts("echo")["refused-unnamed"] == before + 10, "their count")
+    assert "Traceback" not in served.log()
+
+
+def leave_before_the_answer(superd: Superd, number: int) -> None:
+    """Ask and go, again and again, over udp and unixgram."""
+    for _ in range(number):
+        for which in ("ipv4", "ipv6 wildcard"):
+            with asking(echo_address(superd, which)) as client:
+                client.send(b"hello")
+        with connect_unix(superd.directory / "echo", socket.SOCK_DGRAM) as client:
+            client.send(b"hello")
+
+
+@pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_clients_that_leave_before_the_answer_do_no_harm(served: Superd, number: int) -> None:
+    lines = served.log().count("\n")
+    before = served.workers()
+    leave_before_the_answer(served, number)
+    for which in ECHO_SOCKETS:
+        assert ask_udp(echo_address(served, which), b"hello") == b"hello"
+    assert ask_unixgram(served.directory / "echo", b"hello") == b"hello"
+    assert served.workers() == before
+    assert "Traceback" not in served.log()
+    assert served.log().count("\n") - lines <= number // 100
+
+
+# Amplification
+
+
+@pytest.mark.parametrize("service", NAMES)
+def test_an_answer_is_never_longer_than_its_request(served: Superd, service: str) -> None:
+    sizes = (0, 1, 2, 3, 4, 25, 26, 27, 600)
+    before = served.counts(service)["datagrams"]
+    for size in sizes:
+        before += 20
+        with asking(served.address(service, "udp")) as client:
+            for _ in range(20):
+                client.send(b"x" * size)
+            wait_until_served(served, service, before)
+            assert all(len(answer) <= size for answer in all_that_came(client))
+
+
+def test_an_answer_that_would_be_too_long_is_counted_and_told(served: Superd) -> None:
+    before = served.counts("daytime")
+    address = served.address("daytime", "udp")
+    with asking(address) as client:
+        client.send(b"x" * 25)
+        client.send(b"x" * 26)
+        assert len(client.recv(100)) == 26
+        assert all_that_came(client) == []
+    after = wait_until_served(served, "daytime", before["datagrams"] + 2)
+    assert after["refused-amplification"] == before["refused-amplification"] + 1
+    assert after["answers"] == before["answers"] + 1
+    served.wait_for_log(r"datagram not answered: amplification .*service=daytime peer=127\.0\.0\.1")
+
+
+def test_a_longer_answer_is_sent_where_the_entry_says_so(start_superd: Start) -> None:
+    superd = start_superd(
+        """
+        [service.daytime]
+        plugin = "daytime"
+        listen = "udp://127.0.0.1:0"
+        amplify = true
+        """
+    )
+    assert len(ask_udp(superd.address("daytime", "udp"), b"")) == 26
+
+
+# Plugins
+
+
+@pytest.mark.parametrize("mood", ["raise", "exit", "text", "number"])
+def test_a_plugin_that_fails_costs_that_datagram_only(served: Superd, mood: str) -> None:
+    number = 200
+    before, workers, lines = served.counts("moody"), served.workers(), served.log().count("\n")
+    with asking(served.address("moody", "udp")) as client:
+        for _ in range(number):
+            client.send(mood.encode())
+            client.send(b"hello")
+            assert client.recv(100) == b"hello"
+    after = wait_until_served(served, "moody", before["datagrams"] + 2 * number)
+    assert after["errors"] == before["errors"] + number
+    assert after["answers"] == before["answers"] + number
+    assert served.workers() == workers
+    served.wait_for_log("plugin moody failed: .*service=moody")
+    assert served.log().count("\n") - lines <= 200, "a few tracebacks, not one for each"
+
+
+def test_a_plugin_that_keeps_quiet_sends_nothing(served: Superd) -> None:
+    with asking(served.address("moody", "udp")) as client:
+        client.send(b"quiet")
+        client.send(b"hello")
+        assert client.recv(100) == b"hello"
+
+
+# Floods
+
+
+def flood(superd: Superd, number: int) -> None:
+    """Throw random datagrams at the services, as fast as they go."""
+    rng = random.Random(1)
+    garbage = [rng.randbytes(rng.choice((0, 1, 4, 25, 60, 512))) for _ in range(1000)]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(asking(superd.address(name, "udp"))) for name in FLOODED]
+        for turn in range(number):
+            with contextlib.suppress(OSError):
+                clients[turn % len(clients)].send(garbage[turn % 1000], socket.MSG_DONTWAIT)
+
+
+def answer_within(seconds: float, address: tuple[str, int]) -> None:
+    """Ask again and again: as long as a socket's queue is full, the kernel drops what comes."""
+
+    def answered() -> bool:
+        try:
+            return ask_udp(address, b"hello", timeout=0.1) == b"hello"
+        except TimeoutError:
+            return False
+
+    until(answered, "an answer", seconds)
+
+
+FLOODED = ("echo", "discard", "daytime")
+
+
+@pytest.mark.parametrize("number", [20_000, pytest.param(500_000, marks=pytest.mark.soak)])
+def test_a_flood_of_garbage_is_a_few_lines_in_the_log(start_superd: Start, number: int) -> None:
+    superd = start_superd(entries(*FLOODED))
+    before, workers = superd.log().count("\n"), superd.workers()
+    flood(superd, number)
+    answer_within(5, superd.address("echo", "udp"))
+    superd.wait_for_log("more like this")
+    assert superd.log().count("\n") - before <= 10
+    assert "Traceback" not in superd.log()
+    assert superd.workers() == workers
+
+
+@pytest.mark.parametrize("number", [1000, pytest.param(100_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("which", ECHO_SOCKETS)
+def test_each_ping_in_a_row_has_its_answer(served: Superd, which: str, number: int) -> None:
+    with asking(echo_address(served, which)) as client:
+        for turn in range(number):
+            ping = turn.to_bytes(8, "big")
+            client.send(ping)
+            assert client.recv(100) == ping
+
+
+def test_several_workers_share_a_socket(start_superd: Start) -> None:
+    superd = start_superd("[daemon]\nworkers = 3\n" + entries("echo"))
+    with contextlib.ExitStack() as stack:
+        address = superd.address("echo", "udp")
+        clients = [stack.enter_context(asking(address)) for _ in range(10)]
+        for turn in range(200):
+            ping = turn.to_bytes(2, "big")
+            for client in clients:
+                client.send(ping)
+            for client in clients:
+                assert client.recv(100) == ping
+    counts = wait_until_served(superd, "echo", 2000)
+    assert (counts["datagrams"], counts["answers"], counts["errors"]) == (2000, 2000, 0)
+
+
+def test_what_came_before_the_stop_is_answered(start_superd: Start) -> None:
+    superd = start_superd(entries("echo"))
+    (worker,) = superd.workers()
+    with asking(superd.address("echo", "udp")) as client:
+        os.kill(worker, signal.SIGSTOP)
+        for turn in range(50):
+            client.send(bytes([turn]))
+        superd.signal(signal.SIGTERM)
+        superd.wait_for_log("stopping: connections may finish")
+        os.kill(worker, signal.SIGCONT)
+        assert superd.wait() == 0
+        assert all_that_came(client) == [bytes([turn]) for turn in range(50)]

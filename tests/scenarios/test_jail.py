@@ -1,0 +1,233 @@
+"""Services in an empty root directory: they answer, they explain, and they end well."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clients import fate
+from tests.conftest import Start
+from tests.harness import (
+    PATIENCE,
+    Superd,
+    exchange,
+    is_alive,
+    make_plugin,
+    until,
+)
+from tests.inside import INSIDE, inside
+from tests.jails import (
+    FAILING,
+    QUOTE,
+    RESET,
+    everything,
+    over_tcp,
+    over_udp,
+    over_unix,
+    services_late_and_early,
+    start_of_chargen,
+)
+
+PATTERN = b"".join((bytes(range(0x20, 0x7F)) * 2)[n : n + 72] + b"\r\n" for n in range(95))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_every_bundled_plugin_answers_over_every_transport_in_an_empty_jail(
+    start_superd: Start, tmp_path: Path, jail: Path, loop: str
+) -> None:
+    superd = start_superd(everything(jail, tmp_path, loop))
+    message = "there is no message yet"
+    for ask in (over_tcp, over_udp, over_unix):
+        assert ask(superd, "echo", b"hello") == b"hello"
+        assert ask(superd, "discard", b"hello") == b""
+        assert ask(superd, "qotd", b"") == QUOTE + b"\r\n"
+        said = ask(superd, "daytime", b"").decode().strip()
+        assert abs(time.mktime(time.strptime(said)) - time.time()) < PATIENCE
+        seconds = int.from_bytes(ask(superd, "time", b""))
+        assert abs(seconds - 2_208_988_800 - time.time()) < PATIENCE
+        assert ask(superd, "message", ask.__name__.encode()).decode().strip() == message
+        host = "localhost" if ask is over_unix else "127.0.0.1"
+        message = f"[{host}] {ask.__name__}"
+        assert PATTERN.startswith(start_of_chargen(superd, ask))
+    assert list(jail.iterdir()) == []
+    assert superd.stop() == 0
+    assert " error: " not in superd.log()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_plugin_that_raises_in_a_jail_is_logged_with_its_source_lines(
+    start_superd: Start, tmp_path: Path, jail: Path, loop: str
+) -> None:
+    superd = start_superd(
+        f"""
+        [daemon]
+        loop = "{loop}"
+        [service.failing]
+        plugin = "failing"
+        listen = "tcp://127.0.0.1:0"
+        chroot = "{jail}"
+        """,
+        env=make_plugin(tmp_path / "plugins", "failing", FAILING),
+    )
+    assert fate(superd.address("failing"), b"no number\n") == RESET
+    superd.wait_for_log(r"JSONDecodeError: Expecting value")
+    for frame in (r"in stream", r"in fail"):
+        assert re.search(rf'\| +File ".*superd_failing.py", line \d+, {frame}', superd.log())
+    assert "|     self.fail(line.strip())" in superd.log()
+    assert "|     number = json.loads(line)  # the line that fails" in superd.log()
+
+    # and superd's own lines, where the plugin fails in a call of superd's
+    assert fate(superd.address("failing"), b"x" * 200) == RESET
+    superd.wait_for_log(r"\| .*LineTooLong")
+    assert "|     line = await conn.readline(100)" in superd.log()
+    assert "|     return await self._inbox.readline(limit)" in superd.log()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    ("what", "told", "answer"),
+    [
+        ("colorsys", r"late import of 'colorsys' .*preload = \(\"colorsys\",\)", b"colorsys"),
+        (
+            "encodings.shift_jis",
+            r"unknown encoding: shift_jis.*preload = \(\"encodings.shift_jis\",\)",
+            "\u3042".encode("shift_jis"),
+        ),
+    ],
+)
+def test_a_late_import_costs_the_session_is_named_and_preload_cures_it(
+    start_superd: Start, tmp_path: Path, jail: Path, what: str, told: str, answer: bytes
+) -> None:
+    toml, env = services_late_and_early(tmp_path, str(jail))
+    superd = start_superd(toml, env=env)
+    assert fate(superd.address("late"), what.encode()) == RESET
+    superd.wait_for_log(rf"error: plugin late failed: .*{told}.* service=late conn=")
+    assert exchange(superd.connect("late"), b"sys") == b"sys", "it goes on"
+    assert exchange(superd.connect("early"), what.encode()) == answer
+    assert "plugin early failed" not in superd.log()
+
+
+@pytest.mark.root
+def test_a_late_import_without_a_jail_works_and_is_told_for_the_day_there_is_one(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    toml, env = services_late_and_early(tmp_path, "")
+    rooted = f'[defaults]\nuser = "root"\n{toml}'  # the interpreter may be hidden from others
+    superd = start_superd(rooted, env=env)
+    for _ in range(2):
+        assert exchange(superd.connect("late"), b"colorsys") == b"colorsys"
+    told = "late import of 'colorsys': a chroot would refuse it"
+    superd.wait_for_log(told)
+    assert superd.log().count(told) == 1
+
+
+@pytest.mark.root
+def test_a_module_to_preload_that_is_not_there_is_told_at_the_start(
+    start_superd: Start, tmp_path: Path, jail: Path
+) -> None:
+    toml, env = services_late_and_early(tmp_path, str(jail))
+    file = tmp_path / "early" / "superd_early.py"
+    file.write_text(file.read_text().replace('"colorsys"', '"no_such_module"'))
+    superd = start_superd(toml, env=env)
+    superd.wait_for_log(r"error: not served: .*preload: No module named 'no_such_module'")
+    assert exchange(superd.connect("late"), b"sys") == b"sys"
+
+
+@pytest.mark.root
+def test_what_a_plugins_thread_raises_is_logged_as_a_daemon_has_no_standard_error(
+    start_superd: Start, tmp_path: Path, jail: Path
+) -> None:
+    superd = start_superd(
+        f"""
+        [service.inside]
+        plugin = "inside"
+        listen = "tcp://127.0.0.1:0"
+        chroot = "{jail}"
+        """,
+        env=make_plugin(tmp_path / "plugins", "inside", INSIDE),
+    )
+    code = """
+def fail():
+    raise ValueError("in a thread")
+threading.Thread(target=fail, name="weaver").start()
+class Falling:
+    def __del__(self):
+        raise KeyError("in a finalizer")
+Falling()
+result = None
+"""
+    inside(superd, "inside", code)
+    superd.wait_for_log(r"error: a plugin's thread weaver failed: ValueError: in a thread")
+    superd.wait_for_log(r"error: .*KeyError: 'in a finalizer'")
+    assert not [line for line in superd.log().splitlines() if not re.match(r"\d{4}-", line)]
+
+
+ENDINGS = {
+    "idle": "result = None",
+    "daemon threads": """
+for _ in range(8):
+    threading.Thread(target=time.sleep, args=(0.01,)).start()
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+result = threading.active_count()
+""",
+    "no descriptor left": """
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+kept = globals().setdefault("kept", [])
+sys.kept = kept
+try:
+    while True:
+        kept.append(os.dup(0))
+except OSError as error:
+    result = errno.errorcode[error.errno]
+for _ in range(8):
+    threading.Thread(target=time.sleep, args=(0.01,)).start()
+    threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
+""",
+}
+
+
+def end_workers(superd: Superd, code: str, times: int) -> None:
+    """Stop a worker that many times after the code has run in it, as a reload or a drain would."""
+    for _ in range(times):
+        [worker] = until(superd.workers, "a worker")
+        inside(superd, "inside", code)
+        os.kill(worker, signal.SIGTERM)
+        found = superd.wait_for_log(rf"worker {worker} of pool \S+ (was ended by|ended with) (.*)")
+        assert found[2].startswith("code 0"), found[0]
+        assert not is_alive(worker)
+
+
+def superd_with_inside(start_superd: Start, tmp_path: Path, jail: Path) -> Superd:
+    return start_superd(
+        f"""
+        [service.inside]
+        plugin = "inside"
+        listen = "tcp://127.0.0.1:0"
+        chroot = "{jail}"
+        """,
+        env=make_plugin(tmp_path / "plugins", "inside", INSIDE),
+    )
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("code", ENDINGS.values(), ids=ENDINGS)
+def test_a_worker_in_a_jail_ends_without_an_abort(
+    start_superd: Start, tmp_path: Path, jail: Path, code: str
+) -> None:
+    end_workers(superd_with_inside(start_superd, tmp_path, jail), code, times=5)
+
+
+@pytest.mark.root
+@pytest.mark.soak
+@pytest.mark.parametrize("code", ENDINGS.values(), ids=ENDINGS)
+def test_a_hundred_workers_in_a_jail_end_without_an_abort(
+    start_superd: Start, tmp_path: Path, jail: Path, code: str
+) -> None:
+    end_workers(superd_with_inside(start_superd, tmp_path, jail), code, times=100)

@@ -1,0 +1,69 @@
+"""Odd locales and time zones, inside and outside a jail alike."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clients import connect_unix, fate
+from tests.conftest import Start
+from tests.harness import (
+    PATIENCE,
+    exchange,
+    make_plugin,
+    receive_all,
+)
+from tests.inside import INSIDE, inside
+from tests.jails import (
+    RESET,
+)
+
+TOKYO = "Asia/Tokyo" if Path("/usr/share/zoneinfo/Asia/Tokyo").exists() else "JST-9"
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(
+    "env",
+    [
+        {"LC_ALL": "C", "LANG": "C"},
+        {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"},
+        {"LC_ALL": "", "LANG": "tr_TR.UTF-8", "LC_CTYPE": "tr_TR.UTF-8"},
+        {"TZ": TOKYO},
+        {"TZ": "Nowhere/Odd"},
+    ],
+    ids=str,
+)
+def test_odd_locales_and_time_zones_change_nothing_but_the_time_of_day(
+    start_superd: Start, tmp_path: Path, jail: Path, env: dict[str, str]
+) -> None:
+    """The time zone is read before the jail; texts are UTF-8 whatever the locale says."""
+    superd = start_superd(
+        f"""
+        [defaults]
+        chroot = "{jail}"
+        [service.inside]
+        plugin = "inside"
+        listen = ["tcp://127.0.0.1:0", "unix://{tmp_path}/caf\u00e9"]
+        [service.daytime]
+        plugin = "daytime"
+        listen = "tcp://127.0.0.1:0"
+        """,
+        env={**make_plugin(tmp_path / "plugins", "inside", INSIDE), **env},
+    )
+    assert inside(superd, "inside", "result = 'i'.upper() + '\u00e9'.upper()") == "I\u00c9"
+    failing = b"raise ValueError('caf\\u00e9 \\ud83d\\ude00 \\udc80')"
+    assert fate(superd.address("inside"), failing) == RESET
+    superd.wait_for_log("ValueError: caf\u00e9 .*udc80")
+    with connect_unix(f"{tmp_path}/caf\u00e9") as client:
+        client.sendall(b"result = 1")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"1"
+    said = time.strptime(exchange(superd.connect("daytime"), b"").decode().strip())
+    offset = (
+        9 * 3600 if env.get("TZ") == TOKYO else 0 if "TZ" in env else time.localtime().tm_gmtoff
+    )
+    assert abs(time.mktime(said) - time.mktime(time.gmtime()) - offset) < PATIENCE
+    superd.stop()

@@ -1,0 +1,263 @@
+"""What a worker does to a listener that it shares is noticed, told and repaired within a second."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import ask_unixpacket, connect_unix
+from tests.harness import Superd, ask_udp, exchange, make_plugin, until
+
+# Does what it is told, with whatever listener of its process is bound where it is told.
+SABOTEUR = """
+    import contextlib, os, socket
+    from superd.plugin import Service, hookimpl
+
+    ACCEPTING = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET)
+
+    def is_listener(sock):
+        accepts = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        return accepts or sock.type == socket.SOCK_DGRAM
+
+    def place(sock):
+        name = sock.getsockname()
+        return str(name[1]) if isinstance(name, tuple) else name
+
+    def shutdown(number, sock):
+        sock.shutdown(socket.SHUT_RDWR)
+
+    def stop_sending(number, sock):
+        sock.shutdown(socket.SHUT_WR)
+
+    def no_backlog(number, sock):
+        sock.listen(0)
+
+    def blocking(number, sock):
+        sock.setblocking(True)
+
+    def connect(number, sock):
+        sock.connect(sock.getsockname())
+
+    def close(number, sock):
+        os.close(number)
+
+    def replace(number, sock):
+        with open(os.devnull) as null:
+            os.dup2(null.fileno(), number)
+
+    class Saboteur(Service):
+        name = "saboteur"
+
+        async def stream(self, conn):
+            async for line in conn:
+                action, where = line.decode().split()
+                found = 0
+                for number in range(3, 200):
+                    try:
+                        sock = socket.socket(fileno=os.dup(number))
+                    except OSError:
+                        continue
+                    with sock:
+                        if is_listener(sock) and place(sock) == where:
+                            found += 1
+                            with contextlib.suppress(OSError):
+                                globals()[action](number, sock)
+                await conn.send(b"%d\\n" % found)
+
+        def datagram(self, packet):
+            return packet.data
+
+    @hookimpl
+    def superd_services():
+        return [Saboteur]
+"""
+
+TCP, UDP, UNIX, GRAM, PACKET = "tcp", "udp", "unix", "unixgram", "unixpacket"
+ALL_KINDS = (TCP, UDP, UNIX, GRAM, PACKET)
+
+# `victim` shares a worker with the saboteur, `distant` does not.
+TOML = """
+    [daemon]
+    workers = {workers}
+
+    [service.saboteur]
+    plugin = "saboteur"
+    listen = "tcp://127.0.0.1:0"
+
+    [service.victim]
+    plugin = "echo"
+    listen = [
+        "tcp://127.0.0.1:{port}", "udp://127.0.0.1:0", "unix://{directory}/unix",
+        "unixgram://{directory}/unixgram", "unixpacket://{directory}/unixpacket",
+    ]
+
+    [service.distant]
+    plugin = "echo"
+    listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+    pool = "distant"
+"""
+
+MENDED = [
+    (TCP, "shutdown", "was shut down; repaired"),
+    (TCP, "no_backlog", "had its backlog taken away; repaired"),
+    *((kind, "blocking", "was made blocking; repaired") for kind in ALL_KINDS),
+]
+MADE_ANEW = [
+    *((kind, "shutdown", "made anew") for kind in (UDP, UNIX, GRAM, PACKET)),
+    (UDP, "stop_sending", "made anew"),
+    *((kind, "connect", "made anew") for kind in (UDP, GRAM)),
+]
+# in that worker alone, and so seen by that worker alone
+LOST = [(kind, action, "the worker ends") for kind in ALL_KINDS for action in ("close", "replace")]
+
+
+CASES = [*MENDED, *MADE_ANEW, *LOST]
+WITH_SEVERAL_WORKERS = [
+    (kind, action, told)
+    for kind, action, told in CASES
+    if kind in (TCP, UDP) and action in ("shutdown", "blocking", "close")
+]
+
+
+@pytest.fixture(scope="module")
+def superd(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Superd]:
+    """A superd with as many workers as the parameter says."""
+    directory = tmp_path_factory.mktemp("superd")
+    for parent in (directory, *directory.parents[:2]):
+        parent.chmod(0o755)  # the saboteur is another user
+    toml = TOML
+    values = {"directory": directory, "workers": getattr(request, "param", 1), "port": free_port()}
+    for name, value in values.items():
+        toml = toml.replace(f"{{{name}}}", str(value))
+    one = Superd(directory, toml, env=make_plugin(directory / "plugins", "saboteur", SABOTEUR))
+    try:
+        yield one.start()
+    finally:
+        one.stop()
+        print(one.log())
+
+
+def free_port() -> int:
+    """Return a port that the kernel would choose; one that it has chosen is lost by shutdown(2)."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def where(superd: Superd, kind: str) -> str:
+    """Return what the victim's listener is known by."""
+    if kind in (TCP, UDP):
+        return str(superd.address("victim", kind)[1])
+    return str(superd.directory / kind)
+
+
+def sabotage(superd: Superd, action: str, kind: str) -> None:
+    with superd.connect("saboteur") as client:
+        client.sendall(f"{action} {where(superd, kind)}\n".encode())
+        assert client.recv(10) == b"1\n", "the saboteur found the listener"
+
+
+def is_served(superd: Superd, kind: str) -> bool:
+    """Ask the victim; a client waits for an answer a little, and is not refused."""
+    path = superd.directory / kind
+    try:
+        if kind == TCP:
+            return exchange(superd.connect("victim"), b"hello") == b"hello"
+        if kind == UDP:
+            return ask_udp(superd.address("victim", UDP), b"hello", timeout=0.2) == b"hello"
+        if kind == UNIX:
+            return exchange(connect_unix(path), b"hello") == b"hello"
+        if kind == GRAM:
+            with connect_unix(path, socket.SOCK_DGRAM) as client:
+                client.settimeout(0.2)
+                client.send(b"hello")
+                return client.recv(100) == b"hello"
+        return ask_unixpacket(path, b"hello") == [b"hello"]
+    except OSError:
+        return False
+
+
+@contextlib.contextmanager
+def undisturbed(superd: Superd) -> Iterator[None]:
+    """Another pool's session and its clients notice nothing."""
+    with superd.connect("distant") as session:
+        session.sendall(b"before")
+        assert session.recv(100) == b"before"
+        yield
+        session.sendall(b"after")
+        assert session.recv(100) == b"after"
+    assert exchange(superd.connect("distant"), b"hello") == b"hello"
+    assert ask_udp(superd.address("distant", "udp"), b"hello") == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("superd", "kind", "action", "told"),
+    [*((1, *case) for case in CASES), *((3, *case) for case in WITH_SEVERAL_WORKERS)],
+    indirect=["superd"],
+)
+def test_sabotage_is_noticed_told_and_repaired(
+    superd: Superd, kind: str, action: str, told: str
+) -> None:
+    until(lambda: is_served(superd, kind), f"{kind} to be served before")
+    seen = len(superd.log())
+    with undisturbed(superd):
+        sabotage(superd, action, kind)
+        started = time.monotonic()
+        # some sabotage is noticed only when somebody asks, which is soon enough
+        until(lambda: is_served(superd, kind) and told in superd.log()[seen:], f"repair of {kind}")
+        took = time.monotonic() - started
+    assert took < 5, "a second, on a machine with nothing else to do"
+    for other in ALL_KINDS:
+        until(lambda: is_served(superd, other), f"{other} to be served")  # noqa: B023
+    assert "Traceback" not in superd.log()[seen:]
+
+
+def test_a_port_that_the_kernel_chose_is_had_again(superd: Superd) -> None:
+    """The saboteur's own listener has no port of its own choice."""
+    host, port = superd.address("saboteur")
+    seen = len(superd.log())
+    with superd.connect("saboteur") as client:
+        client.sendall(f"shutdown {port}\n".encode())
+        assert client.recv(10) == b"1\n"
+
+    def is_listening() -> bool:
+        try:
+            socket.create_connection((host, port), timeout=1).close()
+        except ConnectionRefusedError:
+            return False
+        return True
+
+    until(is_listening, "the listener")
+    assert "made anew" in superd.log()[seen:]
+
+
+def test_a_listener_that_was_closed_is_missed_before_anybody_asks(superd: Superd) -> None:
+    seen = len(superd.log())
+    sabotage(superd, "close", UNIX)
+    until(lambda: "the worker ends" in superd.log()[seen:], "the end of the worker")
+    until(lambda: is_served(superd, UNIX), "unix to be served")
+
+
+def test_workers_do_not_spin_once_a_socket_that_was_shut_down_is_made_anew(superd: Superd) -> None:
+    sabotage(superd, "shutdown", UDP)
+    until(lambda: is_served(superd, UDP), "udp to be served")
+    before = processor_time(superd)
+    select.select([], [], [], 1.0)
+    assert processor_time(superd) - before < 0.5
+
+
+def processor_time(superd: Superd) -> float:
+    """Return the seconds of processor time that the workers have had."""
+    ticks = 0
+    for worker in superd.workers():
+        fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,193 @@
+"""Time-outs: for the first byte, for idleness, for a whole connection; of whom they concern only."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import select
+import socket
+import time
+from collections.abc import Iterable
+
+import pytest
+
+from tests.clients import connect_unix, crowd, is_open
+from tests.harness import PATIENCE, Superd, exchange, until
+
+TIMEOUT = 0.5
+
+PLUGIN = """
+    import asyncio
+    from superd.plugin import Service, hookimpl
+
+    class {name}(Service):
+        name = "{plugin}"
+        {method}
+
+    @hookimpl
+    def superd_services():
+        return [{name}]
+"""
+
+STREAM = """
+        async def stream(self, conn):
+            async for line in conn:
+                await conn.send(line)
+"""
+
+DEAF = """
+        async def stream(self, conn):
+            while True:
+                try:
+                    await conn.read()
+                    await asyncio.sleep(3600)
+                except BaseException:
+                    await asyncio.sleep(0)
+"""
+
+TAKEOVER = """
+        async def takeover(self, sock, conn):
+            loop = asyncio.get_running_loop()
+            while data := await loop.sock_recv(sock, 100):
+                await loop.sock_sendall(sock, data)
+"""
+
+PLUGINS = {
+    name: PLUGIN.format(name=name.title(), plugin=name, method=method)
+    for name, method in (("lines", STREAM), ("deaf", DEAF), ("taken", TAKEOVER))
+}
+
+ENTRY = """
+[service.{name}]
+plugin = "{plugin}"
+listen = ["tcp://127.0.0.1:0", "unix://{{directory}}/{name}"]
+{key} = "500ms"
+"""
+
+KEYS = {"first": "first-byte-timeout", "idle": "idle-timeout", "session": "session-timeout"}
+
+TOML = """
+[daemon]
+loop = "{loop}"
+
+[service.free]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+""" + "".join(
+    ENTRY.format(name=f"{plugin}-{kind}", plugin=plugin, key=key)
+    for plugin in ("echo", "lines", "deaf", "taken", "chargen")
+    for kind, key in KEYS.items()
+)
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def seconds_until_closed(clients: Iterable[socket.socket], began: float) -> list[float]:
+    """Return how long after `began` each client was closed, in the order of their ends."""
+    poll = select.poll()
+    open_ones = {client.fileno() for client in clients}
+    for number in open_ones:
+        poll.register(number, select.POLLRDHUP)
+    ends: list[float] = []
+    while open_ones and time.monotonic() - began < PATIENCE:
+        for number, _ in poll.poll(1000):
+            poll.unregister(number)
+            open_ones.remove(number)
+            ends.append(time.monotonic() - began)
+    assert not open_ones, f"{len(open_ones)} are still open"
+    return ends
+
+
+def stay_silent(served: Superd, each: int) -> None:
+    """Have silent clients of all services closed in time, and of no other."""
+    services = [f"{plugin}-{kind}" for plugin in ("echo", "lines", "taken") for kind in KEYS]
+    with crowd(served.address("free"), 20) as others, contextlib.ExitStack() as stack:
+        began = time.monotonic()
+        crowds = [stack.enter_context(crowd(served.address(name), each)) for name in services]
+        ends = seconds_until_closed(itertools.chain(*crowds), began)
+        for client in others:
+            assert exchange(client, b"well") == b"well"
+    print(f"{len(ends)} closed between {min(ends):.2f} and {max(ends):.2f} s")
+    assert min(ends) >= 0.9 * TIMEOUT
+    assert max(ends) < TIMEOUT + 3  # it is 0.25 s on a machine that does nothing else
+    for service in services:
+        until(lambda service=service: served.counts(service)["active"] == 0, "all to be gone")
+        assert served.counts(service)["errors"] == 0
+    assert "failed" not in served.log()
+
+
+def test_silent_clients_are_closed_when_their_time_is_over_and_others_are_not(
+    served: Superd,
+) -> None:
+    stay_silent(served, each=30)
+
+
+@pytest.mark.soak
+def test_a_thousand_silent_clients(served: Superd) -> None:
+    stay_silent(served, each=120)
+
+
+def test_clients_that_talk_go_on(served: Superd) -> None:
+    services = [f"{p}-{kind}" for p in ("echo", "lines", "taken") for kind in ("first", "idle")]
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(served.connect(service)) for service in services]
+        for _ in range(6):
+            for client in clients:
+                client.sendall(b"x\n")
+                assert client.recv(100) == b"x\n"
+            quiet, _, _ = select.select(clients, [], [], TIMEOUT / 3)
+            assert not quiet  # nobody was closed in a pause
+        assert all(map(is_open, clients))
+
+
+def test_a_client_that_only_listens_is_not_idle_but_has_sent_nothing(served: Superd) -> None:
+    lasted = {}
+    for kind in ("first", "idle"):
+        began = time.monotonic()
+        with served.connect(f"chargen-{kind}") as client, contextlib.suppress(ConnectionError):
+            while time.monotonic() - began < 3 * TIMEOUT and client.recv(65536):
+                pass
+        lasted[kind] = time.monotonic() - began
+    assert lasted["first"] < 3 * TIMEOUT <= lasted["idle"]
+
+
+def test_the_time_for_a_whole_connection_ends_those_that_talk_too(served: Superd) -> None:
+    with served.connect("echo-session") as client, contextlib.suppress(ConnectionError):
+        began = time.monotonic()
+        while time.monotonic() - began < PATIENCE:
+            client.sendall(b"x")
+            if not client.recv(1):
+                break
+    assert 0.9 * TIMEOUT <= time.monotonic() - began < TIMEOUT + 3
+
+
+def test_a_plugin_that_swallows_its_cancellation_keeps_no_client(served: Superd) -> None:
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(served.connect(f"deaf-{kind}")) for kind in KEYS]
+        assert max(seconds_until_closed(clients, began)) < TIMEOUT + 3
+    assert exchange(served.connect("free"), b"well") == b"well"
+
+
+def test_unix_clients_have_the_same_time(served: Superd) -> None:
+    began = time.monotonic()
+    with (
+        connect_unix(served.directory / "echo-idle") as first,
+        connect_unix(served.directory / "lines-idle") as second,
+    ):
+        ends = seconds_until_closed([first, second], began)
+    assert 0.9 * TIMEOUT <= min(ends) <= max(ends) < TIMEOUT + 3
+
+
+def test_the_kernel_does_not_tell_of_taken_unix_sockets_so_they_are_never_idle(
+    served: Superd,
+) -> None:
+    with connect_unix(served.directory / "taken-idle") as client:
+        client.settimeout(3 * TIMEOUT)
+        with pytest.raises(TimeoutError):
+            client.recv(1)
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"

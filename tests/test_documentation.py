@@ -1,0 +1,118 @@
+"""The documentation is true: examples are run, and every key, signal and exit code is in it."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli
+
+from superd.config.model import Daemon, Rlimits, Service
+from superd.errors import ExitCode
+from superd.master.master import Master
+from superd.plugin.registry import installed
+from tests.conftest import Start
+from tests.harness import exchange, make_plugin, superd
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+EXAMPLE = ROOT / "conf" / "example.toml"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def copied(file: Path, directory: Path) -> Path:
+    """Return a copy that belongs to the one who runs the tests, with its neighbours."""
+    for neighbour in file.parent.iterdir():
+        if neighbour.is_file():
+            copy = directory / neighbour.name
+            copy.write_bytes(neighbour.read_bytes())
+            copy.chmod(0o600)
+    return directory / file.name
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "conf").glob("*.toml")), ids=lambda f: f.name)
+def test_every_file_in_conf_passes_check(file: Path, tmp_path: Path) -> None:
+    done = superd("check", str(copied(file, tmp_path)))
+    assert (done.returncode, done.stdout, done.stderr) == (0, "configuration OK\n", "")
+
+
+def test_the_configuration_in_the_readme_passes_check(tmp_path: Path) -> None:
+    (sample,) = [block for block in blocks("toml") if "[service." in block]
+    file = tmp_path / "my.toml"
+    file.write_text(sample)
+    file.chmod(0o600)
+    done = superd("check", str(file))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_plugin_in_the_readme_serves(start_superd: Start, tmp_path: Path) -> None:
+    (source,) = blocks("python")
+    (project,) = [block for block in blocks("toml") if "entry-points" in block]
+    entry_points = tomli.loads(project)["project"]["entry-points"]["superd"]
+    assert entry_points == {"shout": "superd_shout"}
+    make_plugin(tmp_path, "shout", source)
+    superd = start_superd(
+        """
+        [service.shout]
+        plugin = "shout"
+        listen = "tcp://127.0.0.1:0"
+        """,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    assert exchange(superd.connect("shout"), b"hello\nworld\n") == b"HELLO\nWORLD\n"
+
+
+def test_the_example_explains_every_key() -> None:
+    text = EXAMPLE.read_text()
+    for model in (Daemon, Service, Rlimits):
+        for field in model.model_fields.values():
+            lines = re.findall(rf"^{field.alias} = .*", text, re.MULTILINE)
+            assert lines or field.alias == "rlimits", field.alias
+            assert field.description, field.alias
+
+
+def test_the_example_has_every_option_of_the_bundled_plugins() -> None:
+    text = EXAMPLE.read_text()
+    for name, plugin in installed().items():
+        if plugin.distribution == "superd":
+            shown = superd("plugins", name).stdout
+            for option in re.findall(r"^  ([a-z-]+) \(", shown, re.MULTILINE):
+                assert re.search(rf"options = {{ {option} = ", text), (name, option)
+
+
+def test_the_readme_has_every_exit_code() -> None:
+    table = set(map(int, re.findall(r"^\| (\d+) \|", README, re.MULTILINE)))
+    assert table == {int(code) for code in ExitCode}
+
+
+def test_the_readme_has_every_signal_that_the_master_handles() -> None:
+    rows = re.findall(r"^\| ([A-Z0-9, ]+) \|", README, re.MULTILINE)
+    told = {name for row in rows for name in re.findall(r"[A-Z]{3}[A-Z0-9]*", row)}
+    handlers = {name for name in vars(Master) if name.startswith("handle_")}
+    assert {f"handle_{name.lower()}" for name in told} - {"handle_quit"} == handlers
+    assert all(f"SIG{name}" in signal.Signals.__members__ for name in told)
+    for name in handlers:
+        assert getattr(Master, name).__doc__
+
+
+def test_the_readme_names_only_files_that_are_there() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README):
+        if not target.startswith("#"):
+            found = (ROOT / target).exists() or list(ROOT.glob(f"superd/*/{target}"))
+            assert found, target
+
+
+@pytest.mark.parametrize("name", ["run", "start", "stop", "status", "check", "schema", "plugins"])
+def test_every_command_has_help(name: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "superd", name, "--help"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert name in done.stdout

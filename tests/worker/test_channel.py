@@ -1,0 +1,109 @@
+"""A worker's line to the master: every message arrives whole, and none ever holds a worker up."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superd.observe.records import LONGEST_DETAIL, LONGEST_TEXT, Record, decoded
+from superd.worker.channel import LARGEST, Channel
+from tests.clients import fate
+from tests.conftest import Start
+from tests.harness import make_plugin
+from tests.inside import INSIDE, inside
+
+Line = tuple[Channel, socket.socket]
+
+
+@pytest.fixture
+def line() -> Iterator[Line]:
+    """A channel, and the master's end of it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.setblocking(False)
+        yield Channel(theirs), ours
+
+
+def heard(master: socket.socket) -> Record:
+    """Return the log record that the master finds on its end."""
+    data = master.recv(LARGEST)
+    message = json.loads(data)
+    assert message.pop("kind") == "log"
+    return decoded(message, pid=1)
+
+
+TEXTS = ["", "x", "x" * 100_000, "\U0001f600" * 50_000, "\udc80" * 50_000, '"\\\0\n' * 20_000]
+
+
+@pytest.mark.parametrize("text", TEXTS, ids=lambda text: f"{text[:2]!a} x {len(text)}")
+def test_a_record_of_any_length_and_any_characters_arrives_as_a_message(
+    line: Line, text: str
+) -> None:
+    channel, master = line
+    channel.log(Record("error", text, detail=(text,) * LONGEST_DETAIL))
+    record = heard(master)
+    assert record.message[:100] == text[:100]
+    assert len(record.message) <= LONGEST_TEXT
+    channel.failed(1, text)
+    assert json.loads(master.recv(LARGEST))["text"][:100] == text[:100]
+
+
+@given(st.text(alphabet=st.characters(codec=None)), st.lists(st.text(), max_size=LONGEST_DETAIL))
+def test_what_is_sent_is_what_is_heard(message: str, detail: list[str]) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        Channel(theirs).log(Record("info", message, service="echo", detail=tuple(detail)))
+        record = heard(ours)
+    assert (record.level, record.message, record.service) == ("info", message, "echo")
+    assert record.detail == tuple(detail)
+
+
+def test_a_full_line_drops_records_and_tells_how_many(line: Line) -> None:
+    channel, master = line
+    sent = 0
+    while not channel.dropped:
+        channel.log(Record("info", f"number {sent} " + "x" * 1000))
+        sent += 1
+    for _ in range(9):
+        channel.log(Record("info", "dropped"))
+    for number in range(sent - 1):
+        assert heard(master).message.startswith(f"number {number} ")
+    channel.log(Record("info", "after"))
+    assert heard(master).message == "after (10 lines lost)"
+    channel.log(Record("info", "later"))
+    assert heard(master).message == "later"
+
+
+def test_a_master_that_has_gone_is_no_error(line: Line) -> None:
+    channel, master = line
+    master.close()
+    channel.ready()
+    channel.log(Record("info", "nobody hears this"))
+    channel.failed(1, "nor this")
+
+
+def test_a_client_whose_bytes_end_up_in_a_huge_error_costs_no_more_than_its_connection(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    superd = start_superd(
+        """
+        [service.inside]
+        plugin = "inside"
+        listen = "tcp://127.0.0.1:0"
+        """,
+        env=make_plugin(tmp_path / "plugins", "inside", INSIDE),
+    )
+    [worker] = superd.workers()
+    for text in ("'\\0' * 1_000_000", "chr(0x1f600) * 300_000", "'\\n' * 300_000"):
+        assert fate(superd.address("inside"), f"raise ValueError({text})".encode())[1] == "reset"
+    superd.wait_for_log("ValueError: ")
+    assert inside(superd, "inside", "result = 1") == 1
+    assert superd.workers() == [worker]
+    assert "what is no message" not in superd.log()
+    assert all(len(entry) < 3 * LONGEST_TEXT for entry in superd.log().splitlines())
