@@ -106,6 +106,11 @@ class Superd:
         counts: dict[str, int] = next(s["counts"] for s in services if s["name"] == service)
         return counts
 
+    def wait_until_left(self, service: str, timeout: float = PATIENCE) -> None:
+        """Wait until a service has no connection any more."""
+        left = f"{service} to be left by all"
+        until(lambda: self.counts(service)["active"] == 0, left, timeout)
+
     def workers(self, pool: str | None = None) -> list[int]:
         """Return the process ids of the workers that are ready."""
         return [

@@ -25,7 +25,7 @@ MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
 
 def stop(file: Path | None) -> int:
     """Stop the daemon and wait until it is gone."""
-    settings = read(file).settings
+    settings = read(file).partial  # mistakes made since the start do not matter here
     pid = _holder(settings)
     if pid is None:
         raise SuperdError(f"no superd runs with the pid file {settings.daemon.pid_file}")
@@ -59,7 +59,7 @@ def _holder(settings: Settings) -> int | None:
 
 def status(file: Path | None, *, as_json: bool) -> int:
     """Show what the daemon does; exit 3 where none runs."""
-    settings = read(file).settings
+    settings = read(file).partial  # mistakes made since the start do not matter here
     assert settings.daemon.control_socket is not None
     try:
         answer = ask(settings.daemon.control_socket, "status")

@@ -11,14 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 
 from superd.config.loading import Configuration, load
+from superd.errors import ConfigurationError, Problem
 
 SYSTEM_DIRECTORY = Path("/run/superd")
 
 
 def configuration_file(named: Path | None) -> Path:
-    """Return the file that -c, $SUPERD_CONFIG or the custom of the place names."""
-    if named is not None:
-        return named
+    """Return the file that is named, or the usual one, which has to be there."""
+    file = _usual_file() if named is None else named
+    if named is None and not os.path.lexists(file):
+        message = "there is no such file; name another with -c FILE or $SUPERD_CONFIG"
+        raise ConfigurationError([Problem(str(file), 0, 0, "", message)])
+    return file
+
+
+def _usual_file() -> Path:
+    """Return the file that $SUPERD_CONFIG or the custom of the place names."""
     if from_environment := os.environ.get("SUPERD_CONFIG"):
         return Path(from_environment)
     if os.geteuid() == 0:

@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from superd.master.daemon import open_standard_descriptors
     from superd.master.signals import reset_inherited
 
-    # pydantic would import what any distribution offers it, and into the privileged process
+    # pydantic would import what any distribution offers it, and as root
     os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     open_standard_descriptors()
     reset_inherited()

@@ -81,7 +81,10 @@ def describe(plugin: Plugin) -> dict[str, Any]:
     """Return all that is known of a plugin; imports it."""
     kind = load_plugin(plugin)
     schema = schema_of(kind.options_model)
-    options, required = schema.get("properties", {}), schema.get("required", [])
+    definitions, required = schema.get("$defs", {}), schema.get("required", [])
+    options = {
+        key: _resolved(option, definitions) for key, option in schema.get("properties", {}).items()
+    }
     kinds = kinds_of(kind)
     transports = [t for t, k in (("tcp", "stream"), ("udp", "datagram")) if k in kinds]
     listen = ", ".join(f'"{transport}://127.0.0.1:7000"' for transport in transports)
@@ -100,6 +103,12 @@ def describe(plugin: Plugin) -> dict[str, Any]:
         "required": required,
         "sample": sample,
     }
+
+
+def _resolved(option: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return an option with what its reference, if it has one, stands for."""
+    name = option.get("$ref", "").rpartition("/")[2]
+    return {**definitions.get(name, {}), **{k: v for k, v in option.items() if k != "$ref"}}
 
 
 def _example(option: dict[str, Any]) -> str:

@@ -32,7 +32,8 @@ S = TypeVar("S", bound=Section)
 class Configuration:
     """What a file says, what is wrong with it, and where each of its keys stands.
 
-    `partial` leaves out what is wrong: it is for finding further problems and nothing else.
+    `partial` leaves out what is wrong. It is for finding further problems, and a daemon that has
+    been running since before the mistakes were made.
     """
 
     partial: Settings

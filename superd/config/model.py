@@ -28,6 +28,7 @@ from superd.config.values import (
     Groups,
     LogSinks,
     Size,
+    SocketPath,
     Strings,
     Umask,
     User,
@@ -179,9 +180,9 @@ class Daemon(Section):
     pid_file: Annotated[FilePath | None, Field(description="where the master's number stands")] = (
         None
     )
-    control_socket: Annotated[FilePath | None, Field(description="where `superd status` asks")] = (
-        None
-    )
+    control_socket: Annotated[
+        SocketPath | None, Field(description="where `superd status` asks")
+    ] = None
     log: Annotated[
         LogSinks,
         Field(description='"stderr", "syslog" or a file\'s path, or several of them'),

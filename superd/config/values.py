@@ -27,7 +27,14 @@ from pydantic import WithJsonSchema as JsonSchema
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from superd.errors import shown
-from superd.net.addresses import LARGEST_ID, MOST_ADDRESSES, Address, Transport, parse_addresses
+from superd.net.addresses import (
+    LARGEST_ID,
+    LONGEST_PATH,
+    MOST_ADDRESSES,
+    Address,
+    Transport,
+    parse_addresses,
+)
 
 _DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {
@@ -192,9 +199,15 @@ def _readable(path: Path) -> Path:
         os.close(descriptor)
     except OSError as error:
         words = os.strerror(error.errno or 0)
-        raise ValueError(f"cannot read {shown(str(path))}: {words}") from None
+        raise ValueError(f'cannot read "{path}": {words}') from None
     if not is_file:
-        raise ValueError(f"{shown(str(path))} is not a regular file")
+        raise ValueError(f'cannot read "{path}": it is not a regular file')
+    return path
+
+
+def _socket_path(path: Path) -> Path:
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        raise ValueError(f"the path of a unix socket has at most {LONGEST_PATH} bytes (unix(7))")
     return path
 
 
@@ -230,7 +243,7 @@ Group = Annotated[int, BeforeValidator(_group), JsonSchema({"anyOf": [_STRING, _
 Umask = Annotated[
     int,
     BeforeValidator(_umask),
-    PlainSerializer("{:03o}".format, when_used="json"),
+    PlainSerializer(lambda mask: f"{mask:03o}", when_used="json"),
     JsonSchema(_matching(_UMASK, "077")),
 ]
 Addresses = Annotated[
@@ -248,6 +261,7 @@ LogSinks = Annotated[
     JsonSchema(_one_or_more(_STRING)),
 ]
 FilePath = Annotated[Path, BeforeValidator(_path), JsonSchema(_STRING)]
+SocketPath = Annotated[FilePath, AfterValidator(_socket_path)]
 ReadableFile = Annotated[
     Path, BeforeValidator(_path), AfterValidator(_readable), JsonSchema(_STRING)
 ]

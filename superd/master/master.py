@@ -241,12 +241,10 @@ class Master:
         return child.channel.fileno() >= 0 and child.channel in self.selector.get_map()
 
     def _heard(self, child: Child) -> None:
-        """Take a worker's messages. One that sends anything else, or hangs up, is ended."""
+        """Take a worker's messages, until they end or become a flood."""
         if not self._is_listened_to(child):
             return  # it was reaped in the same turn of the loop
         self._take_all(child)
-        if child.has_closed:
-            child.end("it broke its line to the master")
         if child.has_closed or not child.allowance:
             self.selector.unregister(child.channel)
 
@@ -278,7 +276,8 @@ class Master:
         child.channel.close()
         place.child = None
         self.scoreboard.vacate(place.number)
-        exit_code, why = child.failure or (ExitCode.FAILED, child.ended_for)
+        ended_for = child.ended_for if code == -signal.SIGKILL else ""
+        exit_code, why = child.failure or (ExitCode.FAILED, ended_for)
         what = f"worker {child.pid} of pool {place.pool.name} {how_it_ended(code)}"
         what += f": {why}" if why else ""
         self._fill_again(place, what, exit_code, was_ready=child.ready)
@@ -320,7 +319,9 @@ class Master:
             if not child.ready and now - child.started > START_LIMIT:
                 child.end(f"it was not ready within {START_LIMIT:.0f} s")
             child.allowance = ALLOWANCE
-            if not child.has_closed and not self._is_listened_to(child):
+            if child.has_closed:  # and has not ended, which closes the line too
+                child.end("it broke its line to the master")
+            elif not self._is_listened_to(child):
                 self._listen_to(child)
 
     def _end_workers(self, services: Iterable[tuple[str, str]]) -> None:

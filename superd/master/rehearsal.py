@@ -24,6 +24,7 @@ from superd.plugin.registry import Plugin, load
 from superd.plugin.service import Service as PluginService
 from superd.plugin.service import kinds_of
 from superd.worker import preload
+from superd.worker.environment import clean_environment
 
 
 @dataclass
@@ -90,6 +91,7 @@ class _Rehearsal:
     prepare: bool
 
     def __call__(self) -> dict[str, Any]:
+        clean_environment()
         kind = load(self.plugin)
         preload.load(kind.preload)
         problems: list[Problem] = []

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from superd import __version__
 from superd.master.pools import Pool
+from superd.net.addresses import Transport
+from superd.net.listeners import dropped
 
 if TYPE_CHECKING:
     from superd.master.master import Master, Place
@@ -41,10 +43,12 @@ def _worker(place: Place) -> dict[str, Any]:
 
 
 def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
+    sockets = [(address, sock) for _, address, sock in master.watch.sockets({name})]
+    full = sum(dropped(sock) for address, sock in sockets if address.transport is Transport.UDP)
     return {
         "name": name,
         "plugin": pool.services[name].plugin,
         "pool": pool.name,
-        "listen": [str(address) for _, address, _ in master.watch.sockets({name})],
-        "counts": master.scoreboard.totals(name),
+        "listen": [str(address) for address, _ in sockets],
+        "counts": {**master.scoreboard.totals(name), "dropped": full},
     }

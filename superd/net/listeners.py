@@ -25,6 +25,7 @@ from superd.net.pktinfo import ask_for_destination
 # Linux; socket has no names for these before 3.12 or 3.14
 IP_FREEBIND = 15
 IPV6_FREEBIND = 78
+SO_MEMINFO = 55
 
 # An accept that another process made blocking gives up after this (SO_RCVTIMEO): seconds, us.
 ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
@@ -57,6 +58,7 @@ class Listener:
             with contextlib.suppress(OSError):
                 if _identity(self.address.path) == self.file:
                     os.unlink(self.address.path)
+            self.file = None
         self.socket.close()
 
     def start(self) -> None:
@@ -140,6 +142,11 @@ def renew(closed: Listener) -> Listener:
     listener = _listener(closed.service, closed.entry, closed.address, share=closed.shares_port)
     listener.start()
     return listener
+
+
+def dropped(sock: socket.socket) -> int:
+    """Return how many datagrams found the buffer of a socket full (sock_diag(7), SK_MEMINFO)."""
+    return int(struct.unpack("@9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[-1])
 
 
 def _sockets_of(address: Address) -> tuple[Address, ...]:

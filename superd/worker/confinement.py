@@ -25,12 +25,16 @@ THREADS = "/proc/self/task"
 OPEN_MAX = 4096  # where there is no /proc to tell
 
 RLIMITS = {
-    "nofile": resource.RLIMIT_NOFILE,
-    "nproc": resource.RLIMIT_NPROC,
-    "core": resource.RLIMIT_CORE,
-    "memory": resource.RLIMIT_AS,
-    "file_size": resource.RLIMIT_FSIZE,
-    "cpu": resource.RLIMIT_CPU,
+    key: getattr(resource, name)
+    for key, name in {
+        "nofile": "RLIMIT_NOFILE",
+        "nproc": "RLIMIT_NPROC",
+        "core": "RLIMIT_CORE",
+        "memory": "RLIMIT_AS",  # OpenBSD has none
+        "file_size": "RLIMIT_FSIZE",
+        "cpu": "RLIMIT_CPU",
+    }.items()
+    if hasattr(resource, name)
 }
 
 
@@ -51,10 +55,9 @@ def limit(confinement: Confinement) -> None:
     if confinement.nice:
         with _doing(f"set niceness {confinement.nice}", "CAP_SYS_NICE"):
             os.setpriority(os.PRIO_PROCESS, 0, confinement.nice)
-    for name, number in RLIMITS.items():
-        value = getattr(confinement.rlimits, name)
+    for name, value in confinement.rlimits:
         if value is not None:
-            _set_limit(name, number, math.ceil(value))
+            _set_limit(name, math.ceil(value))
     if LINUX:
         if confinement.user:
             with _doing("empty the capability bounding set", "CAP_SETPCAP"):
@@ -87,16 +90,17 @@ def confine(confinement: Confinement) -> None:
         capabilities.set_dumpable(bool(confinement.rlimits.core))
 
 
-def _set_limit(name: str, number: int, value: int) -> None:
+def _set_limit(name: str, value: int) -> None:
     """Set a limit, soft and hard alike. Python has a ValueError where others have EPERM."""
-    _, hard = resource.getrlimit(number)
+    what = f"cannot set rlimits.{name.replace('_', '-')} to {value}"
+    if name not in RLIMITS:
+        raise ConfinementError(f"{what}: this system has no such limit")
+    _, hard = resource.getrlimit(RLIMITS[name])
     try:
-        resource.setrlimit(number, (value, value))
+        resource.setrlimit(RLIMITS[name], (value, value))
     except ValueError:
-        raise NotPermitted(
-            f"cannot set rlimits.{name.replace('_', '-')} to {value}:"
-            f" the limit is {hard} and only CAP_SYS_RESOURCE could raise it"
-        ) from None
+        remedy = f"the limit is {hard} and only CAP_SYS_RESOURCE could raise it"
+        raise NotPermitted(f"{what}: {remedy}") from None
 
 
 def _check_descriptors() -> None:

@@ -1,6 +1,7 @@
 """What a coroutine reads from: input that has come and is not yet asked for.
 
-Runs in the worker, on the loop. Holds at most about 128 KiB, or one line: then the client waits.
+Runs in the worker, on the loop. Holds what the loop read at once, or one line: then the client
+waits.
 Raises LineTooLong, and ConnectionResetError where the connection broke before the input ended.
 """
 
@@ -10,7 +11,7 @@ import asyncio
 
 from superd.plugin.connection import LineTooLong
 
-HIGH_WATER = 64 * 1024
+HIGH_WATER = 16 * 1024  # bytes that wait to be asked for; with more, no more is read
 
 
 class Inbox(asyncio.Protocol):

@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import socket
 import struct
+import sys
 import termios
 from abc import abstractmethod
 from collections.abc import Coroutine
@@ -181,9 +182,10 @@ def report_failure(
 def undelivered(sock: Any) -> int:
     """Return how many bytes the kernel holds that the other side has not taken (tcp(7))."""
     try:
-        return struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
     except OSError:
         return 0
+    return int.from_bytes(queued, sys.byteorder)
 
 
 def reset_on_close(sock: Any) -> None:

@@ -34,11 +34,9 @@ from superd.worker import preload
 from superd.worker.channel import Channel
 from superd.worker.confinement import confine, limit, open_descriptors
 from superd.worker.engine import Engine, WorkerLoop, new_loop
+from superd.worker.environment import clean_environment
 from superd.worker.serving import Serving
 from superd.worker.signals import reset_signals
-
-# what a plugin may see of the operator's environment
-ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ")
 
 
 @dataclass(frozen=True)
@@ -220,9 +218,3 @@ def keep_only(descriptors: Sequence[int]) -> None:
     null = os.open(os.devnull, os.O_RDONLY)
     os.dup2(null, 0)
     os.close(null)
-
-
-def clean_environment() -> None:
-    """Keep of the operator's environment what `ENVIRONMENT` lists."""
-    for name in set(os.environ) - set(ENVIRONMENT):
-        del os.environ[name]

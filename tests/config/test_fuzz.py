@@ -71,7 +71,8 @@ PIECES = (
     "\t", " ", "\\", "\0", "\x7f", "\u202e", "\ufeff", "ä", "-", "+", "_", ":", "/", "%", "?", "~",
     "*", "0", "-1", "70000", "1e999", "nan", "-inf", "0x", "0b1", "9" * 30, "1979-05-27",
     "07:32:00", "true", "false", "[service.x]", "[daemon]", "[defaults]\n", "{ a = 1 }",
-    "[[service.echo]]", "listen = 1\n", "options", "rlimits", '\\u0000', '\\"', "[" * 9, "a.b.c.d.e.f.g.h.i = 1",
+    "[[service.echo]]", "listen = 1\n", "options", "rlimits",
+    '\\u0000', '\\"', "[" * 9, "a.b.c.d.e.f.g.h.i = 1",
 )  # fmt: skip
 
 

@@ -53,6 +53,7 @@ def service(line: str) -> str:
         ("workers = true", '2:11: daemon.workers: expected an integer or "auto", found true'),
         ("pid-file = 3", "2:12: daemon.pid-file: expected a path, found 3"),
         ('control-socket = ""', '2:18: daemon.control-socket: expected a path, found ""'),
+        (f'control-socket = "/{"x" * 107}"', f'2:18: daemon.control-socket: the path of a unix socket has at most 107 bytes (unix(7)), found "/{"x" * 59}..."'),
         ("log = 5", "2:7: daemon.log: expected a string, found 5"),
         ('log = ["stderr", 5]', "2:18: daemon.log[1]: expected a string, found 5"),
         (

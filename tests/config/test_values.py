@@ -28,6 +28,7 @@ from superd.config.values import (
     parse_rate,
     parse_size,
 )
+from superd.master.isolated import run_isolated
 from superd.net.addresses import LARGEST_ID, MOST_ADDRESSES
 
 ANYTHING = st.one_of(
@@ -210,6 +211,19 @@ def test_a_readable_file_is_a_file_and_readable(tmp_path: Any) -> None:
         (tmp_path / ("x" * 300), "File name too long"),
     ]:
         assert words in refusal(ReadableFile, str(path))
+
+
+@pytest.mark.root
+def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path: Any) -> None:
+    (tmp_path / "secret").touch(mode=0o600)
+    validated(ReadableFile, "secret", tmp_path)  # what is imported late is there by now
+
+    def job() -> str:
+        os.setresuid(65534, 65534, 65534)
+        return refusal(ReadableFile, str(tmp_path / "secret"))
+
+    told = run_isolated({"job": job})["job"].result
+    assert told == f'cannot read "{tmp_path}/secret": Permission denied'
 
 
 @given(st.text(), st.lists(st.text(), max_size=5))

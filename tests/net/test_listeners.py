@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -198,13 +199,18 @@ def test_a_socket_file_has_the_owner_of_the_entry(listening: Listen, tmp_path: P
     assert (status.st_uid, status.st_gid) == (NOBODY, 1)
 
 
+@pytest.fixture
+def open_directory() -> Iterator[Path]:
+    """A directory that other users can look into; pytest's own are not."""
+    with tempfile.TemporaryDirectory(prefix="superd-test-") as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
 @pytest.mark.root
 @pytest.mark.parametrize("transport", UNIX_KINDS)
-def test_nobody_can_connect_before_the_mode_is_set(tmp_path: Path, transport: str) -> None:
-    tmp_path.chmod(0o755)
-    for directory in tmp_path.parents[:2]:
-        directory.chmod(0o755)
-    path = tmp_path / "private"
+def test_nobody_can_connect_before_the_mode_is_set(open_directory: Path, transport: str) -> None:
+    path = open_directory / "private"
     stranger = os.fork()
     if stranger == 0:
         try:

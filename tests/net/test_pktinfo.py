@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -24,7 +25,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
         yield sock
 
 
-def received(server: socket.socket) -> tuple[Destination, object]:
+def received(server: socket.socket) -> tuple[Destination, Any]:
     data, ancillary, _, peer = server.recvmsg(100, SPACE)
     assert data == b"hello"
     bound = IPV6_WILDCARD if server.family == socket.AF_INET6 else IPV4_WILDCARD

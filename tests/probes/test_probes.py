@@ -39,7 +39,7 @@ FAILING = {
     "pool_of_processes": refused("concurrent.futures.process"),
     "lock_between_processes": refused("multiprocessing.synchronize"),
     "shared_memory": refused("multiprocessing.shared_memory"),
-    "resource_of_a_package": f"{refused('importlib.readers')}|{NO_FILE}",
+    "resource_of_a_package": f"LateImportError: late import of 'importlib|{NO_FILE}",
     "data_of_a_package": NO_FILE,
     "installed_plugins": "LookupError: silently none",
     "installed_version": "PackageNotFoundError: ",

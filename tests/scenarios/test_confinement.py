@@ -152,6 +152,48 @@ def test_umask_niceness_and_limits_are_as_the_entry_says(start_superd: Start) ->
     assert exchange(superd.connect("echo"), b"hello") == b"hello"
 
 
+@pytest.mark.root
+def test_a_file_that_grows_too_large_is_an_error_and_not_the_end_of_the_worker(
+    start_superd: Start, plugins: dict[str, str]
+) -> None:
+    superd = start_superd(
+        """
+        [service.inside]
+        plugin = "inside"
+        listen = "tcp://127.0.0.1:0"
+        rlimits = { file-size = "1KiB" }
+        """,
+        env=plugins,
+    )
+    code = """
+try:
+    result = os.pwrite(os.memfd_create("file"), b"x", 5000)
+except OSError as error:
+    result = error.errno
+"""
+    [worker] = superd.workers()
+    assert inside(superd, "inside", code) == errno.EFBIG
+    assert superd.workers() == [worker]
+
+
+@pytest.mark.root
+def test_what_goes_without_saying_can_be_had_otherwise(start_superd: Start) -> None:
+    """A core dump that is asked for needs a process that may be looked into."""
+    superd = start_superd(
+        """
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        no-new-privs = false
+        rlimits = { core = "1MiB" }
+        """
+    )
+    [worker] = superd.workers()
+    assert proc.threads(worker)[0]["NoNewPrivs"] == "0"
+    assert proc.limits(worker)["Max core file size"] == (str(1 << 20), str(1 << 20))
+    assert os.stat(f"/proc/{worker}/fd").st_uid == NOBODY
+
+
 REGAIN = """
 def tried(name, *arguments):
     try:
@@ -246,7 +288,8 @@ result = [dict(os.environ), raw]
 """
     python, system = inside(superd, "inside", code)
     wanted = {name: os.environ[name] for name in ("PATH", "LANG", "LC_CTYPE") if name in os.environ}
-    assert python == {**wanted, "TZ": "UTC", "LC_ALL": "C.UTF-8"}
+    own = {"PYDANTIC_DISABLE_PLUGINS": "__all__"}
+    assert python == {**wanted, **own, "TZ": "UTC", "LC_ALL": "C.UTF-8"}
     assert sorted(system) == sorted(f"{name}={value}" for name, value in python.items())
     [worker] = superd.workers()
     assert b"secret" not in Path(f"/proc/{worker}/environ").read_bytes()

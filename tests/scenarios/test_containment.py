@@ -1,4 +1,4 @@
-"""Whatever a plugin does, it costs its own connection only; what ends its process, its pool only."""
+"""Whatever a plugin does costs its own connection only; what ends its process, its pool only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from tests.clients import crowd, ending, fate, reset
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, make_plugin, until
+from tests.harness import Superd, exchange, make_plugin, until
 
 ANIMALS = {
     "system_exit": "raise SystemExit(3)",
@@ -286,15 +286,18 @@ def test_what_a_task_or_a_callback_raises_costs_nothing(served: Superd, stray: s
 @pytest.mark.parametrize("killer", KILLERS)
 def test_what_ends_a_process_ends_its_pool_only(served: Superd, killer: str) -> None:
     (worker,) = served.workers("killers")
-    with undisturbed(served, "neighbour", "distant"):
-        with served.connect("killers") as client, served.connect("beside_killers") as beside:
-            client.sendall(killer.encode() + b"\n")
-            began = time.monotonic()
-            assert ending(client)[0] in (b"", b"watch: ")
-            ending(beside)
-            # whoever comes meanwhile waits for the successor, and is not refused
-            assert exchange(served.connect("beside_killers"), b"again") == b"again"
-            assert time.monotonic() - began < 10  # about 0.1 s; a machine may be busy
+    with (
+        undisturbed(served, "neighbour", "distant"),
+        served.connect("killers") as client,
+        served.connect("beside_killers") as beside,
+    ):
+        client.sendall(killer.encode() + b"\n")
+        began = time.monotonic()
+        assert ending(client)[0] in (b"", b"watch: ")
+        ending(beside)
+        # whoever comes meanwhile waits for the successor, and is not refused
+        assert exchange(served.connect("beside_killers"), b"again") == b"again"
+        assert time.monotonic() - began < 10  # about 0.1 s; a machine may be busy
     assert served.workers("killers") != [worker]
     served.wait_for_log(rf"worker {worker} of pool killers .*its successor starts")
 
@@ -306,7 +309,7 @@ def test_a_method_that_fails_is_reported_and_its_client_reset(served: Superd, na
         assert fate(served.address(name), cage.sends)[1] == "reset"
     served.wait_for_log(rf"plugin {cage.plugin} failed: .*{cage.says}.* service={name} conn=\S+ ")
     until(lambda: served.counts(name)["errors"] == 1, "the error to be counted")
-    until(lambda: served.counts(name)["active"] == 0, "the session to be over")
+    served.wait_until_left(name)
 
 
 def test_eof_received_that_raises_resets_and_connection_lost_only_reports(served: Superd) -> None:
@@ -316,8 +319,8 @@ def test_eof_received_that_raises_resets_and_connection_lost_only_reports(served
     assert exchange(served.connect("lost_raises"), b"") == b""
     for name in ("eof", "lost"):
         served.wait_for_log(rf"plugin cage_protocol failed: .* service={name}_raises conn=\S+ ")
-        until(lambda name=name: served.counts(f"{name}_raises")["errors"] == 1, "the count")
-        until(lambda name=name: served.counts(f"{name}_raises")["active"] == 0, "the end")
+        assert served.counts(f"{name}_raises")["errors"] == 1
+        served.wait_until_left(f"{name}_raises")
 
 
 def test_a_datagram_that_fails_costs_that_datagram_only(served: Superd) -> None:
@@ -350,7 +353,7 @@ def test_a_client_that_goes_in_the_midst_is_nobodys_mistake(served: Superd) -> N
         client.sendall(bytes(100_000))
         reset(client)
     assert exchange(served.connect("neighbour"), b"still there") == b"still there"
-    until(lambda: served.counts("neighbour")["active"] == 0, "all of them to be gone")
+    served.wait_until_left("neighbour")
     assert served.log()[start:] == ""
     assert served.counts("zoo")["errors"] == errors
 

@@ -641,7 +641,7 @@ def test_a_taken_socket_may_be_closed_by_the_plugin(served: Superd) -> None:
 def test_a_taken_socket_may_be_kept_by_the_plugin(served: Superd) -> None:
     with served.connect("take") as client:
         client.sendall(b"detach")
-        until(lambda: served.counts("take")["active"] == 0, "the plugin to return")
+        served.wait_until_left("take")
         assert is_open(client)
 
 

@@ -17,6 +17,8 @@ from tests.conftest import Start
 from tests.harness import PATIENCE, Superd, ask_udp, until
 
 SO_SNDBUFFORCE = 32
+UDP_SEGMENT = 103  # cuts what is sent into datagrams of a size (udp(7))
+AT_ONCE = 50
 
 MOODY = """
     from superd.plugin import Service, hookimpl
@@ -269,14 +271,14 @@ def test_a_plugin_that_keeps_quiet_sends_nothing(served: Superd) -> None:
 
 
 def flood(superd: Superd, number: int) -> None:
-    """Throw random datagrams at the services, as fast as they go."""
+    """Throw random datagrams at the services, faster than they can be read."""
     rng = random.Random(1)
-    garbage = [rng.randbytes(rng.choice((0, 1, 4, 25, 60, 512))) for _ in range(1000)]
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(asking(superd.address(name, "udp"))) for name in FLOODED]
-        for turn in range(number):
-            with contextlib.suppress(OSError):
-                clients[turn % len(clients)].send(garbage[turn % 1000], socket.MSG_DONTWAIT)
+        for turn in range(number // AT_ONCE):
+            client, size = clients[turn % len(clients)], rng.choice((1, 4, 25, 60, 512))
+            client.setsockopt(socket.IPPROTO_UDP, UDP_SEGMENT, size)
+            client.send(rng.randbytes(size * AT_ONCE))
 
 
 def answer_within(seconds: float, address: tuple[str, int]) -> None:
@@ -304,6 +306,25 @@ def test_a_flood_of_garbage_is_a_few_lines_in_the_log(start_superd: Start, numbe
     assert superd.log().count("\n") - before <= 10
     assert "Traceback" not in superd.log()
     assert superd.workers() == workers
+
+
+def test_datagrams_that_find_the_queue_full_are_counted(start_superd: Start) -> None:
+    superd = start_superd(entries("discard"))
+    (worker,) = superd.workers()
+    number = 20_000
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        with asking(superd.address("discard", "udp")) as client:
+            for _ in range(number):
+                client.send(b"hello")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+    def counted() -> bool:
+        counts = superd.counts("discard")
+        return counts["datagrams"] + counts["dropped"] == number and counts["dropped"] > 0
+
+    until(counted, "each to be read or counted as dropped")
 
 
 @pytest.mark.parametrize("number", [1000, pytest.param(100_000, marks=pytest.mark.soak)])

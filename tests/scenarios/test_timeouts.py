@@ -1,4 +1,4 @@
-"""Time-outs: for the first byte, for idleness, for a whole connection; of whom they concern only."""
+"""Time-outs: for the first byte, for idleness, for a whole connection; nobody else is closed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.clients import connect_unix, crowd, is_open
-from tests.harness import PATIENCE, Superd, exchange, until
+from tests.harness import PATIENCE, Superd, exchange
 
 TIMEOUT = 0.5
 
@@ -67,9 +67,6 @@ listen = ["tcp://127.0.0.1:0", "unix://{{directory}}/{name}"]
 KEYS = {"first": "first-byte-timeout", "idle": "idle-timeout", "session": "session-timeout"}
 
 TOML = """
-[daemon]
-loop = "{loop}"
-
 [service.free]
 plugin = "echo"
 listen = "tcp://127.0.0.1:0"
@@ -78,11 +75,6 @@ listen = "tcp://127.0.0.1:0"
     for plugin in ("echo", "lines", "deaf", "taken", "chargen")
     for kind, key in KEYS.items()
 )
-
-
-@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
-def loop(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 def seconds_until_closed(clients: Iterable[socket.socket], began: float) -> list[float]:
@@ -114,7 +106,7 @@ def stay_silent(served: Superd, each: int) -> None:
     assert min(ends) >= 0.9 * TIMEOUT
     assert max(ends) < TIMEOUT + 3  # it is 0.25 s on a machine that does nothing else
     for service in services:
-        until(lambda service=service: served.counts(service)["active"] == 0, "all to be gone")
+        served.wait_until_left(service)
         assert served.counts(service)["errors"] == 0
     assert "failed" not in served.log()
 

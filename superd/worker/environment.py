@@ -1,0 +1,16 @@
+"""What a plugin may see of the operator's environment.
+
+Runs in the worker, and where plugins are rehearsed. Never raises.
+"""
+
+from __future__ import annotations
+
+import os
+
+KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ", "PYDANTIC_DISABLE_PLUGINS")
+
+
+def clean_environment() -> None:
+    """Forget every variable that is not in `KEPT`."""
+    for name in set(os.environ) - set(KEPT):
+        del os.environ[name]

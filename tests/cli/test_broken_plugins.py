@@ -1,0 +1,215 @@
+"""A broken plugin, whatever it does, breaks the services that name it and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Install, Say
+from tests.config.configurations import written
+from tests.harness import Superd, exchange, superd
+
+ECHO = '[service.{0}]\nplugin = "echo"\nlisten = "unix://@broken-{0}"\n'
+SERVICE = '[service.{0}]\nplugin = "{0}"\nlisten = "unix://@broken-{0}"\n'
+
+BROKEN = {
+    "importerror": "import superd_no_such_module",
+    "syntaxerror": "def f(:",
+    "raises": "raise RuntimeError('no luck')",
+    "exits": "raise SystemExit(3)",
+    "ends": "import os; os._exit(0)",
+    "segfaults": "import ctypes; ctypes.string_at(0)",
+    "nothing": "",
+    "others": """
+        from superd.plugin import Service, hookimpl
+
+        class Other(Service):
+            name = "other"
+
+            async def stream(self, conn):
+                pass
+
+        @hookimpl
+        def superd_services():
+            return [Other]
+        """,
+    "blocks": """
+        from superd.plugin import Service, hookimpl
+
+        class Blocks(Service):
+            name = "blocks"
+
+            def stream(self, conn):
+                pass
+
+        @hookimpl
+        def superd_services():
+            return [Blocks]
+        """,
+}
+REASONS = {
+    "importerror": "ModuleNotFoundError: No module named 'superd_no_such_module'",
+    "syntaxerror": "SyntaxError: ",
+    "raises": "RuntimeError: no luck",
+    "exits": "SystemExit: 3",
+    "ends": "its process ended with code 0",
+    "segfaults": "its process was ended by SIGSEGV",
+    "nothing": "should give one class of the name",
+    "others": "should give one class of the name",
+    "blocks": "is not async",
+}
+
+
+@pytest.fixture
+def all_broken(install: Install) -> None:
+    for name, source in BROKEN.items():
+        install(name, source)
+
+
+@pytest.mark.usefixtures("all_broken")
+def test_a_broken_plugin_is_a_mistake_where_it_is_named(tmp_path: Path, superd_here: Say) -> None:
+    text = ECHO.format("fine") + "".join(SERVICE.format(name) for name in BROKEN)
+    file = written(tmp_path, text)
+    done = superd_here("check", str(file))
+    assert done.returncode == 78
+    lines = done.stderr.splitlines()
+    for number, (line, name) in enumerate(zip(lines, BROKEN, strict=True)):
+        place = f"{file}:{3 * number + 5}:10: service.{name}.plugin: "
+        assert line.startswith(f"{place}plugin {name}"), line
+        assert REASONS[name] in line
+
+
+@pytest.mark.usefixtures("all_broken")
+def test_a_broken_plugin_that_nobody_names_is_nobodys_trouble(
+    tmp_path: Path, superd_here: Say
+) -> None:
+    assert superd_here("check", str(written(tmp_path, ECHO.format("a")))).returncode == 0
+
+
+@pytest.mark.usefixtures("all_broken")
+def test_a_broken_plugin_stops_the_services_that_name_it_and_no_others(tmp_path: Path) -> None:
+    entry = '[service.{0}]\nplugin = "{1}"\nlisten = "tcp://127.0.0.1:0"\n'
+    text = entry.format("fine", "echo") + "".join(entry.format(name, name) for name in BROKEN)
+    one = Superd(tmp_path, text)
+    try:
+        one.start()
+        assert exchange(one.connect("fine"), b"hello") == b"hello"
+        assert not any(name in line for name in BROKEN for line in one.announced)
+        for name in BROKEN:
+            line = one.wait_for_log(rf"error: not served: .*service={name}\n")[0]
+            assert REASONS[name] in line
+        assert set(one.status()["broken"]) == set(BROKEN)
+    finally:
+        one.stop()
+
+
+def test_a_start_with_a_broken_plugin_returns_1_and_the_reason(
+    tmp_path: Path, install: Install
+) -> None:
+    install("raises", BROKEN["raises"])
+    text = '[daemon]\nlog = "log.txt"\n' + SERVICE.format("raises")
+    text += '[service.fine]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+    one = Superd(tmp_path, text)
+    one.write()
+    done = one.run("start")
+    try:
+        assert done.returncode == 1
+        assert done.stderr == (
+            "superd: service.raises is not served:"
+            " plugin raises cannot be loaded: RuntimeError: no luck\n"
+        )
+        [told] = one.status()["services"]
+        assert told["name"] == "fine"
+    finally:
+        assert one.run("stop").returncode == 0
+
+
+def test_nothing_runs_where_every_plugin_is_broken(tmp_path: Path, install: Install) -> None:
+    install("exits", BROKEN["exits"])
+    file = written(tmp_path, SERVICE.format("exits"))
+    done = superd("run", "-c", str(file))
+    assert done.returncode == 78
+    assert done.stderr == (
+        f"{file}:2:10: service.exits.plugin: plugin exits cannot be loaded: SystemExit: 3\n"
+    )
+
+
+def test_a_plugin_that_fails_to_prepare_is_not_served(tmp_path: Path) -> None:
+    written(tmp_path, "%\n%\n", "quotes")
+    text = '[service.q]\nplugin = "qotd"\nlisten = "unix://@broken"\noptions.quotes = "quotes"\n'
+    done = superd("run", "-c", str(written(tmp_path, text)))
+    assert done.returncode == 78
+    assert "2:10: service.q.plugin: plugin qotd failed: ValueError: no quote" in done.stderr
+
+
+def test_two_distributions_with_one_plugin_are_refused_and_both_named(
+    tmp_path: Path, install: Install, superd_here: Say
+) -> None:
+    install("echo", BROKEN["raises"])
+    file = written(tmp_path, ECHO.format("a"))
+    for done in (
+        superd_here("check", str(file)),
+        superd("run", "-c", str(file)),
+        superd("start", "-c", str(file)),
+    ):
+        assert done.returncode == 78
+        assert done.stderr.startswith(
+            f"{file}:2:10: service.a.plugin: plugin echo is offered by several distributions: "
+        )
+        assert "superd 0." in done.stderr
+        assert "superd-echo 1.0" in done.stderr
+    other = written(tmp_path, SERVICE.format("time"), "other.toml")
+    assert superd_here("check", str(other)).returncode == 0  # who does not name it is not touched
+    rows = [line.split()[:2] for line in superd_here("plugins").stdout.splitlines()]
+    assert ["echo", "superd"] in rows
+    assert ["echo", "superd-echo"] in rows
+    done = superd_here("plugins", "echo")
+    assert done.returncode == 1
+    assert done.stderr.startswith("superd: plugin echo is offered by several distributions: ")
+
+
+def test_what_a_plugin_prints_does_not_end_up_in_our_output(
+    tmp_path: Path, install: Install
+) -> None:
+    install(
+        "chatty",
+        """
+        from superd.plugin import Service, hookimpl
+
+        class Chatty(Service):
+            name = "chatty"
+
+            def respond(self, request):
+                return b""
+
+        @hookimpl
+        def superd_services():
+            return [Chatty]
+
+        print("noise" * 20000)
+        """,
+    )
+    done = superd("check", str(written(tmp_path, SERVICE.format("chatty"))))
+    assert done.stdout == "configuration OK\n"
+    assert "noise" in done.stderr
+
+
+def test_damaged_metadata_of_a_distribution_is_told_in_words(
+    tmp_path: Path, install: Install, superd_here: Say
+) -> None:
+    install("a", "")
+    [points] = tmp_path.glob("site-packages/*/entry_points.txt")
+    points.write_text("[superd]\nnot an entry\n")
+    done = superd_here("check", str(written(tmp_path, ECHO.format("a"))))
+    assert done.returncode == 1
+    assert done.stderr.startswith("superd: the metadata of an installed distribution cannot be")
+
+
+def test_a_plugin_of_pydantic_is_not_imported(tmp_path: Path, install: Install) -> None:
+    """Any distribution can offer one, and it would run as root in the master."""
+    install("intruder", f"open({str(tmp_path / 'trace')!r}, 'w')")
+    [points] = tmp_path.glob("site-packages/*/entry_points.txt")
+    points.write_text("[pydantic]\nintruder = superd_intruder:plugin\n")
+    assert superd("check", str(written(tmp_path, ECHO.format("a")))).returncode == 0
+    assert not (tmp_path / "trace").exists()

@@ -1,0 +1,194 @@
+"""`superd run`: what it prints, what it needs, and what it does without."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from superd.cli.serve import SHOWN, line_to_try
+from superd.errors import SuperdError
+from superd.net.addresses import parse_addresses
+from tests import proc
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, command, exchange, read_lines, refused, until
+
+ECHO = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+@pytest.mark.parametrize(
+    ("address", "line"),
+    [
+        ("tcp://127.0.0.1:7", "nc 127.0.0.1 7"),
+        ("udp://127.0.0.1:7", "nc -u 127.0.0.1 7"),
+        ("tcp://[::1]:7", "nc ::1 7"),
+        ("tcp://0.0.0.0:7", "nc 127.0.0.1 7"),
+        ("udp://[::]:7", "nc -u ::1 7"),
+        ("unix:///run/echo", "nc -U /run/echo"),
+        ("unixgram:///run/echo", "nc -uU /run/echo"),
+        ("unixpacket:///run/echo", "socat - UNIX-CONNECT:/run/echo,type=5"),
+        ("unix://@echo", "socat - ABSTRACT-CONNECT:echo,type=1"),
+        ("unixgram://@echo", "socat - ABSTRACT-CONNECT:echo,type=2"),
+    ],
+)
+def test_there_is_a_line_to_try_for_each_kind_of_address(address: str, line: str) -> None:
+    assert line_to_try(parse_addresses(address)[0]) == line
+
+
+@pytest.mark.tool("nc", "socat")
+def test_every_address_is_printed_with_a_line_that_works_and_ready_comes_last(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    addresses = (
+        "tcp://127.0.0.1:0", "udp://127.0.0.1:0", "tcp://[::1]:0", "tcp://*:0",
+        f"unix://{tmp_path}/stream", f"unixpacket://{tmp_path}/packet", f"unix://@{tmp_path}",
+    )  # fmt: skip
+    superd = start_superd(f'[service.echo]\nplugin = "echo"\nlisten = {list(addresses)}\n')
+    first, *lines, last = superd.announced
+    assert re.fullmatch(rf"superd [0-9.]+: {superd.file}", first)
+    assert last == "ready"
+    assert len(lines) == len(addresses) + 1  # "*" is two
+    for line in lines:
+        assert line.startswith("echo  ")
+        tried = subprocess.Popen(
+            line.partition("try: ")[2].split(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert tried.stdin is not None
+        assert tried.stdout is not None
+        tried.stdin.write(b"hello\n")
+        tried.stdin.flush()
+        try:
+            assert tried.stdout.read(6) == b"hello\n", line
+        finally:
+            tried.kill()
+            tried.communicate()
+
+
+def test_of_a_range_only_the_first_addresses_are_printed(start_superd: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        first = min(server.getsockname()[1], 65_000)
+    listen = f"tcp://127.0.0.9:{first}-{first + 99}"
+    superd = start_superd(ECHO.replace("tcp://127.0.0.1:0", listen))
+    assert len(superd.announced) == 1 + SHOWN + 1 + 1
+    assert superd.announced[-2].split() == ["echo", "...", "and", str(100 - SHOWN), "more"]
+
+
+def test_serving_goes_on_where_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+    for output in ("/dev/full", "a pipe whose reader has gone"):
+        reader, writer = os.pipe()
+        os.close(reader)
+        superd = Superd(tmp_path, ECHO)
+        superd.write()
+        with open(output if output == "/dev/full" else writer, "w") as stdout:
+            process = subprocess.Popen(
+                command("run", "-c", str(superd.file)),
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        assert process.stderr is not None
+        for line in read_lines(process.stderr):
+            if "info: ready" in line:
+                break
+        (address,) = superd.answer()["services"][0]["listen"]
+        port = int(address.rpartition(":")[2])
+        assert exchange(socket.create_connection(("127.0.0.1", port)), b"hello") == b"hello"
+        process.send_signal(signal.SIGTERM)
+        _, rest = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 0
+        assert "Traceback" not in rest
+        assert "Error" not in rest
+
+
+def is_served(superd: Superd) -> bool:
+    try:
+        return bool(superd.workers())
+    except SuperdError:
+        return False
+
+
+def test_no_socket_gets_the_number_of_a_standard_descriptor(tmp_path: Path) -> None:
+    superd = Superd(tmp_path, ECHO)
+    line = command("run", "-c", str(superd.write()))
+    process = subprocess.Popen(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *line])
+    try:
+        until(lambda: (tmp_path / "pid").exists() and is_served(superd), "a worker that is ready")
+        for pid in (superd.pid, *proc.children(superd.pid)):
+            found = {one.number: one.target for one in proc.descriptors(pid)}
+            assert [found[number] for number in range(3)] == ["/dev/null"] * 3
+    finally:
+        process.terminate()
+    assert process.wait(PATIENCE) == 0
+
+
+def test_an_address_in_use_is_named_and_the_exit_code_is_69(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
+        told = refused(tmp_path, ECHO.replace("tcp://127.0.0.1:0", address))
+    text = f"service.echo: cannot listen on {address}: the address is in use by another process"
+    assert told == (69, f"superd: {text}")
+
+
+def test_a_pid_file_that_is_named_has_to_be_possible(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    superd = Superd(tmp_path, ECHO)
+    superd.write()
+    text = superd.file.read_text().replace(f"{tmp_path}/pid", f"{tmp_path}/file/pid")
+    superd.file.write_text(text)
+    done = superd.run("run")
+    assert done.returncode == 1
+    told = f"cannot create the directory {tmp_path}/file: File exists"
+    assert told in done.stderr
+
+
+@pytest.mark.root
+@pytest.mark.tool("unshare", "mount")
+def test_a_read_only_file_system_is_no_obstacle(tmp_path: Path) -> None:
+    file = tmp_path / "superd.toml"
+    file.write_text(ECHO)
+    script = 'mount -t tmpfs -o ro tmpfs /run && exec "$@"'
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command("run", "-c", str(file))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    address = None
+    for line in read_lines(process.stdout):
+        if line == "ready":
+            break
+        address = re.search(r"127\.0\.0\.1:(\d+)", line)
+    assert address
+    connection = socket.create_connection(("127.0.0.1", int(address[1])))
+    assert exchange(connection, b"hello") == b"hello"
+    process.terminate()
+    _, log = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    for key in ("pid-file", "control-socket"):
+        why = "cannot create the directory /run/superd: Read-only file system"
+        assert f"warning: no {key}: {why}; [daemon] {key} may name another place\n" in log
+
+
+def test_what_is_interrupted_before_it_serves_leaves_nothing_behind(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    superd = Superd(tmp_path, ECHO.replace("tcp://127.0.0.1:0", f"unix://{path}"))
+    line = command("run", "-c", str(superd.write()))
+    for number, code in ((signal.SIGTERM, (143, 0)), (signal.SIGINT, (130, 0))):
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("superd ")  # the next thing is to listen
+        process.send_signal(number)
+        _, log = process.communicate(timeout=PATIENCE)
+        assert process.returncode in code
+        assert "Traceback" not in log
+        assert {entry.name for entry in tmp_path.iterdir()} == {"superd.toml"}

@@ -1,0 +1,156 @@
+"""`superd try`: a plugin serves on 127.0.0.1 without a file, or a clear line says why it cannot."""
+# ruff: noqa: E501  (a row of a table is a case)
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from superd.cli.attempt import entry, free_ports, toml_value
+from superd.errors import UsageError
+from tests.cli.conftest import Install, Say
+from tests.harness import PATIENCE, ask_udp, command, exchange, read_lines
+
+Trial = subprocess.Popen[str]
+
+
+@pytest.fixture
+def started() -> Iterator[list[Trial]]:
+    """Hold what a test has started; it is stopped in the end."""
+    trials: list[Trial] = []
+    yield trials
+    for trial in trials:
+        trial.send_signal(signal.SIGTERM)
+        assert trial.wait(PATIENCE) == 0
+        assert trial.stdout is not None
+        trial.stdout.close()
+
+
+def tried(started: list[Trial], directory: Path, *arguments: str) -> dict[str, tuple[str, int]]:
+    """Start `superd try` and return where it serves, by transport."""
+    trial = subprocess.Popen(
+        command("try", *arguments),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        cwd=directory,
+    )
+    started.append(trial)
+    assert trial.stdout is not None
+    found: dict[str, tuple[str, int]] = {}
+    for line in read_lines(trial.stdout):
+        if line == "ready":
+            return found
+        if match := re.match(r"\S+ +(tcp|udp)://([0-9.]+):(\d+) +try: ", line):
+            found[match[1]] = (match[2], int(match[3]))
+    raise AssertionError("it ended")
+
+
+def test_a_plugin_is_served_on_loopback_over_all_that_it_can(
+    started: list[Trial], tmp_path: Path
+) -> None:
+    where = tried(started, tmp_path, "echo")
+    assert {host for host, _ in where.values()} == {"127.0.0.1"}
+    with_client = connection(where["tcp"])
+    assert exchange(with_client, b"hello") == b"hello"
+    assert ask_udp(where["udp"], b"hello") == b"hello"
+
+
+def test_options_and_keys_of_an_entry_are_given_by_name(
+    started: list[Trial], tmp_path: Path
+) -> None:
+    (tmp_path / "quotes").write_text("just the one\n")
+    where = tried(started, tmp_path, "qotd", "quotes=quotes", "amplify=true")
+    assert exchange(connection(where["tcp"]), b"") == b"just the one\r\n"
+    assert ask_udp(where["udp"], b"") == b"just the one\r\n"
+
+
+def connection(address: tuple[str, int]) -> socket.socket:
+    return socket.create_connection(address, timeout=PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["ehco"], 'superd try ehco: plugin: there is no plugin "ehco" (did you mean "echo"?)'),
+        (["echo", "colour=red"], "superd try echo: colour: unknown key"),
+        (["qotd", "qotes=x"], 'superd try qotd: qotes: unknown key (did you mean "quotes"?)'),
+        (["qotd", "quotes=/none"], 'superd try qotd: quotes: cannot read "/none": No such file or directory'),
+        (["qotd", "quotes=5"], "superd try qotd: quotes: expected a path, found 5"),
+        (["message", 'first=["a"]'], "superd try message: first: expected a string, found an array"),
+        (["echo", "nice=99"], "superd try echo: nice: expected an integer of at most 19, found 99"),
+        (["echo", "user=rooot"], 'superd try echo: user: there is no user "rooot" (did you mean "root"?)'),
+        (["echo", "listen=tcp://127.0.0.1:70000"], 'superd try echo: listen: there is no port 70000 (the last is 65535), found "tcp://127.0.0.1:70000"'),
+        (["echo", 'listen=["unix://@a", "x"]'], 'superd try echo: listen[1]: expected an address that starts with one of tcp://, udp://, unix://, unixgram://, unixpacket://, found "x"'),
+        (["\x1b[2J"], 'superd try \\x1b[2J: a service\'s name has letters, digits and . _ + - only, 64 at most'),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_tried_is_told_in_one_line(
+    superd_here: Say, arguments: list[str], line: str
+) -> None:
+    done = superd_here("try", *arguments)
+    assert (done.returncode, done.stdout, done.stderr.strip()) == (78, "", line)
+
+
+def test_all_that_is_wrong_is_told_at_once(superd_here: Say) -> None:
+    done = superd_here("try", "qotd", "quotes=1", "qotes=2", "nice=99")
+    assert len(done.stderr.splitlines()) == 3
+
+
+def test_a_broken_plugin_is_told_with_the_reason(install: Install, superd_here: Say) -> None:
+    install("dies", "import os; os.abort()")
+    done = superd_here("try", "dies")
+    assert (done.returncode, done.stderr) == (
+        78,
+        "superd try dies: plugin: plugin dies: its process was ended by SIGABRT\n",
+    )
+
+
+def test_an_argument_without_a_value_is_a_mistake_of_usage(superd_here: Say) -> None:
+    done = superd_here("try", "echo", "amplify")
+    assert (done.returncode, done.stderr) == (2, 'superd: expected KEY=VALUE, found "amplify"\n')
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("true", True),
+        ("5", 5),
+        ("1.5", 1.5),
+        ('"5"', "5"),
+        ("plain text", "plain text"),
+        ("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"),
+        ('["a", 1]', ["a", 1]),
+        ("{ a = 1 }", {"a": 1}),
+        ("", ""),
+        ("1\nother = 2", "1\nother = 2"),
+        ("[" * 5000, "[" * 5000),
+        ("9" * 5000, "9" * 5000),
+        ("a=b=c", "a=b=c"),
+    ],
+)
+def test_a_value_is_toml_or_else_a_string(text: str, value: object) -> None:
+    assert toml_value(text) == value
+
+
+def test_a_known_key_belongs_to_the_entry_and_any_other_to_the_options() -> None:
+    made = entry("echo", ["backlog=5", "colour=red", "options=x", "plugin=y", "a=b=c"])
+    assert made == {
+        "plugin": "echo",
+        "backlog": 5,
+        "options": {"colour": "red", "options": "x", "plugin": "y", "a": "b=c"},
+        "listen": ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"],
+    }
+    with pytest.raises(UsageError):
+        entry("echo", ["x"])
+
+
+def test_a_plugin_of_unknown_kind_is_tried_over_tcp() -> None:
+    assert free_ports("no-such") == ["tcp://127.0.0.1:0"]

@@ -1,0 +1,156 @@
+"""Signals of all kinds, in any order and at the worst moment."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import random
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests import proc
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, command, exchange, is_alive, until
+
+PR_SET_CHILD_SUBREAPER = 36
+
+ECHO = """
+[daemon]
+loop = "{loop}"
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+
+HARMLESS = (signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_signals_at_random_fail_no_client(start_superd: Start, loop: str) -> None:
+    superd = start_superd(ECHO.replace("{loop}", loop))
+    rng = random.Random(loop)
+    over = threading.Event()
+
+    def send(pid: int) -> None:
+        for _ in range(300):
+            os.kill(pid, rng.choice(HARMLESS))
+            over.wait(0.001)
+
+    workers = superd.workers()
+    storm = threading.Thread(target=send, args=(superd.pid,))
+    storm.start()
+    served = 0
+    try:
+        while storm.is_alive():
+            assert exchange(superd.connect("echo"), b"hello") == b"hello"
+            served += 1
+    finally:
+        over.set()
+        storm.join()
+    assert served
+    assert superd.answer()["state"] == "serving"
+    assert superd.workers() == workers
+    superd.signal(signal.SIGTERM)
+    assert superd.wait() == 0
+    assert "Traceback" not in superd.log()
+
+
+def test_a_worker_takes_no_orders_from_the_terminal(start_superd: Start) -> None:
+    superd = start_superd(ECHO.replace("{loop}", "auto"))
+    (worker,) = superd.workers()
+    with superd.connect("echo") as client:
+        for number in (*HARMLESS, signal.SIGINT):
+            os.kill(worker, number)
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+    assert superd.workers() == [worker]
+
+
+def test_two_term_at_once_are_a_stop_at_once_or_a_drain_that_ends(start_superd: Start) -> None:
+    superd = start_superd(ECHO.replace("{loop}", "auto"))
+    for _ in range(2):
+        superd.signal(signal.SIGTERM)
+    assert superd.wait() == 0
+
+
+def test_hup_and_usr2_say_that_the_service_goes_on(start_superd: Start) -> None:
+    superd = start_superd(ECHO.replace("{loop}", "auto"))
+    superd.signal(signal.SIGHUP)
+    superd.wait_for_log(
+        "warning: HUP: the configuration is read at start only; the service goes on"
+    )
+    superd.signal(signal.SIGUSR2)
+    superd.wait_for_log("warning: USR2: an upgrade takes a restart; the service goes on")
+    assert exchange(superd.connect("echo"), b"hello") == b"hello"
+
+
+def test_usr1_opens_the_log_anew_after_it_was_renamed(start_superd: Start) -> None:
+    toml = ECHO.replace('loop = "{loop}"', 'log = ["./superd.log", "stderr"]')
+    superd = start_superd(toml)
+    path, old = superd.directory / "superd.log", superd.directory / "superd.log.1"
+    path.rename(old)
+    superd.signal(signal.SIGHUP)
+    until(lambda: "HUP: " in old.read_text(), "a line in the old file")
+    assert not path.exists()
+    superd.signal(signal.SIGUSR1)
+    until(path.exists, "the new file")
+    until(lambda: "log files reopened" in path.read_text(), "a line in the new file")
+    assert "reopened" not in old.read_text()
+
+
+@pytest.fixture
+def adopting() -> Iterator[None]:
+    """Become the parent of every orphan below, so that none escapes the count."""
+    libc = ctypes.CDLL(None)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+    yield
+    libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("number", [20, pytest.param(1000, marks=pytest.mark.soak)])
+def test_term_at_any_moment_of_a_start_leaves_nobody_behind(
+    adopting: None, tmp_path: Path, number: int
+) -> None:
+    rng = random.Random(number)
+
+    def start_and_end(directory: Path, delays: list[float]) -> list[int]:
+        codes = []
+        superd = Superd(directory, ECHO.replace("{loop}", "auto"))
+        superd.write()
+        for delay in delays:
+            process = subprocess.Popen(
+                command("run", "-c", str(superd.file)),
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+            time.sleep(delay)  # the moment is what is tried; there is no event to wait for
+            process.send_signal(signal.SIGTERM)
+            _, log = process.communicate(timeout=PATIENCE)
+            assert b"Traceback" not in log
+            codes.append(process.returncode)
+            left = {entry.name for entry in directory.iterdir()}
+            assert left == {"superd.toml"}
+        return codes
+
+    directories = [tmp_path / name for name in "ab"]
+    for directory in directories:
+        directory.mkdir()
+    delays = [[rng.uniform(0.0, 1.0) for _ in range(number // 2)] for _ in directories]
+    with ThreadPoolExecutor(len(directories)) as pool:
+        ends = pool.map(start_and_end, directories, delays)
+        codes = {code for codes in ends for code in codes}
+    # by the signal while Python itself starts, by an exception until it serves, then in order
+    assert codes <= {-signal.SIGTERM, 128 + signal.SIGTERM, 0}
+    orphans = proc.children(os.getpid())
+    survivors = [pid for pid in orphans if is_alive(pid)]
+    for pid in orphans:
+        os.waitpid(pid, os.WNOHANG)
+    assert not survivors

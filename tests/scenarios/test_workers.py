@@ -1,0 +1,382 @@
+"""Workers that are killed, that cannot start, that turn against their master."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import proc
+from tests.clients import ending
+from tests.conftest import Start
+from tests.harness import PATIENCE, Address, Superd, exchange, make_plugin, until
+
+TWO_POOLS = """
+[daemon]
+loop = "{loop}"
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+
+[service.other]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+pool = "other"
+"""
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+class Load:
+    """Clients who connect, talk and leave without a pause, from several threads.
+
+    `refused` counts connections that nobody took, `broken` those that ended before their answer,
+    `served` the others.
+    """
+
+    def __init__(self, address: Address, threads: int = 4) -> None:
+        self.address = address
+        self.served = self.refused = self.broken = 0
+        self.count = threading.Lock()
+        self.over = threading.Event()
+        self.threads = [threading.Thread(target=self._run) for _ in range(threads)]
+
+    def __enter__(self) -> Load:
+        for thread in self.threads:
+            thread.start()
+        until(lambda: self.served, "the first answer")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set()
+        for thread in self.threads:
+            thread.join(PATIENCE)
+
+    def _run(self) -> None:
+        while not self.over.is_set():
+            result = self._talk()
+            with self.count:
+                setattr(self, result, getattr(self, result) + 1)
+
+    def _talk(self) -> str:
+        try:
+            client = socket.create_connection(self.address, timeout=PATIENCE)
+        except OSError:
+            return "refused"
+        try:
+            return "served" if exchange(client, b"hello") == b"hello" else "broken"
+        except OSError:
+            return "broken"
+
+
+def successor(superd: Superd, victim: int, pool: str) -> int:
+    """Wait for the worker that takes the victim's place."""
+    found = until(lambda: [pid for pid in superd.workers(pool) if pid != victim], "a successor")
+    return found[0]
+
+
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.soak)])
+def test_a_killed_worker_is_replaced_without_a_refused_connection(
+    start_superd: Start, loop: str, kills: int
+) -> None:
+    superd = start_superd(TWO_POOLS.replace("{loop}", loop))
+    pool = superd.answer()["services"][0]["pool"]
+    listener = proc.listener(superd.address("echo")[1])
+    (worker,) = superd.workers(pool)
+    longest = 0.0
+    with superd.connect("other") as neighbour, Load(superd.address("echo")) as load:
+        for _ in range(kills):
+            before = load.served
+            os.kill(worker, signal.SIGKILL)
+            killed_at = time.monotonic()
+            worker = successor(superd, worker, pool)
+            longest = max(longest, time.monotonic() - killed_at)
+            until(lambda before=before: load.served > before, "an answer")  # type: ignore[misc]
+        neighbour.sendall(b"still here")
+        assert neighbour.recv(100) == b"still here"
+    assert load.refused == 0
+    assert load.served > kills
+    assert load.broken <= kills * len(load.threads)  # one of each client, in flight at the time
+    assert longest < PATIENCE
+    assert proc.listener(superd.address("echo")[1]) == listener
+    assert not proc.zombies(superd.pid)
+    print(f"{kills} kills: {load.served} served, {load.broken} broken, {longest:.2f} s at most")
+
+
+def test_workers_killed_all_at_once_are_all_replaced(start_superd: Start) -> None:
+    superd = start_superd(TWO_POOLS.replace("{loop}", 'auto"\nworkers = 4\nlog-format = "text'))
+    victims = set(superd.workers())
+    assert len(victims) == 8
+    for pid in victims:
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: len(set(superd.workers()) - victims) == 8, "eight others")
+    assert not proc.zombies(superd.pid)
+    assert set(proc.children(superd.pid)) == set(superd.workers())
+
+
+def test_a_worker_that_a_nameless_signal_ends_is_replaced(start_superd: Start) -> None:
+    superd = start_superd(TWO_POOLS.replace("{loop}", "auto"))
+    (victim,) = superd.workers("other")
+    os.kill(victim, 40)
+    successor(superd, victim, "other")
+    assert "was ended by signal 40; its successor starts now" in superd.log()
+
+
+FRAIL = """
+    import os, pathlib, time
+    from superd.plugin import Service, hookimpl
+
+    class Frail(Service):
+        name = "frail"
+
+        def prepare(self):
+            marker = pathlib.Path(os.environ["LANG"])
+            if marker.exists():
+                {act}
+
+        async def stream(self, conn):
+            await conn.send(await conn.readline())
+
+    @hookimpl
+    def superd_services():
+        return [Frail]
+"""
+
+
+def with_frail(start_superd: Start, directory: Path, act: str) -> tuple[Superd, Path]:
+    """Start a plugin that cannot start once a file is there, beside one that always can."""
+    env = make_plugin(directory / "plugins", "frail", FRAIL.replace("{act}", act))
+    marker = directory / "marker"
+    env["LANG"] = str(marker)  # one of the few variables that workers keep
+    toml = TWO_POOLS.replace("{loop}", "auto").replace('plugin = "echo"', 'plugin = "frail"', 1)
+    return start_superd(toml.replace("service.echo", "service.frail"), env=env), marker
+
+
+def test_a_worker_that_cannot_start_any_more_is_throttled_and_reported(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    superd, marker = with_frail(start_superd, tmp_path, "os.kill(os.getpid(), 11)")
+    pool = superd.answer()["services"][0]["pool"]
+    (victim,) = superd.workers(pool)
+    with Load(superd.address("other"), threads=1) as load:
+        marker.touch()
+        os.kill(victim, signal.SIGKILL)
+        superd.wait_for_log(r"was ended by SIGSEGV; its successor starts in 1 s")
+        superd.wait_for_log(r"was ended by SIGSEGV; its successor starts in 2 s")
+        assert superd.log().count("successor starts") == 3
+        states = {worker["pool"]: worker["state"] for worker in superd.answer()["workers"]}
+        assert states == {pool: "throttled", "other": "ready"}
+        waiting = socket.create_connection(superd.address("frail"), timeout=PATIENCE)
+        marker.unlink()
+        assert exchange(waiting, b"patience\n") == b"patience\n"
+    assert (load.refused, load.broken) == (0, 0)
+    assert load.served > 10
+
+
+def test_why_a_worker_cannot_start_is_in_the_log(start_superd: Start, tmp_path: Path) -> None:
+    superd, marker = with_frail(start_superd, tmp_path, "raise OSError(28, 'x')")
+    marker.touch()
+    os.kill(superd.workers()[0], signal.SIGKILL)
+    superd.wait_for_log(
+        "ended with code 1: service.frail: prepare failed: No space left on device;"
+        " its successor starts in 1 s"
+    )
+
+
+@pytest.mark.soak
+def test_a_worker_that_is_never_ready_is_given_up_after_half_a_minute(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    superd, marker = with_frail(start_superd, tmp_path, "time.sleep(3600)")
+    marker.touch()
+    os.kill(superd.workers()[0], signal.SIGKILL)
+    superd.wait_for_log(
+        "was ended by SIGKILL: it was not ready within 30 s; its successor starts in 1 s", 60
+    )
+    marker.unlink()
+    with superd.connect("frail") as client:
+        client.settimeout(60)
+        assert exchange(client, b"patience\n") == b"patience\n"
+
+
+def test_a_master_that_cannot_fork_goes_on_and_tries_again(start_superd: Start) -> None:
+    superd = start_superd(TWO_POOLS.replace("{loop}", "auto"))
+    (victim,) = superd.workers("other")
+    soft, hard = resource.prlimit(superd.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(superd.pid, resource.RLIMIT_NOFILE, (3, hard))
+    os.kill(victim, signal.SIGKILL)
+    superd.wait_for_log(
+        "cannot start a worker of pool other: Too many open files; its successor starts in 1 s"
+    )
+    resource.prlimit(superd.pid, resource.RLIMIT_NOFILE, (soft, hard))
+    successor(superd, victim, "other")
+    assert exchange(superd.connect("other"), b"hello") == b"hello"
+
+
+HOSTILE = """
+    import array, json, os, signal, socket, stat
+    from superd.plugin import Service, hookimpl
+
+    def line():
+        "The worker's line to its master: its only SEQPACKET socket."
+        for number in map(int, os.listdir("/proc/self/fd")):
+            try:
+                sock = socket.socket(fileno=os.dup(number))
+            except OSError:
+                continue
+            if sock.type == socket.SOCK_SEQPACKET:
+                sock.setblocking(True)
+                return sock
+            sock.close()
+
+    LOG = {"kind": "log", "level": "info", "message": "flood", "service": "", "connection": "",
+           "peer": "", "pid": 1, "time": 1.0, "detail": []}
+
+    class Hostile(Service):
+        name = "hostile"
+
+        async def stream(self, conn):
+            act = (await conn.readline()).decode().strip()
+            await getattr(self, act)(line(), conn)
+
+        async def many(self, line, conn):
+            "Valid messages, as fast as can be, from a process that the loop does not slow down."
+            if os.fork() == 0:
+                for _ in range(20_000):
+                    line.send(json.dumps(LOG).encode())
+                os._exit(0)
+            await conn.send(b"done")
+
+        async def descriptors(self, line, conn):
+            passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 100))]
+            for _ in range(50):
+                line.sendmsg([json.dumps(LOG).encode()], passed)
+            await conn.send(b"done")
+
+        async def random(self, line, conn):
+            line.send(os.urandom(1000))
+
+        async def deep(self, line, conn):
+            line.send(b"[" * 60_000)
+
+        async def empty(self, line, conn):
+            line.send(b"")
+
+        async def long(self, line, conn):
+            line.send(b'{"kind": "' + b"x" * 150_000 + b'"}')
+
+        async def unknown(self, line, conn):
+            line.send(b'{"kind": "reboot"}')
+
+        async def unkind(self, line, conn):
+            line.send(b"{}")
+
+        async def types(self, line, conn):
+            line.send(json.dumps({**LOG, "time": "noon", "detail": 5}).encode())
+
+        async def code(self, line, conn):
+            line.send(b'{"kind": "failed", "exit_code": 12345, "text": "x"}')
+
+        async def hangup(self, line, conn):
+            line.shutdown(socket.SHUT_WR)
+
+    @hookimpl
+    def superd_services():
+        return [Hostile]
+"""
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Superd]:
+    """A superd with a plugin that speaks to the master by itself, and a neighbour."""
+    directory = tmp_path_factory.mktemp("superd")
+    env = make_plugin(directory / "plugins", "hostile", HOSTILE)
+    toml = TWO_POOLS.replace("{loop}", "auto").replace('plugin = "echo"', 'plugin = "hostile"', 1)
+    one = Superd(directory, toml.replace("service.echo", "service.hostile"), env=env)
+    try:
+        yield one.start()
+    finally:
+        one.stop()
+        print(f"--- log of {one.file}\n{one.log()[-2000:]}")
+
+
+def tell(superd: Superd, act: str) -> bytes:
+    with superd.connect("hostile") as client:
+        client.sendall(f"{act}\n".encode())
+        try:
+            return client.recv(100)
+        except ConnectionError:
+            return b""
+
+
+@pytest.mark.parametrize(
+    "act",
+    ["random", "deep", "empty", "long", "unknown", "unkind", "types", "code", "hangup"],
+)
+def test_a_worker_that_sends_what_is_no_message_is_replaced_and_nobody_else(
+    hostile: Superd, act: str
+) -> None:
+    pool = hostile.answer()["services"][0]["pool"]
+    (victim,), (bystander,) = hostile.workers(pool), hostile.workers("other")
+    with hostile.connect("other") as neighbour:
+        tell(hostile, act)
+        successor(hostile, victim, pool)
+        neighbour.sendall(b"still here")
+        assert neighbour.recv(100) == b"still here"
+    assert hostile.workers("other") == [bystander]
+    why = "was ended by SIGKILL: it broke its line to the master"
+    assert re.search(rf"worker {victim} of pool {pool} {why}", hostile.log())
+
+
+def test_a_flood_of_messages_is_slowed_down_and_costs_the_master_no_memory(
+    hostile: Superd,
+) -> None:
+    master = hostile.pid
+    before, open_before = proc.memory(master), len(proc.descriptors(master))
+    lines = hostile.log().count("\n")
+    started = time.monotonic()
+    assert tell(hostile, "many") == b"done"
+    with hostile.connect("other") as neighbour:
+        for _ in range(200):
+            neighbour.sendall(b"x")
+            assert neighbour.recv(1) == b"x"
+            assert hostile.answer()["state"] == "serving"
+    took = time.monotonic() - started
+    written = hostile.log().count("\n") - lines
+    assert 0 < written < 2 * 512 * (took / 0.4 + 2)  # the allowance, with much to spare
+    assert proc.memory(master) - before < 4096
+    assert tell(hostile, "descriptors") == b"done"
+    assert len(proc.descriptors(master)) <= open_before + 1
+    assert len(proc.threads(master)) == 1
+    forged = [line for line in hostile.log().splitlines() if "superd[1]" in line]
+    assert not forged, "a worker speaks for another process"
+
+
+def test_a_worker_survives_the_longest_thing_that_a_plugin_raises(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    source = FRAIL.replace("{act}", "pass").replace(
+        "await conn.send(await conn.readline())",
+        "raise ValueError(chr(0xFF21) * 1_000_000)",
+    )
+    env = make_plugin(tmp_path / "plugins", "frail", source)
+    toml = TWO_POOLS.replace("{loop}", "auto").replace('plugin = "echo"', 'plugin = "frail"', 1)
+    superd = start_superd(toml, env=env)
+    before = superd.workers()
+    with superd.connect("echo") as client:
+        assert ending(client)[0] == b""
+    superd.wait_for_log("plugin frail failed")
+    assert max(map(len, superd.log().splitlines())) < 3000
+    assert superd.workers() == before
