@@ -32,8 +32,16 @@ T = TypeVar("T")
 class Superd:
     """One `superd run` with a configuration of its own, in a directory of its own."""
 
-    def __init__(self, directory: Path, toml: str, *, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        toml: str,
+        *,
+        env: dict[str, str] | None = None,
+        python: str = sys.executable,
+    ) -> None:
         self.directory = directory
+        self.python = python
         self.file = directory / "superd.toml"
         self.toml = toml
         self.env = env
@@ -55,7 +63,7 @@ class Superd:
         self.write()
         with open(self.log_file, "a") as log:
             self.process = subprocess.Popen(
-                [*wrapper, *command("run", "-c", str(self.file))],
+                [*wrapper, *command("run", "-c", str(self.file), python=self.python)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -191,9 +199,9 @@ def refused(
     return done.returncode, told[0]
 
 
-def command(*arguments: str) -> list[str]:
+def command(*arguments: str, python: str = sys.executable) -> list[str]:
     """Return the command line of superd."""
-    return [sys.executable, "-m", "superd", *arguments]
+    return [python, "-m", "superd", *arguments]
 
 
 def superd(

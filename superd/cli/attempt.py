@@ -18,7 +18,8 @@ from superd.config.positions import Path as KeyPath
 from superd.config.positions import find_places
 from superd.config.problems import Document, dotted
 from superd.errors import Problem, UsageError, shown
-from superd.master.start import plan, serve
+from superd.master.plan import plan
+from superd.master.start import serve
 from superd.plugin.registry import installed
 
 

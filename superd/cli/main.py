@@ -25,8 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from superd.master.daemon import open_standard_descriptors
     from superd.master.signals import reset_inherited
 
-    # pydantic would import what any distribution offers it, and as root
-    os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
+    # Pydantic would import what any distribution offers it, and as root. A value that is there
+    # already stays where it is: setproctitle wipes the environment up to the first that moved.
+    if os.environ.get("PYDANTIC_DISABLE_PLUGINS") != "__all__":
+        os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
     open_standard_descriptors()
     reset_inherited()
     if isinstance(sys.stdout, io.TextIOWrapper):

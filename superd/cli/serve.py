@@ -17,8 +17,9 @@ from superd.config.loading import load
 from superd.config.model import Daemon
 from superd.errors import ExitCode, SuperdError, UsageError, reason
 from superd.master.daemon import Launch, Verdict, detach
+from superd.master.plan import Plan, plan
 from superd.master.signals import end_on_term
-from superd.master.start import Plan, make_runtime_directory, plan, serve
+from superd.master.start import make_runtime_directory, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 from superd.net.listeners import Listener
 

@@ -64,7 +64,7 @@ class Places:
     def nearest(self, path: Path) -> Place:
         """Return the place of a key, or of the nearest one above it."""
         for length in range(len(path), 0, -1):
-            if path[:length] in self._offsets:
+            if path[:length] in self:
                 key, value = self._offsets[path[:length]]
                 return Place(self.position(key), self.position(value))
         return Place(Position(1, 1), Position(1, 1))

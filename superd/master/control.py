@@ -46,21 +46,32 @@ class ControlSocket:
         self.answer = answer
         self.listener = _listener(path)
         self.clients: set[Client] = set()
-        selector.register(self.listener.socket, selectors.EVENT_READ, self.accept)
+        self.is_accepting = False
+        self.look()
 
-    def accept(self) -> None:
+    def look(self) -> None:
+        """Drop those who stall, and accept again after a failure; called a few times a second."""
         now = time.monotonic()
         for client in [one for one in self.clients if now - one.since > PATIENCE]:
             self._drop(client)
+        if not self.is_accepting:
+            self.is_accepting = True
+            self.selector.register(self.listener.socket, selectors.EVENT_READ, self.accept)
+
+    def accept(self) -> None:
         try:
             sock, _ = self.listener.socket.accept()
-        except OSError:
+        except BlockingIOError:
+            return
+        except OSError:  # no descriptor is free: whoever waits would make the loop spin
+            self.is_accepting = False
+            self.selector.unregister(self.listener.socket)
             return
         if len(self.clients) >= MOST_CLIENTS:
             sock.close()
             return
         sock.setblocking(False)
-        client = Client(sock, now)
+        client = Client(sock, time.monotonic())
         self.clients.add(client)
         self.selector.register(sock, selectors.EVENT_READ, partial(self._asked, client))
 
@@ -100,7 +111,8 @@ class ControlSocket:
     def close(self) -> None:
         for client in list(self.clients):
             self._drop(client)
-        self.selector.unregister(self.listener.socket)
+        if self.is_accepting:
+            self.selector.unregister(self.listener.socket)
         self.listener.close()
 
 

@@ -17,18 +17,17 @@ from functools import partial
 from typing import Any
 
 from superd.admission.scoreboard import Scoreboard
-from superd.config.model import Settings
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.children import ALLOWANCE, Child, Throttle, fork_child, how_it_ended, reap
 from superd.master.control import ControlSocket
 from superd.master.logs import Log
+from superd.master.plan import Plan
 from superd.master.pools import Pool
 from superd.master.signals import Signals
 from superd.master.status import status
 from superd.master.watch import Watch
 from superd.net.listeners import Listener
 from superd.observe.records import decoded
-from superd.plugin.registry import Plugin
 from superd.worker import channel
 from superd.worker.engine import GRACE
 from superd.worker.worker import Assignment
@@ -60,42 +59,30 @@ class Place:
 class Master:
     """Keeps the workers of all pools running until it is told to stop."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        pools: list[Pool],
-        plugins: dict[str, Plugin],
-        listeners: list[Listener],
-        log: Log,
-        broken: dict[str, str],
-    ) -> None:
-        self.settings = settings
-        self.pools = pools
-        self.plugins = plugins
+    def __init__(self, plan: Plan, listeners: list[Listener], log: Log, signals: Signals) -> None:
+        self.plan = plan
         self.log = log
         self.watch = Watch(listeners, log)
-        self.broken = broken
         self.state = State.STARTING
         self.since = time.time()
         self.failure: tuple[int, str] | None = None
         self.places: list[Place] = []
-        for pool in pools:
+        for pool in plan.pools:
             throttle = Throttle()
             for _ in range(pool.workers):
                 self.places.append(Place(len(self.places), pool, throttle))
-        names = [name for pool in pools for name in pool.services]
-        self.scoreboard = Scoreboard(names, len(self.places))
+        self.scoreboard = Scoreboard(list(plan.services), len(self.places))
         self.selector = selectors.DefaultSelector()
         self.control: ControlSocket | None = None
         self._serial = 0
         self._kill_at: float | None = None
         self._watch_at = 0.0
-        self._signals = Signals()
+        self._signals = signals
         self.selector.register(self._signals, selectors.EVENT_READ, self._signalled)
 
     def open_control(self) -> None:
         """Answer `superd status`."""
-        path = self.settings.daemon.control_socket
+        path = self.plan.settings.daemon.control_socket
         if path is not None:
             self.control = ControlSocket(path, self.selector, partial(status, self))
 
@@ -158,7 +145,7 @@ class Master:
         self.state = State.DRAINING
         self.watch.close()
         self._signal_all(signal.SIGTERM)
-        self._kill_at = time.monotonic() + self.settings.daemon.drain_timeout + 2 * GRACE
+        self._kill_at = time.monotonic() + self.plan.settings.daemon.drain_timeout + 2 * GRACE
 
     def handle_int(self) -> None:
         """INT, QUIT: stop at once."""
@@ -216,13 +203,13 @@ class Master:
             pool=pool.name,
             confinement=pool.confinement,
             services=pool.services,
-            plugins=self.plugins,
+            plugins=self.plan.plugins,
             sockets=self.watch.sockets(pool.services),
             served_ports=self.watch.udp_ports(),
             scoreboard=self.scoreboard,
-            directory=self.settings.file.parent,
-            drain_timeout=self.settings.daemon.drain_timeout,
-            loop=self.settings.daemon.loop,
+            directory=self.plan.settings.file.parent,
+            drain_timeout=self.plan.settings.daemon.drain_timeout,
+            loop=self.plan.settings.daemon.loop,
         )
         try:
             pid, line = fork_child(partial(worker_main, assignment))
@@ -312,6 +299,8 @@ class Master:
         if now >= self._watch_at:
             self._watch_at = now + WATCH
             self._watch_workers(now)
+            if self.control is not None:
+                self.control.look()
             self._end_workers(self.watch.look())
 
     def _watch_workers(self, now: float) -> None:

@@ -20,6 +20,7 @@ ROOM = 65536
 def reset_inherited() -> None:
     """Let signals in and children be waited for: superd may be started with neither."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 

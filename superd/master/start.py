@@ -1,4 +1,4 @@
-"""From a configuration to a running master, in the order that leaves nothing behind on failure.
+"""From a plan to a running master, in the order that leaves nothing behind on failure.
 
 Runs in the process that becomes the master. Raises SuperdError of every kind before anything
 serves; what is bound by then is let go again.
@@ -11,68 +11,21 @@ import gc
 import os
 import resource
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from setproctitle import setproctitle
 
-from superd.config.loading import Configuration
-from superd.config.model import Service, Settings
-from superd.errors import ConfigurationError, ExitCode, NotPermitted, SuperdError, reason
+from superd.config.model import Settings
+from superd.errors import ExitCode, NotPermitted, SuperdError, reason
 from superd.master.logs import SYSLOG_SOCKET, Log
 from superd.master.master import Master
 from superd.master.pidfile import PidFile
-from superd.master.pools import Pool, pools_of
-from superd.master.rehearsal import rehearse
+from superd.master.plan import Plan
+from superd.master.signals import Signals
 from superd.net.listeners import Listener, listen
 from superd.observe.records import failure
-from superd.plugin.registry import Plugin, installed
-from superd.worker import preload
 
 WORDS = ("stderr", "syslog")
-SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
-
-
-@dataclass
-class Plan:
-    """A configuration that has been checked and rehearsed, and is ready to be bound."""
-
-    settings: Settings
-    pools: list[Pool]
-    plugins: dict[str, Plugin]
-    broken: dict[str, str]
-    notices: list[str] = field(default_factory=list)
-
-    @property
-    def services(self) -> dict[str, Service]:
-        return {name: entry for pool in self.pools for name, entry in pool.services.items()}
-
-
-def plan(configuration: Configuration) -> Plan:
-    """Rehearse all plugins and sort the services into pools; everything short of binding."""
-    plugins = installed()
-    preload.warm_up()
-    verdict = rehearse(configuration, plugins, prepare=not configuration.problems)
-    if configuration.problems or verdict.problems:
-        raise ConfigurationError(verdict.everything(configuration))
-    settings = configuration.settings
-    services = {n: entry for n, entry in settings.enabled.items() if n not in verdict.broken}
-    broken = {name: why for name, why in verdict.broken.items() if name in settings.enabled}
-    if not services:
-        raise ConfigurationError(verdict.everything(configuration))
-    pools, notices = pools_of(settings, services)
-    notices += _backlog_notice(services)
-    return Plan(settings, pools, plugins, broken, notices)
-
-
-def _backlog_notice(services: dict[str, Service]) -> list[str]:
-    """Tell of a kernel limit that is lower than the backlog asked for (listen(2))."""
-    try:
-        most = int(SOMAXCONN.read_text())
-    except (OSError, ValueError):
-        return []
-    wanted = max(entry.backlog for entry in services.values())
-    return [f"backlog is {wanted}, but {SOMAXCONN} is {most}"] if wanted > most else []
 
 
 def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], None]) -> int:
@@ -86,6 +39,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
     log = Log(sinks, settings.daemon.log_format)
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
+        signals = Signals()  # from here on none may end superd half-way: there is what to undo
         listeners = listen(plan.services)
         for listener in listeners:
             undo.callback(listener.close)
@@ -98,7 +52,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
             log.error(f"not served: {why}", name)
         gc.collect()
         gc.freeze()  # what workers share with the master stays shared
-        master = Master(settings, plan.pools, plan.plugins, listeners, log, plan.broken)
+        master = Master(plan, listeners, log, signals)
         undo.callback(master.close)
         master.open_control()
 

@@ -5,6 +5,7 @@ Runs in the master. Only looks; never raises.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -26,25 +27,30 @@ def status(master: Master, request: str) -> dict[str, Any]:
         "pid": os.getpid(),
         "state": master.state.value,
         "since": master.since,
-        "configuration": str(master.settings.file),
+        "configuration": str(master.plan.settings.file),
         "log-failures": master.log.failures,
         "workers": [_worker(place) for place in master.places],
         "services": [
-            _service(master, pool, name) for pool in master.pools for name in pool.services
+            _service(master, pool, name) for pool in master.plan.pools for name in pool.services
         ],
-        "broken": master.broken,
+        "broken": master.plan.broken,
     }
 
 
 def _worker(place: Place) -> dict[str, Any]:
     child = place.child
-    state = "throttled" if child is None else "ready" if child.ready else "starting"
-    return {"pool": place.pool.name, "pid": child.pid if child else None, "state": state}
+    if child is None:
+        state = "ended" if place.due is None else "throttled"
+        return {"pool": place.pool.name, "pid": None, "state": state}
+    state = "ready" if child.ready else "starting"
+    return {"pool": place.pool.name, "pid": child.pid, "state": state}
 
 
 def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
     sockets = [(address, sock) for _, address, sock in master.watch.sockets({name})]
-    full = sum(dropped(sock) for address, sock in sockets if address.transport is Transport.UDP)
+    full = 0
+    with contextlib.suppress(OSError):  # not every system counts these
+        full = sum(dropped(sock) for address, sock in sockets if address.transport is Transport.UDP)
     return {
         "name": name,
         "plugin": pool.services[name].plugin,

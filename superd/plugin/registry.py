@@ -41,11 +41,18 @@ class Plugin:
 
     @property
     def distribution(self) -> str:
-        return (self.entry_point.dist and self.entry_point.dist.name) or "(unknown)"
+        return self._metadata("Name") or "(unknown)"
 
     @property
     def version(self) -> str:
-        return (self.entry_point.dist and self.entry_point.dist.version) or "?"
+        return self._metadata("Version") or "?"
+
+    def _metadata(self, key: str) -> str | None:
+        """Return what the distribution says of itself; None where its installation is damaged."""
+        if self.entry_point.dist is None:
+            return None
+        metadata = self.entry_point.dist.metadata
+        return metadata[key] if key in metadata else None  # noqa: SIM401  it has no get in 3.11
 
     @property
     def conflict(self) -> str:

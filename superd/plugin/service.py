@@ -87,7 +87,9 @@ class Service:
         self.options = options
 
     def prepare(self) -> None:
-        """Open what is needed while the file system is still there."""
+        """Open what is needed while the file system is still there: files, but no directory, as
+        that would be a way out of a jail.
+        """
 
     def close(self) -> None:
         """Let go of what `prepare` opened."""

@@ -40,9 +40,9 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         """
         self._transport = self._timer = None
         self._inner = inner
-        sock.setblocking(False)
         self._ended = self._finishing = False
         try:
+            sock.setblocking(False)
             if self.transport_kind is Transport.UNIXPACKET:
                 PacketTransport(self.engine.loop, sock, self)
             else:
@@ -248,7 +248,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self._finishing = True
         if self._transport is not None:
             self._break_off(self._transport)
-        if self.task is not None and self.task is not asyncio.current_task():
+        if self.task is not None:
             self.task.cancel()
 
     # What a coroutine of the plugin calls: Connection

@@ -15,6 +15,7 @@ import sys
 import termios
 from abc import abstractmethod
 from collections.abc import Coroutine
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from superd.admission.scoreboard import Count
@@ -116,21 +117,22 @@ class Session:
     def run(self, talk: Coroutine[Any, Any, None]) -> None:
         """Run the plugin's coroutine for this connection, then finish."""
         self.task = self.engine.loop.create_task(self._contained(talk))
+        self.task.add_done_callback(partial(self._talked, talk))
 
     async def _contained(self, talk: Coroutine[Any, Any, None]) -> None:
         try:
             await talk
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
-            if self._is_expected(error):
-                self.finish()
-            else:
+            if not self._is_expected(error):
                 self.contain(error)
-        else:
-            self.finish()
-        finally:
-            self.task = None
-            if self.is_lost:
-                self.leave()
+
+    def _talked(self, talk: Coroutine[Any, Any, None], _: asyncio.Task[None]) -> None:
+        """End the session; also one that was cancelled before it began, so that nothing ran."""
+        talk.close()
+        self.task = None
+        self.finish()
+        if self.is_lost:
+            self.leave()
 
     def _is_expected(self, error: BaseException) -> bool:
         """Tell whether the plugin was cancelled from outside or its client has gone: no mistake."""

@@ -133,7 +133,7 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
         except BaseException as error:
             raise SuperdError(f"service.{name}: prepare failed: {reason(error)}") from error
         plugins[name] = plugin
-    ours = {name for name in sys.modules if name.partition(".")[0] == "superd"}
+    ours = {name for name in sys.modules if name.startswith(("superd.worker.", "superd.plugin."))}
     preload.keep_sources((set(sys.modules) - before) | ours)
     return plugins
 
@@ -173,11 +173,17 @@ def _serve(
         loop.remove_reader(channel.sock)
         engine.drain()
 
-    loop.add_signal_handler(signal.SIGTERM, engine.drain)
-    loop.add_signal_handler(signal.SIGQUIT, engine.stop)
+    def ready() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+        channel.ready()
+
+    handlers = {signal.SIGTERM: engine.drain, signal.SIGQUIT: engine.stop}
+    signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # uvloop loses those before it runs
+    for number, handler in handlers.items():
+        loop.add_signal_handler(number, handler)
     loop.add_reader(channel.sock, orphaned)
     _hear_of_strays(engine.gate)
-    engine.run(channel.ready)
+    engine.run(ready)
 
 
 def _tell_of_late_imports(channel: Channel) -> None:

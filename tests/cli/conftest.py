@@ -1,15 +1,16 @@
-"""Commands without the time that a new interpreter takes."""
+"""Commands without the time that a new interpreter takes, and daemons that are ended."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from superd.cli.main import main
-from tests.harness import make_plugin
+from tests.daemons import Configure, end
+from tests.harness import Superd, make_plugin
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
 Install = Callable[[str, str], None]
@@ -40,3 +41,22 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         monkeypatch.syspath_prepend(directory)
 
     return put
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Iterator[Configure]:
+    """Return a function that writes a configuration; its daemons are ended in the end."""
+    made: list[Superd] = []
+
+    def configure(toml: str, *, env: dict[str, str] | None = None) -> Superd:
+        directory = tmp_path / f"superd-{len(made)}"
+        directory.mkdir()
+        one = Superd(directory, toml, env=env)
+        one.write()
+        made.append(one)
+        return one
+
+    yield configure
+    for one in made:
+        end(one)
+        print(f"--- log of {one.file}\n{one.log()}")

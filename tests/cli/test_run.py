@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from superd.cli.files import runtime_directory
 from superd.cli.serve import SHOWN, line_to_try
 from superd.errors import SuperdError
+from superd.master.isolated import run_isolated
 from superd.net.addresses import parse_addresses
 from tests import proc
 from tests.conftest import Start
@@ -177,6 +179,19 @@ def test_a_read_only_file_system_is_no_obstacle(tmp_path: Path) -> None:
     for key in ("pid-file", "control-socket"):
         why = "cannot create the directory /run/superd: Read-only file system"
         assert f"warning: no {key}: {why}; [daemon] {key} may name another place\n" in log
+
+
+@pytest.mark.root
+def test_a_user_without_a_home_has_a_place_for_runtime_files() -> None:
+    def as_nobody_known() -> str:
+        os.environ.pop("HOME", None)
+        os.environ.pop("XDG_RUNTIME_DIR", None)
+        os.environ.pop("XDG_STATE_HOME", None)
+        os.setresuid(54_321, 54_321, 54_321)
+        return str(runtime_directory())
+
+    outcome = run_isolated({"user": as_nobody_known})["user"]
+    assert outcome.result == "/run/superd", outcome.failure
 
 
 def test_what_is_interrupted_before_it_serves_leaves_nothing_behind(tmp_path: Path) -> None:

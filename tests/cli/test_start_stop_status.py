@@ -7,11 +7,10 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,64 +18,18 @@ import pytest
 
 from superd.cli.main import main
 from superd.master.isolated import run_isolated
-from superd.master.pidfile import holder
 from tests import proc
+from tests.cli.conftest import Say
 from tests.clients import connect_tcp
+from tests.daemons import ECHO, Configure, end, free_port, logged
 from tests.harness import (
     PATIENCE,
     Superd,
     command,
     exchange,
     is_alive,
-    make_plugin,
     until,
 )
-
-ECHO = """
-[service.echo]
-plugin = "echo"
-listen = "tcp://127.0.0.1:{port}"
-"""
-
-Configure = Callable[..., Superd]
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
-
-
-@pytest.fixture
-def configured(tmp_path: Path) -> Iterator[Configure]:
-    """Return a function that writes a configuration; its daemons are ended in the end."""
-    made: list[Superd] = []
-
-    def configure(toml: str, *, env: dict[str, str] | None = None) -> Superd:
-        directory = tmp_path / f"superd-{len(made)}"
-        directory.mkdir()
-        one = Superd(directory, toml, env=env)
-        one.write()
-        made.append(one)
-        return one
-
-    yield configure
-    for one in made:
-        end(one)
-        print(f"--- log of {one.file}\n{one.log()}")
-
-
-def end(superd: Superd) -> None:
-    """End a daemon, however it is, by what it has locked."""
-    path = superd.directory / "pid"
-    if path.is_file() and not path.is_symlink() and (pid := holder(path)):
-        os.kill(pid, signal.SIGQUIT)
-        until(lambda: not is_alive(pid), "the end of the daemon")
-
-
-def logged(port: int, more: str = "") -> str:
-    """Return a configuration with echo on a port and a log file beside it."""
-    return f'[daemon]\nlog = "./log"\n{more}{ECHO.format(port=port)}'
 
 
 def test_a_daemon_serves_when_start_returns_and_is_gone_when_stop_does(
@@ -154,128 +107,6 @@ def test_a_second_daemon_is_refused_and_changes_nothing(configured: Configure) -
     assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
 
 
-def test_start_tells_which_address_is_in_use(configured: Configure) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
-        done = configured(logged(port)).run("start")
-    assert done.returncode == 69
-    assert done.stderr == (
-        f"superd: service.echo: cannot listen on tcp://127.0.0.1:{port}:"
-        " the address is in use by another process\n"
-    )
-
-
-def test_start_tells_what_is_wrong_with_the_configuration(configured: Configure) -> None:
-    superd = configured('[service.echo]\nplugin = "ecko"\nlisten = "tcp://127.0.0.1:0"\n')
-    done = superd.run("start")
-    assert done.returncode == 78
-    assert f"{superd.file}:" in done.stderr
-    assert 'did you mean "echo"' in done.stderr
-
-
-@pytest.mark.root
-@pytest.mark.tool("setpriv", "unshare")
-def test_start_tells_what_is_not_permitted(configured: Configure) -> None:
-    superd = configured(logged(7).replace("127.0.0.1", "0.0.0.0"))
-    without = ["unshare", "--net", "setpriv", "--bounding-set", "-net_bind_service"]
-    done = subprocess.run(
-        [*without, *command("start", "-c", str(superd.file))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 77
-    assert "cannot listen on tcp://0.0.0.0:7: not permitted" in done.stderr
-
-
-def test_start_tells_where_it_cannot_log(configured: Configure) -> None:
-    superd = configured(logged(0).replace("./log", "nowhere/log"))
-    done = superd.run("start")
-    assert done.returncode == 1
-    assert f"cannot log to {superd.directory}/nowhere/log: No such file" in done.stderr
-
-
-# The rehearsal runs in a process of its own, so a worker tells itself apart by this file
-ONLY_IN_THE_WORKER = """
-    import os, pathlib, signal, time
-    from superd.plugin import Service, hookimpl
-
-    class Frail(Service):
-        name = "frail"
-
-        def prepare(self):
-            rehearsed = pathlib.Path(os.environ["LANG"])
-            if rehearsed.exists():
-                {act}
-            rehearsed.touch()
-
-        async def stream(self, conn):
-            conn.close()
-
-    @hookimpl
-    def superd_services():
-        return [Frail]
-"""
-
-
-def frail(configured: Configure, tmp_path: Path, act: str, workers: int = 1) -> Superd:
-    """Return a daemon of a plugin that does `act` in its workers while they start."""
-    env = make_plugin(tmp_path / "plugins", "frail", ONLY_IN_THE_WORKER.replace("{act}", act))
-    env["LANG"] = str(tmp_path / "rehearsed")  # one of the few variables that workers keep
-    toml = logged(0, f"workers = {workers}\n").replace('"echo"', '"frail"')
-    return configured(toml, env=env)
-
-
-@pytest.mark.parametrize(
-    ("act", "code", "text"),
-    [
-        ("raise OSError(28, 'no room')", 1, "prepare failed: No space left on device"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", 1, "was ended by SIGSEGV"),
-    ],
-    ids=["raises", "crashes"],
-)
-def test_start_tells_why_a_worker_cannot_start(
-    configured: Configure, tmp_path: Path, act: str, code: int, text: str
-) -> None:
-    superd = frail(configured, tmp_path, act, workers=3)  # all of them at once
-    done = superd.run("start")
-    assert done.returncode == code
-    assert text in done.stderr
-    assert done.stderr.count("\n") == 1
-    assert "Traceback" not in done.stderr
-    assert {entry.name for entry in superd.directory.iterdir()} == {"superd.toml", "log"}
-
-
-def test_a_daemon_whose_caller_is_interrupted_does_not_stay(
-    configured: Configure, tmp_path: Path
-) -> None:
-    superd = frail(configured, tmp_path, "time.sleep(1)")
-    caller = subprocess.Popen(
-        command("start", "-c", str(superd.file)), env={**os.environ, **(superd.env or {})}
-    )
-    until(lambda: holder(superd.directory / "pid"), "a daemon that starts")
-    master = superd.pid
-    caller.send_signal(signal.SIGINT)
-    assert caller.wait(PATIENCE) == 130
-    until(lambda: not is_alive(master), "the end of the daemon")
-    assert "whoever started superd was gone before it was ready" in superd.log()
-    assert not (superd.directory / "pid").exists()
-
-
-@pytest.mark.root
-@pytest.mark.tool("unshare")
-def test_process_1_does_not_go_into_the_background(configured: Configure) -> None:
-    superd = configured(ECHO.format(port=0))
-    done = subprocess.run(
-        ["unshare", "--pid", "--fork", "--mount-proc", *command("start", "-c", str(superd.file))],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert "use `superd run`" in done.stderr
-
-
 def test_no_socket_gets_the_number_of_a_standard_descriptor(configured: Configure) -> None:
     superd = configured(logged(free_port()))
     line = [*command("start", "-c", str(superd.file))]
@@ -297,28 +128,18 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def test_the_number_in_a_stale_pid_file_is_never_signalled(configured: Configure) -> None:
+def test_the_number_in_a_stale_pid_file_is_never_signalled(
+    configured: Configure, superd_here: Say
+) -> None:
     superd = configured(logged(0))
     file = superd.directory / "pid"
     with bystander() as victim:
         file.write_text(f"{victim.pid}\n")
-        assert superd.run("stop").returncode == 1
+        assert superd_here("stop", "-c", str(superd.file)).returncode == 1
         assert superd.run("start").returncode == 0
         assert superd.pid != victim.pid
         end(superd)
         assert victim.poll() is None
-
-
-def test_a_pid_file_that_is_a_link_stops_the_start_and_is_not_followed(
-    configured: Configure, tmp_path: Path
-) -> None:
-    superd = configured(logged(0))
-    (tmp_path / "victim").write_text("precious")
-    (superd.directory / "pid").symlink_to(tmp_path / "victim")
-    done = superd.run("start")
-    assert done.returncode == 1
-    assert "is a symbolic link" in done.stderr
-    assert (tmp_path / "victim").read_text() == "precious"
 
 
 def test_a_killed_master_does_not_disturb_the_next_start(
@@ -336,7 +157,9 @@ def test_a_killed_master_does_not_disturb_the_next_start(
     assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
 
 
-def test_stop_returns_when_the_last_connection_has_finished(configured: Configure) -> None:
+def test_stop_returns_when_the_last_connection_has_finished(
+    configured: Configure, superd_here: Say
+) -> None:
     port = free_port()
     superd = configured(logged(port))
     assert superd.run("start").returncode == 0
@@ -345,19 +168,20 @@ def test_stop_returns_when_the_last_connection_has_finished(configured: Configur
     assert client.recv(1) == b"a"
     stopping = subprocess.Popen(command("stop", "-c", str(superd.file)))
     until(lambda: superd.answer()["state"] == "draining", "the drain")
-    status = superd.run("status")
+    status = superd_here("status", "-c", str(superd.file))
     assert (status.returncode, "is draining since" in status.stdout) == (0, True)
     assert exchange(client, b"b") == b"b"
     assert stopping.wait(PATIENCE) == 0
     assert not (superd.directory / "pid").exists()
 
 
-def test_status_is_for_people_and_for_programs(configured: Configure) -> None:
+def test_status_is_for_people_and_for_programs(configured: Configure, superd_here: Say) -> None:
     superd = configured(logged(free_port()))
-    assert superd.run("status", "--json").stdout == '{"state": "stopped"}\n'
+    of_it = ("-c", str(superd.file))
+    assert superd_here("status", "--json", *of_it).stdout == '{"state": "stopped"}\n'
     assert superd.run("start").returncode == 0
-    text = superd.run("status").stdout
-    answer = json.loads(superd.run("status", "--json").stdout)
+    text = superd_here("status", *of_it).stdout
+    answer = json.loads(superd_here("status", "--json", *of_it).stdout)
     assert answer["state"] == "serving"
     assert answer["pid"] == superd.pid
     assert answer["configuration"] == str(superd.file)
@@ -451,18 +275,3 @@ def test_a_daemon_without_a_log_says_so(configured: Configure) -> None:
     assert done.returncode == 0
     told = "superd: there is no syslog, so nothing is logged; name a file in [daemon] log\n"
     assert done.stderr == ("" if Path("/dev/log").exists() else told)
-
-
-def test_a_broken_service_fails_the_start_but_not_the_other_services(
-    configured: Configure, tmp_path: Path
-) -> None:
-    port = free_port()
-    env = make_plugin(tmp_path / "plugins", "broken", "raise RuntimeError('broken')")
-    more = '\n[service.bad]\nplugin = "broken"\nlisten = "tcp://127.0.0.1:0"\n'
-    superd = configured(logged(port) + more, env=env)
-    done = superd.run("start")
-    assert done.returncode == 1
-    assert "superd: service.bad is not served: plugin broken" in done.stderr
-    assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
-    assert "bad" in superd.answer()["broken"]
-    assert "bad   not served: plugin broken" in superd.run("status").stdout

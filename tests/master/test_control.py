@@ -111,7 +111,7 @@ def test_a_client_that_was_dropped_in_the_same_turn_is_forgotten(tmp_path: Path)
         (key,) = [key for key, _ in selector.select(0) if key.data != control.accept]
         (booked,) = control.clients
         booked.since -= 3600  # it has stalled for an hour
-        control.accept()
+        control.look()
         key.data()
     assert not control.clients
     control.close()

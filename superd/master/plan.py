@@ -1,0 +1,62 @@
+"""What is to be served and by whom: a configuration, checked and rehearsed, sorted into pools.
+
+Runs in the command line, before it becomes the master. Binds nothing. Raises ConfigurationError
+and NotPermitted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from superd.config.loading import Configuration
+from superd.config.model import Service, Settings
+from superd.errors import ConfigurationError
+from superd.master.pools import Pool, pools_of
+from superd.master.rehearsal import rehearse
+from superd.plugin.registry import Plugin, installed
+from superd.worker import preload
+
+SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+
+
+@dataclass
+class Plan:
+    """A configuration that has been checked and rehearsed, and is ready to be bound."""
+
+    settings: Settings
+    pools: list[Pool]
+    plugins: dict[str, Plugin]
+    broken: dict[str, str]
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def services(self) -> dict[str, Service]:
+        return {name: entry for pool in self.pools for name, entry in pool.services.items()}
+
+
+def plan(configuration: Configuration) -> Plan:
+    """Rehearse all plugins and sort the services into pools; everything short of binding."""
+    plugins = installed()
+    preload.warm_up()
+    verdict = rehearse(configuration, plugins, prepare=not configuration.problems)
+    if configuration.problems or verdict.problems:
+        raise ConfigurationError(verdict.everything(configuration))
+    settings = configuration.settings
+    services = {n: entry for n, entry in settings.enabled.items() if n not in verdict.broken}
+    broken = {name: why for name, why in verdict.broken.items() if name in settings.enabled}
+    if not services:
+        raise ConfigurationError(verdict.everything(configuration))
+    pools, notices = pools_of(settings, services)
+    notices += _backlog_notice(services)
+    return Plan(settings, pools, plugins, broken, notices)
+
+
+def _backlog_notice(services: dict[str, Service]) -> list[str]:
+    """Tell of a kernel limit that is lower than the backlog asked for (listen(2))."""
+    try:
+        most = int(SOMAXCONN.read_text())
+    except (OSError, ValueError):
+        return []
+    wanted = max(entry.backlog for entry in services.values())
+    return [f"backlog is {wanted}, but {SOMAXCONN} is {most}"] if wanted > most else []

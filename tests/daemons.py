@@ -1,0 +1,41 @@
+"""Daemons for a test: configured like any superd of the harness, but started by `superd start`.
+
+Runs in the test's process. A daemon is found and ended by the lock on its pid file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable
+
+from superd.master.pidfile import holder
+from tests.harness import Superd, is_alive, until
+
+ECHO = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:{port}"
+"""
+
+Configure = Callable[..., Superd]
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on just now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def end(superd: Superd) -> None:
+    """End a daemon, however it is, by what it has locked."""
+    path = superd.directory / "pid"
+    if path.is_file() and not path.is_symlink() and (pid := holder(path)):
+        os.kill(pid, signal.SIGQUIT)
+        until(lambda: not is_alive(pid), "the end of the daemon")
+
+
+def logged(port: int, more: str = "") -> str:
+    """Return a configuration with echo on a port and a log file beside it."""
+    return f'[daemon]\nlog = "./log"\n{more}{ECHO.format(port=port)}'

@@ -1,0 +1,84 @@
+"""A plugin of somebody else: installed by pip, served like any other, superd none the wiser."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import sysconfig
+import venv
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import Superd, exchange
+
+ROOT = Path(__file__).parents[2]
+PROJECT = ROOT / "tests" / "third_party" / "superd-shout"
+
+TOML = """
+[service.shout]
+plugin = "shout"
+listen = "tcp://127.0.0.1:0"
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The interpreter of a fresh environment with superd, and then with the distribution too.
+
+    superd and what it needs are those of the environment that runs the tests: nothing is fetched.
+    """
+    directory = tmp_path_factory.mktemp("environment")
+    venv.create(directory, with_pip=False)
+    python = directory / "bin" / "python"
+    site = next(directory.glob("lib/python*/site-packages"))
+    ours = sysconfig.get_path("purelib")
+    (site / "superd.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
+    assert "shout" not in superd(str(python), "plugins")
+    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, *offline, str(PROJECT)], check=True, timeout=120)
+    return str(python)
+
+
+def superd(python: str, *arguments: str) -> str:
+    command = [python, "-m", "superd", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+@pytest.fixture(scope="module")
+def served(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Superd]:
+    one = Superd(tmp_path_factory.mktemp("superd"), TOML, python=python)
+    try:
+        yield one.start()
+    finally:
+        one.stop()
+
+
+def test_it_serves_without_any_other_change(served: Superd) -> None:
+    assert exchange(served.connect("shout"), b"hello\nworld\n") == b"HELLO\nWORLD\n"
+    assert exchange(served.connect("echo"), b"as before") == b"as before"
+
+
+def test_it_is_listed_with_its_distribution_and_version(python: str) -> None:
+    assert re.search(r"^shout +superd-shout +1\.0 +stream +-$", superd(python, "plugins"), re.M)
+    (shout,) = [p for p in json.loads(superd(python, "plugins", "--json")) if p["name"] == "shout"]
+    assert (shout["distribution"], shout["version"]) == ("superd-shout", "1.0")
+
+
+def test_it_is_described(python: str) -> None:
+    told = superd(python, "plugins", "shout")
+    assert "superd-shout 1.0 (superd_shout)" in told
+    assert "Answers every line in capitals." in told
+
+
+def test_it_is_the_plugin_that_the_readme_shows() -> None:
+    (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert (PROJECT / "superd_shout.py").read_text() == source
