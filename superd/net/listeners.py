@@ -184,7 +184,10 @@ def _listener(name: str, service: Service, address: Address, *, share: bool) -> 
     sock = _bound(service, address, share=share)
     if address.transport.is_unix:
         file = None if address.path.startswith("@") else _identity(address.path)
-        return Listener(name, service, address, sock, file=file)
+        listener = Listener(name, service, address, sock, file=file)
+        # at once: a file where nobody listens is taken for one that was left behind
+        listener.start()
+        return listener
     address = replace(address, port=sock.getsockname()[1])
     return Listener(name, service, address, sock, shares_port=share)
 

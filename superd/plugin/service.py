@@ -71,7 +71,8 @@ class Service:
        `async stream(conn)` talks over a stream connection;
        `protocol(conn) -> asyncio.Protocol` does so at full speed;
        `datagram(packet) -> bytes | None` answers a datagram, or keeps quiet;
-       `async takeover(sock, conn)` has the raw, non-blocking socket until it returns.
+       `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
+       was sent is delivered and the socket closed, unless it was closed or detached already.
        For streams the first of protocol, stream, takeover and respond that is there is used, for
        datagrams the first of datagram and respond.
     5. `close()` when the worker has drained.
@@ -97,6 +98,7 @@ class Service:
 
 STREAM_METHODS = ("protocol", "stream", "takeover", "respond")
 DATAGRAM_METHODS = ("datagram", "respond")
+ASYNC_METHODS = ("stream", "takeover")
 
 
 def kinds_of(service: type[Service]) -> tuple[str, ...]:
@@ -113,8 +115,11 @@ def mistake_in(service: object) -> str | None:
         return f"{service.__qualname__}.name is empty"
     if not kinds_of(service):
         return f"{service.__qualname__} has none of the methods {', '.join(STREAM_METHODS)}"
-    for name in ("stream", "takeover"):
+    for name in (*STREAM_METHODS, *DATAGRAM_METHODS):
         method = getattr(service, name, None)
-        if method is not None and not inspect.iscoroutinefunction(method):
+        is_async = inspect.iscoroutinefunction(method)
+        if name in ASYNC_METHODS and method is not None and not is_async:
             return f"{service.__qualname__}.{name} is not async: it would block everybody else"
+        if name not in ASYNC_METHODS and is_async:
+            return f"{service.__qualname__}.{name} is async, but it is to answer at once"
     return None

@@ -107,6 +107,10 @@ class Acceptor:
         """Leave those who wait in the backlog for a while; polling would only spin."""
         self._report(error, "cannot accept, clients wait")
         self.engine.check_listeners()
+        if error.errno == errno.EMFILE:
+            self.engine.check_descriptors()
+        if self.stopped:
+            return
         self.engine.loop.remove_reader(self.listener)
         self.engine.loop.call_later(self.pause, self.start)
         self.pause = min(self.pause * 2, LONGEST_PAUSE)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
 
-from superd.admission.reflection import ReflectionGuard
+from superd.admission.reflection import ReflectionGuard, is_single_host
 from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import Count, refusal_column
 from superd.net import pktinfo
@@ -76,7 +76,7 @@ class DatagramListener:
         self.is_unix = address.transport.is_unix
         self.asks_destination = address.is_wildcard and not self.is_unix
         self.stopped = False
-        self.bound = Destination(address)
+        self.bound = Destination(address, self.is_unix or is_single_host(address.host))
         self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
         self.guard = guard if serving.entry.reflection_guard and not self.is_unix else None
         self.amplify = serving.entry.amplify or self.is_unix

@@ -16,6 +16,7 @@ from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.observe.records import FloodGate, Record, Report, failure, kind_of
+from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
 from superd.worker.datagrams import DatagramListener
@@ -56,6 +57,7 @@ class Engine:
         self.servings: list[Serving] = []
         self.draining = False
         self.over = False
+        self.own_descriptors = 0
         self._last_number = 0
 
     def add(self, serving: Serving) -> None:
@@ -114,6 +116,7 @@ class Engine:
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve; return once drained."""
+        self.own_descriptors = leaks.count_descriptors()
         for listener in self.listeners:
             listener.start()
         self.loop.call_soon(ready)
@@ -172,6 +175,15 @@ class Engine:
                 self.listeners = []
                 self.stop()
                 return
+
+    def check_descriptors(self) -> None:
+        """Drain where plugins have leaked what is needed to accept; the successor has it anew."""
+        connections = len(self.sessions) + len(self.lingering.sockets)
+        leaked = leaks.leaked(self.own_descriptors, connections)
+        if leaked and not self.draining:
+            message = f"plugins have leaked {leaked} descriptors; another worker is to take over"
+            self.report(Record("error", message))
+            self.drain()
 
     def _flush(self) -> None:
         self.gate.flush()

@@ -57,7 +57,7 @@ REASONS = {
     "segfaults": "its process was ended by SIGSEGV",
     "nothing": "should give one class of the name",
     "others": "should give one class of the name",
-    "blocks": "is not async",
+    "blocks": "Blocks.stream",
 }
 
 

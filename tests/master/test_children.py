@@ -165,7 +165,7 @@ def test_children_killed_at_once_leave_no_zombie(number: int) -> None:
         sock.close()
 
 
-@pytest.mark.parametrize("number", [100, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("number", [50, pytest.param(1000, marks=pytest.mark.soak)])
 def test_a_child_that_is_told_to_end_right_after_the_fork_does(number: int) -> None:
     for _ in range(number):
         pid, sock = fork_child(pausing)

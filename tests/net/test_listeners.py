@@ -269,6 +269,15 @@ def test_a_socket_file_in_use_is_left_alone(
     assert is_answering(path, kind_of(owner))
 
 
+@pytest.mark.parametrize("transport", UNIX_KINDS)
+def test_a_socket_file_of_our_own_is_in_use_by_whatever_name(
+    listening: Listen, tmp_path: Path, transport: str
+) -> None:
+    with pytest.raises(AddressInUse, match=r"/\./echo"):
+        listening(f"{transport}://{tmp_path}/echo", f"{transport}://{tmp_path}/./echo")
+    assert not (tmp_path / "echo").exists()
+
+
 def test_a_socket_in_use_with_a_full_queue_is_left_alone(listening: Listen, tmp_path: Path) -> None:
     path = tmp_path / "busy"
     with socket.socket(socket.AF_UNIX) as busy, contextlib.ExitStack() as clients:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import crowd, ending
+from tests.clients import crowd, ending, reset
 from tests.conftest import Start
 from tests.harness import PATIENCE, Superd, receive_all, until
 from tests.usage import open_descriptors
@@ -150,6 +150,24 @@ def test_an_answer_arrives_whatever_the_client_has_sent(served: Superd, service:
 @pytest.mark.parametrize("service", ANSWERING)
 def test_a_thousand_answers_arrive(served: Superd, service: str) -> None:
     be_answered(served, service, 1000)
+
+
+def test_clients_that_reset_while_they_are_answered_are_no_news(served: Superd) -> None:
+    (worker,) = served.workers()
+    start = len(served.log())
+    for number in range(50):
+        for service in [*ANSWERING, "large", "flood"]:
+            client = served.connect(service)
+            if number % 2:
+                client.send(b"x")
+            if number % 3 == 0 and service != "message":
+                client.recv(1)
+            reset(client)
+    for service in [*ANSWERING, "large", "flood"]:
+        served.wait_until_left(service)
+        assert served.counts(service)["errors"] == 0
+    assert served.log()[start:] == ""
+    assert served.workers() == [worker]
 
 
 def test_an_answer_larger_than_every_buffer_arrives(served: Superd) -> None:

@@ -251,6 +251,8 @@ TAKE = """
             elif data == b"detach":
                 self.kept.append(sock.detach())
                 return
+            elif data == b"share":
+                self.kept.append(sock.dup())  # as a program that was started would have it
             elif data == b"abort":
                 conn.abort()
                 return
@@ -643,6 +645,27 @@ def test_a_taken_socket_may_be_kept_by_the_plugin(served: Superd) -> None:
         client.sendall(b"detach")
         served.wait_until_left("take")
         assert is_open(client)
+
+
+def test_a_taken_socket_that_a_program_has_too_does_not_keep_others_open(served: Superd) -> None:
+    with served.connect("take") as shared, served.connect("respond") as other:
+        shared.sendall(b"share")
+        assert receive_all(shared) == b"taken: share"
+        assert receive_all(other)
+
+        def is_given_up(client: socket.socket) -> bool:
+            """The kernel answers for a socket that nobody has any more with a reset."""
+            try:
+                client.sendall(b"are you there?")
+            except ConnectionError:
+                return True
+            return False
+
+        until(lambda: is_given_up(other), "the other socket to be closed")
+        shared.sendall(b"nobody reads this")
+        with served.connect("respond") as third:
+            assert receive_all(third)
+            until(lambda: is_given_up(third), "a third socket to be closed")
 
 
 def test_a_taken_connection_may_be_aborted(served: Superd) -> None:

@@ -8,6 +8,7 @@ import random
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -103,6 +104,16 @@ def wait_until_served(superd: Superd, service: str, number: int) -> dict[str, in
         return counts if counts["datagrams"] >= number else None
 
     return until(served, f"{number} datagrams of {service}")
+
+
+def wait_until_counted(superd: Superd, service: str, number: int) -> dict[str, int]:
+    """Wait until each datagram was read, or found the queue full; return the counters."""
+
+    def counted() -> dict[str, int] | None:
+        counts = superd.counts(service)
+        return counts if counts["datagrams"] + counts["dropped"] == number else None
+
+    return until(counted, f"{number} datagrams of {service}")
 
 
 # Sizes
@@ -320,11 +331,26 @@ def test_datagrams_that_find_the_queue_full_are_counted(start_superd: Start) -> 
     finally:
         os.kill(worker, signal.SIGCONT)
 
-    def counted() -> bool:
-        counts = superd.counts("discard")
-        return counts["datagrams"] + counts["dropped"] == number and counts["dropped"] > 0
+    assert wait_until_counted(superd, "discard", number)["dropped"] > 0
 
-    until(counted, "each to be read or counted as dropped")
+
+@pytest.mark.soak
+def test_ten_thousand_datagrams_a_second_are_answered_or_counted(start_superd: Start) -> None:
+    superd = start_superd(entries("echo"))
+    rate, seconds = 10_000, 10
+    answered = 0
+    with asking(superd.address("echo", "udp")) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        started = time.monotonic()
+        for turn in range(rate * seconds):
+            client.send(turn.to_bytes(4, "big"))
+            if turn % 100 == 0:
+                answered += len(all_that_came(client))
+                time.sleep(max(0, started + turn / rate - time.monotonic()))
+        counts = wait_until_counted(superd, "echo", rate * seconds)
+        answered += len(all_that_came(client))
+    assert counts["answers"] == counts["datagrams"]
+    assert answered >= rate * seconds * 99 // 100
 
 
 @pytest.mark.parametrize("number", [1000, pytest.param(100_000, marks=pytest.mark.soak)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -10,6 +11,7 @@ import socket
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import pytest
 from superd.errors import ExitCode
 from tests.clients import ask_unixgram, ask_unixpacket, connect_tcp, connect_unix
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, is_alive, make_plugin, superd, until
+from tests.harness import PATIENCE, Superd, ask_udp, exchange, is_alive, make_plugin, superd, until
 from tests.namespaces import Namespace, join, network_namespace
 
 NOBODY = 65534
@@ -281,20 +283,64 @@ def test_a_backlog_beyond_the_limit_of_the_kernel_is_told(start_superd: Start) -
     daemon.wait_for_log(rf"backlog is {most + 1}, but /proc/sys/net/core/somaxconn is {most}")
 
 
-def test_a_crowd_waits_in_the_backlog_while_the_worker_is_busy(start_superd: Start) -> None:
-    daemon = start_superd(echo("tcp://127.0.0.1:0"))
+@pytest.mark.root
+@pytest.mark.tool("ip")
+@pytest.mark.parametrize(("backlog", "overflows"), [(4096, False), (5, True)])
+def test_a_crowd_waits_in_the_backlog_while_the_worker_is_busy(
+    start_superd: Start, machine: Namespace, backlog: int, overflows: bool
+) -> None:
+    daemon = start_superd(echo("tcp://127.0.0.1:7", backlog=backlog), *machine.wrapper)
     (worker,) = daemon.workers()
-    os.kill(worker, signal.SIGSTOP)
-    with contextlib.ExitStack() as crowd:
-        try:
-            # a full backlog would show as connects that take a second and more, or time out
-            clients = [crowd.enter_context(daemon.connect("echo")) for _ in range(500)]
-            for client in clients:
-                client.sendall(b"hello")
-        finally:
-            os.kill(worker, signal.SIGCONT)
+    with contextlib.ExitStack() as crowd, machine.inside():
+        os.kill(worker, signal.SIGSTOP)
+        clients = [crowd.enter_context(socket.socket()) for _ in range(1000)]
         for client in clients:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", 7))
+        dropped = Path("/proc/thread-self/net/netstat").read_text()
+        os.kill(worker, signal.SIGCONT)
+        assert (listen_overflows(dropped) > 0) is overflows
+        for client in clients if not overflows else clients[:5]:
+            client.settimeout(PATIENCE)
+            client.sendall(b"hello")
             assert client.recv(100) == b"hello"
+
+
+def listen_overflows(netstat: str) -> int:
+    """Return how often a queue of connections was full, from /proc/net/netstat."""
+    names, values = (line.split() for line in netstat.splitlines() if line.startswith("TcpExt:"))
+    return int(dict(zip(names, values, strict=True))["ListenOverflows"])
+
+
+@pytest.mark.soak
+@pytest.mark.root
+@pytest.mark.tool("ip")
+def test_ten_thousand_connections_are_served_with_none_kept_waiting(
+    start_superd: Start, machine: Namespace
+) -> None:
+    start_superd(echo("tcp://127.0.0.1:7"), *machine.wrapper)
+    number, at_once = 10_000, 256
+    taken: list[float] = []
+
+    async def talk(turns: Iterator[int]) -> None:
+        for _ in turns:
+            started = time.monotonic()
+            reader, writer = await asyncio.open_connection("127.0.0.1", 7)
+            writer.write(b"hello")
+            assert await reader.readexactly(5) == b"hello"
+            writer.close()
+            await writer.wait_closed()
+            taken.append(time.monotonic() - started)
+
+    async def crowd() -> None:
+        turns = iter(range(number))
+        await asyncio.gather(*(talk(turns) for _ in range(at_once)))
+
+    with machine.inside():
+        asyncio.run(crowd())
+        assert listen_overflows(Path("/proc/thread-self/net/netstat").read_text()) == 0
+    assert len(taken) == number
+    assert max(taken) < 1, "a lost SYN is sent again after a second"
 
 
 # Files of unix sockets

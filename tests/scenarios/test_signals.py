@@ -143,7 +143,7 @@ def test_term_at_any_moment_of_a_start_leaves_nobody_behind(
     directories = [tmp_path / name for name in "ab"]
     for directory in directories:
         directory.mkdir()
-    delays = [[rng.uniform(0.0, 1.0) for _ in range(number // 2)] for _ in directories]
+    delays = [[rng.uniform(0.0, 0.8) for _ in range(number // 2)] for _ in directories]
     with ThreadPoolExecutor(len(directories)) as pool:
         ends = pool.map(start_and_end, directories, delays)
         codes = {code for codes in ends for code in codes}

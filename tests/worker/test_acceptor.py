@@ -64,8 +64,12 @@ class Bench:
         self.listener, self.loop = Listener(*outcomes), Loop()
         self.log: list[Record] = []
         self.taken: list[str] = []
-        gate = FloodGate(self.log.append)
-        engine: Any = SimpleNamespace(loop=self.loop, gate=gate, check_listeners=lambda: None)
+        engine: Any = SimpleNamespace(
+            loop=self.loop,
+            gate=FloodGate(self.log.append),
+            check_listeners=lambda: None,
+            check_descriptors=lambda: None,
+        )
         entry = SimpleNamespace(backlog=4096)
         serving: Any = SimpleNamespace(name="test", counts=[0] * 8, entry=entry)
         listener: Any = self.listener

@@ -1,0 +1,60 @@
+"""Which classes can be served, and what is told of those that cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from superd.plugin.service import Service, kinds_of, mistake_in
+
+
+def sync(*_: object) -> None: ...
+
+
+async def asynchronous(*_: object) -> None: ...
+
+
+async def generator(*_: object) -> Any:
+    yield
+
+
+def made(name: str = "made", /, **methods: object) -> type[Service]:
+    return type("Made", (Service,), {"name": name, **methods})
+
+
+@pytest.mark.parametrize(
+    ("methods", "kinds"),
+    [
+        ({"respond": sync}, ("stream", "datagram")),
+        ({"datagram": sync}, ("datagram",)),
+        ({"protocol": sync}, ("stream",)),
+        ({"stream": asynchronous}, ("stream",)),
+        ({"takeover": asynchronous, "datagram": sync}, ("stream", "datagram")),
+    ],
+)
+def test_a_class_serves_what_it_has_methods_for(
+    methods: dict[str, object], kinds: tuple[str, ...]
+) -> None:
+    assert kinds_of(made(**methods)) == kinds
+    assert mistake_in(made(**methods)) is None
+
+
+@pytest.mark.parametrize(
+    ("service", "mistake"),
+    [
+        (None, "None, which is not a subclass of Service"),
+        (made(respond=sync)(None), "which is not a subclass of Service"),  # type: ignore[arg-type]
+        (object, "which is not a subclass of Service"),
+        (made("", respond=sync), "Made.name is empty"),
+        (made(), "Made has none of the methods protocol, stream, takeover, respond"),
+        (made(stream=sync), "Made.stream is not async"),
+        (made(stream=generator), "Made.stream is not async"),
+        (made(takeover=sync), "Made.takeover is not async"),
+        (made(respond=asynchronous), "Made.respond is async"),
+        (made(protocol=asynchronous), "Made.protocol is async"),
+        (made(datagram=asynchronous), "Made.datagram is async"),
+    ],
+)
+def test_what_cannot_be_served_is_told_by_name(service: object, mistake: str) -> None:
+    assert mistake in (mistake_in(service) or "")
