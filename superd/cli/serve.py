@@ -125,8 +125,11 @@ def line_to_try(address: Address) -> str:
     """Return a command that talks to the address."""
     if address.transport.is_unix:
         if address.path.startswith("@"):
-            kind = {"unix": 1, "unixgram": 2, "unixpacket": 5}[address.transport.value]
-            return f"socat - ABSTRACT-CONNECT:{address.path[1:]},type={kind}"
+            name = address.path[1:]
+            if address.transport is Transport.UNIXGRAM:  # a client without a name gets no answer
+                return f"socat - ABSTRACT-SENDTO:{name},bind={name}-client"
+            kind = 1 if address.transport is Transport.UNIX else 5
+            return f"socat - ABSTRACT-CONNECT:{name},type={kind}"
         if address.transport is Transport.UNIX:
             return f"nc -U {address.path}"
         if address.transport is Transport.UNIXGRAM:

@@ -45,10 +45,6 @@ class Listener:
     file: tuple[int, int] | None = None  # device and inode of a unix socket's file
     backlog: int = 0  # what the kernel made of the entry's
 
-    @property
-    def is_closed(self) -> bool:
-        return self.socket.fileno() < 0
-
     def close(self) -> None:
         """Remove the socket's file where it is still ours, and close the socket.
 
@@ -87,7 +83,7 @@ class Listener:
             done = "had its backlog taken away"
         if done or self.address.transport.is_unix:
             self.socket.listen(self.entry.backlog)
-        if self.address.port and self.socket.getsockname()[1] != self.address.port:
+        if done and self.address.port and self.socket.getsockname()[1] != self.address.port:
             # shutdown(2) lets go of a port that the kernel had chosen, and listen(2) takes another
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return done
@@ -121,7 +117,10 @@ def listen(services: Mapping[str, Service]) -> list[Listener]:
         if address in shared:
             with _gathering(failures, name, service, address):
                 _bound(service, address, share=False).close()
-    for name, service, address in wanted if not failures else ():
+    if failures:
+        # all that is in the way is to be told at once; what was tried has been told
+        wanted = [one for one in wanted if one[2] not in shared]
+    for name, service, address in wanted:
         with _gathering(failures, name, service, address):
             found.append(_listener(name, service, address, share=address in shared))
     for listener in found if not failures else ():
@@ -254,10 +253,14 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
         os.umask(umask)
     if address.path.startswith("@"):
         return
-    if (address.uid, address.gid) != (-1, -1):
-        os.chown(address.path, address.uid, address.gid, follow_symlinks=False)
-    if stat.S_IMODE(os.lstat(address.path).st_mode) != mode:  # by a default ACL of the directory
-        os.chmod(address.path, mode, follow_symlinks=False)
+    try:
+        if (address.uid, address.gid) != (-1, -1):
+            os.chown(address.path, address.uid, address.gid, follow_symlinks=False)
+        if stat.S_IMODE(os.lstat(address.path).st_mode) != mode:  # a default ACL (acl(5)) does so
+            os.chmod(address.path, mode, follow_symlinks=False)
+    except OSError:
+        os.unlink(address.path)
+        raise
 
 
 def _is_stale(address: Address) -> bool:

@@ -107,9 +107,10 @@ class Lingering:
 
     def _look(self) -> None:
         sockets = self.sockets
-        for descriptor, events in self.epoll.poll(0, len(sockets)):
-            if events & select.EPOLLERR or self._has_closed(sockets[descriptor][2]):
-                sockets.pop(descriptor)[2].close()  # which takes it out of the epoll, too
+        for descriptor, _ in self.epoll.poll(0, len(sockets)):
+            # closing takes a socket out of the epoll, but for one that a program has, too
+            if descriptor in sockets and self._has_closed(sockets[descriptor][2]):
+                sockets.pop(descriptor)[2].close()
         now = self.engine.loop.time()
         while sockets:
             descriptor, (deadline, end, sock) = next(iter(sockets.items()))

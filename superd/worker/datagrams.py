@@ -172,12 +172,12 @@ class DatagramListener:
             # Somebody shut the socket down for sending. The master sees only that for receiving.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RD)
-        self._refuse(Refusal.SEND, peer)
+        self._refuse(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
 
-    def _refuse(self, refusal: Refusal, peer: Any) -> None:
+    def _refuse(self, refusal: Refusal, peer: Any, why: str = "") -> None:
         self.serving.counts[refusal_column(refusal)] += 1
         where = Address.of_socket(self.transport, peer).endpoint
-        message = f"datagram not answered: {refusal.value}"
+        message = f"datagram not answered: {refusal.value}{why}"
         record = Record("info", message, service=self.serving.name, peer=where)
         self.engine.gate.report((self.serving.name, refusal), record)
 

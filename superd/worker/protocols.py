@@ -106,9 +106,11 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
             self._transport.set_protocol(InPortions(self))
 
     def read_in_full(self) -> None:
-        if self._transport is not None:
-            self._transport.set_protocol(self)
-            self._transport.set_write_buffer_limits(PORTION)
+        transport = self._transport
+        if transport is not None:
+            transport.set_protocol(self)
+            if transport.get_write_buffer_limits() == (0, 0):  # the plugin has set none
+                transport.set_write_buffer_limits(PORTION)
 
     def pause_writing(self) -> None:
         self._flow("pause_writing")

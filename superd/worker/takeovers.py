@@ -10,6 +10,7 @@ import contextlib
 import select
 import socket
 import struct
+import sys
 
 from superd.net.addresses import Transport
 from superd.plugin.connection import LONGEST_LINE, Connection
@@ -17,7 +18,8 @@ from superd.worker.session import SLOTS, Session, reset_on_close
 
 NO_TIMEOUT = struct.pack("@ll", 0, 0)
 GONE = select.POLLHUP | select.POLLERR
-TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received
+LINUX = sys.platform == "linux"
+TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received (tcp(7))
 
 
 class TakenSession(Session, Connection):
@@ -48,13 +50,13 @@ class TakenSession(Session, Connection):
         return self.sock is None
 
     def progress(self) -> tuple[int, int]:
-        """Ask the kernel, which tells of tcp only (tcp(7)); others count as never idle."""
-        sock = self.sock
-        if self.transport_kind is not Transport.TCP or sock is None or sock.fileno() < 0:
-            return 1, int(self.engine.loop.time() * 1000)
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-        acknowledged, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
-        return received, acknowledged
+        """Ask the kernel; where that does not tell, the connection counts as never idle."""
+        if self.sock is not None and self.transport_kind is Transport.TCP and LINUX:
+            with contextlib.suppress(OSError):
+                info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+                acknowledged, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
+                return received, acknowledged
+        return 1, int(self.engine.loop.time() * 1000)
 
     @property
     def has_gone(self) -> bool:

@@ -39,7 +39,7 @@ listen = "tcp://127.0.0.1:0"
         ("unixgram:///run/echo", "nc -uU /run/echo"),
         ("unixpacket:///run/echo", "socat - UNIX-CONNECT:/run/echo,type=5"),
         ("unix://@echo", "socat - ABSTRACT-CONNECT:echo,type=1"),
-        ("unixgram://@echo", "socat - ABSTRACT-CONNECT:echo,type=2"),
+        ("unixgram://@echo", "socat - ABSTRACT-SENDTO:echo,bind=echo-client"),
     ],
 )
 def test_there_is_a_line_to_try_for_each_kind_of_address(address: str, line: str) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import stat
+import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,6 +121,23 @@ def test_all_addresses_that_cannot_be_had_are_named_and_none_is_kept(
     listening(f"tcp://127.0.0.1:{port}")
 
 
+def test_addresses_that_share_a_port_and_others_are_named_alike(listening: Listen) -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as one,
+        socket.create_server(("127.0.0.2", 0)) as two,
+    ):
+        alone, shared = one.getsockname()[1], two.getsockname()[1]
+        with pytest.raises(AddressInUse) as caught:
+            listening(
+                f"tcp://127.0.0.1:{alone}", f"tcp://127.0.0.2:{shared}", f"tcp://0.0.0.0:{shared}"
+            )
+    places = [line.split()[4] for line in str(caught.value).splitlines()]
+    assert sorted(places) == sorted(
+        f"tcp://{place}:"
+        for place in (f"127.0.0.1:{alone}", f"127.0.0.2:{shared}", f"0.0.0.0:{shared}")
+    )
+
+
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_services_share_a_port_at_different_local_addresses(
     listening: Listen, transport: str
@@ -181,6 +199,20 @@ def test_a_socket_file_has_the_mode_of_the_entry(
     listening(f"{transport}://{tmp_path}/any", f"{transport}://{tmp_path}/few?mode=0640")
     assert stat.S_IMODE((tmp_path / "any").stat().st_mode) == 0o666
     assert stat.S_IMODE((tmp_path / "few").stat().st_mode) == 0o640
+
+
+def test_the_mode_of_the_entry_goes_before_that_of_the_directory(
+    listening: Listen, tmp_path: Path
+) -> None:
+    owner, group, others, unnamed = 0x01, 0x04, 0x20, 0xFFFFFFFF
+    rights = ((owner, 0o7), (group, 0), (others, 0))
+    acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *one, unnamed) for one in rights)
+    try:
+        os.setxattr(tmp_path, "system.posix_acl_default", acl)
+    except OSError as error:
+        pytest.skip(f"no access control lists here: {error}")
+    listening(f"unix://{tmp_path}/echo?mode=0660")
+    assert stat.S_IMODE((tmp_path / "echo").stat().st_mode) == 0o660
 
 
 def test_the_umask_stays_as_it_was(listening: Listen, tmp_path: Path) -> None:
@@ -486,12 +518,27 @@ def test_a_datagram_listener_that_shares_its_port_is_made_anew_beside_the_other(
 def test_a_port_below_1024_is_not_permitted_to_another_user() -> None:
     if int(UNPRIVILEGED.read_text()) <= 1:
         pytest.skip("any user may bind any port here")
+    text = refusal_to_nobody("tcp://127.0.0.1:1")
+    where = "service.echo: cannot listen on tcp://127.0.0.1:1"
+    assert text == f"{where}: not permitted: superd is not root"
+
+
+@pytest.mark.root
+def test_an_owner_that_cannot_be_given_leaves_no_file_behind(open_directory: Path) -> None:
+    open_directory.chmod(0o777)
+    text = refusal_to_nobody(f"unix://{open_directory}/echo?user=0")
+    assert text == f"service.echo: cannot listen on unix://{open_directory}/echo: not permitted"
+    assert not (open_directory / "echo").exists()
+
+
+def refusal_to_nobody(address: str) -> str:
+    """Return why another user than root may not listen."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.setresuid(NOBODY, NOBODY, NOBODY)
-            listen({"echo": service("tcp://127.0.0.1:1")})
+            listen({"echo": service(address)})
         except NotPermitted as error:
             os.write(writer, str(error).encode())
         finally:
@@ -500,5 +547,4 @@ def test_a_port_below_1024_is_not_permitted_to_another_user() -> None:
     with open(reader) as pipe:
         text = pipe.read()
     os.waitpid(pid, 0)
-    where = "service.echo: cannot listen on tcp://127.0.0.1:1"
-    assert text == f"{where}: not permitted: superd is not root"
+    return text

@@ -64,7 +64,7 @@ TALK = """
             conn.send_eof()
             self.see(await conn.readline())
 
-        async def close(self, conn):
+        async def leave(self, conn):
             await conn.send(b"goodbye")
             conn.close()
             conn.close()
@@ -413,7 +413,7 @@ def test_send_eof_ends_one_direction_only(served: Superd) -> None:
 @pytest.mark.parametrize("unread", [0, 1, 100_000])
 def test_close_delivers_what_was_sent_and_may_be_repeated(served: Superd, unread: int) -> None:
     with served.connect("talk") as client:
-        client.sendall(b"close\n" + bytes(unread))
+        client.sendall(b"leave\n" + bytes(unread))
         assert ending(client) == (b"goodbye", "fin")
 
 
@@ -663,7 +663,10 @@ def test_a_taken_socket_that_a_program_has_too_does_not_keep_others_open(served:
 
         until(lambda: is_given_up(other), "the other socket to be closed")
         shared.sendall(b"nobody reads this")
-        with served.connect("respond") as third:
+        # the next client gets the descriptor that was the shared socket's, a third another one
+        with served.connect("talk") as next_one, served.connect("respond") as third:
+            next_one.sendall(b"who\n")
+            assert receive_all(next_one)
             assert receive_all(third)
             until(lambda: is_given_up(third), "a third socket to be closed")
 

@@ -141,7 +141,7 @@ FRAIL = """
         name = "frail"
 
         def prepare(self):
-            marker = pathlib.Path(os.environ["LANG"])
+            marker = pathlib.Path(os.environ.get("LANG", "unset"))
             if marker.exists():
                 {act}
 
