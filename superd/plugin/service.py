@@ -9,6 +9,8 @@ import inspect
 import socket
 from typing import Any, ClassVar
 
+from pydantic import ConfigDict
+
 from superd.config.model import Section
 from superd.net.addresses import Address, Transport
 
@@ -18,6 +20,8 @@ class Options(Section):
 
     A field `longest_line` is written `longest-line` in TOML.
     """
+
+    model_config = ConfigDict(defer_build=False)  # built once in the master, for all workers
 
 
 class Request:

@@ -16,6 +16,7 @@ from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.plugin.service import Request
 from superd.worker.protocols import LINGER, PATIENCE, ProtocolSession, advance
+from superd.worker.scratch import SCRATCH
 from superd.worker.serving import Serving
 from superd.worker.session import connection_id, report_failure, reset_on_close, undelivered
 
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
     from superd.worker.engine import Engine
 
 UNLIMITED = 1 << 62
-LOOK = 0.02  # seconds between looks at the sockets that linger
+# tcp(7): what is sent waits for the end of the stream, to go out in one segment with it
+WITH_THE_END = socket.MSG_DONTWAIT | getattr(socket, "MSG_MORE", 0)
+FIRST_LOOK = 0.001  # seconds until sockets that linger are looked at for the first time
+LOOK = 0.02  # seconds between looks at those that went on lingering
 
 _BYTES_OUT = int(Count.BYTES_OUT)
 
@@ -53,7 +57,7 @@ class Answerer:
             sock.close()
             return
         try:
-            sent = sock.send(answer, socket.MSG_DONTWAIT) if size else 0
+            sent = sock.send(answer, WITH_THE_END) if size else 0
             if sent < size:
                 self._send_rest(sock, sockaddr, answer[sent:])
             else:
@@ -87,50 +91,68 @@ class Lingering:
     """Sockets that have been answered and wait for the client to close, a second at most; longer
     only for a client that still takes what the kernel has for it.
 
-    They are looked at together, some times a second: most clients have closed by then, and a
-    look at all costs less than to have the loop wake up for each.
+    Most clients have closed a moment later, when all that are new are looked at together: that
+    costs less than to have the loop wake up for each. The others are looked at some times a second.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.epoll = select.epoll()
-        # by descriptor, the next to be looked at first: when that is, and when it is over
-        self.sockets: dict[int, tuple[float, float, socket.SocketType]] = {}
-        self._unread = bytearray(1 << 16)
+        self._new: list[socket.SocketType] = []
+        # by descriptor, the next whose time is over first: when that is, and when at the latest
+        self._slow: dict[int, tuple[float, float, socket.SocketType]] = {}
+
+    def __len__(self) -> int:
+        return len(self._new) + len(self._slow)
 
     def add(self, sock: socket.SocketType) -> None:
-        if not self.sockets:
-            self.engine.loop.call_later(LOOK, self._look)
+        if not self._new:
+            self.engine.loop.call_later(FIRST_LOOK, self._look_at_new)
+        self._new.append(sock)
+
+    def _look_at_new(self) -> None:
+        new, self._new = self._new, []
+        for sock in new:
+            if _has_closed(sock):
+                sock.close()
+            else:
+                self._wait_for(sock)
+        self.engine.end_if_drained()
+
+    def _wait_for(self, sock: socket.SocketType) -> None:
+        if not self._slow:
+            self.engine.loop.call_later(LOOK, self._look_at_slow)
         descriptor, now = sock.fileno(), self.engine.loop.time()
-        self.sockets[descriptor] = (now + LINGER, now + PATIENCE, sock)
+        self._slow[descriptor] = (now + LINGER, now + PATIENCE, sock)
         self.epoll.register(descriptor, select.EPOLLIN)
 
-    def _look(self) -> None:
-        sockets = self.sockets
-        for descriptor, _ in self.epoll.poll(0, len(sockets)):
+    def _look_at_slow(self) -> None:
+        slow = self._slow
+        for descriptor, _ in self.epoll.poll(0, len(slow)):
             # closing takes a socket out of the epoll, but for one that a program has, too
-            if descriptor in sockets and self._has_closed(sockets[descriptor][2]):
-                sockets.pop(descriptor)[2].close()
+            if descriptor in slow and _has_closed(slow[descriptor][2]):
+                slow.pop(descriptor)[2].close()
         now = self.engine.loop.time()
-        while sockets:
-            descriptor, (deadline, end, sock) = next(iter(sockets.items()))
+        while slow:
+            descriptor, (deadline, end, sock) = next(iter(slow.items()))
             if deadline > now:
                 break
-            del sockets[descriptor]
+            del slow[descriptor]
             if end > now and undelivered(sock):
-                sockets[descriptor] = (now + LINGER, end, sock)
+                slow[descriptor] = (now + LINGER, end, sock)
             else:
                 sock.close()
-        if sockets:
-            self.engine.loop.call_later(LOOK, self._look)
+        if slow:
+            self.engine.loop.call_later(LOOK, self._look_at_slow)
         else:
             self.engine.end_if_drained()
 
-    def _has_closed(self, sock: socket.SocketType) -> bool:
-        """Read away what the client still sends; tell whether it has closed."""
-        try:
-            return sock.recv_into(self._unread, 0, socket.MSG_DONTWAIT) == 0
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+
+def _has_closed(sock: socket.SocketType) -> bool:
+    """Read away what the client still sends; tell whether it has closed."""
+    try:
+        return sock.recv_into(SCRATCH, 0, socket.MSG_DONTWAIT) == 0
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True

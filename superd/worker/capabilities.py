@@ -24,6 +24,8 @@ SECBIT_KEEP_CAPS = 1 << 4
 VERSION_3 = 0x20080522
 LAST_CAPABILITY = 63  # prctl says EINVAL past the kernel's own last one
 
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
 
 @dataclass(frozen=True)
 class Capabilities:
@@ -100,12 +102,8 @@ def _prctl(option: int, argument: int = 0) -> int:
 
 
 def _call(function: str, *arguments: object) -> int:
-    result = int(_libc()[function](*arguments))
+    result = int(_LIBC[function](*arguments))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
     return result
-
-
-def _libc() -> ctypes.CDLL:
-    return ctypes.CDLL(None, use_errno=True)

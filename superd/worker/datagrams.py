@@ -23,6 +23,7 @@ from superd.net.addresses import Address
 from superd.net.pktinfo import Destination, destination
 from superd.observe.records import Record
 from superd.plugin.service import Request
+from superd.worker.scratch import LARGEST, SCRATCH
 from superd.worker.serving import Serving
 from superd.worker.session import report_failure
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 BATCH = 64  # datagrams per wake-up: the others' turn comes before a flood is over
 PAUSE = 0.1  # seconds, after an error that is not expected to pass at once
 LAST_BATCHES = 64  # more than a socket's buffer holds
-LARGEST = 1 << 18  # udp carries 65,527 bytes at most; a unix datagram may be longer still
 LARGEST_ANSWER = 65507
 DESTINATIONS = 1024  # addresses of ours that are remembered
 
@@ -52,10 +52,7 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 
 class DatagramListener:
-    """Serves one bound socket. All of them read into one buffer, each datagram at a time."""
-
-    buffer = bytearray(LARGEST)
-    view = memoryview(buffer)
+    """Serves one bound socket."""
 
     def __init__(
         self,
@@ -102,11 +99,11 @@ class DatagramListener:
             try:
                 if self.asks_destination:
                     size, ancillary, _, peer = self.sock.recvmsg_into(
-                        (self.buffer,), pktinfo.SPACE, READING
+                        (SCRATCH,), pktinfo.SPACE, READING
                     )
                     asked = self.destination(tuple(ancillary))
                 else:
-                    size, peer = self.sock.recvfrom_into(self.buffer, 0, READING)
+                    size, peer = self.sock.recvfrom_into(SCRATCH, 0, READING)
                     asked = self.bound
             except BlockingIOError:
                 break
@@ -136,7 +133,7 @@ class DatagramListener:
         self.engine.loop.call_later(PAUSE, self.start)
 
     def _serve(self, size: int, peer: Any, asked: Destination) -> int | None:
-        """Have the plugin answer what is in the buffer; return the size of what was sent."""
+        """Have the plugin answer what has been read; return the size of what was sent."""
         if self.guard is not None:
             refusal = self.guard.refusal(peer[0], peer[1], asked.is_one_host)
         else:
@@ -145,7 +142,7 @@ class DatagramListener:
             self._refuse(refusal, peer)
             return None
         room = max(size, LARGEST_ANSWER) if self.amplify else size
-        data = self.view[:size].tobytes()
+        data = SCRATCH[:size].tobytes()
         try:
             answer = self.handle(Request(data, room, self.transport, peer, asked.address))
             if answer is None:

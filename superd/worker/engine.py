@@ -111,7 +111,7 @@ class Engine:
 
     def end_if_drained(self) -> None:
         """Stop the loop once nobody is left."""
-        if self.draining and not self.sessions and not self.lingering.sockets:
+        if self.draining and not self.sessions and not self.lingering:
             self._end()
 
     def run(self, ready: Callable[[], None]) -> None:
@@ -178,7 +178,7 @@ class Engine:
 
     def check_descriptors(self) -> None:
         """Drain where plugins have leaked what is needed to accept; the successor has it anew."""
-        connections = len(self.sessions) + len(self.lingering.sockets)
+        connections = len(self.sessions) + len(self.lingering)
         leaked = leaks.leaked(self.own_descriptors, connections)
         if leaked and not self.draining:
             message = f"plugins have leaked {leaked} descriptors; another worker is to take over"

@@ -12,7 +12,8 @@ import os
 import socket
 from collections import deque
 
-LARGEST = 1 << 18  # bytes of a packet
+from superd.worker.scratch import LARGEST, SCRATCH
+
 HIGH_WATER = 64 * 1024
 
 
@@ -20,10 +21,8 @@ class PacketTransport(asyncio.Transport):
     """Carries packets between a socket and an asyncio protocol.
 
     An empty packet means the end. One that is too long breaks the connection: a part of a packet
-    means nothing. All transports read into one buffer, each packet at a time.
+    means nothing.
     """
-
-    _buffer = memoryview(bytearray(LARGEST))
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, protocol: asyncio.Protocol
@@ -47,7 +46,7 @@ class PacketTransport(asyncio.Transport):
     def _readable(self) -> None:
         try:
             # with MSG_TRUNC the size is told of a packet that did not fit
-            size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            size = self._sock.recv_into(SCRATCH, 0, socket.MSG_TRUNC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
@@ -56,7 +55,7 @@ class PacketTransport(asyncio.Transport):
         if size > LARGEST:
             self._lose(OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE)))
         elif size:
-            self._protocol.data_received(self._buffer[:size].tobytes())
+            self._protocol.data_received(SCRATCH[:size].tobytes())
         else:
             self.pause_reading()
             if not self._protocol.eof_received():

@@ -41,6 +41,8 @@ MODULES = (
     "uvloop",
 )  # fmt: skip
 
+OWN_MODULES = ("superd.worker.", "superd.plugin.")  # a plugin's traceback leads through them
+
 NO_NAME = "x" * 64  # longer than any label of the domain name system: no server is asked for it
 
 
@@ -55,6 +57,7 @@ def warm_up() -> None:
     for codec in CODECS:
         codecs.lookup(codec)
     time.tzset()
+    keep_sources([name for name in sys.modules if name.startswith(OWN_MODULES)])
 
 
 def load(modules: Iterable[str]) -> None:

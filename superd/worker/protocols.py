@@ -16,12 +16,15 @@ from superd.net.addresses import Transport
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.inbox import Inbox
 from superd.worker.packets import PacketTransport
+from superd.worker.scratch import SCRATCH
 from superd.worker.session import SLOTS, Session, reset_on_close, undelivered
 
 LINGER = 1.0  # seconds that unread input is still read, once all is sent
 PATIENCE = 30.0  # seconds that a client may take no byte of what is left for it
 PORTION = 64 * 1024  # the most that is read at once from a client that is not known
 KNOWN = 16 << 20  # bytes: more than the kernels would hold for a client that never reads
+
+_PORTION = SCRATCH[:PORTION]
 
 
 class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
@@ -290,10 +293,10 @@ class InPortions(asyncio.BufferedProtocol):
         self.session = session
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _portion
+        return _PORTION
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.session.data_received(_portion[:nbytes].tobytes())
+        self.session.data_received(_PORTION[:nbytes].tobytes())
         if self.session.received >= KNOWN:
             self.session.read_in_full()
 
@@ -308,9 +311,6 @@ class InPortions(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.session.connection_lost(exc)
-
-
-_portion = memoryview(bytearray(PORTION))  # of all: each is copied before the next comes
 
 
 def advance(attaching: Coroutine[asyncio.Future[object], None, None], _: object = None) -> None:

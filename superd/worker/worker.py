@@ -17,6 +17,7 @@ import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -120,7 +121,7 @@ def _live(assignment: Assignment, channel: Channel) -> None:
 
 def _prepared(assignment: Assignment) -> dict[str, PluginService]:
     """Load, build and prepare the plugins of all services."""
-    before = set(sys.modules)
+    known = len(sys.modules)
     plugins: dict[str, PluginService] = {}
     for name, entry in assignment.services.items():
         kind = registry.load(assignment.plugins[entry.plugin])
@@ -133,8 +134,8 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
         except BaseException as error:
             raise SuperdError(f"service.{name}: prepare failed: {reason(error)}") from error
         plugins[name] = plugin
-    ours = {name for name in sys.modules if name.startswith(("superd.worker.", "superd.plugin."))}
-    preload.keep_sources((set(sys.modules) - before) | ours)
+    # the newest only: to look at all would give the worker a copy of what it shares with the master
+    preload.keep_sources(tuple(islice(reversed(sys.modules), len(sys.modules) - known)))
     return plugins
 
 

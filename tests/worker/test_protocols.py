@@ -127,7 +127,7 @@ class Bench:
         for listener in self.engine.listeners:
             listener.stop()
         try:
-            self.turn(lambda: not self.engine.sessions and not self.engine.lingering.sockets)
+            self.turn(lambda: not self.engine.sessions and not self.engine.lingering)
         finally:
             self.engine.lingering.epoll.close()
             self.loop.close()
