@@ -1,6 +1,6 @@
-"""Why something was refused: one word for the log line, the counter and the test.
+"""Why something was refused: one word for the log line, the counter, `explain` and the test.
 
-Used in workers and by `superd status`. Never raises.
+Used in workers, by `superd status` and by `superd explain`. Never raises.
 """
 
 from __future__ import annotations
@@ -9,7 +9,26 @@ import enum
 
 
 class Refusal(enum.Enum):
-    """A reason not to answer a datagram."""
+    """A reason not to let somebody in, or not to answer a datagram.
+
+    Where a key of the configuration is the reason, its name is the word.
+    """
+
+    BANNED = "banned"  # the source is banned from all services for a time
+    ACCESS = "access"  # by allow and deny
+    TIMES = "access-times"
+    LOAD = "max-load"
+    RATE = "rate"
+    SOURCE_RATE = "rate-per-source"
+    SOURCE_CONNECTIONS = "max-per-source"
+    CONNECTIONS = "max-connections"
+    DAEMON_LOAD = "daemon-max-load"
+    DAEMON_RATE = "daemon-rate"
+    DAEMON_SOURCE_RATE = "daemon-rate-per-source"
+    DAEMON_SOURCE_CONNECTIONS = "daemon-max-per-source"
+    DAEMON_CONNECTIONS = "daemon-max-connections"
+    SOURCES = "too-many-sources"  # there is no memory left to count another one in
+    BUSY = "busy"  # the counters are locked by a worker that has been stopped
 
     SOURCE_PORT = "source-port"  # a service port: an answer might come back for ever
     SOURCE_ADDRESS = "source-address"  # broadcast, multicast or no address at all

@@ -27,6 +27,7 @@ from superd.config.values import (
     Group,
     Groups,
     LogSinks,
+    Rate,
     Size,
     SocketPath,
     Strings,
@@ -116,7 +117,40 @@ class Confinement(Section):
     ] = ""
 
 
-class Service(Confinement):
+class SourceNetblock(Section):
+    """How much of an address is one source, in bits: who has one address often has all of them."""
+
+    ipv4: Annotated[int, Field(ge=0, le=32, description="bits of an IPv4 address")] = 32
+    ipv6: Annotated[int, Field(ge=0, le=128, description="bits of an IPv6 address")] = 64
+
+
+MostConnections = Annotated[int, Field(ge=0, le=LARGEST_LIMIT)]
+
+
+class Limits(Section):
+    """How many may come in, and how fast. 0 is no limit."""
+
+    max_connections: Annotated[MostConnections, Field(description="connections at a time")] = 0
+    rate: Annotated[Rate, Field(description="new connections, or datagrams, in a time")] = 0.0
+    burst: Annotated[
+        MostConnections, Field(description="how many at once; the default is a second's worth")
+    ] = 0
+    max_per_source: Annotated[
+        MostConnections, Field(description="connections of one source at a time")
+    ] = 0
+    rate_per_source: Annotated[Rate, Field(description="the same as rate for each source")] = 0.0
+    burst_per_source: Annotated[
+        MostConnections, Field(description="the same as burst for each source")
+    ] = 0
+    source_netblock: Annotated[
+        SourceNetblock, Field(description="how many bits of an address are one source")
+    ] = SourceNetblock()
+    max_load: Annotated[
+        float, Field(ge=0, le=1e6, description="the system's load average of the last minute")
+    ] = 0.0
+
+
+class Service(Confinement, Limits):
     """One service entry: a plugin, the addresses it listens on, and how it is confined."""
 
     plugin: Annotated[str, Field(min_length=1, description="name of an installed plugin")]
@@ -146,6 +180,17 @@ class Service(Confinement):
         Duration, Field(description="for the whole connection; 0 for none")
     ] = 0.0
 
+    on_limit: Annotated[
+        Literal["wait", "reject", "tarpit"] | None,
+        Field(
+            description="what becomes of a client beyond a limit; the default is to wait at the"
+            " service's own, and to be rejected at those of its source"
+        ),
+    ] = None
+    banner_refused: Annotated[
+        str, Field(max_length=4096, description="text for a client that is rejected")
+    ] = ""
+
     amplify: Annotated[
         bool, Field(description="datagrams: an answer may be longer than its request")
     ] = False
@@ -170,8 +215,8 @@ class Defaults(Service):
     listen: Annotated[Addresses, Field(description="addresses, such as tcp://*:7")] = ()
 
 
-class Daemon(Section):
-    """The [daemon] table: the process as a whole."""
+class Daemon(Limits):
+    """The [daemon] table: the process as a whole. Its limits are for all services together."""
 
     workers: Annotated[
         Annotated[int, Field(ge=1, le=256)] | Literal["auto"],

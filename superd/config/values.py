@@ -89,7 +89,9 @@ def parse_size(value: object) -> int:
 
 
 def parse_rate(value: object) -> float:
-    """Return events a second from "50/s" or "100/min"."""
+    """Return events a second from "50/s" or "100/min"; a bare 0 means no bound."""
+    if value == 0 and not isinstance(value, bool):
+        return 0.0
     if isinstance(value, str) and (match := re.fullmatch(_RATE, value)):
         return int(match[1]) / _RATE_UNITS[match[2]]
     raise ValueError('expected a rate such as "50/s", "100/min" or "1000/h"')
@@ -236,7 +238,9 @@ Size = Annotated[
     JsonSchema({"anyOf": [_INTEGER, _matching(_SIZE, "64KiB")]}),
 ]
 Rate = Annotated[
-    float, BeforeValidator(parse_rate), JsonSchema(_matching(_RATE, "50/s", "100/min"))
+    float,
+    BeforeValidator(parse_rate),
+    JsonSchema({"anyOf": [_matching(_RATE, "50/s", "100/min"), {"const": 0}]}),
 ]
 User = Annotated[int, BeforeValidator(_user), JsonSchema({"anyOf": [_STRING, _INTEGER]})]
 Group = Annotated[int, BeforeValidator(_group), JsonSchema({"anyOf": [_STRING, _INTEGER]})]

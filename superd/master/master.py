@@ -16,6 +16,7 @@ from enum import Enum
 from functools import partial
 from typing import Any
 
+from superd.admission.ledger import Ledger
 from superd.admission.scoreboard import Scoreboard
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.children import ALLOWANCE, Child, Throttle, fork_child, how_it_ended, reap
@@ -72,6 +73,7 @@ class Master:
             for _ in range(pool.workers):
                 self.places.append(Place(len(self.places), pool, throttle))
         self.scoreboard = Scoreboard(list(plan.services), len(self.places))
+        self.ledger = Ledger(list(plan.services), len(self.places))
         self.selector = selectors.DefaultSelector()
         self.control: ControlSocket | None = None
         self._serial = 0
@@ -207,6 +209,8 @@ class Master:
             sockets=self.watch.sockets(pool.services),
             served_ports=self.watch.udp_ports(),
             scoreboard=self.scoreboard,
+            ledger=self.ledger,
+            limits=self.plan.settings.daemon,
             directory=self.plan.settings.file.parent,
             drain_timeout=self.plan.settings.daemon.drain_timeout,
             loop=self.plan.settings.daemon.loop,
@@ -263,6 +267,7 @@ class Master:
         child.channel.close()
         place.child = None
         self.scoreboard.vacate(place.number)
+        self.ledger.vacate(place.number)
         ended_for = child.ended_for if code == -signal.SIGKILL else ""
         exit_code, why = child.failure or (ExitCode.FAILED, ended_for)
         what = f"worker {child.pid} of pool {place.pool.name} {how_it_ended(code)}"

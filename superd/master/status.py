@@ -57,4 +57,5 @@ def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
         "pool": pool.name,
         "listen": [str(address) for address, _ in sockets],
         "counts": {**master.scoreboard.totals(name), "dropped": full},
+        "durations": master.scoreboard.durations(name),
     }

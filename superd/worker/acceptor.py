@@ -1,20 +1,25 @@
 """The accept loop: takes what waits on one listener, a bounded number at a time.
 
-Runs in the worker, on the loop. Polls its listener only while a connection could be taken, and
-never closes it. Never trusts the listener's O_NONBLOCK: SO_RCVTIMEO bounds an accept that another
-process made blocking. Never raises.
+Runs in the worker, on the loop. Polls its listener only while a connection could be taken: not
+while a limit makes clients wait. Never closes it. Never trusts the listener's O_NONBLOCK:
+SO_RCVTIMEO bounds an accept that another process made blocking. Never raises.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from superd.admission.gate import Ticket
+from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import Count
+from superd.net.addresses import Address
 from superd.observe.records import Record
+from superd.worker.refused import turn_away, unix_peer
 from superd.worker.serving import Serving
 
 if TYPE_CHECKING:
@@ -35,6 +40,7 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.25
 
 _ACCEPTED = int(Count.ACCEPTED)
+_WAITS = int(Count.WAITS)
 
 
 class Accepted(socket.socket):
@@ -47,27 +53,38 @@ class Accepted(socket.socket):
 
 
 class Acceptor:
-    """Accepts on one listener and hands each, a socket of the type `make`, to `dispatch`."""
+    """Accepts on one listener and hands each that the gate lets in, a socket of the type `make`
+    and what it was told of the client, to `dispatch`.
+    """
 
     def __init__(
         self,
         engine: Engine,
         serving: Serving,
+        address: Address,
         listener: socket.socket,
-        dispatch: Callable[[Any, Any], None],
+        dispatch: Callable[[Any, Any, Ticket], None],
         make: type[socket.SocketType],
     ) -> None:
         self.engine = engine
         self.serving = serving
+        self.address = address
         self.listener = listener
         self.dispatch = dispatch
         self.make = make
+        self.is_unix = address.transport.is_unix
         self.numbers = (int(listener.family), int(listener.type), listener.proto)
         self.pause = FIRST_PAUSE
         self.stopped = False
+        self.is_at_limit = False
+        self.resumption: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
         """Poll the listener."""
+        self.serving.waiting.discard(self)
+        if self.resumption is not None:
+            self.resumption.cancel()
+            self.resumption = None
         if not self.stopped:
             self.engine.loop.add_reader(self.listener, self.accept)
 
@@ -86,13 +103,22 @@ class Acceptor:
         # what socket.accept does, without its three enumerations: a tenth of a short connection
         accept: Callable[[], tuple[int, Any]] = self.listener._accept  # type: ignore[attr-defined]
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
-        counts = self.serving.counts
+        counts, gate, is_unix = self.serving.counts, self.serving.gate, self.is_unix
+        waits = gate.waits
         for _ in range(BATCH):
+            if waits and (delay := gate.reserve()):
+                self._wait(delay)
+                return False
+            self.is_at_limit = False
             try:
                 descriptor, sockaddr = accept()
             except BlockingIOError:
+                if waits:
+                    gate.unreserve()
                 return False
             except OSError as error:
+                if waits:
+                    gate.unreserve()
                 if error.errno not in NEXT:
                     self._pause(error)
                     return False
@@ -100,8 +126,26 @@ class Acceptor:
                 continue
             self.pause = FIRST_PAUSE
             counts[_ACCEPTED] += 1
-            dispatch(make(*numbers, descriptor), sockaddr)
+            sock = make(*numbers, descriptor)
+            ticket = gate.admit(unix_peer(sock) if is_unix else sockaddr[0])
+            if isinstance(ticket, Refusal):
+                turn_away(self.engine, self.serving, self.address, sock, sockaddr, ticket)
+            else:
+                dispatch(sock, sockaddr, ticket)
         return True
+
+    def _wait(self, delay: int) -> None:
+        """Leave those who come in the backlog, for some ns or until a connection ends."""
+        if not self.is_at_limit:
+            self.is_at_limit = True
+            self.serving.counts[_WAITS] += 1
+        self.serving.waiting.add(self)
+        self._resume_in(delay / 1e9)
+
+    def _resume_in(self, seconds: float) -> None:
+        if not self.stopped:
+            self.engine.loop.remove_reader(self.listener)
+            self.resumption = self.engine.loop.call_later(seconds, self.start)
 
     def _pause(self, error: OSError) -> None:
         """Leave those who wait in the backlog for a while; polling would only spin."""
@@ -109,14 +153,11 @@ class Acceptor:
         self.engine.check_listeners()
         if error.errno == errno.EMFILE:
             self.engine.check_descriptors()
-        if self.stopped:
-            return
-        self.engine.loop.remove_reader(self.listener)
-        self.engine.loop.call_later(self.pause, self.start)
+        self._resume_in(self.pause)
         self.pause = min(self.pause * 2, LONGEST_PAUSE)
 
     def _report(self, error: OSError, what: str) -> None:
         name = errno.errorcode.get(error.errno or 0, "")
         message = f"{what}: {os.strerror(error.errno or 0)} ({name})"
         record = Record("warning", message, service=self.serving.name)
-        self.engine.gate.report((self.serving.name, name), record)
+        self.engine.flood_gate.report((self.serving.name, name), record)

@@ -12,7 +12,8 @@ import select
 import socket
 from typing import TYPE_CHECKING, Any
 
-from superd.admission.scoreboard import Count
+from superd.admission.gate import Ticket
+from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
 from superd.plugin.service import Request
 from superd.worker.protocols import LINGER, PATIENCE, ProtocolSession, advance
@@ -30,6 +31,7 @@ FIRST_LOOK = 0.001  # seconds until sockets that linger are looked at for the fi
 LOOK = 0.02  # seconds between looks at those that went on lingering
 
 _BYTES_OUT = int(Count.BYTES_OUT)
+_SHORTEST = duration_column(0.0)
 
 
 class Answerer:
@@ -42,8 +44,14 @@ class Answerer:
         self.serving = serving
         self.kind = kind
 
-    def dispatch(self, sock: socket.SocketType, sockaddr: Any) -> None:
+    def dispatch(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket) -> None:
         """Answer; a session is made only where the answer does not fit into the socket at once."""
+        if self._answer(sock, sockaddr, ticket):
+            self.serving.counts[_SHORTEST] += 1
+            self.serving.gate.leave(ticket)
+
+    def _answer(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket) -> bool:
+        """Tell whether that was all."""
         try:
             answer = self.respond(Request(b"", UNLIMITED, self.kind, sockaddr, sock))
             if not isinstance(answer, bytes):
@@ -55,23 +63,26 @@ class Answerer:
             report_failure(self.engine, self.serving, error, number, peer)
             reset_on_close(sock)
             sock.close()
-            return
+            return True
         try:
             sent = sock.send(answer, WITH_THE_END) if size else 0
             if sent < size:
-                self._send_rest(sock, sockaddr, answer[sent:])
+                self._send_rest(sock, sockaddr, answer[sent:], ticket)
             else:
                 sock.shutdown(socket.SHUT_WR)
                 self.engine.lingering.add(sock)
         except OSError:
             sock.close()  # the client has gone
-            return
+            return True
         self.serving.counts[_BYTES_OUT] += sent
+        return sent == size
 
-    def _send_rest(self, sock: socket.SocketType, sockaddr: Any, rest: bytes) -> None:
+    def _send_rest(
+        self, sock: socket.SocketType, sockaddr: Any, rest: bytes, ticket: Ticket
+    ) -> None:
         whole = socket.socket(fileno=sock.detach())
         session = ProtocolSession()
-        session.begin(self.engine, self.serving, self.kind, sockaddr)
+        session.begin(self.engine, self.serving, self.kind, sockaddr, ticket)
         advance(session.attach(whole, Remainder(rest)))
 
 

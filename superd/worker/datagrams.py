@@ -76,6 +76,7 @@ class DatagramListener:
         self.bound = Destination(address, self.is_unix or is_single_host(address.host))
         self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
         self.guard = guard if serving.entry.reflection_guard and not self.is_unix else None
+        self.gate = serving.gate if serving.gate.has_rules else None
         self.amplify = serving.entry.amplify or self.is_unix
 
     def start(self) -> None:
@@ -138,6 +139,8 @@ class DatagramListener:
             refusal = self.guard.refusal(peer[0], peer[1], asked.is_one_host)
         else:
             refusal = Refusal.TOO_LONG if size > LARGEST else None
+        if refusal is None and self.gate is not None:
+            refusal = self.gate.admit_datagram("" if self.is_unix else peer[0])
         if refusal is not None:
             self._refuse(refusal, peer)
             return None
@@ -176,7 +179,7 @@ class DatagramListener:
         where = Address.of_socket(self.transport, peer).endpoint
         message = f"datagram not answered: {refusal.value}{why}"
         record = Record("info", message, service=self.serving.name, peer=where)
-        self.engine.gate.report((self.serving.name, refusal), record)
+        self.engine.flood_gate.report((self.serving.name, refusal), record)
 
     def _contain(self, error: BaseException, peer: Any) -> None:
         where = Address.of_socket(self.transport, peer)
@@ -186,4 +189,4 @@ class DatagramListener:
         self.serving.counts[_ERRORS] += 1
         message = f"cannot receive: {os.strerror(error.errno or 0)}"
         record = Record("info", message, service=self.serving.name)
-        self.engine.gate.report((self.serving.name, error.errno), record)
+        self.engine.flood_gate.report((self.serving.name, error.errno), record)

@@ -12,8 +12,8 @@ import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from superd.admission.gate import Ticket
 from superd.admission.reflection import ReflectionGuard
-from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.observe.records import FloodGate, Record, Report, failure, kind_of
 from superd.worker import leaks
@@ -21,6 +21,7 @@ from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
 from superd.worker.datagrams import DatagramListener
 from superd.worker.protocols import ProtocolSession, advance
+from superd.worker.refused import Tarpit
 from superd.worker.serving import Serving
 from superd.worker.session import Session
 from superd.worker.takeovers import TakenSession
@@ -28,8 +29,6 @@ from superd.worker.takeovers import TakenSession
 SWEEP = 0.25  # seconds between looks at the time-outs
 FLOOD_WINDOW = 1.0
 GRACE = 1.0  # seconds that cancelled plugins have to clean up
-
-_ACTIVE = int(Count.ACTIVE)
 
 
 class Engine:
@@ -47,11 +46,12 @@ class Engine:
         self.serial = serial
         self.guard = guard
         self.report = report
-        self.gate = FloodGate(report)
+        self.flood_gate = FloodGate(report)
         self.drain_timeout = drain_timeout
         self.loop.set_exception_handler(self._loop_failed)
         self.sessions: dict[int, Session] = {}
         self.lingering = Lingering(self)
+        self.tarpit = Tarpit(self)
         self.listeners: list[Acceptor | DatagramListener] = []
         self.inodes: list[tuple[Serving, socket.socket, int]] = []  # what listeners are known by
         self.servings: list[Serving] = []
@@ -71,22 +71,25 @@ class Engine:
             self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
         elif serving.protocol or serving.stream or serving.takeover:
             start = self._starter(serving, address.transport)
-            self.listeners.append(Acceptor(self, serving, sock, start, Accepted))
+            self.listeners.append(Acceptor(self, serving, address, sock, start, Accepted))
         else:
             answer = Answerer(self, serving, address.transport).dispatch
-            self.listeners.append(Acceptor(self, serving, sock, answer, socket.SocketType))
+            acceptor = Acceptor(self, serving, address, sock, answer, socket.SocketType)
+            self.listeners.append(acceptor)
 
-    def _starter(self, serving: Serving, kind: Transport) -> Callable[[socket.socket, Any], None]:
+    def _starter(
+        self, serving: Serving, kind: Transport
+    ) -> Callable[[socket.socket, Any, Ticket], None]:
         """Choose how sessions of a service start: see the steps of `superd.plugin.Service`."""
 
-        def attach(sock: socket.socket, sockaddr: Any) -> None:
+        def attach(sock: socket.socket, sockaddr: Any, ticket: Ticket) -> None:
             session = ProtocolSession()
-            session.begin(self, serving, kind, sockaddr)
+            session.begin(self, serving, kind, sockaddr, ticket)
             advance(session.attach(sock))
 
-        def give(sock: socket.socket, sockaddr: Any) -> None:
+        def give(sock: socket.socket, sockaddr: Any, ticket: Ticket) -> None:
             session = TakenSession()
-            session.begin(self, serving, kind, sockaddr)
+            session.begin(self, serving, kind, sockaddr, ticket)
             session.give(sock)
 
         return attach if serving.protocol or serving.stream else give
@@ -95,7 +98,6 @@ class Engine:
         """Book a connection and return its number."""
         number = self.next_number()
         self.sessions[number] = session
-        session.serving.counts[_ACTIVE] += 1
         return number
 
     def leave(self, session: Session) -> bool:
@@ -131,8 +133,8 @@ class Engine:
                 raise  # the loop itself is broken: another worker is to take over
             except BaseException as error:  # noqa: BLE001  SystemExit from a plugin's own task
                 record = failure("a plugin tried to end the worker", error)
-                self.gate.report(("loop", *kind_of(error)), record)
-        self.gate.flush()
+                self.flood_gate.report(("loop", *kind_of(error)), record)
+        self.flood_gate.flush()
 
     def drain(self) -> None:
         """Accept no more; end once the last connection has, or when the time is over."""
@@ -140,6 +142,7 @@ class Engine:
             self.draining = True
             for listener in self.listeners:
                 listener.stop()
+            self.tarpit.let_all_go()
             self.loop.call_later(self.drain_timeout, self._cut)
             self.end_if_drained()
 
@@ -178,7 +181,7 @@ class Engine:
 
     def check_descriptors(self) -> None:
         """Drain where plugins have leaked what is needed to accept; the successor has it anew."""
-        connections = len(self.sessions) + len(self.lingering)
+        connections = len(self.sessions) + len(self.lingering) + len(self.tarpit)
         leaked = leaks.leaked(self.own_descriptors, connections)
         if leaked and not self.draining:
             message = f"plugins have leaked {leaked} descriptors; another worker is to take over"
@@ -186,7 +189,7 @@ class Engine:
             self.drain()
 
     def _flush(self) -> None:
-        self.gate.flush()
+        self.flood_gate.flush()
         self.check_listeners()
         self.loop.call_later(FLOOD_WINDOW, self._flush)
 
@@ -206,9 +209,9 @@ class Engine:
         error = context.get("exception")
         message = str(context.get("message") or "an error in the event loop")
         if isinstance(error, BaseException):
-            self.gate.report(("loop", *kind_of(error)), failure(message, error))
+            self.flood_gate.report(("loop", *kind_of(error)), failure(message, error))
         else:
-            self.gate.report(("loop", message), Record("error", message))
+            self.flood_gate.report(("loop", message), Record("error", message))
 
 
 def _has_inode(sock: socket.socket, inode: int) -> bool:

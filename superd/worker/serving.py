@@ -8,12 +8,16 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
+from superd.admission.gate import Gate
 from superd.config.model import Service as Entry
 from superd.plugin.connection import Connection
 from superd.plugin.service import Packet, Request, Service
+
+if TYPE_CHECKING:
+    from superd.worker.acceptor import Acceptor
 
 Talk = Coroutine[Any, Any, None]
 
@@ -22,21 +26,26 @@ Talk = Coroutine[Any, Any, None]
 class Serving:
     """What every connection and datagram of a service shares. `counts` is indexed by `Count`.
 
-    The methods that the plugin has are looked up once; the others are None.
+    The methods that the plugin has are looked up once; the others are None. `waiting` has the
+    acceptors that poll no more because a limit is reached.
     """
 
     name: str
     entry: Entry
     plugin: Service
     counts: memoryview
+    gate: Gate
     protocol: Callable[[Connection], asyncio.Protocol] | None
     stream: Callable[[Connection], Talk] | None
     takeover: Callable[[socket.socket, Connection], Talk] | None
     respond: Callable[[Request], bytes] | None
     datagram: Callable[[Packet], bytes | None] | None
+    waiting: set[Acceptor] = field(default_factory=set)
 
     @classmethod
-    def of(cls, name: str, entry: Entry, plugin: Service, counts: memoryview) -> Serving:
+    def of(
+        cls, name: str, entry: Entry, plugin: Service, counts: memoryview, gate: Gate
+    ) -> Serving:
         names = ("protocol", "stream", "takeover", "respond", "datagram")
-        methods = {method: getattr(plugin, method, None) for method in names}
-        return cls(name, entry, plugin, counts, **methods)
+        methods: dict[str, Any] = {method: getattr(plugin, method, None) for method in names}
+        return cls(name, entry, plugin, counts, gate, **methods)

@@ -18,7 +18,8 @@ from collections.abc import Coroutine
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from superd.admission.scoreboard import Count
+from superd.admission.gate import Ticket
+from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
 from superd.observe.records import failure, kind_of
 from superd.worker.serving import Serving
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 # as plain numbers: they are used for each connection
-_ACTIVE = int(Count.ACTIVE)
 _ERRORS = int(Count.ERRORS)
 _BYTES_IN = int(Count.BYTES_IN)
 _BYTES_OUT = int(Count.BYTES_OUT)
@@ -37,7 +37,7 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 SLOTS = (
     "active_at", "engine", "number", "received", "seen", "sent", "serving",
-    "sockaddr", "started", "task", "transport_kind",
+    "sockaddr", "started", "task", "ticket", "transport_kind",
 )  # fmt: skip
 
 
@@ -52,6 +52,7 @@ class Session:
     number: int
     transport_kind: Transport
     sockaddr: Any
+    ticket: Ticket
     received: int
     sent: int
     started: float
@@ -63,12 +64,15 @@ class Session:
     # inherit any. Not a literal, as mypy would take that for all there is.
     __slots__ = tuple[str, ...]()
 
-    def begin(self, engine: Engine, serving: Serving, kind: Transport, sockaddr: Any) -> None:
+    def begin(
+        self, engine: Engine, serving: Serving, kind: Transport, sockaddr: Any, ticket: Ticket
+    ) -> None:
         """Enter the books. `sockaddr` is what accept(2) told: getpeername(2) may fail by now."""
         self.engine = engine
         self.serving = serving
         self.transport_kind = kind
         self.sockaddr = sockaddr
+        self.ticket = ticket
         self.received = self.sent = self.seen = 0
         self.task = None
         self.number = engine.enter(self)
@@ -159,10 +163,14 @@ class Session:
     def leave(self) -> None:
         """Leave the books, once."""
         if self.engine.leave(self):
-            counts = self.serving.counts
-            counts[_ACTIVE] -= 1
+            serving = self.serving
+            counts = serving.counts
             counts[_BYTES_IN] += self.received
             counts[_BYTES_OUT] += self.sent
+            counts[duration_column(self.engine.loop.time() - self.started)] += 1
+            serving.gate.leave(self.ticket)
+            for acceptor in tuple(serving.waiting):
+                acceptor.start()
 
 
 def connection_id(engine: Engine, number: int) -> str:
@@ -178,7 +186,7 @@ def report_failure(
     message = f"plugin {serving.plugin.name} failed"
     where = peer.endpoint
     record = failure(message, error, service=serving.name, connection=connection, peer=where)
-    engine.gate.report((serving.name, *kind_of(error)), record)
+    engine.flood_gate.report((serving.name, *kind_of(error)), record)
 
 
 def undelivered(sock: Any) -> int:

@@ -23,9 +23,12 @@ from typing import NoReturn
 
 from setproctitle import setproctitle
 
+from superd.admission.gate import Books, Gate
+from superd.admission.ledger import Ledger
+from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Scoreboard
-from superd.config.model import Confinement, Service
+from superd.config.model import Confinement, Limits, Service
 from superd.errors import ExitCode, SuperdError, reason
 from superd.net.addresses import Address
 from superd.observe.records import FloodGate, Record, failure
@@ -53,6 +56,8 @@ class Assignment:
     sockets: Sequence[tuple[str, Address, socket.socket]]
     served_ports: frozenset[int]
     scoreboard: Scoreboard
+    ledger: Ledger
+    limits: Limits  # the daemon's
     directory: Path  # of the configuration: relative paths in options start there
     drain_timeout: float
     loop: str
@@ -92,7 +97,9 @@ def _tell(channel: Channel, error: BaseException) -> int:
 def _live(assignment: Assignment, channel: Channel) -> None:
     """The steps of `superd.plugin.Service`, as the worker takes them."""
     setproctitle(f"superd: worker {assignment.pool}")
-    keep_only([channel.sock.fileno(), *(sock.fileno() for *_, sock in assignment.sockets)])
+    sockets = [sock for *_, sock in assignment.sockets]
+    lock = assignment.ledger.lock.descriptor
+    keep_only([channel.sock.fileno(), lock, *(sock.fileno() for sock in sockets)])
     clean_environment()
     limit(assignment.confinement)
 
@@ -161,9 +168,11 @@ def _serve(
     channel: Channel,
 ) -> None:
     servings = {}
+    books = Books(assignment.ledger, assignment.scoreboard, assignment.place, Load())
     for name, plugin in plugins.items():
-        counts = assignment.scoreboard.row(assignment.place, name)
-        servings[name] = Serving.of(name, assignment.services[name], plugin, counts)
+        entry = assignment.services[name]
+        gate = Gate.of(name, entry, assignment.limits, books)
+        servings[name] = Serving.of(name, entry, plugin, gate.counts, gate)
         engine.add(servings[name])
     for name, address, sock in assignment.sockets:
         engine.listen(servings[name], address, sock)
@@ -183,7 +192,7 @@ def _serve(
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     loop.add_reader(channel.sock, orphaned)
-    _hear_of_strays(engine.gate)
+    _hear_of_strays(engine.flood_gate)
     engine.run(ready)
 
 

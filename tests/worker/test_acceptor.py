@@ -13,6 +13,10 @@ from typing import Any
 
 import pytest
 
+from superd.admission.gate import NO_SOURCE, Gate, Ticket
+from superd.admission.ledger import Lock
+from superd.admission.scoreboard import Count
+from superd.net.addresses import Address, Transport
 from superd.observe.records import FloodGate, Record
 from superd.worker.acceptor import BATCH, LONGEST_PAUSE, NEXT, Acceptor
 
@@ -53,8 +57,9 @@ class Loop:
     def remove_reader(self, _: Listener) -> None:
         self.polled = None
 
-    def call_later(self, delay: float, callback: Callable[[], Any]) -> None:
+    def call_later(self, delay: float, callback: Callable[[], Any]) -> SimpleNamespace:
         self.later.append((delay, callback))
+        return SimpleNamespace(cancel=lambda: None)
 
 
 class Bench:
@@ -66,18 +71,24 @@ class Bench:
         self.taken: list[str] = []
         engine: Any = SimpleNamespace(
             loop=self.loop,
-            gate=FloodGate(self.log.append),
+            flood_gate=FloodGate(self.log.append),
             check_listeners=lambda: None,
             check_descriptors=lambda: None,
         )
         entry = SimpleNamespace(backlog=4096)
-        serving: Any = SimpleNamespace(name="test", counts=[0] * 8, entry=entry)
+        self.counts = memoryview(bytearray(8 * len(Count))).cast("Q")
+        gate = Gate(None, (), Lock(), self.counts, waits=False, clock=time.monotonic_ns)
+        serving: Any = SimpleNamespace(
+            name="test", counts=self.counts, entry=entry, gate=gate, waiting=set()
+        )
         listener: Any = self.listener
         make: Any = lambda *_: None  # noqa: E731
-        self.acceptor = Acceptor(engine, serving, listener, self.take, make)
+        address = Address(Transport.TCP, "127.0.0.1")
+        self.acceptor = Acceptor(engine, serving, address, listener, self.take, make)
         self.acceptor.start()
 
-    def take(self, _: Any, sockaddr: tuple[str, int]) -> None:
+    def take(self, _: Any, sockaddr: tuple[str, int], ticket: Ticket) -> None:
+        assert ticket == NO_SOURCE
         self.taken.append(sockaddr[0])
 
 

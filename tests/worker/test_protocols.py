@@ -9,8 +9,13 @@ from typing import Any
 
 import pytest
 
+from superd.admission.gate import Books, Gate
+from superd.admission.ledger import Ledger
+from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
+from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import Count, Scoreboard
+from superd.config.model import Daemon
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 from superd.observe.records import Record
@@ -90,11 +95,14 @@ class Bench:
         self.log: list[Record] = []
         self.engine = Engine(self.loop, 1, self.log.append, ReflectionGuard([]), 1.0)
         self.plugin = Everything()
-        counts = Scoreboard(["test"], 1).row(0, "test")
+        books = Books(Ledger(["test"], 1), Scoreboard(["test"], 1), 0, Load())
         entry = Entry.model_construct(plugin="everything", listen=())
+        gate = Gate.of("test", entry, Daemon(), books)
         found: Any = dict.fromkeys(("protocol", "stream", "takeover", "respond"))
         found[method] = getattr(self.plugin, method)
-        self.serving = Serving("test", entry, self.plugin, counts, datagram=None, **found)
+        self.serving = Serving(
+            "test", entry, self.plugin, gate.counts, gate, datagram=None, **found
+        )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
@@ -205,7 +213,9 @@ def test_a_socket_that_the_loop_refuses_is_closed_and_struck_off(bench: Make) ->
     at = bench("protocol")
     ours, theirs = socket.socketpair()
     session = ProtocolSession()
-    session.begin(at.engine, at.serving, Transport.UNIX, "")
+    ticket = at.serving.gate.admit("user:0")
+    assert not isinstance(ticket, Refusal)
+    session.begin(at.engine, at.serving, Transport.UNIX, "", ticket)
     with ours:
         theirs.close()
         advance(session.attach(theirs))

@@ -1,0 +1,177 @@
+"""Who comes in: the one decision that plugins, programs and forwards have in common.
+
+Runs in the worker, on the accept path. Decides by the rules of the entry, by what is counted, by
+who comes and by the time; it never looks at a socket. Never raises.
+
+In order: bans, allow and deny, access-times, max-load, rate, those for each source, and then
+max-connections; first the service's own and then the daemon's. A refused client uses up nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from superd.admission.ledger import Ledger, Lock
+from superd.admission.limits import OF_DAEMON, OF_SERVICE, Load, Scope
+from superd.admission.refusals import Refusal
+from superd.admission.scoreboard import Count, Scoreboard
+from superd.config.model import Limits, Service
+
+RETRY = 20_000_000  # ns until it is looked again whether a connection has ended elsewhere
+LOCKED_RETRY = 1_000_000
+
+_ACTIVE = int(Count.ACTIVE)
+
+Ticket = Sequence[int]  # the slots of a client's source, one for each scope that knows sources
+NO_SOURCE: Ticket = ()
+
+
+class Rules(Protocol):
+    """What is decided without counting: bans, allow and deny, times of day."""
+
+    def refusal(self, host: str, now: float) -> Refusal | None:
+        """Return why a client is not let in; `now` in seconds since 1970."""
+
+
+class Books(NamedTuple):
+    """Where one worker counts: what it shares with the others, and its own place there."""
+
+    ledger: Ledger
+    scoreboard: Scoreboard
+    place: int
+    load: Load
+    clock: Callable[[], int] = time.monotonic_ns
+
+
+@dataclass(eq=False)
+class Gate:
+    """Decides for one service in one worker. `counts` is the worker's row of the scoreboard.
+
+    Where clients wait at the service's own limits, a place is taken before one is accepted:
+    `reserve`, then `admit`, or `unreserve` where nobody came. Elsewhere `admit` does it all.
+    """
+
+    rules: Rules | None
+    scopes: Sequence[Scope]  # those that limit anything
+    lock: Lock
+    counts: memoryview
+    waits: bool
+    clock: Callable[[], int]
+
+    def __post_init__(self) -> None:
+        self._own = [scope for scope in self.scopes if scope.has_own]
+        self._by_source = [scope for scope in self.scopes if scope.knows_sources]
+        self.waits = self.waits and bool(self._own)
+
+    @classmethod
+    def of(cls, name: str, entry: Service, daemon: Limits, books: Books) -> Gate:
+        """Return the gate of a service, with the limits of its entry and the daemon's."""
+        ledger, board, place, load = books.ledger, books.scoreboard, books.place, books.load
+        scopes = [
+            Scope(limits, words, active, ledger.rate(scope), ledger.sources(scope, place), load)
+            for limits, words, active, scope in (
+                (entry, OF_SERVICE, board.active(name), name),
+                (daemon, OF_DAEMON, board.all_active(), ""),
+            )
+        ]
+        limiting = [scope for scope in scopes if scope.has_own or scope.knows_sources]
+        waits = entry.on_limit in (None, "wait")
+        return cls(None, limiting, ledger.lock, board.row(place, name), waits, books.clock)
+
+    @property
+    def has_rules(self) -> bool:
+        """Whether anybody might be refused."""
+        return self.rules is not None or bool(self.scopes)
+
+    def reserve(self) -> int:
+        """Take a place for who is to be accepted next; return the ns to wait if there is none."""
+        now = self.clock()
+        if not self.lock.acquire():
+            return LOCKED_RETRY
+        try:
+            for scope in self._own:
+                if scope.pace_refusal(now) or scope.room_refusal():
+                    return scope.wait(now) or RETRY
+            for scope in self._own:
+                scope.take(now)
+            self.counts[_ACTIVE] += 1
+        finally:
+            self.lock.release()
+        return 0
+
+    def unreserve(self) -> None:
+        """Give the place back."""
+        self.counts[_ACTIVE] -= 1
+        if any(scope.bucket for scope in self._own) and self.lock.acquire():
+            for scope in self._own:
+                scope.give_back()
+            self.lock.release()
+
+    def admit(self, host: str) -> Ticket | Refusal:
+        """Let a connection in, or say why not. `host` is numeric, or `user:NUMBER`."""
+        refusal = self.rules.refusal(host, time.time()) if self.rules is not None else None
+        ticket: Ticket | Refusal
+        if refusal is not None:
+            ticket = refusal
+        elif self.waits and not self._by_source:
+            return NO_SOURCE
+        elif not self.scopes:
+            self.counts[_ACTIVE] += 1
+            return NO_SOURCE
+        else:
+            ticket = self._counted(host, is_connection=True)
+        if self.waits and isinstance(ticket, Refusal):
+            self.unreserve()
+        return ticket
+
+    def admit_datagram(self, host: str) -> Refusal | None:
+        """Say why a datagram is not to be served."""
+        refusal = self.rules.refusal(host, time.time()) if self.rules is not None else None
+        if refusal is None and self.scopes:
+            ticket = self._counted(host, is_connection=False)
+            return ticket if isinstance(ticket, Refusal) else None
+        return refusal
+
+    def _counted(self, host: str, *, is_connection: bool) -> Ticket | Refusal:
+        """Check all limits but those that were seen to in advance, and then use them up."""
+        now = self.clock()
+        own = () if self.waits and is_connection else self._own
+        if not self.lock.acquire():
+            return Refusal.BUSY
+        try:
+            slots = [scope.slot(host, now) for scope in self._by_source]
+            refusal = self._limit_reached(own, slots, now, is_connection=is_connection)
+            if refusal is not None:
+                return refusal
+            for scope in own:
+                scope.take(now)
+            for scope, slot in zip(self._by_source, slots, strict=True):
+                scope.take_source(slot, now, is_connection=is_connection)
+            if is_connection and not self.waits:
+                self.counts[_ACTIVE] += 1
+        finally:
+            self.lock.release()
+        return slots
+
+    def _limit_reached(
+        self, own: Sequence[Scope], slots: Sequence[int], now: int, *, is_connection: bool
+    ) -> Refusal | None:
+        for scope in own:
+            if refusal := scope.pace_refusal(now):
+                return refusal
+        for scope, slot in zip(self._by_source, slots, strict=True):
+            if refusal := scope.source_refusal(slot, now):
+                return refusal
+        for scope in own if is_connection else ():
+            if refusal := scope.room_refusal():
+                return refusal
+        return None
+
+    def leave(self, ticket: Ticket) -> None:
+        """Take note that a connection has ended."""
+        self.counts[_ACTIVE] -= 1
+        for scope, slot in zip(self._by_source, ticket, strict=False):
+            scope.leave(slot)

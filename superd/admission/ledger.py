@@ -1,0 +1,142 @@
+"""What limits count in memory that all workers share: rates, and the connections of each source.
+
+Made by the master before it forks. Who reads it to decide and then writes holds its lock, so that
+no number of workers exceeds a limit; what a worker has taken stands in a column of its own, so that
+the master gives it back when the worker dies. Never raises.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+
+SLOTS = 1 << 15  # sources that can be counted at a time
+PROBES = 16  # slots that one source may be found in
+TRIES = 50  # for the lock, which is held for microseconds, until it is tried now and then
+NAP = 0.0005  # seconds between these tries
+NAPS = 400  # and then its holder has been stopped
+
+_CELL = 8
+_KEY, _DUE, _COUNTS = 0, 1, 2  # columns of a source's slot; one count for each worker's place
+
+
+class Lock:
+    """A lock between processes that the kernel takes back from one that dies (fcntl(2))."""
+
+    def __init__(self) -> None:
+        if hasattr(os, "memfd_create"):
+            self.descriptor = os.memfd_create("superd-ledger")
+        else:
+            file, path = tempfile.mkstemp()
+            os.unlink(path)
+            self.descriptor = file
+
+    def acquire(self) -> bool:
+        """Take the lock; False where another process does not let go of it."""
+        for number in range(TRIES + NAPS):
+            try:
+                fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                time.sleep(0 if number < TRIES else NAP)
+            else:
+                return True
+        return False
+
+    def release(self) -> None:
+        fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
+
+class Ledger:
+    """The rates of services and of the daemon, and a table of sources.
+
+    A rate is kept as the time, in ns of the monotonic clock, at which its next event is due. The
+    daemon's own is named "".
+    """
+
+    def __init__(self, services: Sequence[str], places: int) -> None:
+        self.lock = Lock()
+        self.scopes = ("", *services)
+        self._rates = _memory(len(self.scopes))
+        self._width = _COUNTS + places
+        self._sources = _memory(SLOTS * self._width)
+
+    def rate(self, scope: str) -> memoryview:
+        """Return the one cell that tells when the next event is due."""
+        number = self.scopes.index(scope)
+        return self._rates[number : number + 1]
+
+    def sources(self, scope: str, place: int) -> Sources:
+        """Return the sources of a service, or of the daemon, as the worker at `place` has them."""
+        return Sources(self._sources, self._width, self.scopes.index(scope), place)
+
+    def vacate(self, place: int) -> None:
+        """Give back what the worker at `place` had taken; it has gone."""
+        column = _COUNTS + place
+        for slot in range(0, SLOTS * self._width, self._width):
+            if self._sources[slot + column]:
+                self._sources[slot + column] = 0
+
+
+class Sources:
+    """The sources of one scope: how many connections each has, and when its next one is due.
+
+    A slot is found by a hash of the source with Python's secret seed, which the workers have from
+    the master; so nobody can choose addresses that crowd into the same few slots.
+    """
+
+    def __init__(self, cells: memoryview, width: int, scope: int, place: int) -> None:
+        self._cells = cells
+        self._width = width
+        self._scope = scope
+        self._column = _COUNTS + place
+
+    def slot(self, source: bytes, now: int) -> int:
+        """Return the slot of a source, an unused one where it has none; -1 where all are in use."""
+        key = hash((self._scope, source)) & 0xFFFF_FFFF_FFFF_FFFF or 1
+        cells, width = self._cells, self._width
+        unused = -1
+        for probe in range(PROBES):
+            slot = (key + probe) % SLOTS * width
+            found = cells[slot]
+            if found == key:
+                return slot
+            if unused < 0 and (not found or self._is_unused(slot, now)):
+                unused = slot
+            if not found:
+                break
+        if unused >= 0:
+            cells[unused + _DUE] = 0
+            cells[unused] = key
+        return unused
+
+    def _is_unused(self, slot: int, now: int) -> bool:
+        return self._cells[slot + _DUE] <= now and not self.count(slot)
+
+    def count(self, slot: int) -> int:
+        """Return how many connections the source has in all workers."""
+        return sum(self._cells[slot + _COUNTS : slot + self._width])
+
+    def due(self, slot: int) -> int:
+        return self._cells[slot + _DUE]
+
+    def set_due(self, slot: int, due: int) -> None:
+        self._cells[slot + _DUE] = due
+
+    def enter(self, slot: int) -> None:
+        """Count a connection of this worker."""
+        self._cells[slot + self._column] += 1
+
+    def leave(self, slot: int) -> None:
+        """Count it no more. Needs no lock: nobody else writes this cell, and while it is not 0
+        the slot stays the source's.
+        """
+        self._cells[slot + self._column] -= 1
+
+
+def _memory(cells: int) -> memoryview:
+    """Return shared cells of unsigned 64 bits; the kernel gives a page when it is written to."""
+    return memoryview(mmap.mmap(-1, cells * _CELL)).cast("Q")

@@ -1,0 +1,102 @@
+"""What becomes of a client that is not let in: rejected, perhaps with a banner, or held a while.
+
+Runs in the worker, on the loop. Costs as little as can be, since many come at once. Never raises.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from superd.admission.refusals import Refusal
+from superd.admission.scoreboard import refusal_column
+from superd.net.addresses import Address
+from superd.observe.records import Record
+from superd.worker.answers import WITH_THE_END
+from superd.worker.serving import Serving
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+HOLD = 60.0  # seconds in the tarpit
+MOST_HELD = 1000  # then the first of them is let go
+LOOK = 1.0
+SMALLEST_BUFFER = 2048  # bytes that the kernel may hold for who is held
+
+# who comes at all is not told why it is turned away, nor held: it may be anybody
+BY_RULE = frozenset((Refusal.BANNED, Refusal.ACCESS, Refusal.TIMES))
+
+_CREDENTIALS = struct.Struct("@iII")  # struct ucred: pid, uid, gid (unix(7))
+
+
+def turn_away(
+    engine: Engine,
+    serving: Serving,
+    address: Address,
+    sock: socket.SocketType,
+    sockaddr: Any,
+    refusal: Refusal,
+) -> None:
+    """Count and record it, and end the connection as the entry says."""
+    serving.counts[refusal_column(refusal)] += 1
+    where = Address.of_socket(address.transport, sockaddr).endpoint
+    record = Record("info", f"refused: {refusal.value}", service=serving.name, peer=where)
+    engine.flood_gate.report((serving.name, refusal), record)
+    entry = serving.entry
+    if entry.on_limit == "tarpit" and refusal not in BY_RULE:
+        engine.tarpit.hold(sock)
+    elif entry.banner_refused and refusal is not Refusal.BANNED:
+        try:
+            sock.send(entry.banner_refused.encode(), WITH_THE_END)
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            sock.close()  # the client has gone
+        else:
+            engine.lingering.add(sock)
+    else:
+        sock.close()
+
+
+def unix_peer(sock: socket.SocketType) -> str:
+    """Return who is at the other end of a unix socket, as `user:NUMBER`."""
+    with contextlib.suppress(OSError):
+        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return f"user:{_CREDENTIALS.unpack(credentials)[1]}"
+    return ""
+
+
+class Tarpit:
+    """Connections that are held without being served, so that who makes them is kept busy."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._held: dict[socket.SocketType, float] = {}  # until when, the first to be let go first
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, sock: socket.SocketType) -> None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALLEST_BUFFER)
+        if not self._held:
+            self.engine.loop.call_later(LOOK, self._look)
+        elif len(self._held) >= MOST_HELD:
+            self._let_go(next(iter(self._held)))
+        self._held[sock] = self.engine.loop.time() + HOLD
+
+    def let_all_go(self) -> None:
+        for sock in list(self._held):
+            self._let_go(sock)
+
+    def _let_go(self, sock: socket.SocketType) -> None:
+        del self._held[sock]
+        sock.close()
+
+    def _look(self) -> None:
+        now = self.engine.loop.time()
+        for sock in [sock for sock, end in self._held.items() if end <= now]:
+            self._let_go(sock)
+        if self._held:
+            self.engine.loop.call_later(LOOK, self._look)

@@ -1,0 +1,322 @@
+"""The gate's decisions against a naive model, over any history and several workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superd.admission.gate import Books, Gate, Ticket
+from superd.admission.ledger import Ledger
+from superd.admission.limits import SECOND, Load
+from superd.admission.refusals import Refusal
+from superd.admission.scoreboard import Count, Scoreboard
+from superd.config.model import Daemon, Limits, Service
+
+START = 1000 * SECOND
+HOSTS = ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:1::1")
+
+
+class Clock:
+    """The gate's time, as the test sets it."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> int:
+        return self.now
+
+
+@dataclass
+class Gates:
+    """The gates of one service in several workers, and what they have let in."""
+
+    entry: Service
+    daemon: Daemon
+    workers: int = 2
+    load: float = 0.0
+    clock: Clock = field(default_factory=Clock)
+
+    def __post_init__(self) -> None:
+        names = ("web", "other")
+        self.board = Scoreboard(names, self.workers)
+        self.ledger = Ledger(names, self.workers)
+        self.gates = [
+            Gate.of(
+                "web",
+                self.entry,
+                self.daemon,
+                Books(self.ledger, self.board, place, Load(lambda: self.load), self.clock),
+            )
+            for place in range(self.workers)
+        ]
+
+    def vacate(self, place: int) -> None:
+        self.board.vacate(place)
+        self.ledger.vacate(place)
+
+    @property
+    def active(self) -> int:
+        return sum(self.board.active("web"))
+
+
+def entry(**limits: object) -> Service:
+    return Service.model_validate(
+        {"plugin": "echo", "listen": "tcp://127.0.0.1:7"}
+        | {key.replace("_", "-"): value for key, value in limits.items()}
+    )
+
+
+def daemon(**limits: object) -> Daemon:
+    return Daemon.model_validate({key.replace("_", "-"): value for key, value in limits.items()})
+
+
+CASES = [
+    ({}, {}, [None] * 4),
+    ({"max_connections": 2}, {}, [None, None, Refusal.CONNECTIONS]),
+    ({"max_per_source": 1}, {}, [None, Refusal.SOURCE_CONNECTIONS]),
+    ({"rate": "2/s"}, {}, [None, None, Refusal.RATE]),
+    ({"rate": "2/s", "burst": 1}, {}, [None, Refusal.RATE]),
+    ({"rate_per_source": "1/min"}, {}, [None, Refusal.SOURCE_RATE]),
+    ({"rate_per_source": "1/min", "burst_per_source": 2}, {}, [None, None, Refusal.SOURCE_RATE]),
+    ({"max_load": 0.5}, {}, [Refusal.LOAD]),
+    ({}, {"max_connections": 1}, [None, Refusal.DAEMON_CONNECTIONS]),
+    ({}, {"max_per_source": 1}, [None, Refusal.DAEMON_SOURCE_CONNECTIONS]),
+    ({}, {"rate": "1/s"}, [None, Refusal.DAEMON_RATE]),
+    ({}, {"rate_per_source": "1/s"}, [None, Refusal.DAEMON_SOURCE_RATE]),
+    ({}, {"max_load": 1}, [Refusal.DAEMON_LOAD]),
+    # the order: load, rate, each source's rate and number, and the number of all
+    ({"max_load": 1, "rate": "1/min"}, {}, [Refusal.LOAD]),
+    ({"rate": "1/s", "rate_per_source": "1/s"}, {}, [None, Refusal.RATE]),
+    ({"rate_per_source": "1/s", "max_per_source": 1}, {}, [None, Refusal.SOURCE_RATE]),
+    ({"max_per_source": 1, "max_connections": 1}, {}, [None, Refusal.SOURCE_CONNECTIONS]),
+    ({"max_connections": 1}, {"max_connections": 1}, [None, Refusal.CONNECTIONS]),
+]
+
+
+@pytest.mark.parametrize(("own", "overall", "expected"), CASES)
+def test_what_a_limit_refuses_has_its_name(
+    own: dict[str, object], overall: dict[str, object], expected: list[Refusal | None]
+) -> None:
+    gates = Gates(entry(on_limit="reject", **own), daemon(**overall), load=2.0)
+    answers = [gates.gates[n % 2].admit(HOSTS[0]) for n in range(len(expected))]
+    found = [answer if isinstance(answer, Refusal) else None for answer in answers]
+    assert found == expected
+    assert gates.active == expected.count(None)
+
+
+def test_a_datagram_meets_all_limits_but_those_of_connections() -> None:
+    limits = entry(max_connections=1, max_per_source=1, rate_per_source="2/s")
+    gate = Gates(limits, daemon()).gates[0]
+    answers = [gate.admit_datagram(HOSTS[0]) for _ in range(3)]
+    assert answers == [None, None, Refusal.SOURCE_RATE]
+    assert gate.admit_datagram(HOSTS[1]) is None
+    assert gate.counts[Count.ACTIVE] == 0
+
+
+def test_the_peer_of_a_unix_socket_is_a_source_by_its_user() -> None:
+    gate = Gates(entry(max_per_source=1, on_limit="reject"), daemon()).gates[0]
+    assert not isinstance(gate.admit("user:1000"), Refusal)
+    assert gate.admit("user:1000") is Refusal.SOURCE_CONNECTIONS
+    assert not isinstance(gate.admit("user:1001"), Refusal)
+
+
+def test_where_clients_wait_a_place_is_taken_before_one_is_accepted() -> None:
+    gates = Gates(entry(max_connections=1, rate="2/s", max_per_source=1), daemon())
+    first, second = gates.gates
+    assert first.reserve() == 0
+    assert second.reserve() > 0
+    first.unreserve()
+    assert second.reserve() == 0
+    ticket = second.admit(HOSTS[0])
+    assert not isinstance(ticket, Refusal)
+    assert gates.active == 1
+    second.leave(ticket)
+    assert first.reserve() == 0
+    gates.clock.now += 1
+    assert gates.active == 1
+
+
+def test_who_is_turned_away_after_a_place_was_taken_gives_it_back() -> None:
+    gates = Gates(entry(max_connections=9, rate="1/min", burst=2, max_per_source=1), daemon())
+    gate = gates.gates[0]
+    assert gate.reserve() == 0
+    assert not isinstance(gate.admit(HOSTS[0]), Refusal)
+    for _ in range(5):
+        assert gate.reserve() == 0  # the token was given back each time
+        assert gate.admit(HOSTS[0]) is Refusal.SOURCE_CONNECTIONS
+    assert gates.active == 1
+
+
+def test_a_worker_that_dies_gives_everything_back() -> None:
+    gates = Gates(entry(max_connections=3, max_per_source=2, on_limit="reject"), daemon())
+    for _ in range(2):
+        assert not isinstance(gates.gates[0].admit(HOSTS[0]), Refusal)
+    assert gates.gates[1].admit(HOSTS[0]) is Refusal.SOURCE_CONNECTIONS
+    gates.vacate(0)
+    for _ in range(2):
+        assert not isinstance(gates.gates[1].admit(HOSTS[0]), Refusal)
+
+
+def test_a_lock_that_is_not_let_go_keeps_clients_out_but_stops_nobody() -> None:
+    gates = Gates(entry(max_connections=3, on_limit="reject"), daemon(rate="9/s"))
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        gates.ledger.lock.acquire()
+        os.write(writer, b"locked")
+        signal.pause()
+    try:
+        assert os.read(reader, 6) == b"locked"
+        assert gates.gates[0].reserve() > 0
+        assert gates.gates[0].admit(HOSTS[0]) is Refusal.BUSY
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(reader)
+        os.close(writer)
+    assert gates.gates[0].reserve() == 0  # the kernel took it back
+
+
+# Against a model that keeps lists and adds up fractions
+
+
+@dataclass
+class ModelBucket:
+    """Tokens drip in; one event takes one."""
+
+    rate: Fraction
+    burst: int
+    tokens: Fraction = field(init=False)
+    at: int = START
+
+    def __post_init__(self) -> None:
+        self.tokens = Fraction(self.burst)
+
+    def refill(self, now: int) -> None:
+        self.tokens = min(
+            Fraction(self.burst), self.tokens + self.rate * Fraction(now - self.at, SECOND)
+        )
+        self.at = now
+
+
+LIMITS = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_connections": st.integers(1, 4),
+        "max_per_source": st.integers(1, 3),
+        # so that an interval is a whole number of ns, and the model's fractions are the gate's
+        "rate": st.sampled_from(["1/s", "2/s", "5/s", "60/min"]),
+        "burst": st.integers(1, 4),
+        "rate_per_source": st.sampled_from(["1/s", "2/s", "10/s"]),
+        "burst_per_source": st.integers(1, 3),
+    },
+)
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("come"), st.sampled_from(HOSTS), st.integers(0, 1)),
+        st.tuples(st.just("leave"), st.integers(0, 9), st.just(0)),
+        st.tuples(st.just("time"), st.integers(0, 3 * SECOND), st.just(0)),
+        st.tuples(st.just("crash"), st.integers(0, 1), st.just(0)),
+    ),
+    max_size=60,
+)
+RATES = {"1/s": 1, "2/s": 2, "5/s": 5, "60/min": 1, "10/s": 10}
+
+
+def source(host: str) -> str:
+    return host if "." in host else "2001:db8:1" if ":1::" in host else "2001:db8"
+
+
+class Model:
+    """One scope's limits, kept in the plainest way."""
+
+    def __init__(self, limits: dict[str, object]) -> None:
+        self.limits = limits
+        self.inside: list[tuple[str, int]] = []
+        self.bucket = self._bucket("rate", "burst")
+        self.buckets: dict[str, ModelBucket] = {}
+
+    def _bucket(self, rate: str, burst: str) -> ModelBucket | None:
+        text = self.limits.get(rate)
+        if text is None:
+            return None
+        per_second = RATES[str(text)]
+        return ModelBucket(Fraction(per_second), int(str(self.limits.get(burst, per_second))))
+
+    def buckets_of(self, host: str, now: int) -> Iterator[ModelBucket]:
+        if self.bucket is not None:
+            yield self.bucket
+        if "rate_per_source" in self.limits:
+            key = source(host)
+            if key not in self.buckets:
+                made = self._bucket("rate_per_source", "burst_per_source")
+                assert made is not None
+                made.at = now
+                self.buckets[key] = made
+            yield self.buckets[key]
+
+    def admits(self, host: str, now: int) -> bool:
+        for bucket in self.buckets_of(host, now):
+            bucket.refill(now)
+            if bucket.tokens < 1:
+                return False
+        same = [one for one, _ in self.inside if one == source(host)]
+        most = self.limits.get("max_connections", 99)
+        most_same = self.limits.get("max_per_source", 99)
+        return len(self.inside) < int(str(most)) and len(same) < int(str(most_same))
+
+    def take(self, host: str, worker: int, now: int) -> None:
+        for bucket in self.buckets_of(host, now):
+            bucket.tokens -= 1
+        self.inside.append((source(host), worker))
+
+
+@settings(max_examples=150, deadline=None)
+@given(LIMITS, LIMITS, EVENTS)
+def test_any_history_is_judged_as_a_naive_model_does(
+    own: dict[str, object], overall: dict[str, object], events: list[tuple[str, object, int]]
+) -> None:
+    gates = Gates(entry(on_limit="reject", **own), daemon(**overall))
+    models = [Model(own), Model(overall)]
+    tickets: list[tuple[Ticket, int]] = []
+    for kind, what, worker in events:
+        now = gates.clock.now
+        if kind == "time":
+            gates.clock.now += int(str(what))
+        elif kind == "crash":
+            gates.vacate(int(str(what)))
+            tickets = [(ticket, place) for ticket, place in tickets if place != what]
+            for model in models:
+                model.inside = [(host, place) for host, place in model.inside if place != what]
+        elif kind == "leave" and tickets:
+            number = int(str(what)) % len(tickets)
+            ticket, place = tickets.pop(number)
+            gates.gates[place].leave(ticket)
+            for model in models:
+                del model.inside[number]
+        elif kind == "come":
+            host = str(what)
+            expected = all([model.admits(host, now) for model in models])  # noqa: C419  all refill
+            answer = gates.gates[worker].admit(host)
+            assert (not isinstance(answer, Refusal)) is expected
+            if not isinstance(answer, Refusal):
+                tickets.append((answer, worker))
+                for model in models:
+                    model.take(host, worker, now)
+        assert gates.active == len(tickets)
+
+
+def test_the_gates_own_clock_is_the_monotonic_one() -> None:
+    assert Books.__new__.__defaults__ == (time.monotonic_ns,)
+
+
+def test_limits_have_the_same_keys_for_a_service_and_the_daemon() -> None:
+    assert set(Limits.model_fields) <= set(Service.model_fields) & set(Daemon.model_fields)

@@ -1,0 +1,84 @@
+"""Buckets, sources and load: each limit by itself, by tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from superd.admission.limits import SECOND, Bucket, Load, source_of
+from superd.config.model import SourceNetblock
+
+
+@pytest.mark.parametrize(
+    ("rate", "burst", "expected"),
+    [
+        (0.0, 0, None),
+        (0.0, 5, None),
+        (50.0, 0, Bucket(20_000_000, 50)),
+        (50.0, 5, Bucket(20_000_000, 5)),
+        (1 / 60, 0, Bucket(60 * SECOND, 1)),
+        (1.5, 0, Bucket(666_666_667, 1)),
+    ],
+)
+def test_a_bucket_of_a_rate_holds_a_seconds_worth_unless_it_says(
+    rate: float, burst: int, expected: Bucket | None
+) -> None:
+    assert Bucket.of(rate, burst) == expected
+
+
+def taken(bucket: Bucket, moments: list[int]) -> list[bool]:
+    """Return which of the events at some moments a bucket lets in."""
+    due, answers = 0, []
+    for now in moments:
+        answers.append(not bucket.wait(due, now))
+        if answers[-1]:
+            due = bucket.after(due, now)
+    return answers
+
+
+def test_a_bucket_lets_a_burst_in_and_then_one_each_interval() -> None:
+    start = 1000 * SECOND
+    bucket = Bucket(SECOND, 3)
+    moments = [start] * 5 + [start + SECOND] * 2 + [start + 10 * SECOND] * 4
+    expected = [True] * 3 + [False] * 2 + [True, False] + [True] * 3 + [False]
+    assert taken(bucket, moments) == expected
+
+
+def test_a_bucket_tells_how_long_to_wait() -> None:
+    bucket = Bucket(SECOND, 2)
+    now = 1000 * SECOND
+    due = bucket.after(bucket.after(0, now), now)
+    assert bucket.wait(due, now) == SECOND
+    assert bucket.wait(due, now + SECOND - 1) == 1
+    assert bucket.wait(due, now + SECOND) == 0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "ipv4", "ipv6", "are_one"),
+    [
+        ("192.0.2.1", "192.0.2.1", 32, 64, True),
+        ("192.0.2.1", "192.0.2.2", 32, 64, False),
+        ("192.0.2.1", "192.0.2.2", 24, 64, True),
+        ("192.0.2.1", "192.0.3.1", 24, 64, False),
+        ("192.0.2.1", "198.51.100.1", 0, 64, True),
+        ("192.0.2.1", "::ffff:192.0.2.1", 32, 64, True),
+        ("192.0.2.1", "::ffff:192.0.2.99", 24, 64, True),
+        ("2001:db8::1", "2001:db8::ffff:2", 32, 64, True),
+        ("2001:db8::1", "2001:db8:0:1::1", 32, 64, False),
+        ("2001:db8::1", "2001:db8:0:1::1", 32, 48, True),
+        ("2001:db8::1", "2001:db8::2", 32, 128, False),
+        ("fe80::1%lo", "fe80::2%eth0", 32, 64, True),
+        ("::1", "192.0.2.1", 0, 0, False),
+        ("user:0", "user:0", 32, 64, True),
+        ("user:0", "user:1000", 0, 0, False),
+    ],
+)
+def test_a_source_is_a_netblock(one: str, other: str, ipv4: int, ipv6: int, are_one: bool) -> None:
+    netblock = SourceNetblock(ipv4=ipv4, ipv6=ipv6)
+    assert (source_of(one, netblock) == source_of(other, netblock)) is are_one
+
+
+def test_the_load_is_asked_for_once_a_second() -> None:
+    answers = iter([1.0, 2.0])
+    load = Load(lambda: next(answers))
+    now = 1000 * SECOND
+    assert [load.at(now), load.at(now + SECOND - 1), load.at(now + SECOND)] == [1.0, 1.0, 2.0]
