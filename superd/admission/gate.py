@@ -12,11 +12,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from superd.admission.access import UnixPeer, Verdict
+from superd.admission.bans import BanTable
 from superd.admission.ledger import Ledger, Lock
 from superd.admission.limits import OF_DAEMON, OF_SERVICE, Load, Scope
 from superd.admission.refusals import Refusal
+from superd.admission.rules import Rules, Who
 from superd.admission.scoreboard import Count, Scoreboard
 from superd.config.model import Limits, Service
 
@@ -27,13 +30,6 @@ _ACTIVE = int(Count.ACTIVE)
 
 Ticket = Sequence[int]  # the slots of a client's source, one for each scope that knows sources
 NO_SOURCE: Ticket = ()
-
-
-class Rules(Protocol):
-    """What is decided without counting: bans, allow and deny, times of day."""
-
-    def refusal(self, host: str, now: float) -> Refusal | None:
-        """Return why a client is not let in; `now` in seconds since 1970."""
 
 
 class Books(NamedTuple):
@@ -54,7 +50,7 @@ class Gate:
     `reserve`, then `admit`, or `unreserve` where nobody came. Elsewhere `admit` does it all.
     """
 
-    rules: Rules | None
+    rules: Rules
     scopes: Sequence[Scope]  # those that limit anything
     lock: Lock
     counts: memoryview
@@ -67,7 +63,9 @@ class Gate:
         self.waits = self.waits and bool(self._own)
 
     @classmethod
-    def of(cls, name: str, entry: Service, daemon: Limits, books: Books) -> Gate:
+    def of(
+        cls, name: str, entry: Service, daemon: Limits, books: Books, bans: BanTable | None
+    ) -> Gate:
         """Return the gate of a service, with the limits of its entry and the daemon's."""
         ledger, board, place, load = books.ledger, books.scoreboard, books.place, books.load
         scopes = [
@@ -79,12 +77,20 @@ class Gate:
         ]
         limiting = [scope for scope in scopes if scope.has_own or scope.knows_sources]
         waits = entry.on_limit in (None, "wait")
-        return cls(None, limiting, ledger.lock, board.row(place, name), waits, books.clock)
+        return cls(
+            Rules.of(entry, bans), limiting, ledger.lock, board.row(place, name), waits, books.clock
+        )
 
     @property
     def has_rules(self) -> bool:
         """Whether anybody might be refused."""
-        return self.rules is not None or bool(self.scopes)
+        rules = self.rules
+        return any((rules.access, rules.times, self.scopes)) or rules.bans is not None
+
+    @property
+    def asks_user(self) -> bool:
+        """Whether it matters who is at the other end of a unix socket."""
+        return self.rules.access is not None or bool(self._by_source)
 
     def reserve(self) -> int:
         """Take a place for who is to be accepted next; return the ns to wait if there is none."""
@@ -110,39 +116,52 @@ class Gate:
                 scope.give_back()
             self.lock.release()
 
-    def admit(self, host: str) -> Ticket | Refusal:
-        """Let a connection in, or say why not. `host` is numeric, or `user:NUMBER`."""
-        refusal = self.rules.refusal(host, time.time()) if self.rules is not None else None
+    def admit(self, who: Who) -> Ticket | Refusal | Verdict:
+        """Let a connection in, or say why not, or that it depends on the client's name.
+
+        Then `admit_named` is to be called once that was asked for.
+        """
+        return self._admit(who, self.rules.judge(who, time.time()))
+
+    def admit_named(self, host: str, name: str) -> Ticket | Refusal | Verdict:
+        """Let a connection in by the name of its host, or say why not; "" is no name."""
+        return self._admit(host, self.rules.judge_named(host, name, time.time()))
+
+    def _admit(self, who: Who, judgement: Refusal | Verdict) -> Ticket | Refusal | Verdict:
         ticket: Ticket | Refusal
-        if refusal is not None:
-            ticket = refusal
+        if judgement is Verdict.DEPENDS_ON_NAME:
+            return judgement
+        if isinstance(judgement, Refusal):
+            ticket = judgement
         elif self.waits and not self._by_source:
             return NO_SOURCE
         elif not self.scopes:
             self.counts[_ACTIVE] += 1
             return NO_SOURCE
         else:
-            ticket = self._counted(host, is_connection=True)
+            ticket = self._counted(who, is_connection=True)
         if self.waits and isinstance(ticket, Refusal):
             self.unreserve()
         return ticket
 
-    def admit_datagram(self, host: str) -> Refusal | None:
-        """Say why a datagram is not to be served."""
-        refusal = self.rules.refusal(host, time.time()) if self.rules is not None else None
-        if refusal is None and self.scopes:
-            ticket = self._counted(host, is_connection=False)
-            return ticket if isinstance(ticket, Refusal) else None
-        return refusal
+    def admit_datagram(self, who: Who) -> Refusal | None:
+        """Say why a datagram is not to be served. Nobody waits for a name here: it has none."""
+        judgement = self.rules.judge(who, time.time())
+        if judgement is Verdict.DEPENDS_ON_NAME and not isinstance(who, UnixPeer):
+            judgement = self.rules.judge_named(who, "", time.time())
+        if isinstance(judgement, Refusal):
+            return judgement
+        ticket = self._counted(who, is_connection=False) if self.scopes else NO_SOURCE
+        return ticket if isinstance(ticket, Refusal) else None
 
-    def _counted(self, host: str, *, is_connection: bool) -> Ticket | Refusal:
+    def _counted(self, who: Who, *, is_connection: bool) -> Ticket | Refusal:
         """Check all limits but those that were seen to in advance, and then use them up."""
         now = self.clock()
         own = () if self.waits and is_connection else self._own
         if not self.lock.acquire():
             return Refusal.BUSY
         try:
-            slots = [scope.slot(host, now) for scope in self._by_source]
+            slots = [scope.slot(who, now) for scope in self._by_source]
             refusal = self._limit_reached(own, slots, now, is_connection=is_connection)
             if refusal is not None:
                 return refusal

@@ -12,9 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from superd.admission.access import UnixPeer
+from superd.admission.bans import network_of
 from superd.admission.ledger import Sources
 from superd.admission.refusals import Refusal
 from superd.config.model import Limits, SourceNetblock
+from superd.net.patterns import IPNetwork
 
 SECOND = 1_000_000_000  # ns
 LOAD_IS_VALID = SECOND  # the system itself counts anew every 5 s
@@ -86,21 +89,27 @@ class Load:
         return self._value
 
 
-def source_of(host: str, netblock: SourceNetblock) -> bytes:
-    """Return the part of a numeric host that makes it one source; IPv4-mapped IPv6 is IPv4.
-
-    The peer of a unix socket is named `user:NUMBER`, and is a source as it is.
+def source_of(who: str | UnixPeer, netblock: SourceNetblock) -> bytes:
+    """Return what makes somebody one source: the first part of a numeric host, where IPv4-mapped
+    IPv6 is IPv4, or the user at the other end of a unix socket.
     """
-    if host.startswith("user:"):
-        return host.encode()
-    if ":" in host:
-        packed = socket.inet_pton(socket.AF_INET6, host.partition("%")[0])
+    if isinstance(who, UnixPeer):
+        return b"user:%d" % who.uid
+    if ":" in who:
+        packed = socket.inet_pton(socket.AF_INET6, who.partition("%")[0])
         if not packed.startswith(_MAPPED):
             return _prefix(packed, netblock.ipv6)
         packed = packed[12:]
     else:
-        packed = socket.inet_aton(host)
+        packed = socket.inet_aton(who)
     return packed if netblock.ipv4 == 32 else _prefix(packed, netblock.ipv4)
+
+
+def netblock_of(host: str, netblock: SourceNetblock) -> IPNetwork:
+    """Return the network that makes a numeric host one source."""
+    network = network_of(host)
+    bits = netblock.ipv4 if network.version == 4 else netblock.ipv6
+    return network.supernet(new_prefix=bits)
 
 
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
@@ -170,9 +179,9 @@ class Scope:
         """Return the ns until the rate lets the next one in."""
         return 0 if self.bucket is None else self.bucket.wait(self._due[0], now)
 
-    def slot(self, host: str, now: int) -> int:
-        """Return where the source of a host is counted; -1 where there is no place for it."""
-        return self._sources.slot(source_of(host, self.netblock), now)
+    def slot(self, who: str | UnixPeer, now: int) -> int:
+        """Return where somebody's source is counted; -1 where there is no place for it."""
+        return self._sources.slot(source_of(who, self.netblock), now)
 
     def take(self, now: int) -> None:
         """Use up a token of its own rate."""

@@ -26,13 +26,13 @@ MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
 def stop(file: Path | None) -> int:
     """Stop the daemon and wait until it is gone."""
     settings = read(file).partial  # mistakes made since the start do not matter here
-    pid = _holder(settings)
+    pid = holder_of(settings)
     if pid is None:
         raise SuperdError(f"no superd runs with the pid file {settings.daemon.pid_file}")
     if pid == 0:
         raise SuperdError("superd runs in another container, where it can be stopped")
     descriptor = _pidfd(pid)
-    if descriptor is None or _holder(settings) != pid:
+    if descriptor is None or holder_of(settings) != pid:
         return int(ExitCode.OK)  # it has gone by itself
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)
@@ -52,7 +52,8 @@ def _pidfd(pid: int) -> int | None:
         return None
 
 
-def _holder(settings: Settings) -> int | None:
+def holder_of(settings: Settings) -> int | None:
+    """Return the process that runs with these settings; 0 where it is in another container."""
     path = settings.daemon.pid_file
     return None if path is None else holder(path)
 
@@ -66,7 +67,7 @@ def status(file: Path | None, *, as_json: bool) -> int:
     except NotPermitted:
         raise
     except SuperdError:
-        if _holder(settings) is not None:
+        if holder_of(settings) is not None:
             raise
         print('{"state": "stopped"}' if as_json else "superd is not running")
         return int(ExitCode.NOT_RUNNING)
@@ -94,6 +95,8 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         lines.append(f"{service['name']:<{width}}  {' '.join(service['listen'])}")
         lines.append(f"{'':<{width}}  {told}")
     lines += [f"{name:<{width}}  not served: {why}" for name, why in answer["broken"].items()]
+    if answer["bans"]:
+        lines += ["", f"{answer['bans']} bans; `superd bans` lists them"]
     if answer["log-failures"]:
         lines += ["", f"{answer['log-failures']} log records were lost"]
     return lines

@@ -14,6 +14,7 @@ from superd.config.loading import Configuration, load
 from superd.errors import ConfigurationError, Problem
 
 SYSTEM_DIRECTORY = Path("/run/superd")
+SYSTEM_STATE = Path("/var/lib/superd")
 
 
 def configuration_file(named: Path | None) -> Path:
@@ -41,7 +42,7 @@ def read(named: Path | None) -> Configuration:
 
 
 def with_runtime_files(configuration: Configuration) -> Configuration:
-    """Fill in the pid file and the control socket, named after the configuration's own file."""
+    """Fill in where pid file, control socket and bans are, named after the configuration's file."""
     settings = configuration.partial
     directory = runtime_directory()
     name = settings.file.stem
@@ -49,6 +50,7 @@ def with_runtime_files(configuration: Configuration) -> Configuration:
         update={
             "pid_file": settings.daemon.pid_file or directory / f"{name}.pid",
             "control_socket": settings.daemon.control_socket or directory / f"{name}.sock",
+            "ban_file": settings.daemon.ban_file or state_directory() / f"{name}.bans",
         }
     )
     return replace(configuration, partial=settings.model_copy(update={"daemon": daemon}))
@@ -63,6 +65,12 @@ def runtime_directory() -> Path:
             return Path(parent, "superd")
     home = _home("XDG_STATE_HOME", "~/.local/state")
     return SYSTEM_DIRECTORY if home is None else Path(home, "superd")
+
+
+def state_directory() -> Path:
+    """Return /var/lib/superd, or what stands for it for another user than root."""
+    home = None if os.geteuid() == 0 else _home("XDG_STATE_HOME", "~/.local/state")
+    return SYSTEM_STATE if home is None else Path(home, "superd")
 
 
 def _home(variable: str, custom: str) -> Path | None:

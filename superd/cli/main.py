@@ -77,6 +77,14 @@ def parser() -> argparse.ArgumentParser:
         add("status", _status, "show workers, services and counts; exit 3 if stopped")
     )
     status.add_argument("--json", action="store_true", help="as JSON")
+    ban = with_file(add("ban", _ban, "keep an address out of all services for a time"))
+    ban.add_argument("address", metavar="ADDRESS", help="an address or a network")
+    ban.add_argument("--for", dest="duration", default="1h", metavar="TIME", help="default: 1h")
+    ban.add_argument("--reason", default="", metavar="TEXT", help="to be remembered with it")
+    unban = with_file(add("unban", _unban, "lift a ban; exit 1 if there is none"))
+    unban.add_argument("address", metavar="ADDRESS")
+    bans = with_file(add("bans", _bans, "list all bans"))
+    bans.add_argument("--json", action="store_true", help="as JSON")
     check = add("check", _check, "check configuration files; exit 78 if there is a mistake")
     check.add_argument("files", nargs="*", type=Path, metavar="FILE")
     with_file(check)
@@ -114,6 +122,24 @@ def _status(options: argparse.Namespace) -> int:
     from superd.cli.control import status
 
     return status(options.config, as_json=options.json)
+
+
+def _ban(options: argparse.Namespace) -> int:
+    from superd.cli.bans import ban
+
+    return ban(options.config, options.address, options.duration, options.reason)
+
+
+def _unban(options: argparse.Namespace) -> int:
+    from superd.cli.bans import unban
+
+    return unban(options.config, options.address)
+
+
+def _bans(options: argparse.Namespace) -> int:
+    from superd.cli.bans import bans
+
+    return bans(options.config, as_json=options.json)
 
 
 def _check(options: argparse.Namespace) -> int:

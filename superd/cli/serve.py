@@ -79,13 +79,13 @@ def planned_from(file: Path | None) -> Plan:
 
 
 def _make_room(planned: Plan, named: Daemon) -> None:
-    """Make the directories of the pid file and the control socket.
+    """Make the directories of the pid file, the control socket and the bans.
 
     Where that cannot be, in a container whose file system is read-only, superd does without those
     that the configuration does not name.
     """
     daemon = planned.settings.daemon
-    for key in ("pid_file", "control_socket"):
+    for key in ("pid_file", "control_socket", "ban_file"):
         path: Path = getattr(daemon, key)
         try:
             make_runtime_directory(path.parent)

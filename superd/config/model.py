@@ -20,6 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
+from superd.config.lists import ListFiles, Networks, Patterns, TimeZone, Windows
 from superd.config.values import (
     Addresses,
     Duration,
@@ -150,7 +151,27 @@ class Limits(Section):
     ] = 0.0
 
 
-class Service(Confinement, Limits):
+class Access(Section):
+    """Who may come in, and when."""
+
+    allow: Annotated[
+        Patterns | None,
+        Field(description='who may come in; without it, whoever is not denied; "*" is everybody'),
+    ] = None
+    deny: Annotated[Patterns, Field(description="who may not; the more specific rule wins")] = ()
+    allow_file: Annotated[
+        ListFiles | None, Field(description="files with one entry of allow a line")
+    ] = None
+    deny_file: Annotated[ListFiles, Field(description="files with one entry of deny a line")] = ()
+    access_times: Annotated[
+        Windows | None, Field(description='when it is open, such as "mon-fri 08:00-18:00"')
+    ] = None
+    time_zone: Annotated[
+        TimeZone, Field(description="of access-times; the default is the machine's own")
+    ] = ""
+
+
+class Service(Confinement, Access, Limits):
     """One service entry: a plugin, the addresses it listens on, and how it is confined."""
 
     plugin: Annotated[str, Field(min_length=1, description="name of an installed plugin")]
@@ -233,6 +254,10 @@ class Daemon(Limits):
         Field(description='"stderr", "syslog" or a file\'s path, or several of them'),
     ] = ("stderr",)
     log_format: Annotated[Literal["text", "json"], Field(description="form of a log line")] = "text"
+    ban_file: Annotated[FilePath | None, Field(description="where bans outlive a restart")] = None
+    never_ban: Annotated[
+        Networks, Field(description="addresses and networks that no ban may touch")
+    ] = ()
     drain_timeout: Annotated[
         Duration, Field(description="how long connections may go on after a stop")
     ] = 30.0

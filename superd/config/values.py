@@ -167,7 +167,8 @@ def _addresses(value: object) -> tuple[Address, ...]:
     return tuple(found)
 
 
-def _listed(value: object) -> tuple[Any, ...]:
+def listed(value: object) -> tuple[Any, ...]:
+    """Return the elements of an array, or a single value as one."""
     if isinstance(value, (list, tuple)):
         return tuple(value)
     return (value,)
@@ -182,7 +183,7 @@ def _log_sink(name: str) -> str:
     return name
 
 
-def _path(value: object, info: ValidationInfo) -> Path:
+def parse_path(value: object, info: ValidationInfo) -> Path:
     """Return an absolute path; a relative one starts at the configuration's directory."""
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise ValueError("expected a path")
@@ -193,7 +194,7 @@ def _path(value: object, info: ValidationInfo) -> Path:
     return Path((info.context or {}).get("directory", ""), path)
 
 
-def _readable(path: Path) -> Path:
+def check_readable(path: Path) -> Path:
     """Check that a file can be read; opened without blocking, as it may turn out to be a pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
@@ -222,7 +223,8 @@ def _matching(pattern: str, *examples: str) -> dict[str, Any]:
     return {**_STRING, "pattern": f"^(?:{pattern})$", "examples": list(examples)}
 
 
-def _one_or_more(one: dict[str, Any]) -> dict[str, Any]:
+def one_or_more(one: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a value, or an array of them."""
     return {"anyOf": [one, {"type": "array", "items": one}]}
 
 
@@ -251,21 +253,21 @@ Umask = Annotated[
     JsonSchema(_matching(_UMASK, "077")),
 ]
 Addresses = Annotated[
-    tuple[Address, ...], BeforeValidator(_addresses), JsonSchema(_one_or_more(_ADDRESS))
+    tuple[Address, ...], BeforeValidator(_addresses), JsonSchema(one_or_more(_ADDRESS))
 ]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_listed), JsonSchema(_one_or_more(_STRING))]
+Strings = Annotated[tuple[str, ...], BeforeValidator(listed), JsonSchema(one_or_more(_STRING))]
 Groups = Annotated[
     tuple[Group, ...],
-    BeforeValidator(_listed),
-    JsonSchema(_one_or_more({"anyOf": [_STRING, _INTEGER]})),
+    BeforeValidator(listed),
+    JsonSchema(one_or_more({"anyOf": [_STRING, _INTEGER]})),
 ]
 LogSinks = Annotated[
     tuple[Annotated[str, AfterValidator(_log_sink)], ...],
-    BeforeValidator(_listed),
-    JsonSchema(_one_or_more(_STRING)),
+    BeforeValidator(listed),
+    JsonSchema(one_or_more(_STRING)),
 ]
-FilePath = Annotated[Path, BeforeValidator(_path), JsonSchema(_STRING)]
+FilePath = Annotated[Path, BeforeValidator(parse_path), JsonSchema(_STRING)]
 SocketPath = Annotated[FilePath, AfterValidator(_socket_path)]
 ReadableFile = Annotated[
-    Path, BeforeValidator(_path), AfterValidator(_readable), JsonSchema(_STRING)
+    Path, BeforeValidator(parse_path), AfterValidator(check_readable), JsonSchema(_STRING)
 ]

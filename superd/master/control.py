@@ -1,4 +1,4 @@
-"""The control socket: `superd status` asks here, one line, and is answered with JSON.
+"""The control socket: `superd status` and others ask here, one line, and are answered with JSON.
 
 Runs in the master; the asking half runs in the command line. The file is for the daemon's user
 alone. A client that stalls costs one descriptor and is dropped after a while; nothing it sends can
@@ -24,7 +24,7 @@ from superd.net.listeners import Listener, listen
 
 MOST_CLIENTS = 16
 PATIENCE = 5.0  # seconds
-LONGEST_REQUEST = 256
+LONGEST_REQUEST = 4096
 
 
 @dataclass(eq=False)

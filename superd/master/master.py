@@ -19,15 +19,17 @@ from typing import Any
 from superd.admission.ledger import Ledger
 from superd.admission.scoreboard import Scoreboard
 from superd.errors import ExitCode, SuperdError, reason
+from superd.master.bans import Bans
 from superd.master.children import ALLOWANCE, Child, Throttle, fork_child, how_it_ended, reap
 from superd.master.control import ControlSocket
 from superd.master.logs import Log
 from superd.master.plan import Plan
 from superd.master.pools import Pool
+from superd.master.requests import answer
 from superd.master.signals import Signals
-from superd.master.status import status
 from superd.master.watch import Watch
 from superd.net.listeners import Listener
+from superd.net.patterns import parse_network
 from superd.observe.records import decoded
 from superd.worker import channel
 from superd.worker.engine import GRACE
@@ -74,6 +76,7 @@ class Master:
                 self.places.append(Place(len(self.places), pool, throttle))
         self.scoreboard = Scoreboard(list(plan.services), len(self.places))
         self.ledger = Ledger(list(plan.services), len(self.places))
+        self.bans = Bans(plan.settings.daemon.ban_file, plan.settings.daemon.never_ban, log)
         self.selector = selectors.DefaultSelector()
         self.control: ControlSocket | None = None
         self._serial = 0
@@ -86,7 +89,7 @@ class Master:
         """Answer `superd status`."""
         path = self.plan.settings.daemon.control_socket
         if path is not None:
-            self.control = ControlSocket(path, self.selector, partial(status, self))
+            self.control = ControlSocket(path, self.selector, partial(answer, self))
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call `ready` once all of them are, and serve; return the exit code."""
@@ -106,6 +109,7 @@ class Master:
 
     def close(self) -> None:
         """Let go of every address and file."""
+        self.bans.save()
         if self.control is not None:
             self.control.close()
             self.control = None
@@ -210,6 +214,7 @@ class Master:
             served_ports=self.watch.udp_ports(),
             scoreboard=self.scoreboard,
             ledger=self.ledger,
+            bans=self.bans.table,
             limits=self.plan.settings.daemon,
             directory=self.plan.settings.file.parent,
             drain_timeout=self.plan.settings.daemon.drain_timeout,
@@ -255,8 +260,23 @@ class Master:
             child.ready = True
         elif kind == channel.FAILED:
             child.failure = (ExitCode(message["exit_code"]), str(message["text"]))
+        elif kind == channel.BAN:
+            self._ban(child, message)
         else:
             raise ValueError(f"unknown kind {kind!r}")
+
+    def _ban(self, child: Child, message: dict[str, Any]) -> None:
+        """Ban whom a plugin wants banned; what a worker says is believed as far as it may ban."""
+        (place,) = (place for place in self.places if place.child is child)
+        service, seconds, why = message["service"], message["seconds"], message["reason"]
+        if service not in place.pool.services or not isinstance(why, str):
+            raise ValueError("a ban by a service that is not its own")
+        network = parse_network(message["network"])
+        known = network in self.bans
+        if error := self.bans.add(network, float(seconds), f"service {service}", why):
+            self.log.warning(f"not banned: {error}", service)
+        elif not known:
+            self.log.info(f"banned {network} for {float(seconds):.0f} s", service)
 
     def _ended(self, place: Place, child: Child, code: int) -> None:
         """A worker is gone and reaped: hear its last words, then see to its successor."""
@@ -304,6 +324,7 @@ class Master:
         if now >= self._watch_at:
             self._watch_at = now + WATCH
             self._watch_workers(now)
+            self.bans.keep_time(now)
             if self.control is not None:
                 self.control.look()
             self._end_workers(self.watch.look())

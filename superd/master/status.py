@@ -18,10 +18,8 @@ if TYPE_CHECKING:
     from superd.master.master import Master, Place
 
 
-def status(master: Master, request: str) -> dict[str, Any]:
-    """Return the answer to a request; there is one kind."""
-    if request != "status":
-        return {"error": f"unknown request {request!r}"}
+def status(master: Master) -> dict[str, Any]:
+    """Return the state of the master, its workers and services."""
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -29,6 +27,7 @@ def status(master: Master, request: str) -> dict[str, Any]:
         "since": master.since,
         "configuration": str(master.plan.settings.file),
         "log-failures": master.log.failures,
+        "bans": len(master.bans),
         "workers": [_worker(place) for place in master.places],
         "services": [
             _service(master, pool, name) for pool in master.plan.pools for name in pool.services

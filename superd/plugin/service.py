@@ -99,6 +99,17 @@ class Service:
     def close(self) -> None:
         """Let go of what `prepare` opened."""
 
+    def ban(self, peer: Address, seconds: float, reason: str = "") -> None:
+        """Have every service of this superd refuse `peer`, with its netblock as the entry says,
+        for a time of at most a year. Connections that it has go on. Peers of unix sockets cannot
+        be banned. To be called in step 4.
+        """
+        self._ban(peer, seconds, reason)
+
+    def _ban(self, peer: Address, seconds: float, reason: str) -> None:
+        """The worker puts its own here, once it serves."""
+        raise RuntimeError(f"there is nobody to ban before {self.name} serves")
+
 
 STREAM_METHODS = ("protocol", "stream", "takeover", "respond")
 DATAGRAM_METHODS = ("datagram", "respond")

@@ -14,8 +14,10 @@ import socket
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from superd.admission.gate import Ticket
+from superd.admission.access import Verdict
+from superd.admission.gate import NO_SOURCE, Ticket
 from superd.admission.refusals import Refusal
+from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address
 from superd.observe.records import Record
@@ -103,8 +105,8 @@ class Acceptor:
         # what socket.accept does, without its three enumerations: a tenth of a short connection
         accept: Callable[[], tuple[int, Any]] = self.listener._accept  # type: ignore[attr-defined]
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
-        counts, gate, is_unix = self.serving.counts, self.serving.gate, self.is_unix
-        waits = gate.waits
+        counts, gate = self.serving.counts, self.serving.gate
+        waits, asks_user = gate.waits, self.is_unix and gate.asks_user
         for _ in range(BATCH):
             if waits and (delay := gate.reserve()):
                 self._wait(delay)
@@ -127,12 +129,26 @@ class Acceptor:
             self.pause = FIRST_PAUSE
             counts[_ACCEPTED] += 1
             sock = make(*numbers, descriptor)
-            ticket = gate.admit(unix_peer(sock) if is_unix else sockaddr[0])
-            if isinstance(ticket, Refusal):
-                turn_away(self.engine, self.serving, self.address, sock, sockaddr, ticket)
+            if self.is_unix:
+                ticket = gate.admit(unix_peer(sock) if asks_user else NOBODY_KNOWN)
             else:
+                ticket = gate.admit(sockaddr[0])
+            if ticket is NO_SOURCE:
                 dispatch(sock, sockaddr, ticket)
+            else:
+                self._decided(sock, sockaddr, ticket)
         return True
+
+    def _decided(
+        self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket | Refusal | Verdict
+    ) -> None:
+        """Go on with a client as the gate says."""
+        if isinstance(ticket, Refusal):
+            turn_away(self.engine, self.serving, self.address, sock, sockaddr, ticket)
+        elif isinstance(ticket, Verdict):
+            self._decided(sock, sockaddr, self.serving.gate.admit_named(sockaddr[0], ""))
+        else:
+            self.dispatch(sock, sockaddr, ticket)
 
     def _wait(self, delay: int) -> None:
         """Leave those who come in the backlog, for some ns or until a connection ends."""

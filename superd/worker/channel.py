@@ -1,4 +1,4 @@
-"""A worker's line to the master: log records, `ready`, and why it could not start.
+"""A worker's line to the master: log records, bans, `ready`, and why it could not start.
 
 Messages are datagrams of JSON, one way only; the master going away is the end of the file. Sending
 never blocks: what does not fit is dropped and counted, and the count follows. Never raises.
@@ -18,6 +18,7 @@ from superd.observe.records import Record, cut, encoded
 READY = "ready"
 FAILED = "failed"
 LOG = "log"
+BAN = "ban"
 
 LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters it has
 
@@ -36,6 +37,11 @@ class Channel:
     def failed(self, exit_code: int, text: str) -> None:
         """Say why this worker cannot start."""
         self._send(FAILED, {"exit_code": exit_code, "text": cut(text)})
+
+    def ban(self, service: str, network: str, seconds: float, reason: str) -> None:
+        """Have the master ban a network from all services."""
+        content = {"service": service, "network": network, "seconds": seconds}
+        self._send(BAN, {**content, "reason": cut(reason)})
 
     def log(self, record: Record) -> None:
         """Send a record to the master's log."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from superd.admission.reflection import ReflectionGuard, is_single_host
 from superd.admission.refusals import Refusal
+from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count, refusal_column
 from superd.net import pktinfo
 from superd.net.addresses import Address
@@ -140,7 +141,7 @@ class DatagramListener:
         else:
             refusal = Refusal.TOO_LONG if size > LARGEST else None
         if refusal is None and self.gate is not None:
-            refusal = self.gate.admit_datagram("" if self.is_unix else peer[0])
+            refusal = self.gate.admit_datagram(NOBODY_KNOWN if self.is_unix else peer[0])
         if refusal is not None:
             self._refuse(refusal, peer)
             return None

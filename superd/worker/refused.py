@@ -10,7 +10,9 @@ import socket
 import struct
 from typing import TYPE_CHECKING, Any
 
+from superd.admission.access import UnixPeer
 from superd.admission.refusals import Refusal
+from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import refusal_column
 from superd.net.addresses import Address
 from superd.observe.records import Record
@@ -27,6 +29,9 @@ SMALLEST_BUFFER = 2048  # bytes that the kernel may hold for who is held
 
 # who comes at all is not told why it is turned away, nor held: it may be anybody
 BY_RULE = frozenset((Refusal.BANNED, Refusal.ACCESS, Refusal.TIMES))
+
+SO_PEERGROUPS = 59  # its supplementary groups; Linux since 4.13
+MOST_GROUPS = 256  # who has more is not known by any of them
 
 _CREDENTIALS = struct.Struct("@iII")  # struct ucred: pid, uid, gid (unix(7))
 
@@ -59,12 +64,16 @@ def turn_away(
         sock.close()
 
 
-def unix_peer(sock: socket.SocketType) -> str:
-    """Return who is at the other end of a unix socket, as `user:NUMBER`."""
+def unix_peer(sock: socket.SocketType) -> UnixPeer:
+    """Return who is at the other end of a unix socket."""
     with contextlib.suppress(OSError):
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        return f"user:{_CREDENTIALS.unpack(credentials)[1]}"
-    return ""
+        _, uid, gid = _CREDENTIALS.unpack(credentials)
+        groups = b""
+        with contextlib.suppress(OSError):
+            groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * MOST_GROUPS)
+        return UnixPeer(uid, (gid, *memoryview(groups).cast("I")))
+    return NOBODY_KNOWN
 
 
 class Tarpit:

@@ -17,15 +17,17 @@ import threading
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
 from setproctitle import setproctitle
 
+from superd.admission.bans import BanTable
 from superd.admission.gate import Books, Gate
 from superd.admission.ledger import Ledger
-from superd.admission.limits import Load
+from superd.admission.limits import Load, netblock_of
 from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Scoreboard
 from superd.config.model import Confinement, Limits, Service
@@ -57,6 +59,7 @@ class Assignment:
     served_ports: frozenset[int]
     scoreboard: Scoreboard
     ledger: Ledger
+    bans: BanTable
     limits: Limits  # the daemon's
     directory: Path  # of the configuration: relative paths in options start there
     drain_timeout: float
@@ -171,8 +174,9 @@ def _serve(
     books = Books(assignment.ledger, assignment.scoreboard, assignment.place, Load())
     for name, plugin in plugins.items():
         entry = assignment.services[name]
-        gate = Gate.of(name, entry, assignment.limits, books)
+        gate = Gate.of(name, entry, assignment.limits, books, assignment.bans)
         servings[name] = Serving.of(name, entry, plugin, gate.counts, gate)
+        plugin._ban = partial(_ban, channel, name, entry)  # type: ignore[method-assign]
         engine.add(servings[name])
     for name, address, sock in assignment.sockets:
         engine.listen(servings[name], address, sock)
@@ -194,6 +198,14 @@ def _serve(
     loop.add_reader(channel.sock, orphaned)
     _hear_of_strays(engine.flood_gate)
     engine.run(ready)
+
+
+def _ban(
+    channel: Channel, service: str, entry: Service, peer: Address, seconds: float, reason: str
+) -> None:
+    if not peer.transport.is_unix:
+        network = netblock_of(peer.host, entry.source_netblock)
+        channel.ban(service, str(network), float(seconds), str(reason))
 
 
 def _tell_of_late_imports(channel: Channel) -> None:

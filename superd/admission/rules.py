@@ -1,0 +1,81 @@
+"""What is decided without counting: bans, allow and deny, and times of day.
+
+Used in workers, on the accept path, and by `superd explain`, which so gives the very same answers.
+Never raises.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from superd.admission.access import AccessList, Rule, UnixPeer, Verdict
+from superd.admission.bans import BanTable
+from superd.admission.refusals import Refusal
+from superd.admission.times import AccessTimes
+from superd.config.lists import ListFile
+from superd.config.model import Access
+
+Who = str | UnixPeer  # a numeric host, or the peer of a unix socket
+
+NOBODY_KNOWN = UnixPeer(-1)  # who sends to a unixgram socket does not say who it is
+
+
+class Rules:
+    """The rules of one service. What comes from a host that needs a name is told by `judge`."""
+
+    def __init__(
+        self, access: AccessList | None, times: AccessTimes | None, bans: BanTable | None
+    ) -> None:
+        self.access = access
+        self.times = times
+        self.bans = bans
+
+    @classmethod
+    def of(cls, entry: Access, bans: BanTable | None) -> Rules:
+        """Return the rules of an entry, with the time zone loaded."""
+        times = None
+        if entry.access_times is not None:
+            times = AccessTimes(entry.access_times, entry.time_zone)
+        return cls(access_list(entry), times, bans)
+
+    def judge(self, who: Who, now: float) -> Refusal | Verdict:
+        """Return why somebody is refused, or ADMITTED, or DEPENDS_ON_NAME; `now` since 1970."""
+        if isinstance(who, UnixPeer):
+            access = self.access
+            if access is not None and not access.admits(access.rule_for_user(who)):
+                return Refusal.ACCESS
+            return self._by_time(now)
+        if self.bans is not None and self.bans.is_banned(who, time.monotonic_ns()):
+            return Refusal.BANNED
+        if self.access is not None:
+            verdict = self.access.verdict(who)
+            if verdict is not Verdict.ADMITTED:
+                return Refusal.ACCESS if verdict is Verdict.REFUSED else verdict
+        return self._by_time(now)
+
+    def judge_named(self, host: str, name: str, now: float) -> Refusal | Verdict:
+        """Judge a host whose name was asked for; "" where it could not be confirmed."""
+        if self.access is not None and not self.access.admits_named(host, name):
+            return Refusal.ACCESS
+        return self._by_time(now)
+
+    def _by_time(self, now: float) -> Refusal | Verdict:
+        is_open = self.times is None or self.times.admits(now)
+        return Verdict.ADMITTED if is_open else Refusal.TIMES
+
+
+def access_list(
+    entry: Access, where: Callable[[str, int | None], str] = lambda key, number: ""
+) -> AccessList | None:
+    """Return the list of an entry; `where(key, number)` tells where one of its rules stands."""
+    rules = [Rule(True, p, where("allow", n)) for n, p in enumerate(entry.allow or ())]
+    rules += [Rule(False, p, where("deny", n)) for n, p in enumerate(entry.deny)]
+    for allows, files in ((True, entry.allow_file or ()), (False, entry.deny_file)):
+        rules += [rule for file in files for rule in _rules_in(file, allows)]
+    has_allow = entry.allow is not None or entry.allow_file is not None
+    return AccessList(rules, has_allow=has_allow) if rules or has_allow else None
+
+
+def _rules_in(file: ListFile, allows: bool) -> list[Rule]:
+    return [Rule(allows, pattern, f"{file.path}:{line}") for line, pattern in file.entries]

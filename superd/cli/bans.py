@@ -1,0 +1,73 @@
+"""`superd ban`, `unban` and `bans`: who is kept out of all services for a time.
+
+Runs in the command line, and asks the daemon. Raises SuperdError where it does not run or refuses.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from superd.cli.control import holder_of
+from superd.cli.files import read
+from superd.config.values import parse_duration
+from superd.errors import ExitCode, NotPermitted, SuperdError, UsageError
+from superd.master.control import ask
+from superd.net.patterns import parse_network
+
+
+def ban(file: Path | None, address: str, duration: str, reason: str) -> int:
+    """Ban an address or a network."""
+    try:
+        seconds = parse_duration(duration)
+    except ValueError as error:
+        raise UsageError(f"--for: {error}") from None
+    _asked(file, "ban", address=_network(address), seconds=seconds, reason=reason)
+    return int(ExitCode.OK)
+
+
+def unban(file: Path | None, address: str) -> int:
+    """Lift a ban."""
+    _asked(file, "unban", address=_network(address))
+    return int(ExitCode.OK)
+
+
+def bans(file: Path | None, *, as_json: bool) -> int:
+    """List all bans."""
+    found = _asked(file, "bans")["bans"]
+    if as_json:
+        print(json.dumps(found, indent=2))
+        return int(ExitCode.OK)
+    width = max((len(one["network"]) for one in found), default=0)
+    for one in found:
+        until = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one["until"]))
+        why = f"  {one['reason']}" if one["reason"] else ""
+        print(f"{one['network']:<{width}}  until {until}  by {one['by']}{why}")
+    return int(ExitCode.OK)
+
+
+def _network(text: str) -> str:
+    try:
+        return str(parse_network(text))
+    except ValueError as error:
+        raise UsageError(str(error)) from None
+
+
+def _asked(file: Path | None, request: str, **arguments: object) -> Any:
+    """Return the daemon's answer; SuperdError where it says no, or does not run."""
+    settings = read(file).partial  # mistakes made since the start do not matter here
+    assert settings.daemon.control_socket is not None
+    try:
+        text = f"{request} {json.dumps(arguments)}" if arguments else request
+        answer = ask(settings.daemon.control_socket, text)
+    except NotPermitted:
+        raise
+    except SuperdError:
+        if holder_of(settings) is not None:
+            raise
+        raise SuperdError("it is not running") from None
+    if "error" in answer:
+        raise SuperdError(answer["error"])
+    return answer

@@ -1,0 +1,181 @@
+"""The bans of this superd: who is banned until when, why and by whom, and the file that keeps them.
+
+Runs in the master; workers see the table that it writes to. Never raises: a file that is damaged
+or cannot be written is reported, and the bans hold all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from superd.admission.bans import MOST, BanTable
+from superd.errors import printable, reason
+from superd.master.logs import Log
+from superd.net.patterns import IPNetwork, parse_network
+
+LONGEST_BAN = 366 * 86400.0  # seconds
+LONGEST_REASON = 200
+SAVE = 1.0  # seconds between two writes of the file
+FILE_MODE = 0o600
+
+
+@dataclass(frozen=True)
+class Ban:
+    """One ban; `until` in seconds since 1970, as the file has it."""
+
+    network: IPNetwork
+    until: float
+    by: str
+    reason: str = ""
+
+
+class Bans:
+    """All bans, their table and their file. `protected` are networks that no ban may touch."""
+
+    def __init__(self, path: Path | None, protected: Collection[IPNetwork], log: Log) -> None:
+        self.table = BanTable()
+        self._path = path
+        self._protected = protected
+        self._log = log
+        self._bans: dict[IPNetwork, Ban] = {}
+        self._is_saved = True
+        self._save_at = 0.0
+        self._told_full = 0.0
+        if path is not None:
+            self._read(path)
+
+    def __len__(self) -> int:
+        return len(self._bans)
+
+    def __contains__(self, network: IPNetwork) -> bool:
+        return network in self._bans
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Return all bans as JSON, those that end first first."""
+        ordered = sorted(self._bans.values(), key=lambda ban: ban.until)
+        return [_as_json(ban) for ban in ordered]
+
+    def protecting(self, network: IPNetwork) -> IPNetwork | None:
+        """Return the network of never-ban that a ban would touch."""
+        for one in self._protected:
+            if one.version == network.version and one.overlaps(network):
+                return one
+        return None
+
+    def add(self, network: IPNetwork, seconds: float, by: str, why: str) -> str:
+        """Ban a network; return why that cannot be, or ""."""
+        if (protected := self.protecting(network)) is not None:
+            return f"{network} is protected by never-ban ({protected})"
+        if not 0 < seconds <= LONGEST_BAN:
+            return "a ban lasts for more than nothing and at most a year"
+        ban = Ban(network, time.time() + seconds, by, printable(why)[:LONGEST_REASON])
+        return "" if self._enter(ban) else "there is no room for another ban"
+
+    def lift(self, network: IPNetwork) -> bool:
+        """End a ban; tell whether there was one."""
+        if self._bans.pop(network, None) is None:
+            return False
+        self.table.remove(network)
+        self._is_saved = False
+        return True
+
+    def keep_time(self, now: float) -> None:
+        """End what is over and write the file where that is due; `now` of the monotonic clock."""
+        over = [ban.network for ban in self._bans.values() if ban.until <= time.time()]
+        for network in over:
+            self.lift(network)
+        if not self._is_saved and now >= self._save_at:
+            self._save_at = now + SAVE
+            self.save()
+
+    def save(self) -> None:
+        """Write the file, if something has changed."""
+        if self._path is None or self._is_saved:
+            return
+        self._is_saved = True
+        text = "".join(f"{json.dumps(_as_json(ban))}\n" for ban in self._bans.values())
+        fresh = self._path.with_name(self._path.name + ".new")
+        try:
+            descriptor = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, FILE_MODE)
+            with open(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            os.replace(fresh, self._path)
+        except OSError as error:
+            self._log.error(f"bans cannot be kept in {self._path}: {reason(error)}")
+
+    def _enter(self, ban: Ban) -> bool:
+        if ban.network not in self._bans and len(self._bans) >= MOST:
+            self._make_room()
+        left = max(0.0, ban.until - time.time())
+        if not self.table.add(ban.network, time.monotonic_ns() + int(left * 1e9)):
+            return False
+        self._bans[ban.network] = ban
+        self._is_saved = False
+        return True
+
+    def _make_room(self) -> None:
+        """Let the ban end that would end first."""
+        first = min(self._bans.values(), key=lambda ban: ban.until)
+        self.lift(first.network)
+        now = time.monotonic()
+        if now >= self._told_full:
+            self._told_full = now + 60
+            self._log.warning(f"there are {MOST} bans; those that end first give way to others")
+
+    def _read(self, path: Path) -> None:
+        try:
+            lines = path.read_bytes().decode(errors="backslashreplace").splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._log.error(f"bans cannot be read from {path}: {reason(error)}")
+            return
+        damaged = 0
+        for number, line in enumerate(lines, 1):
+            try:
+                ban = _parsed(line)
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                damaged += 1
+                if damaged == 1:
+                    self._log.error(f"{path}:{number}: this is no ban: {reason(error)}")
+            else:
+                if ban.until > time.time() and self.protecting(ban.network) is None:
+                    self._enter(ban)
+        self._is_saved = not damaged and len(self._bans) == len(lines)
+        if damaged:
+            self._set_aside(path, damaged)
+
+    def _set_aside(self, path: Path, damaged: int) -> None:
+        aside = path.with_name(path.name + ".damaged")
+        try:
+            os.replace(path, aside)
+        except OSError as error:
+            self._log.error(f"{path} cannot be set aside: {reason(error)}")
+        else:
+            self._log.error(f"{damaged} damaged lines of {path} are in {aside} now")
+
+
+def _as_json(ban: Ban) -> dict[str, Any]:
+    return {**asdict(ban), "network": str(ban.network)}
+
+
+def _parsed(line: str) -> Ban:
+    data = json.loads(line)
+    until, by, why = data["until"], data["by"], data.get("reason", "")
+    is_number = isinstance(until, (int, float)) and not isinstance(until, bool)
+    if not (is_number and 0 < until < 1e11 and isinstance(by, str) and isinstance(why, str)):
+        raise ValueError("a value is none")
+    return Ban(
+        parse_network(data["network"]),
+        min(float(until), time.time() + LONGEST_BAN),
+        printable(by),
+        printable(why)[:LONGEST_REASON],
+    )

@@ -1,0 +1,65 @@
+"""What the control socket can be asked: a word, and for some an object of JSON behind it.
+
+Runs in the master. Never raises for what somebody asked: the answer says what is wrong with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from superd.errors import shown
+from superd.master.status import status
+from superd.net.patterns import parse_network
+
+if TYPE_CHECKING:
+    from superd.master.master import Master
+
+Answer = dict[str, Any]
+
+
+def answer(master: Master, request: str) -> Answer:
+    """Return the answer to a request; an object with `error` where it cannot be fulfilled."""
+    word, _, rest = request.partition(" ")
+    if word not in REQUESTS:
+        return {"error": f"there is no request {shown(word)}, only {', '.join(REQUESTS)}"}
+    try:
+        arguments = json.loads(rest) if rest else {}
+        if not isinstance(arguments, dict):
+            raise ValueError("expected an object")
+        return REQUESTS[word](master, **arguments)
+    except (ValueError, TypeError, RecursionError) as error:
+        return {"error": f"{word}: {error}"}
+
+
+def _status(master: Master) -> Answer:
+    return status(master)
+
+
+def _bans(master: Master) -> Answer:
+    return {"bans": master.bans.listed()}
+
+
+def _ban(master: Master, address: str, seconds: float, reason: str = "") -> Answer:
+    network = parse_network(address)
+    error = master.bans.add(network, float(seconds), "operator", str(reason))
+    if not error:
+        master.log.info(f"banned {network} for {seconds:.0f} s, by the operator")
+    return {"error": error} if error else {}
+
+
+def _unban(master: Master, address: str) -> Answer:
+    network = parse_network(address)
+    if not master.bans.lift(network):
+        return {"error": f"{network} is not banned"}
+    master.log.info(f"{network} is not banned any more, by the operator")
+    return {}
+
+
+REQUESTS: dict[str, Callable[..., Answer]] = {
+    "status": _status,
+    "bans": _bans,
+    "ban": _ban,
+    "unban": _unban,
+}

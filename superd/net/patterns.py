@@ -1,0 +1,136 @@
+"""Whom a rule of `allow` or `deny` speaks of, as a value: parse, format, compare.
+
+Used wherever a configuration is read, and in workers. Looks up users and groups of the system only
+while a configuration is read, and never a host. Raises ValueError with a text for the operator.
+"""
+
+from __future__ import annotations
+
+import grp
+import ipaddress
+import pwd
+import re
+from dataclasses import dataclass
+
+from superd.errors import shown
+from superd.net.addresses import LARGEST_ID
+
+LONGEST_NAME = 253  # RFC 1035, 2.3.4, as it is written
+
+_LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
+_NAME = re.compile(rf"\.?(?:{_LABEL}\.)*{_LABEL}")
+
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+@dataclass(frozen=True)
+class Everybody:
+    """`*`: whoever comes, by whatever transport."""
+
+    def __str__(self) -> str:
+        return "*"
+
+
+@dataclass(frozen=True)
+class Network:
+    """An address or a network; what is IPv4-mapped IPv6 is IPv4."""
+
+    network: IPNetwork
+
+    def __str__(self) -> str:
+        network = self.network
+        is_host = network.prefixlen == network.max_prefixlen
+        return str(network.network_address if is_host else network)
+
+
+@dataclass(frozen=True)
+class HostName:
+    """A host by its confirmed name; with a leading dot a domain and every name below it."""
+
+    name: str
+
+    def matches(self, name: str) -> bool:
+        if self.name.startswith("."):
+            return name == self.name[1:] or name.endswith(self.name)
+        return name == self.name
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class User:
+    """The peer of a unix socket by its user."""
+
+    uid: int
+
+    def __str__(self) -> str:
+        return f"user:{self.uid}"
+
+
+@dataclass(frozen=True)
+class Group:
+    """The peer of a unix socket by one of its groups."""
+
+    gid: int
+
+    def __str__(self) -> str:
+        return f"group:{self.gid}"
+
+
+Pattern = Everybody | Network | HostName | User | Group
+
+
+def parse_pattern(text: str) -> Pattern:
+    """Return what `text` means.
+
+    >>> str(parse_pattern("::ffff:192.0.2.0/120"))
+    '192.0.2.0/24'
+    """
+    if text == "*":
+        return Everybody()
+    if text.startswith("user:"):
+        return User(_identity(text[5:], "user"))
+    if text.startswith("group:"):
+        return Group(_identity(text[6:], "group"))
+    if ":" in text or "/" in text or re.fullmatch(r"[0-9.]+", text):
+        return Network(parse_network(text))
+    name = text.lower().removesuffix(".")
+    if len(name.lstrip(".")) > LONGEST_NAME or not _NAME.fullmatch(name):
+        raise ValueError(
+            f"{shown(text)} is none of an address, a network, a host's name, a .domain, user:NAME,"
+            ' group:NAME and "*"'
+        )
+    return HostName(name)
+
+
+def parse_network(text: str) -> IPNetwork:
+    """Return an address or a network; IPv4-mapped IPv6 as IPv4. No bits are set beyond the mask."""
+    try:
+        network = ipaddress.ip_network(text)
+    except ValueError as error:
+        try:
+            meant = ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            raise ValueError(f"{shown(text)} is not an address or a network") from None
+        if "host bits" in str(error):
+            text = f"{shown(text)} has bits beyond its mask (did you mean {shown(str(meant))}?)"
+        raise ValueError(text) from None
+    return unmapped_network(network)
+
+
+def unmapped_network(network: IPNetwork) -> IPNetwork:
+    """Return a network of IPv4-mapped IPv6 (RFC 4291, 2.5.5.2) as the IPv4 network that it is."""
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is None or network.prefixlen < 96:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
+
+
+def _identity(name: str, kind: str) -> int:
+    if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= LARGEST_ID:
+        return int(name)
+    try:
+        return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
+    except (KeyError, ValueError):
+        raise ValueError(f"there is no {kind} {shown(name)}") from None
