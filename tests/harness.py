@@ -50,8 +50,11 @@ class Superd:
         self.announced: list[str] = []
 
     def write(self) -> Path:
-        """Write the configuration; [daemon] gets a pid file and a control socket of its own."""
-        own = f'pid-file = "{self.directory}/pid"\ncontrol-socket = "{self.directory}/control"\n'
+        """Write the configuration; [daemon] gets files of its own."""
+        paths = {"pid-file": "pid", "control-socket": "control", "ban-file": "bans"}
+        own = "".join(f'{key} = "{self.directory}/{name}"\n' for key, name in paths.items())
+        if "record-log" not in self.toml:
+            own += f'record-log = "{os.devnull}"\n'  # tests read the log, and count its lines
         head, table, rest = self.toml.partition("[daemon]\n")
         text = f"{head}[daemon]\n{own}{rest}" if table else f"[daemon]\n{own}{self.toml}"
         self.file.write_text(text)

@@ -1,4 +1,4 @@
-"""The values of `allow`, `deny`, their files, and `access-times`.
+"""The values of `allow`, `deny`, their files, `access-times`, and other lists of few words.
 
 Runs wherever a configuration is read. A file of a list is read with the configuration, so it is
 read anew whenever that is. Raises ValueError with a text that names file and line.
@@ -10,7 +10,7 @@ import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, ValidationInfo
 from pydantic import WithJsonSchema as JsonSchema
@@ -111,5 +111,10 @@ Windows = Annotated[
     tuple[Annotated[Window, PlainValidator(_window), PlainSerializer(str)], ...],
     BeforeValidator(listed),
     JsonSchema(one_or_more(_WINDOW)),
+]
+Events = Annotated[
+    tuple[Literal["accepted", "closed", "refused"], ...],
+    BeforeValidator(listed),
+    JsonSchema(one_or_more({"enum": ["accepted", "closed", "refused"]})),
 ]
 TimeZone = Annotated[str, BeforeValidator(_time_zone), JsonSchema(_STRING)]

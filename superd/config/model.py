@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema
 
-from superd.config.lists import ListFiles, Networks, Patterns, TimeZone, Windows
+from superd.config.lists import Events, ListFiles, Networks, Patterns, TimeZone, Windows
 from superd.config.values import (
     Addresses,
     Duration,
@@ -212,6 +212,10 @@ class Service(Confinement, Access, Limits):
         str, Field(max_length=4096, description="text for a client that is rejected")
     ] = ""
 
+    record: Annotated[
+        Events, Field(description="which events of a connection are recorded; [] for none")
+    ] = ("accepted", "closed", "refused")
+
     amplify: Annotated[
         bool, Field(description="datagrams: an answer may be longer than its request")
     ] = False
@@ -236,6 +240,9 @@ class Defaults(Service):
     listen: Annotated[Addresses, Field(description="addresses, such as tcp://*:7")] = ()
 
 
+LogFormat = Literal["text", "json", "xinetd"]
+
+
 class Daemon(Limits):
     """The [daemon] table: the process as a whole. Its limits are for all services together."""
 
@@ -251,9 +258,15 @@ class Daemon(Limits):
     ] = None
     log: Annotated[
         LogSinks,
-        Field(description='"stderr", "syslog" or a file\'s path, or several of them'),
+        Field(description='"stderr", "syslog", "journal" or a file\'s path, or several of them'),
     ] = ("stderr",)
-    log_format: Annotated[Literal["text", "json"], Field(description="form of a log line")] = "text"
+    log_format: Annotated[LogFormat, Field(description="form of a log line")] = "text"
+    record_log: Annotated[
+        LogSinks, Field(description="where connections are recorded; the default is the log")
+    ] = ()
+    record_format: Annotated[
+        LogFormat | None, Field(description="form of these lines; the default is log-format")
+    ] = None
     ban_file: Annotated[FilePath | None, Field(description="where bans outlive a restart")] = None
     never_ban: Annotated[
         Networks, Field(description="addresses and networks that no ban may touch")

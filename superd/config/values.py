@@ -48,7 +48,7 @@ _SIZE = rf"([0-9]{{1,15}}) ?({'|'.join(_SIZE_UNITS)})"
 _RATE = rf"([0-9]{{1,9}})/({'|'.join(_RATE_UNITS)})"
 _UMASK = r"0?[0-7]{3}"
 
-LOG_SINKS = ("stderr", "syslog")
+LOG_SINKS = ("stderr", "syslog", "journal")
 LARGEST_SIZE = (1 << 63) - 1  # what setrlimit(2) takes
 
 

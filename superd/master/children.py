@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 from superd.worker.channel import LARGEST
 
+EVENT = b'{"time"'  # no other message starts so
 ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer than a flood
 
 
@@ -25,14 +27,15 @@ ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer t
 class Child:
     """One worker, alive or not yet reaped.
 
-    `allowance` is how many messages are still read for now: those of a worker that floods wait in
-    its socket until that is full, and then the worker drops them. `ended_for` says why the master
-    ended it.
+    `events` is what a batch of its events has to match. `allowance` is how many messages are still
+    read for now: those of a worker that floods wait in its socket until that is full, and then the
+    worker drops them. `ended_for` says why the master ended it.
     """
 
     pid: int
     channel: socket.socket
     started: float
+    events: re.Pattern[bytes]
     ready: bool = False
     failure: tuple[int, str] | None = None
     allowance: int = ALLOWANCE
@@ -47,8 +50,10 @@ class Child:
         self.ended_for = self.ended_for or why
         self.signal(signal.SIGKILL)
 
-    def messages(self) -> Iterator[dict[str, Any]]:
-        """Yield what the worker has sent, as far as its allowance goes."""
+    def messages(self) -> Iterator[dict[str, Any] | bytes]:
+        """Yield what the worker has sent, as far as its allowance goes: objects, and batches of
+        events, which are checked but not read.
+        """
         while self.allowance and not self.has_closed:
             try:
                 data = self.channel.recv(LARGEST)
@@ -58,9 +63,14 @@ class Child:
                 data = b""
             if data:
                 self.allowance -= 1
-                yield _parsed(data)
+                yield self._checked(data) if data.startswith(EVENT) else _parsed(data)
             else:
                 self.has_closed = True
+
+    def _checked(self, data: bytes) -> bytes:
+        if not self.events.fullmatch(data):
+            raise ValueError("events that are not its own")
+        return data
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

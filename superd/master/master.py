@@ -30,6 +30,7 @@ from superd.master.signals import Signals
 from superd.master.watch import Watch
 from superd.net.listeners import Listener
 from superd.net.patterns import parse_network
+from superd.observe.connections import pattern_of
 from superd.observe.records import decoded
 from superd.worker import channel
 from superd.worker.engine import GRACE
@@ -226,7 +227,7 @@ class Master:
             what = f"cannot start a worker of pool {pool.name}: {reason(error)}"
             self._fill_again(place, what, ExitCode.FAILED, was_ready=False)
             return
-        child = Child(pid, line, time.monotonic())
+        child = Child(pid, line, time.monotonic(), pattern_of(pid, list(pool.services)))
         place.child, place.due = child, None
         self._listen_to(child)
 
@@ -252,7 +253,10 @@ class Master:
             self.log.error(f"worker {child.pid} sent what is no message: {error}")
             child.has_closed = True
 
-    def _take(self, child: Child, message: dict[str, Any]) -> None:
+    def _take(self, child: Child, message: dict[str, Any] | bytes) -> None:
+        if isinstance(message, bytes):
+            self.log.write_events(message)
+            return
         kind = message.pop("kind")
         if kind == channel.LOG:
             self.log.write(decoded(message, child.pid))

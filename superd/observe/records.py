@@ -102,6 +102,14 @@ def as_message(record: Record) -> str:
     return "\n".join(f"{record.level}: {line}" for line in lines)
 
 
+def as_xinetd(record: Record) -> str:
+    """Return the record's lines as xinetd writes its own messages."""
+    stamp = time.strftime("%y/%m/%d@%H:%M:%S", time.localtime(record.time))
+    start = f"{stamp}: superd[{record.pid}]: "
+    lines = (line.partition(": ") for line in as_message(record).split("\n"))
+    return "\n".join(f"{start}{level.upper()}: {text}" for level, _, text in lines)
+
+
 def as_json(record: Record) -> str:
     """Return the record as one line of JSON, without what is empty."""
     data = {**encoded(record), "pid": record.pid, "time": round(record.time, 3)}

@@ -20,9 +20,11 @@ from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address
+from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.worker.refused import turn_away, unix_peer
 from superd.worker.serving import Serving
+from superd.worker.session import endpoint_text
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
@@ -65,7 +67,7 @@ class Acceptor:
         serving: Serving,
         address: Address,
         listener: socket.socket,
-        dispatch: Callable[[Any, Any, Ticket], None],
+        dispatch: Callable[[Any, Any, Ticket, str], None],
         make: type[socket.SocketType],
     ) -> None:
         self.engine = engine
@@ -74,6 +76,7 @@ class Acceptor:
         self.listener = listener
         self.dispatch = dispatch
         self.make = make
+        self.local = "" if address.is_wildcard else safe(str(address))
         self.is_unix = address.transport.is_unix
         self.numbers = (int(listener.family), int(listener.type), listener.proto)
         self.pause = FIRST_PAUSE
@@ -106,6 +109,7 @@ class Acceptor:
         accept: Callable[[], tuple[int, Any]] = self.listener._accept  # type: ignore[attr-defined]
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
         counts, gate = self.serving.counts, self.serving.gate
+        local = self.local
         waits, asks_user = gate.waits, self.is_unix and gate.asks_user
         for _ in range(BATCH):
             if waits and (delay := gate.reserve()):
@@ -134,7 +138,7 @@ class Acceptor:
             else:
                 ticket = gate.admit(sockaddr[0])
             if ticket is NO_SOURCE:
-                dispatch(sock, sockaddr, ticket)
+                dispatch(sock, sockaddr, ticket, local or self._local_of(sock))
             else:
                 self._decided(sock, sockaddr, ticket)
         return True
@@ -144,11 +148,21 @@ class Acceptor:
     ) -> None:
         """Go on with a client as the gate says."""
         if isinstance(ticket, Refusal):
-            turn_away(self.engine, self.serving, self.address, sock, sockaddr, ticket)
+            peer = endpoint_text(self.address.transport, sockaddr)
+            self.serving.records.refused(peer, self.local or self._local_of(sock), ticket.value)
+            turn_away(self.engine, self.serving, sock, ticket)
         elif isinstance(ticket, Verdict):
             self._decided(sock, sockaddr, self.serving.gate.admit_named(sockaddr[0], ""))
         else:
-            self.dispatch(sock, sockaddr, ticket)
+            self.dispatch(sock, sockaddr, ticket, self.local or self._local_of(sock))
+
+    def _local_of(self, sock: socket.SocketType) -> str:
+        """Return which of our addresses a client has reached."""
+        transport = self.address.transport
+        try:
+            return f"{transport.value}://{endpoint_text(transport, sock.getsockname())}"
+        except OSError:
+            return ""
 
     def _wait(self, delay: int) -> None:
         """Leave those who come in the backlog, for some ns or until a connection ends."""

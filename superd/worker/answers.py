@@ -15,11 +15,18 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.gate import Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
+from superd.observe.connections import End
 from superd.plugin.service import Request
 from superd.worker.protocols import LINGER, PATIENCE, ProtocolSession, advance
 from superd.worker.scratch import SCRATCH
 from superd.worker.serving import Serving
-from superd.worker.session import connection_id, report_failure, reset_on_close, undelivered
+from superd.worker.session import (
+    connection_id,
+    endpoint_text,
+    report_failure,
+    reset_on_close,
+    undelivered,
+)
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
@@ -44,45 +51,62 @@ class Answerer:
         self.serving = serving
         self.kind = kind
 
-    def dispatch(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket) -> None:
+    def dispatch(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
         """Answer; a session is made only where the answer does not fit into the socket at once."""
-        if self._answer(sock, sockaddr, ticket):
-            self.serving.counts[_SHORTEST] += 1
-            self.serving.gate.leave(ticket)
-
-    def _answer(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket) -> bool:
-        """Tell whether that was all."""
+        serving = self.serving
         try:
             answer = self.respond(Request(b"", UNLIMITED, self.kind, sockaddr, sock))
             if not isinstance(answer, bytes):
                 raise TypeError(f"respond() returned {type(answer).__name__}, not bytes")
             size = len(answer)
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
-            peer = Address.of_socket(self.kind, sockaddr)
-            number = connection_id(self.engine, self.engine.next_number())
-            report_failure(self.engine, self.serving, error, number, peer)
-            reset_on_close(sock)
-            sock.close()
-            return True
+            self._fail(sock, sockaddr, ticket, local, error)
+            return
         try:
             sent = sock.send(answer, WITH_THE_END) if size else 0
             if sent < size:
-                self._send_rest(sock, sockaddr, answer[sent:], ticket)
-            else:
-                sock.shutdown(socket.SHUT_WR)
-                self.engine.lingering.add(sock)
+                serving.counts[_BYTES_OUT] += sent
+                self._send_rest(sock, sockaddr, answer[sent:], ticket, local)
+                return
+            sock.shutdown(socket.SHUT_WR)
         except OSError:
             sock.close()  # the client has gone
-            return True
-        self.serving.counts[_BYTES_OUT] += sent
-        return sent == size
+            self._book(sockaddr, ticket, local, 0, End.RESET)
+        else:
+            self.engine.lingering.add(sock)
+            self._book(sockaddr, ticket, local, size, End.SERVER)
+
+    def _book(self, sockaddr: Any, ticket: Ticket, local: str, sent: int, end: End) -> str:
+        """Count and record a connection that is over; return its id."""
+        serving = self.serving
+        serving.counts[_BYTES_OUT] += sent
+        serving.counts[_SHORTEST] += 1
+        number = connection_id(self.engine, self.engine.next_number())
+        peer = endpoint_text(self.kind, sockaddr)
+        serving.records.answered(number, peer, local, sent, end.value)
+        serving.gate.leave(ticket)
+        return number
+
+    def _fail(
+        self,
+        sock: socket.SocketType,
+        sockaddr: Any,
+        ticket: Ticket,
+        local: str,
+        error: BaseException,
+    ) -> None:
+        number = self._book(sockaddr, ticket, local, 0, End.ERROR)
+        peer = Address.of_socket(self.kind, sockaddr)
+        report_failure(self.engine, self.serving, error, number, peer)
+        reset_on_close(sock)
+        sock.close()
 
     def _send_rest(
-        self, sock: socket.SocketType, sockaddr: Any, rest: bytes, ticket: Ticket
+        self, sock: socket.SocketType, sockaddr: Any, rest: bytes, ticket: Ticket, local: str
     ) -> None:
         whole = socket.socket(fileno=sock.detach())
         session = ProtocolSession()
-        session.begin(self.engine, self.serving, self.kind, sockaddr, ticket)
+        session.begin(self.engine, self.serving, self.kind, sockaddr, ticket, local)
         advance(session.attach(whole, Remainder(rest)))
 
 

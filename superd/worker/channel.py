@@ -1,7 +1,8 @@
 """A worker's line to the master: log records, bans, `ready`, and why it could not start.
 
-Messages are datagrams of JSON, one way only; the master going away is the end of the file. Sending
-never blocks: what does not fit is dropped and counted, and the count follows. Never raises.
+Messages are datagrams of JSON, or batches of events, one way only; the master going away is the end
+of the file. Sending never blocks: what does not fit is dropped and counted, and the count follows.
+Never raises.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ class Channel:
         """Have the master ban a network from all services."""
         content = {"service": service, "network": network, "seconds": seconds}
         self._send(BAN, {**content, "reason": cut(reason)})
+
+    def events(self, batch: bytes) -> bool:
+        """Send lines of connections.ConnectionLog; tell whether the master takes them."""
+        try:
+            self.sock.send(batch)
+        except OSError:
+            return False
+        return True
 
     def log(self, record: Record) -> None:
         """Send a record to the master's log."""

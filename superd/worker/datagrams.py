@@ -22,11 +22,12 @@ from superd.admission.scoreboard import Count, refusal_column
 from superd.net import pktinfo
 from superd.net.addresses import Address
 from superd.net.pktinfo import Destination, destination
+from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.plugin.service import Request
 from superd.worker.scratch import LARGEST, SCRATCH
 from superd.worker.serving import Serving
-from superd.worker.session import report_failure
+from superd.worker.session import endpoint_text, report_failure
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
@@ -140,11 +141,14 @@ class DatagramListener:
             refusal = self.guard.refusal(peer[0], peer[1], asked.is_one_host)
         else:
             refusal = Refusal.TOO_LONG if size > LARGEST else None
-        if refusal is None and self.gate is not None:
-            refusal = self.gate.admit_datagram(NOBODY_KNOWN if self.is_unix else peer[0])
         if refusal is not None:
             self._refuse(refusal, peer)
             return None
+        if self.gate is not None:
+            refusal = self.gate.admit_datagram(NOBODY_KNOWN if self.is_unix else peer[0])
+            if refusal is not None:
+                self._turn_away(refusal, peer, asked)
+                return None
         room = max(size, LARGEST_ANSWER) if self.amplify else size
         data = SCRATCH[:size].tobytes()
         try:
@@ -174,6 +178,11 @@ class DatagramListener:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RD)
         self._refuse(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
+
+    def _turn_away(self, refusal: Refusal, peer: Any, asked: Destination) -> None:
+        self.serving.counts[refusal_column(refusal)] += 1
+        where = endpoint_text(self.transport, peer)
+        self.serving.records.refused(where, safe(str(asked.address)), refusal.value)
 
     def _refuse(self, refusal: Refusal, peer: Any, why: str = "") -> None:
         self.serving.counts[refusal_column(refusal)] += 1

@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from superd.admission.gate import Ticket
 from superd.admission.reflection import ReflectionGuard
 from superd.net.addresses import Address, Transport
+from superd.observe.connections import ConnectionLog, End
 from superd.observe.records import FloodGate, Record, Report, failure, kind_of
 from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
@@ -39,13 +40,18 @@ class Engine:
         loop: WorkerLoop,
         serial: int,
         report: Report,
+        send_events: Callable[[bytes], bool],
         guard: ReflectionGuard,
         drain_timeout: float,
     ) -> None:
+        def lost(number: int) -> None:
+            self.report(Record("warning", f"{number} records of connections were lost"))
+
         self.loop = loop
         self.serial = serial
         self.guard = guard
         self.report = report
+        self.connection_log = ConnectionLog(os.getpid(), send_events, self.loop.call_later, lost)
         self.flood_gate = FloodGate(report)
         self.drain_timeout = drain_timeout
         self.loop.set_exception_handler(self._loop_failed)
@@ -79,17 +85,17 @@ class Engine:
 
     def _starter(
         self, serving: Serving, kind: Transport
-    ) -> Callable[[socket.socket, Any, Ticket], None]:
+    ) -> Callable[[socket.socket, Any, Ticket, str], None]:
         """Choose how sessions of a service start: see the steps of `superd.plugin.Service`."""
 
-        def attach(sock: socket.socket, sockaddr: Any, ticket: Ticket) -> None:
+        def attach(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
             session = ProtocolSession()
-            session.begin(self, serving, kind, sockaddr, ticket)
+            session.begin(self, serving, kind, sockaddr, ticket, local)
             advance(session.attach(sock))
 
-        def give(sock: socket.socket, sockaddr: Any, ticket: Ticket) -> None:
+        def give(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
             session = TakenSession()
-            session.begin(self, serving, kind, sockaddr, ticket)
+            session.begin(self, serving, kind, sockaddr, ticket, local)
             session.give(sock)
 
         return attach if serving.protocol or serving.stream else give
@@ -135,6 +141,9 @@ class Engine:
                 record = failure("a plugin tried to end the worker", error)
                 self.flood_gate.report(("loop", *kind_of(error)), record)
         self.flood_gate.flush()
+        for serving in self.servings:
+            serving.records.end_window()
+        self.connection_log.flush()
 
     def drain(self) -> None:
         """Accept no more; end once the last connection has, or when the time is over."""
@@ -151,14 +160,14 @@ class Engine:
         for listener in self.listeners if not self.draining else ():
             listener.stop()
         self.draining = True
-        self._expire(list(self.sessions.values()))
+        self._expire_all()
         self._end()
 
     def _cut(self) -> None:
         if self.sessions:
             message = f"{len(self.sessions)} connections cut at the end of drain-timeout"
             self.report(Record("warning", message))
-        self._expire(list(self.sessions.values()))
+        self._expire_all()
         self.loop.call_later(GRACE, self._end)
 
     def _end(self) -> None:
@@ -190,6 +199,8 @@ class Engine:
 
     def _flush(self) -> None:
         self.flood_gate.flush()
+        for serving in self.servings:
+            serving.records.end_window()
         self.check_listeners()
         self.loop.call_later(FLOOD_WINDOW, self._flush)
 
@@ -197,12 +208,14 @@ class Engine:
         """Close the connections whose time is over."""
         self.loop.call_later(SWEEP, self._sweep)
         now = self.loop.time()
-        late = [session for session in self.sessions.values() if _is_late(session, now)]
-        self._expire(late)
+        late = [(session, _late(session, now)) for session in self.sessions.values()]
+        for session, end in late:
+            if end is not None:
+                session.expire(end)
 
-    def _expire(self, sessions: Iterable[Session]) -> None:
-        for session in sessions:
-            session.expire()
+    def _expire_all(self) -> None:
+        for session in list(self.sessions.values()):
+            session.expire(End.DRAIN)
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """Report what a task or callback of a plugin raised and nobody asked for."""
@@ -226,21 +239,24 @@ def _has_timeouts(serving: Serving) -> bool:
     return bool(entry.first_byte_timeout or entry.idle_timeout or entry.session_timeout)
 
 
-def _is_late(session: Session, now: float) -> bool:
+def _late(session: Session, now: float) -> End | None:
+    """Return which time-out of a session is over."""
     entry = session.serving.entry
     received, sent = session.progress()
     if entry.session_timeout and now - session.started >= entry.session_timeout:
-        return True
+        return End.SESSION
     if (
         entry.first_byte_timeout
         and not received
         and now - session.started >= entry.first_byte_timeout
     ):
-        return True
+        return End.FIRST_BYTE
     if received + sent != session.seen:
         session.seen = received + sent
         session.active_at = now
-    return bool(entry.idle_timeout) and now - session.active_at >= entry.idle_timeout
+    if entry.idle_timeout and now - session.active_at >= entry.idle_timeout:
+        return End.IDLE
+    return None
 
 
 class WorkerLoop(asyncio.AbstractEventLoop):

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, cast
 
 from superd.net.addresses import Transport
+from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.inbox import Inbox
 from superd.worker.packets import PacketTransport
@@ -90,6 +91,8 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self._ended = True
+        if not self._finishing:
+            self.end = self.end or End.CLIENT
         transport = self._transport
         assert transport is not None
         if self._finishing:
@@ -130,6 +133,8 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        if exc is not None:
+            self.end = self.end or End.RESET
         self._write = _forget  # the transport's own would keep it alive
         if self._timer is not None:
             self._timer.cancel()
@@ -249,7 +254,8 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     def finish(self) -> None:
         self.close()
 
-    def expire(self) -> None:
+    def expire(self, end: End) -> None:
+        self.end = self.end or end
         self._finishing = True
         if self._transport is not None:
             self._break_off(self._transport)

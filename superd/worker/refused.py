@@ -8,14 +8,12 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from superd.admission.access import UnixPeer
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import refusal_column
-from superd.net.addresses import Address
-from superd.observe.records import Record
 from superd.worker.answers import WITH_THE_END
 from superd.worker.serving import Serving
 
@@ -36,19 +34,9 @@ MOST_GROUPS = 256  # who has more is not known by any of them
 _CREDENTIALS = struct.Struct("@iII")  # struct ucred: pid, uid, gid (unix(7))
 
 
-def turn_away(
-    engine: Engine,
-    serving: Serving,
-    address: Address,
-    sock: socket.SocketType,
-    sockaddr: Any,
-    refusal: Refusal,
-) -> None:
-    """Count and record it, and end the connection as the entry says."""
+def turn_away(engine: Engine, serving: Serving, sock: socket.SocketType, refusal: Refusal) -> None:
+    """Count it, and end the connection as the entry says."""
     serving.counts[refusal_column(refusal)] += 1
-    where = Address.of_socket(address.transport, sockaddr).endpoint
-    record = Record("info", f"refused: {refusal.value}", service=serving.name, peer=where)
-    engine.flood_gate.report((serving.name, refusal), record)
     entry = serving.entry
     if entry.on_limit == "tarpit" and refusal not in BY_RULE:
         engine.tarpit.hold(sock)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from superd.admission.gate import Gate
 from superd.config.model import Service as Entry
+from superd.observe.connections import ServiceRecords
 from superd.plugin.connection import Connection
 from superd.plugin.service import Packet, Request, Service
 
@@ -35,6 +36,7 @@ class Serving:
     plugin: Service
     counts: memoryview
     gate: Gate
+    records: ServiceRecords
     protocol: Callable[[Connection], asyncio.Protocol] | None
     stream: Callable[[Connection], Talk] | None
     takeover: Callable[[socket.socket, Connection], Talk] | None
@@ -44,8 +46,8 @@ class Serving:
 
     @classmethod
     def of(
-        cls, name: str, entry: Entry, plugin: Service, counts: memoryview, gate: Gate
+        cls, name: str, entry: Entry, plugin: Service, gate: Gate, records: ServiceRecords
     ) -> Serving:
         names = ("protocol", "stream", "takeover", "respond", "datagram")
         methods: dict[str, Any] = {method: getattr(plugin, method, None) for method in names}
-        return cls(name, entry, plugin, counts, gate, **methods)
+        return cls(name, entry, plugin, gate.counts, gate, records, **methods)

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.gate import Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
+from superd.observe.connections import End, safe
 from superd.observe.records import failure, kind_of
 from superd.worker.serving import Serving
 
@@ -36,7 +37,7 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 
 SLOTS = (
-    "active_at", "engine", "number", "received", "seen", "sent", "serving",
+    "active_at", "end", "engine", "local_text", "number", "received", "seen", "sent", "serving",
     "sockaddr", "started", "task", "ticket", "transport_kind",
 )  # fmt: skip
 
@@ -44,7 +45,8 @@ SLOTS = (
 class Session:
     """What all kinds of connection have in common.
 
-    `received` and `sent` count bytes; `started` and `active_at` are the loop's time.
+    `received` and `sent` count bytes; `started` and `active_at` are the loop's time. `end` is how
+    it ended, where that was not by the service; `local_text` is our address, for the record.
     """
 
     engine: Engine
@@ -53,6 +55,8 @@ class Session:
     transport_kind: Transport
     sockaddr: Any
     ticket: Ticket
+    local_text: str
+    end: End | None
     received: int
     sent: int
     started: float
@@ -65,7 +69,13 @@ class Session:
     __slots__ = tuple[str, ...]()
 
     def begin(
-        self, engine: Engine, serving: Serving, kind: Transport, sockaddr: Any, ticket: Ticket
+        self,
+        engine: Engine,
+        serving: Serving,
+        kind: Transport,
+        sockaddr: Any,
+        ticket: Ticket,
+        local_text: str,
     ) -> None:
         """Enter the books. `sockaddr` is what accept(2) told: getpeername(2) may fail by now."""
         self.engine = engine
@@ -73,10 +83,13 @@ class Session:
         self.transport_kind = kind
         self.sockaddr = sockaddr
         self.ticket = ticket
+        self.local_text = local_text
+        self.end = None
         self.received = self.sent = self.seen = 0
         self.task = None
         self.number = engine.enter(self)
         self.started = self.active_at = engine.loop.time()
+        serving.records.accepted(self.id, endpoint_text(kind, sockaddr), local_text)
 
     @property
     def id(self) -> str:
@@ -110,7 +123,7 @@ class Session:
         """Close after the plugin has returned."""
 
     @abstractmethod
-    def expire(self) -> None:
+    def expire(self, end: End) -> None:
         """Close at once, but not as a failure: a time-out or the end of draining."""
 
     @property
@@ -157,6 +170,7 @@ class Session:
 
     def contain(self, error: BaseException) -> None:
         """Report what a plugin raised and reset the connection: its output may be cut short."""
+        self.end = self.end or End.ERROR
         report_failure(self.engine, self.serving, error, self.id, self.peer)
         self.abort()
 
@@ -167,10 +181,29 @@ class Session:
             counts = serving.counts
             counts[_BYTES_IN] += self.received
             counts[_BYTES_OUT] += self.sent
-            counts[duration_column(self.engine.loop.time() - self.started)] += 1
+            duration = self.engine.loop.time() - self.started
+            counts[duration_column(duration)] += 1
+            serving.records.closed(
+                self.id,
+                endpoint_text(self.transport_kind, self.sockaddr),
+                self.local_text,
+                duration,
+                self.received,
+                self.sent,
+                (self.end or End.SERVER).value,
+            )
             serving.gate.leave(self.ticket)
             for acceptor in tuple(serving.waiting):
                 acceptor.start()
+
+
+def endpoint_text(kind: Transport, sockaddr: Any) -> str:
+    """Return what accept(2) or getsockname(2) gave, for an event: `127.0.0.1:7`, `[::1]:7`."""
+    if kind is Transport.TCP or kind is Transport.UDP:
+        host = sockaddr[0]
+        if ":" not in host:
+            return f"{host}:{sockaddr[1]}"
+    return safe(Address.of_socket(kind, sockaddr).endpoint)
 
 
 def connection_id(engine: Engine, number: int) -> str:

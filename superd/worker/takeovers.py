@@ -13,6 +13,7 @@ import struct
 import sys
 
 from superd.net.addresses import Transport
+from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.session import SLOTS, Session, reset_on_close
 
@@ -51,12 +52,18 @@ class TakenSession(Session, Connection):
 
     def progress(self) -> tuple[int, int]:
         """Ask the kernel; where that does not tell, the connection counts as never idle."""
+        if self._count():
+            return self.received, self.sent
+        return 1, int(self.engine.loop.time() * 1000)
+
+    def _count(self) -> bool:
+        """Learn from the kernel how many bytes came and went, if it tells."""
         if self.sock is not None and self.transport_kind is Transport.TCP and LINUX:
             with contextlib.suppress(OSError):
                 info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-                acknowledged, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
-                return received, acknowledged
-        return 1, int(self.engine.loop.time() * 1000)
+                self.sent, self.received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
+                return True
+        return False
 
     @property
     def has_gone(self) -> bool:
@@ -67,6 +74,7 @@ class TakenSession(Session, Connection):
         return any(events & GONE for _, events in poll.poll(0))
 
     def finish(self) -> None:
+        self._count()
         sock, self.sock = self.sock, None
         if sock is None or sock.fileno() < 0:
             return  # the plugin has closed it, or given it to somebody else
@@ -77,8 +85,9 @@ class TakenSession(Session, Connection):
         else:
             self.engine.lingering.add(sock)
 
-    def expire(self) -> None:
+    def expire(self, end: End) -> None:
         """End the talk; the plugin may be at the socket just now, so it is closed after that."""
+        self.end = self.end or end
         if self.sock is not None and self.sock.fileno() >= 0:
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RDWR)
@@ -86,6 +95,7 @@ class TakenSession(Session, Connection):
             self.task.cancel()
 
     def abort(self) -> None:
+        self._count()
         sock, self.sock = self.sock, None
         if sock is not None and sock.fileno() >= 0:
             reset_on_close(sock)

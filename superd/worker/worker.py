@@ -33,6 +33,7 @@ from superd.admission.scoreboard import Scoreboard
 from superd.config.model import Confinement, Limits, Service
 from superd.errors import ExitCode, SuperdError, reason
 from superd.net.addresses import Address
+from superd.observe.connections import ServiceRecords
 from superd.observe.records import FloodGate, Record, failure
 from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
@@ -120,7 +121,9 @@ def _live(assignment: Assignment, channel: Channel) -> None:
     gc.freeze()
 
     guard = ReflectionGuard(assignment.served_ports)
-    engine = Engine(loop, assignment.serial, channel.log, guard, assignment.drain_timeout)
+    engine = Engine(
+        loop, assignment.serial, channel.log, channel.events, guard, assignment.drain_timeout
+    )
     _serve(assignment, engine, plugins, channel)
     for name, plugin in plugins.items():
         try:
@@ -175,7 +178,8 @@ def _serve(
     for name, plugin in plugins.items():
         entry = assignment.services[name]
         gate = Gate.of(name, entry, assignment.limits, books, assignment.bans)
-        servings[name] = Serving.of(name, entry, plugin, gate.counts, gate)
+        records = ServiceRecords(engine.connection_log, name, entry.record)
+        servings[name] = Serving.of(name, entry, plugin, gate, records)
         plugin._ban = partial(_ban, channel, name, entry)  # type: ignore[method-assign]
         engine.add(servings[name])
     for name, address, sock in assignment.sockets:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from superd.admission.access import UnixPeer
 from superd.admission.limits import SECOND, Bucket, Load, source_of
 from superd.config.model import SourceNetblock
 
@@ -68,11 +69,13 @@ def test_a_bucket_tells_how_long_to_wait() -> None:
         ("2001:db8::1", "2001:db8::2", 32, 128, False),
         ("fe80::1%lo", "fe80::2%eth0", 32, 64, True),
         ("::1", "192.0.2.1", 0, 0, False),
-        ("user:0", "user:0", 32, 64, True),
-        ("user:0", "user:1000", 0, 0, False),
+        (UnixPeer(0), UnixPeer(0, (5,)), 32, 64, True),
+        (UnixPeer(0), UnixPeer(1000), 0, 0, False),
     ],
 )
-def test_a_source_is_a_netblock(one: str, other: str, ipv4: int, ipv6: int, are_one: bool) -> None:
+def test_a_source_is_a_netblock(
+    one: str | UnixPeer, other: str | UnixPeer, ipv4: int, ipv6: int, are_one: bool
+) -> None:
     netblock = SourceNetblock(ipv4=ipv4, ipv6=ipv6)
     assert (source_of(one, netblock) == source_of(other, netblock)) is are_one
 

@@ -24,12 +24,14 @@ from superd.master.children import (
     reap,
 )
 from superd.master.isolated import run_isolated
+from superd.observe.connections import pattern_of
 from superd.worker.channel import LARGEST
 from superd.worker.signals import reset_signals
 from tests.harness import until
 from tests.proc import descriptors, zombies
 
 NOBODY = 65534
+PID = 123
 
 
 @pytest.fixture
@@ -39,15 +41,60 @@ def line() -> Iterator[tuple[Child, socket.socket]]:
     ours.setblocking(False)
     theirs.setblocking(False)
     with ours, theirs:
-        yield Child(0, ours, 0.0), theirs
+        yield Child(0, ours, 0.0, pattern_of(PID, ["echo", "e.2"])), theirs
 
 
 def test_messages_come_in_order_and_whole(line: tuple[Child, socket.socket]) -> None:
     child, worker = line
     for number in range(5):
         worker.send(json.dumps({"kind": "log", "n": number}).encode())
-    assert [message["n"] for message in child.messages()] == list(range(5))
+    messages = [message for message in child.messages() if isinstance(message, dict)]
+    assert [message["n"] for message in messages] == list(range(5))
     assert not child.has_closed
+
+
+def event(pid: int = PID, service: str = "echo", rest: str = '"event":"closed"') -> bytes:
+    return f'{{"time":1700000000.123,"pid":{pid},"service":"{service}",{rest}}}\n'.encode()
+
+
+@pytest.mark.parametrize(
+    "batch", [event(), event() * 100, event(service="e.2"), event(rest='"peer":"[::1%lo]:5"')]
+)
+def test_events_that_are_a_workers_own_are_passed_on_as_they_are(
+    line: tuple[Child, socket.socket], batch: bytes
+) -> None:
+    child, worker = line
+    worker.send(batch)
+    assert list(child.messages()) == [batch]
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        event(pid=124),
+        event(pid=1234),
+        event(service="web"),
+        event(service="eX2"),
+        event() + event(service="web"),
+        event()[:-1],
+        event() + b"\n",
+        event().replace(b"1700000000.123", b"1"),
+        event(rest='"peer":"a\nb"'),
+        event(rest='"peer":"a\x1b[2J"'),
+        event(rest='"peer":"\x85"'),
+        event(rest='"peer":"é"'),
+        event(rest='"peer":"' + "x" * 3000 + '"'),
+        event(rest=""),
+        b'{"time"',
+    ],
+)
+def test_events_that_are_anothers_or_could_forge_a_line_are_refused(
+    line: tuple[Child, socket.socket], batch: bytes
+) -> None:
+    child, worker = line
+    worker.send(batch)
+    with pytest.raises(ValueError, match="not its own"):
+        list(child.messages())
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from superd.errors import SuperdError
-from superd.master.logs import STDERR, Log
+from superd.master.logs import Log
+from superd.master.sinks import STDERR
 from superd.observe.records import Record
 
 LogTo = Callable[..., Log]

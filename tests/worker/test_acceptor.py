@@ -15,6 +15,7 @@ import pytest
 
 from superd.admission.gate import NO_SOURCE, Gate, Ticket
 from superd.admission.ledger import Lock
+from superd.admission.rules import Rules
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.observe.records import FloodGate, Record
@@ -77,7 +78,8 @@ class Bench:
         )
         entry = SimpleNamespace(backlog=4096)
         self.counts = memoryview(bytearray(8 * len(Count))).cast("Q")
-        gate = Gate(None, (), Lock(), self.counts, waits=False, clock=time.monotonic_ns)
+        rules = Rules(None, None, None)
+        gate = Gate(rules, (), Lock(), self.counts, waits=False, clock=time.monotonic_ns)
         serving: Any = SimpleNamespace(
             name="test", counts=self.counts, entry=entry, gate=gate, waiting=set()
         )
@@ -87,7 +89,7 @@ class Bench:
         self.acceptor = Acceptor(engine, serving, address, listener, self.take, make)
         self.acceptor.start()
 
-    def take(self, _: Any, sockaddr: tuple[str, int], ticket: Ticket) -> None:
+    def take(self, _: Any, sockaddr: tuple[str, int], ticket: Ticket, _local: str) -> None:
         assert ticket == NO_SOURCE
         self.taken.append(sockaddr[0])
 

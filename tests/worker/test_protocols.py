@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 
-from superd.admission.gate import Books, Gate
+from superd.admission.access import UnixPeer
+from superd.admission.gate import NO_SOURCE, Books, Gate
 from superd.admission.ledger import Ledger
 from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
-from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import Count, Scoreboard
 from superd.config.model import Daemon
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
+from superd.observe.connections import End, ServiceRecords, parsed
 from superd.observe.records import Record
 from superd.plugin import Connection, Options, Request, Service
 from superd.worker.engine import Engine, new_loop
@@ -93,15 +94,19 @@ class Bench:
     def __init__(self, kind: str, method: str) -> None:
         self.loop = new_loop(kind)
         self.log: list[Record] = []
-        self.engine = Engine(self.loop, 1, self.log.append, ReflectionGuard([]), 1.0)
+        self.events: list[dict[str, Any]] = []
+        self.engine = Engine(
+            self.loop, 1, self.log.append, self.take_events, ReflectionGuard([]), 1.0
+        )
         self.plugin = Everything()
         books = Books(Ledger(["test"], 1), Scoreboard(["test"], 1), 0, Load())
         entry = Entry.model_construct(plugin="everything", listen=())
-        gate = Gate.of("test", entry, Daemon(), books)
+        gate = Gate.of("test", entry, Daemon(), books, None)
+        records = ServiceRecords(self.engine.connection_log, "test", entry.record)
         found: Any = dict.fromkeys(("protocol", "stream", "takeover", "respond"))
         found[method] = getattr(self.plugin, method)
         self.serving = Serving(
-            "test", entry, self.plugin, gate.counts, gate, datagram=None, **found
+            "test", entry, self.plugin, gate.counts, gate, records, datagram=None, **found
         )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
@@ -126,6 +131,10 @@ class Bench:
                 await asyncio.sleep(0.001)
 
         self.loop.run_until_complete(asyncio.wait_for(wait(), seconds))
+
+    def take_events(self, batch: bytes) -> bool:
+        self.events += [parsed(line) for line in batch.splitlines()]
+        return True
 
     @property
     def active(self) -> int:
@@ -165,7 +174,7 @@ def test_a_connection_whose_time_is_over_before_it_began_never_begins(
     with at.client() as client:
         at.accept()
         (session,) = at.engine.sessions.values()
-        session.expire()
+        session.expire(End.DRAIN)
         at.turn(lambda: not at.engine.sessions)
         assert client.recv(1) == b""
     assert at.plugin.told == []
@@ -182,8 +191,8 @@ def test_a_stop_at_any_turn_ends_every_connection(bench: Make, method: str, turn
         for _ in range(turns):
             at.loop.run_until_complete(asyncio.sleep(0))
         for session in list(at.engine.sessions.values()):
-            session.expire()
-            session.expire()
+            session.expire(End.DRAIN)
+            session.expire(End.DRAIN)
         at.turn(lambda: not at.engine.sessions)
         assert client.recv(1) == b""
     told = at.plugin.told
@@ -202,7 +211,7 @@ def test_a_connection_is_struck_off_once_however_it_ends(bench: Make, method: st
     at.turn(lambda: at.plugin.told)
     assert at.active == 1
     session.abort()
-    session.expire()
+    session.expire(End.DRAIN)
     client.close()
     at.turn(lambda: not at.engine.sessions)
     session.leave()
@@ -213,9 +222,8 @@ def test_a_socket_that_the_loop_refuses_is_closed_and_struck_off(bench: Make) ->
     at = bench("protocol")
     ours, theirs = socket.socketpair()
     session = ProtocolSession()
-    ticket = at.serving.gate.admit("user:0")
-    assert not isinstance(ticket, Refusal)
-    session.begin(at.engine, at.serving, Transport.UNIX, "", ticket)
+    assert at.serving.gate.admit(UnixPeer(0)) == NO_SOURCE
+    session.begin(at.engine, at.serving, Transport.UNIX, "", NO_SOURCE, "unix:///x")
     with ours:
         theirs.close()
         advance(session.attach(theirs))

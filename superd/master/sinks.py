@@ -1,0 +1,224 @@
+"""Where log records and events end: standard error, a file, syslog, the journal.
+
+Runs in the master, to which the sinks belong. Never waits long for whoever reads a sink. Raises
+OSError for what a sink does not take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import stat
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from superd.observe import connections
+from superd.observe.records import Record, as_json, as_message, as_text, as_xinetd
+
+SYSLOG_SOCKET = "/dev/log"
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
+STDERR = 2
+PATIENCE = 100  # milliseconds that a reader who kept up until now may take
+FILE_MODE = 0o640
+_OPEN = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+
+# syslog(3): facility "daemon", and the severities
+_FACILITY = 3 << 3
+_SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+
+
+class Sink(ABC):
+    """One place for log records, in one form: text, json or xinetd's.
+
+    `lost` counts the lines it did not take since the last that it did.
+    """
+
+    lost = 0
+
+    def __init__(self, log_format: str) -> None:
+        self.form = log_format
+
+    @abstractmethod
+    def write(self, record: Record) -> None:
+        """Write a record or raise OSError."""
+
+    @abstractmethod
+    def write_events(self, batch: bytes) -> None:
+        """Write lines of connections.ConnectionLog or raise OSError."""
+
+    @abstractmethod
+    def reopen(self) -> None:
+        """Open the place anew or raise OSError, and go on with the old one."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of the place."""
+
+
+class Descriptor(Sink):
+    """An open file, pipe, socket or terminal."""
+
+    def __init__(self, log_format: str, descriptor: int) -> None:
+        super().__init__(log_format)
+        self.descriptor = descriptor
+        self.is_torn = False
+
+    def write(self, record: Record) -> None:
+        forms = {"text": as_text, "json": as_json, "xinetd": as_xinetd}
+        self._write(f"{forms[self.form](record)}\n".encode())
+
+    def write_events(self, batch: bytes) -> None:
+        if self.form != "json":
+            form = connections.FORMS[self.form]
+            batch = "".join(f"{form(event)}\n" for event in _events(batch)).encode()
+        self._write(batch)
+
+    def _write(self, data: bytes) -> None:
+        if self.is_torn:
+            data = b"\n" + data
+        poll = select.poll()
+        poll.register(self.descriptor, select.POLLOUT)
+        while data:
+            if not poll.poll(0 if self.lost else PATIENCE):
+                raise BlockingIOError
+            data = data[os.write(self.descriptor, data) :]
+            self.is_torn = bool(data)
+
+    def reopen(self) -> None:
+        """There is nothing to be opened."""
+
+    def close(self) -> None:
+        if self.descriptor != STDERR:
+            os.close(self.descriptor)
+
+
+class StandardError(Descriptor):
+    """Whatever standard error is.
+
+    Who reads a pipe or a terminal can stop it, so it is opened once more to be written without
+    blocking; setting the flag would set it for all who share it (open(2)). Where it cannot be
+    opened, as a socket cannot, polling before each write has to do.
+    """
+
+    def __init__(self, log_format: str) -> None:
+        descriptor = STDERR
+        if stat.S_ISFIFO(os.fstat(STDERR).st_mode) or os.isatty(STDERR):
+            with contextlib.suppress(OSError):
+                descriptor = os.open(f"/proc/self/fd/{STDERR}", os.O_WRONLY | _OPEN)
+        super().__init__(log_format, descriptor)
+
+
+class File(Descriptor):
+    """A file, or a named pipe, which has to have a reader."""
+
+    def __init__(self, log_format: str, path: str) -> None:
+        self.path = path
+        super().__init__(log_format, self._opened())
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | _OPEN, FILE_MODE)
+
+    def reopen(self) -> None:
+        descriptor = self._opened()
+        self.close()
+        self.descriptor, self.is_torn = descriptor, False
+
+
+class Socket(Sink):
+    """A daemon that takes datagrams; connected anew after it was restarted."""
+
+    def __init__(self, log_format: str, path: str) -> None:
+        super().__init__(log_format)
+        self.path = path
+        self.socket = self._connected()
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self.socket.send(data)
+        except BlockingIOError:
+            raise
+        except OSError:
+            self.reopen()
+            self.socket.send(data)
+
+    def _connected(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            sock.connect(self.path)
+        except OSError:
+            sock.close()
+            raise
+        return sock
+
+    def reopen(self) -> None:
+        sock = self._connected()
+        self.close()
+        self.socket = sock
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+class Syslog(Socket):
+    """The system's log, one datagram a line."""
+
+    def write(self, record: Record) -> None:
+        text = as_json(record) if self.form == "json" else as_message(record)
+        for line in text.split("\n"):
+            self._log(record.level, record.time, record.pid, line)
+
+    def write_events(self, batch: bytes) -> None:
+        for line in batch.splitlines():
+            event = connections.parsed(line)
+            text = line.decode() if self.form == "json" else connections.message_of(event)
+            self._log("info", event["time"], event["pid"], text)
+
+    def _log(self, level: str, moment: float, pid: int, line: str) -> None:
+        stamp = time.strftime("%b %e %H:%M:%S", time.localtime(moment))
+        self._send(f"<{_FACILITY | _SEVERITIES[level]}>{stamp} superd[{pid}]: {line}".encode())
+
+
+class Journal(Socket):
+    """systemd's journal, by its native protocol: each record is a datagram of fields, so that
+    `journalctl SUPERD_SERVICE=echo` finds them.
+    """
+
+    def write(self, record: Record) -> None:
+        self._log(
+            record.level,
+            record.pid,
+            "\n".join([record.message, *record.detail]),
+            {"service": record.service, "conn": record.connection, "peer": record.peer},
+        )
+
+    def write_events(self, batch: bytes) -> None:
+        for event in _events(batch):
+            fields = {key: value for key, value in event.items() if key not in ("time", "pid")}
+            self._log("info", event["pid"], connections.message_of(event), fields)
+
+    def _log(self, level: str, pid: int, message: str, fields: Mapping[str, Any]) -> None:
+        all_fields = {
+            "MESSAGE": message,
+            "PRIORITY": _SEVERITIES[level],
+            "SYSLOG_IDENTIFIER": "superd",
+            "SYSLOG_PID": pid,
+            **{f"SUPERD_{key.upper()}": value for key, value in fields.items() if value != ""},
+        }
+        self._send(b"".join(_field(key, str(value)) for key, value in all_fields.items()))
+
+
+def _field(key: str, value: str) -> bytes:
+    """Return a field of the journal; one with several lines has its length before it."""
+    data = value.encode(errors="backslashreplace")
+    if b"\n" not in data:
+        return b"%s=%s\n" % (key.encode(), data)
+    return b"%s\n%s%s\n" % (key.encode(), len(data).to_bytes(8, "little"), data)
+
+
+def _events(batch: bytes) -> Iterator[dict[str, Any]]:
+    return (connections.parsed(line) for line in batch.splitlines())

@@ -1,0 +1,239 @@
+"""The record of a connection: what is told when it is accepted, refused and closed, and its forms.
+
+Written in workers, where it costs about a microsecond; rendered in the master. An event is a line
+of JSON from the start, with nothing but printable ASCII, so that a client can never forge one and
+the master can pass lines on as they are. Never raises, but ValueError for a line that is no event.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+import time
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
+
+from superd.observe.records import escaped
+
+BATCH = 24 * 1024  # bytes of lines that are sent together
+LINGER = 0.1  # seconds that a line may wait for others
+LONGEST_LINE = 2048
+IN_FULL = 20  # refusals of a kind in a second that are told one by one; the others are counted
+_AT_ONCE = ',"duration":0.000000,"in":0,"out":'
+
+ACCEPTED, CLOSED, REFUSED = "accepted", "closed", "refused"
+
+
+class End(enum.Enum):
+    """How a connection ended."""
+
+    CLIENT = "client"  # the client finished first
+    SERVER = "server"  # the service did
+    RESET = "reset"  # the client broke it off
+    FIRST_BYTE = "first-byte-timeout"
+    IDLE = "idle-timeout"
+    SESSION = "session-timeout"
+    ERROR = "error"  # the plugin failed
+    DRAIN = "drain"  # superd stopped, and drain-timeout was over
+
+
+class ConnectionLog:
+    """The events of one worker, on their way to the master in batches.
+
+    `send` takes a batch or says that it does not; `later` calls something after some seconds.
+    """
+
+    def __init__(
+        self,
+        pid: int,
+        send: Callable[[bytes], bool],
+        later: Callable[[float, Callable[[], None]], object],
+        lost: Callable[[int], None],
+    ) -> None:
+        self.pid = pid
+        self._send = send
+        self._later = later
+        self._tell_lost = lost
+        self._lines: list[str] = []
+        self._size = 0
+        self._lost = 0
+
+    def add(self, lines: str) -> None:
+        """Take one line, or several at once."""
+        if not self._size:
+            self._later(LINGER, self.flush)
+        self._lines.append(lines)
+        self._size += len(lines)
+        if self._size > BATCH:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has gathered; what the line to the master does not take is counted as lost."""
+        lines, self._lines, self._size = self._lines, [], 0
+        if lines:
+            batch = "".join(lines)
+            if not self._send(batch.encode("ascii")):
+                self._lost += batch.count("\n")
+            elif self._lost:
+                self._tell_lost(self._lost)
+                self._lost = 0
+
+
+class ServiceRecords:
+    """Writes the events of one service, those that its entry wants."""
+
+    def __init__(self, log: ConnectionLog, service: str, events: Collection[str]) -> None:
+        self._log = log
+        head = f',"pid":{log.pid},"service":{json.dumps(service)},"event":'
+        self._accepted = f'{head}"{ACCEPTED}","conn":"' if ACCEPTED in events else ""
+        self._closed = f'{head}"{CLOSED}","conn":"' if CLOSED in events else ""
+        self._refused = f'{head}"{REFUSED}","peer":"' if REFUSED in events else ""
+        self._refusals: dict[str, list[Any]] = {}  # by reason: how many, and the last one's line
+
+    def accepted(self, connection: str, peer: str, local: str) -> None:
+        if self._accepted:
+            self._log.add(
+                f'{{"time":{time.time():.3f}{self._accepted}{connection}","peer":"{peer}"'
+                f',"local":"{local}"}}\n'
+            )
+
+    def closed(
+        self,
+        connection: str,
+        peer: str,
+        local: str,
+        duration: float,
+        received: int,
+        sent: int,
+        end: str,
+    ) -> None:
+        if self._closed:
+            self._log.add(
+                f'{{"time":{time.time():.3f}{self._closed}{connection}","peer":"{peer}"'
+                f',"local":"{local}","duration":{duration:.6f},"in":{received},"out":{sent}'
+                f',"end":"{end}"}}\n'
+            )
+
+    def answered(self, connection: str, peer: str, local: str, sent: int, end: str) -> None:
+        """Write both events of a connection that was answered as soon as it was accepted."""
+        now = f"{time.time():.3f}"
+        ends = f'{connection}","peer":"{peer}","local":"{local}"'
+        lines = f'{{"time":{now}{self._accepted}{ends}}}\n' if self._accepted else ""
+        if self._closed:
+            lines += f'{{"time":{now}{self._closed}{ends}{_AT_ONCE}{sent},"end":"{end}"}}\n'
+        if lines:
+            self._log.add(lines)
+
+    def refused(self, peer: str, local: str, reason: str) -> None:
+        """Write a refusal in full, unless there were many of its kind in this second."""
+        if not self._refused:
+            return
+        line = f'{self._refused}{peer}","local":"{local}","reason":"{reason}"'
+        known = self._refusals.setdefault(reason, [0, ""])
+        known[0] += 1
+        if known[0] <= IN_FULL:
+            self._log.add(f'{{"time":{time.time():.3f}{line}}}\n')
+        else:
+            known[1] = line
+
+    def end_window(self) -> None:
+        """Tell how many refusals were not told one by one; to be called once a second."""
+        for number, line in self._refusals.values():
+            if number > IN_FULL:
+                stamp = f'{{"time":{time.time():.3f}'
+                self._log.add(f'{stamp}{line},"count":{number - IN_FULL}}}\n')
+        self._refusals.clear()
+
+
+def safe(text: str) -> str:
+    """Return text for an event: printable ASCII that JSON takes between quotes, cut to length."""
+    return json.dumps(escaped(text)[: LONGEST_LINE // 8])[1:-1]
+
+
+def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:
+    """Return what all batches of a worker match, and nothing that could be another's line."""
+    names = b"|".join(re.escape(json.dumps(name).encode()) for name in services)
+    return re.compile(
+        rb'(?:\{"time":[0-9]{9,12}\.[0-9]{3},"pid":%d,"service":(?:%s),[ -~]{1,%d}\}\n)+'
+        % (pid, names, LONGEST_LINE)
+    )
+
+
+def parsed(line: str | bytes) -> dict[str, Any]:
+    """Return an event; ValueError where a line is none."""
+    event = json.loads(line)
+    if not isinstance(event, dict) or event.get("event") not in (ACCEPTED, CLOSED, REFUSED):
+        raise ValueError("not an event")
+    if not isinstance(event.get("time"), float) or not isinstance(event.get("service"), str):
+        raise ValueError("not an event")
+    return event
+
+
+def message_of(event: Mapping[str, Any]) -> str:
+    """Return an event as the message of a log line: `accepted service=echo conn=1-2 ...`."""
+    pairs = ((key, value) for key, value in event.items() if key not in ("time", "pid", "event"))
+    return " ".join([event["event"], *(f"{key}={escaped(_shown(value))}" for key, value in pairs)])
+
+
+def _shown(value: object) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def as_text(event: Mapping[str, Any]) -> str:
+    """Return an event as a line of the text form."""
+    moment = event["time"]
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+    start = f"{stamp}.{int(moment % 1 * 1000):03d} superd[{event.get('pid', 0)}] info: "
+    return start + message_of(event)
+
+
+# what xinetd calls the reasons that it knows (its access.c); others keep superd's word
+_OF_XINETD = {
+    "access": "address",
+    "banned": "address",
+    "access-times": "time",
+    "max-load": "load",
+    "daemon-max-load": "load",
+    "max-connections": "service_limit",
+    "max-per-source": "per_source_limit",
+    "daemon-max-per-source": "per_source_limit",
+    "daemon-max-connections": "process_limit",
+    "rate": "connections per second",
+    "rate-per-source": "connections per second",
+    "daemon-rate": "connections per second",
+    "daemon-rate-per-source": "connections per second",
+}
+
+
+def as_xinetd(event: Mapping[str, Any]) -> str:
+    """Return an event as xinetd writes it to a file, byte for byte.
+
+    A service of superd has no process of its own, so its pid is 0, as with xinetd's internal
+    services.
+    """
+    start = f"{xinetd_stamp(event['time'])}: "
+    service = escaped(event["service"])
+    host = _host(str(event.get("peer", "")))
+    origin = f" from={host}" if host else ""
+    if event["event"] == ACCEPTED:
+        return f"{start}START: {service} pid=0{origin}"
+    if event["event"] == CLOSED:
+        seconds = int(event.get("duration", 0))
+        return f"{start}EXIT: {service} status=0 pid=0 duration={seconds}(sec)"
+    reason = str(event.get("reason", ""))
+    return f"{start}FAIL: {service} {_OF_XINETD.get(reason, escaped(reason))}{origin}"
+
+
+def xinetd_stamp(moment: float) -> str:
+    """Return a time as xinetd writes it."""
+    return time.strftime("%y/%m/%d@%H:%M:%S", time.localtime(moment))
+
+
+def _host(peer: str) -> str:
+    """Return the host of a tcp or udp peer; "" for one of a unix socket."""
+    host, colon, port = peer.rpartition(":")
+    return host.strip("[]") if colon and port.isdigit() else ""
+
+
+FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"text": as_text, "xinetd": as_xinetd}

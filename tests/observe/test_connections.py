@@ -1,0 +1,227 @@
+"""Events of connections: what a worker writes, and what each form makes of it."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from superd.observe.connections import (
+    BATCH,
+    IN_FULL,
+    LONGEST_LINE,
+    ConnectionLog,
+    ServiceRecords,
+    as_text,
+    as_xinetd,
+    message_of,
+    parsed,
+    pattern_of,
+    safe,
+)
+
+PID = 4711
+ALL = ("accepted", "closed", "refused")
+WHERE = ("127.0.0.1:5", "tcp://127.0.0.1:7")
+
+
+class Line:
+    """Stands for a worker's line to the master, and for its loop."""
+
+    def __init__(self) -> None:
+        self.batches: list[bytes] = []
+        self.takes = True
+        self.later: list[Callable[[], None]] = []
+        self.lost: list[int] = []
+        self.log = ConnectionLog(PID, self.send, self.call_later, self.lost.append)
+
+    def send(self, batch: bytes) -> bool:
+        if self.takes:
+            self.batches.append(batch)
+        return self.takes
+
+    def call_later(self, delay: float, callback: Callable[[], None]) -> None:
+        assert 0 < delay < 1
+        self.later.append(callback)
+
+    def records(self, service: str = "echo", events: tuple[str, ...] = ALL) -> ServiceRecords:
+        return ServiceRecords(self.log, service, events)
+
+    def events(self) -> list[dict[str, Any]]:
+        self.log.flush()
+        return [parsed(line) for batch in self.batches for line in batch.splitlines()]
+
+
+def test_each_event_says_what_it_knows() -> None:
+    line = Line()
+    records = line.records()
+    records.accepted("1-2", *WHERE)
+    records.closed("1-2", *WHERE, 1.25, 3, 4, "client")
+    records.refused(*WHERE, "max-load")
+    records.answered("1-3", *WHERE, 26, "server")
+    common = {"pid": PID, "service": "echo", "peer": WHERE[0], "local": WHERE[1]}
+    closing = {"duration": 1.25, "in": 3, "out": 4, "end": "client"}
+    at_once = {"duration": 0.0, "in": 0, "out": 26, "end": "server"}
+    found = line.events()
+    assert all(abs(event.pop("time") - time.time()) < 60 for event in found)
+    assert found == [
+        {**common, "event": "accepted", "conn": "1-2"},
+        {**common, "event": "closed", "conn": "1-2", **closing},
+        {**common, "event": "refused", "reason": "max-load"},
+        {**common, "event": "accepted", "conn": "1-3"},
+        {**common, "event": "closed", "conn": "1-3", **at_once},
+    ]
+
+
+@pytest.mark.parametrize("wanted", [(), ("accepted",), ("closed",), ("refused",), ALL])
+def test_only_what_the_entry_wants_is_written(wanted: tuple[str, ...]) -> None:
+    line = Line()
+    records = line.records(events=wanted)
+    records.accepted("1-2", *WHERE)
+    records.closed("1-2", *WHERE, 1, 3, 4, "client")
+    records.refused(*WHERE, "access")
+    records.answered("1-3", *WHERE, 26, "server")
+    expected = [e for e in ("accepted", "closed", "refused", "accepted", "closed") if e in wanted]
+    assert [event["event"] for event in line.events()] == expected
+
+
+def test_lines_go_out_together_and_in_order() -> None:
+    line = Line()
+    records = line.records()
+    for number in range(1000):
+        records.accepted(f"1-{number:x}", *WHERE)
+    assert 0 < len(line.batches) < 20
+    assert all(len(batch) <= BATCH + LONGEST_LINE for batch in line.batches)
+    assert [int(event["conn"][2:], 16) for event in line.events()] == list(range(1000))
+
+
+def test_a_line_waits_for_others_only_a_moment() -> None:
+    line = Line()
+    line.records().accepted("1-1", *WHERE)
+    assert not line.batches
+    (flush,) = line.later
+    flush()
+    assert len(line.batches) == 1
+    flush()
+    assert len(line.batches) == 1
+
+
+def test_what_the_master_does_not_take_is_counted_and_told() -> None:
+    line = Line()
+    records = line.records()
+    line.takes = False
+    for _ in range(7):
+        records.answered("1-3", *WHERE, 26, "server")
+    line.log.flush()
+    assert line.lost == []
+    line.takes = True
+    records.accepted("1-4", *WHERE)
+    assert len(line.events()) == 1
+    assert line.lost == [14]
+
+
+def test_a_flood_of_refusals_is_told_in_part_and_counted_whole() -> None:
+    line = Line()
+    records = line.records()
+    for number in range(1000):
+        records.refused(f"127.0.0.1:{number}", WHERE[1], "rate-per-source")
+        records.refused(*WHERE, "access") if number < 5 else None
+    records.end_window()
+    records.end_window()
+    found = line.events()
+    rates = [event for event in found if event["reason"] == "rate-per-source"]
+    assert len(found) - len(rates) == 5
+    assert len(rates) == IN_FULL + 1
+    assert sum(event.get("count", 1) for event in rates) == 1000
+    assert rates[-1]["peer"] == "127.0.0.1:999"
+    records.refused(*WHERE, "rate-per-source")
+    assert len(line.events()) == len(found) + 1  # a new window
+
+
+@given(st.text(), st.text())
+def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str) -> None:
+    line = Line()
+    records = line.records("we.b")
+    records.accepted("1-2", safe(peer), safe(local))
+    records.refused(safe(peer), safe(local), "access")
+    line.log.flush()
+    (batch,) = line.batches
+    assert pattern_of(PID, ["we.b"]).fullmatch(batch)
+    assert batch.count(b"\n") == 2
+    for event in map(parsed, batch.splitlines()):
+        assert event["service"] == "we.b"
+        for form in (as_text, as_xinetd, message_of):
+            assert form(event).isprintable()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "[]", "{}", '{"event":"accepted"}', '{"time":1,"event":"closed"}', "\x00"]
+)
+def test_what_is_no_event_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  json's own are among them
+        parsed(text)
+
+
+MOMENT = time.mktime((2026, 11, 22, 5, 47, 17, 0, 0, -1))
+
+
+def event_of(kind: str, peer: str = "127.0.0.1:51234", **more: Any) -> dict[str, Any]:
+    return {
+        "time": MOMENT, "pid": 5, "service": "envsvc", "event": kind, "peer": peer, **more,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (event_of("accepted"), "START: envsvc pid=0 from=127.0.0.1"),
+        (event_of("accepted", "[2001:db8::1]:5"), "START: envsvc pid=0 from=2001:db8::1"),
+        (event_of("accepted", "(unnamed)"), "START: envsvc pid=0"),
+        (event_of("accepted", "/tmp/a:5x"), "START: envsvc pid=0"),
+        (event_of("closed", duration=3.99), "EXIT: envsvc status=0 pid=0 duration=3(sec)"),
+        (event_of("refused", reason="access"), "FAIL: envsvc address from=127.0.0.1"),
+        (event_of("refused", reason="banned"), "FAIL: envsvc address from=127.0.0.1"),
+        (event_of("refused", reason="access-times"), "FAIL: envsvc time from=127.0.0.1"),
+        (event_of("refused", reason="max-load"), "FAIL: envsvc load from=127.0.0.1"),
+        (
+            event_of("refused", reason="max-connections"),
+            "FAIL: envsvc service_limit from=127.0.0.1",
+        ),
+        (
+            event_of("refused", reason="max-per-source"),
+            "FAIL: envsvc per_source_limit from=127.0.0.1",
+        ),
+        (
+            event_of("refused", reason="daemon-max-connections"),
+            "FAIL: envsvc process_limit from=127.0.0.1",
+        ),
+        (
+            event_of("refused", reason="rate"),
+            "FAIL: envsvc connections per second from=127.0.0.1",
+        ),
+    ],
+)
+def test_xinetds_form_is_its_own_byte_for_byte(event: dict[str, Any], expected: str) -> None:
+    assert as_xinetd(event) == f"26/11/22@05:47:17: {expected}"
+
+
+def test_text_is_what_a_person_reads() -> None:
+    event = event_of("closed", conn="1-2", duration=0.0123456, end="idle-timeout")
+    assert as_text(event) == (
+        "2026-11-22 05:47:17.000 superd[5] info: closed service=envsvc peer=127.0.0.1:51234"
+        " conn=1-2 duration=0.012 end=idle-timeout"
+    )
+
+
+def test_the_pattern_takes_names_literally() -> None:
+    assert re.search(pattern_of(1, ["a+b"]).pattern, b"") is None
+    line = b'{"time":1700000000.000,"pid":1,"service":%s,"x":1}\n'
+    assert pattern_of(1, ["a+b"]).fullmatch(line % b'"a+b"')
+    assert not pattern_of(1, ["a+b"]).fullmatch(line % b'"aab"')
+    assert json.loads(line % b'"a+b"')["service"] == "a+b"
