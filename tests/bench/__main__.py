@@ -25,6 +25,8 @@ from tests.bench.workspace import BenchError
 
 OWN: dict[str, Callable[[], Server]] = {
     "superd": servers.superd,
+    "superd-policy": servers.superd_policy,
+    "superd-networks": servers.superd_networks,
     "epoll-c": servers.epoll_server,
 }
 PEERS: dict[str, Callable[[], Server]] = {
@@ -71,7 +73,7 @@ def _measure_all(options: Options, cores: Cores) -> Results:
     if works:
         results.works = _measure_works(works, options, cores)
     if "idle" in options.work:
-        own = [name for name in OWN if name in options.only]
+        own = [name for name in OWN if name in options.only and not OWN[name]().only]
         results.idle = {name: measure_idle(OWN[name](), cores) for name in own}
     return results
 

@@ -54,19 +54,40 @@ def judge(results: Results) -> list[Goal]:
         ),
         Goal("daytime, x the better inetd", ">=", 1.0, _lead(results, "daytime", INETDS)),
         Goal("bulk, x the better inetd", ">=", 2.0, _lead(results, "bulk", INETDS)),
+        Goal(
+            "daytime with policy and records, x the better inetd",
+            ">=",
+            1.0,
+            _lead(results, "daytime", INETDS, of="superd-policy"),
+        ),
+        Goal("policy and records, us of CPU a connection", "<=", 10.0, _cost_of_policy(results)),
+        Goal(
+            "daytime with 10,000 networks, x with three",
+            ">=",
+            0.95,
+            _lead(results, "daytime", ["superd-policy"], of="superd-networks"),
+        ),
         Goal("memory of master and worker, MB", "<=", 45.0, _memory(results)),
         Goal("ready after exec, s", "<=", 0.5, _ready(results)),
         Goal("memory of an idle connection, bytes", "<=", 4096.0, _idle(results)),
     ]
 
 
-def _lead(results: Results, work: str, peers: Sequence[str]) -> float | None:
-    """Return superd's rate as a multiple of the best rate among some peers."""
+def _lead(results: Results, work: str, peers: Sequence[str], of: str = "superd") -> float | None:
+    """Return a server's rate as a multiple of the best rate among some peers."""
     samples = results.works.get(work, {})
     rates = [samples[peer].rate for peer in peers if peer in samples]
-    if "superd" not in samples or not rates or not max(rates):
+    if of not in samples or not rates or not max(rates):
         return None
-    return samples["superd"].rate / max(rates)
+    return samples[of].rate / max(rates)
+
+
+def _cost_of_policy(results: Results) -> float | None:
+    """Return how much more CPU time a connection takes with policy and records."""
+    samples = results.works.get("daytime", {})
+    if "superd" not in samples or "superd-policy" not in samples:
+        return None
+    return samples["superd-policy"].cpu_us - samples["superd"].cpu_us
 
 
 def _memory(results: Results) -> float | None:

@@ -36,6 +36,8 @@ class Work:
 
     def why_not(self, server: Server) -> str:
         """Say why a server takes no part in this work, or nothing."""
+        if server.only and self.name not in server.only:
+            return f"it is there for {' and '.join(server.only)}"
         return server.no_udp if self.mode == "udp" else ""
 
 

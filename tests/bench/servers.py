@@ -26,8 +26,14 @@ STOP_LIMIT = 5.0
 CONFIGURATION = """\
 [daemon]
 workers = 1
-pid-file = "{cache}/superd.pid"
-control-socket = "{cache}/superd.sock"
+pid-file = "{cache}/{name}.pid"
+control-socket = "{cache}/{name}.sock"
+ban-file = "{cache}/{name}.bans"
+record-log = "{cache}/{name}.records"
+record-format = "json"
+
+[defaults]
+{defaults}
 
 [service.echo]
 plugin = "echo"
@@ -36,6 +42,18 @@ listen = ["tcp://{echo}", "udp://{echo}"]
 [service.daytime]
 plugin = "daytime"
 listen = "tcp://{daytime}"
+"""
+
+
+# The xinetd and inetd beside it have no limits in force and write nothing of a connection.
+WITHOUT_RECORDS = "record = []"
+# What an operator would set, with all of it in the path and none of it in the way.
+WITH_POLICY = """\
+allow = [{networks}]
+max-connections = 100000
+rate = "1000000/s"
+max-per-source = 100000
+rate-per-source = "1000000/s"
 """
 
 
@@ -58,6 +76,7 @@ class Server:
     echo: Address
     daytime: Address
     no_udp: str = ""
+    only: tuple[str, ...] = ()  # the works that it takes part in; () is all
 
     @property
     def log(self) -> Path:
@@ -75,12 +94,35 @@ class Running:
 
 def superd() -> Server:
     """Return the server that this benchmark is about, with its configuration written."""
+    return _superd("superd", 7100, WITHOUT_RECORDS)
+
+
+def superd_policy() -> Server:
+    """Return superd with access lists, limits, and a record of each connection in JSON."""
+    policy = WITH_POLICY.format(networks='"127.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"')
+    return _superd("superd-policy", 7120, policy, only=POLICY_WORKS)
+
+
+def superd_networks() -> Server:
+    """Return the same with ten thousand networks more."""
+    names = [f'"10.{n >> 8}.{n & 255}.0/24"' for n in range(10_000)]
+    policy = WITH_POLICY.format(networks=", ".join(['"127.0.0.0/8"', *names]))
+    return _superd("superd-networks", 7140, policy, only=POLICY_WORKS)
+
+
+POLICY_WORKS = ("connect-echo-close", "daytime")
+
+
+def _superd(name: str, base: int, defaults: str, only: tuple[str, ...] = ()) -> Server:
     CACHE.mkdir(parents=True, exist_ok=True)
-    echo, daytime = Address("127.0.0.1", 7107), Address("127.0.0.1", 7113)
-    configuration = CACHE / "superd.toml"
-    configuration.write_text(CONFIGURATION.format(cache=CACHE, echo=echo, daytime=daytime))
+    echo, daytime = Address("127.0.0.1", base + 7), Address("127.0.0.1", base + 13)
+    (CACHE / f"{name}.records").unlink(missing_ok=True)
+    configuration = CACHE / f"{name}.toml"
+    configuration.write_text(
+        CONFIGURATION.format(cache=CACHE, name=name, defaults=defaults, echo=echo, daytime=daytime)
+    )
     command = (sys.executable, "-P", "-m", "superd", "run", "-c", str(configuration))
-    return Server("superd", command, echo, daytime)
+    return Server(name, command, echo, daytime, only=only)
 
 
 def epoll_server() -> Server:
