@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent / "superd"
 
 # who may import whom: a layer may import itself and those after it
-LAYERS = ("cli", "master", "worker", "admission", "plugin", "observe", "config", "net", "errors")
+LAYERS = (
+    "cli", "master", "resolver", "worker", "admission", "plugin", "observe", "config", "net",
+    "errors",
+)  # fmt: skip
 EXTRA = {("net", "config")}  # a listener is made as its entry says
 
 

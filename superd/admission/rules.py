@@ -15,6 +15,7 @@ from superd.admission.refusals import Refusal
 from superd.admission.times import AccessTimes
 from superd.config.lists import ListFile
 from superd.config.model import Access
+from superd.net.patterns import HostName
 
 Who = str | UnixPeer  # a numeric host, or the peer of a unix socket
 
@@ -75,6 +76,14 @@ def access_list(
         rules += [rule for file in files for rule in _rules_in(file, allows)]
     has_allow = entry.allow is not None or entry.allow_file is not None
     return AccessList(rules, has_allow=has_allow) if rules or has_allow else None
+
+
+def needs_names(entry: Access) -> bool:
+    """Tell whether an entry has a rule for names."""
+    files = (*(entry.allow_file or ()), *entry.deny_file)
+    patterns = [*(entry.allow or ()), *entry.deny]
+    patterns += [pattern for file in files for _, pattern in file.entries]
+    return any(isinstance(pattern, HostName) for pattern in patterns)
 
 
 def _rules_in(file: ListFile, allows: bool) -> list[Rule]:

@@ -86,6 +86,8 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         f"worker {worker['pid'] or '-'}  pool {worker['pool']}  {worker['state']}"
         for worker in answer["workers"]
     ]
+    if answer["resolver"]:
+        lines.append(f"resolver {answer['resolver']}")
     lines.append("")
     names = [service["name"] for service in answer["services"]]
     width = max(map(len, names), default=0)

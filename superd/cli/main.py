@@ -85,6 +85,12 @@ def parser() -> argparse.ArgumentParser:
     unban.add_argument("address", metavar="ADDRESS")
     bans = with_file(add("bans", _bans, "list all bans"))
     bans.add_argument("--json", action="store_true", help="as JSON")
+    explain = with_file(
+        add("explain", _explain, "tell whether a client would be let in, and by which rule")
+    )
+    explain.add_argument("service", metavar="SERVICE")
+    explain.add_argument("address", metavar="ADDRESS", help="or user:NAME, for a unix socket")
+    explain.add_argument("--at", metavar="TIME", help='such as "2026-11-25 18:30"; default: now')
     check = add("check", _check, "check configuration files; exit 78 if there is a mistake")
     check.add_argument("files", nargs="*", type=Path, metavar="FILE")
     with_file(check)
@@ -140,6 +146,12 @@ def _bans(options: argparse.Namespace) -> int:
     from superd.cli.bans import bans
 
     return bans(options.config, as_json=options.json)
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from superd.cli.explain import explain
+
+    return explain(options.config, options.service, options.address, options.at)
 
 
 def _check(options: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ or cannot be written is reported, and the bans hold all the same.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -161,6 +162,16 @@ class Bans:
             self._log.error(f"{path} cannot be set aside: {reason(error)}")
         else:
             self._log.error(f"{damaged} damaged lines of {path} are in {aside} now")
+
+
+def saved(path: Path) -> list[Ban]:
+    """Return the bans that a file has, without what is damaged in it."""
+    bans = []
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().decode(errors="backslashreplace").splitlines():
+            with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
+                bans.append(_parsed(line))
+    return bans
 
 
 def _as_json(ban: Ban) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 from superd.admission.ledger import Ledger
+from superd.admission.rules import needs_names
 from superd.admission.scoreboard import Scoreboard
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.bans import Bans
@@ -26,6 +27,7 @@ from superd.master.logs import Log
 from superd.master.plan import Plan
 from superd.master.pools import Pool
 from superd.master.requests import answer
+from superd.master.resolving import Resolving
 from superd.master.signals import Signals
 from superd.master.watch import Watch
 from superd.net.listeners import Listener
@@ -78,6 +80,8 @@ class Master:
         self.scoreboard = Scoreboard(list(plan.services), len(self.places))
         self.ledger = Ledger(list(plan.services), len(self.places))
         self.bans = Bans(plan.settings.daemon.ban_file, plan.settings.daemon.never_ban, log)
+        entries = plan.services.values()
+        self.resolving = Resolving(plan.pools, log) if any(map(needs_names, entries)) else None
         self.selector = selectors.DefaultSelector()
         self.control: ControlSocket | None = None
         self._serial = 0
@@ -111,6 +115,9 @@ class Master:
     def close(self) -> None:
         """Let go of every address and file."""
         self.bans.save()
+        if self.resolving is not None:
+            self.resolving.close()
+            self.resolving = None
         if self.control is not None:
             self.control.close()
             self.control = None
@@ -179,6 +186,8 @@ class Master:
     def handle_chld(self) -> None:
         """CHLD: reap; a worker that has died is replaced."""
         for pid, code in reap():
+            if self.resolving is not None and pid == self.resolving.pid:
+                self.resolving.ended(code, time.monotonic())
             for place in self.places:
                 if place.child and place.child.pid == pid:
                     self._ended(place, place.child, code)
@@ -195,6 +204,8 @@ class Master:
 
     def _start_due(self) -> None:
         now = time.monotonic()
+        if self.resolving is not None and self._is_up:
+            self.resolving.keep_running(now)
         for place in self.places:
             is_due = place.due is not None and place.due <= now
             if self._is_up and is_due and place.child is None:
@@ -218,6 +229,7 @@ class Master:
             bans=self.bans.table,
             limits=self.plan.settings.daemon,
             directory=self.plan.settings.file.parent,
+            resolver="" if self.resolving is None else self.resolving.address,
             drain_timeout=self.plan.settings.daemon.drain_timeout,
             loop=self.plan.settings.daemon.loop,
         )

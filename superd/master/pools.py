@@ -70,7 +70,7 @@ def _cores() -> int:
 
 def _with_identity(confinement: Confinement) -> Confinement:
     """Fill in who a worker of root becomes: nobody, unless the entry says otherwise."""
-    user = _nobody() if confinement.user is None else confinement.user
+    user = nobody()[0] if confinement.user is None else confinement.user
     group = confinement.group
     if group is None:
         try:
@@ -80,9 +80,11 @@ def _with_identity(confinement: Confinement) -> Confinement:
     return confinement.model_copy(update={"user": user, "group": group})
 
 
-def _nobody() -> int:
+def nobody() -> tuple[int, int]:
+    """Return user and group of who may do nothing."""
     try:
-        return pwd.getpwnam(NOBODY).pw_uid
+        entry = pwd.getpwnam(NOBODY)
+        return entry.pw_uid, entry.pw_gid
     except KeyError:
         text = f'there is no user "{NOBODY}" here: each service has to say user = "..."'
         raise SuperdError(text) from None

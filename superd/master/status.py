@@ -29,6 +29,7 @@ def status(master: Master) -> dict[str, Any]:
         "log-failures": master.log.failures,
         "bans": len(master.bans),
         "workers": [_worker(place) for place in master.places],
+        "resolver": master.resolving.pid if master.resolving is not None else None,
         "services": [
             _service(master, pool, name) for pool in master.plan.pools for name in pool.services
         ],

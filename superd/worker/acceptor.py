@@ -12,6 +12,7 @@ import errno
 import os
 import socket
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from superd.admission.access import Verdict
@@ -152,9 +153,13 @@ class Acceptor:
             self.serving.records.refused(peer, self.local or self._local_of(sock), ticket.value)
             turn_away(self.engine, self.serving, sock, ticket)
         elif isinstance(ticket, Verdict):
-            self._decided(sock, sockaddr, self.serving.gate.admit_named(sockaddr[0], ""))
+            self.engine.names.ask(sockaddr[0], partial(self._named, sock, sockaddr))
         else:
             self.dispatch(sock, sockaddr, ticket, self.local or self._local_of(sock))
+
+    def _named(self, sock: socket.SocketType, sockaddr: Any, name: str) -> None:
+        """Go on with a client whose name had to be asked for."""
+        self._decided(sock, sockaddr, self.serving.gate.admit_named(sockaddr[0], name))
 
     def _local_of(self, sock: socket.SocketType) -> str:
         """Return which of our addresses a client has reached."""

@@ -21,6 +21,7 @@ from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
 from superd.worker.datagrams import DatagramListener
+from superd.worker.names import Names
 from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.refused import Tarpit
 from superd.worker.serving import Serving
@@ -43,6 +44,7 @@ class Engine:
         send_events: Callable[[bytes], bool],
         guard: ReflectionGuard,
         drain_timeout: float,
+        resolver: str = "",
     ) -> None:
         def lost(number: int) -> None:
             self.report(Record("warning", f"{number} records of connections were lost"))
@@ -56,6 +58,7 @@ class Engine:
         self.drain_timeout = drain_timeout
         self.loop.set_exception_handler(self._loop_failed)
         self.sessions: dict[int, Session] = {}
+        self.names = Names(loop, resolver)
         self.lingering = Lingering(self)
         self.tarpit = Tarpit(self)
         self.listeners: list[Acceptor | DatagramListener] = []
@@ -119,7 +122,7 @@ class Engine:
 
     def end_if_drained(self) -> None:
         """Stop the loop once nobody is left."""
-        if self.draining and not self.sessions and not self.lingering:
+        if self.draining and not self.sessions and not self.lingering and not self.names:
             self._end()
 
     def run(self, ready: Callable[[], None]) -> None:

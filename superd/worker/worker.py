@@ -64,6 +64,7 @@ class Assignment:
     limits: Limits  # the daemon's
     directory: Path  # of the configuration: relative paths in options start there
     drain_timeout: float
+    resolver: str  # the address of its socket; "" for none
     loop: str
 
 
@@ -122,7 +123,13 @@ def _live(assignment: Assignment, channel: Channel) -> None:
 
     guard = ReflectionGuard(assignment.served_ports)
     engine = Engine(
-        loop, assignment.serial, channel.log, channel.events, guard, assignment.drain_timeout
+        loop,
+        assignment.serial,
+        channel.log,
+        channel.events,
+        guard,
+        assignment.drain_timeout,
+        assignment.resolver,
     )
     _serve(assignment, engine, plugins, channel)
     for name, plugin in plugins.items():

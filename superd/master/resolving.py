@@ -1,0 +1,89 @@
+"""The master's half of the resolver: its socket, its process, and that there is one.
+
+Runs in the master, which never looks up a client's name itself. Never raises but OSError for a
+socket that cannot be made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from functools import partial
+from typing import Any
+
+from superd.config.model import Confinement
+from superd.errors import reason
+from superd.master.children import Throttle, fork_child, how_it_ended
+from superd.master.logs import Log
+from superd.master.pools import Pool, nobody
+from superd.resolver.resolver import main
+from superd.worker.channel import FAILED, LARGEST, READY
+
+BACKLOG = 256
+
+
+class Resolving:
+    """Keeps a resolver running. Its listener stays, so that workers find its successor."""
+
+    def __init__(self, pools: list[Pool], log: Log) -> None:
+        self.log = log
+        self.pid: int | None = None
+        self.due = 0.0  # when to start the next one
+        self._line: socket.socket | None = None
+        self._throttle = Throttle()
+        self._users = [uid for pool in pools if (uid := pool.confinement.user) is not None]
+        self._users.append(os.geteuid())
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener.bind("")  # the kernel picks an abstract name, which is there in a jail too
+        self._listener.listen(BACKLOG)
+        name: bytes = self._listener.getsockname()
+        self.address = name.decode("ascii")
+
+    def keep_running(self, now: float) -> None:
+        """Start a resolver where there is none and one is due."""
+        if self.pid is not None or now < self.due:
+            return
+        confinement = Confinement()
+        if os.geteuid() == 0:
+            user, group = nobody()
+            confinement = Confinement(user=user, group=group)
+        job = partial(main, self._listener, self._users, confinement)
+        try:
+            self.pid, self._line = fork_child(job)
+        except OSError as error:
+            self.log.error(f"cannot start the resolver: {reason(error)}")
+            self.due = now + self._throttle.delay(now, was_ready=False)
+
+    def ended(self, code: int, now: float) -> None:
+        """It is gone and reaped."""
+        self.pid = None
+        kinds = {message["kind"]: message for message in self._last_words()}
+        failure = kinds.get(FAILED, {}).get("text", "")
+        delay = self._throttle.delay(now, was_ready=READY in kinds)
+        self.due = now + delay
+        why = f": {failure}" if failure else ""
+        when = f"in {delay:.0f} s" if delay else "now"
+        self.log.error(f"the resolver {how_it_ended(code)}{why}; its successor starts {when}")
+
+    def _last_words(self) -> list[dict[str, Any]]:
+        """Return all that it has said."""
+        said: list[dict[str, Any]] = []
+        if self._line is not None:
+            with contextlib.suppress(OSError, ValueError), self._line as line:
+                said += [json.loads(data) for data in iter(lambda: line.recv(LARGEST), b"")]
+        self._line = None
+        return said
+
+    def close(self) -> None:
+        """End it, and let go of its socket."""
+        self._listener.close()
+        pid, self.pid = self.pid, None
+        if self._line is not None:
+            self._line.close()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, 0)
