@@ -52,7 +52,11 @@ class Superd:
     def write(self) -> Path:
         """Write the configuration; [daemon] gets files of its own."""
         paths = {"pid-file": "pid", "control-socket": "control", "ban-file": "bans"}
-        own = "".join(f'{key} = "{self.directory}/{name}"\n' for key, name in paths.items())
+        own = "".join(
+            f'{key} = "{self.directory}/{name}"\n'
+            for key, name in paths.items()
+            if f"{key} =" not in self.toml
+        )
         if "record-log" not in self.toml:
             own += f'record-log = "{os.devnull}"\n'  # tests read the log, and count its lines
         head, table, rest = self.toml.partition("[daemon]\n")

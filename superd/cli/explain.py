@@ -23,7 +23,7 @@ from superd.errors import ExitCode, SuperdError, UsageError, shown
 from superd.master.bans import saved
 from superd.master.control import ask
 from superd.net.names import confirmed_name
-from superd.net.patterns import IPNetwork, User, parse_network, parse_pattern
+from superd.net.patterns import IPNetwork, User, parse_network, parse_pattern, shown_network
 
 Judgement = tuple[Refusal | None, str]  # None: admitted; and by what
 
@@ -131,7 +131,7 @@ class _Asked:
             if address in network:
                 end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until))
                 why = f" ({reason})" if reason else ""
-                return f"{network} until {end}, by {by}{why}"
+                return f"{shown_network(network)} until {end}, by {by}{why}"
         return ""
 
     def _bans(self) -> list[tuple[IPNetwork, float, str, str]]:

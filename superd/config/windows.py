@@ -7,6 +7,7 @@ time. Raises ValueError with a text for the operator.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from superd.errors import shown
@@ -37,9 +38,20 @@ class Window:
         return minute < self.end and (weekday - 1) % 7 in self.days
 
     def __str__(self) -> str:
-        days = ",".join(DAYS[day] for day in sorted(self.days)) if self.days != _EVERY_DAY else ""
+        days = "" if self.days == _EVERY_DAY else ",".join(_runs(sorted(self.days)))
         hours = f"{_clock(self.start)}-{_clock(self.end)}"
         return f"{days} {hours}".strip()
+
+
+def _runs(days: list[int]) -> Iterator[str]:
+    """Yield days as they are written, three and more in a row as a range."""
+    while days:
+        length = next((n for n, day in enumerate(days) if day != days[0] + n), len(days))
+        run, days = days[:length], days[length:]
+        if length > 2:
+            yield f"{DAYS[run[0]]}-{DAYS[run[-1]]}"
+        else:
+            yield from (DAYS[day] for day in run)
 
 
 def parse_window(text: str) -> Window:

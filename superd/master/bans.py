@@ -18,7 +18,7 @@ from typing import Any
 from superd.admission.bans import MOST, BanTable
 from superd.errors import printable, reason
 from superd.master.logs import Log
-from superd.net.patterns import IPNetwork, parse_network
+from superd.net.patterns import IPNetwork, parse_network, shown_network
 
 LONGEST_BAN = 366 * 86400.0  # seconds
 LONGEST_REASON = 200
@@ -72,7 +72,8 @@ class Bans:
     def add(self, network: IPNetwork, seconds: float, by: str, why: str) -> str:
         """Ban a network; return why that cannot be, or ""."""
         if (protected := self.protecting(network)) is not None:
-            return f"{network} is protected by never-ban ({protected})"
+            names = shown_network(network), shown_network(protected)
+            return "{} is protected by never-ban ({})".format(*names)
         if not 0 < seconds <= LONGEST_BAN:
             return "a ban lasts for more than nothing and at most a year"
         ban = Ban(network, time.time() + seconds, by, printable(why)[:LONGEST_REASON])
@@ -175,7 +176,7 @@ def saved(path: Path) -> list[Ban]:
 
 
 def _as_json(ban: Ban) -> dict[str, Any]:
-    return {**asdict(ban), "network": str(ban.network)}
+    return {**asdict(ban), "network": shown_network(ban.network)}
 
 
 def _parsed(line: str) -> Ban:

@@ -31,7 +31,7 @@ from superd.master.resolving import Resolving
 from superd.master.signals import Signals
 from superd.master.watch import Watch
 from superd.net.listeners import Listener
-from superd.net.patterns import parse_network
+from superd.net.patterns import parse_network, shown_network
 from superd.observe.connections import pattern_of
 from superd.observe.records import decoded
 from superd.worker import channel
@@ -292,7 +292,7 @@ class Master:
         if error := self.bans.add(network, float(seconds), f"service {service}", why):
             self.log.warning(f"not banned: {error}", service)
         elif not known:
-            self.log.info(f"banned {network} for {float(seconds):.0f} s", service)
+            self.log.info(f"banned {shown_network(network)} for {float(seconds):.0f} s", service)
 
     def _ended(self, place: Place, child: Child, code: int) -> None:
         """A worker is gone and reaped: hear its last words, then see to its successor."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from superd.errors import shown
 from superd.master.status import status
-from superd.net.patterns import parse_network
+from superd.net.patterns import parse_network, shown_network
 
 if TYPE_CHECKING:
     from superd.master.master import Master
@@ -45,15 +45,15 @@ def _ban(master: Master, address: str, seconds: float, reason: str = "") -> Answ
     network = parse_network(address)
     error = master.bans.add(network, float(seconds), "operator", str(reason))
     if not error:
-        master.log.info(f"banned {network} for {seconds:.0f} s, by the operator")
+        master.log.info(f"banned {shown_network(network)} for {seconds:.0f} s, by the operator")
     return {"error": error} if error else {}
 
 
 def _unban(master: Master, address: str) -> Answer:
     network = parse_network(address)
     if not master.bans.lift(network):
-        return {"error": f"{network} is not banned"}
-    master.log.info(f"{network} is not banned any more, by the operator")
+        return {"error": f"{shown_network(network)} is not banned"}
+    master.log.info(f"{shown_network(network)} is not banned any more, by the operator")
     return {}
 
 

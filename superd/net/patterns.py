@@ -38,9 +38,7 @@ class Network:
     network: IPNetwork
 
     def __str__(self) -> str:
-        network = self.network
-        is_host = network.prefixlen == network.max_prefixlen
-        return str(network.network_address if is_host else network)
+        return shown_network(self.network)
 
 
 @dataclass(frozen=True)
@@ -117,6 +115,12 @@ def parse_network(text: str) -> IPNetwork:
             text = f"{shown(text)} has bits beyond its mask (did you mean {shown(str(meant))}?)"
         raise ValueError(text) from None
     return unmapped_network(network)
+
+
+def shown_network(network: IPNetwork) -> str:
+    """Return a network as it is written; one of a single address as that."""
+    is_host = network.prefixlen == network.max_prefixlen
+    return str(network.network_address if is_host else network)
 
 
 def unmapped_network(network: IPNetwork) -> IPNetwork:

@@ -1,0 +1,82 @@
+"""allow, deny and their files as a configuration has them; each mistake at its place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from superd.config.lists import LARGEST_LIST
+from tests.config.configurations import mistakes, one_mistake, read
+
+
+def test_lists_and_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / "friends").write_text("192.0.2.0/24\n\n# nobody else\n.example.com # a domain\n")
+    settings = read(
+        tmp_path,
+        """
+        [defaults]
+        deny = "*"
+
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:7"
+        allow = ["::1", "user:root"]
+        allow-file = "friends"
+        """,
+    ).settings
+    entry = settings.services["echo"]
+    assert entry.allow is not None
+    assert entry.allow_file is not None
+    assert [str(pattern) for pattern in entry.allow] == ["::1", "user:0"]
+    assert [str(pattern) for pattern in entry.deny] == ["*"]
+    (file,) = entry.allow_file
+    assert [(line, str(pattern)) for line, pattern in file.entries] == [
+        (1, "192.0.2.0/24"),
+        (4, ".example.com"),
+    ]
+
+
+BAD_FILES = {
+    "mistakes": (b"192.0.2.1/24\nfine.example\n\xff\xfe\nx y\n", [":1:", ":3:", ":4:"]),
+    "many": (b"x y\n" * 50, ["and 30 more"]),
+    "nul": (b"\0" * 100, [":1:"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_every_mistake_in_a_file_is_told_with_its_line(tmp_path: Path, name: str) -> None:
+    data, expected = BAD_FILES[name]
+    (tmp_path / "list").write_bytes(data)
+    problem = one_mistake(
+        tmp_path,
+        """
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:7"
+        deny-file = "list"
+        """,
+    )
+    assert "service.echo.deny-file" in problem
+    assert problem.isprintable()
+    for text in expected:
+        assert text in problem
+
+
+def test_a_list_that_is_no_file_or_too_long_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "directory").mkdir()
+    with open(tmp_path / "long", "wb") as file:
+        file.truncate(LARGEST_LIST + 1)
+    found = mistakes(
+        tmp_path,
+        """
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:7"
+        allow-file = ["directory", "long", "missing"]
+        """,
+    )
+    assert len(found) == 3
+    assert "not a regular file" in found[0]
+    assert "longer than 16 MiB" in found[1]
+    assert "No such file" in found[2]

@@ -1,0 +1,230 @@
+"""Who may come in, with real clients from many addresses, over every transport."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.clients import fate
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, exchange, until
+from tests.namespaces import network_namespace
+
+TOML = """
+[defaults]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+
+[service.friends]
+listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "tcp://[::1]:0"]
+allow = ["127.0.0.0/24", "127.0.9.9", "::1"]
+deny = ["127.0.0.66", "127.0.9.0/24"]
+
+[service.nobody]
+allow = []
+
+[service.everybody]
+deny = "192.0.2.0/24"
+
+[service.private]
+listen = "unix://{directory}/private?mode=0666"
+allow = ["user:root", "group:1"]
+
+[service.never]
+access-times = []
+
+[service.always]
+access-times = "00:00-24:00"
+
+[service.told]
+allow = "127.0.0.2"
+banner-refused = "not for you\\r\\n"
+"""
+
+
+def is_admitted(served: Superd, service: str, source: str | None = None) -> bool:
+    with served.connect(service, source) as client:
+        try:
+            client.sendall(b"x")
+            return client.recv(1) == b"x"
+        except ConnectionError:
+            return False
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.0.0.255", True),
+        ("127.0.0.66", False),
+        ("127.0.1.1", False),
+        ("127.0.9.9", True),
+        ("127.0.9.8", False),
+    ],
+)
+def test_a_client_comes_in_by_the_most_specific_rule(
+    served: Superd, source: str, expected: bool
+) -> None:
+    refused = served.counts("friends")["refused-access"]
+    assert is_admitted(served, "friends", source) is expected
+    assert served.counts("friends")["refused-access"] - refused == (not expected)
+
+
+@pytest.mark.parametrize(("source", "expected"), [("127.0.0.7", True), ("127.0.0.66", False)])
+def test_datagrams_are_held_to_the_same_rules(served: Superd, source: str, expected: bool) -> None:
+    refused = served.counts("friends")["refused-access"]
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind((source, 0))
+        client.connect(served.address("friends", "udp"))
+        client.settimeout(PATIENCE)
+        client.send(b"hello")
+        if expected:
+            assert client.recv(100) == b"hello"
+        else:
+            until(
+                lambda: served.counts("friends")["refused-access"] == refused + 1,
+                "the datagram to be refused",
+            )
+
+
+def test_ipv6_has_rules_of_its_own(served: Superd) -> None:
+    host, port = served.addresses("friends")[1]
+    assert host == "::1"
+    with socket.create_connection((host, port), timeout=PATIENCE) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("service", "expected"),
+    [("nobody", False), ("everybody", True), ("never", False), ("always", True)],
+)
+def test_a_list_or_a_time_that_nobody_fits_keeps_everybody_out(
+    served: Superd, service: str, expected: bool
+) -> None:
+    assert is_admitted(served, service) is expected
+
+
+def test_who_is_refused_by_a_rule_is_told_so(served: Superd) -> None:
+    assert fate(served.address("told"), b"unread") == (b"not for you\r\n", "fin")
+
+
+AS_ANOTHER = """
+import os, socket, sys
+os.setgroups([int(n) for n in sys.argv[2].split(",") if n])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+client = socket.socket(socket.AF_UNIX)
+client.settimeout(15)
+client.connect(sys.argv[1])
+try:
+    client.send(b"x")
+    print(client.recv(1).decode())
+except OSError:
+    print()
+"""
+
+
+@pytest.mark.root
+@pytest.mark.parametrize(("groups", "expected"), [("", ""), ("1", "x"), ("4,1,27", "x")])
+def test_the_peer_of_a_unix_socket_is_known_by_the_kernel(
+    served: Superd, groups: str, expected: str
+) -> None:
+    directory: Path | None = served.directory
+    while directory is not None and directory != Path("/tmp"):
+        directory.chmod(0o711)
+        directory = directory.parent if directory.parent != directory else None
+    done = subprocess.run(
+        [sys.executable, "-c", AS_ANOTHER, str(served.directory / "private"), groups],
+        capture_output=True, text=True, timeout=PATIENCE, check=True, cwd="/",
+    )  # fmt: skip
+    assert done.stdout.strip() == expected
+
+
+@pytest.mark.root
+def test_root_has_a_rule_of_its_own_on_a_unix_socket(served: Superd) -> None:
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(PATIENCE)
+    client.connect(str(served.directory / "private"))
+    assert os.geteuid() == 0
+    assert exchange(client, b"root") == b"root"
+
+
+def test_a_list_from_a_file_is_kept_to(start_superd: Start, tmp_path: Path) -> None:
+    (tmp_path / "friends").write_text("# friends\n127.0.0.2\n127.0.1.0/24\n")
+    served = start_superd(
+        f"""
+        [service.listed]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        allow-file = "{tmp_path}/friends"
+        deny = "127.0.1.7"
+        """
+    )
+    assert [
+        is_admitted(served, "listed", source)
+        for source in ("127.0.0.1", "127.0.0.2", "127.0.1.1", "127.0.1.7")
+    ] == [False, True, True, False]
+
+
+def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client(start_superd: Start) -> None:
+    served = start_superd(
+        """
+        [service.mapped]
+        plugin = "echo"
+        listen = "tcp://*:0"
+        deny = "127.0.0.0/8"
+        """
+    )
+    port = served.address("mapped")[1]
+    with socket.socket(socket.AF_INET6) as client:
+        client.settimeout(PATIENCE)
+        try:
+            client.connect(("::ffff:127.0.0.1", port))
+            client.sendall(b"x")
+            assert client.recv(1) == b""
+        except ConnectionError:
+            pass
+    until(lambda: served.counts("mapped")["refused-access"] == 1, "the client to be refused")
+
+
+@pytest.mark.root
+@pytest.mark.tool("ip")
+def test_an_ipv6_network_is_one_source(start_superd: Start) -> None:
+    with network_namespace() as space:
+        for number in range(1, 4):
+            space.add_address(f"2001:db8::{number}/128")
+        space.add_address("2001:db8:0:1::1/128")
+        served = start_superd(
+            """
+            [service.echo]
+            plugin = "echo"
+            listen = "tcp://[2001:db8::1]:7007"
+            max-per-source = 2
+            """,
+            *space.wrapper,
+        )
+
+        def connect(source: str) -> tuple[socket.socket, bytes]:
+            with space.inside():
+                client = socket.socket(socket.AF_INET6)
+            client.settimeout(PATIENCE)
+            client.bind((source, 0))
+            client.connect(("2001:db8::1", 7007))
+            client.sendall(b"x")
+            try:
+                return client, client.recv(1)
+            except ConnectionError:
+                return client, b""
+
+        sources = ["2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1"]
+        found = [connect(source) for source in sources]
+        assert [answer for _, answer in found] == [b"x", b"x", b"", b"x"]
+        for client, _ in found:
+            client.close()
+        assert served.counts("echo")["refused-max-per-source"] == 1

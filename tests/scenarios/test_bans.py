@@ -1,0 +1,232 @@
+"""Bans: by an operator or a plugin, over all services, and longer than superd itself lives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import time
+from pathlib import Path
+
+import pytest
+
+from superd.admission.bans import MOST
+from tests.conftest import Start
+from tests.harness import Superd, exchange, make_plugin, superd, until
+from tests.scenarios.test_access import is_admitted
+
+TOML = """
+[daemon]
+workers = 2
+never-ban = ["127.0.0.1", "10.0.0.0/8"]
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+
+[service.other]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+pool = "other"
+"""
+
+
+def banned(served: Superd) -> dict[str, dict[str, object]]:
+    done = served.run("bans", "--json")
+    return {ban["network"]: ban for ban in json.loads(done.stdout)}
+
+
+def test_a_banned_source_is_refused_by_every_service_until_the_ban_is_lifted(
+    start_superd: Start,
+) -> None:
+    served = start_superd(TOML)
+    done = served.run("ban", "127.0.0.2", "--for", "10m", "--reason", "knocks too often")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    for service in ("echo", "other"):
+        assert not is_admitted(served, service, "127.0.0.2")
+        assert is_admitted(served, service, "127.0.0.3")
+        assert served.counts(service)["refused-banned"] == 1
+    shown = served.run("bans").stdout
+    assert shown.startswith("127.0.0.2  until 2")
+    assert shown.endswith("by operator  knocks too often\n")
+    assert served.status()["bans"] == 1
+    assert served.run("unban", "127.0.0.2").returncode == 0
+    assert is_admitted(served, "echo", "127.0.0.2")
+    assert banned(served) == {}
+
+
+def test_a_network_can_be_banned_and_connections_that_are_there_go_on(
+    start_superd: Start,
+) -> None:
+    served = start_superd(TOML)
+    with served.connect("echo", "127.0.7.1") as client:
+        client.sendall(b"a")
+        assert client.recv(1) == b"a"
+        assert served.run("ban", "127.0.7.0/24").returncode == 0
+        client.sendall(b"b")
+        assert client.recv(1) == b"b"
+    assert not is_admitted(served, "echo", "127.0.7.1")
+    assert not is_admitted(served, "echo", "127.0.7.254")
+    assert is_admitted(served, "echo", "127.0.8.1")
+
+
+def test_a_ban_ends_by_itself(start_superd: Start) -> None:
+    served = start_superd(TOML)
+    served.run("ban", "127.0.0.2", "--for", "1500ms")
+    assert not is_admitted(served, "echo", "127.0.0.2")
+    until(lambda: is_admitted(served, "echo", "127.0.0.2"), "the end of the ban")
+    until(lambda: banned(served) == {}, "the ban to be forgotten")
+
+
+WRONG = [
+    (["ban", "127.0.0.1"], 1, "127.0.0.1 is protected by never-ban (127.0.0.1)"),
+    (["ban", "127.0.0.0/8"], 1, "protected by never-ban"),
+    (["ban", "10.1.2.3"], 1, "10.1.2.3 is protected by never-ban (10.0.0.0/8)"),
+    (["ban", "192.0.2.1/24"], 2, 'did you mean "192.0.2.0/24"?'),
+    (["ban", "host.example"], 2, "is not an address or a network"),
+    (["ban", "192.0.2.1", "--for", "ever"], 2, "--for: expected a duration"),
+    (["ban", "192.0.2.1", "--for", "0s"], 1, "a ban lasts for more than nothing"),
+    (["ban", "192.0.2.1", "--for", "400d"], 2, "at most a year"),
+    (["unban", "192.0.2.1"], 1, "192.0.2.1 is not banned"),
+]
+
+
+def test_what_cannot_be_banned_is_told(start_superd: Start) -> None:
+    served = start_superd(TOML)
+    for arguments, code, text in WRONG:
+        done = served.run(*arguments)
+        assert (done.returncode, done.stdout) == (code, "")
+        assert text in done.stderr
+        assert done.stderr.count("\n") == 1
+    assert banned(served) == {}
+
+
+def test_without_a_daemon_there_is_nobody_to_ban(tmp_path: Path) -> None:
+    one = Superd(tmp_path, TOML)
+    one.write()
+    for arguments in (["ban", "192.0.2.1"], ["unban", "192.0.2.1"], ["bans"]):
+        done = one.run(*arguments)
+        assert (done.returncode, done.stderr) == (1, "superd: it is not running\n")
+
+
+@pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
+def test_bans_outlive_the_daemon(start_superd: Start, end: signal.Signals) -> None:
+    served = start_superd(TOML)
+    served.run("ban", "127.0.0.2", "--reason", "evil \x1b[2J\n")
+    file = served.directory / "bans"
+    until(file.exists, "the bans to be written")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    before = banned(served)
+    served.signal(end)
+    served.wait()
+    served.stop()
+    served.announced.clear()
+    served.start()
+    assert banned(served) == before
+    assert before["127.0.0.2"]["reason"] == r"evil \x1b[2J\n"
+    assert not is_admitted(served, "echo", "127.0.0.2")
+
+
+def test_a_damaged_file_is_reported_and_set_aside_and_what_is_whole_holds(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "my.bans"
+    good = {"network": "127.0.0.2", "until": time.time() + 600, "by": "operator", "reason": ""}
+    over = {**good, "network": "127.0.0.3", "until": time.time() - 1}
+    protected = {**good, "network": "127.0.0.1"}
+    lines = [json.dumps(ban) for ban in (good, over, protected)]
+    garbage = [b"garbage", b"\xff\x00", b"[1]", b'{"network": 5}', b"9" * 10_000, b"[" * 10_000]
+    file.write_bytes(b"\n".join([*garbage, *(line.encode() for line in lines)]))
+    served = start_superd(TOML.replace("[daemon]", f'[daemon]\nban-file = "{file}"'))
+    served.wait_for_log(rf"{file}:1: this is no ban")
+    assert (tmp_path / "my.bans.damaged").exists()
+    assert list(banned(served)) == ["127.0.0.2"]
+
+
+def test_a_file_that_cannot_be_written_is_reported_and_the_bans_hold(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "bans.new").mkdir()
+    toml = TOML.replace("[daemon]", f'[daemon]\nban-file = "{tmp_path}/bans"')
+    served = start_superd(toml)
+    served.run("ban", "127.0.0.2")
+    served.wait_for_log(r"bans cannot be kept in .*: Is a directory")
+    assert not is_admitted(served, "echo", "127.0.0.2")
+
+
+BANNER = """
+    from superd.plugin import Service, hookimpl
+
+    class Banner(Service):
+        name = "banner"
+
+        async def stream(self, conn):
+            self.ban(conn.peer, 600, "said: " + (await conn.readline()).decode())
+            await conn.send(b"banned\\n")
+
+        def datagram(self, packet):
+            for number in range(int(packet.data)):
+                host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
+                peer = type(packet.peer)(packet.peer.transport, host, 1)
+                self.ban(peer, 600 + number, "one of many")
+            return b"."
+
+    @hookimpl
+    def superd_services():
+        return [Banner]
+"""
+BANNERS = """
+[service.banner]
+plugin = "banner"
+listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+source-netblock = { ipv4 = 24 }
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+pool = "other"
+"""
+
+
+def test_a_plugin_bans_its_client_from_all_services(start_superd: Start, tmp_path: Path) -> None:
+    served = start_superd(BANNERS, env=make_plugin(tmp_path / "plugins", "banner", BANNER))
+    assert exchange(served.connect("banner", "127.0.5.1"), b"hello\x1b\n") == b"banned\n"
+    until(lambda: served.answer()["bans"] == 1, "the ban")
+    assert not is_admitted(served, "echo", "127.0.5.200")
+    assert is_admitted(served, "echo", "127.0.6.1")
+    (ban,) = banned(served).values()
+    assert ban["network"] == "127.0.5.0/24"
+    assert ban["by"] == "service banner"
+    assert str(ban["reason"]).isprintable()
+    served.wait_for_log(r"banned 127\.0\.5\.0/24 for 600 s service=banner")
+
+
+def test_bans_are_bounded_and_those_that_end_first_give_way(tmp_path: Path) -> None:
+    from superd.master.bans import Bans
+    from superd.master.logs import Log
+    from superd.net.patterns import parse_network
+
+    log = Log([str(tmp_path / "log")], "text")
+    bans = Bans(None, (), log)
+    for number in range(MOST + 10):
+        network = parse_network(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+        assert bans.add(network, 600 + number, "operator", "") == ""
+    log.close()
+    assert len(bans) == len(bans.table) == MOST
+    assert parse_network("10.0.0.9") not in bans
+    assert parse_network("10.0.0.10") in bans
+    assert (tmp_path / "log").read_text().count("\n") == 1
+
+
+def test_explain_knows_of_bans(start_superd: Start) -> None:
+    served = start_superd(TOML)
+    served.run("ban", "127.0.0.2", "--reason", "rude")
+    done = superd("explain", "-c", str(served.file), "echo", "127.0.0.2")
+    assert done.returncode == 1
+    assert done.stdout.startswith("refused (banned): 127.0.0.2 until ")
+    assert done.stdout.endswith("by operator (rude)\n")
+    until((served.directory / "bans").exists, "the bans to be written")
+    os.kill(served.pid, signal.SIGTERM)
+    served.wait()
+    assert superd("explain", "-c", str(served.file), "echo", "127.0.0.2").stdout == done.stdout
