@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import tomli
 
+from superd.admission.refusals import Refusal
 from superd.config.model import Daemon, Rlimits, Service
 from superd.errors import ExitCode
 from superd.master.master import Master
+from superd.observe.connections import End
 from superd.plugin.registry import installed
 from tests.conftest import Start
 from tests.harness import exchange, make_plugin, superd
@@ -21,6 +23,12 @@ from tests.harness import exchange, make_plugin, superd
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 EXAMPLE = ROOT / "conf" / "example.toml"
+
+
+COMMANDS = [
+    "run", "start", "stop", "status", "ban", "unban", "bans", "explain", "check", "schema",
+    "plugins", "try",
+]  # fmt: skip
 
 
 def blocks(language: str) -> list[str]:
@@ -102,6 +110,14 @@ def test_the_readme_has_every_signal_that_the_master_handles() -> None:
         assert getattr(Master, name).__doc__
 
 
+def test_the_readme_has_every_reason_for_a_refusal_and_every_end() -> None:
+    cells = "".join(re.findall(r"^\| (`.*?) \|", README, re.MULTILINE))
+    words = set(re.findall(r"`([a-z-]+)`", cells))
+    assert words == {refusal.value for refusal in Refusal}
+    (told,) = re.findall(r"`end` is ([^.]+)\.", README)
+    assert set(re.split(r",\s+|\s+or\s+", told)) == {end.value for end in End}
+
+
 def test_the_readme_names_only_files_that_are_there() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
         if not target.startswith("#"):
@@ -109,7 +125,7 @@ def test_the_readme_names_only_files_that_are_there() -> None:
             assert found, target
 
 
-@pytest.mark.parametrize("name", ["run", "start", "stop", "status", "check", "schema", "plugins"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "superd", name, "--help"],

@@ -165,7 +165,9 @@ class Socket(Sink):
 
 
 class Syslog(Socket):
-    """The system's log, one datagram a line."""
+    """The system's log, one datagram a line. In xinetd's form events are told in xinetd's name,
+    for programs that watch the log for it.
+    """
 
     def write(self, record: Record) -> None:
         text = as_json(record) if self.form == "json" else as_message(record)
@@ -175,12 +177,16 @@ class Syslog(Socket):
     def write_events(self, batch: bytes) -> None:
         for line in batch.splitlines():
             event = connections.parsed(line)
-            text = line.decode() if self.form == "json" else connections.message_of(event)
-            self._log("info", event["time"], event["pid"], text)
+            if self.form == "xinetd":
+                text = connections.xinetd_message_of(event)
+                self._log("info", event["time"], event["pid"], text, "xinetd")
+            else:
+                text = line.decode() if self.form == "json" else connections.message_of(event)
+                self._log("info", event["time"], event["pid"], text)
 
-    def _log(self, level: str, moment: float, pid: int, line: str) -> None:
+    def _log(self, level: str, moment: float, pid: int, line: str, name: str = "superd") -> None:
         stamp = time.strftime("%b %e %H:%M:%S", time.localtime(moment))
-        self._send(f"<{_FACILITY | _SEVERITIES[level]}>{stamp} superd[{pid}]: {line}".encode())
+        self._send(f"<{_FACILITY | _SEVERITIES[level]}>{stamp} {name}[{pid}]: {line}".encode())
 
 
 class Journal(Socket):

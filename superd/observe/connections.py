@@ -207,22 +207,26 @@ _OF_XINETD = {
 
 
 def as_xinetd(event: Mapping[str, Any]) -> str:
-    """Return an event as xinetd writes it to a file, byte for byte.
+    """Return an event as xinetd writes it to a file, byte for byte."""
+    return f"{xinetd_stamp(event['time'])}: {xinetd_message_of(event)}"
+
+
+def xinetd_message_of(event: Mapping[str, Any]) -> str:
+    """Return an event as xinetd tells it to syslog.
 
     A service of superd has no process of its own, so its pid is 0, as with xinetd's internal
     services.
     """
-    start = f"{xinetd_stamp(event['time'])}: "
     service = escaped(event["service"])
     host = _host(str(event.get("peer", "")))
     origin = f" from={host}" if host else ""
     if event["event"] == ACCEPTED:
-        return f"{start}START: {service} pid=0{origin}"
+        return f"START: {service} pid=0{origin}"
     if event["event"] == CLOSED:
         seconds = int(event.get("duration", 0))
-        return f"{start}EXIT: {service} status=0 pid=0 duration={seconds}(sec)"
+        return f"EXIT: {service} status=0 pid=0 duration={seconds}(sec)"
     reason = str(event.get("reason", ""))
-    return f"{start}FAIL: {service} {_OF_XINETD.get(reason, escaped(reason))}{origin}"
+    return f"FAIL: {service} {_OF_XINETD.get(reason, escaped(reason))}{origin}"
 
 
 def xinetd_stamp(moment: float) -> str:

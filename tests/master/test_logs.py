@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -305,3 +306,82 @@ def test_a_syslog_that_does_not_read_delays_nobody(syslog: Syslog, log_to: LogTo
 def test_a_syslog_that_is_not_there_is_named(tmp_path: Path, log_to: LogTo) -> None:
     with pytest.raises(SuperdError, match="cannot log to syslog: No such file"):
         log_to("syslog", syslog=tmp_path / "nowhere")
+
+
+def event(kind: str = "closed", /, **more: Any) -> bytes:
+    data = {"time": 1700000000.5, "pid": 7, "service": "echo", "event": kind, "conn": "1-2"}
+    return json.dumps({**data, "peer": "127.0.0.1:5", **more}).encode() + b"\n"
+
+
+def test_events_go_to_a_place_of_their_own_in_a_form_of_their_own(tmp_path: Path) -> None:
+    log = Log(
+        [str(tmp_path / "log")], "text",
+        record_sinks=[str(tmp_path / "records")], record_format="json",
+    )  # fmt: skip
+    log.info("general")
+    log.write_events(event() + event("accepted"))
+    log.close()
+    assert (tmp_path / "records").read_bytes() == event() + event("accepted")
+    assert (tmp_path / "log").read_text().count("\n") == 1
+
+
+def test_events_go_where_the_log_goes_unless_told_otherwise(tmp_path: Path, log_to: LogTo) -> None:
+    log = log_to(tmp_path / "log")
+    log.write_events(event(end="client"))
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.endswith("superd[7] info: closed service=echo conn=1-2 peer=127.0.0.1:5 end=client")
+
+
+def test_general_records_have_xinetds_form_too(tmp_path: Path, log_to: LogTo) -> None:
+    log_to(tmp_path / "log", form="xinetd").warning("hello", "echo")
+    line = (tmp_path / "log").read_text()
+    stamp, _, rest = line.partition(" ")
+    assert time.strptime(stamp, "%y/%m/%d@%H:%M:%S:")
+    assert rest == f"superd[{os.getpid()}]: WARNING: hello service=echo\n"
+
+
+def test_syslog_hears_of_events_in_xinetds_name_in_its_form(syslog: Syslog, log_to: LogTo) -> None:
+    log = log_to("syslog", form="xinetd", syslog=syslog.path)
+    log.write_events(event("refused", reason="access"))
+    assert syslog.line().endswith(" xinetd[7]: FAIL: echo address from=127.0.0.1")
+    log_to("syslog", syslog=syslog.path).write_events(event("refused", reason="access"))
+    assert syslog.line().endswith(
+        " superd[7]: refused service=echo conn=1-2 peer=127.0.0.1:5 reason=access"
+    )
+
+
+def fields(datagram: bytes) -> dict[str, str]:
+    """Read a datagram of the journal's native protocol."""
+    found = {}
+    while datagram:
+        line, _, rest = datagram.partition(b"\n")
+        if b"=" in line:
+            key, _, value = line.partition(b"=")
+        else:
+            length = int.from_bytes(rest[:8], "little")
+            key, value, rest = line, rest[8 : 8 + length], rest[9 + length :]
+        found[key.decode()] = value.decode()
+        datagram = rest
+    return found
+
+
+def test_the_journal_gets_fields_of_its_own(syslog: Syslog) -> None:
+    log = Log(["journal"], "text", journal_socket=str(syslog.path))
+    log.write(Record("error", "failed", service="echo", detail=("line 1", "line 2")))
+    heard = fields(syslog.socket.recv(65536))
+    assert heard["MESSAGE"] == "failed\nline 1\nline 2"
+    assert (heard["PRIORITY"], heard["SYSLOG_IDENTIFIER"]) == ("3", "superd")
+    assert heard["SUPERD_SERVICE"] == "echo"
+    log.write_events(event("closed", **{"end": "client", "in": 5}))
+    heard = fields(syslog.socket.recv(65536))
+    assert heard["MESSAGE"].startswith("closed service=echo conn=1-2")
+    assert heard["SYSLOG_PID"] == "7"
+    wanted = {"EVENT": "closed", "CONN": "1-2", "PEER": "127.0.0.1:5", "END": "client", "IN": "5"}
+    assert {key: heard[f"SUPERD_{key}"] for key in wanted} == wanted
+    log.close()
+
+
+def test_events_that_are_lost_are_counted_one_by_one(tmp_path: Path, log_to: LogTo) -> None:
+    log = log_to("/dev/full")
+    log.write_events(event() * 5)
+    assert log.failures == 5

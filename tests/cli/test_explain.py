@@ -1,0 +1,106 @@
+"""superd explain: would a client be let in, and by which line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.config.configurations import written
+from tests.harness import superd
+
+TOML = """\
+[defaults]
+deny = "10.1.0.0/16"
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:7"
+allow = ["192.0.2.0/24",
+    "10.0.0.0/8", "2001:db8::/32",
+    "user:root"]
+allow-file = "friends"
+access-times = ["mon-fri 08:00-18:00", "22:00-06:00"]
+time-zone = "UTC"
+
+[service.open]
+plugin = "echo"
+listen = "tcp://127.0.0.1:8"
+
+[service.shut]
+plugin = "echo"
+listen = "tcp://127.0.0.1:9"
+allow = []
+"""
+
+AT = "2026-11-27 12:00+00:00"  # a Friday
+OPEN = '; access-times "mon-fri 08:00-18:00", FILE:11'
+
+CASES = [
+    ("echo 192.0.2.1", 0, f'admitted: allow "192.0.2.0/24", FILE:7{OPEN}'),
+    ("echo 10.1.2.3", 1, 'refused (access): deny "10.1.0.0/16", FILE:2'),
+    ("echo 10.2.3.4", 0, f'admitted: allow "10.0.0.0/8", FILE:8{OPEN}'),
+    ("echo ::ffff:10.2.3.4", 0, f'admitted: allow "10.0.0.0/8", FILE:8{OPEN}'),
+    ("echo 2001:db8::1", 0, f'admitted: allow "2001:db8::/32", FILE:8{OPEN}'),
+    ("echo 198.51.100.7", 0, f'admitted: allow "198.51.100.0/24", LIST:2{OPEN}'),
+    ("echo 203.0.113.1", 1, "refused (access): allow has nothing for 203.0.113.1, FILE:7"),
+    ("echo user:root", 0, f'admitted: allow "user:0", FILE:9{OPEN}'),
+    ("echo user:12345", 1, "refused (access): allow has nothing for user:12345, FILE:7"),
+    ("open 203.0.113.1", 0, "admitted: no rule speaks against it"),
+    ("open 10.1.2.3", 1, 'refused (access): deny "10.1.0.0/16", FILE:2'),
+    ("shut 203.0.113.1", 1, "refused (access): allow has nothing for 203.0.113.1, FILE:21"),
+]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "friends").write_text("# friends\n198.51.100.0/24\n")
+    return written(tmp_path, TOML)
+
+
+@pytest.mark.parametrize(("asked", "code", "expected"), CASES)
+def test_the_rule_that_decides_is_named_with_its_line(
+    file: Path, asked: str, code: int, expected: str
+) -> None:
+    done = superd("explain", "-c", str(file), *asked.split(), "--at", AT)
+    assert done.stderr == ""
+    assert done.returncode == code
+    friends = str(file.parent / "friends")
+    assert done.stdout.strip().replace(friends, "LIST").replace(str(file), "FILE") == expected
+
+
+@pytest.mark.parametrize(
+    ("at", "expected"),
+    [
+        ("2026-11-28 12:00+00:00", "refused (access-times): it is open "),
+        ("2026-11-28 23:00+00:00", 'admitted: allow "10.0.0.0/8"'),
+        ("2026-11-27 18:00+00:00", "refused (access-times): it is open "),
+    ],
+)
+def test_another_time_can_be_asked_for(file: Path, at: str, expected: str) -> None:
+    done = superd("explain", "-c", str(file), "echo", "10.2.3.4", "--at", at)
+    assert done.stdout.startswith(expected)
+
+
+WRONG = [
+    ("ecoh 10.1.1.1", 'there is no service "ecoh" (did you mean "echo"?)'),
+    ("echo here", 'expected an address, or user:NAME for a unix socket; "here" is none'),
+    ("echo user:nosuchuser", 'there is no user "nosuchuser"'),
+    ("echo 10.1.1.1 --at noon", '--at: expected a time such as "2026-11-25 18:30", found "noon"'),
+]
+
+
+@pytest.mark.parametrize(("asked", "expected"), WRONG)
+def test_what_cannot_be_explained_is_told(file: Path, asked: str, expected: str) -> None:
+    done = superd("explain", "-c", str(file), *asked.split())
+    assert (done.returncode, done.stdout) == (2, "")
+    assert expected in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_wrong_configuration_is_told_as_check_does(tmp_path: Path) -> None:
+    file = written(tmp_path, TOML.replace("192.0.2.0/24", "192.0.2.1/24"))
+    (tmp_path / "friends").write_text("")
+    done = superd("explain", "-c", str(file), "echo", "10.1.1.1")
+    assert done.returncode == 78
+    assert "superd.toml:7:10: service.echo.allow[0]: " in done.stderr

@@ -1,0 +1,414 @@
+"""The record of every connection, of every kind and however it ends, in the real daemon's files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import answer_to, connect_unix, crowd, ending, reset
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, exchange, until
+
+PLUGIN = """
+    from superd.plugin import Service, hookimpl
+
+    class Ways(Service):
+        name = "ways"
+
+        async def stream(self, conn):
+            word = (await conn.readline()).strip()
+            await conn.send(b"so be it\\n")
+            if word == b"fail":
+                raise ValueError("as asked")
+            if word == b"wait":
+                await conn.read()
+
+    @hookimpl
+    def superd_services():
+        return [Ways]
+"""
+TAKER = """
+    import asyncio
+    from superd.plugin import Service, hookimpl
+
+    class Taker(Service):
+        name = "taker"
+
+        async def takeover(self, sock, conn):
+            loop = asyncio.get_running_loop()
+            data = await loop.sock_recv(sock, 100)
+            await loop.sock_sendall(sock, data * 2)
+
+    @hookimpl
+    def superd_services():
+        return [Taker]
+"""
+PLUGINS = {"ways": PLUGIN, "taker": TAKER}
+
+TOML = """
+[daemon]
+record-log = "{directory}/records"
+record-format = "json"
+
+[service.ways]
+plugin = "ways"
+listen = "tcp://127.0.0.1:0"
+
+[service.taker]
+plugin = "taker"
+listen = "tcp://127.0.0.1:0"
+
+[service.daytime]
+plugin = "daytime"
+listen = "tcp://127.0.0.1:0"
+
+[service.many]
+plugin = "echo"
+listen = ["tcp://*:0", "unix://{directory}/many"]
+
+[service.hasty]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+first-byte-timeout = "300ms"
+
+[service.idle]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+idle-timeout = "300ms"
+
+[service.short]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+session-timeout = "300ms"
+
+[service.closed]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+allow = []
+
+[service.quiet]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+record = []
+
+[service.terse]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+record = "closed"
+"""
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def _forget(served: Superd) -> Iterator[None]:
+    """Let each test read its own records only."""
+    yield
+    os.truncate(served.directory / "records", 0)
+
+
+def events(served: Superd, service: str, number: int) -> list[dict[str, Any]]:
+    """Wait until a service has that many events, and return them."""
+    file = served.directory / "records"
+
+    def found() -> list[dict[str, Any]] | None:
+        lines = [json.loads(line) for line in file.read_text().splitlines() if line]
+        mine = [event for event in lines if event["service"] == service]
+        return mine if len(mine) >= number else None
+
+    seen = until(found, f"{number} events of {service}")
+    assert len(seen) == number
+    return seen
+
+
+def last(served: Superd, service: str) -> dict[str, Any]:
+    """Return the closing event of a service's only connection, which fits its opening one."""
+    opening, closing = events(served, service, 2)
+    assert (opening["event"], closing["event"]) == ("accepted", "closed")
+    for key in ("pid", "conn", "peer", "local"):
+        assert opening[key] == closing[key]
+    assert closing["time"] >= opening["time"]
+    assert 0 <= closing["duration"] < 60
+    return closing
+
+
+def test_a_client_that_finishes_first(served: Superd) -> None:
+    client = served.connect("many")
+    port = client.getsockname()[1]
+    assert exchange(client, b"hello") == b"hello"
+    closing = last(served, "many")
+    host, own = served.address("many")
+    assert host == "0.0.0.0"
+    assert closing["peer"] == f"127.0.0.1:{port}"
+    assert closing["local"] == f"tcp://127.0.0.1:{own}"
+    assert (closing["in"], closing["out"], closing["end"]) == (5, 5, "client")
+
+
+def test_the_address_that_was_reached_is_told_on_a_multi_homed_host(served: Superd) -> None:
+    port = served.address("many")[1]
+    with socket.create_connection(("127.0.0.9", port), timeout=PATIENCE) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    assert last(served, "many")["local"] == f"tcp://127.0.0.9:{port}"
+
+
+def test_an_ipv6_client(served: Superd) -> None:
+    port = served.addresses("many")[1][1]
+    with socket.create_connection(("::1", port), timeout=PATIENCE) as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        own = client.getsockname()[1]
+    closing = last(served, "many")
+    assert (closing["peer"], closing["local"]) == (f"[::1]:{own}", f"tcp://[::1]:{port}")
+
+
+def test_a_unix_client_with_a_name_that_would_forge_a_line(served: Superd) -> None:
+    name = '\0evil"}\n{"time":1.5,"service":"many"\x1b[2J\u202e'
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.bind(name.encode())
+        client.connect(str(served.directory / "many"))
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    closing = last(served, "many")
+    assert closing["local"] == f"unix://{served.directory}/many"
+    assert closing["peer"].startswith('@evil"}\\n{')
+    assert closing["peer"].isprintable()
+
+
+def test_a_unix_client_without_a_name(served: Superd) -> None:
+    assert exchange(connect_unix(served.directory / "many"), b"x") == b"x"
+    assert last(served, "many")["peer"] == "(unnamed)"
+
+
+def test_a_service_that_finishes_first(served: Superd) -> None:
+    with served.connect("ways") as client:
+        client.sendall(b"go\n")
+        assert ending(client) == (b"so be it\n", "fin")
+    closing = last(served, "ways")
+    assert (closing["in"], closing["out"], closing["end"]) == (3, 9, "server")
+
+
+def test_an_answer_at_once(served: Superd) -> None:
+    assert len(answer_to(served.connect("daytime"))) == 26
+    closing = last(served, "daytime")
+    assert (closing["in"], closing["out"], closing["end"]) == (0, 26, "server")
+
+
+def test_a_socket_that_was_taken_over(served: Superd) -> None:
+    with served.connect("taker") as client:
+        client.sendall(b"abc")
+        assert ending(client) == (b"abcabc", "fin")
+    closing = last(served, "taker")
+    assert (closing["in"], closing["out"], closing["end"]) == (3, 6, "server")
+
+
+def test_a_client_that_breaks_off(served: Superd) -> None:
+    client = served.connect("ways")
+    client.sendall(b"wait\n")
+    assert client.recv(100) == b"so be it\n"
+    reset(client)
+    assert last(served, "ways")["end"] == "reset"
+
+
+def test_a_plugin_that_fails(served: Superd) -> None:
+    with served.connect("ways") as client:
+        client.sendall(b"fail\n")
+        ending(client)
+    closing = last(served, "ways")
+    assert closing["end"] == "error"
+    served.wait_for_log(rf"plugin ways failed: .* conn={closing['conn']} ")
+
+
+@pytest.mark.parametrize(
+    ("service", "end"),
+    [
+        ("hasty", "first-byte-timeout"),
+        ("idle", "idle-timeout"),
+        ("short", "session-timeout"),
+    ],
+)
+def test_a_time_out(served: Superd, service: str, end: str) -> None:
+    with served.connect(service) as client:
+        ending(client)
+    assert last(served, service)["end"] == end
+
+
+def test_a_refusal(served: Superd) -> None:
+    with served.connect("closed") as client:
+        port = client.getsockname()[1]
+        ending(client)
+    (event,) = events(served, "closed", 1)
+    assert (event["event"], event["reason"]) == ("refused", "access")
+    assert event["peer"] == f"127.0.0.1:{port}"
+    assert event["local"] == "tcp://127.0.0.1:{}".format(served.address("closed")[1])
+
+
+def test_a_refused_datagram(served: Superd) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"x", served.address("closed", "udp"))
+        (event,) = events(served, "closed", 1)
+    assert event["reason"] == "access"
+    assert event["local"].startswith("udp://127.0.0.1:")
+
+
+def test_what_an_entry_does_not_want_is_not_recorded(served: Superd) -> None:
+    for service in ("quiet", "terse"):
+        assert exchange(served.connect(service), b"x") == b"x"
+    (event,) = events(served, "terse", 1)
+    assert event["event"] == "closed"
+    assert '"quiet"' not in (served.directory / "records").read_text()
+
+
+def test_a_flood_of_refusals_is_a_few_lines_that_tell_of_all(served: Superd) -> None:
+    for _ in range(10):
+        with crowd(served.address("closed"), 100):
+            pass
+
+    def told() -> int:
+        lines = (served.directory / "records").read_text().splitlines()
+        return sum(json.loads(line).get("count", 1) for line in lines)
+
+    until(lambda: told() == 1000, "all refusals to be told of")
+    assert len((served.directory / "records").read_text().splitlines()) <= 200
+    assert served.counts("closed")["refused-access"] >= 1000
+
+
+def test_ids_are_unique_and_every_connection_has_both_events(served: Superd) -> None:
+    for _ in range(10):
+        with crowd(served.address("many"), 50) as clients:
+            for client in clients:
+                client.sendall(b"x")
+                assert client.recv(1) == b"x"
+    seen = events(served, "many", 1000)
+    by_kind = {
+        kind: {event["conn"] for event in seen if event["event"] == kind}
+        for kind in ("accepted", "closed")
+    }
+    assert by_kind["accepted"] == by_kind["closed"]
+    assert len(by_kind["closed"]) == 500
+
+
+# Places that fail
+
+
+SIMPLE = """
+[daemon]
+record-log = "{log}"
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+deny = "127.0.0.66"
+"""
+
+
+def closings(file: Path) -> int:
+    return file.read_text().count(" closed service=echo ") if file.exists() else 0
+
+
+def test_a_file_that_was_renamed_or_removed_is_opened_anew_on_usr1(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    file = tmp_path / "records"
+    served = start_superd(SIMPLE.format(log=file))
+    exchange(served.connect("echo"), b"x")
+    until(lambda: closings(file) == 1, "a record")
+    file.rename(tmp_path / "records.1")
+    exchange(served.connect("echo"), b"x")
+    until(lambda: closings(tmp_path / "records.1") == 2, "a record in the renamed file")
+    served.signal(signal.SIGUSR1)
+    served.wait_for_log("log files reopened")
+    exchange(served.connect("echo"), b"x")
+    until(lambda: closings(file) == 1, "a record in the new file")
+    file.unlink()
+    served.signal(signal.SIGUSR1)
+    until(file.exists, "the file to be made anew")
+
+
+@pytest.mark.root
+def test_a_full_disk_costs_records_which_are_counted_and_nothing_else(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("cannot mount a file system here")
+    try:
+        served = start_superd(SIMPLE.format(log=disk / "records"))
+        (disk / "ballast").write_bytes(bytes(60_000))
+        for _ in range(200):
+            assert exchange(served.connect("echo"), b"x") == b"x"
+        until(lambda: served.answer()["log-failures"], "records to be lost")
+        (disk / "ballast").unlink()
+
+        def recovered() -> re.Match[str] | None:
+            assert exchange(served.connect("echo"), b"x") == b"x"
+            return re.search(r"(\d+) log records were lost", (disk / "records").read_text())
+
+        lost = until(recovered, "records to be written again")
+        assert int(lost[1]) <= served.answer()["log-failures"]
+        total = (disk / "records").read_text().count("\n")
+        assert total + served.answer()["log-failures"] >= 400
+    finally:
+        served.stop()
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_reader_that_stops_holds_up_nobody(start_superd: Start, tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        served = start_superd(SIMPLE.format(log=pipe))
+        for _ in range(1000):
+            assert exchange(served.connect("echo"), b"x") == b"x"
+        until(lambda: served.answer()["log-failures"], "records to be lost")
+        heard = bytearray()
+
+        def hears_of_the_loss() -> bool:
+            assert exchange(served.connect("echo"), b"x") == b"x"
+            with contextlib.suppress(BlockingIOError):
+                heard.extend(os.read(reader, 1 << 20))
+            return b"log records were lost" in heard
+
+        until(hears_of_the_loss, "the reader to hear how much it has missed")
+    finally:
+        os.close(reader)
+
+
+@pytest.mark.tool("fail2ban-regex")
+def test_fail2bans_own_filter_of_xinetd_matches(start_superd: Start, tmp_path: Path) -> None:
+    file = tmp_path / "records"
+    toml = SIMPLE.format(log=file).replace("[daemon]", '[daemon]\nrecord-format = "xinetd"')
+    served = start_superd(toml)
+    for _ in range(3):
+        with served.connect("echo", "127.0.0.66") as client:
+            ending(client)
+    exchange(served.connect("echo"), b"x")
+    until(lambda: " EXIT: echo status=0 pid=0 " in file.read_text(), "the records")
+    done = subprocess.run(
+        ["fail2ban-regex", str(file), "/etc/fail2ban/filter.d/xinetd-fail.conf"],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert re.search(r"Lines: 5 lines, 0 ignored, 3 matched, 2 missed", done.stdout)
+    starts = re.findall(
+        r"^\d\d/\d\d/\d\d@\d\d:\d\d:\d\d: START: echo pid=0 from=127\.0\.0\.1$",
+        file.read_text(),
+        re.MULTILINE,
+    )
+    assert len(starts) == 1
