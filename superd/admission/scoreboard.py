@@ -53,10 +53,14 @@ class Scoreboard:
         start = place * self._width + self.services.index(service) * _COLUMNS
         return self._cells[start : start + _COLUMNS]
 
-    def vacate(self, place: int) -> None:
-        """Note that the worker at `place` has gone, and its connections with it."""
+    def vacate(self, place: int) -> int:
+        """Note that the worker at `place` has gone; return how many connections went with it."""
+        lost = 0
         for service in self.services:
-            self.row(place, service)[Count.ACTIVE] = 0
+            row = self.row(place, service)
+            lost += row[Count.ACTIVE]
+            row[Count.ACTIVE] = 0
+        return lost
 
     def active(self, service: str) -> memoryview:
         """Return the cells with the numbers of connections that a service has, one a worker."""

@@ -302,12 +302,13 @@ class Master:
         self._take_all(child)
         child.channel.close()
         place.child = None
-        self.scoreboard.vacate(place.number)
+        lost = self.scoreboard.vacate(place.number)
         self.ledger.vacate(place.number)
         ended_for = child.ended_for if code == -signal.SIGKILL else ""
         exit_code, why = child.failure or (ExitCode.FAILED, ended_for)
         what = f"worker {child.pid} of pool {place.pool.name} {how_it_ended(code)}"
         what += f": {why}" if why else ""
+        what += f"; {lost} connections were lost with it" if lost else ""
         self._fill_again(place, what, exit_code, was_ready=child.ready)
 
     def _fill_again(self, place: Place, what: str, exit_code: int, *, was_ready: bool) -> None:

@@ -58,15 +58,19 @@ def service(line: str) -> str:
         ('log = ["stderr", 5]', "2:18: daemon.log[1]: expected a string, found 5"),
         (
             'log = ["stdrr"]',
-            '2:8: daemon.log[0]: expected "stderr", "syslog" or a file\'s path, found "stdrr"'
+            '2:8: daemon.log[0]: expected "stderr", "syslog", "journal" or a file\'s path,'
+            ' found "stdrr"'
             ' (did you mean "stderr"?)',
         ),
         (
             'log-format = "jsn"',
-            '2:14: daemon.log-format: expected "text" or "json", found "jsn"'
+            '2:14: daemon.log-format: expected "text", "json" or "xinetd", found "jsn"'
             ' (did you mean "json"?)',
         ),
-        ("log-format = {}", '2:14: daemon.log-format: expected "text" or "json", found an empty table'),
+        (
+            "log-format = {}",
+            '2:14: daemon.log-format: expected "text", "json" or "xinetd", found an empty table',
+        ),
         ('drain-timeout = "soon"', f'2:17: daemon.drain-timeout: {DURATION}, found "soon"'),
         ("drain-timeout = 30", f"2:17: daemon.drain-timeout: {DURATION}, found 30"),
         ('include = ["a.toml", 1979-05-27]', "2:22: daemon.include[1]: expected a string, found 1979-05-27"),

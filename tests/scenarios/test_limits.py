@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from functools import partial
 
@@ -333,3 +334,28 @@ def test_an_idle_hoarder_keeps_nobody_else_out(served: Superd) -> None:
             client = served.connect("few", f"127.0.2.{number + 1}")
             assert exchange(client, b"served?") == b"served?"
     served.wait_until_left("few")
+
+
+@pytest.mark.soak
+def test_a_minute_of_a_thousand_connections_a_second_keeps_nobody_else_out(
+    served: Superd,
+) -> None:
+    address = served.address("fair")
+    began = time.monotonic()
+    slowest = 0.0
+    for second in range(60):
+        for tenth in range(10):
+            with contextlib.ExitStack() as stack:
+                for _ in range(100):
+                    client = stack.enter_context(socket.socket())
+                    client.setblocking(False)
+                    client.bind(("127.0.0.10", 0))
+                    with contextlib.suppress(BlockingIOError):
+                        client.connect(address)
+                asked = time.monotonic()
+                assert answer_to(served.connect("fair", f"127.1.{second}.{tenth + 1}"))
+                slowest = max(slowest, time.monotonic() - asked)
+            due = began + second + (tenth + 1) / 10
+            select.select([], [], [], max(0.0, due - time.monotonic()))
+    print(f"600 of 600 served, the slowest in {slowest * 1000:.1f} ms")
+    assert answer_to(served.connect("fair", "127.2.0.1"))
