@@ -20,7 +20,7 @@ from superd.admission.ledger import Ledger, Lock
 from superd.admission.limits import OF_DAEMON, OF_SERVICE, Load, Scope
 from superd.admission.refusals import Refusal
 from superd.admission.rules import Rules, Who
-from superd.admission.scoreboard import Count, Scoreboard
+from superd.admission.scoreboard import ALL, Count, Scoreboard
 from superd.config.model import Limits, Service
 
 RETRY = 20_000_000  # ns until it is looked again whether a connection has ended elsewhere
@@ -44,7 +44,8 @@ class Books(NamedTuple):
 
 @dataclass(eq=False)
 class Gate:
-    """Decides for one service in one worker. `counts` is the worker's row of the scoreboard.
+    """Decides for one service in one worker. `counts` are the worker's of the service, and
+    `counts_of_all` those of all its services together.
 
     Where clients wait at the service's own limits, a place is taken before one is accepted:
     `reserve`, then `admit`, or `unreserve` where nobody came. Elsewhere `admit` does it all.
@@ -54,6 +55,7 @@ class Gate:
     scopes: Sequence[Scope]  # those that limit anything
     lock: Lock
     counts: memoryview
+    counts_of_all: memoryview
     waits: bool
     clock: Callable[[], int]
 
@@ -72,14 +74,13 @@ class Gate:
             Scope(limits, words, active, ledger.rate(scope), ledger.sources(scope, place), load)
             for limits, words, active, scope in (
                 (entry, OF_SERVICE, board.active(name), name),
-                (daemon, OF_DAEMON, board.all_active(), ""),
+                (daemon, OF_DAEMON, board.active(ALL), ALL),
             )
         ]
         limiting = [scope for scope in scopes if scope.has_own or scope.knows_sources]
         waits = entry.on_limit in (None, "wait")
-        return cls(
-            Rules.of(entry, bans), limiting, ledger.lock, board.row(place, name), waits, books.clock
-        )
+        rows = board.row(place, name), board.row(place, ALL)
+        return cls(Rules.of(entry, bans), limiting, ledger.lock, *rows, waits, books.clock)
 
     @property
     def has_rules(self) -> bool:
@@ -103,14 +104,14 @@ class Gate:
                     return scope.wait(now) or RETRY
             for scope in self._own:
                 scope.take(now)
-            self.counts[_ACTIVE] += 1
+            self._enter()
         finally:
             self.lock.release()
         return 0
 
     def unreserve(self) -> None:
         """Give the place back."""
-        self.counts[_ACTIVE] -= 1
+        self._exit()
         if any(scope.bucket for scope in self._own) and self.lock.acquire():
             for scope in self._own:
                 scope.give_back()
@@ -136,7 +137,7 @@ class Gate:
         elif self.waits and not self._by_source:
             return NO_SOURCE
         elif not self.scopes:
-            self.counts[_ACTIVE] += 1
+            self._enter()
             return NO_SOURCE
         else:
             ticket = self._counted(who, is_connection=True)
@@ -170,7 +171,7 @@ class Gate:
             for scope, slot in zip(self._by_source, slots, strict=True):
                 scope.take_source(slot, now, is_connection=is_connection)
             if is_connection and not self.waits:
-                self.counts[_ACTIVE] += 1
+                self._enter()
         finally:
             self.lock.release()
         return slots
@@ -191,6 +192,14 @@ class Gate:
 
     def leave(self, ticket: Ticket) -> None:
         """Take note that a connection has ended."""
-        self.counts[_ACTIVE] -= 1
+        self._exit()
         for scope, slot in zip(self._by_source, ticket, strict=False):
             scope.leave(slot)
+
+    def _enter(self) -> None:
+        self.counts[_ACTIVE] += 1
+        self.counts_of_all[_ACTIVE] += 1
+
+    def _exit(self) -> None:
+        self.counts[_ACTIVE] -= 1
+        self.counts_of_all[_ACTIVE] -= 1

@@ -12,7 +12,8 @@ import mmap
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+
+from superd.admission.scoreboard import Roster
 
 SLOTS = 1 << 15  # sources that can be counted at a time
 PROBES = 16  # slots that one source may be found in
@@ -53,32 +54,30 @@ class Lock:
 class Ledger:
     """The rates of services and of the daemon, and a table of sources.
 
-    A rate is kept as the time, in ns of the monotonic clock, at which its next event is due. The
-    daemon's own is named "".
+    A rate is kept as the time, in ns of the monotonic clock, at which its next event is due.
     """
 
-    def __init__(self, services: Sequence[str], places: int) -> None:
+    def __init__(self, roster: Roster) -> None:
         self.lock = Lock()
-        self.scopes = ("", *services)
-        self._rates = _memory(len(self.scopes))
-        self._width = _COUNTS + places
+        self._roster = roster
+        self._rates = _memory(roster.capacity)
+        self._width = _COUNTS + roster.places
         self._sources = _memory(SLOTS * self._width)
 
     def rate(self, scope: str) -> memoryview:
-        """Return the one cell that tells when the next event is due."""
-        number = self.scopes.index(scope)
+        """Return the one cell that tells when the next event of a service is due."""
+        number = self._roster.number(scope)
         return self._rates[number : number + 1]
 
     def sources(self, scope: str, place: int) -> Sources:
         """Return the sources of a service, or of the daemon, as the worker at `place` has them."""
-        return Sources(self._sources, self._width, self.scopes.index(scope), place)
+        return Sources(self._sources, self._width, self._roster.number(scope), place)
 
     def vacate(self, place: int) -> None:
         """Give back what the worker at `place` had taken; it has gone."""
-        column = _COUNTS + place
         for slot in range(0, SLOTS * self._width, self._width):
-            if self._sources[slot + column]:
-                self._sources[slot + column] = 0
+            if self._sources[slot + _KEY] and self._sources[slot + _COUNTS + place]:
+                self._sources[slot + _COUNTS + place] = 0
 
 
 class Sources:

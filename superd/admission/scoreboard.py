@@ -1,7 +1,8 @@
 """Counters in memory that the master and all workers share.
 
 Made by the master before it forks. Each worker writes only its own row, so no lock is needed;
-readers add the rows up. Never raises.
+readers add the rows up. What is counted outlives workers and reloads. Raises NoRoom where a
+reload brings more services than there is memory for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 
 from superd.admission.refusals import Refusal
+from superd.errors import SuperdError
 
 
 class Count(enum.IntEnum):
@@ -36,13 +38,54 @@ _COLUMNS = _FIRST_DURATION + len(DURATIONS) + 1
 _CELL = 8
 
 
-class Scoreboard:
-    """A table of unsigned 64-bit counters: a row for each worker's place, a cell per service."""
+LEAST_SERVICES = 256
+LEAST_PLACES = 16
+SPARE = 4  # times as much as is needed at the start: reloads may bring more
+
+ALL = ""  # the daemon: all services together
+
+
+class NoRoom(SuperdError):
+    """There are more services or workers than the shared memory has room for."""
+
+
+class Roster:
+    """Which services and how many places there is room for in shared memory.
+
+    A service keeps its number for as long as the master lives, over reloads too; so does the
+    daemon, which is number 0.
+    """
 
     def __init__(self, services: Sequence[str], places: int) -> None:
-        self.services = tuple(services)
-        self._width = len(self.services) * _COLUMNS
-        self._memory = mmap.mmap(-1, max(1, places * self._width) * _CELL)
+        self.capacity = max(LEAST_SERVICES, SPARE * len(services))
+        self.places = max(LEAST_PLACES, SPARE * places)
+        self._numbers = {ALL: 0}
+        self.add(services)
+
+    def add(self, services: Sequence[str]) -> None:
+        """Give each service that is new a number."""
+        new = [name for name in services if name not in self._numbers]
+        if len(self._numbers) + len(new) > self.capacity:
+            raise NoRoom(f"there is room for {self.capacity - 1} services; a restart makes more")
+        self._numbers |= {name: len(self._numbers) + n for n, name in enumerate(new)}
+
+    def number(self, service: str) -> int:
+        return self._numbers[service]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+
+class Scoreboard:
+    """A table of unsigned 64-bit counters: a row for each worker's place, a cell per service.
+
+    The kernel gives a page of it when it is first written to.
+    """
+
+    def __init__(self, roster: Roster) -> None:
+        self._roster = roster
+        self._width = roster.capacity * _COLUMNS
+        self._memory = mmap.mmap(-1, roster.places * self._width * _CELL)
         self._cells = memoryview(self._memory).cast("Q")
 
     def row(self, place: int, service: str) -> memoryview:
@@ -50,25 +93,21 @@ class Scoreboard:
 
         Indexed by `Count`, and by what `refusal_column` and `duration_column` tell.
         """
-        start = place * self._width + self.services.index(service) * _COLUMNS
+        start = place * self._width + self._roster.number(service) * _COLUMNS
         return self._cells[start : start + _COLUMNS]
 
     def vacate(self, place: int) -> int:
         """Note that the worker at `place` has gone; return how many connections went with it."""
-        lost = 0
-        for service in self.services:
-            row = self.row(place, service)
-            lost += row[Count.ACTIVE]
-            row[Count.ACTIVE] = 0
+        start = place * self._width + Count.ACTIVE
+        end = place * self._width + len(self._roster) * _COLUMNS
+        lost = self._cells[start]  # of the daemon
+        for cell in range(start, end, _COLUMNS):
+            self._cells[cell] = 0
         return lost
 
     def active(self, service: str) -> memoryview:
-        """Return the cells with the numbers of connections that a service has, one a worker."""
-        return self._cells[self.services.index(service) * _COLUMNS + Count.ACTIVE :: self._width]
-
-    def all_active(self) -> memoryview:
-        """Return those of all services."""
-        return self._cells[Count.ACTIVE :: _COLUMNS]
+        """Return the cells with the numbers of connections that a service has, one a place."""
+        return self._cells[self._roster.number(service) * _COLUMNS + Count.ACTIVE :: self._width]
 
     def totals(self, service: str) -> dict[str, int]:
         """Return the sums over all workers by name; refusals as `refused-REASON`."""
@@ -82,7 +121,7 @@ class Scoreboard:
         return self._sums(service)[_FIRST_DURATION:]
 
     def _sums(self, service: str) -> list[int]:
-        start = self.services.index(service) * _COLUMNS
+        start = self._roster.number(service) * _COLUMNS
         return [sum(self._cells[start + n :: self._width]) for n in range(_COLUMNS)]
 
 

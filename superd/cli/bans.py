@@ -8,13 +8,10 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
-from superd.cli.control import holder_of
-from superd.cli.files import read
+from superd.cli.control import asked
 from superd.config.values import parse_duration
-from superd.errors import ExitCode, NotPermitted, SuperdError, UsageError
-from superd.master.control import ask
+from superd.errors import ExitCode, UsageError
 from superd.net.patterns import parse_network
 
 
@@ -24,19 +21,19 @@ def ban(file: Path | None, address: str, duration: str, reason: str) -> int:
         seconds = parse_duration(duration)
     except ValueError as error:
         raise UsageError(f"--for: {error}") from None
-    _asked(file, "ban", address=_network(address), seconds=seconds, reason=reason)
+    asked(file, "ban", address=_network(address), seconds=seconds, reason=reason)
     return int(ExitCode.OK)
 
 
 def unban(file: Path | None, address: str) -> int:
     """Lift a ban."""
-    _asked(file, "unban", address=_network(address))
+    asked(file, "unban", address=_network(address))
     return int(ExitCode.OK)
 
 
 def bans(file: Path | None, *, as_json: bool) -> int:
     """List all bans."""
-    found = _asked(file, "bans")["bans"]
+    found = asked(file, "bans")["bans"]
     if as_json:
         print(json.dumps(found, indent=2))
         return int(ExitCode.OK)
@@ -53,21 +50,3 @@ def _network(text: str) -> str:
         return str(parse_network(text))
     except ValueError as error:
         raise UsageError(str(error)) from None
-
-
-def _asked(file: Path | None, request: str, **arguments: object) -> Any:
-    """Return the daemon's answer; SuperdError where it says no, or does not run."""
-    settings = read(file).partial  # mistakes made since the start do not matter here
-    assert settings.daemon.control_socket is not None
-    try:
-        text = f"{request} {json.dumps(arguments)}" if arguments else request
-        answer = ask(settings.daemon.control_socket, text)
-    except NotPermitted:
-        raise
-    except SuperdError:
-        if holder_of(settings) is not None:
-            raise
-        raise SuperdError("it is not running") from None
-    if "error" in answer:
-        raise SuperdError(answer["error"])
-    return answer

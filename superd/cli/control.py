@@ -1,4 +1,4 @@
-"""`superd stop` and `superd status`: talking to a daemon that runs.
+"""`superd stop`, `reload` and `status`: talking to a daemon that runs.
 
 Runs in the command line. Finds the daemon by the lock on its pid file, never by a number alone.
 Raises NotPermitted where it is another user's.
@@ -10,6 +10,7 @@ import json
 import os
 import select
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from superd.errors import ExitCode, NotPermitted, SuperdError
 from superd.master.control import ask
 from superd.master.pidfile import holder
 
+LOOK = 0.02  # seconds between two questions how a reload goes
 MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
 
 
@@ -43,6 +45,41 @@ def stop(file: Path | None) -> int:
     if not poll.poll((settings.daemon.drain_timeout + MARGIN) * 1000):
         raise SuperdError(f"process {pid} was told to stop and is still there; see its log")
     return int(ExitCode.OK)
+
+
+def reload(file: Path | None) -> int:
+    """Have the daemon read its configuration anew; return once it has gone over to it, or not."""
+    number = asked(file, "reload")["number"]
+    while True:
+        answer = asked(file, "reload-state", number=number)
+        if answer["state"] in ("done", "failed"):
+            break
+        select.select([], [], [], LOOK)
+    for notice in answer["notices"]:
+        print(f"superd: {notice}", file=sys.stderr)
+    for problem in answer["problems"]:
+        print(problem, file=sys.stderr)
+    for name, change in answer["changes"].items() if answer["state"] == "done" else ():
+        print(f"{name}: {change}")
+    return int(answer["code"])
+
+
+def asked(file: Path | None, request: str, **arguments: object) -> Any:
+    """Return the daemon's answer; SuperdError where it says no, or does not run."""
+    settings = read(file).partial  # mistakes made since the start do not matter here
+    assert settings.daemon.control_socket is not None
+    try:
+        text = f"{request} {json.dumps(arguments)}" if arguments else request
+        answer = ask(settings.daemon.control_socket, text)
+    except NotPermitted:
+        raise
+    except SuperdError:
+        if holder_of(settings) is not None:
+            raise
+        raise SuperdError("it is not running") from None
+    if "error" in answer:
+        raise SuperdError(answer["error"])
+    return answer
 
 
 def _pidfd(pid: int) -> int | None:

@@ -73,6 +73,7 @@ def parser() -> argparse.ArgumentParser:
     with_file(
         add("stop", _stop, "stop the daemon, connections may finish; returns when it is gone")
     )
+    with_file(add("reload", _reload, "read the configuration anew; exit 78 if it has a mistake"))
     status = with_file(
         add("status", _status, "show workers, services and counts; exit 3 if stopped")
     )
@@ -122,6 +123,12 @@ def _stop(options: argparse.Namespace) -> int:
     from superd.cli.control import stop
 
     return stop(options.config)
+
+
+def _reload(options: argparse.Namespace) -> int:
+    from superd.cli.control import reload
+
+    return reload(options.config)
 
 
 def _status(options: argparse.Namespace) -> int:

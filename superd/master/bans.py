@@ -37,12 +37,12 @@ class Ban:
 
 
 class Bans:
-    """All bans, their table and their file. `protected` are networks that no ban may touch."""
+    """All bans, their table and their file."""
 
-    def __init__(self, path: Path | None, protected: Collection[IPNetwork], log: Log) -> None:
+    def __init__(self, path: Path | None, log: Log) -> None:
         self.table = BanTable()
         self._path = path
-        self._protected = protected
+        self._protected: Collection[IPNetwork] = ()
         self._log = log
         self._bans: dict[IPNetwork, Ban] = {}
         self._is_saved = True
@@ -56,6 +56,12 @@ class Bans:
 
     def __contains__(self, network: IPNetwork) -> bool:
         return network in self._bans
+
+    def protect(self, networks: Collection[IPNetwork]) -> None:
+        """Let no ban touch these networks; lift those that do."""
+        self._protected = networks
+        for network in [one for one in self._bans if self.protecting(one) is not None]:
+            self.lift(network)
 
     def listed(self) -> list[dict[str, Any]]:
         """Return all bans as JSON, those that end first first."""
@@ -149,7 +155,7 @@ class Bans:
                 if damaged == 1:
                     self._log.error(f"{path}:{number}: this is no ban: {reason(error)}")
             else:
-                if ban.until > time.time() and self.protecting(ban.network) is None:
+                if ban.until > time.time():
                     self._enter(ban)
         self._is_saved = not damaged and len(self._bans) == len(lines)
         if damaged:

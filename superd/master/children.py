@@ -10,13 +10,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from superd.observe.connections import pattern_of
 from superd.worker.channel import LARGEST
 
 EVENT = b'{"time"'  # no other message starts so
@@ -27,20 +27,23 @@ ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer t
 class Child:
     """One worker, alive or not yet reaped.
 
-    `events` is what a batch of its events has to match. `allowance` is how many messages are still
-    read for now: those of a worker that floods wait in its socket until that is full, and then the
-    worker drops them. `ended_for` says why the master ended it.
+    `allowance` is how many messages are still read for now: those of a worker that floods wait in
+    its socket until that is full, and then the worker drops them. `ended_for` says why the master
+    ended it.
     """
 
     pid: int
     channel: socket.socket
     started: float
-    events: re.Pattern[bytes]
+    services: frozenset[str]
     ready: bool = False
     failure: tuple[int, str] | None = None
     allowance: int = ALLOWANCE
     has_closed: bool = False
     ended_for: str = ""
+
+    def __post_init__(self) -> None:
+        self._events = pattern_of(self.pid, self.services)
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -68,7 +71,7 @@ class Child:
                 self.has_closed = True
 
     def _checked(self, data: bytes) -> bytes:
-        if not self.events.fullmatch(data):
+        if not self._events.fullmatch(data):
             raise ValueError("events that are not its own")
         return data
 

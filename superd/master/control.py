@@ -7,6 +7,7 @@ stop the master. Raises SuperdError where it cannot listen, or where nobody answ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import selectors
 import socket
@@ -106,6 +107,8 @@ class ControlSocket:
     def _drop(self, client: Client) -> None:
         self.selector.unregister(client.socket)
         self.clients.remove(client)
+        with contextlib.suppress(OSError):  # it may have gone
+            client.socket.shutdown(socket.SHUT_RDWR)  # a child of ours may have the socket, too
         client.socket.close()
 
     def close(self) -> None:

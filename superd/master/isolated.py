@@ -36,11 +36,26 @@ class Outcome:
 
 
 @dataclass
-class _Child:
+class Job:
+    """Something that runs in a child; `reader` can be waited for, and is to be read then."""
+
     pid: int
     reader: int
     data: bytearray = field(default_factory=bytearray)
     is_late: bool = True
+
+    def read(self) -> bool:
+        """Take what has come; tell whether that is all."""
+        part = os.read(self.reader, 65536)
+        self.data += part
+        if not part or part.endswith(END):
+            self.is_late = False
+        return not self.is_late
+
+    def finish(self) -> Outcome:
+        """End the child, if it has not ended, and return what came of it."""
+        code = _end(self)
+        return Outcome(failure="it took too long") if self.is_late else _outcome(self.data, code)
 
 
 def run_isolated(
@@ -48,11 +63,11 @@ def run_isolated(
 ) -> dict[str, Outcome]:
     """Run each job in a child of its own, all at once; return their outcomes by name."""
     deadline = time.monotonic() + patience
-    children: dict[str, _Child] = {}
+    children: dict[str, Job] = {}
     codes = {}
     try:
         for name, job in jobs.items():
-            children[name] = _fork(job, patience)
+            children[name] = start_isolated(job, patience)
         _listen(children.values(), deadline)
     finally:
         for name, child in children.items():
@@ -65,7 +80,8 @@ def run_isolated(
     }
 
 
-def _fork(job: Callable[[], Any], patience: float) -> _Child:
+def start_isolated(job: Callable[[], Any], patience: float) -> Job:
+    """Start a job in a child that ends itself after `patience` seconds."""
     sys.stdout.flush()  # the child would write what is left in there once more
     sys.stderr.flush()
     reader, writer = os.pipe()
@@ -80,7 +96,7 @@ def _fork(job: Callable[[], Any], patience: float) -> _Child:
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(writer)
-    return _Child(pid, reader)
+    return Job(pid, reader)
 
 
 def _run(job: Callable[[], Any], writer: int, patience: float) -> NoReturn:
@@ -108,7 +124,7 @@ def _run(job: Callable[[], Any], writer: int, patience: float) -> NoReturn:
         os._exit(0)
 
 
-def _listen(children: Iterable[_Child], deadline: float) -> None:
+def _listen(children: Iterable[Job], deadline: float) -> None:
     """Read until each child has told its result or closed its pipe, but no longer."""
     waiting = {child.reader: child for child in children}
     poll = select.poll()
@@ -119,16 +135,12 @@ def _listen(children: Iterable[_Child], deadline: float) -> None:
         if not ready:
             return
         for reader, _ in ready:
-            child = waiting[reader]
-            part = os.read(reader, 65536)
-            child.data += part
-            if not part or part.endswith(END):
-                child.is_late = False
+            if waiting[reader].read():
                 poll.unregister(reader)
                 del waiting[reader]
 
 
-def _end(child: _Child) -> int:
+def _end(child: Job) -> int:
     """End a child and all that it started; return its exit code, negative for a signal.
 
     One that has come to its end by itself keeps the code it had: a signal changes it no more.
@@ -137,7 +149,10 @@ def _end(child: _Child) -> int:
     for kill in (os.killpg, os.kill):  # it may have left its group
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(child.pid, signal.SIGKILL)
-    _, status = os.waitpid(child.pid, 0)
+    try:
+        _, status = os.waitpid(child.pid, 0)
+    except ChildProcessError:
+        return 0  # the master's loop has reaped it
     return os.waitstatus_to_exitcode(status)
 
 

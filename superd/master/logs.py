@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
+from superd.config.model import Settings
+from superd.config.values import LOG_SINKS
 from superd.errors import SuperdError, reason
 from superd.master.sinks import (
     JOURNAL_SOCKET,
@@ -23,6 +25,30 @@ from superd.master.sinks import (
     Syslog,
 )
 from superd.observe.records import Record
+
+
+def log_of(settings: Settings, *, in_background: bool) -> Log:
+    """Return the log that a configuration asks for."""
+    daemon = settings.daemon
+    return Log(
+        _places(settings, daemon.log, in_background=in_background),
+        daemon.log_format,
+        record_sinks=_places(settings, daemon.record_log, in_background=in_background),
+        record_format=daemon.record_format or "",
+    )
+
+
+def _places(settings: Settings, names: Iterable[str], *, in_background: bool) -> list[str]:
+    """Return where to log; a path is relative to the configuration.
+
+    A daemon has no standard error, so syslog stands for it, where there is one.
+    """
+    directory = settings.file.parent
+    sinks = {name if name in LOG_SINKS else str(directory / name): None for name in names}
+    if in_background and "stderr" in sinks:
+        del sinks["stderr"]
+        sinks |= {"syslog": None} if os.path.exists(SYSLOG_SOCKET) else {}
+    return list(sinks)
 
 
 class Log:
@@ -87,6 +113,11 @@ class Log:
                 sink.reopen()
             except OSError as error:
                 self.error(f"the log stays where it was: {reason(error)}")
+
+    def go_over_to(self, other: Log) -> None:
+        """Take the sinks of another log, and close one's own."""
+        self.close()
+        self.sinks, self.record_sinks = other.sinks, other.record_sinks
 
     def close(self) -> None:
         for sink in self._all_sinks():

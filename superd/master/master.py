@@ -11,36 +11,33 @@ import selectors
 import signal
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
 
 from superd.admission.ledger import Ledger
 from superd.admission.rules import needs_names
-from superd.admission.scoreboard import Scoreboard
+from superd.admission.scoreboard import Roster, Scoreboard
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.bans import Bans
-from superd.master.children import ALLOWANCE, Child, Throttle, fork_child, how_it_ended, reap
+from superd.master.children import ALLOWANCE, Child, fork_child, how_it_ended, reap
 from superd.master.control import ControlSocket
+from superd.master.generation import Generation, Place
+from superd.master.hearing import Hearing
 from superd.master.logs import Log
 from superd.master.plan import Plan
-from superd.master.pools import Pool
+from superd.master.reload import Reload
 from superd.master.requests import answer
 from superd.master.resolving import Resolving
 from superd.master.signals import Signals
 from superd.master.watch import Watch
 from superd.net.listeners import Listener
-from superd.net.patterns import parse_network, shown_network
-from superd.observe.connections import pattern_of
-from superd.observe.records import decoded
-from superd.worker import channel
 from superd.worker.engine import GRACE
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
 
 WATCH = 0.4  # seconds between looks at the listeners: sabotage is repaired within a second
 START_LIMIT = 30.0  # seconds that a worker may take until it is ready
+KEPT_RELOADS = 10
 LAST_WORD = 0.5  # seconds from asking a worker to end at once to killing it
 
 
@@ -51,38 +48,35 @@ class State(Enum):
     STOPPING = "stopping"
 
 
-@dataclass(eq=False)
-class Place:
-    """Where one worker of a pool belongs, and a row of the scoreboard."""
-
-    number: int
-    pool: Pool
-    throttle: Throttle  # the pool's
-    child: Child | None = None
-    due: float | None = 0.0  # when to start the next worker
-
-
 class Master:
     """Keeps the workers of all pools running until it is told to stop."""
 
-    def __init__(self, plan: Plan, listeners: list[Listener], log: Log, signals: Signals) -> None:
-        self.plan = plan
+    def __init__(
+        self,
+        plan: Plan,
+        listeners: list[Listener],
+        log: Log,
+        signals: Signals,
+        *,
+        in_background: bool,
+    ) -> None:
         self.log = log
-        self.watch = Watch(listeners, log)
+        self.in_background = in_background
         self.state = State.STARTING
         self.since = time.time()
         self.failure: tuple[int, str] | None = None
-        self.places: list[Place] = []
-        for pool in plan.pools:
-            throttle = Throttle()
-            for _ in range(pool.workers):
-                self.places.append(Place(len(self.places), pool, throttle))
-        self.scoreboard = Scoreboard(list(plan.services), len(self.places))
-        self.ledger = Ledger(list(plan.services), len(self.places))
-        self.bans = Bans(plan.settings.daemon.ban_file, plan.settings.daemon.never_ban, log)
-        entries = plan.services.values()
-        self.resolving = Resolving(plan.pools, log) if any(map(needs_names, entries)) else None
+        self.roster = Roster(list(plan.services), sum(pool.workers for pool in plan.pools))
+        self.scoreboard = Scoreboard(self.roster)
+        self.ledger = Ledger(self.roster)
+        self.current = Generation(1, plan, Watch(listeners, log), (), self.roster.places)
+        self.generations = [self.current]  # of which the others start, or drain
+        self.reloads: list[Reload] = []  # the last ones
+        self.reload_again = False
+        self.bans = Bans(plan.settings.daemon.ban_file, log)
+        self.resolving: Resolving | None = None
+        self.configured(plan)
         self.selector = selectors.DefaultSelector()
+        self.hearing = Hearing(self.selector, log, self.bans)
         self.control: ControlSocket | None = None
         self._serial = 0
         self._kill_at: float | None = None
@@ -90,9 +84,25 @@ class Master:
         self._signals = signals
         self.selector.register(self._signals, selectors.EVENT_READ, self._signalled)
 
+    @property
+    def places(self) -> list[Place]:
+        """Those of all generations."""
+        return [place for generation in self.generations for place in generation.places]
+
+    def configured(self, plan: Plan) -> None:
+        """Go by a plan in what is the daemon's own."""
+        self.bans.protect(plan.settings.daemon.never_ban)
+        if not any(map(needs_names, plan.services.values())):
+            if self.resolving is not None:
+                self.resolving.close()
+            self.resolving = None
+        else:
+            self.resolving = self.resolving or Resolving(self.log)
+            self.resolving.serve(plan.pools)
+
     def open_control(self) -> None:
         """Answer `superd status`."""
-        path = self.plan.settings.daemon.control_socket
+        path = self.current.plan.settings.daemon.control_socket
         if path is not None:
             self.control = ControlSocket(path, self.selector, partial(answer, self))
 
@@ -103,7 +113,7 @@ class Master:
             for key, _ in self.selector.select(self._until_next()):
                 key.data()
             self._keep_time()
-            if self.state is State.STARTING and all(p.child and p.child.ready for p in self.places):
+            if self.state is State.STARTING and self.current.is_ready:
                 self.state = State.SERVING
                 try:
                     ready()
@@ -121,7 +131,7 @@ class Master:
         if self.control is not None:
             self.control.close()
             self.control = None
-        self.watch.close()
+        self._let_go()
 
     @property
     def _is_up(self) -> bool:
@@ -157,22 +167,24 @@ class Master:
             return
         self.log.info("stopping: connections may finish")
         self.state = State.DRAINING
-        self.watch.close()
+        self._let_go()
         self._signal_all(signal.SIGTERM)
-        self._kill_at = time.monotonic() + self.plan.settings.daemon.drain_timeout + 2 * GRACE
+        self._kill_at = time.monotonic() + self._drain_time(self.current)
 
     def handle_int(self) -> None:
         """INT, QUIT: stop at once."""
         if self.state is not State.STOPPING:
             self.log.info("stopping at once")
             self.state = State.STOPPING
-            self.watch.close()
+            self._let_go()
             self._signal_all(signal.SIGQUIT)
             self._kill_at = time.monotonic() + LAST_WORD
 
     def handle_hup(self) -> None:
-        """HUP: nothing yet; restart superd to have a changed configuration read."""
-        self.log.warning("HUP: the configuration is read at start only; the service goes on")
+        """HUP: read the configuration anew and go over to it; connections go on under the old one.
+        With a mistake in it nothing changes, and the log tells what it is.
+        """
+        self.reload()
 
     def handle_usr2(self) -> None:
         """USR2: nothing yet; it is kept for an upgrade in place."""
@@ -192,6 +204,38 @@ class Master:
                 if place.child and place.child.pid == pid:
                     self._ended(place, place.child, code)
 
+    def reload(self) -> Reload:
+        """Start a reload, or have one follow that which is under way; return it."""
+        if self.reloads and not self.reloads[-1].is_over:
+            self.reload_again = True
+            return self.reloads[-1]
+        self.reload_again = False
+        number = self.reloads[-1].number + 1 if self.reloads else 1
+        self.reloads = [*self.reloads[1 - KEPT_RELOADS :], Reload(self, number)]
+        return self.reloads[-1]
+
+    def retire(self, generation: Generation) -> None:
+        """Have the workers of a generation drain; none of them is replaced."""
+        generation.kill_at = time.monotonic() + self._drain_time(generation)
+        for place in generation.places:
+            if place.child:
+                place.child.signal(signal.SIGTERM)
+        generation.places = [place for place in generation.places if place.child]
+        self._forget_if_gone(generation)
+
+    def _forget_if_gone(self, generation: Generation) -> None:
+        if generation.drains and not generation.places:
+            self.generations.remove(generation)
+
+    def _drain_time(self, generation: Generation) -> float:
+        return generation.plan.settings.daemon.drain_timeout + 2 * GRACE
+
+    def _let_go(self) -> None:
+        """Listen no more, since superd stops."""
+        if self.reloads:
+            self.reloads[-1].abandon()
+        self.current.watch.close()
+
     # Workers
 
     def _living(self) -> bool:
@@ -208,30 +252,30 @@ class Master:
             self.resolving.keep_running(now)
         for place in self.places:
             is_due = place.due is not None and place.due <= now
-            if self._is_up and is_due and place.child is None:
+            if self._is_up and is_due and place.child is None and not place.generation.drains:
                 self._start(place)
 
     def _start(self, place: Place) -> None:
-        self._end_workers(self.watch.renew_lost())
+        generation, pool = place.generation, place.pool
+        self._end_workers(generation.watch.renew_lost())
         self._serial += 1
-        pool = place.pool
         assignment = Assignment(
             serial=self._serial,
             place=place.number,
             pool=pool.name,
             confinement=pool.confinement,
             services=pool.services,
-            plugins=self.plan.plugins,
-            sockets=self.watch.sockets(pool.services),
-            served_ports=self.watch.udp_ports(),
+            plugins=generation.plan.plugins,
+            sockets=generation.watch.sockets(pool.services),
+            served_ports=generation.watch.udp_ports(),
             scoreboard=self.scoreboard,
             ledger=self.ledger,
             bans=self.bans.table,
-            limits=self.plan.settings.daemon,
-            directory=self.plan.settings.file.parent,
+            limits=generation.plan.settings.daemon,
+            directory=generation.plan.settings.file.parent,
             resolver="" if self.resolving is None else self.resolving.address,
-            drain_timeout=self.plan.settings.daemon.drain_timeout,
-            loop=self.plan.settings.daemon.loop,
+            drain_timeout=generation.plan.settings.daemon.drain_timeout,
+            loop=generation.plan.settings.daemon.loop,
         )
         try:
             pid, line = fork_child(partial(worker_main, assignment))
@@ -239,68 +283,13 @@ class Master:
             what = f"cannot start a worker of pool {pool.name}: {reason(error)}"
             self._fill_again(place, what, ExitCode.FAILED, was_ready=False)
             return
-        child = Child(pid, line, time.monotonic(), pattern_of(pid, list(pool.services)))
-        place.child, place.due = child, None
-        self._listen_to(child)
-
-    def _listen_to(self, child: Child) -> None:
-        self.selector.register(child.channel, selectors.EVENT_READ, partial(self._heard, child))
-
-    def _is_listened_to(self, child: Child) -> bool:
-        return child.channel.fileno() >= 0 and child.channel in self.selector.get_map()
-
-    def _heard(self, child: Child) -> None:
-        """Take a worker's messages, until they end or become a flood."""
-        if not self._is_listened_to(child):
-            return  # it was reaped in the same turn of the loop
-        self._take_all(child)
-        if child.has_closed or not child.allowance:
-            self.selector.unregister(child.channel)
-
-    def _take_all(self, child: Child) -> None:
-        try:
-            for message in child.messages():
-                self._take(child, message)
-        except (ValueError, TypeError, KeyError) as error:
-            self.log.error(f"worker {child.pid} sent what is no message: {error}")
-            child.has_closed = True
-
-    def _take(self, child: Child, message: dict[str, Any] | bytes) -> None:
-        if isinstance(message, bytes):
-            self.log.write_events(message)
-            return
-        kind = message.pop("kind")
-        if kind == channel.LOG:
-            self.log.write(decoded(message, child.pid))
-        elif kind == channel.READY:
-            child.ready = True
-        elif kind == channel.FAILED:
-            child.failure = (ExitCode(message["exit_code"]), str(message["text"]))
-        elif kind == channel.BAN:
-            self._ban(child, message)
-        else:
-            raise ValueError(f"unknown kind {kind!r}")
-
-    def _ban(self, child: Child, message: dict[str, Any]) -> None:
-        """Ban whom a plugin wants banned; what a worker says is believed as far as it may ban."""
-        (place,) = (place for place in self.places if place.child is child)
-        service, seconds, why = message["service"], message["seconds"], message["reason"]
-        if service not in place.pool.services or not isinstance(why, str):
-            raise ValueError("a ban by a service that is not its own")
-        network = parse_network(message["network"])
-        known = network in self.bans
-        if error := self.bans.add(network, float(seconds), f"service {service}", why):
-            self.log.warning(f"not banned: {error}", service)
-        elif not known:
-            self.log.info(f"banned {shown_network(network)} for {float(seconds):.0f} s", service)
+        place.child = Child(pid, line, time.monotonic(), frozenset(pool.services))
+        place.due = None
+        self.hearing.listen_to(place.child)
 
     def _ended(self, place: Place, child: Child, code: int) -> None:
         """A worker is gone and reaped: hear its last words, then see to its successor."""
-        if self._is_listened_to(child):
-            self.selector.unregister(child.channel)
-        child.allowance = ALLOWANCE
-        self._take_all(child)
-        child.channel.close()
+        self.hearing.hear_last_words(child)
         place.child = None
         lost = self.scoreboard.vacate(place.number)
         self.ledger.vacate(place.number)
@@ -312,9 +301,15 @@ class Master:
         self._fill_again(place, what, exit_code, was_ready=child.ready)
 
     def _fill_again(self, place: Place, what: str, exit_code: int, *, was_ready: bool) -> None:
-        """See to a worker's successor; but while superd starts, all workers have to."""
-        if self.state is State.STARTING:
+        """See to a worker's successor; but while a generation starts, all workers have to."""
+        generation = place.generation
+        if generation.drains:
+            generation.places.remove(place)
+            self._forget_if_gone(generation)
+        elif self.state is State.STARTING:
             self._give_up(exit_code, what)
+        elif self.state is State.SERVING and generation is not self.current:
+            self.reloads[-1].worker_failed(what, exit_code)
         elif self.state is State.SERVING:
             now = time.monotonic()
             delay = place.throttle.delay(now, was_ready=was_ready)
@@ -329,8 +324,8 @@ class Master:
         times = [self._watch_at]
         if self._is_up:
             times += [place.due for place in self.places if place.due is not None]
-        if self._kill_at is not None:
-            times.append(self._kill_at)
+        ends = [generation.kill_at for generation in self.generations]
+        times += [end for end in (self._kill_at, *ends) if end is not None]
         return max(0.0, min(times) - time.monotonic())
 
     def _keep_time(self) -> None:
@@ -338,13 +333,23 @@ class Master:
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = now + LAST_WORD
             self._signal_all(signal.SIGKILL)
+        for generation in self.generations:
+            if generation.kill_at is not None and now >= generation.kill_at:
+                generation.kill_at = now + LAST_WORD
+                for place in generation.places:
+                    if place.child:
+                        place.child.signal(signal.SIGKILL)
+        if self._is_up and self.reloads:
+            self.reloads[-1].keep_time(now)
+            if self.reload_again and self.reloads[-1].is_over:
+                self.reload()
         if now >= self._watch_at:
             self._watch_at = now + WATCH
             self._watch_workers(now)
             self.bans.keep_time(now)
             if self.control is not None:
                 self.control.look()
-            self._end_workers(self.watch.look())
+            self._end_workers(self.current.watch.look())
 
     def _watch_workers(self, now: float) -> None:
         for child in (place.child for place in self.places if place.child):
@@ -353,11 +358,12 @@ class Master:
             child.allowance = ALLOWANCE
             if child.has_closed:  # and has not ended, which closes the line too
                 child.end("it broke its line to the master")
-            elif not self._is_listened_to(child):
-                self._listen_to(child)
+            else:
+                self.hearing.listen_to(child)
 
     def _end_workers(self, services: Iterable[tuple[str, str]]) -> None:
         for service, why in services:
             for place in self.places:
-                if place.child and service in place.pool.services:
+                is_served = service in place.pool.services and not place.generation.drains
+                if place.child and is_served:
                     place.child.end(why)

@@ -43,10 +43,15 @@ def plan(configuration: Configuration) -> Plan:
     if configuration.problems or verdict.problems:
         raise ConfigurationError(verdict.everything(configuration))
     settings = configuration.settings
-    services = {n: entry for n, entry in settings.enabled.items() if n not in verdict.broken}
     broken = {name: why for name, why in verdict.broken.items() if name in settings.enabled}
-    if not services:
+    if not settings.enabled.keys() - broken.keys():
         raise ConfigurationError(verdict.everything(configuration))
+    return plan_of(settings, plugins, broken)
+
+
+def plan_of(settings: Settings, plugins: dict[str, Plugin], broken: dict[str, str]) -> Plan:
+    """Sort the services that are not broken into pools."""
+    services = {name: entry for name, entry in settings.enabled.items() if name not in broken}
     pools, notices = pools_of(settings, services)
     notices += _backlog_notice(services)
     return Plan(settings, pools, plugins, broken, notices)

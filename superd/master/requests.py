@@ -57,9 +57,29 @@ def _unban(master: Master, address: str) -> Answer:
     return {}
 
 
+def _reload(master: Master) -> Answer:
+    """Start a reload; how it goes is to be asked for by its number."""
+    return {"number": master.reload().number}
+
+
+def _reload_state(master: Master, number: int) -> Answer:
+    for reload in master.reloads:
+        if reload.number == number:
+            return {
+                "state": reload.state,
+                "problems": reload.problems,
+                "code": reload.code,
+                "changes": reload.changes,
+                "notices": reload.notices,
+            }
+    return {"error": f"there is no reload {number}"}
+
+
 REQUESTS: dict[str, Callable[..., Answer]] = {
     "status": _status,
     "bans": _bans,
     "ban": _ban,
     "unban": _unban,
+    "reload": _reload,
+    "reload-state": _reload_state,
 }

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -28,19 +29,27 @@ BACKLOG = 256
 class Resolving:
     """Keeps a resolver running. Its listener stays, so that workers find its successor."""
 
-    def __init__(self, pools: list[Pool], log: Log) -> None:
+    def __init__(self, log: Log) -> None:
         self.log = log
         self.pid: int | None = None
         self.due = 0.0  # when to start the next one
         self._line: socket.socket | None = None
         self._throttle = Throttle()
-        self._users = [uid for pool in pools if (uid := pool.confinement.user) is not None]
-        self._users.append(os.geteuid())
+        self._users = {os.geteuid()}
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._listener.bind("")  # the kernel picks an abstract name, which is there in a jail too
         self._listener.listen(BACKLOG)
         name: bytes = self._listener.getsockname()
         self.address = name.decode("ascii")
+
+    def serve(self, pools: Iterable[Pool]) -> None:
+        """Let the users of some pools ask, too; a resolver that does not know them is replaced."""
+        users = {uid for pool in pools if (uid := pool.confinement.user) is not None}
+        if users <= self._users:
+            return
+        self._users |= users
+        if self.pid is not None:
+            os.kill(self.pid, signal.SIGTERM)
 
     def keep_running(self, now: float) -> None:
         """Start a resolver where there is none and one is due."""

@@ -8,22 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import os
 import resource
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 
 from setproctitle import setproctitle
 
 from superd.config.model import Settings
-from superd.config.values import LOG_SINKS
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
-from superd.master.logs import Log
+from superd.master.logs import log_of
 from superd.master.master import Master
 from superd.master.pidfile import PidFile
 from superd.master.plan import Plan
 from superd.master.signals import Signals
-from superd.master.sinks import SYSLOG_SOCKET
 from superd.net.listeners import Listener, listen
 from superd.observe.records import failure
 
@@ -33,15 +30,9 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
     settings = plan.settings
     raise_file_limit()
     setproctitle(f"superd: master {settings.file}")
-    sinks = _places(settings, settings.daemon.log, in_background=in_background)
-    if not sinks:
+    log = log_of(settings, in_background=in_background)
+    if not log.sinks:
         plan.notices.append("there is no syslog, so nothing is logged; name a file in [daemon] log")
-    log = Log(
-        sinks,
-        settings.daemon.log_format,
-        record_sinks=_places(settings, settings.daemon.record_log, in_background=in_background),
-        record_format=settings.daemon.record_format or "",
-    )
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # from here on none may end superd half-way: there is what to undo
@@ -57,13 +48,13 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
             log.error(f"not served: {why}", name)
         gc.collect()
         gc.freeze()  # what workers share with the master stays shared
-        master = Master(plan, listeners, log, signals)
+        master = Master(plan, listeners, log, signals, in_background=in_background)
         undo.callback(master.close)
         master.open_control()
 
         def announce() -> None:
             log.info(f"ready: {len(plan.services)} services on {len(listeners)} addresses")
-            ready(master.watch.listeners)
+            ready(master.current.watch.listeners)
 
         try:
             code = master.run(announce)
@@ -85,19 +76,6 @@ def _failed(code: int, text: str) -> SuperdError:
 def _pid_file(settings: Settings) -> PidFile | None:
     path = settings.daemon.pid_file
     return None if path is None else PidFile(path)
-
-
-def _places(settings: Settings, names: Iterable[str], *, in_background: bool) -> list[str]:
-    """Return where to log; a path is relative to the configuration.
-
-    A daemon has no standard error, so syslog stands for it, where there is one.
-    """
-    directory = settings.file.parent
-    sinks = {name if name in LOG_SINKS else str(directory / name): None for name in names}
-    if in_background and "stderr" in sinks:
-        del sinks["stderr"]
-        sinks |= {"syslog": None} if os.path.exists(SYSLOG_SOCKET) else {}
-    return list(sinks)
 
 
 def raise_file_limit() -> None:

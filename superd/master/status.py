@@ -15,7 +15,8 @@ from superd.net.addresses import Transport
 from superd.net.listeners import dropped
 
 if TYPE_CHECKING:
-    from superd.master.master import Master, Place
+    from superd.master.generation import Place
+    from superd.master.master import Master
 
 
 def status(master: Master) -> dict[str, Any]:
@@ -25,15 +26,19 @@ def status(master: Master) -> dict[str, Any]:
         "pid": os.getpid(),
         "state": master.state.value,
         "since": master.since,
-        "configuration": str(master.plan.settings.file),
+        "configuration": str(master.current.plan.settings.file),
         "log-failures": master.log.failures,
         "bans": len(master.bans),
         "workers": [_worker(place) for place in master.places],
         "resolver": master.resolving.pid if master.resolving is not None else None,
         "services": [
-            _service(master, pool, name) for pool in master.plan.pools for name in pool.services
+            _service(master, pool, name)
+            for pool in master.current.plan.pools
+            for name in pool.services
         ],
-        "broken": master.plan.broken,
+        "broken": master.current.plan.broken,
+        "generation": master.current.number,
+        "reload": _reload(master),
     }
 
 
@@ -43,11 +48,26 @@ def _worker(place: Place) -> dict[str, Any]:
         state = "ended" if place.due is None else "throttled"
         return {"pool": place.pool.name, "pid": None, "state": state}
     state = "ready" if child.ready else "starting"
-    return {"pool": place.pool.name, "pid": child.pid, "state": state}
+    if place.generation.drains:
+        state = "draining"
+    return {
+        "pool": place.pool.name,
+        "pid": child.pid,
+        "state": state,
+        "generation": place.generation.number,
+    }
+
+
+def _reload(master: Master) -> dict[str, Any] | None:
+    """Return how the last reload went."""
+    if not master.reloads:
+        return None
+    last = master.reloads[-1]
+    return {"number": last.number, "state": last.state, "problems": last.problems}
 
 
 def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
-    sockets = [(address, sock) for _, address, sock in master.watch.sockets({name})]
+    sockets = [(address, sock) for _, address, sock in master.current.watch.sockets({name})]
     full = 0
     with contextlib.suppress(OSError):  # not every system counts these
         full = sum(dropped(sock) for address, sock in sockets if address.transport is Transport.UDP)

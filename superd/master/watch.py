@@ -69,6 +69,10 @@ class Watch:
                 self.log.warning(f"{listener.address} is listened on again", listener.service)
                 yield listener.service, WITHOUT
 
+    def forget(self) -> None:
+        """Leave the listeners to another watch."""
+        self.listeners = []
+
     def close(self) -> None:
         """Let go of every address."""
         for listener in self.listeners:

@@ -12,33 +12,27 @@ import fcntl
 import os
 import select
 import socket
-import stat
 import struct
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 from superd.net.addresses import ANY_IPV6, Address, Transport
-from superd.net.pktinfo import ask_for_destination
+from superd.net.binding import bind, identity, set_options_of_clients
 
-# Linux; socket has no names for these before 3.12 or 3.14
-IP_FREEBIND = 15
-IPV6_FREEBIND = 78
-SO_MEMINFO = 55
-
-# An accept that another process made blocking gives up after this (SO_RCVTIMEO): seconds, us.
-ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
-DATAGRAM_BUFFER = 1 << 20
-UNIX_MODE = 0o666  # as systemd has it: who may connect is for the entry to say
+SO_MEMINFO = 55  # Linux; socket has no name for it
 
 
 @dataclass
 class Listener:
-    """One bound socket of one service. `address` has the port that was really bound."""
+    """One bound socket of one service. `asked` is what its entry says, where 0 is any free port;
+    `address` has the port that was really bound.
+    """
 
     service: str
     entry: Service
+    asked: Address
     address: Address
     socket: socket.socket
     shares_port: bool = False  # with a listener of ours at another local address
@@ -52,7 +46,7 @@ class Listener:
         """
         if self.file is not None:
             with contextlib.suppress(OSError):
-                if _identity(self.address.path) == self.file:
+                if identity(self.address.path) == self.file:
                     os.unlink(self.address.path)
             self.file = None
         self.socket.close()
@@ -96,8 +90,11 @@ class Listener:
         return int(struct.unpack_from("@I", info, 28)[0])
 
 
-def listen(services: Mapping[str, Service]) -> list[Listener]:
+def listen(services: Mapping[str, Service], existing: Sequence[Listener] = ()) -> list[Listener]:
     """Bind every address of every service, or none; then listen.
+
+    What is in `existing` already goes on with the same socket, and belongs to the returned listener
+    from `adopt` on; until then nothing of it is changed but SO_REUSEPORT.
 
     Services may share a port on different local addresses: Linux takes a specific address beside
     the wildcard only with SO_REUSEPORT on both. That option would also let another superd of the
@@ -109,28 +106,85 @@ def listen(services: Mapping[str, Service]) -> list[Listener]:
         for listed in service.listen
         for address in _sockets_of(listed)
     ]
-    shared = _shared(address for *_, address in wanted)
+    kept = _kept(wanted, existing)
+    shared = _shared([address for *_, address in wanted] + [one.address for one in existing])
+    for listener in existing:
+        if listener.address in shared:
+            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            listener.shares_port = True
     found: list[Listener] = []
     failures: list[SuperdError] = []
 
+    ours = {_end(listener.address) for listener in existing}
     for name, service, address in wanted:
-        if address in shared:
+        if address in shared and _end(address) not in ours:
             with _gathering(failures, name, service, address):
-                _bound(service, address, share=False).close()
+                bind(service, address, share=False).close()
     if failures:
         # all that is in the way is to be told at once; what was tried has been told
         wanted = [one for one in wanted if one[2] not in shared]
-    for name, service, address in wanted:
+    made: list[Listener] = []
+    for number, (name, service, address) in enumerate(wanted):
         with _gathering(failures, name, service, address):
-            found.append(_listener(name, service, address, share=address in shared))
-    for listener in found if not failures else ():
+            if number in kept:
+                found.append(replace(kept[number], service=name, entry=service))
+            else:
+                made.append(_listener(name, service, address, share=address in shared))
+                found.append(made[-1])
+    for listener in made if not failures else ():
         with _gathering(failures, listener.service, listener.entry, listener.address):
             listener.start()
     if failures:
-        for listener in found:
+        for listener in made:
             listener.close()
         raise type(failures[0])("\n".join(str(failure) for failure in failures))
     return found
+
+
+def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[Listener]:
+    """Make sockets that go on those of `listeners` alone; return what of `existing` is left over.
+
+    What can be changed of a socket that lives is changed: backlog, keepalive and nodelay.
+    """
+    sockets = {listener.socket for listener in listeners}
+    left = [one for one in existing if one.socket not in sockets]
+    for listener in listeners:
+        for one in existing:
+            if one.socket is listener.socket and one.entry != listener.entry:
+                if listener.address.transport is Transport.TCP:
+                    set_options_of_clients(listener.socket, listener.entry)
+                with contextlib.suppress(OSError):
+                    listener.start()
+    return left
+
+
+def _kept(
+    wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
+) -> dict[int, Listener]:
+    """Return which of the wanted sockets are there already, by their number."""
+    kept: dict[int, Listener] = {}
+    free = list(existing)
+    for number, (name, service, address) in enumerate(wanted):
+        for listener in free:
+            if _is_same(listener, name, service, address):
+                kept[number] = listener
+                free.remove(listener)
+                break
+    return kept
+
+
+def _is_same(listener: Listener, name: str, service: Service, address: Address) -> bool:
+    """Tell whether a socket is just what would be made for an entry's address."""
+    asked, entry = listener.asked, listener.entry
+    is_any_port = not address.port and not address.transport.is_unix
+    if asked != address or (is_any_port and listener.service != name):
+        return False
+    made_alike = (asked.mode, asked.uid, asked.gid) == (address.mode, address.uid, address.gid)
+    return made_alike and (entry.free_bind, entry.device) == (service.free_bind, service.device)
+
+
+def _end(address: Address) -> object:
+    return (address.transport, address.family, address.port)
 
 
 def renew(closed: Listener) -> Listener:
@@ -140,7 +194,7 @@ def renew(closed: Listener) -> Listener:
     """
     listener = _listener(closed.service, closed.entry, closed.address, share=closed.shares_port)
     listener.start()
-    return listener
+    return replace(listener, asked=closed.asked)
 
 
 def dropped(sock: socket.socket) -> int:
@@ -169,8 +223,7 @@ def _shared(addresses: Iterable[Address]) -> set[Address]:
     ends: dict[object, list[Address]] = {}
     for address in addresses:
         if address.port and not address.transport.is_unix:
-            end = (address.transport, address.family, address.port)
-            ends.setdefault(end, []).append(address)
+            ends.setdefault(_end(address), []).append(address)
     return {
         address
         for group in ends.values()
@@ -180,98 +233,15 @@ def _shared(addresses: Iterable[Address]) -> set[Address]:
 
 
 def _listener(name: str, service: Service, address: Address, *, share: bool) -> Listener:
-    sock = _bound(service, address, share=share)
+    sock = bind(service, address, share=share)
     if address.transport.is_unix:
-        file = None if address.path.startswith("@") else _identity(address.path)
-        listener = Listener(name, service, address, sock, file=file)
+        file = None if address.path.startswith("@") else identity(address.path)
+        listener = Listener(name, service, address, address, sock, file=file)
         # at once: a file where nobody listens is taken for one that was left behind
         listener.start()
         return listener
-    address = replace(address, port=sock.getsockname()[1])
-    return Listener(name, service, address, sock, shares_port=share)
-
-
-def _bound(service: Service, address: Address, *, share: bool) -> socket.socket:
-    kind = address.transport
-    sock = socket.socket(address.family, kind.socket_type)
-    try:
-        sock.setblocking(False)
-        if kind.is_unix:
-            _bind_unix(sock, address)
-        else:
-            _set_internet_options(sock, address, service)
-            if share:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            sock.bind(address.sockaddr)
-        if kind.is_datagram:
-            # a unix datagram waits in its sender's buffer: ours bounds the answers
-            which = socket.SO_SNDBUF if kind.is_unix else socket.SO_RCVBUF
-            sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER)
-        else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ACCEPT_TIMEOUT)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _set_internet_options(sock: socket.socket, address: Address, service: Service) -> None:
-    """Set what accepted connections inherit, so that none of it costs anything per connection."""
-    if address.family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    if service.free_bind:
-        level, option = (
-            (socket.IPPROTO_IPV6, IPV6_FREEBIND)
-            if address.family == socket.AF_INET6
-            else (socket.IPPROTO_IP, IP_FREEBIND)
-        )
-        sock.setsockopt(level, option, 1)
-    if service.device:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, service.device.encode())
-    if address.transport.is_datagram:
-        if address.is_wildcard:
-            ask_for_destination(sock)
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, service.keepalive)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, service.nodelay)
-
-
-def _bind_unix(sock: socket.socket, address: Address) -> None:
-    """Bind to a file that has its mode from the first, so that nobody else can slip in."""
-    mode = UNIX_MODE if address.mode is None else address.mode
-    umask = os.umask(0o777 & ~mode)
-    try:
-        try:
-            sock.bind(address.sockaddr)
-        except OSError as error:
-            if error.errno != errno.EADDRINUSE or not _is_stale(address):
-                raise
-            os.unlink(address.path)
-            sock.bind(address.sockaddr)
-    finally:
-        os.umask(umask)
-    if address.path.startswith("@"):
-        return
-    try:
-        if (address.uid, address.gid) != (-1, -1):
-            os.chown(address.path, address.uid, address.gid, follow_symlinks=False)
-        if stat.S_IMODE(os.lstat(address.path).st_mode) != mode:  # a default ACL (acl(5)) does so
-            os.chmod(address.path, mode, follow_symlinks=False)
-    except OSError:
-        os.unlink(address.path)
-        raise
-
-
-def _is_stale(address: Address) -> bool:
-    """Tell whether a socket's file was left behind: nobody answers there."""
-    if address.path.startswith("@"):
-        return False
-    if not stat.S_ISSOCK(os.lstat(address.path).st_mode):
-        raise FileExistsError(errno.EEXIST, "is not a socket; remove it or name another path")
-    with socket.socket(address.family, address.transport.socket_type) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(address.sockaddr) == errno.ECONNREFUSED
+    bound = replace(address, port=sock.getsockname()[1])
+    return Listener(name, service, address, bound, sock, shares_port=share)
 
 
 def _is_shut_down(sock: socket.socket) -> bool:
@@ -286,11 +256,6 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-def _identity(path: str) -> tuple[int, int]:
-    status = os.lstat(path)
-    return (status.st_dev, status.st_ino)
 
 
 @contextlib.contextmanager

@@ -23,11 +23,10 @@ from superd.config.model import Confinement
 from superd.errors import ExitCode, reason
 from superd.net.names import confirmed_name
 from superd.worker.channel import Channel
-from superd.worker.confinement import confine, limit
+from superd.worker.confinement import confine, keep_only, limit
 from superd.worker.environment import clean_environment
 from superd.worker.names import LONGEST_REQUEST, answer_to
 from superd.worker.signals import reset_signals
-from superd.worker.worker import keep_only
 
 THREADS = 16  # look-ups at a time, since each blocks its thread
 PATIENCE = 5.0  # seconds until somebody is told that there is no name

@@ -13,7 +13,7 @@ import os
 import resource
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from superd.config.model import Confinement
 from superd.errors import NotPermitted, SuperdError, reason
@@ -40,6 +40,17 @@ RLIMITS = {
 
 class ConfinementError(SuperdError):
     """A step could not be taken, or did not have its effect."""
+
+
+def keep_only(descriptors: Sequence[int]) -> None:
+    """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
+    for number in open_descriptors():
+        if number > 2 and number not in descriptors:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
 
 
 def limit(confinement: Confinement) -> None:

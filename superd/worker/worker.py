@@ -39,7 +39,7 @@ from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.worker import preload
 from superd.worker.channel import Channel
-from superd.worker.confinement import confine, limit, open_descriptors
+from superd.worker.confinement import confine, keep_only, limit
 from superd.worker.engine import Engine, WorkerLoop, new_loop
 from superd.worker.environment import clean_environment
 from superd.worker.serving import Serving
@@ -246,14 +246,3 @@ def _hear_of_strays(gate: FloodGate) -> None:
 
     threading.excepthook = in_thread
     sys.unraisablehook = anywhere
-
-
-def keep_only(descriptors: Sequence[int]) -> None:
-    """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
-    for number in open_descriptors():
-        if number > 2 and number not in descriptors:
-            with contextlib.suppress(OSError):
-                os.close(number)
-    null = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(null, 0)
-    os.close(null)

@@ -18,7 +18,7 @@ from superd.admission.gate import Books, Gate, Ticket
 from superd.admission.ledger import Ledger
 from superd.admission.limits import SECOND, Load
 from superd.admission.refusals import Refusal
-from superd.admission.scoreboard import Count, Scoreboard
+from superd.admission.scoreboard import Count, Roster, Scoreboard
 from superd.config.model import Daemon, Limits, Service
 
 START = 1000 * SECOND
@@ -46,9 +46,9 @@ class Gates:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        names = ("web", "other")
-        self.board = Scoreboard(names, self.workers)
-        self.ledger = Ledger(names, self.workers)
+        roster = Roster(("web", "other"), self.workers)
+        self.board = Scoreboard(roster)
+        self.ledger = Ledger(roster)
         self.gates = [
             Gate.of(
                 "web",

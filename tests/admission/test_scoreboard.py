@@ -7,13 +7,17 @@ import os
 import pytest
 
 from superd.admission.refusals import Refusal
-from superd.admission.scoreboard import Count, Scoreboard, refusal_column
+from superd.admission.scoreboard import Count, NoRoom, Roster, Scoreboard, refusal_column
 
 SERVICES = ("echo", "daytime", "qotd")
 
 
+def board_of(places: int) -> Scoreboard:
+    return Scoreboard(Roster(SERVICES, places))
+
+
 def test_all_counters_start_at_zero() -> None:
-    board = Scoreboard(SERVICES, 3)
+    board = board_of(3)
     for service in SERVICES:
         totals = board.totals(service)
         assert len(totals) == len(Count) + len(Refusal)
@@ -21,7 +25,7 @@ def test_all_counters_start_at_zero() -> None:
 
 
 def test_each_cell_is_counted_once_and_for_its_own_service() -> None:
-    board = Scoreboard(SERVICES, 4)
+    board = board_of(4)
     columns = [*Count, *map(refusal_column, Refusal)]
     expected: dict[str, list[int]] = {service: [0] * len(columns) for service in SERVICES}
     value = 1
@@ -37,7 +41,7 @@ def test_each_cell_is_counted_once_and_for_its_own_service() -> None:
 
 
 def test_totals_are_named_after_what_is_counted() -> None:
-    board = Scoreboard(SERVICES, 2)
+    board = board_of(2)
     board.row(0, "echo")[Count.BYTES_IN] = 5
     board.row(1, "echo")[refusal_column(Refusal.SOURCE_PORT)] = 7
     totals = board.totals("echo")
@@ -47,7 +51,7 @@ def test_totals_are_named_after_what_is_counted() -> None:
 
 
 def test_a_worker_that_has_gone_leaves_its_counts_but_no_connections() -> None:
-    board = Scoreboard(SERVICES, 2)
+    board = board_of(2)
     for place in range(2):
         for service in SERVICES:
             board.row(place, service)[Count.ACTIVE] = 10
@@ -59,18 +63,31 @@ def test_a_worker_that_has_gone_leaves_its_counts_but_no_connections() -> None:
 
 
 def test_a_board_without_services_or_places_is_none_the_worse() -> None:
-    Scoreboard((), 3).vacate(2)
-    assert not any(Scoreboard(SERVICES, 0).totals("echo").values())
+    assert Scoreboard(Roster((), 3)).vacate(2) == 0
+    assert not any(board_of(0).totals("echo").values())
 
 
-def test_a_service_that_is_not_on_the_board_is_an_error() -> None:
-    with pytest.raises(ValueError, match="not in"):
-        Scoreboard(SERVICES, 1).totals("finger")
+def test_a_service_that_comes_later_keeps_the_counts_of_the_others() -> None:
+    roster = Roster(SERVICES, 1)
+    board = Scoreboard(roster)
+    board.row(0, "qotd")[Count.ACCEPTED] = 5
+    roster.add(["qotd", "finger", "echo"])
+    board.row(3, "finger")[Count.ACCEPTED] = 7
+    assert board.totals("qotd")["accepted"] == 5
+    assert board.totals("finger")["accepted"] == 7
+
+
+def test_there_is_room_for_many_more_services_and_an_end_to_it() -> None:
+    roster = Roster([f"s{n}" for n in range(100)], 1)
+    roster.add([f"t{n}" for n in range(299)])
+    with pytest.raises(NoRoom, match="room for 399 services"):
+        roster.add(["one", "more"])
+    assert len(roster) == 400
 
 
 def test_workers_count_in_memory_that_the_master_reads() -> None:
     workers, rounds = 4, 20_000
-    board = Scoreboard(SERVICES, workers)
+    board = board_of(workers)
     pids = []
     for place in range(workers):
         pid = os.fork()

@@ -24,7 +24,6 @@ from superd.master.children import (
     reap,
 )
 from superd.master.isolated import run_isolated
-from superd.observe.connections import pattern_of
 from superd.worker.channel import LARGEST
 from superd.worker.signals import reset_signals
 from tests.harness import until
@@ -41,7 +40,7 @@ def line() -> Iterator[tuple[Child, socket.socket]]:
     ours.setblocking(False)
     theirs.setblocking(False)
     with ours, theirs:
-        yield Child(0, ours, 0.0, pattern_of(PID, ["echo", "e.2"])), theirs
+        yield Child(PID, ours, 0.0, frozenset(["echo", "e.2"])), theirs
 
 
 def test_messages_come_in_order_and_whole(line: tuple[Child, socket.socket]) -> None:

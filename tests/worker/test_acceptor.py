@@ -79,7 +79,9 @@ class Bench:
         entry = SimpleNamespace(backlog=4096)
         self.counts = memoryview(bytearray(8 * len(Count))).cast("Q")
         rules = Rules(None, None, None)
-        gate = Gate(rules, (), Lock(), self.counts, waits=False, clock=time.monotonic_ns)
+        gate = Gate(
+            rules, (), Lock(), self.counts, self.counts, waits=False, clock=time.monotonic_ns
+        )
         serving: Any = SimpleNamespace(
             name="test", counts=self.counts, entry=entry, gate=gate, waiting=set()
         )
@@ -157,7 +159,7 @@ def test_a_pause_does_not_outlive_the_stop() -> None:
 
 def test_a_listener_that_somebody_made_blocking_does_not_block() -> None:
     """The real socket, as the master makes it: SO_RCVTIMEO bounds the wait."""
-    from superd.net.listeners import ACCEPT_TIMEOUT
+    from superd.net.binding import ACCEPT_TIMEOUT
 
     bench = Bench()
     with socket.create_server(("127.0.0.1", 0)) as listener:

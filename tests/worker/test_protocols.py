@@ -14,7 +14,7 @@ from superd.admission.gate import NO_SOURCE, Books, Gate
 from superd.admission.ledger import Ledger
 from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
-from superd.admission.scoreboard import Count, Scoreboard
+from superd.admission.scoreboard import Count, Roster, Scoreboard
 from superd.config.model import Daemon
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
@@ -99,7 +99,8 @@ class Bench:
             self.loop, 1, self.log.append, self.take_events, ReflectionGuard([]), 1.0
         )
         self.plugin = Everything()
-        books = Books(Ledger(["test"], 1), Scoreboard(["test"], 1), 0, Load())
+        roster = Roster(["test"], 1)
+        books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
         entry = Entry.model_construct(plugin="everything", listen=())
         gate = Gate.of("test", entry, Daemon(), books, None)
         records = ServiceRecords(self.engine.connection_log, "test", entry.record)

@@ -1,0 +1,56 @@
+"""The workers of one configuration. A reload brings a new generation, and the old one drains.
+
+Runs in the master. Never raises but NoRoom, where more workers are wanted than can be counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from superd.admission.scoreboard import NoRoom
+from superd.master.children import Child, Throttle
+from superd.master.plan import Plan
+from superd.master.pools import Pool
+from superd.master.watch import Watch
+
+
+@dataclass(eq=False)
+class Place:
+    """Where one worker of a pool belongs, and a row of the scoreboard."""
+
+    number: int
+    generation: Generation
+    pool: Pool
+    throttle: Throttle  # the pool's
+    child: Child | None = None
+    due: float | None = 0.0  # when to start the next worker
+
+
+class Generation:
+    """What one plan needs: places for workers, and the listeners that they serve."""
+
+    def __init__(
+        self, number: int, plan: Plan, watch: Watch, taken: Collection[int], most: int
+    ) -> None:
+        self.number = number
+        self.plan = plan
+        self.watch = watch
+        self.places: list[Place] = []
+        self.kill_at: float | None = None  # when those that still drain are ended
+        free = (n for n in range(most) if n not in taken)
+        for pool in plan.pools:
+            throttle = Throttle()
+            for _ in range(pool.workers):
+                place = next(free, None)
+                if place is None:
+                    raise NoRoom(f"there is room for {most} workers; a restart makes more")
+                self.places.append(Place(place, self, pool, throttle))
+
+    @property
+    def is_ready(self) -> bool:
+        return all(place.child and place.child.ready for place in self.places)
+
+    @property
+    def drains(self) -> bool:
+        return self.kill_at is not None

@@ -1,0 +1,121 @@
+"""Binding one socket to an address, with all that its entry says of it.
+
+Runs in the master. Never listens, and never lets anybody in before a unix socket's file has its
+owner and mode. Raises OSError.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+import struct
+
+from superd.config.model import Service
+from superd.net.addresses import Address
+from superd.net.pktinfo import ask_for_destination
+
+# Linux; socket has no names for these before 3.12 or 3.14
+IP_FREEBIND = 15
+IPV6_FREEBIND = 78
+
+# An accept that another process made blocking gives up after this (SO_RCVTIMEO): seconds, us.
+ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
+DATAGRAM_BUFFER = 1 << 20
+UNIX_MODE = 0o666  # as systemd has it: who may connect is for the entry to say
+
+
+def bind(service: Service, address: Address, *, share: bool) -> socket.socket:
+    """Return a bound socket; one that is to share its port has SO_REUSEPORT."""
+    kind = address.transport
+    sock = socket.socket(address.family, kind.socket_type)
+    try:
+        sock.setblocking(False)
+        if kind.is_unix:
+            _bind_unix(sock, address)
+        else:
+            _set_internet_options(sock, address, service)
+            if share:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            sock.bind(address.sockaddr)
+        if kind.is_datagram:
+            # a unix datagram waits in its sender's buffer: ours bounds the answers
+            which = socket.SO_SNDBUF if kind.is_unix else socket.SO_RCVBUF
+            sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ACCEPT_TIMEOUT)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _set_internet_options(sock: socket.socket, address: Address, service: Service) -> None:
+    """Set what accepted connections inherit, so that none of it costs anything per connection."""
+    if address.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    if service.free_bind:
+        level, option = (
+            (socket.IPPROTO_IPV6, IPV6_FREEBIND)
+            if address.family == socket.AF_INET6
+            else (socket.IPPROTO_IP, IP_FREEBIND)
+        )
+        sock.setsockopt(level, option, 1)
+    if service.device:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, service.device.encode())
+    if address.transport.is_datagram:
+        if address.is_wildcard:
+            ask_for_destination(sock)
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    set_options_of_clients(sock, service)
+
+
+def set_options_of_clients(sock: socket.socket, service: Service) -> None:
+    """Set what accepted tcp connections inherit and what may be set anew while one listens."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, service.keepalive)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, service.nodelay)
+
+
+def _bind_unix(sock: socket.socket, address: Address) -> None:
+    """Bind to a file that has its mode from the first, so that nobody else can slip in."""
+    mode = UNIX_MODE if address.mode is None else address.mode
+    umask = os.umask(0o777 & ~mode)
+    try:
+        try:
+            sock.bind(address.sockaddr)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not _is_stale(address):
+                raise
+            os.unlink(address.path)
+            sock.bind(address.sockaddr)
+    finally:
+        os.umask(umask)
+    if address.path.startswith("@"):
+        return
+    try:
+        if (address.uid, address.gid) != (-1, -1):
+            os.chown(address.path, address.uid, address.gid, follow_symlinks=False)
+        if stat.S_IMODE(os.lstat(address.path).st_mode) != mode:  # a default ACL (acl(5)) does so
+            os.chmod(address.path, mode, follow_symlinks=False)
+    except OSError:
+        os.unlink(address.path)
+        raise
+
+
+def _is_stale(address: Address) -> bool:
+    """Tell whether a socket's file was left behind: nobody answers there."""
+    if address.path.startswith("@"):
+        return False
+    if not stat.S_ISSOCK(os.lstat(address.path).st_mode):
+        raise FileExistsError(errno.EEXIST, "is not a socket; remove it or name another path")
+    with socket.socket(address.family, address.transport.socket_type) as probe:
+        probe.setblocking(False)
+        return probe.connect_ex(address.sockaddr) == errno.ECONNREFUSED
+
+
+def identity(path: str) -> tuple[int, int]:
+    """Return device and inode of a file, which no other has at the same time."""
+    status = os.lstat(path)
+    return (status.st_dev, status.st_ino)

@@ -1,0 +1,419 @@
+"""Reload: all of a changed configuration or nothing, and nobody who is connected notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.clients import answer_to, connect_tcp, connect_unix, crowd
+from tests.conftest import Start
+from tests.daemons import free_port
+from tests.harness import PATIENCE, Superd, exchange, make_plugin, until
+from tests.proc import descriptors, listener
+from tests.scenarios.test_access import is_admitted
+
+ECHO = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:{port}"
+"""
+
+
+def rewrite(served: Superd, toml: str) -> None:
+    served.toml = toml
+    served.write()
+
+
+def reload(served: Superd, toml: str) -> str:
+    """Go over to another configuration, and return what the command says of it."""
+    rewrite(served, toml)
+    done = served.run("reload")
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_services_come_go_and_change_and_connections_go_on(start_superd: Start) -> None:
+    ports = [free_port() for _ in range(3)]
+    first = (
+        ECHO.format(port=ports[0])
+        + f"""
+        [service.going]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:{ports[1]}"
+        """
+    )
+    second = (
+        ECHO.format(port=ports[0])
+        + f"""
+        deny = "127.0.0.2"
+
+        [service.coming]
+        plugin = "daytime"
+        listen = "tcp://127.0.0.1:{ports[2]}"
+        """
+    )
+    served = start_superd(first)
+    with connect_tcp(("127.0.0.1", ports[0])) as one, connect_tcp(("127.0.0.1", ports[1])) as other:
+        for client in (one, other):
+            client.sendall(b"before")
+            assert client.recv(100) == b"before"
+        assert reload(served, second) == "coming: added\necho: changed\ngoing: removed\n"
+        with pytest.raises(ConnectionRefusedError):
+            connect_tcp(("127.0.0.1", ports[1]))
+        assert len(answer_to(connect_tcp(("127.0.0.1", ports[2])))) == 26
+        for client in (one, other):
+            client.sendall(b"after")
+            assert client.recv(100) == b"after"
+        states = {worker["generation"]: worker["state"] for worker in served.answer()["workers"]}
+        assert states == {1: "draining", 2: "ready"}
+    until(lambda: len(served.answer()["workers"]) == 1, "the old worker to end")
+    assert served.counts("echo")["bytes-in"] == len(b"before" + b"after")
+    assert not is_admitted(served, "echo", "127.0.0.2")
+    served.wait_for_log("reloaded: services 1 added, 1 removed, 1 changed, 0 unchanged")
+
+
+def test_a_listener_that_goes_on_is_the_very_same(start_superd: Start, tmp_path: Path) -> None:
+    toml = f"""
+        [service.echo]
+        plugin = "echo"
+        listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix://{tmp_path}/echo"]
+        backlog = 100
+        """
+    served = start_superd(toml)
+    address, udp = served.address("echo"), served.address("echo", "udp")
+    before = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    assert reload(served, toml.replace("100", "50") + "nodelay = false\n") == "echo: changed\n"
+    after = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    assert after == before
+    assert exchange(connect_tcp(address), b"x") == b"x"
+    assert exchange(connect_unix(tmp_path / "echo"), b"x") == b"x"
+    assert served.stop() == 0
+    assert not (tmp_path / "echo").exists()
+
+
+BAD = {
+    "syntax": "[service.echo\n",
+    "garbage": "\x00\x01\x02",
+    "empty": "",
+    "plugin": '[service.x]\nplugin = "ehco"\nlisten = "tcp://127.0.0.1:0"\n',
+    "option": '[service.x]\nplugin = "qotd"\nlisten = "tcp://127.0.0.1:0"\noptions = { a = 1 }\n',
+    "user": '[service.x]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\nuser = "nosuchuser"\n',
+    "raises": '[service.x]\nplugin = "raises"\nlisten = "tcp://127.0.0.1:0"\n',
+    "exits": '[service.x]\nplugin = "exits"\nlisten = "tcp://127.0.0.1:0"\n',
+    "prepare": '[service.x]\nplugin = "unready"\nlisten = "tcp://127.0.0.1:0"\n',
+}
+PLUGINS = {
+    "raises": "raise ValueError('not today')",
+    "exits": "import os\nos._exit(3)",
+    "unready": """
+        from superd.plugin import Service, hookimpl
+
+        class Unready(Service):
+            name = "unready"
+
+            def prepare(self):
+                raise OSError("no such machine")
+
+            def respond(self, request):
+                return b""
+
+        @hookimpl
+        def superd_services():
+            return [Unready]
+        """,
+}
+TOML = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+@pytest.mark.parametrize("how", ["command", "signal"])
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_mistake_leaves_everything_as_it_was(served: Superd, mistake: str, how: str) -> None:
+    workers, generation = served.workers(), served.answer()["generation"]
+    good, start = served.toml, len(served.log())
+    with served.connect("echo") as client:
+        client.sendall(b"a")
+        assert client.recv(1) == b"a"
+        text = BAD[mistake]
+        rewrite(served, text) if text.startswith("[") else served.file.write_text(text)
+        if how == "command":
+            # a file that is no TOML at all does not tell where to ask
+            done = served.run("reload")
+            assert done.returncode in (1, 78)
+            assert done.stderr
+        else:
+            served.signal(signal.SIGHUP)
+            until(
+                lambda: "the configuration stays as it was" in served.log()[start:],
+                "the mistake to be told of",
+            )
+            assert "not reloaded: " in served.log()[start:]
+        client.sendall(b"b")
+        assert client.recv(1) == b"b"
+    assert served.workers() == workers
+    assert exchange(served.connect("echo"), b"x") == b"x"
+    rewrite(served, good)
+    assert reload(served, good) == "echo: unchanged\n"
+    assert served.answer()["generation"] == generation + 1
+
+
+def test_a_port_that_is_taken_leaves_everything_as_it_was(start_superd: Start) -> None:
+    port, other = free_port(), free_port()
+    served = start_superd(ECHO.format(port=port))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        number = taken.getsockname()[1]
+        rewrite(
+            served,
+            ECHO.format(port=port)
+            + f'[service.b]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:{other}"\n'
+            + f'[service.c]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:{number}"\n',
+        )
+        done = served.run("reload")
+        assert done.returncode == 69
+        assert f"service.c: cannot listen on tcp://127.0.0.1:{number}" in done.stderr
+        with pytest.raises(ConnectionRefusedError):
+            connect_tcp(("127.0.0.1", other))
+        assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"
+    done = served.run("reload")
+    assert done.returncode == 0
+    assert exchange(connect_tcp(("127.0.0.1", number)), b"x") == b"x"
+
+
+def test_a_specific_address_can_come_beside_the_wildcard_and_go_again(
+    start_superd: Start,
+) -> None:
+    port = free_port()
+    wide = f'[service.wide]\nplugin = "echo"\nlisten = "tcp://*:{port}"\n'
+    narrow = f'[service.narrow]\nplugin = "daytime"\nlisten = "tcp://127.0.0.2:{port}"\n'
+    served = start_superd(wide)
+    assert exchange(connect_tcp(("127.0.0.2", port)), b"x") == b"x"
+    reload(served, wide + narrow)
+    assert len(answer_to(connect_tcp(("127.0.0.2", port)))) == 26
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"
+    reload(served, narrow)
+    with pytest.raises(ConnectionRefusedError):
+        connect_tcp(("127.0.0.1", port))
+    reload(served, wide)
+    assert exchange(connect_tcp(("127.0.0.2", port)), b"x") == b"x"
+
+
+def test_lists_from_files_are_read_anew(start_superd: Start, tmp_path: Path) -> None:
+    (tmp_path / "friends").write_text("127.0.0.2\n")
+    toml = f"""
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        allow-file = "{tmp_path}/friends"
+        """
+    served = start_superd(toml)
+
+    def admits(source: str) -> bool:
+        return is_admitted(served, "echo", source)
+
+    assert (admits("127.0.0.2"), admits("127.0.0.3")) == (True, False)
+    (tmp_path / "friends").write_text("127.0.0.3\n")
+    assert admits("127.0.0.2")  # until it is told to look
+    assert reload(served, toml) == "echo: changed\n"
+    assert (admits("127.0.0.2"), admits("127.0.0.3")) == (False, True)
+
+
+def test_bans_and_limits_hold_over_a_reload(start_superd: Start) -> None:
+    toml = """
+        [daemon]
+        workers = 2
+
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        max-connections = 5
+        max-per-source = 3
+        on-limit = "reject"
+
+        [service.slow]
+        plugin = "daytime"
+        listen = "tcp://127.0.0.1:0"
+        rate = "1/h"
+        burst = 3
+        on-limit = "reject"
+        """
+    served = start_superd(toml)
+    assert served.run("ban", "127.0.0.9").returncode == 0
+    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True] * 2
+    with contextlib.ExitStack() as stack:
+        for source in ("127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.3"):
+            client = stack.enter_context(served.connect("echo", source))
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        for _ in range(2):
+            reload(served, toml)
+        assert served.counts("echo")["active"] == 4
+        assert not is_admitted(served, "echo", "127.0.0.2")
+        fifth = stack.enter_context(served.connect("echo", "127.0.0.4"))
+        fifth.sendall(b"x")
+        assert fifth.recv(1) == b"x"
+        assert not is_admitted(served, "echo", "127.0.0.5")
+        counts = served.counts("echo")
+        assert counts["refused-max-per-source"] == 1
+        assert counts["refused-max-connections"] == 1
+        assert counts["active"] == 5
+    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True, False]
+    with served.connect("echo", "127.0.0.9") as banned, contextlib.suppress(ConnectionError):
+        assert banned.recv(1) == b""
+    assert served.counts("echo")["refused-banned"] == 1
+    served.wait_until_left("echo")
+
+
+def test_a_plugin_that_was_upgraded_serves_and_the_old_one_finishes(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    source = """
+        from superd.plugin import Service, hookimpl
+
+        class Version(Service):
+            name = "version"
+
+            async def stream(self, conn):
+                async for _ in conn:
+                    await conn.send(b"one\\n")
+
+        @hookimpl
+        def superd_services():
+            return [Version]
+        """
+    toml = '[service.v]\nplugin = "version"\nlisten = "tcp://127.0.0.1:0"\n'
+    served = start_superd(toml, env=make_plugin(tmp_path / "plugins", "version", source))
+    module = tmp_path / "plugins" / "superd_version.py"
+    with served.connect("v") as old:
+        old.sendall(b"?\n")
+        assert old.recv(10) == b"one\n"
+        module.write_text(module.read_text().replace("one", "two, no less"))
+        assert reload(served, toml) == "v: unchanged\n"
+        assert exchange(served.connect("v"), b"?\n") == b"two, no less\n"
+        old.sendall(b"?\n")
+        assert old.recv(10) == b"one\n"
+
+
+def test_the_log_goes_where_the_new_configuration_says(start_superd: Start, tmp_path: Path) -> None:
+    port = free_port()
+    served = start_superd(ECHO.format(port=port))
+    reload(served, f'[daemon]\nlog = "{tmp_path}/log"\n' + ECHO.format(port=port))
+    assert "reloaded: " in (tmp_path / "log").read_text()
+    assert "reloaded: " not in served.log()
+    rewrite(served, f'[daemon]\nlog = "{tmp_path}/no/log"\n' + ECHO.format(port=port))
+    done = served.run("reload")
+    assert done.returncode == 1
+    assert "cannot log to" in done.stderr
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"
+
+
+def test_what_takes_a_restart_is_told(start_superd: Start, tmp_path: Path) -> None:
+    port = free_port()
+    served = start_superd(ECHO.format(port=port))
+    served.toml = f'[daemon]\nban-file = "{tmp_path}/other"\n' + ECHO.format(port=port)
+    served.write()
+    done = served.run("reload")
+    assert done.returncode == 0
+    assert f"ban-file stays {served.directory}/bans: another one takes a restart" in done.stderr
+
+
+def test_a_reload_under_load_loses_nobody(start_superd: Start) -> None:
+    port, other = free_port(), free_port()
+    one = ECHO.format(port=port)
+    two = one + f'[service.b]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:{other}"\n'
+    served = start_superd(one)
+    over = threading.Event()
+    failures: list[str] = []
+    served_number = [0]
+
+    def client() -> None:
+        while not over.is_set():
+            try:
+                if exchange(connect_tcp(("127.0.0.1", port)), b"hello") != b"hello":
+                    failures.append("cut short")
+            except OSError as error:
+                failures.append(str(error))
+            served_number[0] += 1
+
+    threads = [threading.Thread(target=client) for _ in range(3)]
+    inode = listener(port)
+    for thread in threads:
+        thread.start()
+    try:
+        with crowd(("127.0.0.1", port), 5) as sessions:
+            for number in range(10):
+                reload(served, two if number % 2 == 0 else one)
+                for session in sessions:
+                    session.sendall(b"%d" % number)
+                    assert session.recv(10) == b"%d" % number
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert failures == []
+    assert served_number[0] > 50
+    assert listener(port) == inode
+    until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
+    (worker,) = served.workers()
+    assert len([d for d in descriptors(served.pid) if d.target.startswith("socket:")]) < 12
+    assert worker
+
+
+def test_many_signals_at_once_end_in_one_good_state(start_superd: Start) -> None:
+    served = start_superd(TOML)
+    for _ in range(20):
+        served.signal(signal.SIGHUP)
+    until(lambda: served.answer()["generation"] > 1, "a reload")
+
+    def is_over() -> bool:
+        answer = served.answer()
+        return bool(answer["reload"]["state"] == "done" and len(answer["workers"]) == 1)
+
+    until(is_over, "the reloads to be over")
+    assert exchange(served.connect("echo"), b"x") == b"x"
+
+
+def test_a_stop_during_a_reload_leaves_nothing_behind(start_superd: Start, tmp_path: Path) -> None:
+    source = """
+        import time
+        from superd.plugin import Service, hookimpl
+
+        class Slow(Service):
+            name = "slow"
+
+            def prepare(self):
+                time.sleep(8)
+
+            def respond(self, request):
+                return b""
+
+        @hookimpl
+        def superd_services():
+            return [Slow]
+        """
+    served = start_superd(TOML, env=make_plugin(tmp_path / "plugins", "slow", source))
+    rewrite(served, TOML + '[service.s]\nplugin = "slow"\nlisten = "tcp://127.0.0.1:0"\n')
+    served.signal(signal.SIGHUP)
+    until(lambda: served.answer()["reload"], "the reload to begin")
+    assert exchange(served.connect("echo"), b"x") == b"x"  # meanwhile
+    began = time.monotonic()
+    served.signal(signal.SIGTERM)
+    assert served.wait() == 0
+    assert time.monotonic() - began < 6  # it did not wait for the plugin
+    assert "not reloaded: superd stops" in served.log()
+
+
+def test_without_a_daemon_there_is_nothing_to_reload(tmp_path: Path) -> None:
+    one = Superd(tmp_path, TOML)
+    one.write()
+    done = one.run("reload")
+    assert (done.returncode, done.stderr) == (1, "superd: it is not running\n")
