@@ -26,7 +26,7 @@ EXAMPLE = ROOT / "conf" / "example.toml"
 
 
 COMMANDS = [
-    "run", "start", "stop", "status", "ban", "unban", "bans", "explain", "check", "schema",
+    "run", "start", "stop", "reload", "status", "ban", "unban", "bans", "explain", "check", "schema",
     "plugins", "try",
 ]  # fmt: skip
 

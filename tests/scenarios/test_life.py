@@ -105,7 +105,7 @@ def test_signals_that_were_ignored_and_blocked_by_whoever_started_superd_work(
     for pid in (superd.pid, *proc.children(superd.pid)):
         assert proc.threads(pid)[0]["SigBlk"] == proc.NO_CAPABILITY
     superd.signal(signal.SIGHUP)
-    superd.wait_for_log("HUP: ")
+    superd.wait_for_log("reloaded: ")
     victim = superd.workers()[0]
     os.kill(victim, signal.SIGKILL)
     until(lambda: victim not in superd.workers() and len(superd.workers()) == 2, "its successor")
@@ -119,7 +119,7 @@ def test_signals_that_were_ignored_and_blocked_by_whoever_started_superd_work(
 def test_superd_survives_the_terminal_it_was_started_from(start_superd: Start) -> None:
     superd = start_superd(configuration(), "nohup")
     superd.signal(signal.SIGHUP)
-    superd.wait_for_log("HUP: ")
+    superd.wait_for_log("reloaded: ")
     assert exchange(superd.connect("echo"), b"hello") == b"hello"
     superd.signal(signal.SIGTERM)
     assert superd.wait() == 0
