@@ -26,8 +26,8 @@ EXAMPLE = ROOT / "conf" / "example.toml"
 
 
 COMMANDS = [
-    "run", "start", "stop", "reload", "status", "ban", "unban", "bans", "explain", "check", "schema",
-    "plugins", "try",
+    "run", "start", "stop", "reload", "status", "ban", "unban", "bans", "explain", "check",
+    "schema", "plugins", "try",
 ]  # fmt: skip
 
 
