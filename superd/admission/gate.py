@@ -28,6 +28,8 @@ LOCKED_RETRY = 1_000_000
 
 _ACTIVE = int(Count.ACTIVE)
 
+OWN = {word for words in (OF_SERVICE, OF_DAEMON) for word in words[:3]}  # not those of a source
+
 Ticket = Sequence[int]  # the slots of a client's source, one for each scope that knows sources
 NO_SOURCE: Ticket = ()
 
@@ -48,7 +50,8 @@ class Gate:
     `counts_of_all` those of all its services together.
 
     Where clients wait at the service's own limits, a place is taken before one is accepted:
-    `reserve`, then `admit`, or `unreserve` where nobody came. Elsewhere `admit` does it all.
+    `reserve`, then `admit`, or `unreserve` where nobody came. Elsewhere, and where there is plenty
+    of room, `admit` does it all.
     """
 
     rules: Rules
@@ -63,6 +66,7 @@ class Gate:
         self._own = [scope for scope in self.scopes if scope.has_own]
         self._by_source = [scope for scope in self.scopes if scope.knows_sources]
         self.waits = self.waits and bool(self._own)
+        self._has_reserved = False
 
     @classmethod
     def of(
@@ -96,6 +100,11 @@ class Gate:
     def reserve(self) -> int:
         """Take a place for who is to be accepted next; return the ns to wait if there is none."""
         now = self.clock()
+        for scope in self._own:
+            if not scope.has_plenty(now):
+                break
+        else:
+            return 0
         if not self.lock.acquire():
             return LOCKED_RETRY
         try:
@@ -105,12 +114,16 @@ class Gate:
             for scope in self._own:
                 scope.take(now)
             self._enter()
+            self._has_reserved = True
         finally:
             self.lock.release()
         return 0
 
     def unreserve(self) -> None:
-        """Give the place back."""
+        """Give the place back, if one was taken."""
+        if not self._has_reserved:
+            return
+        self._has_reserved = False
         self._exit()
         if any(scope.bucket for scope in self._own) and self.lock.acquire():
             for scope in self._own:
@@ -129,21 +142,21 @@ class Gate:
         return self._admit(host, self.rules.judge_named(host, name, time.time()))
 
     def _admit(self, who: Who, judgement: Refusal | Verdict) -> Ticket | Refusal | Verdict:
-        ticket: Ticket | Refusal
-        if judgement is Verdict.DEPENDS_ON_NAME:
+        if judgement is not Verdict.ADMITTED:
+            self.unreserve()
             return judgement
-        if isinstance(judgement, Refusal):
-            ticket = judgement
-        elif self.waits and not self._by_source:
-            return NO_SOURCE
-        elif not self.scopes:
+        if not self.scopes:
             self._enter()
             return NO_SOURCE
-        else:
-            ticket = self._counted(who, is_connection=True)
-        if self.waits and isinstance(ticket, Refusal):
+        ticket = self._counted(who, is_connection=True)
+        if isinstance(ticket, Refusal):
             self.unreserve()
+        self._has_reserved = False
         return ticket
+
+    def may_wait(self, refusal: Refusal) -> bool:
+        """Tell whether a client that was accepted and then found a limit reached is to wait."""
+        return self.waits and refusal in OWN
 
     def admit_datagram(self, who: Who) -> Refusal | None:
         """Say why a datagram is not to be served. Nobody waits for a name here: it has none."""
@@ -158,43 +171,41 @@ class Gate:
     def _counted(self, who: Who, *, is_connection: bool) -> Ticket | Refusal:
         """Check all limits but those that were seen to in advance, and then use them up."""
         now = self.clock()
-        own = () if self.waits and is_connection else self._own
+        own = () if self._has_reserved and is_connection else self._own
+        if not (own or self._by_source):
+            return NO_SOURCE
         if not self.lock.acquire():
             return Refusal.BUSY
         try:
-            slots = [scope.slot(who, now) for scope in self._by_source]
-            refusal = self._limit_reached(own, slots, now, is_connection=is_connection)
-            if refusal is not None:
-                return refusal
+            for scope in own:
+                if refusal := scope.pace_refusal(now):
+                    return refusal
+            slots = []
+            for scope in self._by_source:
+                slot = scope.slot(who, now)
+                if refusal := scope.source_refusal(slot, now):
+                    return refusal
+                slots.append(slot)
+            if is_connection:
+                for scope in own:
+                    if refusal := scope.room_refusal():
+                        return refusal
+                if not self._has_reserved:
+                    self._enter()
             for scope in own:
                 scope.take(now)
-            for scope, slot in zip(self._by_source, slots, strict=True):
-                scope.take_source(slot, now, is_connection=is_connection)
-            if is_connection and not self.waits:
-                self._enter()
+            for number, scope in enumerate(self._by_source):
+                scope.take_source(slots[number], now, is_connection=is_connection)
         finally:
             self.lock.release()
         return slots
 
-    def _limit_reached(
-        self, own: Sequence[Scope], slots: Sequence[int], now: int, *, is_connection: bool
-    ) -> Refusal | None:
-        for scope in own:
-            if refusal := scope.pace_refusal(now):
-                return refusal
-        for scope, slot in zip(self._by_source, slots, strict=True):
-            if refusal := scope.source_refusal(slot, now):
-                return refusal
-        for scope in own if is_connection else ():
-            if refusal := scope.room_refusal():
-                return refusal
-        return None
-
     def leave(self, ticket: Ticket) -> None:
         """Take note that a connection has ended."""
         self._exit()
-        for scope, slot in zip(self._by_source, ticket, strict=False):
-            scope.leave(slot)
+        if ticket:
+            for scope, slot in zip(self._by_source, ticket, strict=True):
+                scope.leave(slot)
 
     def _enter(self) -> None:
         self.counts[_ACTIVE] += 1

@@ -90,12 +90,19 @@ class Sources:
     def __init__(self, cells: memoryview, width: int, scope: int, place: int) -> None:
         self._cells = cells
         self._width = width
-        self._scope = scope
+        self._salt = hash(b"scope %d" % scope)
         self._column = _COUNTS + place
 
     def slot(self, source: bytes, now: int) -> int:
         """Return the slot of a source, an unused one where it has none; -1 where all are in use."""
-        key = hash((self._scope, source)) & 0xFFFF_FFFF_FFFF_FFFF or 1
+        key = (hash(source) ^ self._salt) & 0xFFFF_FFFF_FFFF_FFFF or 1
+        cells, width = self._cells, self._width
+        slot = key % SLOTS * width
+        if cells[slot] == key:
+            return slot
+        return self._found_or_new(key, now)
+
+    def _found_or_new(self, key: int, now: int) -> int:
         cells, width = self._cells, self._width
         unused = -1
         for probe in range(PROBES):

@@ -20,6 +20,7 @@ from superd.config.model import Limits, SourceNetblock
 from superd.net.patterns import IPNetwork
 
 SECOND = 1_000_000_000  # ns
+PLENTY = 1024  # connections: more than all workers accept at a time
 LOAD_IS_VALID = SECOND  # the system itself counts anew every 5 s
 
 
@@ -95,6 +96,8 @@ def source_of(who: str | UnixPeer, netblock: SourceNetblock) -> bytes:
     """
     if isinstance(who, UnixPeer):
         return b"user:%d" % who.uid
+    if netblock.ipv4 == 32 and ":" not in who:
+        return socket.inet_aton(who)
     if ":" in who:
         packed = socket.inet_pton(socket.AF_INET6, who.partition("%")[0])
         if not packed.startswith(_MAPPED):
@@ -163,6 +166,15 @@ class Scope:
     def room_refusal(self) -> Refusal | None:
         """Return the limit of connections where it is reached."""
         return self.words.connections if self.most and sum(self._active) >= self.most else None
+
+    def has_plenty(self, now: int) -> bool:
+        """Tell whether so much is left that nobody needs to take a place in advance."""
+        if self.most and self.most - sum(self._active) < PLENTY:
+            return False
+        bucket = self.bucket
+        if bucket is not None and bucket.wait(self._due[0] + PLENTY * bucket.interval, now):
+            return False
+        return not self.max_load
 
     def source_refusal(self, slot: int, now: int) -> Refusal | None:
         """Return which limit for each source keeps this one out."""

@@ -91,34 +91,21 @@ class ServiceRecords:
         self._refused = f'{head}"{REFUSED}","peer":"' if REFUSED in events else ""
         self._refusals: dict[str, list[Any]] = {}  # by reason: how many, and the last one's line
 
-    def accepted(self, connection: str, peer: str, local: str) -> None:
+    def accepted(self, ends: str) -> None:
+        """Write that a connection was accepted; `ends` says which, as `ends_of` has it."""
         if self._accepted:
-            self._log.add(
-                f'{{"time":{time.time():.3f}{self._accepted}{connection}","peer":"{peer}"'
-                f',"local":"{local}"}}\n'
-            )
+            self._log.add(f'{{"time":{time.time():.3f}{self._accepted}{ends}}}\n')
 
-    def closed(
-        self,
-        connection: str,
-        peer: str,
-        local: str,
-        duration: float,
-        received: int,
-        sent: int,
-        end: str,
-    ) -> None:
+    def closed(self, ends: str, duration: float, received: int, sent: int, end: str) -> None:
         if self._closed:
             self._log.add(
-                f'{{"time":{time.time():.3f}{self._closed}{connection}","peer":"{peer}"'
-                f',"local":"{local}","duration":{duration:.6f},"in":{received},"out":{sent}'
-                f',"end":"{end}"}}\n'
+                f'{{"time":{time.time():.3f}{self._closed}{ends},"duration":{duration:.6f}'
+                f',"in":{received},"out":{sent},"end":"{end}"}}\n'
             )
 
-    def answered(self, connection: str, peer: str, local: str, sent: int, end: str) -> None:
+    def answered(self, ends: str, sent: int, end: str) -> None:
         """Write both events of a connection that was answered as soon as it was accepted."""
         now = f"{time.time():.3f}"
-        ends = f'{connection}","peer":"{peer}","local":"{local}"'
         lines = f'{{"time":{now}{self._accepted}{ends}}}\n' if self._accepted else ""
         if self._closed:
             lines += f'{{"time":{now}{self._closed}{ends}{_AT_ONCE}{sent},"end":"{end}"}}\n'
@@ -144,6 +131,11 @@ class ServiceRecords:
                 stamp = f'{{"time":{time.time():.3f}'
                 self._log.add(f'{stamp}{line},"count":{number - IN_FULL}}}\n')
         self._refusals.clear()
+
+
+def ends_of(connection: str, peer: str, local: str) -> str:
+    """Return what both events of a connection have in common. The texts are to be safe."""
+    return f'{connection}","peer":"{peer}","local":"{local}"'
 
 
 def safe(text: str) -> str:

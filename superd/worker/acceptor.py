@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import select
 import socket
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from superd.admission.access import Verdict
-from superd.admission.gate import NO_SOURCE, Ticket
+from superd.admission.gate import Ticket
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
@@ -43,6 +44,7 @@ NEXT = frozenset(
 # All others, EMFILE and ENFILE foremost: nothing can be taken for now, the backlog waits
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.25
+RETRY = 0.02  # seconds until somebody who has been accepted is tried again
 
 _ACCEPTED = int(Count.ACCEPTED)
 _WAITS = int(Count.WAITS)
@@ -79,6 +81,8 @@ class Acceptor:
         self.make = make
         self.local = "" if address.is_wildcard else safe(str(address))
         self.is_unix = address.transport.is_unix
+        self.poll = select.poll()
+        self.poll.register(listener, select.POLLIN)
         self.numbers = (int(listener.family), int(listener.type), listener.proto)
         self.pause = FIRST_PAUSE
         self.stopped = False
@@ -112,7 +116,11 @@ class Acceptor:
         counts, gate = self.serving.counts, self.serving.gate
         local = self.local
         waits, asks_user = gate.waits, self.is_unix and gate.asks_user
-        for _ in range(BATCH):
+        has_more = self.poll.poll
+        for number in range(BATCH):
+            # an accept in vain costs more than to look first, and so does a place given back
+            if number and not has_more(0):
+                return False
             if waits and (delay := gate.reserve()):
                 self._wait(delay)
                 return False
@@ -138,7 +146,7 @@ class Acceptor:
                 ticket = gate.admit(unix_peer(sock) if asks_user else NOBODY_KNOWN)
             else:
                 ticket = gate.admit(sockaddr[0])
-            if ticket is NO_SOURCE:
+            if isinstance(ticket, (tuple, list)):
                 dispatch(sock, sockaddr, ticket, local or self._local_of(sock))
             else:
                 self._decided(sock, sockaddr, ticket)
@@ -148,7 +156,9 @@ class Acceptor:
         self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket | Refusal | Verdict
     ) -> None:
         """Go on with a client as the gate says."""
-        if isinstance(ticket, Refusal):
+        if isinstance(ticket, Refusal) and self.serving.gate.may_wait(ticket):
+            self.engine.hold(RETRY, partial(self._again, sock, sockaddr))
+        elif isinstance(ticket, Refusal):
             peer = endpoint_text(self.address.transport, sockaddr)
             self.serving.records.refused(peer, self.local or self._local_of(sock), ticket.value)
             turn_away(self.engine, self.serving, sock, ticket)
@@ -156,6 +166,11 @@ class Acceptor:
             self.engine.names.ask(sockaddr[0], partial(self._named, sock, sockaddr))
         else:
             self.dispatch(sock, sockaddr, ticket, self.local or self._local_of(sock))
+
+    def _again(self, sock: socket.SocketType, sockaddr: Any) -> None:
+        """Try once more with a client that came while others took the last places."""
+        who = unix_peer(sock) if self.is_unix else sockaddr[0]
+        self._decided(sock, sockaddr, self.serving.gate.admit(who))
 
     def _named(self, sock: socket.SocketType, sockaddr: Any, name: str) -> None:
         """Go on with a client whose name had to be asked for."""

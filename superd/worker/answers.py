@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.gate import Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
-from superd.observe.connections import End
+from superd.observe.connections import End, ends_of
 from superd.plugin.service import Request
 from superd.worker.protocols import LINGER, PATIENCE, ProtocolSession, advance
 from superd.worker.scratch import SCRATCH
@@ -82,8 +82,8 @@ class Answerer:
         serving.counts[_BYTES_OUT] += sent
         serving.counts[_SHORTEST] += 1
         number = connection_id(self.engine, self.engine.next_number())
-        peer = endpoint_text(self.kind, sockaddr)
-        serving.records.answered(number, peer, local, sent, end.value)
+        ends = ends_of(number, endpoint_text(self.kind, sockaddr), local)
+        serving.records.answered(ends, sent, end.value)
         serving.gate.leave(ticket)
         return number
 

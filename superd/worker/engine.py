@@ -66,6 +66,7 @@ class Engine:
         self.servings: list[Serving] = []
         self.draining = False
         self.over = False
+        self.held = 0
         self.own_descriptors = 0
         self._last_number = 0
 
@@ -115,6 +116,17 @@ class Engine:
         self.end_if_drained()
         return known
 
+    def hold(self, seconds: float, go_on: Callable[[], None]) -> None:
+        """Go on with a client in a while; the engine does not end before that."""
+
+        def later() -> None:
+            self.held -= 1
+            go_on()
+            self.end_if_drained()
+
+        self.held += 1
+        self.loop.call_later(seconds, later)
+
     def next_number(self) -> int:
         """Return the number of a new connection."""
         self._last_number += 1
@@ -122,7 +134,8 @@ class Engine:
 
     def end_if_drained(self) -> None:
         """Stop the loop once nobody is left."""
-        if self.draining and not self.sessions and not self.lingering and not self.names:
+        busy = self.sessions or self.lingering or self.names or self.held
+        if self.draining and not busy:
             self._end()
 
     def run(self, ready: Callable[[], None]) -> None:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.gate import Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
-from superd.observe.connections import End, safe
+from superd.observe.connections import End, ends_of, safe
 from superd.observe.records import failure, kind_of
 from superd.worker.serving import Serving
 
@@ -37,7 +37,7 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 
 SLOTS = (
-    "active_at", "end", "engine", "local_text", "number", "received", "seen", "sent", "serving",
+    "active_at", "end", "ends", "engine", "number", "received", "seen", "sent", "serving",
     "sockaddr", "started", "task", "ticket", "transport_kind",
 )  # fmt: skip
 
@@ -46,7 +46,7 @@ class Session:
     """What all kinds of connection have in common.
 
     `received` and `sent` count bytes; `started` and `active_at` are the loop's time. `end` is how
-    it ended, where that was not by the service; `local_text` is our address, for the record.
+    it ended, where that was not by the service; `ends` is what the record says in each event.
     """
 
     engine: Engine
@@ -55,7 +55,7 @@ class Session:
     transport_kind: Transport
     sockaddr: Any
     ticket: Ticket
-    local_text: str
+    ends: str
     end: End | None
     received: int
     sent: int
@@ -75,21 +75,23 @@ class Session:
         kind: Transport,
         sockaddr: Any,
         ticket: Ticket,
-        local_text: str,
+        local: str,
     ) -> None:
-        """Enter the books. `sockaddr` is what accept(2) told: getpeername(2) may fail by now."""
+        """Enter the books. `sockaddr` is what accept(2) told: getpeername(2) may fail by now;
+        `local` is our own address, as the record has it.
+        """
         self.engine = engine
         self.serving = serving
         self.transport_kind = kind
         self.sockaddr = sockaddr
         self.ticket = ticket
-        self.local_text = local_text
         self.end = None
         self.received = self.sent = self.seen = 0
         self.task = None
         self.number = engine.enter(self)
         self.started = self.active_at = engine.loop.time()
-        serving.records.accepted(self.id, endpoint_text(kind, sockaddr), local_text)
+        self.ends = ends_of(self.id, endpoint_text(kind, sockaddr), local)
+        serving.records.accepted(self.ends)
 
     @property
     def id(self) -> str:
@@ -183,15 +185,8 @@ class Session:
             counts[_BYTES_OUT] += self.sent
             duration = self.engine.loop.time() - self.started
             counts[duration_column(duration)] += 1
-            serving.records.closed(
-                self.id,
-                endpoint_text(self.transport_kind, self.sockaddr),
-                self.local_text,
-                duration,
-                self.received,
-                self.sent,
-                (self.end or End.SERVER).value,
-            )
+            end = "server" if self.end is None else self.end.value
+            serving.records.closed(self.ends, duration, self.received, self.sent, end)
             serving.gate.leave(self.ticket)
             for acceptor in tuple(serving.waiting):
                 acceptor.start()

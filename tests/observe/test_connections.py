@@ -20,6 +20,7 @@ from superd.observe.connections import (
     ServiceRecords,
     as_text,
     as_xinetd,
+    ends_of,
     message_of,
     parsed,
     pattern_of,
@@ -61,10 +62,10 @@ class Line:
 def test_each_event_says_what_it_knows() -> None:
     line = Line()
     records = line.records()
-    records.accepted("1-2", *WHERE)
-    records.closed("1-2", *WHERE, 1.25, 3, 4, "client")
+    records.accepted(ends_of("1-2", *WHERE))
+    records.closed(ends_of("1-2", *WHERE), 1.25, 3, 4, "client")
     records.refused(*WHERE, "max-load")
-    records.answered("1-3", *WHERE, 26, "server")
+    records.answered(ends_of("1-3", *WHERE), 26, "server")
     common = {"pid": PID, "service": "echo", "peer": WHERE[0], "local": WHERE[1]}
     closing = {"duration": 1.25, "in": 3, "out": 4, "end": "client"}
     at_once = {"duration": 0.0, "in": 0, "out": 26, "end": "server"}
@@ -83,10 +84,10 @@ def test_each_event_says_what_it_knows() -> None:
 def test_only_what_the_entry_wants_is_written(wanted: tuple[str, ...]) -> None:
     line = Line()
     records = line.records(events=wanted)
-    records.accepted("1-2", *WHERE)
-    records.closed("1-2", *WHERE, 1, 3, 4, "client")
+    records.accepted(ends_of("1-2", *WHERE))
+    records.closed(ends_of("1-2", *WHERE), 1, 3, 4, "client")
     records.refused(*WHERE, "access")
-    records.answered("1-3", *WHERE, 26, "server")
+    records.answered(ends_of("1-3", *WHERE), 26, "server")
     expected = [e for e in ("accepted", "closed", "refused", "accepted", "closed") if e in wanted]
     assert [event["event"] for event in line.events()] == expected
 
@@ -95,7 +96,7 @@ def test_lines_go_out_together_and_in_order() -> None:
     line = Line()
     records = line.records()
     for number in range(1000):
-        records.accepted(f"1-{number:x}", *WHERE)
+        records.accepted(ends_of(f"1-{number:x}", *WHERE))
     assert 0 < len(line.batches) < 20
     assert all(len(batch) <= BATCH + LONGEST_LINE for batch in line.batches)
     assert [int(event["conn"][2:], 16) for event in line.events()] == list(range(1000))
@@ -103,7 +104,7 @@ def test_lines_go_out_together_and_in_order() -> None:
 
 def test_a_line_waits_for_others_only_a_moment() -> None:
     line = Line()
-    line.records().accepted("1-1", *WHERE)
+    line.records().accepted(ends_of("1-1", *WHERE))
     assert not line.batches
     (flush,) = line.later
     flush()
@@ -117,11 +118,11 @@ def test_what_the_master_does_not_take_is_counted_and_told() -> None:
     records = line.records()
     line.takes = False
     for _ in range(7):
-        records.answered("1-3", *WHERE, 26, "server")
+        records.answered(ends_of("1-3", *WHERE), 26, "server")
     line.log.flush()
     assert line.lost == []
     line.takes = True
-    records.accepted("1-4", *WHERE)
+    records.accepted(ends_of("1-4", *WHERE))
     assert len(line.events()) == 1
     assert line.lost == [14]
 
@@ -148,7 +149,7 @@ def test_a_flood_of_refusals_is_told_in_part_and_counted_whole() -> None:
 def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str) -> None:
     line = Line()
     records = line.records("we.b")
-    records.accepted("1-2", safe(peer), safe(local))
+    records.accepted(ends_of("1-2", safe(peer), safe(local)))
     records.refused(safe(peer), safe(local), "access")
     line.log.flush()
     (batch,) = line.batches

@@ -32,6 +32,13 @@ class Listener:
     def __init__(self, *outcomes: int | str) -> None:
         self.outcomes = deque(outcomes)
         self.is_closed = False
+        self.event = os.eventfd(1)  # always readable, as if somebody always waited
+
+    def fileno(self) -> int:
+        return self.event
+
+    def __del__(self) -> None:
+        os.close(self.event)
 
     def _accept(self) -> tuple[int, Any]:
         if not self.outcomes:
