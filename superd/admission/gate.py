@@ -73,6 +73,8 @@ class Gate:
         cls, name: str, entry: Service, daemon: Limits, books: Books, bans: BanTable | None
     ) -> Gate:
         """Return the gate of a service, with the limits of its entry and the daemon's."""
+        if entry.wait:
+            entry = entry.model_copy(update={"max_connections": 1})  # one has the socket at a time
         ledger, board, place, load = books.ledger, books.scoreboard, books.place, books.load
         scopes = [
             Scope(limits, words, active, ledger.rate(scope), ledger.sources(scope, place), load)
@@ -82,7 +84,7 @@ class Gate:
             )
         ]
         limiting = [scope for scope in scopes if scope.has_own or scope.knows_sources]
-        waits = entry.on_limit in (None, "wait")
+        waits = entry.on_limit in (None, "wait") or entry.wait
         rows = board.row(place, name), board.row(place, ALL)
         return cls(Rules.of(entry, bans), limiting, ledger.lock, *rows, waits, books.clock)
 

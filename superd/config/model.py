@@ -177,6 +177,10 @@ class Service(Confinement, Access, Limits):
     plugin: Annotated[str, Field(min_length=1, description="name of an installed plugin")]
     listen: Annotated[Addresses, Field(description="addresses, such as tcp://*:7")]
     enabled: Annotated[bool, Field(description="false: checked, but not served")] = True
+    wait: Annotated[
+        bool,
+        Field(description="the plugin has the listening socket itself, one at a time; see exec"),
+    ] = False
     options: Annotated[dict[str, Any], Field(description="the plugin's own options")] = Field(
         default_factory=dict
     )

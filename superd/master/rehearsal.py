@@ -98,6 +98,9 @@ class _Rehearsal:
         broken: dict[str, str] = {}
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
+            if entry.wait and not hasattr(kind, "listener"):
+                message = f"plugin {entry.plugin} does not take the listening socket itself"
+                problems.append(self.configuration.problem(name, ("wait",), message))
             try:
                 problems += self._tried(name, entry, kind)
             except BaseException as error:  # noqa: BLE001  a plugin may raise anything

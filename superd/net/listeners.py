@@ -63,7 +63,8 @@ class Listener:
         Raises OSError where the socket cannot be mended and has to be made anew.
         """
         done = None
-        if not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK:
+        is_blocking = not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK
+        if is_blocking and not self.entry.wait:  # a program that has it may well want it so
             self.socket.setblocking(False)
             done = "was made blocking"
         if self.address.transport is not Transport.TCP:

@@ -96,11 +96,15 @@ class ServiceRecords:
         if self._accepted:
             self._log.add(f'{{"time":{time.time():.3f}{self._accepted}{ends}}}\n')
 
-    def closed(self, ends: str, duration: float, received: int, sent: int, end: str) -> None:
+    def closed(
+        self, ends: str, duration: float, received: int, sent: int, end: str, outcome: str = ""
+    ) -> None:
+        """Write that a connection is over; `outcome` is how its program ended, if it had one."""
         if self._closed:
+            more = f',"outcome":"{safe(outcome)}"' if outcome else ""
             self._log.add(
                 f'{{"time":{time.time():.3f}{self._closed}{ends},"duration":{duration:.6f}'
-                f',"in":{received},"out":{sent},"end":"{end}"}}\n'
+                f',"in":{received},"out":{sent},"end":"{end}"{more}}}\n'
             )
 
     def answered(self, ends: str, sent: int, end: str) -> None:
@@ -216,7 +220,9 @@ def xinetd_message_of(event: Mapping[str, Any]) -> str:
         return f"START: {service} pid=0{origin}"
     if event["event"] == CLOSED:
         seconds = int(event.get("duration", 0))
-        return f"EXIT: {service} status=0 pid=0 duration={seconds}(sec)"
+        how = re.match(r"(status|signal) (\d+)", str(event.get("outcome", "")))
+        status = f"{how[1]}={how[2]}" if how else "status=0"
+        return f"EXIT: {service} {status} pid=0 duration={seconds}(sec)"
     reason = str(event.get("reason", ""))
     return f"FAIL: {service} {_OF_XINETD.get(reason, escaped(reason))}{origin}"
 

@@ -14,11 +14,12 @@ def superd_services():
     return [Shout]
 """
 
-from superd.config.values import Duration, ReadableFile, Size
+from superd.config.values import Duration, ReadableFile, Size, Strings
 from superd.net.addresses import Address, Transport
 from superd.plugin.connection import Connection, LineTooLong
+from superd.plugin.environment import inherited_environment
 from superd.plugin.hookspecs import hookimpl
-from superd.plugin.service import Options, Packet, Request, Service
+from superd.plugin.service import Options, Packet, Request, Service, Unavailable, Waiting
 
 __all__ = [
     "Address",
@@ -31,6 +32,10 @@ __all__ = [
     "Request",
     "Service",
     "Size",
+    "Strings",
     "Transport",
+    "Unavailable",
+    "Waiting",
     "hookimpl",
+    "inherited_environment",
 ]

@@ -46,6 +46,14 @@ class Connection(ABC):
         """The client's address; its path is empty for an unnamed unix socket."""
 
     @abstractmethod
+    def log(self, level: str, text: str) -> None:
+        """Write a line to superd's log, with this connection's id: "info", "warning", "error"."""
+
+    @abstractmethod
+    def note(self, outcome: str) -> None:
+        """Say for the record how it ended, such as a program's exit status."""
+
+    @abstractmethod
     async def read(self, limit: int = 65536) -> bytes:
         """Return 1 to `limit` bytes as soon as they come; b"" once the client sends no more."""
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import inspect
 import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
@@ -63,6 +65,27 @@ class Request:
 Packet = Request
 
 
+class Unavailable(Exception):
+    """A plugin cannot serve just now: its client's connection is closed, and the text is logged
+    without a traceback. Where `pause` is not 0, whoever comes in these seconds has to wait.
+    """
+
+    def __init__(self, text: str, pause: float = 0.0) -> None:
+        super().__init__(text)
+        self.pause = pause
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """What waits at a socket that a plugin is to have: `peer` is who sent the first datagram, None
+    where nobody is accepted yet. `log(level, text)` writes to superd's log.
+    """
+
+    local: Address
+    peer: Address | None
+    log: Callable[[str, str], None]
+
+
 class Service:
     """A service that a plugin offers. Its life, in steps:
 
@@ -77,6 +100,9 @@ class Service:
        `datagram(packet) -> bytes | None` answers a datagram, or keeps quiet;
        `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
        was sent is delivered and the socket closed, unless it was closed or detached already.
+       `async listener(sock, waiting)` has the listening or datagram socket itself, if the entry
+       says `wait = true`, and for datagrams where there is nothing else; superd polls no more until
+       it returns how that ended.
        For streams the first of protocol, stream, takeover and respond that is there is used, for
        datagrams the first of datagram and respond.
     5. `close()` when the worker has drained.
@@ -112,8 +138,8 @@ class Service:
 
 
 STREAM_METHODS = ("protocol", "stream", "takeover", "respond")
-DATAGRAM_METHODS = ("datagram", "respond")
-ASYNC_METHODS = ("stream", "takeover")
+DATAGRAM_METHODS = ("datagram", "respond", "listener")
+ASYNC_METHODS = ("stream", "takeover", "listener")
 
 
 def kinds_of(service: type[Service]) -> tuple[str, ...]:

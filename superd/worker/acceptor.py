@@ -184,6 +184,10 @@ class Acceptor:
         except OSError:
             return ""
 
+    def pause_for(self, seconds: float) -> None:
+        """Leave those who come in the backlog for a while."""
+        self._resume_in(seconds)
+
     def _wait(self, delay: int) -> None:
         """Leave those who come in the backlog, for some ns or until a connection ends."""
         if not self.is_at_limit:

@@ -21,6 +21,7 @@ from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
 from superd.worker.datagrams import DatagramListener
+from superd.worker.handovers import Handover
 from superd.worker.names import Names
 from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.refused import Tarpit
@@ -61,7 +62,7 @@ class Engine:
         self.names = Names(loop, resolver)
         self.lingering = Lingering(self)
         self.tarpit = Tarpit(self)
-        self.listeners: list[Acceptor | DatagramListener] = []
+        self.listeners: list[Acceptor | DatagramListener | Handover] = []
         self.inodes: list[tuple[Serving, socket.socket, int]] = []  # what listeners are known by
         self.servings: list[Serving] = []
         self.draining = False
@@ -77,7 +78,11 @@ class Engine:
     def listen(self, serving: Serving, address: Address, sock: socket.socket) -> None:
         """Serve one of the service's sockets."""
         self.inodes.append((serving, sock, os.fstat(sock.fileno()).st_ino))
-        if address.transport.is_datagram:
+        answers = serving.datagram or serving.respond
+        is_datagram = address.transport.is_datagram
+        if serving.listener and (serving.entry.wait or (is_datagram and not answers)):
+            self.listeners.append(Handover(self, serving, address, sock))
+        elif is_datagram:
             self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
         elif serving.protocol or serving.stream or serving.takeover:
             start = self._starter(serving, address.transport)
@@ -115,6 +120,13 @@ class Engine:
         known = self.sessions.pop(session.number, None) is not None
         self.end_if_drained()
         return known
+
+    def pause(self, serving: Serving, seconds: float) -> None:
+        """Leave who comes to a service in the backlog for a while."""
+        if seconds:
+            for listener in self.listeners:
+                if isinstance(listener, Acceptor) and listener.serving is serving:
+                    listener.pause_for(seconds)
 
     def hold(self, seconds: float, go_on: Callable[[], None]) -> None:
         """Go on with a client in a while; the engine does not end before that."""
@@ -180,7 +192,7 @@ class Engine:
         self._end()
 
     def _cut(self) -> None:
-        if self.sessions:
+        if self.sessions or self.held:
             message = f"{len(self.sessions)} connections cut at the end of drain-timeout"
             self.report(Record("warning", message))
         self._expire_all()
@@ -230,6 +242,9 @@ class Engine:
                 session.expire(end)
 
     def _expire_all(self) -> None:
+        for listener in self.listeners:
+            if isinstance(listener, Handover):
+                listener.cancel()
         for session in list(self.sessions.values()):
             session.expire(End.DRAIN)
 

@@ -15,7 +15,7 @@ from superd.admission.gate import Gate
 from superd.config.model import Service as Entry
 from superd.observe.connections import ServiceRecords
 from superd.plugin.connection import Connection
-from superd.plugin.service import Packet, Request, Service
+from superd.plugin.service import Packet, Request, Service, Waiting
 
 if TYPE_CHECKING:
     from superd.worker.acceptor import Acceptor
@@ -42,12 +42,13 @@ class Serving:
     takeover: Callable[[socket.socket, Connection], Talk] | None
     respond: Callable[[Request], bytes] | None
     datagram: Callable[[Packet], bytes | None] | None
+    listener: Callable[[socket.socket, Waiting], Coroutine[Any, Any, str]] | None
     waiting: set[Acceptor] = field(default_factory=set)
 
     @classmethod
     def of(
         cls, name: str, entry: Entry, plugin: Service, gate: Gate, records: ServiceRecords
     ) -> Serving:
-        names = ("protocol", "stream", "takeover", "respond", "datagram")
+        names = ("protocol", "stream", "takeover", "respond", "datagram", "listener")
         methods: dict[str, Any] = {method: getattr(plugin, method, None) for method in names}
         return cls(name, entry, plugin, gate.counts, gate, records, **methods)

@@ -22,7 +22,8 @@ from superd.admission.gate import Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import End, ends_of, safe
-from superd.observe.records import failure, kind_of
+from superd.observe.records import Record, failure, kind_of
+from superd.plugin.service import Unavailable
 from superd.worker.serving import Serving
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 
 SLOTS = (
-    "active_at", "end", "ends", "engine", "number", "received", "seen", "sent", "serving",
-    "sockaddr", "started", "task", "ticket", "transport_kind",
+    "active_at", "end", "ends", "engine", "number", "outcome", "received", "seen", "sent",
+    "serving", "sockaddr", "started", "task", "ticket", "transport_kind",
 )  # fmt: skip
 
 
@@ -57,6 +58,7 @@ class Session:
     ticket: Ticket
     ends: str
     end: End | None
+    outcome: str
     received: int
     sent: int
     started: float
@@ -86,6 +88,7 @@ class Session:
         self.sockaddr = sockaddr
         self.ticket = ticket
         self.end = None
+        self.outcome = ""
         self.received = self.sent = self.seen = 0
         self.task = None
         self.number = engine.enter(self)
@@ -173,8 +176,20 @@ class Session:
     def contain(self, error: BaseException) -> None:
         """Report what a plugin raised and reset the connection: its output may be cut short."""
         self.end = self.end or End.ERROR
+        if isinstance(error, Unavailable):
+            self.log("error", str(error))
+            self.engine.pause(self.serving, error.pause)
+            self.finish()
+            return
         report_failure(self.engine, self.serving, error, self.id, self.peer)
         self.abort()
+
+    def note(self, outcome: str) -> None:
+        self.outcome = outcome
+
+    def log(self, level: str, text: str) -> None:
+        where = self.peer.endpoint
+        self.engine.report(Record(level, text, self.serving.name, self.id, where))
 
     def leave(self) -> None:
         """Leave the books, once."""
@@ -186,7 +201,7 @@ class Session:
             duration = self.engine.loop.time() - self.started
             counts[duration_column(duration)] += 1
             end = "server" if self.end is None else self.end.value
-            serving.records.closed(self.ends, duration, self.received, self.sent, end)
+            serving.records.closed(self.ends, duration, self.received, self.sent, end, self.outcome)
             serving.gate.leave(self.ticket)
             for acceptor in tuple(serving.waiting):
                 acceptor.start()

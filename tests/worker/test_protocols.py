@@ -106,9 +106,8 @@ class Bench:
         records = ServiceRecords(self.engine.connection_log, "test", entry.record)
         found: Any = dict.fromkeys(("protocol", "stream", "takeover", "respond"))
         found[method] = getattr(self.plugin, method)
-        self.serving = Serving(
-            "test", entry, self.plugin, gate.counts, gate, records, datagram=None, **found
-        )
+        found |= {"datagram": None, "listener": None}
+        self.serving = Serving("test", entry, self.plugin, gate.counts, gate, records, **found)
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()

@@ -1,0 +1,140 @@
+"""The service: one program for each connection, or one that has the listening socket for a time.
+
+What it runs has inetd's place in the world: the socket is its standard input and output.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import socket
+from collections.abc import Callable
+from functools import partial
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from superd.plugin import (
+    Connection,
+    Duration,
+    Options,
+    Service,
+    Strings,
+    Unavailable,
+    Waiting,
+    inherited_environment,
+)
+from superd_exec.environment import PATH, environment
+from superd_exec.program import Program, start
+
+FAILURES = 5  # in a row, and then a pause
+PAUSE = 10.0  # seconds
+
+# sd_listen_fds(3) wants to know that it is the one who is meant, and by its number
+LISTEN_FD = 3
+WITH_ITS_PID = 'LISTEN_PID=$$ exec "$0" "$@"'
+
+# what a shell would exit with: found but not to be run, or not found
+CANNOT_RUN = {errno.ENOENT: 127, errno.ENOTDIR: 127}
+
+
+class ExecOptions(Options):
+    command: Annotated[
+        Strings,
+        Field(min_length=1, description="the program and its arguments, for no shell"),
+    ]
+    argv0: Annotated[
+        str, Field(description="the name it is called by; the default is the program's own")
+    ] = ""
+    env: Annotated[dict[str, str], Field(description="variables of its environment")] = Field(
+        default_factory=dict
+    )
+    pass_env: Annotated[
+        Strings, Field(description="variables that it has from superd's environment")
+    ] = ()
+    directory: Annotated[str, Field(pattern="^/", description="where it starts")] = "/"
+    stderr: Annotated[
+        Literal["log", "client", "null"],
+        Field(description="where its standard error goes"),
+    ] = "log"
+    listen_fds: Annotated[
+        bool, Field(description="it has the socket as descriptor 3, too, as systemd does it")
+    ] = False
+    max_run_time: Annotated[
+        Duration, Field(description="then it is ended, with all that it has started; 0 for none")
+    ] = 0.0
+
+
+class Exec(Service):
+    """Runs a program with the connection as its standard input and output, as inetd does.
+
+    With `wait = true` the program has the listening or datagram socket instead, and superd polls no
+    more until it ends. The environment is PATH, `pass-env`, `env` and what is told of the client.
+    """
+
+    name = "exec"
+    options_model = ExecOptions
+    options: ExecOptions
+
+    def prepare(self) -> None:
+        program = self.options.command[0]
+        found = shutil.which(program, path=PATH)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such program", program)
+        self.executable = os.path.abspath(found)
+        self.argv = [self.options.argv0 or program, *self.options.command[1:]]
+        if self.options.listen_fds:
+            self.argv = ["sh", "-c", WITH_ITS_PID, self.executable, *self.argv[1:]]
+            self.executable = "/bin/sh"
+        passed = inherited_environment(self.options.pass_env)
+        self.base = {**passed, **self.options.env}
+        self.programs: set[Program] = set()
+        self.failures = 0
+
+    async def takeover(self, sock: socket.socket, conn: Connection) -> None:
+        sock.setblocking(True)
+        env = environment(self.base, conn.local, conn.peer)
+        program = self._start(sock, env, partial(conn.log, "warning"))
+        sock.close()  # the client is to see the end as soon as the program has closed it
+        conn.note(await self._ended(program))
+
+    async def listener(self, sock: socket.socket, waiting: Waiting) -> str:
+        env = environment(self.base, waiting.local, waiting.peer)
+        sock.setblocking(True)
+        try:
+            program = self._start(sock, env, partial(waiting.log, "warning"))
+            return await self._ended(program)
+        finally:
+            sock.setblocking(False)
+
+    def _start(
+        self, sock: socket.socket, env: dict[str, str], log: Callable[[str], None]
+    ) -> Program:
+        descriptors = dict.fromkeys((0, 1), sock.fileno())
+        if self.options.listen_fds:
+            descriptors[LISTEN_FD] = sock.fileno()
+            env |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "connection"}
+        directory, stderr = self.options.directory, self.options.stderr
+        try:
+            program = start(self.executable, self.argv, env, descriptors, directory, stderr, log)
+        except OSError as error:
+            self.failures += 1
+            code = CANNOT_RUN.get(error.errno or 0, 126)
+            text = f"cannot run {self.executable}: {os.strerror(error.errno or 0)} (exit {code})"
+            pause = PAUSE if self.failures >= FAILURES else 0.0
+            raise Unavailable(text, pause) from None
+        self.failures = 0
+        self.programs.add(program)
+        return program
+
+    async def _ended(self, program: Program) -> str:
+        try:
+            return await program.ended(self.options.max_run_time)
+        finally:
+            self.programs.discard(program)
+
+    def close(self) -> None:
+        for program in self.programs:
+            program.signal(signal.SIGKILL)

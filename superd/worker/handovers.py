@@ -1,0 +1,159 @@
+"""Services whose plugin has the listening or datagram socket itself for a time: `wait = true`.
+
+Runs in the worker, on the loop. Polls while nobody has the socket, and no more until the plugin has
+returned; only one has it at a time, in all workers. Never spins: a datagram that started nothing is
+thrown away, and who ends at once again and again is made to pause. Never raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import TYPE_CHECKING, Any
+
+from superd.admission.gate import NO_SOURCE
+from superd.admission.refusals import Refusal
+from superd.admission.rules import NOBODY_KNOWN
+from superd.admission.scoreboard import Count, duration_column, refusal_column
+from superd.net.addresses import Address
+from superd.observe.connections import End, ends_of, safe
+from superd.observe.records import Record
+from superd.plugin.service import Unavailable, Waiting
+from superd.worker.scratch import SCRATCH
+from superd.worker.serving import Serving
+from superd.worker.session import connection_id, endpoint_text, report_failure
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+QUICK = 1.0  # seconds: who has ended by then has hardly done anything
+MOST_QUICK = 10  # of these in a row, and then a pause
+PAUSE = 10.0
+NEXT = 0.05  # seconds until the next look where several may have a datagram socket at once
+
+_ACCEPTED = int(Count.ACCEPTED)
+_DATAGRAMS = int(Count.DATAGRAMS)
+
+
+class Handover:
+    """One socket of such a service."""
+
+    def __init__(
+        self, engine: Engine, serving: Serving, address: Address, sock: socket.socket
+    ) -> None:
+        self.engine = engine
+        self.serving = serving
+        self.address = address
+        self.sock = sock
+        self.is_datagram = address.transport.is_datagram
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.stopped = False
+        self.quick = 0
+
+    def start(self) -> None:
+        """Poll the socket."""
+        if not self.stopped:
+            self.engine.loop.add_reader(self.sock, self._ready)
+
+    def stop(self) -> None:
+        """Poll no more; who has the socket may finish."""
+        self.stopped = True
+        self.engine.loop.remove_reader(self.sock)
+        if not self.tasks:
+            self.sock.close()
+
+    def cancel(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+
+    def _ready(self) -> None:
+        peer = self._first_peer() if self.is_datagram else None
+        if self.is_datagram:
+            if peer is None:
+                return
+            refusal = self.serving.gate.admit_datagram(peer[0] if peer else NOBODY_KNOWN)
+            if refusal is not None:
+                self._refuse(refusal, peer)
+                return
+        if self.serving.entry.wait and (delay := self.serving.gate.reserve()):
+            self._poll_again_in(delay / 1e9)
+            return
+        self.engine.loop.remove_reader(self.sock)
+        task = self.engine.loop.create_task(self._run(peer))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        if not self.serving.entry.wait:
+            self._poll_again_in(NEXT)
+
+    def _first_peer(self) -> Any:
+        """Return who has sent the datagram that waits; None where there is none after all."""
+        try:
+            return self.sock.recvfrom(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)[1] or ()
+        except OSError:
+            return None  # it was about an earlier answer, and is told once
+
+    def _refuse(self, refusal: Refusal, peer: Any) -> None:
+        self._throw_away()
+        self.serving.counts[refusal_column(refusal)] += 1
+        where = endpoint_text(self.address.transport, peer)
+        self.serving.records.refused(where, safe(str(self.address)), refusal.value)
+
+    def _throw_away(self) -> None:
+        with contextlib.suppress(OSError):
+            self.sock.recv_into(SCRATCH, 0, socket.MSG_DONTWAIT)
+
+    def _poll_again_in(self, seconds: float) -> None:
+        self.engine.loop.remove_reader(self.sock)
+        self.engine.loop.call_later(seconds, self.start)
+
+    async def _run(self, peer: Any) -> None:
+        engine, serving, address = self.engine, self.serving, self.address
+        assert serving.listener is not None
+        engine.held += 1
+        began = engine.loop.time()
+        number = connection_id(engine, engine.next_number())
+        where = "" if peer is None else endpoint_text(address.transport, peer)
+        ends = ends_of(number, where, safe(str(address)))
+        serving.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
+        serving.records.accepted(ends)
+
+        def log(level: str, text: str) -> None:
+            engine.report(Record(level, text, serving.name, number, where))
+
+        whose = None if peer is None else Address.of_socket(address.transport, peer)
+        end, outcome, pause = End.SERVER, "", 0.0
+        try:
+            outcome = await serving.listener(self.sock, Waiting(address, whose, log))
+        except Unavailable as error:
+            log("error", str(error))
+            end, pause = End.ERROR, error.pause
+            if self.is_datagram:
+                self._throw_away()
+        except asyncio.CancelledError:
+            end = End.DRAIN
+        except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
+            end = End.ERROR
+            report_failure(engine, serving, error, number, whose or address)
+            if self.is_datagram:
+                self._throw_away()
+        duration = engine.loop.time() - began
+        serving.counts[duration_column(duration)] += 1
+        serving.records.closed(ends, duration, 0, 0, end.value, outcome)
+        if serving.entry.wait:
+            serving.gate.leave(NO_SOURCE)
+        self._go_on(duration, pause)
+        engine.held -= 1
+        engine.end_if_drained()
+
+    def _go_on(self, duration: float, pause: float) -> None:
+        """Poll again, but not for ever for somebody who ends at once."""
+        self.quick = self.quick + 1 if duration < QUICK else 0
+        if self.quick >= MOST_QUICK and not pause:
+            self.quick, pause = 0, PAUSE
+            text = f"it ended at once {MOST_QUICK} times in a row, and pauses for {PAUSE:.0f} s"
+            self.engine.report(Record("error", text, self.serving.name))
+        if self.stopped:
+            self.sock.close()
+        elif self.serving.entry.wait or pause:
+            self._poll_again_in(pause)

@@ -1,0 +1,336 @@
+"""Programs: unmodified ones, as inetd ran them, of every transport and every temper."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import re
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import ask_unixpacket, connect_unix, crowd, ending, is_open, sent_and_received
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, ask_udp, exchange, is_alive, receive_all, until
+from tests.proc import children, descriptors, zombies
+
+FDS = 'for f in /proc/$$/fd/*; do [ -e "$f" ] && echo "${f##*/}"; done'
+IGNORES_TERM = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
+WAITER = r'use Socket; for (1..3) { accept(C, STDIN); syswrite C, "$$\n"; close C }'
+SHOUTER = "$p = recv STDIN, $d, 65536, 0; send STDOUT, uc $d, 0, $p"
+INTERNAL = 0x1_8000_0000  # two signals of the C library's own, which its posix_spawn(3) ignores
+
+TOML = """
+[daemon]
+record-log = "{directory}/records"
+record-format = "json"
+
+[defaults]
+plugin = "exec"
+listen = "tcp://127.0.0.1:0"
+
+[service.cat]
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/cat", "unixpacket://{directory}/cat.packets"]
+options = { command = "cat" }
+
+[service.env]
+options = { command = "env", env = { ONE = "1" }, pass-env = ["SECRET_NOT", "WANTED"] }
+
+[service.fds]
+options = { command = ["sh", "-c", "{fds}"] }
+
+[service.signals]
+options = { command = ["grep", "-E", "^Sig(Ign|Blk)", "/proc/self/status"] }
+
+[service.stat]
+options = { command = ["cat", "/proc/self/stat"], argv0 = "kitten" }
+
+[service.name]
+options = { command = ["sh", "-c", "tr '\\\\0' ' ' < /proc/$$/cmdline"], argv0 = "kitten" }
+
+[service.pwd]
+options = { command = "pwd", directory = "/usr/bin" }
+
+[service.complains]
+options = { command = ["sh", "-c", "printf 'one\\\\ntwo\\\\33[2J' >&2; echo out; exit 7"] }
+
+[service.rude]
+options = { command = ["sh", "-c", "echo oops >&2"], stderr = "client" }
+
+[service.silent]
+options = { command = ["sh", "-c", "echo oops >&2"], stderr = "null" }
+
+[service.slow]
+options = { command = ["sleep", "600"], max-run-time = "300ms" }
+
+[service.stubborn]
+options = { command = ["sh", "-c", "{ignores}"], max-run-time = "300ms" }
+
+[service.systemd]
+options.command = ["sh", "-c", "[ $LISTEN_PID = $$ ] && echo $LISTEN_FDS >&3"]
+options.listen-fds = true
+
+[service.waiter]
+wait = true
+options = { command = ["perl", "-e", '{waiter}'] }
+
+[service.shouter]
+listen = ["udp://127.0.0.1:0", "unixgram://@superd-exec-{pid}"]
+wait = true
+options = { command = ["perl", "-e", '{shouter}'] }
+
+[service.each]
+listen = "udp://127.0.0.1:0"
+options = { command = ["perl", "-e", '{shouter}'] }
+
+[service.barred]
+listen = "udp://127.0.0.1:0"
+wait = true
+deny = "127.0.0.0/8"
+options = { command = ["perl", "-e", '{shouter}'] }
+""".replace("{fds}", FDS.replace('"', '\\"')).replace("{ignores}", IGNORES_TERM)
+TOML = TOML.replace("{waiter}", WAITER).replace("{shouter}", SHOUTER)
+TOML = TOML.replace("{pid}", str(os.getpid()))
+
+
+pytestmark = pytest.mark.tool("perl")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _environment() -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("WANTED", "yes")
+    patch.setenv("LEAKENV", "secret")
+    yield
+    patch.undo()
+
+
+def output(served: Superd, service: str) -> str:
+    with served.connect(service) as client:
+        return receive_all(client).decode()
+
+
+def last_record(served: Superd, service: str) -> dict[str, Any]:
+    def found() -> dict[str, Any] | None:
+        lines = (served.directory / "records").read_text().splitlines()
+        events = [json.loads(line) for line in lines]
+        mine = [e for e in events if e["service"] == service and e["event"] == "closed"]
+        return mine[-1] if mine else None
+
+    return until(found, f"the end of {service} to be recorded")
+
+
+def test_cat_is_an_echo_over_every_stream(served: Superd) -> None:
+    data = random.Random(1).randbytes(3_000_000)
+    with served.connect("cat") as client:
+        sent, received = sent_and_received(client, data, 2)
+        assert sent == received
+    assert exchange(connect_unix(served.directory / "cat"), b"hello") == b"hello"
+    assert ask_unixpacket(served.directory / "cat.packets", b"one", b"two") == [b"one", b"two"]
+
+
+def test_a_program_waits_for_a_client_that_takes_its_time(served: Superd) -> None:
+    """Its descriptor is a blocking one: else it would find nothing to read, and end."""
+    with served.connect("cat") as client:
+        until(lambda: children(served.workers()[0]), "the program to run")
+        assert is_open(client)
+        client.sendall(b"at last")
+        assert client.recv(100) == b"at last"
+
+
+def test_the_environment_is_what_is_documented_and_nothing_else(served: Superd) -> None:
+    with served.connect("env") as client:
+        own = client.getsockname()[1]
+        told = receive_all(client).decode()
+    port = served.address("env")[1]
+    assert sorted(told.splitlines()) == sorted(
+        [
+            "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "WANTED=yes",
+            "ONE=1",
+            "PROTO=TCP",
+            "TCPLOCALIP=127.0.0.1",
+            f"TCPLOCALPORT={port}",
+            "TCPREMOTEIP=127.0.0.1",
+            f"TCPREMOTEPORT={own}",
+            "REMOTE_HOST=127.0.0.1",
+            "REMOTE_ADDR=127.0.0.1",
+            f"REMOTE_PORT={own}",
+        ]
+    )
+
+
+def test_a_program_has_three_descriptors_and_no_more(served: Superd) -> None:
+    assert output(served, "fds") == "0\n1\n2\n"
+
+
+def test_no_signal_is_ignored_or_blocked(served: Superd) -> None:
+    blocked, ignored = (int(n, 16) for n in re.findall(r"\t(\w+)", output(served, "signals")))
+    assert (blocked, ignored & ~INTERNAL) == (0, 0)
+
+
+def test_a_program_has_a_session_of_its_own(served: Superd) -> None:
+    pid, _, rest = output(served, "stat").partition(" ")
+    fields = rest.rpartition(")")[2].split()
+    assert fields[2] == fields[3] == pid  # its process group and its session
+
+
+def test_a_program_is_called_as_the_entry_says_and_starts_where_it_says(served: Superd) -> None:
+    assert output(served, "name").startswith("kitten -c ")
+    assert output(served, "pwd") == "/usr/bin\n"
+
+
+def test_standard_error_is_logged_line_by_line_and_never_sent(served: Superd) -> None:
+    assert output(served, "complains") == "out\n"
+    found = served.wait_for_log(r"warning: one service=complains conn=(\S+) peer=127\.0\.0\.1:")
+    served.wait_for_log(rf"warning: two\\x1b\[2J service=complains conn={found[1]} ")
+    record = last_record(served, "complains")
+    assert record["conn"] == found[1]
+    assert re.fullmatch(r"status 7, \d\.\d{3} s of CPU", record["outcome"])
+
+
+def test_standard_error_goes_to_the_client_or_nowhere_where_that_is_wanted(
+    served: Superd,
+) -> None:
+    assert output(served, "rude") == "oops\n"
+    assert output(served, "silent") == ""
+
+
+@pytest.mark.parametrize(("service", "signals"), [("slow", "15"), ("stubborn", "9")])
+def test_a_program_that_runs_too_long_is_ended(served: Superd, service: str, signals: str) -> None:
+    with served.connect(service) as client:
+        ending(client)
+    outcome = last_record(served, service)["outcome"]
+    assert outcome.startswith(f"max-run-time is over; signal {signals}, ")
+
+
+def test_a_program_can_be_told_as_systemd_does_it(served: Superd) -> None:
+    assert output(served, "systemd") == "1\n"
+
+
+def test_who_waits_has_the_listener_and_is_started_again_once_it_has_ended(
+    served: Superd,
+) -> None:
+    pids = [output(served, "waiter") for _ in range(6)]
+    assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5]
+    assert served.counts("waiter")["accepted"] == 2
+
+
+@pytest.mark.parametrize("service", ["shouter", "each"])
+def test_a_datagram_starts_a_program_that_reads_it(served: Superd, service: str) -> None:
+    for number in range(3):
+        data = b"hello %d" % number
+        assert ask_udp(served.address(service, "udp"), data) == data.upper()
+
+
+def test_a_datagram_that_is_refused_starts_nothing_and_does_not_wait_for_ever(
+    served: Superd,
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for _ in range(3):
+            client.sendto(b"x", served.address("barred", "udp"))
+        until(lambda: served.counts("barred")["refused-access"] == 3, "all to be refused")
+    assert served.counts("barred")["datagrams"] == 0
+
+
+def test_a_crowd_of_programs_killed_at_random_leaves_nothing_behind(served: Superd) -> None:
+    (worker,) = served.workers()
+    before = len(descriptors(worker))
+    rng = random.Random(7)
+    with crowd(served.address("cat"), 100) as clients:
+        for client in clients:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        running = children(worker)
+        assert len(running) == 100
+        rng.shuffle(running)
+        for pid in running:
+            os.kill(pid, rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)))
+        for client in clients:
+            assert ending(client)[0] == b""
+    served.wait_until_left("cat")
+    until(lambda: not children(worker), "the last child to be reaped")
+    assert not zombies(worker)
+    until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
+
+
+def test_a_program_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
+    toml = '[service.x]\nplugin = "exec"\nlisten = "tcp://127.0.0.1:0"\n'
+    one = Superd(tmp_path, toml + 'options = { command = "/no/such/program" }\n')
+    one.write()
+    done = one.run("run")
+    assert done.returncode == 78
+    assert "superd.toml:7:10: service.x.plugin: plugin exec failed: " in done.stderr
+    assert "/no/such/program" in done.stderr
+
+
+def test_a_program_that_cannot_be_started_closes_and_then_pauses(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    program = tmp_path / "program"
+    program.write_text("#!/bin/sh\necho fine\n")
+    program.chmod(0o755)
+    tmp_path.chmod(0o755)
+    served = start_superd(
+        f"""
+        [service.x]
+        plugin = "exec"
+        user = "root"
+        listen = "tcp://127.0.0.1:0"
+        options = {{ command = "{program}" }}
+        """
+        if os.geteuid() == 0
+        else f"""
+        [service.x]
+        plugin = "exec"
+        listen = "tcp://127.0.0.1:0"
+        options = {{ command = "{program}" }}
+        """
+    )
+    assert output(served, "x") == "fine\n"
+    program.unlink()
+    for _ in range(5):
+        with served.connect("x") as client:
+            assert ending(client)[0] == b""
+    served.wait_for_log(r"cannot run .*/program: No such file or directory \(exit 127\)")
+    with served.connect("x") as sixth:
+        until(lambda: served.counts("x")["accepted"] >= 6, "five to be closed")
+        assert is_open(sixth) or served.counts("x")["accepted"] == 7
+
+
+def test_at_the_end_of_a_drain_programs_are_ended_with_all_that_they_started(
+    start_superd: Start,
+) -> None:
+    served = start_superd(
+        """
+        [daemon]
+        drain-timeout = "300ms"
+
+        [service.family]
+        plugin = "exec"
+        listen = "tcp://127.0.0.1:0"
+        options = { command = ["sh", "-c", "trap '' TERM; sleep 600 & echo $! $$; wait; sleep 9"] }
+        """
+    )
+    with served.connect("family") as client:
+        pids = [int(word) for word in client.makefile().readline().split()]
+        assert len(pids) == 2
+        served.signal(signal.SIGTERM)
+        assert served.wait() == 0
+        until(lambda: not any(map(is_alive, pids)), "the whole family to be gone")
+        client.settimeout(PATIENCE)
+        assert client.recv(1) == b""
+
+
+def test_a_service_without_a_use_for_wait_is_a_mistake(tmp_path: Path) -> None:
+    toml = '[service.x]\nplugin = "echo"\nwait = true\nlisten = "tcp://127.0.0.1:0"\n'
+    one = Superd(tmp_path, toml)
+    one.write()
+    done = one.run("run")
+    assert done.returncode == 78
+    assert "service.x.wait: plugin echo does not take the listening socket itself" in done.stderr
