@@ -56,7 +56,7 @@ class ExecOptions(Options):
     ] = ()
     directory: Annotated[str, Field(pattern="^/", description="where it starts")] = "/"
     stderr: Annotated[
-        Literal["log", "client", "null"],
+        Literal["log", "client", "discard"],
         Field(description="where its standard error goes"),
     ] = "log"
     listen_fds: Annotated[

@@ -25,6 +25,7 @@ from tests.bench.workspace import BenchError
 
 OWN: dict[str, Callable[[], Server]] = {
     "superd": servers.superd,
+    "superd-program": servers.superd_program,
     "superd-policy": servers.superd_policy,
     "superd-networks": servers.superd_networks,
     "epoll-c": servers.epoll_server,

@@ -55,6 +55,18 @@ def judge(results: Results) -> list[Goal]:
         Goal("daytime, x the better inetd", ">=", 1.0, _lead(results, "daytime", INETDS)),
         Goal("bulk, x the better inetd", ">=", 2.0, _lead(results, "bulk", INETDS)),
         Goal(
+            "a program run, x xinetd",
+            ">=",
+            1.0,
+            _lead(results, "program", ["xinetd"], "superd-program"),
+        ),
+        Goal(
+            "a program run, x openbsd-inetd",
+            ">=",
+            1.2,
+            _lead(results, "program", ["openbsd-inetd"], "superd-program"),
+        ),
+        Goal(
             "daytime with policy and records, x the better inetd",
             ">=",
             1.0,

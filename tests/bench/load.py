@@ -32,12 +32,14 @@ class Work:
     mode: Mode
     connections: int
     size: int
-    service: Literal["echo", "daytime"] = "echo"
+    service: Literal["echo", "daytime", "cat"] = "echo"
 
     def why_not(self, server: Server) -> str:
         """Say why a server takes no part in this work, or nothing."""
         if server.only and self.name not in server.only:
             return f"it is there for {' and '.join(server.only)}"
+        if self.service == "cat" and server.cat is None:
+            return "it runs no programs"
         return server.no_udp if self.mode == "udp" else ""
 
 
@@ -45,6 +47,7 @@ WORKS = (
     Work("echo50", "rr", connections=50, size=64),
     Work("connect-echo-close", "crr", connections=16, size=64),
     Work("daytime", "crr", connections=16, size=0, service="daytime"),
+    Work("program", "crr", connections=16, size=64, service="cat"),
     Work("bulk", "bulk", connections=4, size=65536),
     Work("udp", "udp", connections=16, size=64),
 )
@@ -84,7 +87,7 @@ class Sample:
 def measure(work: Work, target: Running, secs: float, core: int) -> Sample:
     """Load a server for some seconds."""
     cpu_before = target.meter.cpu_seconds()
-    address = target.server.echo if work.service == "echo" else target.server.daytime
+    address = getattr(target.server, work.service)
     with load_generator(work, address, secs, core) as generator:
         time.sleep(secs / 2)
         memory = pss_bytes(target.meter)

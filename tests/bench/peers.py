@@ -36,6 +36,20 @@ service {name}
     port = {address.port}
 }}
 """
+XINETD_PROGRAM = """\
+service cat
+{{
+    type = UNLISTED
+    flags = NOLIBWRAP
+    socket_type = stream
+    protocol = tcp
+    wait = no
+    user = nobody
+    bind = {address.host}
+    port = {address.port}
+    server = /bin/cat
+}}
+"""
 # xinetd asks for the name of each client that it forks for, and with a slow name server that is
 # all one would measure: a mount namespace of its own gives it an nsswitch.conf without DNS.
 WITHOUT_DNS = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
@@ -45,6 +59,7 @@ WITHOUT_DNS = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
 INETD_CONFIGURATION = """\
 {host}:echo stream tcp4 nowait root internal
 {host}:daytime stream tcp4 nowait root internal
+{host}:7408 stream tcp4 nowait nobody /bin/cat cat
 """
 # Its -R has no "unlimited" (0 is refused and leaves the default of 256 a minute).
 INETD_RATE = "1000000000"
@@ -56,6 +71,8 @@ def xinetd() -> Server:
     echo, daytime = Address("127.0.0.1", 7207), Address("127.0.0.1", 7213)
     services = {"echo": echo, "daytime": daytime}
     sections = [XINETD_SERVICE.format(name=n, address=a) for n, a in services.items()]
+    cat = Address("127.0.0.1", 7208)
+    sections.append(XINETD_PROGRAM.format(address=cat))
     configuration = _write("xinetd.conf", XINETD_DEFAULTS + "".join(sections))
     nsswitch = _write("nsswitch.conf", "hosts: files\n")
     log = ("-filelog", str(PEERS / "xinetd.messages"), "-pidfile", str(PEERS / "xinetd.pid"))
@@ -65,6 +82,7 @@ def xinetd() -> Server:
         ("unshare", "--mount", "sh", "-c", WITHOUT_DNS, str(nsswitch), *command),
         echo,
         daytime,
+        cat,
         no_udp="it throws away the datagrams that arrive while it answers one",
     )
 
@@ -79,6 +97,7 @@ def openbsd_inetd() -> Server:
         (str(program), "-i", "-R", INETD_RATE, str(configuration)),
         Address(host, 7),
         Address(host, 13),
+        Address(host, 7408),
         no_udp="it answers no datagram from a loopback address",
     )
 

@@ -45,6 +45,14 @@ listen = "tcp://{daytime}"
 """
 
 
+PROGRAM = """\
+
+[service.cat]
+plugin = "exec"
+listen = "tcp://{cat}"
+options = {{ command = "/bin/cat" }}
+"""
+
 # The xinetd and inetd beside it have no limits in force and write nothing of a connection.
 WITHOUT_RECORDS = "record = []"
 # What an operator would set, with all of it in the path and none of it in the way.
@@ -75,6 +83,7 @@ class Server:
     command: tuple[str, ...]
     echo: Address
     daytime: Address
+    cat: Address | None = None  # an echo by a program, where it runs any
     no_udp: str = ""
     only: tuple[str, ...] = ()  # the works that it takes part in; () is all
 
@@ -97,6 +106,11 @@ def superd() -> Server:
     return _superd("superd", 7100, WITHOUT_RECORDS)
 
 
+def superd_program() -> Server:
+    """Return superd with a program to run for each connection."""
+    return _superd("superd-program", 7160, WITHOUT_RECORDS, only=("program",))
+
+
 def superd_policy() -> Server:
     """Return superd with access lists, limits, and a record of each connection in JSON."""
     policy = WITH_POLICY.format(networks='"127.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"')
@@ -116,13 +130,14 @@ POLICY_WORKS = ("connect-echo-close", "daytime")
 def _superd(name: str, base: int, defaults: str, only: tuple[str, ...] = ()) -> Server:
     CACHE.mkdir(parents=True, exist_ok=True)
     echo, daytime = Address("127.0.0.1", base + 7), Address("127.0.0.1", base + 13)
+    cat = Address("127.0.0.1", base + 8) if "program" in only else None
     (CACHE / f"{name}.records").unlink(missing_ok=True)
     configuration = CACHE / f"{name}.toml"
-    configuration.write_text(
-        CONFIGURATION.format(cache=CACHE, name=name, defaults=defaults, echo=echo, daytime=daytime)
-    )
+    text = CONFIGURATION + (PROGRAM if cat else "")
+    values = {"cache": CACHE, "name": name, "defaults": defaults}
+    configuration.write_text(text.format(**values, echo=echo, daytime=daytime, cat=cat))
     command = (sys.executable, "-P", "-m", "superd", "run", "-c", str(configuration))
-    return Server(name, command, echo, daytime, only=only)
+    return Server(name, command, echo, daytime, cat, only=only)
 
 
 def epoll_server() -> Server:
@@ -172,6 +187,8 @@ def _start(server: Server, core: int) -> Running:
 def _await_services(started: Running) -> None:
     server = started.server
     probes = [lambda: probe_echo(server.echo), lambda: _probe_daytime(server.daytime)]
+    if (cat := server.cat) is not None:
+        probes.append(lambda: probe_echo(cat))
     if not server.no_udp:
         probes.append(lambda: _probe_datagram(server.echo))
     deadline = time.monotonic() + START_LIMIT

@@ -63,7 +63,7 @@ options = { command = ["sh", "-c", "printf 'one\\\\ntwo\\\\33[2J' >&2; echo out;
 options = { command = ["sh", "-c", "echo oops >&2"], stderr = "client" }
 
 [service.silent]
-options = { command = ["sh", "-c", "echo oops >&2"], stderr = "null" }
+options = { command = ["sh", "-c", "echo oops >&2"], stderr = "discard" }
 
 [service.slow]
 options = { command = ["sleep", "600"], max-run-time = "300ms" }
