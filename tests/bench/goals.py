@@ -94,6 +94,10 @@ def _lead(results: Results, work: str, peers: Sequence[str], of: str = "superd")
     return samples[of].rate / max(rates)
 
 
+def _program_lead(results: Results, peer: str) -> float | None:
+    return _lead(results, "program", [peer], of="superd-program")
+
+
 def _cost_of_policy(results: Results) -> float | None:
     """Return how much more CPU time a connection takes with policy and records."""
     samples = results.works.get("daytime", {})
