@@ -49,9 +49,10 @@ def stop(file: Path | None) -> int:
 
 def reload(file: Path | None) -> int:
     """Have the daemon read its configuration anew; return once it has gone over to it, or not."""
-    number = asked(file, "reload")["number"]
+    settings = read(file).partial  # its mistakes are the daemon's to tell
+    number = asked(settings, "reload")["number"]
     while True:
-        answer = asked(file, "reload-state", number=number)
+        answer = asked(settings, "reload-state", number=number)
         if answer["state"] in ("done", "failed"):
             break
         select.select([], [], [], LOOK)
@@ -64,9 +65,8 @@ def reload(file: Path | None) -> int:
     return int(answer["code"])
 
 
-def asked(file: Path | None, request: str, **arguments: object) -> Any:
+def asked(settings: Settings, request: str, **arguments: object) -> Any:
     """Return the daemon's answer; SuperdError where it says no, or does not run."""
-    settings = read(file).partial  # mistakes made since the start do not matter here
     assert settings.daemon.control_socket is not None
     try:
         text = f"{request} {json.dumps(arguments)}" if arguments else request

@@ -184,7 +184,7 @@ class Master:
         """HUP: read the configuration anew and go over to it; connections go on under the old one.
         With a mistake in it nothing changes, and the log tells what it is.
         """
-        self.reload()
+        self.reload_again = True  # at once, or after what is under way
 
     def handle_usr2(self) -> None:
         """USR2: nothing yet; it is kept for an upgrade in place."""
@@ -204,11 +204,12 @@ class Master:
                 if place.child and place.child.pid == pid:
                     self._ended(place, place.child, code)
 
+    @property
+    def may_reload(self) -> bool:
+        return self.state is State.SERVING and (not self.reloads or self.reloads[-1].is_over)
+
     def reload(self) -> Reload:
-        """Start a reload, or have one follow that which is under way; return it."""
-        if self.reloads and not self.reloads[-1].is_over:
-            self.reload_again = True
-            return self.reloads[-1]
+        """Start a reload and return it; where one is under way, that is to be over before."""
         self.reload_again = False
         number = self.reloads[-1].number + 1 if self.reloads else 1
         self.reloads = [*self.reloads[1 - KEPT_RELOADS :], Reload(self, number)]
@@ -341,8 +342,8 @@ class Master:
                         place.child.signal(signal.SIGKILL)
         if self._is_up and self.reloads:
             self.reloads[-1].keep_time(now)
-            if self.reload_again and self.reloads[-1].is_over:
-                self.reload()
+        if self.reload_again and self.may_reload:
+            self.reload()
         if now >= self._watch_at:
             self._watch_at = now + WATCH
             self._watch_workers(now)

@@ -59,6 +59,8 @@ def _unban(master: Master, address: str) -> Answer:
 
 def _reload(master: Master) -> Answer:
     """Start a reload; how it goes is to be asked for by its number."""
+    if not master.may_reload:
+        return {"error": "a reload is under way, or superd starts or stops; try again"}
     return {"number": master.reload().number}
 
 

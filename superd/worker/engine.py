@@ -192,8 +192,8 @@ class Engine:
         self._end()
 
     def _cut(self) -> None:
-        if self.sessions or self.held:
-            message = f"{len(self.sessions)} connections cut at the end of drain-timeout"
+        if number := len(self.sessions) + self.held:
+            message = f"{number} connections cut at the end of drain-timeout"
             self.report(Record("warning", message))
         self._expire_all()
         self.loop.call_later(GRACE, self._end)

@@ -54,7 +54,7 @@ def turn_away(engine: Engine, serving: Serving, sock: socket.SocketType, refusal
 
 def unix_peer(sock: socket.SocketType) -> UnixPeer:
     """Return who is at the other end of a unix socket."""
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, AttributeError):  # not every system tells
         credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
         _, uid, gid = _CREDENTIALS.unpack(credentials)
         groups = b""
