@@ -99,6 +99,9 @@ def parser() -> argparse.ArgumentParser:
     plugins = with_file(add("plugins", _plugins, "list installed plugins, or show one"))
     plugins.add_argument("name", nargs="?", metavar="NAME")
     plugins.add_argument("--json", action="store_true", help="as JSON")
+    migrate = add("migrate", _migrate, "turn inetd.conf or xinetd.conf into TOML")
+    migrate.add_argument("dialect", choices=["inetd", "xinetd"])
+    migrate.add_argument("path", type=Path, metavar="FILE", help="for xinetd also a directory")
     attempt = add("try", _try, "serve one plugin on 127.0.0.1, without a file and without root")
     attempt.add_argument("plugin", metavar="PLUGIN")
     attempt.add_argument(
@@ -179,6 +182,12 @@ def _plugins(options: argparse.Namespace) -> int:
     if options.name:
         return show_plugin(options.name, as_json=options.json)
     return list_plugins(options.config, as_json=options.json)
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from superd.cli.migrate import migrate
+
+    return migrate(options.dialect, options.path)
 
 
 def _try(options: argparse.Namespace) -> int:

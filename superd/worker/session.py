@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import socket
 import struct
@@ -230,6 +231,8 @@ def report_failure(
     where = peer.endpoint
     record = failure(message, error, service=serving.name, connection=connection, peer=where)
     engine.flood_gate.report((serving.name, *kind_of(error)), record)
+    if isinstance(error, OSError) and error.errno == errno.EMFILE:
+        engine.loop.call_soon(engine.check_descriptors)
 
 
 def undelivered(sock: Any) -> int:

@@ -1,0 +1,1 @@
+"""Turning the configurations of inetd and xinetd into superd's."""
