@@ -88,9 +88,7 @@ class _Reader:
             self.note(number, f"left out: protocol {protocol} does not go with {kind}")
             return None
         if "," in protocol:
-            self.note(
-                number, f"the buffer sizes of {protocol} are left out: superd chooses its own"
-            )
+            self.note(number, f"left out: the buffer sizes of {protocol}; superd has its own")
         addresses, colon, port = service.rpartition(":")
         hosts = addresses.split(",") if colon else self.hosts
         return [f"{transport}://{_host(host)}:{port}" for host in hosts or [HOSTS[match[2]]]]
