@@ -1,4 +1,4 @@
-"""inetd.conf and xinetd.conf as TOML: what becomes of each field and attribute, and what is told."""
+"""inetd.conf and xinetd.conf as TOML: what becomes of each field, and what is told."""
 
 from __future__ import annotations
 
