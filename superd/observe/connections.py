@@ -19,8 +19,21 @@ from superd.observe.records import escaped
 BATCH = 24 * 1024  # bytes of lines that are sent together
 LINGER = 0.1  # seconds that a line may wait for others
 LONGEST_LINE = 2048
+LONGEST_FIELD = LONGEST_LINE // 4  # bytes of a text: three of them, and the rest of a line
 IN_FULL = 20  # refusals of a kind in a second that are told one by one; the others are counted
 _AT_ONCE = ',"duration":0.000000,"in":0,"out":'
+_ESCAPE = 12  # bytes that JSON takes for one character, at most
+
+# an event, byte for byte as ServiceRecords writes it
+_TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
+_NUMBER = rb"(?:0|[1-9][0-9]{0,19})"
+_WORD = rb'"[a-z-]{1,32}"'
+_ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b' % (_TEXT, _TEXT)
+_COUNTS = rb'"duration":%b\.[0-9]{6},"in":%b,"out":%b' % (_NUMBER, _NUMBER, _NUMBER)
+_EVENT = (
+    rb'(?:"accepted",%b|"closed",%b,%b,"end":%b(?:,"outcome":%b)?'
+    rb'|"refused","peer":%b,"local":%b,"reason":%b(?:,"count":%b)?)'
+) % (_ENDS, _ENDS, _COUNTS, _WORD, _TEXT, _TEXT, _TEXT, _WORD, _NUMBER)
 
 ACCEPTED, CLOSED, REFUSED = "accepted", "closed", "refused"
 
@@ -144,15 +157,23 @@ def ends_of(connection: str, peer: str, local: str) -> str:
 
 def safe(text: str) -> str:
     """Return text for an event: printable ASCII that JSON takes between quotes, cut to length."""
-    return json.dumps(escaped(text)[: LONGEST_LINE // 8])[1:-1]
+    text = escaped(text)[:LONGEST_FIELD]
+    quoted = json.dumps(text)[1:-1]
+    if len(quoted) > LONGEST_FIELD:
+        return json.dumps(text[: LONGEST_FIELD // _ESCAPE])[1:-1]
+    return quoted
 
 
 def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:
-    """Return what all batches of a worker match, and nothing that could be another's line."""
+    """Return what all batches of a worker match, and nothing that could be another's line.
+
+    It knows the whole of an event: a key more could be a service's name once again, which readers
+    of JSON would believe, and a value of another kind could be one that no renderer expects.
+    """
     names = b"|".join(re.escape(json.dumps(name).encode()) for name in services)
     return re.compile(
-        rb'(?:\{"time":[0-9]{9,12}\.[0-9]{3},"pid":%d,"service":(?:%s),[ -~]{1,%d}\}\n)+'
-        % (pid, names, LONGEST_LINE)
+        rb'(?:(?!.{%d})\{"time":[1-9][0-9]{8,10}\.[0-9]{3},"pid":%d,"service":(?:%b),"event":%b\}\n)++'
+        % (LONGEST_LINE, pid, names, _EVENT)
     )
 
 
@@ -169,19 +190,22 @@ def parsed(line: str | bytes) -> dict[str, Any]:
 def message_of(event: Mapping[str, Any]) -> str:
     """Return an event as the message of a log line: `accepted service=echo conn=1-2 ...`."""
     pairs = ((key, value) for key, value in event.items() if key not in ("time", "pid", "event"))
-    return " ".join([event["event"], *(f"{key}={escaped(_shown(value))}" for key, value in pairs)])
+    return " ".join([event["event"], *(f"{key}={_shown(value)}" for key, value in pairs)])
 
 
 def _shown(value: object) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
+    """Return a value; in quotes where it could be taken for more than one pair."""
+    if isinstance(value, float):
+        return f"{value:.3f}"
+    text = escaped(str(value))
+    return json.dumps(text, ensure_ascii=False) if any(c in text for c in ' "=') else text
 
 
 def as_text(event: Mapping[str, Any]) -> str:
     """Return an event as a line of the text form."""
-    moment = event["time"]
-    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
-    start = f"{stamp}.{int(moment % 1 * 1000):03d} superd[{event.get('pid', 0)}] info: "
-    return start + message_of(event)
+    seconds, _, milliseconds = f"{event['time']:.3f}".partition(".")
+    stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(seconds)))
+    return f"{stamp}.{milliseconds} superd[{event.get('pid', 0)}] info: {message_of(event)}"
 
 
 # what xinetd calls the reasons that it knows (its access.c); others keep superd's word
@@ -214,7 +238,7 @@ def xinetd_message_of(event: Mapping[str, Any]) -> str:
     services.
     """
     service = escaped(event["service"])
-    host = _host(str(event.get("peer", "")))
+    host = _host(event)
     origin = f" from={host}" if host else ""
     if event["event"] == ACCEPTED:
         return f"START: {service} pid=0{origin}"
@@ -232,10 +256,12 @@ def xinetd_stamp(moment: float) -> str:
     return time.strftime("%y/%m/%d@%H:%M:%S", time.localtime(moment))
 
 
-def _host(peer: str) -> str:
-    """Return the host of a tcp or udp peer; "" for one of a unix socket."""
-    host, colon, port = peer.rpartition(":")
-    return host.strip("[]") if colon and port.isdigit() else ""
+def _host(event: Mapping[str, Any]) -> str:
+    """Return the host of a tcp or udp peer; "" for one of a unix socket, whatever its name."""
+    if str(event.get("local", "")).startswith("unix"):
+        return ""
+    host, _, _ = escaped(str(event.get("peer", ""))).rpartition(":")
+    return host.strip("[]")
 
 
 FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"text": as_text, "xinetd": as_xinetd}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import re
+import os
 import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from superd.observe.connections import (
@@ -145,18 +145,32 @@ def test_a_flood_of_refusals_is_told_in_part_and_counted_whole() -> None:
     assert len(line.events()) == len(found) + 1  # a new window
 
 
-@given(st.text(), st.text())
-def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str) -> None:
+# what a unix client is called is any bytes, what a plugin notes any text
+TEXTS = st.text() | st.binary(max_size=108).map(os.fsdecode) | st.just("\U0001f600" * 5000)
+
+
+@given(TEXTS, TEXTS, TEXTS)
+@example('"' * 5000, "\\" * 5000, "\udcff" * 5000)
+@example("\x1b" * 108, "\u202e" * 108, "\U0001f600" * 108)
+def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str, outcome: str) -> None:
     line = Line()
-    records = line.records("we.b")
-    records.accepted(ends_of("1-2", safe(peer), safe(local)))
-    records.refused(safe(peer), safe(local), "access")
+    service = "we.b" * 16
+    records = line.records(service)
+    ends = ends_of("ffffffff-ffffffffffff", safe(peer), safe(local))
+    records.accepted(ends)
+    records.closed(ends, 1e9, 1 << 60, 1 << 60, "first-byte-timeout", outcome)
+    records.answered(ends, 26, "server")
+    for _ in range(IN_FULL + 1):
+        records.refused(safe(peer), safe(local), "daemon-rate-per-source")
+    records.end_window()
     line.log.flush()
-    (batch,) = line.batches
-    assert pattern_of(PID, ["we.b"]).fullmatch(batch)
-    assert batch.count(b"\n") == 2
+    batch = b"".join(line.batches)
+    assert pattern_of(PID, ["web", service]).fullmatch(batch)
+    assert batch.count(b"\n") == 4 + IN_FULL + 1
+    assert max(map(len, batch.splitlines())) < LONGEST_LINE
     for event in map(parsed, batch.splitlines()):
-        assert event["service"] == "we.b"
+        assert event["service"] == service
+        assert event["peer"] == json.loads(f'"{safe(peer)}"')
         for form in (as_text, as_xinetd, message_of):
             assert form(event).isprintable()
 
@@ -167,6 +181,74 @@ def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str) ->
 def test_what_is_no_event_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011  json's own are among them
         parsed(text)
+
+
+ENDS = b'"conn":"1-2","peer":"127.0.0.1:5","local":"tcp://127.0.0.1:7"'
+CLOSED = b'"closed",' + ENDS + b',"duration":0.000001,"in":0,"out":26,"end":"server"'
+REFUSED = b'"refused","peer":"@a","local":"unix:///a","reason":"access"'
+
+
+def line_of(event: bytes, time: bytes = b"1700000000.123") -> bytes:
+    return b'{"time":%b,"pid":%d,"service":"echo","event":%b}\n' % (time, PID, event)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        b'"accepted",' + ENDS,
+        CLOSED,
+        CLOSED + rb',"outcome":"signal 9 \u00e9 \\ \" {}"',
+        REFUSED,
+        REFUSED + b',"count":980',
+        REFUSED.replace(b"@a", b""),
+    ],
+)
+def test_the_pattern_takes_what_a_worker_writes(event: bytes) -> None:
+    assert pattern_of(PID, ["echo"]).fullmatch(line_of(event) * 3)
+    assert parsed(line_of(event))["service"] == "echo"
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        REFUSED + b',"service":"web"',
+        REFUSED + b',"pid":1',
+        REFUSED + b',"time":1e300',
+        REFUSED + b',"x=1\\nMESSAGE":"forged"',
+        REFUSED + b',"count":01',
+        REFUSED + b',"count":-1',
+        REFUSED + b',"count":1e9',
+        REFUSED + b"," + b'"count":1' * 2,
+        REFUSED.replace(b'"@a"', b"[" * 500 + b"]" * 500),
+        REFUSED.replace(b"@a", b'a"'),
+        REFUSED.replace(b"@a", b"a\\"),
+        REFUSED.replace(b"@a", b"\\n"),
+        REFUSED.replace(b"@a", b"\\u12"),
+        REFUSED.replace(b"@a", b"\\uD83D"),
+        REFUSED.replace(b"@a", b"\x7f"),
+        REFUSED.replace(b"@a", b"a" * LONGEST_LINE),
+        REFUSED.replace(b"access", b"ac cess"),
+        CLOSED.replace(b"0.000001", b"Infinity"),
+        CLOSED.replace(b"0.000001", b"-1.000000"),
+        CLOSED.replace(b"26", b"[]"),
+        CLOSED.replace(b"26", b"9" * 5000),
+        CLOSED.replace(b"1-2", b"x"),
+        CLOSED + b',"outcome":1',
+        b'"accepted"',
+        b'"opened",' + ENDS,
+        ENDS,
+        b"boo, hoo",
+    ],
+)
+def test_the_pattern_takes_nothing_else(event: bytes) -> None:
+    pattern = pattern_of(PID, ["echo"])
+    assert not pattern.fullmatch(line_of(event))
+    assert not pattern.fullmatch(line_of(REFUSED) * 100 + line_of(event))
+
+
+@pytest.mark.parametrize("time", [b"0000000000.000", b"1e9", b"999999999999.000", b"1700000000"])
+def test_the_pattern_takes_sane_times_only(time: bytes) -> None:
+    assert not pattern_of(PID, ["echo"]).fullmatch(line_of(REFUSED, time))
 
 
 MOMENT = time.mktime((2026, 11, 22, 5, 47, 17, 0, 0, -1))
@@ -183,8 +265,8 @@ def event_of(kind: str, peer: str = "127.0.0.1:51234", **more: Any) -> dict[str,
     [
         (event_of("accepted"), "START: envsvc pid=0 from=127.0.0.1"),
         (event_of("accepted", "[2001:db8::1]:5"), "START: envsvc pid=0 from=2001:db8::1"),
-        (event_of("accepted", "(unnamed)"), "START: envsvc pid=0"),
-        (event_of("accepted", "/tmp/a:5x"), "START: envsvc pid=0"),
+        (event_of("accepted", "(unnamed)", local="unix:///a"), "START: envsvc pid=0"),
+        (event_of("accepted", "192.0.2.1:5", local="unix:///a"), "START: envsvc pid=0"),
         (event_of("closed", duration=3.99), "EXIT: envsvc status=0 pid=0 duration=3(sec)"),
         (event_of("refused", reason="access"), "FAIL: envsvc address from=127.0.0.1"),
         (event_of("refused", reason="banned"), "FAIL: envsvc address from=127.0.0.1"),
@@ -220,9 +302,17 @@ def test_text_is_what_a_person_reads() -> None:
     )
 
 
+def test_text_has_the_same_milliseconds_as_json() -> None:
+    event = {**event_of("accepted"), "time": MOMENT + 0.123}  # a little less, as a float
+    assert as_text(event).startswith("2026-11-22 05:47:17.123 ")
+
+
+def test_a_name_cannot_pass_for_several_pairs_of_text() -> None:
+    event = event_of("accepted", '@a" end=client', local="unix:///a")
+    assert message_of(event) == r'accepted service=envsvc peer="@a\" end=client" local=unix:///a'
+
+
 def test_the_pattern_takes_names_literally() -> None:
-    assert re.search(pattern_of(1, ["a+b"]).pattern, b"") is None
-    line = b'{"time":1700000000.000,"pid":1,"service":%s,"x":1}\n'
-    assert pattern_of(1, ["a+b"]).fullmatch(line % b'"a+b"')
-    assert not pattern_of(1, ["a+b"]).fullmatch(line % b'"aab"')
-    assert json.loads(line % b'"a+b"')["service"] == "a+b"
+    line = line_of(REFUSED)
+    assert pattern_of(PID, ["a+b"]).fullmatch(line.replace(b"echo", b"a+b"))
+    assert not pattern_of(PID, ["a+b"]).fullmatch(line.replace(b"echo", b"aab"))
