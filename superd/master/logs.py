@@ -23,6 +23,7 @@ from superd.master.sinks import (
     Sink,
     StandardError,
     Syslog,
+    Untaken,
 )
 from superd.observe.records import Record
 
@@ -92,7 +93,11 @@ class Log:
             if sink.lost:
                 sink.write(_stamped(Record("warning", f"{sink.lost} log records were lost")))
                 sink.lost = 0
-            write()
+            try:
+                write()
+            except Untaken as error:
+                number = min(number, error.lines)
+                raise
         except (OSError, ValueError):
             sink.lost += number
             self.failures += number

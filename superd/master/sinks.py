@@ -13,22 +13,30 @@ import socket
 import stat
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from superd.observe import connections
-from superd.observe.records import Record, as_json, as_message, as_text, as_xinetd
+from superd.observe.records import Record, as_json, as_message, as_text, as_xinetd, escaped
 
 SYSLOG_SOCKET = "/dev/log"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 STDERR = 2
-PATIENCE = 100  # milliseconds that a reader who kept up until now may take
+PATIENCE = 0.1  # seconds that a reader who kept up until now may take
 FILE_MODE = 0o640
 _OPEN = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
 # syslog(3): facility "daemon", and the severities
 _FACILITY = 3 << 3
 _SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
+
+
+class Untaken(OSError):
+    """A sink has not taken the last lines of what it was given."""
+
+    def __init__(self, lines: int) -> None:
+        super().__init__()
+        self.lines = lines
 
 
 class Sink(ABC):
@@ -48,7 +56,7 @@ class Sink(ABC):
 
     @abstractmethod
     def write_events(self, batch: bytes) -> None:
-        """Write lines of connections.ConnectionLog or raise OSError."""
+        """Write lines of connections.ConnectionLog or raise Untaken."""
 
     @abstractmethod
     def reopen(self) -> None:
@@ -74,19 +82,24 @@ class Descriptor(Sink):
     def write_events(self, batch: bytes) -> None:
         if self.form != "json":
             form = connections.FORMS[self.form]
-            batch = "".join(f"{form(event)}\n" for event in _events(batch)).encode()
+            events = map(connections.parsed, batch.splitlines())
+            batch = "".join(f"{form(event)}\n" for event in events).encode()
         self._write(batch)
 
-    def _write(self, data: bytes) -> None:
-        if self.is_torn:
-            data = b"\n" + data
+    def _write(self, lines: bytes) -> None:
+        data = b"\n" + lines if self.is_torn else lines
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
-        while data:
-            if not poll.poll(0 if self.lost else PATIENCE):
-                raise BlockingIOError
-            data = data[os.write(self.descriptor, data) :]
-            self.is_torn = bool(data)
+        end = time.monotonic() + (0 if self.lost else PATIENCE)
+        try:
+            while data:
+                if not poll.poll(max(0, (end - time.monotonic()) * 1000)):
+                    raise BlockingIOError
+                written = os.write(self.descriptor, data)
+                self.is_torn = not data[:written].endswith(b"\n")
+                data = data[written:]
+        except OSError:
+            raise Untaken(min(data.count(b"\n"), lines.count(b"\n"))) from None
 
     def reopen(self) -> None:
         """There is nothing to be opened."""
@@ -136,6 +149,18 @@ class Socket(Sink):
         self.path = path
         self.socket = self._connected()
 
+    def write_events(self, batch: bytes) -> None:
+        lines = batch.splitlines()
+        for number, line in enumerate(lines):
+            try:
+                self._write_event(line)
+            except OSError:
+                raise Untaken(len(lines) - number) from None
+
+    @abstractmethod
+    def _write_event(self, line: bytes) -> None:
+        """Send one event or raise OSError."""
+
     def _send(self, data: bytes) -> None:
         try:
             self.socket.send(data)
@@ -174,15 +199,14 @@ class Syslog(Socket):
         for line in text.split("\n"):
             self._log(record.level, record.time, record.pid, line)
 
-    def write_events(self, batch: bytes) -> None:
-        for line in batch.splitlines():
-            event = connections.parsed(line)
-            if self.form == "xinetd":
-                text = connections.xinetd_message_of(event)
-                self._log("info", event["time"], event["pid"], text, "xinetd")
-            else:
-                text = line.decode() if self.form == "json" else connections.message_of(event)
-                self._log("info", event["time"], event["pid"], text)
+    def _write_event(self, line: bytes) -> None:
+        event = connections.parsed(line)
+        if self.form == "xinetd":
+            text = connections.xinetd_message_of(event)
+            self._log("info", event["time"], event["pid"], text, "xinetd")
+        else:
+            text = line.decode() if self.form == "json" else connections.message_of(event)
+            self._log("info", event["time"], event["pid"], text)
 
     def _log(self, level: str, moment: float, pid: int, line: str, name: str = "superd") -> None:
         stamp = time.strftime("%b %e %H:%M:%S", time.localtime(moment))
@@ -198,14 +222,14 @@ class Journal(Socket):
         self._log(
             record.level,
             record.pid,
-            "\n".join([record.message, *record.detail]),
+            "\n".join(map(escaped, (record.message, *record.detail))),
             {"service": record.service, "conn": record.connection, "peer": record.peer},
         )
 
-    def write_events(self, batch: bytes) -> None:
-        for event in _events(batch):
-            fields = {key: value for key, value in event.items() if key not in ("time", "pid")}
-            self._log("info", event["pid"], connections.message_of(event), fields)
+    def _write_event(self, line: bytes) -> None:
+        event = connections.parsed(line)
+        fields = {key: value for key, value in event.items() if key not in ("time", "pid")}
+        self._log("info", event["pid"], connections.message_of(event), fields)
 
     def _log(self, level: str, pid: int, message: str, fields: Mapping[str, Any]) -> None:
         all_fields = {
@@ -224,7 +248,3 @@ def _field(key: str, value: str) -> bytes:
     if b"\n" not in data:
         return b"%s=%s\n" % (key.encode(), data)
     return b"%s\n%s%s\n" % (key.encode(), len(data).to_bytes(8, "little"), data)
-
-
-def _events(batch: bytes) -> Iterator[dict[str, Any]]:
-    return (connections.parsed(line) for line in batch.splitlines())

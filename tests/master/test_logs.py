@@ -7,6 +7,8 @@ import json
 import os
 import select
 import socket
+import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,6 +334,20 @@ def test_events_go_where_the_log_goes_unless_told_otherwise(tmp_path: Path, log_
     assert line.endswith("superd[7] info: closed service=echo conn=1-2 peer=127.0.0.1:5 end=client")
 
 
+def test_a_line_that_was_not_begun_leaves_no_empty_line_behind(
+    pipe: tuple[int, int], log_to: LogTo
+) -> None:
+    reader, writer = pipe
+    with standard_error(writer):
+        log = log_to("stderr", form="json")
+        while not log.failures:
+            log.write_events(event())
+        heard = available(reader)
+        log.write_events(event())
+        heard += available(reader)
+    assert b"" not in heard.splitlines()
+
+
 def test_general_records_have_xinetds_form_too(tmp_path: Path, log_to: LogTo) -> None:
     log_to(tmp_path / "log", form="xinetd").warning("hello", "echo")
     line = (tmp_path / "log").read_text()
@@ -372,6 +388,10 @@ def test_the_journal_gets_fields_of_its_own(syslog: Syslog) -> None:
     assert heard["MESSAGE"] == "failed\nline 1\nline 2"
     assert (heard["PRIORITY"], heard["SYSLOG_IDENTIFIER"]) == ("3", "superd")
     assert heard["SUPERD_SERVICE"] == "echo"
+    log.write(Record("error", "\x1b[2J\nMESSAGE=forged", peer="@a\nMESSAGE=forged"))
+    heard = fields(syslog.socket.recv(65536))
+    assert heard["MESSAGE"] == r"\x1b[2J\nMESSAGE=forged"
+    assert heard["SUPERD_PEER"] == "@a\nMESSAGE=forged"
     log.write_events(event("closed", **{"end": "client", "in": 5}))
     heard = fields(syslog.socket.recv(65536))
     assert heard["MESSAGE"].startswith("closed service=echo conn=1-2")
@@ -381,7 +401,90 @@ def test_the_journal_gets_fields_of_its_own(syslog: Syslog) -> None:
     log.close()
 
 
-def test_events_that_are_lost_are_counted_one_by_one(tmp_path: Path, log_to: LogTo) -> None:
+def test_events_that_are_lost_are_counted_one_by_one(log_to: LogTo) -> None:
     log = log_to("/dev/full")
     log.write_events(event() * 5)
     assert log.failures == 5
+    log.write_events(event() * 2)  # the line that tells of the loss is lost itself
+    assert log.failures == 7
+
+
+def test_what_a_socket_took_before_it_was_full_is_not_counted_as_lost(
+    syslog: Syslog, log_to: LogTo
+) -> None:
+    log = log_to("syslog", syslog=syslog.path)
+    log.write_events(event() * 1000)
+    syslog.socket.setblocking(False)
+    heard = 0
+    with contextlib.suppress(BlockingIOError):
+        while syslog.line():
+            heard += 1
+    assert 0 < heard < 1000
+    assert log.failures == 1000 - heard
+    log.info("again")
+    assert syslog.line().endswith(f"warning: {1000 - heard} log records were lost")
+
+
+def test_events_of_before_and_after_a_restart_of_syslog_are_told_apart(
+    syslog: Syslog, log_to: LogTo
+) -> None:
+    log = log_to("syslog", form="json", syslog=syslog.path)
+    log.write_events(event() * 2)
+    syslog.stop()
+    log.write_events(event() * 3)
+    assert log.failures == 3
+    again = Syslog(syslog.path)
+    log.write_events(event() * 2)
+    assert '"3 log records were lost"' in again.line()
+    assert [again.line().endswith(event().decode().rstrip()) for _ in range(2)] == [True, True]
+    again.stop()
+
+
+def test_a_reader_who_takes_a_little_at_a_time_delays_a_write_no_longer_than_once(
+    pipe: tuple[int, int], log_to: LogTo
+) -> None:
+    reader, writer = pipe
+    done = threading.Event()
+
+    def sip() -> None:
+        while not done.wait(0.01):
+            if select.select([reader], [], [], 0)[0]:
+                os.read(reader, select.PIPE_BUF)
+
+    drinker = threading.Thread(target=sip)
+    with standard_error(writer):
+        log = log_to("stderr", form="json")
+        log.write_events(event() * 500)
+        drinker.start()
+        log.write_events(event() * 20_000)  # takes a sipping reader for several seconds
+    done.set()
+    drinker.join()
+    assert log.failures > 5_000
+
+
+@pytest.mark.root
+def test_a_disk_that_is_full_for_a_while_loses_what_is_told_and_not_a_line_more(
+    tmp_path: Path,
+) -> None:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("cannot mount a file system here")
+    file, ballast = tmp_path / "records", tmp_path / "ballast"
+    log = Log([str(file)], "json")
+    try:
+        ballast.write_bytes(bytes(40_000))
+        for _ in range(100):
+            log.write_events(event() * 7)
+        lost = log.failures
+        assert 0 < lost < 700
+        ballast.unlink()
+        log.write_events(event())
+        lines = file.read_bytes().splitlines(keepends=True)
+        assert lines.count(event()) + lost == 701
+        told = [line for line in lines if line != event()]
+        assert f"{lost} log records were lost" in told.pop().decode()
+        assert all(event().startswith(torn.rstrip()) for torn in told)
+        assert len(told) <= 1
+    finally:
+        log.close()
+        subprocess.run(["umount", str(tmp_path)], check=True)
