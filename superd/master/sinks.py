@@ -30,6 +30,9 @@ _OPEN = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FACILITY = 3 << 3
 _SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 
+# keys of events that the journal knows by longer names, since its fields are everybody's
+_FIELDS = {"conn": "CONNECTION", "duration": "DURATION_USEC", "in": "BYTES_IN", "out": "BYTES_OUT"}
+
 
 class Untaken(OSError):
     """A sink has not taken the last lines of what it was given."""
@@ -229,6 +232,8 @@ class Journal(Socket):
     def _write_event(self, line: bytes) -> None:
         event = connections.parsed(line)
         fields = {key: value for key, value in event.items() if key not in ("time", "pid")}
+        if "duration" in fields:
+            fields["duration"] = round(fields["duration"] * 1e6)
         self._log("info", event["pid"], connections.message_of(event), fields)
 
     def _log(self, level: str, pid: int, message: str, fields: Mapping[str, Any]) -> None:
@@ -237,7 +242,11 @@ class Journal(Socket):
             "PRIORITY": _SEVERITIES[level],
             "SYSLOG_IDENTIFIER": "superd",
             "SYSLOG_PID": pid,
-            **{f"SUPERD_{key.upper()}": value for key, value in fields.items() if value != ""},
+            **{
+                f"SUPERD_{_FIELDS.get(key, key.upper())}": value
+                for key, value in fields.items()
+                if value != ""
+            },
         }
         self._send(b"".join(_field(key, str(value)) for key, value in all_fields.items()))
 

@@ -392,11 +392,14 @@ def test_the_journal_gets_fields_of_its_own(syslog: Syslog) -> None:
     heard = fields(syslog.socket.recv(65536))
     assert heard["MESSAGE"] == r"\x1b[2J\nMESSAGE=forged"
     assert heard["SUPERD_PEER"] == "@a\nMESSAGE=forged"
-    log.write_events(event("closed", **{"end": "client", "in": 5}))
+    log.write_events(event(duration=1.25, end="client", **{"in": 5, "out": 6}))
     heard = fields(syslog.socket.recv(65536))
     assert heard["MESSAGE"].startswith("closed service=echo conn=1-2")
     assert heard["SYSLOG_PID"] == "7"
-    wanted = {"EVENT": "closed", "CONN": "1-2", "PEER": "127.0.0.1:5", "END": "client", "IN": "5"}
+    wanted = {
+        "EVENT": "closed", "CONNECTION": "1-2", "PEER": "127.0.0.1:5", "END": "client",
+        "DURATION_USEC": "1250000", "BYTES_IN": "5", "BYTES_OUT": "6",
+    }  # fmt: skip
     assert {key: heard[f"SUPERD_{key}"] for key in wanted} == wanted
     log.close()
 
