@@ -22,6 +22,7 @@ LONGEST_LINE = 2048
 LONGEST_FIELD = LONGEST_LINE // 4  # bytes of a text: three of them, and the rest of a line
 IN_FULL = 20  # refusals of a kind in a second that are told one by one; the others are counted
 _AT_ONCE = ',"duration":0.000000,"in":0,"out":'
+_UNUSUAL = re.compile(r"[^!#-<>-~]")  # what text has escaped, or in quotes
 _ESCAPE = 12  # bytes that JSON takes for one character, at most
 
 # an event, byte for byte as ServiceRecords writes it
@@ -197,7 +198,10 @@ def _shown(value: object) -> str:
     """Return a value; in quotes where it could be taken for more than one pair."""
     if isinstance(value, float):
         return f"{value:.3f}"
-    text = escaped(str(value))
+    text = str(value)
+    if not _UNUSUAL.search(text):
+        return text
+    text = escaped(text)
     return json.dumps(text, ensure_ascii=False) if any(c in text for c in ' "=') else text
 
 
