@@ -55,7 +55,7 @@ class Hearing:
         try:
             for message in child.messages():
                 self._take(child, message)
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
             self.log.error(f"worker {child.pid} sent what is no message: {error}")
             child.has_closed = True
 
@@ -79,7 +79,8 @@ class Hearing:
         self, child: Child, *, service: str, network: str, seconds: float, reason: str
     ) -> None:
         """Ban whom a plugin wants banned."""
-        if service not in child.services or not isinstance(reason, str):
+        are_texts = isinstance(network, str) and isinstance(reason, str)
+        if service not in child.services or not are_texts:
             raise ValueError("a ban by a service that is not its own")
         banned = parse_network(network)
         known = banned in self.bans

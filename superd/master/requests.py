@@ -29,7 +29,7 @@ def answer(master: Master, request: str) -> Answer:
         if not isinstance(arguments, dict):
             raise ValueError("expected an object")
         return REQUESTS[word](master, **arguments)
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         return {"error": f"{word}: {error}"}
 
 
@@ -42,7 +42,7 @@ def _bans(master: Master) -> Answer:
 
 
 def _ban(master: Master, address: str, seconds: float, reason: str = "") -> Answer:
-    network = parse_network(address)
+    network = parse_network(str(address))
     error = master.bans.add(network, float(seconds), "operator", str(reason))
     if not error:
         master.log.info(f"banned {shown_network(network)} for {seconds:.0f} s, by the operator")
@@ -50,7 +50,7 @@ def _ban(master: Master, address: str, seconds: float, reason: str = "") -> Answ
 
 
 def _unban(master: Master, address: str) -> Answer:
-    network = parse_network(address)
+    network = parse_network(str(address))
     if not master.bans.lift(network):
         return {"error": f"{shown_network(network)} is not banned"}
     master.log.info(f"{shown_network(network)} is not banned any more, by the operator")
