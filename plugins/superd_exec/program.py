@@ -20,7 +20,7 @@ ALL_SIGNALS = [number for number in signal.valid_signals() if number not in (9, 
 
 
 class Program:
-    """A program that runs. `ended` is awaited; `end` ends it with its whole process group."""
+    """A program that runs. `ended` is awaited, and ends it with its whole process group."""
 
     def __init__(self, pid: int, errors: int | None, log: Callable[[str], None]) -> None:
         self.pid = pid

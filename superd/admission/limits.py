@@ -96,8 +96,6 @@ def source_of(who: str | UnixPeer, netblock: SourceNetblock) -> bytes:
     """
     if isinstance(who, UnixPeer):
         return b"user:%d" % who.uid
-    if netblock.ipv4 == 32 and ":" not in who:
-        return socket.inet_aton(who)
     if ":" in who:
         packed = socket.inet_pton(socket.AF_INET6, who.partition("%")[0])
         if not packed.startswith(_MAPPED):

@@ -5,6 +5,7 @@ Runs in the master. Never raises but NoRoom, where more workers are wanted than 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -50,6 +51,12 @@ class Generation:
     @property
     def is_ready(self) -> bool:
         return all(place.child and place.child.ready for place in self.places)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to all of its workers."""
+        for place in self.places:
+            if place.child:
+                place.child.signal(number)
 
     @property
     def drains(self) -> bool:

@@ -218,9 +218,7 @@ class Master:
     def retire(self, generation: Generation) -> None:
         """Have the workers of a generation drain; none of them is replaced."""
         generation.kill_at = time.monotonic() + self._drain_time(generation)
-        for place in generation.places:
-            if place.child:
-                place.child.signal(signal.SIGTERM)
+        generation.signal(signal.SIGTERM)
         generation.places = [place for place in generation.places if place.child]
         self._forget_if_gone(generation)
 
@@ -243,9 +241,8 @@ class Master:
         return any(place.child for place in self.places)
 
     def _signal_all(self, number: signal.Signals) -> None:
-        for place in self.places:
-            if place.child:
-                place.child.signal(number)
+        for generation in self.generations:
+            generation.signal(number)
 
     def _start_due(self) -> None:
         now = time.monotonic()
@@ -337,9 +334,7 @@ class Master:
         for generation in self.generations:
             if generation.kill_at is not None and now >= generation.kill_at:
                 generation.kill_at = now + LAST_WORD
-                for place in generation.places:
-                    if place.child:
-                        place.child.signal(signal.SIGKILL)
+                generation.signal(signal.SIGKILL)
         if self._is_up and self.reloads:
             self.reloads[-1].keep_time(now)
         if self.reload_again and self.may_reload:

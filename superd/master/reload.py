@@ -175,9 +175,7 @@ class Reload:
             self._log.close()
         new, self._next = self._next, None
         if new is not None:
-            for place in new.places:
-                if place.child:
-                    place.child.signal(signal.SIGKILL)
+            new.signal(signal.SIGKILL)
             self.master.retire(new)
         running = {listener.socket for listener in self.master.current.watch.listeners}
         for listener in self._listeners:

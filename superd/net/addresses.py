@@ -14,7 +14,7 @@ import pwd
 import re
 import socket
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import parse_qsl
 
 from superd.errors import shown
@@ -216,15 +216,16 @@ def _parse_unix(transport: Transport, rest: str) -> Address:
                 raise ValueError(f"mode is written in octal, such as 0660, not {shown(value)}")
             mode = int(value, 8)
         elif key == "user":
-            uid = _look_up(value, "user")
+            uid = look_up_id(value, "user")
         elif key == "group":
-            gid = _look_up(value, "group")
+            gid = look_up_id(value, "group")
         else:
             raise ValueError(f"there is no {shown(key)} after the ?, only mode, user and group")
     return Address(transport, path=path, mode=mode, uid=uid, gid=gid)
 
 
-def _look_up(name: str, kind: str) -> int:
+def look_up_id(name: str, kind: Literal["user", "group"]) -> int:
+    """Return the number of a user or a group that is written as a number or a name; ValueError."""
     if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= LARGEST_ID:
         return int(name)
     try:

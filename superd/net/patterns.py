@@ -6,14 +6,12 @@ while a configuration is read, and never a host. Raises ValueError with a text f
 
 from __future__ import annotations
 
-import grp
 import ipaddress
-import pwd
 import re
 from dataclasses import dataclass
 
 from superd.errors import shown
-from superd.net.addresses import LARGEST_ID
+from superd.net.addresses import look_up_id
 
 LONGEST_NAME = 253  # RFC 1035, 2.3.4, as it is written
 
@@ -88,9 +86,9 @@ def parse_pattern(text: str) -> Pattern:
     if text == "*":
         return Everybody()
     if text.startswith("user:"):
-        return User(_identity(text[5:], "user"))
+        return User(look_up_id(text[5:], "user"))
     if text.startswith("group:"):
-        return Group(_identity(text[6:], "group"))
+        return Group(look_up_id(text[6:], "group"))
     if ":" in text or "/" in text or re.fullmatch(r"[0-9.]+", text):
         return Network(parse_network(text))
     name = text.lower().removesuffix(".")
@@ -129,12 +127,3 @@ def unmapped_network(network: IPNetwork) -> IPNetwork:
     if mapped is None or network.prefixlen < 96:
         return network
     return ipaddress.IPv4Network((mapped, network.prefixlen - 96))
-
-
-def _identity(name: str, kind: str) -> int:
-    if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= LARGEST_ID:
-        return int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
-    except (KeyError, ValueError):
-        raise ValueError(f"there is no {kind} {shown(name)}") from None

@@ -128,15 +128,13 @@ class Handover:
         except Unavailable as error:
             log("error", str(error))
             end, pause = End.ERROR, error.pause
-            if self.is_datagram:
-                self._throw_away()
         except asyncio.CancelledError:
             end = End.DRAIN
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             end = End.ERROR
             report_failure(engine, serving, error, number, whose or address)
-            if self.is_datagram:
-                self._throw_away()
+        if end is End.ERROR and self.is_datagram:
+            self._throw_away()
         duration = engine.loop.time() - began
         serving.counts[duration_column(duration)] += 1
         serving.records.closed(ends, duration, 0, 0, end.value, outcome)
