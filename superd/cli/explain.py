@@ -20,10 +20,10 @@ from superd.config.loading import Configuration
 from superd.config.model import Service
 from superd.config.values import did_you_mean
 from superd.errors import ExitCode, SuperdError, UsageError, shown
-from superd.master.bans import saved
+from superd.master.bans import Ban, ban_of, saved
 from superd.master.control import ask
 from superd.net.names import confirmed_name
-from superd.net.patterns import IPNetwork, User, parse_network, parse_pattern, shown_network
+from superd.net.patterns import User, parse_pattern, shown_network
 
 Judgement = tuple[Refusal | None, str]  # None: admitted; and by what
 
@@ -127,27 +127,21 @@ class _Asked:
     def _ban_on(self, host: str) -> str:
         """Return the ban that a host is under, as the daemon or its file has it."""
         address = ipaddress.ip_address(host)
-        for network, until, by, reason in self._bans():
-            if address in network:
-                end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(until))
-                why = f" ({reason})" if reason else ""
-                return f"{shown_network(network)} until {end}, by {by}{why}"
+        for ban in self._bans():
+            if address in ban.network:
+                end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ban.until))
+                why = f" ({ban.reason})" if ban.reason else ""
+                return f"{shown_network(ban.network)} until {end}, by {ban.by}{why}"
         return ""
 
-    def _bans(self) -> list[tuple[IPNetwork, float, str, str]]:
+    def _bans(self) -> list[Ban]:
         daemon = self.configuration.partial.daemon
         try:
             assert daemon.control_socket is not None
-            found = ask(daemon.control_socket, "bans")["bans"]
+            return [ban_of(ban) for ban in ask(daemon.control_socket, "bans")["bans"]]
         except (SuperdError, KeyError):
-            return [
-                (ban.network, ban.until, ban.by, ban.reason)
-                for ban in (saved(daemon.ban_file) if daemon.ban_file else [])
-                if ban.until > time.time()
-            ]
-        return [
-            (parse_network(ban["network"]), ban["until"], ban["by"], ban["reason"]) for ban in found
-        ]
+            in_file = saved(daemon.ban_file) if daemon.ban_file else []
+            return [ban for ban in in_file if ban.until > time.time()]
 
     def _where(self, key: str, number: int | None) -> str:
         """Return FILE:LINE of a key, or of an element of it."""

@@ -151,7 +151,7 @@ class Bans:
         damaged = 0
         for number, line in enumerate(lines, 1):
             try:
-                ban = _parsed(line)
+                ban = ban_of(json.loads(line))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 damaged += 1
                 if damaged == 1:
@@ -179,16 +179,12 @@ def saved(path: Path) -> list[Ban]:
     with contextlib.suppress(OSError):
         for line in path.read_bytes().decode(errors="backslashreplace").splitlines():
             with contextlib.suppress(ValueError, TypeError, KeyError, RecursionError):
-                bans.append(_parsed(line))
+                bans.append(ban_of(json.loads(line)))
     return bans
 
 
-def _as_json(ban: Ban) -> dict[str, Any]:
-    return {**asdict(ban), "network": shown_network(ban.network)}
-
-
-def _parsed(line: str) -> Ban:
-    data = json.loads(line)
+def ban_of(data: Any) -> Ban:
+    """Return the ban that JSON tells of; ValueError, TypeError or KeyError where it is none."""
     until, by, why = data["until"], data["by"], data.get("reason", "")
     is_number = isinstance(until, (int, float)) and not isinstance(until, bool)
     if not (is_number and 0 < until < 1e11 and isinstance(by, str) and isinstance(why, str)):
@@ -199,3 +195,7 @@ def _parsed(line: str) -> Ban:
         printable(by),
         printable(why)[:LONGEST_REASON],
     )
+
+
+def _as_json(ban: Ban) -> dict[str, Any]:
+    return {**asdict(ban), "network": shown_network(ban.network)}

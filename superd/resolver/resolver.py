@@ -12,7 +12,6 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
@@ -21,6 +20,7 @@ from setproctitle import setproctitle
 
 from superd.config.model import Confinement
 from superd.errors import ExitCode, reason
+from superd.net.credentials import ids_of_peer
 from superd.net.names import confirmed_name
 from superd.worker.channel import Channel
 from superd.worker.confinement import confine, keep_only, limit
@@ -35,8 +35,6 @@ MOST_WAITING = 2000  # hosts that are looked up or wait for a thread
 MOST_KNOWN = 4096
 NAME_IS_VALID = 300.0  # seconds; name servers say how long, but getnameinfo(3) does not tell
 FAILURE_IS_VALID = 60.0
-
-_CREDENTIALS = struct.Struct("@iII")  # struct ucred: pid, uid, gid (unix(7))
 
 
 def main(
@@ -89,7 +87,7 @@ class Resolver:
     def accept(self) -> None:
         with contextlib.suppress(OSError):
             client, _ = self.listener.accept()
-            if len(self.clients) >= MOST_CLIENTS or _user(client) not in self.users:
+            if len(self.clients) >= MOST_CLIENTS or ids_of_peer(client)[0] not in self.users:
                 client.close()
                 return
             client.setblocking(False)
@@ -140,8 +138,3 @@ class Resolver:
         self.loop.remove_reader(client)
         self.clients.discard(client)
         client.close()
-
-
-def _user(client: socket.socket) -> int:
-    credentials = client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    return int(_CREDENTIALS.unpack(credentials)[1])

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import struct
 from typing import TYPE_CHECKING
 
 from superd.admission.access import UnixPeer
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import refusal_column
+from superd.net.credentials import ids_of_peer
 from superd.worker.answers import WITH_THE_END
 from superd.worker.serving import Serving
 
@@ -30,8 +30,6 @@ BY_RULE = frozenset((Refusal.BANNED, Refusal.ACCESS, Refusal.TIMES))
 
 SO_PEERGROUPS = 59  # its supplementary groups; Linux since 4.13
 MOST_GROUPS = 256  # who has more is not known by any of them
-
-_CREDENTIALS = struct.Struct("@iII")  # struct ucred: pid, uid, gid (unix(7))
 
 
 def turn_away(engine: Engine, serving: Serving, sock: socket.SocketType, refusal: Refusal) -> None:
@@ -55,8 +53,7 @@ def turn_away(engine: Engine, serving: Serving, sock: socket.SocketType, refusal
 def unix_peer(sock: socket.SocketType) -> UnixPeer:
     """Return who is at the other end of a unix socket."""
     with contextlib.suppress(OSError, AttributeError):  # not every system tells
-        credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        _, uid, gid = _CREDENTIALS.unpack(credentials)
+        uid, gid = ids_of_peer(sock)
         groups = b""
         with contextlib.suppress(OSError):
             groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * MOST_GROUPS)
