@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from superd.plugin import Connection, Packet, Service, hookimpl
+from superd.plugin import BlockingConnection, Connection, Packet, Service, hookimpl
 
 
 class Echo(Service):
@@ -19,6 +19,11 @@ class Echo(Service):
 
     def protocol(self, conn: Connection) -> asyncio.Protocol:
         return EchoProtocol()
+
+    def stream(self, conn: BlockingConnection) -> None:
+        """Serve one client at a time, with `model = "thread"`, "fork" or "prefork"."""
+        while data := conn.read():
+            conn.send(data)
 
     def datagram(self, packet: Packet) -> bytes:
         return packet.data

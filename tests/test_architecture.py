@@ -31,7 +31,7 @@ def imports_of(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("layer", LAYERS)
 def test_imports_point_down_only(layer: str) -> None:
-    files = [ROOT / f"{layer}.py"] if layer == "errors" else list((ROOT / layer).glob("*.py"))
+    files = [ROOT / f"{layer}.py"] if layer == "errors" else list((ROOT / layer).rglob("*.py"))
     assert files
     allowed = set(LAYERS[LAYERS.index(layer) :])
     allowed |= {target for source, target in EXTRA if source == layer}

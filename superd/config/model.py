@@ -125,6 +125,9 @@ class SourceNetblock(Section):
     ipv6: Annotated[int, Field(ge=0, le=128, description="bits of an IPv6 address")] = 64
 
 
+BLOCKING_MODELS = ("thread", "fork", "prefork")
+FORKING_MODELS = ("fork", "prefork")
+
 MostConnections = Annotated[int, Field(ge=0, le=LARGEST_LIMIT)]
 
 
@@ -185,6 +188,25 @@ class Service(Confinement, Access, Limits):
         default_factory=dict
     )
 
+    model: Annotated[
+        Literal["loop", "thread", "fork", "prefork"] | None,
+        Field(
+            description="how connections are served: all by the worker's event loop, or each by a"
+            " thread, by a process that is forked for it, or by one that was forked before; the"
+            " default is the loop, and threads for handlers that block"
+        ),
+    ] = None
+    threads: Annotated[int, Field(ge=1, le=4096, description="thread: how many at most")] = 64
+    processes: Annotated[int, Field(ge=1, le=1024, description="prefork: how many there are")] = 5
+    max_requests: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=LARGEST_LIMIT,
+            description="prefork: connections until a process is replaced; 0 for never",
+        ),
+    ] = 100
+
     backlog: Annotated[
         int, Field(ge=1, le=65535, description="connections that wait to be accepted")
     ] = 4096
@@ -227,6 +249,11 @@ class Service(Confinement, Access, Limits):
         bool,
         Field(description="datagrams: never answer ports below 1024 nor ports that superd serves"),
     ] = True
+
+    @property
+    def forks(self) -> bool:
+        """Whether connections are served by processes that a worker forks."""
+        return self.model in FORKING_MODELS
 
     @property
     def confinement(self) -> Confinement:

@@ -2,7 +2,6 @@
 
 Runs in the master. Signals a worker only until it has been reaped, so that its number cannot have
 become somebody else's. Believes nothing that a worker sends: ValueError says what is wrong with it.
-Raises OSError for a fork that fails.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 from superd.observe.connections import pattern_of
 from superd.worker.channel import LARGEST
@@ -86,30 +85,6 @@ def _parsed(data: bytes) -> dict[str, Any]:
     return message
 
 
-def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.socket]:
-    """Fork a worker that runs `main(line)`; return its pid and the master's end of the line.
-
-    Signals stay blocked until the worker has forgotten the master's handlers.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.setblocking(False)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-    try:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                main(theirs)
-            finally:
-                os._exit(1)
-    except OSError:
-        ours.close()
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        theirs.close()
-    return pid, ours
-
-
 def reap() -> Iterator[tuple[int, int]]:
     """Yield pid and exit code (negative: the signal) of each child that has ended.
 
@@ -122,16 +97,6 @@ def reap() -> Iterator[tuple[int, int]]:
             if pid == 0:
                 return
             yield pid, os.waitstatus_to_exitcode(status)
-
-
-def how_it_ended(code: int) -> str:
-    """Return an exit code, negative for a signal, in words."""
-    if code >= 0:
-        return f"ended with code {code}"
-    try:
-        return f"was ended by {signal.Signals(-code).name}"
-    except ValueError:  # most real-time signals have no name
-        return f"was ended by signal {-code}"
 
 
 class Throttle:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from superd.errors import SuperdError, reason
-from superd.master.children import how_it_ended
+from superd.worker.forking import how_it_ended
 from superd.worker.signals import reset_signals
 
 PATIENCE = 10.0  # seconds until a child is ended

@@ -19,7 +19,7 @@ from superd.admission.rules import needs_names
 from superd.admission.scoreboard import Roster, Scoreboard
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.bans import Bans
-from superd.master.children import ALLOWANCE, Child, fork_child, how_it_ended, reap
+from superd.master.children import ALLOWANCE, Child, reap
 from superd.master.control import ControlSocket
 from superd.master.generation import Generation, Place
 from superd.master.hearing import Hearing
@@ -32,6 +32,7 @@ from superd.master.signals import Signals
 from superd.master.watch import Watch
 from superd.net.listeners import Listener
 from superd.worker.engine import GRACE
+from superd.worker.forking import fork_child, how_it_ended
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
 

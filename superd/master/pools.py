@@ -22,7 +22,9 @@ NOBODY = "nobody"
 
 @dataclass(frozen=True)
 class Pool:
-    """Services of one confinement, and how many workers serve them."""
+    """Services of one confinement, and how many workers serve them. Those that fork have a worker
+    of their own, since a process has a copy of all that its worker has.
+    """
 
     name: str
     confinement: Confinement
@@ -34,7 +36,7 @@ def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[
     """Return the pools of `services`, and what the operator ought to know of their confinement."""
     is_root = os.geteuid() == 0
     left_out: dict[str, None] = {}
-    groups: dict[Confinement, dict[str, Service]] = {}
+    groups: dict[tuple[Confinement, bool], dict[str, Service]] = {}
     for name, service in services.items():
         confinement = service.confinement
         if is_root:
@@ -42,7 +44,7 @@ def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[
         else:
             left_out |= dict.fromkeys(_beyond_a_user(confinement))
             confinement = _of_a_user(confinement)
-        groups.setdefault(confinement, {})[name] = service
+        groups.setdefault((confinement, service.forks), {})[name] = service
     keys = ", ".join(left_out)
     if left_out and settings.daemon.confinement == "require":
         raise NotPermitted(f'confinement = "require", and superd is not root: cannot give {keys}')
@@ -50,9 +52,10 @@ def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[
     count = _cores() if workers == "auto" else workers
     names: set[str] = set()
     pools = []
-    for confinement, members in groups.items():
-        pools.append(Pool(_name(confinement, names), confinement, members, count))
-        names.add(pools[-1].name)
+    for (confinement, forks), members in groups.items():
+        name = _name(confinement, names, forks=forks)
+        pools.append(Pool(name, confinement, members, 1 if forks else count))
+        names.add(name)
     notices = []
     if left_out:
         notices.append(f"not root, so this confinement is left out: {keys}")
@@ -132,7 +135,7 @@ def _limits_too_high(confinement: Confinement) -> list[str]:
     return found
 
 
-def _name(confinement: Confinement, taken: Container[str]) -> str:
+def _name(confinement: Confinement, taken: Container[str], *, forks: bool) -> str:
     """Return a name for the process list: the pool's own, its user's, or "default"."""
     name = confinement.pool or "default"
     if not confinement.pool and confinement.user is not None:
@@ -140,5 +143,6 @@ def _name(confinement: Confinement, taken: Container[str]) -> str:
             name = pwd.getpwuid(confinement.user).pw_name
         except KeyError:
             name = str(confinement.user)
+    name = f"{name}-fork" if forks else name
     numbered = (name if number == 1 else f"{name}-{number}" for number in itertools.count(1))
     return next(candidate for candidate in numbered if candidate not in taken)

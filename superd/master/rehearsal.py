@@ -22,7 +22,7 @@ from superd.errors import Problem, reason, shown
 from superd.master.isolated import run_isolated
 from superd.plugin.registry import Plugin, load
 from superd.plugin.service import Service as PluginService
-from superd.plugin.service import kinds_of
+from superd.plugin.service import kinds_of, models_of
 from superd.worker import preload
 from superd.worker.environment import clean_environment
 
@@ -81,6 +81,18 @@ def _mistake_in(plugin: str, plugins: Mapping[str, Plugin]) -> str:
     return f"there is no plugin {shown(plugin)}{hint}"
 
 
+def _mistake_in_model(entry: Service, kind: type[PluginService]) -> str:
+    """Return why the plugin cannot serve as `model` says; empty where it can."""
+    known = models_of(kind)
+    if entry.wait and entry.model is not None:
+        return "has no meaning with wait = true, where the plugin has the listening socket itself"
+    if entry.model is None or entry.model in known:
+        return ""
+    needed = "no stream(conn) that blocks" if known == ("loop",) else "only one that blocks"
+    words = " or ".join(f'"{model}"' for model in known)
+    return f"plugin {entry.plugin} has {needed}; expected {words}, found {shown(entry.model)}"
+
+
 @dataclass(frozen=True)
 class _Rehearsal:
     """What runs in the child, for all services of one plugin."""
@@ -101,6 +113,8 @@ class _Rehearsal:
             if entry.wait and not hasattr(kind, "listener"):
                 message = f"plugin {entry.plugin} does not take the listening socket itself"
                 problems.append(self.configuration.problem(name, ("wait",), message))
+            if mistake := _mistake_in_model(entry, kind):
+                problems.append(self.configuration.problem(name, ("model",), mistake))
             try:
                 problems += self._tried(name, entry, kind)
             except BaseException as error:  # noqa: BLE001  a plugin may raise anything

@@ -17,11 +17,12 @@ from typing import Any
 
 from superd.config.model import Confinement
 from superd.errors import reason
-from superd.master.children import Throttle, fork_child, how_it_ended
+from superd.master.children import Throttle
 from superd.master.logs import Log
 from superd.master.pools import Pool, nobody
 from superd.resolver.resolver import main
 from superd.worker.channel import FAILED, LARGEST, READY
+from superd.worker.forking import fork_child, how_it_ended
 
 BACKLOG = 256
 

@@ -16,13 +16,14 @@ def superd_services():
 
 from superd.config.values import Duration, ReadableFile, Size, Strings
 from superd.net.addresses import Address, Transport
-from superd.plugin.connection import Connection, LineTooLong
+from superd.plugin.connection import BlockingConnection, Connection, LineTooLong
 from superd.plugin.environment import inherited_environment
 from superd.plugin.hookspecs import hookimpl
 from superd.plugin.service import Options, Packet, Request, Service, Unavailable, Waiting
 
 __all__ = [
     "Address",
+    "BlockingConnection",
     "Connection",
     "Duration",
     "LineTooLong",

@@ -6,8 +6,9 @@ where the client has gone, LineTooLong where it sends a line without end.
 
 from __future__ import annotations
 
+import socket
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 from superd.net.addresses import Address
 
@@ -18,7 +19,7 @@ class LineTooLong(ValueError):
     """A client sent more bytes without a line feed than the plugin takes."""
 
 
-class Connection(ABC):
+class AnyConnection(ABC):
     """A stream connection: tcp, unix or unixpacket.
 
     `id` is unique among all connections of this superd's life and stands in its log lines.
@@ -54,6 +55,24 @@ class Connection(ABC):
         """Say for the record how it ended, such as a program's exit status."""
 
     @abstractmethod
+    def send_eof(self) -> None:
+        """Say that nothing more will be sent (shutdown(2)); reading goes on."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Deliver what was sent, then close. Never loses an answer to unread input."""
+
+    @abstractmethod
+    def abort(self) -> None:
+        """Close at once; the client sees a reset."""
+
+
+class Connection(AnyConnection):
+    """What coroutines and protocols have, on the event loop."""
+
+    __slots__ = ()
+
+    @abstractmethod
     async def read(self, limit: int = 65536) -> bytes:
         """Return 1 to `limit` bytes as soon as they come; b"" once the client sends no more."""
 
@@ -68,19 +87,43 @@ class Connection(ABC):
     async def send(self, data: bytes) -> None:
         """Send all of `data`; returns when so much has been taken that memory stays bounded."""
 
-    @abstractmethod
-    def send_eof(self) -> None:
-        """Say that nothing more will be sent (shutdown(2)); reading goes on."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Deliver what was sent, then close. Never loses an answer to unread input."""
-
-    @abstractmethod
-    def abort(self) -> None:
-        """Close at once; the client sees a reset."""
-
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over lines, each with its line feed."""
         while line := await self.readline():
+            yield line
+
+
+class BlockingConnection(AnyConnection):
+    """What a blocking handler has, in a thread or process of its own.
+
+    Time-outs are the entry's: when one is over, reading finds the end and sending raises.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def socket(self) -> socket.socket:
+        """The blocking socket itself, for libraries that want one. What `read` and `readline` have
+        taken in advance is not to be found there.
+        """
+
+    @abstractmethod
+    def read(self, limit: int = 65536) -> bytes:
+        """Return 1 to `limit` bytes as soon as they come; b"" once the client sends no more."""
+
+    @abstractmethod
+    def readline(self, limit: int = LONGEST_LINE) -> bytes:
+        """Return a line with its line feed; what is left, perhaps b"", at the end of input.
+
+        Raises LineTooLong after `limit` bytes without a line feed.
+        """
+
+    @abstractmethod
+    def send(self, data: bytes) -> None:
+        """Send all of `data`; waits while the client takes nothing."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over lines, each with its line feed."""
+        while line := self.readline():
             yield line

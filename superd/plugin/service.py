@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
-from superd.config.model import Section
+from superd.config.model import BLOCKING_MODELS, Section
+from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 
 
@@ -96,6 +97,8 @@ class Service:
     4. One of the methods below runs for each connection or datagram:
        `respond(request) -> bytes` sends the answer and closes, or answers the datagram;
        `async stream(conn)` talks over a stream connection;
+       `stream(conn)`, not async, does so with calls that block, in a thread or in a process of its
+       own, as `model` of the entry says. What `prepare` opened is shared by all of them.
        `protocol(conn) -> asyncio.Protocol` does so at full speed;
        `datagram(packet) -> bytes | None` answers a datagram, or keeps quiet;
        `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
@@ -103,8 +106,9 @@ class Service:
        `async listener(sock, waiting)` has the listening or datagram socket itself, if the entry
        says `wait = true`, and for datagrams where there is nothing else; superd polls no more until
        it returns how that ended.
-       For streams the first of protocol, stream, takeover and respond that is there is used, for
-       datagrams the first of datagram and respond.
+       For streams the first of protocol, async stream, takeover and respond that is there is used,
+       and a stream that blocks where there is nothing else or the entry says so; for datagrams the
+       first of datagram and respond.
     5. `close()` when the worker has drained.
 
     What a method raises is logged with the connection's id and costs that connection only.
@@ -139,13 +143,26 @@ class Service:
 
 STREAM_METHODS = ("protocol", "stream", "takeover", "respond")
 DATAGRAM_METHODS = ("datagram", "respond", "listener")
-ASYNC_METHODS = ("stream", "takeover", "listener")
+ASYNC_METHODS = ("takeover", "listener")
 
 
 def kinds_of(service: type[Service]) -> tuple[str, ...]:
     """Return which of "stream" and "datagram" the class has methods for."""
     kinds = {"stream": STREAM_METHODS, "datagram": DATAGRAM_METHODS}
     return tuple(k for k, names in kinds.items() if any(hasattr(service, n) for n in names))
+
+
+def models_of(service: type[Service]) -> tuple[str, ...]:
+    """Return how the class can serve, of the models that an entry may name; the default first."""
+    blocks = hasattr(service, "stream") and not inspect.iscoroutinefunction(service.stream)
+    others = STREAM_METHODS if not blocks else [n for n in STREAM_METHODS if n != "stream"]
+    loop = ("loop",) if any(hasattr(service, name) for name in others) else ()
+    return (*loop, *(BLOCKING_MODELS if blocks else ())) or ("loop",)
+
+
+def model_of(entry: Entry, service: type[Service]) -> str:
+    """Return how an entry is served by the class."""
+    return entry.model or models_of(service)[0]
 
 
 def mistake_in(service: object) -> str | None:
@@ -161,6 +178,6 @@ def mistake_in(service: object) -> str | None:
         is_async = inspect.iscoroutinefunction(method)
         if name in ASYNC_METHODS and method is not None and not is_async:
             return f"{service.__qualname__}.{name} is not async: it would block everybody else"
-        if name not in ASYNC_METHODS and is_async:
+        if name not in (*ASYNC_METHODS, "stream") and is_async:
             return f"{service.__qualname__}.{name} is async, but it is to answer at once"
     return None

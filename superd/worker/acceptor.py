@@ -29,6 +29,7 @@ from superd.worker.serving import Serving
 from superd.worker.session import endpoint_text
 
 if TYPE_CHECKING:
+    from superd.worker.blocking.session import Crew
     from superd.worker.engine import Engine
 
 BATCH = 64  # connections per wake-up: the others' turn comes before a flood is over
@@ -45,6 +46,7 @@ NEXT = frozenset(
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.25
 RETRY = 0.02  # seconds until somebody who has been accepted is tried again
+CREW_RETRY = 250_000_000  # ns until it is looked again whether somebody of a crew is free
 
 _ACCEPTED = int(Count.ACCEPTED)
 _WAITS = int(Count.WAITS)
@@ -61,7 +63,7 @@ class Accepted(socket.socket):
 
 class Acceptor:
     """Accepts on one listener and hands each that the gate lets in, a socket of the type `make`
-    and what it was told of the client, to `dispatch`.
+    and what it was told of the client, to `dispatch`. While its crew is full, clients wait.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Acceptor:
         listener: socket.socket,
         dispatch: Callable[[Any, Any, Ticket, str], None],
         make: type[socket.SocketType],
+        crew: Crew | None = None,
     ) -> None:
         self.engine = engine
+        self.crew = crew
         self.serving = serving
         self.address = address
         self.listener = listener
@@ -116,10 +120,13 @@ class Acceptor:
         counts, gate = self.serving.counts, self.serving.gate
         local = self.local
         waits, asks_user = gate.waits, self.is_unix and gate.asks_user
-        has_more = self.poll.poll
+        has_more, crew = self.poll.poll, self.crew
         for number in range(BATCH):
             # an accept in vain costs more than to look first, and so does a place given back
             if number and not has_more(0):
+                return False
+            if crew is not None and crew.is_full:
+                self._wait(CREW_RETRY)
                 return False
             if waits and (delay := gate.reserve()):
                 self._wait(delay)

@@ -140,7 +140,17 @@ class Lingering:
     def __len__(self) -> int:
         return len(self._new) + len(self._slow)
 
+    def finish(self, sock: socket.SocketType) -> None:
+        """Say that nothing more is sent, and linger."""
+        try:
+            sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            sock.close()  # the client has gone
+        else:
+            self.add(sock)
+
     def add(self, sock: socket.SocketType) -> None:
+        """Linger at a socket that sends no more."""
         if not self._new:
             self.engine.loop.call_later(FIRST_LOOK, self._look_at_new)
         self._new.append(sock)

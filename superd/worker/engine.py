@@ -20,6 +20,7 @@ from superd.observe.records import FloodGate, Record, Report, failure, kind_of
 from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
+from superd.worker.blocking.session import BlockingSession, Crew
 from superd.worker.datagrams import DatagramListener
 from superd.worker.handovers import Handover
 from superd.worker.names import Names
@@ -65,15 +66,18 @@ class Engine:
         self.listeners: list[Acceptor | DatagramListener | Handover] = []
         self.inodes: list[tuple[Serving, socket.socket, int]] = []  # what listeners are known by
         self.servings: list[Serving] = []
+        self.crews: dict[Serving, Crew] = {}  # of those whose handlers block
         self.draining = False
         self.over = False
         self.held = 0
         self.own_descriptors = 0
         self._last_number = 0
 
-    def add(self, serving: Serving) -> None:
-        """Make the engine responsible for a service."""
+    def add(self, serving: Serving, crew: Crew | None = None) -> None:
+        """Make the engine responsible for a service; one whose handlers block has a crew."""
         self.servings.append(serving)
+        if crew is not None:
+            self.crews[serving] = crew
 
     def listen(self, serving: Serving, address: Address, sock: socket.socket) -> None:
         """Serve one of the service's sockets."""
@@ -84,9 +88,10 @@ class Engine:
             self.listeners.append(Handover(self, serving, address, sock))
         elif is_datagram:
             self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
-        elif serving.protocol or serving.stream or serving.takeover:
+        elif serving.blocking or serving.protocol or serving.stream or serving.takeover:
             start = self._starter(serving, address.transport)
-            self.listeners.append(Acceptor(self, serving, address, sock, start, Accepted))
+            crew = self.crews.get(serving)
+            self.listeners.append(Acceptor(self, serving, address, sock, start, Accepted, crew))
         else:
             answer = Answerer(self, serving, address.transport).dispatch
             acceptor = Acceptor(self, serving, address, sock, answer, socket.SocketType)
@@ -107,6 +112,13 @@ class Engine:
             session.begin(self, serving, kind, sockaddr, ticket, local)
             session.give(sock)
 
+        def delegate(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
+            session = BlockingSession()
+            session.begin(self, serving, kind, sockaddr, ticket, local)
+            session.give(sock, self.crews[serving])
+
+        if serving.blocking:
+            return delegate
         return attach if serving.protocol or serving.stream else give
 
     def enter(self, session: Session) -> int:
@@ -152,6 +164,8 @@ class Engine:
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve; return once drained."""
+        for crew in self.crews.values():
+            crew.start()
         self.own_descriptors = leaks.count_descriptors()
         for listener in self.listeners:
             listener.start()
@@ -168,6 +182,8 @@ class Engine:
             except BaseException as error:  # noqa: BLE001  SystemExit from a plugin's own task
                 record = failure("a plugin tried to end the worker", error)
                 self.flood_gate.report(("loop", *kind_of(error)), record)
+        for crew in self.crews.values():
+            crew.end_all()
         self.flood_gate.flush()
         for serving in self.servings:
             serving.records.end_window()

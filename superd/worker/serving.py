@@ -6,6 +6,7 @@ Runs in the worker. Never raises.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.gate import Gate
 from superd.config.model import Service as Entry
 from superd.observe.connections import ServiceRecords
-from superd.plugin.connection import Connection
-from superd.plugin.service import Packet, Request, Service, Waiting
+from superd.plugin.connection import BlockingConnection, Connection
+from superd.plugin.service import Packet, Request, Service, Waiting, model_of
 
 if TYPE_CHECKING:
     from superd.worker.acceptor import Acceptor
@@ -27,8 +28,9 @@ Talk = Coroutine[Any, Any, None]
 class Serving:
     """What every connection and datagram of a service shares. `counts` is indexed by `Count`.
 
-    The methods that the plugin has are looked up once; the others are None. `waiting` has the
-    acceptors that poll no more because a limit is reached.
+    The methods that serve are looked up once; those that the plugin does not have, or that the
+    model of the entry has no use for, are None. `waiting` has the acceptors that poll no more
+    because a limit is reached.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Serving:
     records: ServiceRecords
     protocol: Callable[[Connection], asyncio.Protocol] | None
     stream: Callable[[Connection], Talk] | None
+    blocking: Callable[[BlockingConnection], object] | None
     takeover: Callable[[socket.socket, Connection], Talk] | None
     respond: Callable[[Request], bytes] | None
     datagram: Callable[[Packet], bytes | None] | None
@@ -51,4 +54,9 @@ class Serving:
     ) -> Serving:
         names = ("protocol", "stream", "takeover", "respond", "datagram", "listener")
         methods: dict[str, Any] = {method: getattr(plugin, method, None) for method in names}
+        methods["blocking"] = None
+        if model_of(entry, type(plugin)) != "loop":
+            methods |= {"blocking": methods["stream"], "protocol": None, "stream": None}
+        elif not inspect.iscoroutinefunction(methods["stream"]):
+            methods["stream"] = None
         return cls(name, entry, plugin, gate.counts, gate, records, **methods)

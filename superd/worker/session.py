@@ -185,6 +185,11 @@ class Session:
         report_failure(self.engine, self.serving, error, self.id, self.peer)
         self.abort()
 
+    def count_failure(self, record: Record, kind: object) -> None:
+        """Count and log a failure that was recorded elsewhere."""
+        self.serving.counts[_ERRORS] += 1
+        self.engine.flood_gate.report((self.serving.name, kind), record)
+
     def note(self, outcome: str) -> None:
         self.outcome = outcome
 

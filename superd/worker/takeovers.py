@@ -12,7 +12,6 @@ import socket
 import struct
 import sys
 
-from superd.net.addresses import Transport
 from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.session import SLOTS, Session, reset_on_close
@@ -21,6 +20,16 @@ NO_TIMEOUT = struct.pack("@ll", 0, 0)
 GONE = select.POLLHUP | select.POLLERR
 LINUX = sys.platform == "linux"
 TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received (tcp(7))
+
+
+def bytes_of(sock: socket.socket) -> tuple[int, int] | None:
+    """Return how many bytes came and went, as the kernel counts them for tcp on Linux."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6) and LINUX:
+        with contextlib.suppress(OSError):
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
+            sent, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
+            return received, sent
+    return None
 
 
 class TakenSession(Session, Connection):
@@ -58,12 +67,10 @@ class TakenSession(Session, Connection):
 
     def _count(self) -> bool:
         """Learn from the kernel how many bytes came and went, if it tells."""
-        if self.sock is not None and self.transport_kind is Transport.TCP and LINUX:
-            with contextlib.suppress(OSError):
-                info = self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
-                self.sent, self.received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
-                return True
-        return False
+        counted = None if self.sock is None else bytes_of(self.sock)
+        if counted is not None:
+            self.received, self.sent = counted
+        return counted is not None
 
     @property
     def has_gone(self) -> bool:
@@ -78,12 +85,7 @@ class TakenSession(Session, Connection):
         sock, self.sock = self.sock, None
         if sock is None or sock.fileno() < 0:
             return  # the plugin has closed it, or given it to somebody else
-        try:
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            sock.close()
-        else:
-            self.engine.lingering.add(sock)
+        self.engine.lingering.finish(sock)
 
     def expire(self, end: End) -> None:
         """End the talk; the plugin may be at the socket just now, so it is closed after that."""

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -38,8 +38,11 @@ from superd.observe.records import FloodGate, Record, failure
 from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.worker import preload
+from superd.worker.blocking.processes import Forks, Preforks
+from superd.worker.blocking.session import Crew
+from superd.worker.blocking.threads import Threads
 from superd.worker.channel import Channel
-from superd.worker.confinement import confine, keep_only, limit
+from superd.worker.confinement import confine, keep_only, limit, open_descriptors
 from superd.worker.engine import Engine, WorkerLoop, new_loop
 from superd.worker.environment import clean_environment
 from superd.worker.serving import Serving
@@ -109,6 +112,8 @@ def _live(assignment: Assignment, channel: Channel) -> None:
     limit(assignment.confinement)
 
     plugins = _prepared(assignment)
+    forks = any(entry.forks for entry in assignment.services.values())
+    kept = _opened_by_plugins(assignment, channel) if forks else ()
     loop = _ready_loop(assignment.loop)
 
     if assignment.confinement.chroot:
@@ -131,7 +136,7 @@ def _live(assignment: Assignment, channel: Channel) -> None:
         assignment.drain_timeout,
         assignment.resolver,
     )
-    _serve(assignment, engine, plugins, channel)
+    _serve(assignment, engine, plugins, channel, kept)
     for name, plugin in plugins.items():
         try:
             plugin.close()
@@ -159,6 +164,27 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
     return plugins
 
 
+def _opened_by_plugins(assignment: Assignment, channel: Channel) -> Collection[int]:
+    """Return the descriptors that processes keep, and tell of what no process can have."""
+    if threading.active_count() > 1:
+        names = ", ".join(assignment.services)
+        text = "a plugin started a thread in prepare, and no process that is forked would have it"
+        raise SuperdError(f'services {names}: {text}; use model = "thread"')
+    ours = {channel.sock.fileno(), assignment.ledger.lock.descriptor}
+    ours |= {sock.fileno() for *_, sock in assignment.sockets}
+    return [number for number in open_descriptors() if number not in ours]
+
+
+def _crew(engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]) -> Crew | None:
+    """Return who serves where handlers block."""
+    if serving.blocking is None:
+        return None
+    if not serving.entry.forks:
+        return Threads(engine, serving)
+    crew = Forks if serving.entry.model == "fork" else Preforks
+    return crew(engine, serving, channel, kept)
+
+
 def _ready_loop(kind: str) -> WorkerLoop:
     """Return an event loop that has opened all of its files.
 
@@ -179,6 +205,7 @@ def _serve(
     engine: Engine,
     plugins: Mapping[str, PluginService],
     channel: Channel,
+    kept: Collection[int],
 ) -> None:
     servings = {}
     books = Books(assignment.ledger, assignment.scoreboard, assignment.place, Load())
@@ -188,7 +215,7 @@ def _serve(
         records = ServiceRecords(engine.connection_log, name, entry.record)
         servings[name] = Serving.of(name, entry, plugin, gate, records)
         plugin._ban = partial(_ban, channel, name, entry)  # type: ignore[method-assign]
-        engine.add(servings[name])
+        engine.add(servings[name], _crew(engine, servings[name], channel, kept))
     for name, address, sock in assignment.sockets:
         engine.listen(servings[name], address, sock)
     loop = engine.loop

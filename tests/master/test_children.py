@@ -15,16 +15,10 @@ from typing import NoReturn
 
 import pytest
 
-from superd.master.children import (
-    ALLOWANCE,
-    Child,
-    Throttle,
-    fork_child,
-    how_it_ended,
-    reap,
-)
+from superd.master.children import ALLOWANCE, Child, Throttle, reap
 from superd.master.isolated import run_isolated
 from superd.worker.channel import LARGEST
+from superd.worker.forking import fork_child, how_it_ended
 from superd.worker.signals import reset_signals
 from tests.harness import until
 from tests.proc import descriptors, zombies

@@ -1,0 +1,140 @@
+"""What a process does that a worker forked for blocking handlers.
+
+Runs in that process only, confined as its worker was, without an event loop. Keeps no descriptor of
+the worker's but its line there, the one to the log, and what plugins have opened in `prepare`. Its
+title tells whom it serves. Whatever a handler does ends here: the process ends, or tells.
+"""
+
+from __future__ import annotations
+
+import array
+import json
+import marshal
+import os
+import socket
+import sys
+from collections.abc import Collection
+from contextlib import suppress
+from typing import Any, NoReturn
+
+from setproctitle import setproctitle
+
+from superd.net.addresses import Transport
+from superd.observe.records import Record, encoded
+from superd.worker.blocking.talk import (
+    ALL_WELL,
+    Account,
+    BlockingTalk,
+    Caller,
+    Cell,
+    account_of,
+)
+from superd.worker.channel import Channel
+from superd.worker.serving import Serving
+from superd.worker.session import endpoint_text
+from superd.worker.signals import reset_signals
+
+DONE = b"done"  # all went well, and there is nothing to tell
+ABORTED = b"aborted"
+LARGEST = 64 * 1024  # bytes of a message either way
+_ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
+
+
+def account_message(account: Account) -> bytes:
+    """Return what a process tells its worker of how a handler ended."""
+    if account == ALL_WELL:
+        return DONE
+    told = account._asdict()
+    if account.failure is not None:
+        told["failure"] = encoded(account.failure)
+    message = json.dumps(told).encode("ascii")
+    if len(message) > LARGEST and account.failure is not None:
+        told["failure"]["detail"] = []
+        message = json.dumps(told).encode("ascii")
+    return message
+
+
+def account_of_message(message: bytes) -> Account:
+    """Return what `account_message` was made of."""
+    if message == DONE:
+        return ALL_WELL
+    told: dict[str, Any] = json.loads(message)
+    if told["failure"] is not None:
+        told["failure"] = Record(**{**told["failure"], "detail": tuple(told["failure"]["detail"])})
+    return Account(**told)
+
+
+class Child:
+    """The process: its line to the worker, and the tally that it shares with it."""
+
+    def __init__(
+        self,
+        serving: Serving,
+        tally: memoryview,
+        line: socket.socket,
+        channel: Channel,
+        kept: Collection[int],
+    ) -> None:
+        self.serving = serving
+        self.tally = tally
+        self.line = line
+        self.channel = channel
+        self.pid = os.getpid()
+        reset_signals()
+        os.setsid()  # so that what a handler forks can be ended with it
+        _close_all_but({0, 1, 2, line.fileno(), channel.sock.fileno(), *kept})
+
+    def serve_one(self, caller: Caller, sock: socket.socket) -> NoReturn:
+        """Serve the connection that this process was forked for, and end."""
+        self._serve(caller, sock)
+        self.exit()
+
+    def serve_many(self) -> NoReturn:
+        """Serve one connection after another, as the worker sends them, until it hangs up."""
+        while True:
+            setproctitle(f"superd: {self.serving.name} idle")
+            data, passed, *_ = self.line.recvmsg(LARGEST, _ONE_DESCRIPTOR)
+            if not data:
+                self.exit()
+            (descriptor,) = array.array("i", passed[0][2])
+            family, kind, *caller = marshal.loads(data)  # noqa: S302  from the worker itself
+            sock = socket.socket(family, kind, fileno=descriptor)
+            self._serve(Caller(*caller), sock)
+
+    def _serve(self, caller: Caller, sock: socket.socket) -> None:
+        for cell in Cell:
+            self.tally[cell] = 0
+        where = endpoint_text(Transport(caller.kind), caller.sockaddr)
+        setproctitle(f"superd: {self.serving.name} {where}")
+        talk = BlockingTalk(
+            caller, self.serving.name, sock, self.tally, self.channel.log, self._tell_aborted
+        )
+        assert self.serving.blocking is not None
+        account = account_of(self.serving.blocking, talk, self.serving.plugin.name)
+        if os.getpid() != self.pid:
+            os._exit(0)  # a handler has forked, and both came back
+        sock.close()
+        self._tell(account_message(account))
+
+    def _tell_aborted(self) -> None:
+        self._tell(ABORTED)
+
+    def _tell(self, message: bytes) -> None:
+        with suppress(OSError):  # the worker has gone; so will this process
+            self.line.send(message)
+
+    def exit(self) -> NoReturn:
+        with suppress(Exception):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(0)
+
+
+def _close_all_but(kept: Collection[int]) -> None:
+    """Close every descriptor but these: closerange is one system call for each gap."""
+    first = 0
+    for number in sorted(kept):
+        if first < number:  # an empty range would be every descriptor that there is
+            os.closerange(first, number)
+        first = number + 1
+    os.closerange(first, 1 << 30)

@@ -1,0 +1,226 @@
+"""Blocking handlers in processes: `model = "fork"` and `model = "prefork"`.
+
+Runs in the worker, on the loop, which accepts and admits for them. A process has at most one
+connection; the worker keeps a copy of its socket, so that a handler that crashes resets its client
+and one that returns loses no answer. Raises OSError for a fork that fails.
+"""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import contextlib
+import errno
+import marshal
+import mmap
+import os
+import signal
+import socket
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+from superd.errors import reason
+from superd.observe.records import Record, failure
+from superd.worker.blocking.child import ABORTED, LARGEST, Child, account_of_message
+from superd.worker.blocking.session import PAUSE, BlockingSession, Crew
+from superd.worker.blocking.talk import CELLS
+from superd.worker.channel import Channel
+from superd.worker.forking import fork_child, how_it_ended
+from superd.worker.serving import Serving
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+
+class Process:
+    """The worker's record of one process, from the fork until it is reaped."""
+
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, pid: int, line: socket.socket, tally: memoryview
+    ) -> None:
+        self.pid = pid
+        self.line = line
+        self.tally = tally
+        self.session: BlockingSession | None = None
+        self.served = 0
+        self.pidfd = os.pidfd_open(pid)
+        self._loop = loop
+
+    def watch(self, heard: Callable[[], object], ended: Callable[[], object]) -> None:
+        self._loop.add_reader(self.line, heard)
+        self._loop.add_reader(self.pidfd, ended)
+
+    def hear(self) -> None:
+        """Take what it tells of its connection."""
+        while self.line.fileno() >= 0:
+            try:
+                message = self.line.recv(LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:
+                message = b""
+            if not message:
+                self._loop.remove_reader(self.line)
+                return
+            session = self.session
+            if message == ABORTED and session is not None:
+                session.abort()
+            elif session is not None:
+                self.session = None
+                session.ended(account_of_message(message))
+
+    def hang_up(self) -> None:
+        """Let it end once it has served."""
+        if self.line.fileno() >= 0:
+            self._loop.remove_reader(self.line)
+            self.line.close()
+
+    def kill(self) -> None:
+        """End it, with all that its handler has started; called only until it is reaped."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(self.pid, signal.SIGKILL)  # it may not have a group of its own yet
+
+    def reap(self) -> str:
+        """Return how it ended; its line and its descriptor are closed."""
+        self.hear()
+        self._loop.remove_reader(self.pidfd)
+        os.close(self.pidfd)
+        self.hang_up()
+        try:
+            _, status = os.waitpid(self.pid, 0)
+        except ChildProcessError:
+            return "has gone"
+        return how_it_ended(os.waitstatus_to_exitcode(status))
+
+
+class Forks(Crew):
+    """A process for each connection, forked when it comes."""
+
+    def __init__(
+        self, engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]
+    ) -> None:
+        self.engine = engine
+        self.serving = serving
+        self.processes: set[Process] = set()
+        self._channel = channel
+        self._kept = kept
+
+    @property
+    def is_full(self) -> bool:
+        return False
+
+    def serve(self, session: BlockingSession) -> Callable[[], None]:
+        sock = session.sock
+        assert sock is not None
+
+        def work(child: Child) -> NoReturn:
+            child.serve_one(session.caller, sock)
+
+        process = self._fork(work, [sock.fileno()])
+        process.session = session
+        session.tally = process.tally
+        return process.kill
+
+    def _fork(self, work: Callable[[Child], NoReturn], passed: Collection[int] = ()) -> Process:
+        """Return a new process that does `work`; it keeps the descriptors `passed`."""
+        tally = memoryview(mmap.mmap(-1, CELLS * 8)).cast("Q")
+
+        def main(line: socket.socket) -> NoReturn:
+            try:
+                work(Child(self.serving, tally, line, self._channel, {*self._kept, *passed}))
+            except BaseException as error:  # noqa: BLE001  it goes no further than this process
+                what = "a process of its own failed"
+                self._channel.log(failure(what, error, service=self.serving.name))
+                os._exit(1)
+
+        pid, line = fork_child(main)
+        try:
+            process = Process(self.engine.loop, pid, line, tally)
+        except OSError:  # no descriptor is left to watch it by
+            line.close()
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            raise
+        self.processes.add(process)
+        process.watch(partial(self._heard, process), partial(self._ended, process))
+        return process
+
+    def _heard(self, process: Process) -> None:
+        process.hear()
+
+    def _ended(self, process: Process) -> None:
+        how = process.reap()
+        self.processes.discard(process)
+        if process.session is not None:
+            process.session.died(how)
+
+    def end_all(self) -> None:
+        for process in self.processes:
+            process.kill()
+
+
+class Preforks(Forks):
+    """As many processes as `processes` of the entry says, which wait for connections; each is
+    replaced after `max-requests`.
+    """
+
+    def __init__(
+        self, engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]
+    ) -> None:
+        super().__init__(engine, serving, channel, kept)
+        self.idle: list[Process] = []  # the one that served last is the next: its memory is warm
+
+    @property
+    def is_full(self) -> bool:
+        return not self.idle
+
+    def start(self) -> None:
+        """Fork until there are enough."""
+        while len(self.processes) < self.serving.entry.processes:
+            try:
+                self.idle.append(self._fork(Child.serve_many))
+            except OSError as error:
+                text = f"cannot start a process: {reason(error)}"
+                record = Record("error", text, self.serving.name)
+                self.engine.flood_gate.report((self.serving.name, error.errno), record)
+                self.engine.loop.call_later(PAUSE, self.start)
+                return
+
+    def serve(self, session: BlockingSession) -> Callable[[], None]:
+        sock = session.sock
+        assert sock is not None
+        data = marshal.dumps((int(sock.family), int(sock.type), *session.caller))
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        while self.idle:
+            process = self.idle.pop()
+            session.tally = process.tally
+            try:
+                process.line.sendmsg([data], passed)
+            except OSError:
+                continue  # it has just died, and will be replaced
+            process.session = session
+            process.served += 1
+            return process.kill
+        raise OSError(errno.ECHILD, "its processes have gone")
+
+    def _heard(self, process: Process) -> None:
+        had_session = process.session is not None
+        process.hear()
+        if had_session and process.session is None:
+            self._has_served(process)
+
+    def _has_served(self, process: Process) -> None:
+        most = self.serving.entry.max_requests
+        if most and process.served >= most:
+            process.hang_up()
+        else:
+            self.idle.append(process)
+
+    def _ended(self, process: Process) -> None:
+        if process in self.idle:
+            self.idle.remove(process)
+        super()._ended(process)
+        self.start()

@@ -1,0 +1,95 @@
+"""Blocking handlers in threads of the worker itself: `model = "thread"`.
+
+The crew is the loop's; handlers run in their threads. Nobody can end a thread: one whose handler
+hangs after its connection was cut is given up, and another may take its place.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from superd.observe.records import Record
+from superd.worker.blocking.session import BlockingSession, Crew
+from superd.worker.blocking.talk import CELLS, Account, BlockingTalk, account_of
+from superd.worker.serving import Serving
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+
+@dataclass(eq=False)
+class Job:
+    """One connection to be served by a thread."""
+
+    session: BlockingSession
+    talk: BlockingTalk
+    given_up: bool = False
+
+
+class Threads(Crew):
+    """At most `threads` of the entry, and as many again that hang and were given up."""
+
+    def __init__(self, engine: Engine, serving: Serving) -> None:
+        self.engine = engine
+        self.serving = serving
+        self.most = serving.entry.threads
+        self.busy = 0
+        self.idle = 0
+        self.given_up = 0
+        self._jobs: SimpleQueue[Job | None] = SimpleQueue()
+
+    @property
+    def is_full(self) -> bool:
+        return self.busy >= self.most
+
+    def serve(self, session: BlockingSession) -> Callable[[], None]:
+        session.tally = memoryview(bytearray(CELLS * 8)).cast("Q")
+        assert session.sock is not None
+        talk = BlockingTalk(
+            session.caller, self.serving.name, session.sock, session.tally, self._say
+        )
+        job = Job(session, talk)
+        if self.idle:
+            self.idle -= 1
+            self._jobs.put(job)
+        else:
+            name = f"superd: {self.serving.name}"
+            threading.Thread(target=self._work, args=(job,), name=name, daemon=True).start()
+        self.busy += 1
+        return partial(self._give_up, job)
+
+    def _say(self, record: Record) -> None:
+        self.engine.loop.call_soon_threadsafe(self.engine.report, record)
+
+    def _work(self, first: Job) -> None:
+        """Serve one after another, in a thread."""
+        job: Job | None = first
+        while job is not None:
+            assert self.serving.blocking is not None
+            account = account_of(self.serving.blocking, job.talk, self.serving.plugin.name)
+            self.engine.loop.call_soon_threadsafe(self._done, job, account)
+            job = self._jobs.get()
+
+    def _done(self, job: Job, account: Account) -> None:
+        if job.given_up:
+            self.given_up -= 1
+            self._jobs.put(None)  # another has its place
+            return
+        self.busy -= 1
+        self.idle += 1
+        job.session.ended(account)
+
+    def _give_up(self, job: Job) -> None:
+        if self.given_up >= self.most:
+            return
+        job.given_up = True
+        self.given_up += 1
+        self.busy -= 1
+        text = f"its handler hangs; its thread, the {self.given_up}. such one, is given up"
+        job.session.log("error", text)
+        job.session.died("hangs")

@@ -1,0 +1,559 @@
+"""Handlers that block: in threads, in processes forked for them, and in processes forked before."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.clients import ask_unixpacket, connect_unix, crowd, ending, sent_and_received
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, exchange, is_alive, make_plugin, receive_all, until
+from tests.proc import children, descriptors, threads, zombies
+
+ZOO = """
+    import asyncio, ctypes, os, socket, sys, threading, time
+    from superd.plugin import BlockingConnection, Service, Unavailable, hookimpl
+
+    class Zoo(Service):
+        name = "zoo"
+
+        def prepare(self):
+            self.file = open("/proc/self/stat")
+
+        def stream(self, conn: BlockingConnection):
+            for line in conn:
+                word = line.decode().strip()
+                conn.send(str(getattr(self, word)(conn)).encode() + b"\\n")
+                if word in ("last", "noted"):
+                    return
+
+        def last(self, conn): return "bye"
+        def pid(self, conn): return os.getpid()
+        def thread(self, conn): return threading.current_thread().name
+        def ends(self, conn): return f"{conn.service} {conn.local} {conn.peer} {conn.id}"
+        def file_is_open(self, conn): return os.fstat(self.file.fileno()).st_nlink > 0
+        def raw(self, conn): conn.socket.sendall(b"raw "); return "bytes"
+        def loop(self, conn): return asyncio.run(asyncio.sleep(0, "ran"))
+        def noted(self, conn):
+            conn.note("it was noted")
+            conn.log("warning", "it was logged")
+            return 1
+        def group(self, conn): return os.getpgid(0) == os.getpid()
+
+        def value_error(self, conn): raise ValueError("no such value")
+        def system_exit(self, conn): sys.exit(3)
+        def unavailable(self, conn): raise Unavailable("not today", 0.0)
+        def abort(self, conn): conn.abort(); conn.read()
+        def close(self, conn): conn.close(); return "too late"
+
+        def exit(self, conn): os._exit(7)
+        def segfault(self, conn): ctypes.string_at(0)
+        def suicide(self, conn): os.kill(os.getpid(), 9)
+        def hang(self, conn):
+            conn.send(b"%d\\n" % os.getpid())
+            while True: time.sleep(60)
+        def spin(self, conn):
+            while True: conn.id
+        def fork_and_hang(self, conn):
+            child = os.fork()
+            if child: conn.send(b"%d\\n" % child)
+            while True: time.sleep(60)
+        def both_come_back(self, conn): os.fork(); return "here"
+
+    @hookimpl
+    def superd_services(): return [Zoo]
+"""
+PLUGINS = {"zoo": ZOO}
+
+TOML = """
+[daemon]
+record-log = "{directory}/records"
+record-format = "json"
+
+[defaults]
+plugin = "zoo"
+listen = ["tcp://127.0.0.1:0"]
+
+[service.thread]
+model = "thread"
+
+[service.fork]
+model = "fork"
+
+[service.prefork]
+model = "prefork"
+
+[service.by-default]
+
+[service.hasty-thread]
+model = "thread"
+session-timeout = "300ms"
+threads = 1
+
+[service.hasty-fork]
+model = "fork"
+session-timeout = "300ms"
+
+[service.hasty-prefork]
+model = "prefork"
+session-timeout = "300ms"
+processes = 1
+
+[service.idle-thread]
+model = "thread"
+idle-timeout = "300ms"
+
+[service.idle-fork]
+listen = ["unix://{directory}/idle-fork"]
+model = "fork"
+first-byte-timeout = "300ms"
+
+[service.idle-prefork]
+model = "prefork"
+idle-timeout = "300ms"
+
+[service.few-thread]
+model = "thread"
+threads = 1
+
+[service.few-prefork]
+model = "prefork"
+processes = 1
+max-requests = 2
+
+[service.many]
+model = "prefork"
+processes = 3
+max-requests = 0
+
+[service.many-thread]
+plugin = "echo"
+model = "thread"
+
+[service.many-fork]
+plugin = "echo"
+model = "fork"
+
+[service.many-prefork]
+plugin = "echo"
+model = "prefork"
+processes = 60
+
+[service.strict]
+model = "fork"
+max-per-source = 1
+
+[service.echo-thread]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/thread", "unixpacket://{directory}/thread.p"]
+model = "thread"
+
+[service.echo-fork]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/fork", "unixpacket://{directory}/fork.p"]
+model = "fork"
+
+[service.echo-prefork]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/prefork", "unixpacket://{directory}/prefork.p"]
+model = "prefork"
+"""
+
+MODELS = ("thread", "fork", "prefork")
+FORKING = ("fork", "prefork")
+CRASHES = {"exit": "ended with code 7", "segfault": "SIGSEGV", "suicide": "SIGKILL"}
+
+
+def ask(superd: Superd, service: str, *words: str) -> list[str]:
+    """Send words, a line each, and return the lines of the answer."""
+    with superd.connect(service) as client:
+        client.sendall("".join(f"{word}\n" for word in words).encode())
+        client.shutdown(socket.SHUT_WR)
+        return receive_all(client).decode().splitlines()
+
+
+def first_line(client: socket.socket, word: str) -> str:
+    """Send a word and return the one line that answers it."""
+    client.sendall(f"{word}\n".encode())
+    with client.makefile() as lines:
+        return lines.readline().strip()
+
+
+def has_ended(pid: int) -> bool:
+    return not is_alive(pid)
+
+
+def title(pid: int | str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
+
+
+def records(superd: Superd, service: str) -> list[dict[str, Any]]:
+    lines = (superd.directory / "records").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["service"] == service]
+
+
+def closed(superd: Superd, service: str, **what: object) -> dict[str, Any]:
+    """Wait for the record of a connection that ended so."""
+
+    def found() -> dict[str, Any] | None:
+        ends = [e for e in records(superd, service) if e["event"] == "closed"]
+        return next((e for e in reversed(ends) if what.items() <= e.items()), None)
+
+    return until(found, f"a record of {service} with {what}")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_echo_serves_blocking_over_every_stream_transport(served: Superd, model: str) -> None:
+    sent, received = sent_and_received(served.connect(f"echo-{model}"), os.urandom(300_000), 1)
+    assert sent == received
+    with connect_unix(served.directory / model) as client:
+        client.sendall(b"over unix")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(client) == b"over unix"
+    packets = [b"one", b"two" * 1000]
+    assert ask_unixpacket(served.directory / f"{model}.p", *packets) == packets
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_many_at_once_are_all_served(served: Superd, model: str) -> None:
+    service = f"many-{model}"
+    address = served.address(service)
+    with crowd(address, 60) as clients:
+        for client in clients:
+            client.sendall(b"hello")
+        assert {client.recv(5) for client in clients} == {b"hello"}
+    served.wait_until_left(service)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_handler_knows_both_ends_and_what_prepare_opened(served: Superd, model: str) -> None:
+    with served.connect(model) as client:
+        ends = first_line(client, "ends").split()
+        host, port = client.getsockname()
+    assert ends[0] == model
+    assert ends[1] == "tcp://{}:{}".format(*served.address(model))
+    assert ends[2] == f"tcp://{host}:{port}"
+    assert ask(served, model, "file_is_open", "raw", "loop") == ["True", "raw bytes", "ran"]
+    assert closed(served, model, conn=ends[3])["peer"] == f"{host}:{port}"
+
+
+def test_a_plugin_that_can_only_block_has_threads_by_default(served: Superd) -> None:
+    (name, pid) = ask(served, "by-default", "thread", "pid")
+    assert name == "superd: by-default"
+    assert int(pid) in served.workers()
+
+
+def test_each_connection_has_a_process_of_its_own(served: Superd) -> None:
+    (worker,) = [pid for pid in served.workers() if title(pid).endswith("-fork")]
+    with served.connect("fork") as one, served.connect("fork") as two:
+        pids = {first_line(client, "pid") for client in (one, two)}
+        assert pids <= set(map(str, children(worker)))
+        peer = "{}:{}".format(*one.getsockname())
+        assert f"superd: fork {peer}" in map(title, pids)
+    assert len(pids) == 2
+    until(lambda: not pids & set(map(str, children(worker))), "the end of both")
+    assert ask(served, "fork", "group") == ["True"]
+
+
+def test_processes_wait_for_connections_and_say_so(served: Superd) -> None:
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(served.connect("many")) for _ in range(3)]
+        pids = {first_line(client, "pid") for client in clients}
+        assert len(pids) == 3
+        titles = sorted(map(title, pids))
+        ends = sorted("superd: many {}:{}".format(*c.getsockname()) for c in clients)
+        assert titles == ends
+    until(lambda: set(map(title, pids)) == {"superd: many idle"}, "all to be idle again")
+    assert ask(served, "many", "pid")[0] in pids
+
+
+def test_a_process_is_replaced_after_max_requests(served: Superd) -> None:
+    pids = [ask(served, "few-prefork", "pid")[0] for _ in range(6)]
+    assert [pids.count(pid) for pid in dict.fromkeys(pids)] in ([2, 2, 2], [1, 2, 2, 1])
+    until(lambda: not is_alive(int(pids[0])), "the end of the first")
+
+
+@pytest.mark.parametrize("service", ["few-thread", "few-prefork"])
+def test_who_comes_while_all_serve_waits(served: Superd, service: str) -> None:
+    with served.connect(service) as first, served.connect(service) as second:
+        assert first_line(first, "last") == "bye"
+        second.sendall(b"last\n")
+        assert receive_all(second) == b"bye\n"
+        assert receive_all(first) == b""
+    with served.connect(service) as first, served.connect(service) as second:
+        assert first_line(first, "group") in ("True", "False")
+        second.sendall(b"last\n")
+        second.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            second.recv(1)
+        first.close()
+        second.settimeout(PATIENCE)
+        assert receive_all(second) == b"bye\n"
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, model: str) -> None:
+    before = served.counts(model)["errors"]
+    with served.connect(model) as other:
+        assert first_line(other, "group")
+        for word, error in (("value_error", "ValueError: no such"), ("system_exit", "SystemExit")):
+            with served.connect(model) as client:
+                client.sendall(f"{word}\n".encode())
+                assert ending(client) == (b"", "reset")
+            served.wait_for_log(rf"plugin zoo failed: {error}.* service={model} conn=")
+        assert first_line(other, "last") == "bye"
+    assert closed(served, model, end="error")["in"]
+    assert served.counts(model)["errors"] - before == 2
+    assert re.search(r"\| .*raise ValueError", served.log())
+
+
+@pytest.mark.parametrize("model", FORKING)
+@pytest.mark.parametrize("word", CRASHES)
+def test_a_process_that_crashes_resets_its_own_client_only(
+    served: Superd, model: str, word: str
+) -> None:
+    with served.connect(model) as other:
+        assert first_line(other, "group") == "True"
+        with served.connect(model) as client:
+            client.sendall(f"{word}\n".encode())
+            assert ending(client) == (b"", "reset")
+        served.wait_for_log(rf"its process .*{CRASHES[word]} service={model} ")
+        assert first_line(other, "last") == "bye"
+    assert closed(served, model, end="error")["outcome"].endswith(CRASHES[word])
+    assert ask(served, model, "last") == ["bye"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_handler_that_hangs_is_ended_with_its_connection(served: Superd, model: str) -> None:
+    service = f"hasty-{model}"
+    for _ in range(3):
+        with served.connect(service) as client:
+            pid = first_line(client, "hang")
+            assert ending(client)[0] == b""
+        closed(served, service, end="session-timeout")
+        served.wait_until_left(service)
+        if model in FORKING:
+            until(partial(has_ended, int(pid)), "the end of its process")
+        assert ask(served, service, "last") == ["bye"]
+
+
+@pytest.mark.parametrize("model", FORKING)
+def test_what_a_handler_has_forked_ends_with_it(served: Superd, model: str) -> None:
+    with served.connect(f"hasty-{model}") as client:
+        grandchild = int(first_line(client, "fork_and_hang"))
+        assert is_alive(grandchild)
+        assert ending(client)[0] == b""
+    until(lambda: not is_alive(grandchild), "the end of the grandchild")
+
+
+@pytest.mark.parametrize("model", FORKING)
+def test_a_handler_that_returns_twice_is_heard_once(served: Superd, model: str) -> None:
+    for _ in range(5):
+        assert "here" in ask(served, model, "both_come_back")
+    assert ask(served, model, "last") == ["bye"]
+    served.wait_until_left(model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_silent_client_is_closed_in_time(served: Superd, model: str) -> None:
+    service = f"idle-{model}"
+    is_unix = model == "fork"
+    path = served.directory / "idle-fork"
+    with connect_unix(path) if is_unix else served.connect(service) as client:
+        if not is_unix:
+            assert first_line(client, "raw").startswith("raw bytes")
+        assert ending(client) == (b"", "fin")
+    assert closed(served, service)["end"] == ("first-byte-timeout" if is_unix else "idle-timeout")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_connection_is_recorded_with_what_its_handler_said(served: Superd, model: str) -> None:
+    assert exchange(served.connect(model), b"noted\n") == b"1\n"
+    record = closed(served, model, outcome="it was noted")
+    assert (record["in"], record["out"]) == (6, 2)
+    served.wait_for_log(rf"warning: it was logged service={model} conn={record['conn']} ")
+    with served.connect(model) as client:
+        assert first_line(client, "group")
+    assert closed(served, model, end="client")["out"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_handler_can_reset_close_and_be_unavailable(served: Superd, model: str) -> None:
+    fates = {}
+    for word in ("abort", "close", "unavailable"):
+        with served.connect(model) as client:
+            client.sendall(f"{word}\n".encode())
+            fates[word] = ending(client)
+    assert fates == {
+        "abort": (b"", "reset"), "close": (b"", "fin"), "unavailable": (b"", "fin"),
+    }  # fmt: skip
+    served.wait_for_log(rf"error: not today service={model} ")
+    assert ask(served, model, "last") == ["bye"]
+
+
+def test_limits_hold_for_processes(served: Superd) -> None:
+    with served.connect("strict") as first:
+        assert first_line(first, "group") == "True"
+        with served.connect("strict") as second:
+            assert ending(second)[0] == b""
+        assert first_line(first, "last") == "bye"
+    served.wait_until_left("strict")
+    assert ask(served, "strict", "last") == ["bye"]
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("model", FORKING)
+def test_a_process_is_confined_and_has_no_descriptor_of_others(served: Superd, model: str) -> None:
+    with contextlib.ExitStack() as stack:
+        others = [stack.enter_context(served.connect(model)) for _ in range(3)]
+        assert all(first_line(other, "group") for other in others)
+        pid = int(first_line(others[-1], "pid"))
+        (status,) = threads(pid)
+        assert set(status["Uid"].split()) == {"65534"}
+        assert status["CapPrm"] == status["CapBnd"] == "0" * 16
+        assert status["NoNewPrivs"] == "1"
+        targets = [d.target for d in descriptors(pid) if d.number > 2]
+        (worker,) = [worker for worker in served.workers() if pid in children(worker)]
+    # its connection, its line, the channel of log lines, and the file that prepare has opened
+    assert sum(target.startswith("socket:") for target in targets) == 3
+    files = {target for target in targets if not target.startswith("socket:")}
+    assert files == {f"/proc/{worker}/stat"}
+
+
+LIFE = """
+[daemon]
+drain-timeout = "{drain}"
+[service.x]
+plugin = "zoo"
+listen = "tcp://127.0.0.1:0"
+model = "{model}"
+"""
+
+
+def start(start_superd: Start, tmp_path: Path, model: str, drain: str = "30s") -> Superd:
+    env = make_plugin(tmp_path / "plugins", "zoo", ZOO)
+    return start_superd(LIFE.format(model=model, drain=drain), env=env)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_connections_finish_after_term(start_superd: Start, tmp_path: Path, model: str) -> None:
+    superd = start(start_superd, tmp_path, model)
+    with superd.connect("x") as client:
+        pid = int(first_line(client, "pid"))
+        superd.signal(signal.SIGTERM)
+        superd.wait_for_log("stopping: connections may finish")
+        assert first_line(client, "last") == "bye"
+        assert receive_all(client) == b""
+    assert superd.wait() == 0
+    assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_left_is_cut_when_the_time_is_over(
+    start_superd: Start, tmp_path: Path, model: str
+) -> None:
+    superd = start(start_superd, tmp_path, model, drain="300ms")
+    with superd.connect("x") as client:
+        pid = int(first_line(client, "hang"))
+        superd.signal(signal.SIGTERM)
+        assert superd.wait() == 0
+    assert "1 connections cut at the end of drain-timeout" in superd.log()
+    assert not is_alive(pid)
+
+
+@pytest.mark.parametrize("model", FORKING)
+def test_connections_outlive_their_worker(start_superd: Start, tmp_path: Path, model: str) -> None:
+    superd = start(start_superd, tmp_path, model)
+    (worker,) = superd.workers()
+    with superd.connect("x") as client:
+        pid = int(first_line(client, "pid"))
+        idle = set(children(worker)) - {pid}
+        os.kill(worker, signal.SIGKILL)
+        until(lambda: superd.workers() not in ([], [worker]), "another worker")
+        until(lambda: not any(map(is_alive, idle)), "the end of the idle processes")
+        assert first_line(client, "last") == "bye"
+        assert receive_all(client) == b""
+    until(lambda: not is_alive(pid), "the end of the process")
+    assert ask(superd, "x", "last") == ["bye"]
+
+
+@pytest.mark.parametrize("model", FORKING)
+@pytest.mark.parametrize("number", [30, pytest.param(1000, marks=pytest.mark.soak)])
+def test_processes_killed_at_random_leave_nothing_behind(
+    start_superd: Start, tmp_path: Path, model: str, number: int
+) -> None:
+    superd = start(start_superd, tmp_path, model)
+    (worker,) = superd.workers()
+    before = len(descriptors(worker))
+    for _ in range(number):
+        with superd.connect("x") as client:
+            os.kill(int(first_line(client, "pid")), signal.SIGKILL)
+            assert ending(client) == (b"", "reset")
+    superd.wait_until_left("x")
+    assert ask(superd, "x", "last") == ["bye"]
+    superd.wait_until_left("x")
+    until(lambda: not zombies(worker), "no zombie")
+    until(lambda: len(descriptors(worker)) == before, "as many descriptors as before")
+
+
+def test_a_hanging_thread_does_not_take_the_place_of_others(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    superd = start(start_superd, tmp_path, 'thread"\nthreads = 2\nsession-timeout = "200ms')
+    for _ in range(2):
+        with superd.connect("x") as client:
+            assert first_line(client, "hang")
+            assert ending(client)[0] == b""
+    superd.wait_for_log("its handler hangs; its thread, the 2. such one, is given up")
+    assert ask(superd, "x", "last") == ["bye"]
+
+
+@pytest.mark.parametrize(
+    ("plugin", "lines", "message"),
+    [
+        (
+            "daytime",
+            'model = "fork"',
+            'has no stream(conn) that blocks; expected "loop", found "fork"',
+        ),
+        (
+            "zoo",
+            'model = "loop"',
+            'has only one that blocks; expected "thread" or "fork" or "prefork", found "loop"',
+        ),
+        ("echo", 'model = "fork"\nwait = true', "has no meaning with wait = true"),
+        ("echo", 'model = "forks"', 'found "forks" (did you mean "fork"?)'),
+        ("echo", "processes = 0", "expected an integer of at least 1, found 0"),
+    ],
+)
+def test_a_model_that_a_plugin_has_not_is_a_mistake(
+    tmp_path: Path, plugin: str, lines: str, message: str
+) -> None:
+    env = make_plugin(tmp_path / "plugins", "zoo", ZOO)
+    text = f'[service.x]\nplugin = "{plugin}"\nlisten = "tcp://127.0.0.1:0"\n{lines}\n'
+    done = Superd(tmp_path, text, env=env)
+    done.write()
+    told = done.run("check", str(done.file))
+    assert told.returncode == 78
+    assert message in told.stderr
+
+
+def test_a_thread_of_prepare_and_processes_do_not_go_together(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    source = ZOO.replace(
+        'self.file = open("/proc/self/stat")',
+        "threading.Thread(target=time.sleep, args=(60,), daemon=True).start()",
+    )
+    env = make_plugin(tmp_path / "plugins", "zoo", source)
+    with pytest.raises(AssertionError, match="a plugin started a thread in prepare"):
+        start_superd(LIFE.format(model="fork", drain="1s"), env=env)
