@@ -172,7 +172,16 @@ def _opened_by_plugins(assignment: Assignment, channel: Channel) -> Collection[i
         raise SuperdError(f'services {names}: {text}; use model = "thread"')
     ours = {channel.sock.fileno(), assignment.ledger.lock.descriptor}
     ours |= {sock.fileno() for *_, sock in assignment.sockets}
-    return [number for number in open_descriptors() if number not in ours]
+    return [number for number in open_descriptors() if number not in ours and _is_open(number)]
+
+
+def _is_open(number: int) -> bool:
+    """Tell what was open only to list the others from what is."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _crew(engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]) -> Crew | None:
