@@ -205,7 +205,7 @@ class Service(Confinement, Access, Limits):
             le=LARGEST_LIMIT,
             description="prefork: connections until a process is replaced; 0 for never",
         ),
-    ] = 100
+    ] = 1000
 
     backlog: Annotated[
         int, Field(ge=1, le=65535, description="connections that wait to be accepted")

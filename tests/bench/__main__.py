@@ -26,6 +26,8 @@ from tests.bench.workspace import BenchError
 OWN: dict[str, Callable[[], Server]] = {
     "superd": servers.superd,
     "superd-program": servers.superd_program,
+    "superd-fork": servers.superd_fork,
+    "superd-prefork": servers.superd_prefork,
     "superd-policy": servers.superd_policy,
     "superd-networks": servers.superd_networks,
     "epoll-c": servers.epoll_server,

@@ -67,6 +67,12 @@ def judge(results: Results) -> list[Goal]:
             _lead(results, "program", ["openbsd-inetd"], "superd-program"),
         ),
         Goal(
+            "an echo that blocks, preforked, x xinetd's forking one",
+            ">=",
+            5.0,
+            _lead(results, "connect-echo-close", ["xinetd"], of="superd-prefork"),
+        ),
+        Goal(
             "daytime with policy and records, x the better inetd",
             ">=",
             1.0,
@@ -92,10 +98,6 @@ def _lead(results: Results, work: str, peers: Sequence[str], of: str = "superd")
     if of not in samples or not rates or not max(rates):
         return None
     return samples[of].rate / max(rates)
-
-
-def _program_lead(results: Results, peer: str) -> float | None:
-    return _lead(results, "program", [peer], of="superd-program")
 
 
 def _cost_of_policy(results: Results) -> float | None:

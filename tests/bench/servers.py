@@ -38,6 +38,7 @@ record-format = "json"
 [service.echo]
 plugin = "echo"
 listen = ["tcp://{echo}", "udp://{echo}"]
+model = "{model}"
 
 [service.daytime]
 plugin = "daytime"
@@ -124,17 +125,30 @@ def superd_networks() -> Server:
     return _superd("superd-networks", 7140, policy, only=POLICY_WORKS)
 
 
+def superd_fork() -> Server:
+    """Return superd with an echo that blocks, in a process for each connection."""
+    return _superd("superd-fork", 7180, WITHOUT_RECORDS, only=("connect-echo-close",), model="fork")
+
+
+def superd_prefork() -> Server:
+    """Return the same with processes that were forked before."""
+    only = ("connect-echo-close",)
+    return _superd("superd-prefork", 7240, WITHOUT_RECORDS, only=only, model="prefork")
+
+
 POLICY_WORKS = ("connect-echo-close", "daytime")
 
 
-def _superd(name: str, base: int, defaults: str, only: tuple[str, ...] = ()) -> Server:
+def _superd(
+    name: str, base: int, defaults: str, only: tuple[str, ...] = (), model: str = "loop"
+) -> Server:
     CACHE.mkdir(parents=True, exist_ok=True)
     echo, daytime = Address("127.0.0.1", base + 7), Address("127.0.0.1", base + 13)
     cat = Address("127.0.0.1", base + 8) if "program" in only else None
     (CACHE / f"{name}.records").unlink(missing_ok=True)
     configuration = CACHE / f"{name}.toml"
     text = CONFIGURATION + (PROGRAM if cat else "")
-    values = {"cache": CACHE, "name": name, "defaults": defaults}
+    values = {"cache": CACHE, "name": name, "defaults": defaults, "model": model}
     configuration.write_text(text.format(**values, echo=echo, daytime=daytime, cat=cat))
     command = (sys.executable, "-P", "-m", "superd", "run", "-c", str(configuration))
     return Server(name, command, echo, daytime, cat, only=only)

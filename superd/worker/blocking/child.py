@@ -11,6 +11,7 @@ import array
 import json
 import marshal
 import os
+import signal
 import socket
 import sys
 from collections.abc import Collection
@@ -32,7 +33,6 @@ from superd.worker.blocking.talk import (
 from superd.worker.channel import Channel
 from superd.worker.serving import Serving
 from superd.worker.session import endpoint_text
-from superd.worker.signals import reset_signals
 
 DONE = b"done"  # all went well, and there is nothing to tell
 ABORTED = b"aborted"
@@ -80,7 +80,7 @@ class Child:
         self.line = line
         self.channel = channel
         self.pid = os.getpid()
-        reset_signals()
+        _forget_handlers()
         os.setsid()  # so that what a handler forks can be ended with it
         _close_all_but({0, 1, 2, line.fileno(), channel.sock.fileno(), *kept})
 
@@ -128,6 +128,16 @@ class Child:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(0)
+
+
+def _forget_handlers() -> None:
+    """Forget the worker's handlers, which are two, and let signals in; the rest is as it should be,
+    and to set all of them anew would take as long as half a fork.
+    """
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _close_all_but(kept: Collection[int]) -> None:
