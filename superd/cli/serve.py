@@ -135,6 +135,8 @@ def line_to_try(address: Address) -> str:
         if address.transport is Transport.UNIXGRAM:
             return f"nc -uU {address.path}"
         return f"socat - UNIX-CONNECT:{address.path},type=5"
+    if address.transport is Transport.TCPMUX:
+        return f"to send {address.path} to a tcpmux service"
     host = {ANY_IPV4: "127.0.0.1", ANY_IPV6: "::1"}.get(address.host, address.host)
     flag = "-u " if address.transport.is_datagram else ""
     return f"nc {flag}{host} {address.port}"

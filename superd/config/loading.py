@@ -15,13 +15,21 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from superd.config.jails import jail_mistake
-from superd.config.model import SERVICE_NAME, Daemon, Defaults, Section, Service, Settings
+from superd.config.model import (
+    SERVICE_NAME,
+    TCPMUX,
+    Daemon,
+    Defaults,
+    Section,
+    Service,
+    Settings,
+)
 from superd.config.positions import Path as KeyPath
 from superd.config.problems import Document, Locate, problems_of
 from superd.config.reading import included_files, read_document
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, Problem, shown
-from superd.net.addresses import MOST_ADDRESSES, Address, parse_addresses
+from superd.net.addresses import MOST_ADDRESSES, Address, Transport, parse_addresses
 
 SECTIONS = ("daemon", "defaults", "service")
 
@@ -101,6 +109,7 @@ class _Loader:
         if not self.problems:
             self.problems += self._nothing_to_serve(found)
         self.problems += self._repeated_addresses(found)
+        self.problems += self._out_of_reach(found)
         return Configuration(settings, tuple(dict.fromkeys(self.problems)), self.locate)
 
     def locate(self, name: str, path: KeyPath) -> tuple[Document, KeyPath]:
@@ -211,12 +220,25 @@ class _Loader:
                         told.add((name, other))  # once for two ranges
                         message = f"{one} is listened on by service.{other} already"
                         yield found.address_problem(name, one, message)
-                    if one.transport.is_unix or one.port:
+                    if one.path or one.port:
                         seen[end] = name
             if len(seen) > MOST_ADDRESSES:
                 message = f"with this one there are more than {MOST_ADDRESSES} addresses"
                 yield found.problem(name, ("listen",), message)
                 return
+
+    def _out_of_reach(self, found: Configuration) -> Iterator[Problem]:
+        """Complain of a tcpmux address that nobody passes connections on to."""
+        services = found.partial.enabled
+        is_there = any(entry.plugin == TCPMUX for entry in services.values())
+        for name, service in services.items():
+            address = next((a for a in service.listen if a.transport is Transport.TCPMUX), None)
+            if address is not None and not is_there:
+                message = f'{address} takes a service with plugin = "{TCPMUX}", and there is none'
+                yield found.address_problem(name, address, message)
+            elif address is not None and service.wait:
+                message = f"{address} has no listening socket that wait = true could hand over"
+                yield found.address_problem(name, address, message)
 
 
 def _expanded(text: object) -> list[Address]:

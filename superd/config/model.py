@@ -125,6 +125,8 @@ class SourceNetblock(Section):
     ipv6: Annotated[int, Field(ge=0, le=128, description="bits of an IPv6 address")] = 64
 
 
+TCPMUX = "tcpmux"  # the plugin that passes connections on to who listens on tcpmux://NAME
+
 BLOCKING_MODELS = ("thread", "fork", "prefork")
 FORKING_MODELS = ("fork", "prefork")
 

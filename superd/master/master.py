@@ -266,6 +266,7 @@ class Master:
             services=pool.services,
             plugins=generation.plan.plugins,
             sockets=generation.watch.sockets(pool.services),
+            entrances=generation.watch.entrances(pool.services),
             served_ports=generation.watch.udp_ports(),
             scoreboard=self.scoreboard,
             ledger=self.ledger,

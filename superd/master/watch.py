@@ -7,8 +7,9 @@ raises: an address that cannot be had again for now is tried again at the next l
 from __future__ import annotations
 
 import socket
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 
+from superd.config.model import TCPMUX, Service
 from superd.errors import reason
 from superd.master.logs import Log
 from superd.net.addresses import Address, Transport
@@ -33,6 +34,13 @@ class Watch:
             for listener in self.listeners
             if listener.service in services and listener.address not in self._lost
         ]
+
+    def entrances(self, services: Mapping[str, Service]) -> dict[str, socket.socket]:
+        """Return, by name, where workers that serve `services` pass connections on to others."""
+        if not any(entry.plugin == TCPMUX for entry in services.values()):
+            return {}
+        found = ((one.address.path, one.entrance) for one in self.listeners)
+        return {name: entrance for name, entrance in found if entrance is not None}
 
     def udp_ports(self) -> frozenset[int]:
         """Return the udp ports of all services."""

@@ -35,10 +35,16 @@ class Transport(enum.Enum):
     UNIX = "unix"
     UNIXGRAM = "unixgram"
     UNIXPACKET = "unixpacket"
+    TCPMUX = "tcpmux"
 
     @property
     def is_unix(self) -> bool:
-        return self not in (Transport.TCP, Transport.UDP)
+        return self in (Transport.UNIX, Transport.UNIXGRAM, Transport.UNIXPACKET)
+
+    @property
+    def of_clients(self) -> Transport:
+        """What clients come by: those of tcpmux by tcp."""
+        return Transport.TCP if self is Transport.TCPMUX else self
 
     @property
     def is_datagram(self) -> bool:
@@ -56,7 +62,9 @@ class Address:
     """Where a service listens, or one end of a connection.
 
     `host` is numeric, or "*" for every IPv4 and IPv6 address; `path` is a file, or "@name" in
-    the abstract namespace. `mode`, `uid` and `gid` are for the socket's file, if it is to be made.
+    the abstract namespace, or the name by which tcpmux knows a service. `mode`, `uid` and `gid` are
+    for the socket's file, if it is to be made. `greets` tells whether superd says `+Go` to who
+    comes by tcpmux, and not the service itself.
     """
 
     transport: Transport
@@ -66,6 +74,7 @@ class Address:
     mode: int | None = field(default=None, compare=False)
     uid: int = field(default=-1, compare=False)
     gid: int = field(default=-1, compare=False)
+    greets: bool = field(default=True, compare=False)
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -94,7 +103,7 @@ class Address:
     @property
     def endpoint(self) -> str:
         """The address without its transport: `127.0.0.1:7`, `[::1]:7` or a path."""
-        if self.transport.is_unix:
+        if self.transport.is_unix or self.transport is Transport.TCPMUX:
             return self.path or "(unnamed)"
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
@@ -141,6 +150,8 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
         raise ValueError(f"expected an address that starts with one of {known}")
     if transport.is_unix:
         return (_parse_unix(transport, rest),)
+    if transport is Transport.TCPMUX:
+        return (_parse_tcpmux(rest),)
     match = _ENDPOINT.fullmatch(rest)
     if match is None:
         example = f"{prefix}://127.0.0.1:7, {prefix}://[::1]:7 or {prefix}://*:7"
@@ -222,6 +233,15 @@ def _parse_unix(transport: Transport, rest: str) -> Address:
         else:
             raise ValueError(f"there is no {shown(key)} after the ?, only mode, user and group")
     return Address(transport, path=path, mode=mode, uid=uid, gid=gid)
+
+
+def _parse_tcpmux(rest: str) -> Address:
+    name, _, query = rest.partition("?")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}", name) or name.lower() == "help":
+        raise ValueError("expected a name of letters, digits and . _ + -, such as tcpmux://finger")
+    if query not in ("", "greeting=service"):
+        raise ValueError(f"there is no {shown(query)} after the ?, only greeting=service")
+    return Address(Transport.TCPMUX, path=name.lower(), greets=not query)
 
 
 def look_up_id(name: str, kind: Literal["user", "group"]) -> int:

@@ -21,6 +21,8 @@ from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 from superd.net.addresses import ANY_IPV6, Address, Transport
 from superd.net.binding import bind, identity, set_options_of_clients
 
+Entrance = socket.socket
+MADE_BY = ("mode", "uid", "gid", "greets")  # what addresses that are the same may differ in
 SO_MEMINFO = 55  # Linux; socket has no name for it
 
 
@@ -37,6 +39,7 @@ class Listener:
     socket: socket.socket
     shares_port: bool = False  # with a listener of ours at another local address
     file: tuple[int, int] | None = None  # device and inode of a unix socket's file
+    entrance: Entrance | None = None  # where connections are put in that tcpmux passes on
     backlog: int = 0  # what the kernel made of the entry's
 
     def close(self) -> None:
@@ -50,10 +53,12 @@ class Listener:
                     os.unlink(self.address.path)
             self.file = None
         self.socket.close()
+        if self.entrance is not None:
+            self.entrance.close()
 
     def start(self) -> None:
         """Let clients in; datagrams have been coming since the socket was bound."""
-        if not self.address.transport.is_datagram:
+        if not self.address.transport.is_datagram and self.entrance is None:
             self.socket.listen(self.entry.backlog)
             self.backlog = self._backlog_in_force()
 
@@ -63,6 +68,8 @@ class Listener:
         Raises OSError where the socket cannot be mended and has to be made anew.
         """
         done = None
+        if self.entrance is not None:
+            return None  # a pair of sockets, of which nobody can shut but its own end
         is_blocking = not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK
         if is_blocking and not self.entry.wait:  # a program that has it may well want it so
             self.socket.setblocking(False)
@@ -177,10 +184,10 @@ def _kept(
 def _is_same(listener: Listener, name: str, service: Service, address: Address) -> bool:
     """Tell whether a socket is just what would be made for an entry's address."""
     asked, entry = listener.asked, listener.entry
-    is_any_port = not address.port and not address.transport.is_unix
+    is_any_port = not address.port and not address.path
     if asked != address or (is_any_port and listener.service != name):
         return False
-    made_alike = (asked.mode, asked.uid, asked.gid) == (address.mode, address.uid, address.gid)
+    made_alike = all(getattr(asked, k) == getattr(address, k) for k in MADE_BY)
     return made_alike and (entry.free_bind, entry.device) == (service.free_bind, service.device)
 
 
@@ -223,7 +230,7 @@ def _shared(addresses: Iterable[Address]) -> set[Address]:
     """Return the addresses that share a port with the wildcard of their kind."""
     ends: dict[object, list[Address]] = {}
     for address in addresses:
-        if address.port and not address.transport.is_unix:
+        if address.port:
             ends.setdefault(_end(address), []).append(address)
     return {
         address
@@ -234,6 +241,9 @@ def _shared(addresses: Iterable[Address]) -> set[Address]:
 
 
 def _listener(name: str, service: Service, address: Address, *, share: bool) -> Listener:
+    if address.transport is Transport.TCPMUX:
+        way_out, entrance = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Listener(name, service, address, address, way_out, entrance=entrance)
     sock = bind(service, address, share=share)
     if address.transport.is_unix:
         file = None if address.path.startswith("@") else identity(address.path)

@@ -136,6 +136,16 @@ class Service:
         """
         self._ban(peer, seconds, reason)
 
+    def reachable(self) -> tuple[str, ...]:
+        """Return the names of the services that listen on `tcpmux://NAME`, for tcpmux."""
+        return ()
+
+    def pass_on(self, sock: socket.socket, name: str) -> bool:
+        """Give a tcp connection to one of these, which judges it by its own rules, and let go of it
+        then; False where too many wait there already. For tcpmux only.
+        """
+        raise RuntimeError(f"{self.name} has nobody to pass a connection on to")
+
     def _ban(self, peer: Address, seconds: float, reason: str) -> None:
         """The worker puts its own here, once it serves."""
         raise RuntimeError(f"there is nobody to ban before {self.name} serves")

@@ -21,7 +21,8 @@ from superd.admission.gate import Ticket
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
-from superd.net.addresses import Address
+from superd.net.addresses import Address, Transport
+from superd.net.passing import take_passed
 from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.worker.refused import turn_away, unix_peer
@@ -45,6 +46,7 @@ NEXT = frozenset(
 # All others, EMFILE and ENFILE foremost: nothing can be taken for now, the backlog waits
 FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.25
+NOT_GO = "-The service refuses you\r\n"  # RFC 1078, for who comes by tcpmux
 RETRY = 0.02  # seconds until somebody who has been accepted is tried again
 CREW_RETRY = 250_000_000  # ns until it is looked again whether somebody of a crew is free
 
@@ -83,11 +85,17 @@ class Acceptor:
         self.listener = listener
         self.dispatch = dispatch
         self.make = make
-        self.local = "" if address.is_wildcard else safe(str(address))
+        self.transport = address.transport.of_clients
+        is_passed = address.transport is Transport.TCPMUX
+        self.local = "" if address.is_wildcard or is_passed else safe(str(address))
         self.is_unix = address.transport.is_unix
         self.poll = select.poll()
         self.poll.register(listener, select.POLLIN)
+        # what socket.accept does, without its three enumerations: a tenth of a short connection
+        self.take: Callable[[], tuple[int, Any]] = listener._accept  # type: ignore[attr-defined]
         self.numbers = (int(listener.family), int(listener.type), listener.proto)
+        if is_passed:
+            self.take, self.numbers = partial(take_passed, listener), (-1, -1, -1)
         self.pause = FIRST_PAUSE
         self.stopped = False
         self.is_at_limit = False
@@ -114,8 +122,7 @@ class Acceptor:
 
     def accept(self) -> bool:
         """Accept until none waits, but no more than BATCH; tell whether more may wait."""
-        # what socket.accept does, without its three enumerations: a tenth of a short connection
-        accept: Callable[[], tuple[int, Any]] = self.listener._accept  # type: ignore[attr-defined]
+        accept = self.take
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
         counts, gate = self.serving.counts, self.serving.gate
         local = self.local
@@ -166,9 +173,11 @@ class Acceptor:
         if isinstance(ticket, Refusal) and self.serving.gate.may_wait(ticket):
             self.engine.hold(RETRY, partial(self._again, sock, sockaddr))
         elif isinstance(ticket, Refusal):
-            peer = endpoint_text(self.address.transport, sockaddr)
+            peer = endpoint_text(self.transport, sockaddr)
             self.serving.records.refused(peer, self.local or self._local_of(sock), ticket.value)
-            turn_away(self.engine, self.serving, sock, ticket)
+            is_passed = self.address.transport is Transport.TCPMUX
+            banner = self.serving.entry.banner_refused or (NOT_GO if is_passed else "")
+            turn_away(self.engine, self.serving, sock, ticket, banner)
         elif isinstance(ticket, Verdict):
             self.engine.names.ask(sockaddr[0], partial(self._named, sock, sockaddr))
         else:
@@ -185,7 +194,7 @@ class Acceptor:
 
     def _local_of(self, sock: socket.SocketType) -> str:
         """Return which of our addresses a client has reached."""
-        transport = self.address.transport
+        transport = self.transport
         try:
             return f"{transport.value}://{endpoint_text(transport, sock.getsockname())}"
         except OSError:

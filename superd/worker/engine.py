@@ -7,6 +7,7 @@ SystemExit in a task of its own is reported, and the loop goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 from collections.abc import Callable
@@ -30,6 +31,9 @@ from superd.worker.serving import Serving
 from superd.worker.session import Session
 from superd.worker.takeovers import TakenSession
 
+Dispatch = Callable[[Any, Any, Ticket, str], None]
+
+GO = b"+Go\r\n"  # RFC 1078
 SWEEP = 0.25  # seconds between looks at the time-outs
 FLOOD_WINDOW = 1.0
 GRACE = 1.0  # seconds that cancelled plugins have to clean up
@@ -89,17 +93,28 @@ class Engine:
         elif is_datagram:
             self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
         elif serving.blocking or serving.protocol or serving.stream or serving.takeover:
-            start = self._starter(serving, address.transport)
+            start = self._greeting(address, self._starter(serving, address.transport.of_clients))
             crew = self.crews.get(serving)
             self.listeners.append(Acceptor(self, serving, address, sock, start, Accepted, crew))
         else:
-            answer = Answerer(self, serving, address.transport).dispatch
+            answerer = Answerer(self, serving, address.transport.of_clients)
+            answer = self._greeting(address, answerer.dispatch)
             acceptor = Acceptor(self, serving, address, sock, answer, socket.SocketType)
             self.listeners.append(acceptor)
 
-    def _starter(
-        self, serving: Serving, kind: Transport
-    ) -> Callable[[socket.socket, Any, Ticket, str], None]:
+    def _greeting(self, address: Address, start: Dispatch) -> Dispatch:
+        """Have who comes by tcpmux be told that it may go on, where the service does not do so."""
+        if address.transport is not Transport.TCPMUX or not address.greets:
+            return start
+
+        def greet(sock: Any, sockaddr: Any, ticket: Ticket, local: str) -> None:
+            with contextlib.suppress(OSError):  # it has gone, as will be seen
+                sock.send(GO, socket.MSG_DONTWAIT)
+            start(sock, sockaddr, ticket, local)
+
+        return greet
+
+    def _starter(self, serving: Serving, kind: Transport) -> Dispatch:
         """Choose how sessions of a service start: see the steps of `superd.plugin.Service`."""
 
         def attach(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:

@@ -32,20 +32,18 @@ SO_PEERGROUPS = 59  # its supplementary groups; Linux since 4.13
 MOST_GROUPS = 256  # who has more is not known by any of them
 
 
-def turn_away(engine: Engine, serving: Serving, sock: socket.SocketType, refusal: Refusal) -> None:
-    """Count it, and end the connection as the entry says."""
+def turn_away(
+    engine: Engine, serving: Serving, sock: socket.SocketType, refusal: Refusal, banner: str
+) -> None:
+    """Count it, and end the connection as the entry says; `banner` is for who is told why."""
     serving.counts[refusal_column(refusal)] += 1
     entry = serving.entry
     if entry.on_limit == "tarpit" and refusal not in BY_RULE:
         engine.tarpit.hold(sock)
-    elif entry.banner_refused and refusal is not Refusal.BANNED:
-        try:
-            sock.send(entry.banner_refused.encode(), WITH_THE_END)
-            sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            sock.close()  # the client has gone
-        else:
-            engine.lingering.add(sock)
+    elif banner and refusal is not Refusal.BANNED:
+        with contextlib.suppress(OSError):  # the client has gone
+            sock.send(banner.encode(), WITH_THE_END)
+        engine.lingering.finish(sock)
     else:
         sock.close()
 

@@ -30,9 +30,10 @@ from superd.admission.ledger import Ledger
 from superd.admission.limits import Load, netblock_of
 from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Scoreboard
-from superd.config.model import Confinement, Limits, Service
+from superd.config.model import TCPMUX, Confinement, Limits, Service
 from superd.errors import ExitCode, SuperdError, reason
 from superd.net.addresses import Address
+from superd.net.passing import pass_socket
 from superd.observe.connections import ServiceRecords
 from superd.observe.records import FloodGate, Record, failure
 from superd.plugin import registry
@@ -60,6 +61,7 @@ class Assignment:
     services: Mapping[str, Service]
     plugins: Mapping[str, registry.Plugin]
     sockets: Sequence[tuple[str, Address, socket.socket]]
+    entrances: Mapping[str, socket.socket]  # by name, of the services that tcpmux passes on to
     served_ports: frozenset[int]
     scoreboard: Scoreboard
     ledger: Ledger
@@ -105,7 +107,7 @@ def _tell(channel: Channel, error: BaseException) -> int:
 def _live(assignment: Assignment, channel: Channel) -> None:
     """The steps of `superd.plugin.Service`, as the worker takes them."""
     setproctitle(f"superd: worker {assignment.pool}")
-    sockets = [sock for *_, sock in assignment.sockets]
+    sockets = [*(sock for *_, sock in assignment.sockets), *assignment.entrances.values()]
     lock = assignment.ledger.lock.descriptor
     keep_only([channel.sock.fileno(), lock, *(sock.fileno() for sock in sockets)])
     clean_environment()
@@ -224,6 +226,9 @@ def _serve(
         records = ServiceRecords(engine.connection_log, name, entry.record)
         servings[name] = Serving.of(name, entry, plugin, gate, records)
         plugin._ban = partial(_ban, channel, name, entry)  # type: ignore[method-assign]
+        if entry.plugin == TCPMUX:
+            plugin.reachable = lambda: tuple(sorted(assignment.entrances))  # type: ignore[method-assign]
+            plugin.pass_on = partial(_pass_on, assignment.entrances)  # type: ignore[method-assign]
         engine.add(servings[name], _crew(engine, servings[name], channel, kept))
     for name, address, sock in assignment.sockets:
         engine.listen(servings[name], address, sock)
@@ -245,6 +250,14 @@ def _serve(
     loop.add_reader(channel.sock, orphaned)
     _hear_of_strays(engine.flood_gate)
     engine.run(ready)
+
+
+def _pass_on(entrances: Mapping[str, socket.socket], sock: socket.socket, name: str) -> bool:
+    try:
+        pass_socket(entrances[name], sock)
+    except OSError:
+        return False
+    return True
 
 
 def _ban(

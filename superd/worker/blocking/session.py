@@ -62,6 +62,7 @@ class BlockingSession(Session):
         self.sock = sock
         self._end_by_force = self._timer = None
         try:
+            sock.setblocking(True)  # one that was passed on is not
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_TIMEOUT)
             self._end_by_force = crew.serve(self)
         except (OSError, RuntimeError) as error:

@@ -1,0 +1,91 @@
+"""tcpmux: passes each connection to the service whose name it sends (RFC 1078).
+
+Options: timeout.
+Example: plugin = "tcpmux", listen = "tcp://*:1"; and listen = "tcpmux://finger" for a service
+See also: inetd.conf(5)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from contextlib import suppress
+from typing import Annotated
+
+from pydantic import Field
+
+from superd.plugin import Connection, Duration, Options, Service, hookimpl
+
+LONGEST_NAME = 256  # bytes
+HELP = b"help"
+UNKNOWN = b"-There is no such service\r\n"
+BUSY = b"-The service is busy\r\n"
+TOO_LONG = b"-The name is too long\r\n"
+
+
+class TcpmuxOptions(Options):
+    timeout: Annotated[Duration, Field(gt=0, description="until the name has come")] = 10.0
+
+
+class Tcpmux(Service):
+    """Reads a line with a name and has the service that listens on `tcpmux://NAME` go on.
+
+    That service admits the client by its own rules and limits, and says `+Go` or why not. The names
+    are told to who sends HELP. Case does not matter.
+    """
+
+    name = "tcpmux"
+    options_model = TcpmuxOptions
+    options: TcpmuxOptions
+
+    async def takeover(self, sock: socket.socket, conn: Connection) -> None:
+        try:
+            name = await asyncio.wait_for(_line(sock), self.options.timeout)
+        except TimeoutError:
+            conn.note("no name in time")
+            return
+        if name is None:
+            await _answer(sock, TOO_LONG)
+        elif name == HELP:
+            names = "".join(f"{name}\r\n" for name in self.reachable())
+            await _answer(sock, names.encode("ascii"))
+        else:
+            await self._pass(sock, conn, name.decode("ascii", "replace"))
+
+    async def _pass(self, sock: socket.socket, conn: Connection, name: str) -> None:
+        if name not in self.reachable():
+            conn.note("no such service")
+            await _answer(sock, UNKNOWN)
+        elif self.pass_on(sock, name):
+            conn.note(f"passed to {name}")
+            sock.close()
+        else:
+            conn.note(f"{name} is busy")
+            await _answer(sock, BUSY)
+
+
+async def _line(sock: socket.socket) -> bytes | None:
+    """Return the first line in lower case, and not a byte more: what follows is the service's.
+
+    None where it is too long; an unfinished one is what it is.
+    """
+    loop = asyncio.get_running_loop()
+    line = b""
+    while not line.endswith(b"\n"):
+        if len(line) > LONGEST_NAME:
+            return None
+        byte = await loop.sock_recv(sock, 1)
+        if not byte:
+            break
+        line += byte
+    return line.rstrip(b"\r\n").lower()
+
+
+async def _answer(sock: socket.socket, answer: bytes) -> None:
+    with suppress(ConnectionError):
+        await asyncio.get_running_loop().sock_sendall(sock, answer)
+
+
+@hookimpl
+def superd_services() -> list[type[Service]]:
+    return [Tcpmux]

@@ -1,0 +1,45 @@
+"""Connections that one worker passes to another, of a service that is reached by name (RFC 1078).
+
+A pair of sockets stands for the listener: the master makes it and keeps both ends, workers of the
+service have the one to take from, and those of tcpmux services the other. Used in the master and in
+workers. Raises OSError.
+"""
+
+from __future__ import annotations
+
+import array
+import errno
+import os
+import socket
+from typing import Any
+
+PASSED = b"+"
+_ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
+
+
+def pass_socket(entrance: socket.socket, sock: socket.socket) -> None:
+    """Pass a connection on; BlockingIOError where too many wait already."""
+    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))
+    entrance.sendmsg([PASSED], [rights], socket.MSG_DONTWAIT)
+
+
+def take_passed(way_out: socket.socket) -> tuple[int, Any]:
+    """Return the descriptor of a connection and its peer's address, as accept(2) would.
+
+    The kernel is asked who the peer is: who passes a connection on is not to be believed.
+    """
+    data, control, *_ = way_out.recvmsg(1, _ONE_DESCRIPTOR, socket.MSG_DONTWAIT)
+    if not data:
+        raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+    if not control:  # there was no descriptor left to take it by
+        raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
+    (descriptor,) = array.array("i", control[0][2])
+    sock = socket.socket(fileno=descriptor)
+    try:
+        sockaddr = sock.getpeername()
+        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
+            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
+    except OSError as error:
+        sock.close()
+        raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)) from error
+    return sock.detach(), sockaddr
