@@ -20,7 +20,7 @@ from superd.master.isolated import run_isolated
 from superd.master.rehearsal import blamed
 from superd.plugin.registry import Plugin, installed
 from superd.plugin.registry import load as load_plugin
-from superd.plugin.service import kinds_of
+from superd.plugin.service import kinds_of, models_of
 
 
 def list_plugins(file: Path | None, *, as_json: bool) -> int:
@@ -98,6 +98,7 @@ def describe(plugin: Plugin) -> dict[str, Any]:
         "version": plugin.version,
         "module": plugin.entry_point.value,
         "kinds": list(kinds),
+        "models": list(models_of(kind)),
         "manual": inspect.getdoc(kind) or "",
         "options": options,
         "required": required,
@@ -125,6 +126,7 @@ def _lines(told: dict[str, Any]) -> list[str]:
     lines = [
         f"{told['name']}, of {told['distribution']} {told['version']} ({told['module']})",
         f"serves {' and '.join(told['kinds'])} addresses",
+        *([f"model is {' or '.join(told['models'])}"] if told["models"] != ["loop"] else []),
         "",
         *told["manual"].splitlines(),
         "",
