@@ -1,6 +1,7 @@
 """What a program is told in its environment: all three dialects at once, and nothing else.
 
-Only numeric addresses are told, and names that are fixed: a client has no say in it.
+Only numeric addresses are told, and names that are fixed: a client has no say in it, but for the
+name that its own unix socket has, which is told where nothing in it could mislead.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ def environment(base: Mapping[str, str], local: Address, peer: Address | None) -
     transport = local.transport
     if transport.is_unix:
         told |= {"PROTO": "IPC", "IPCLOCALPATH": local.path}
-        if peer is not None and peer.path:
+        if peer is not None and peer.path and peer.path.isprintable():
             told["IPCREMOTEPATH"] = peer.path
         return told
     proto = "TCP" if transport is Transport.TCP else "UDP"

@@ -13,6 +13,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 
 GRACE = 0.7  # seconds between TERM and KILL
+AT_ONCE = 65536  # bytes: all that a pipe holds (pipe(7))
 LONGEST_LINE = 2000
 MOST_LINES = 1000  # of one program's standard error; the others are counted
 
@@ -20,10 +21,13 @@ ALL_SIGNALS = [number for number in signal.valid_signals() if number not in (9, 
 
 
 class Program:
-    """A program that runs. `ended` is awaited, and ends it with its whole process group."""
+    """A program that runs. `ended` is awaited, and ends it with its whole process group; then
+    `outcome` tells how it ended, with what it used.
+    """
 
     def __init__(self, pid: int, errors: int | None, log: Callable[[str], None]) -> None:
         self.pid = pid
+        self.outcome = ""
         self._loop = asyncio.get_running_loop()
         self._pidfd = os.pidfd_open(pid)
         self._errors = errors
@@ -33,26 +37,28 @@ class Program:
         if errors is not None:
             self._loop.add_reader(errors, self._read_errors)
 
-    async def ended(self, max_run_time: float) -> str:
-        """Wait for the end and return how it ended, with what it used; end it if cancelled."""
+    async def ended(self, max_run_time: float) -> None:
+        """Wait for the end; end it if that takes too long, or if cancelled."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, _settle, done)
         why = ""
         try:
-            try:
-                await asyncio.wait_for(asyncio.shield(done), max_run_time or None)
-            except TimeoutError:
+            await asyncio.wait([done], timeout=max_run_time or None)
+            if not done.done():
                 why = "max-run-time is over; "
-                await self._end(done)
-            except asyncio.CancelledError:
-                await asyncio.shield(self._end(done))
-                raise
         finally:
+            await self._see_it_end(done)
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._close_errors()
-            outcome = self._reaped()
-        return why + outcome
+            self.outcome = why + self._reaped()
+
+    async def _see_it_end(self, done: asyncio.Future[None]) -> None:
+        """End it if need be, and see that through: time-outs cancel again and again."""
+        ending = None if done.done() else self._loop.create_task(self._end(done))
+        while ending is not None and not ending.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([ending])
 
     async def _end(self, done: asyncio.Future[None]) -> None:
         self.signal(signal.SIGTERM)
@@ -77,7 +83,7 @@ class Program:
         """Log what it writes to standard error, line by line."""
         assert self._errors is not None
         try:
-            data = os.read(self._errors, 65536)
+            data = os.read(self._errors, AT_ONCE)
         except BlockingIOError:
             return
         if not data:
@@ -97,9 +103,8 @@ class Program:
     def _close_errors(self) -> None:
         if self._errors is not None:
             self._loop.remove_reader(self._errors)
-            with contextlib.suppress(OSError):
-                while data := os.read(self._errors, 65536):
-                    self._pending += data
+            with contextlib.suppress(BlockingIOError):  # what it has started may write for ever
+                self._pending += os.read(self._errors, AT_ONCE)
             for line in self._pending.splitlines():
                 self._tell(line)
             os.close(self._errors)
@@ -130,6 +135,7 @@ def start(
         actions.append((os.POSIX_SPAWN_DUP2, writer, 2))
     else:
         actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
+    pid = None
     try:
         if directory != "/":
             os.chdir(directory)
@@ -137,7 +143,11 @@ def start(
             executable, list(argv), dict(env),
             file_actions=actions, setsid=True, setsigmask=[], setsigdef=ALL_SIGNALS,
         )  # fmt: skip
+        return Program(pid, reader, log)
     except OSError:
+        if pid is not None:  # there is no descriptor left to wait with
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
         if reader is not None:
             os.close(reader)
         raise
@@ -146,7 +156,6 @@ def start(
             os.chdir("/")
         if writer is not None:
             os.close(writer)
-    return Program(pid, reader, log)
 
 
 def _settle(done: asyncio.Future[None]) -> None:

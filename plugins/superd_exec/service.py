@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from superd.plugin import (
     Connection,
@@ -40,21 +40,43 @@ WITH_ITS_PID = 'LISTEN_PID=$$ exec "$0" "$@"'
 CANNOT_RUN = {errno.ENOENT: 127, errno.ENOTDIR: 127}
 
 
+
+def _no_nul(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    if any("\0" in text for text in value):
+        raise ValueError("no program can be given a NUL")
+    return value
+
+
+def _variables(env: dict[str, str]) -> dict[str, str]:
+    for name, value in env.items():
+        if not name or "=" in name:
+            raise ValueError('the name of a variable is not empty and has no "="')
+        _no_nul((name, value))
+    return env
+
+
 class ExecOptions(Options):
     command: Annotated[
         Strings,
+        AfterValidator(_no_nul),
         Field(min_length=1, description="the program and its arguments, for no shell"),
     ]
     argv0: Annotated[
-        str, Field(description="the name it is called by; the default is the program's own")
+        str,
+        AfterValidator(_no_nul),
+        Field(description="the name it is called by; the default is the program's own"),
     ] = ""
-    env: Annotated[dict[str, str], Field(description="variables of its environment")] = Field(
-        default_factory=dict
-    )
+    env: Annotated[
+        dict[str, str],
+        AfterValidator(_variables),
+        Field(description="variables of its environment"),
+    ] = Field(default_factory=dict)
     pass_env: Annotated[
         Strings, Field(description="variables that it has from superd's environment")
     ] = ()
-    directory: Annotated[str, Field(pattern="^/", description="where it starts")] = "/"
+    directory: Annotated[
+        str, AfterValidator(_no_nul), Field(pattern="^/", description="where it starts")
+    ] = "/"
     stderr: Annotated[
         Literal["log", "client", "discard"],
         Field(description="where its standard error goes"),
@@ -98,14 +120,18 @@ class Exec(Service):
         env = environment(self.base, conn.local, conn.peer)
         program = self._start(sock, env, partial(conn.log, "warning"))
         sock.close()  # the client is to see the end as soon as the program has closed it
-        conn.note(await self._ended(program))
+        try:
+            await self._ended(program)
+        finally:
+            conn.note(program.outcome)
 
     async def listener(self, sock: socket.socket, waiting: Waiting) -> str:
         env = environment(self.base, waiting.local, waiting.peer)
         sock.setblocking(True)
         try:
             program = self._start(sock, env, partial(waiting.log, "warning"))
-            return await self._ended(program)
+            await self._ended(program)
+            return program.outcome
         finally:
             sock.setblocking(False)
 
@@ -122,16 +148,17 @@ class Exec(Service):
         except OSError as error:
             self.failures += 1
             code = CANNOT_RUN.get(error.errno or 0, 126)
-            text = f"cannot run {self.executable}: {os.strerror(error.errno or 0)} (exit {code})"
+            what = error.filename or self.executable  # or the directory to start in
+            text = f"cannot run {what}: {os.strerror(error.errno or 0)} (exit {code})"
             pause = PAUSE if self.failures >= FAILURES else 0.0
             raise Unavailable(text, pause) from None
         self.failures = 0
         self.programs.add(program)
         return program
 
-    async def _ended(self, program: Program) -> str:
+    async def _ended(self, program: Program) -> None:
         try:
-            return await program.ended(self.options.max_run_time)
+            await program.ended(self.options.max_run_time)
         finally:
             self.programs.discard(program)
 

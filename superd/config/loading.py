@@ -32,6 +32,7 @@ from superd.errors import ConfigurationError, Problem, shown
 from superd.net.addresses import MOST_ADDRESSES, Address, Transport, parse_addresses
 
 SECTIONS = ("daemon", "defaults", "service")
+TIMEOUTS = ("first-byte-timeout", "idle-timeout", "session-timeout")
 
 S = TypeVar("S", bound=Section)
 
@@ -198,7 +199,17 @@ class _Loader:
         if service.chroot and os.geteuid() == 0 and (mistake := jail_mistake(service.chroot)):
             document, path = self.locate(name, ("chroot",))
             self.problems.append(document.problem(path, mistake))
+        self._in_vain(name, service)
         return service
+
+    def _in_vain(self, name: str, service: Service) -> None:
+        """Complain of an entry's own time-outs where it is the plugin that has the connections."""
+        document, own = self.homes[name], self.homes[name].data["service"][name]
+        for key in TIMEOUTS if service.wait else ():
+            if key in own and getattr(service, key.replace("-", "_")):
+                message = "has no effect with wait = true; exec has options.max-run-time instead"
+                path = ("service", name, key)
+                self.problems.append(document.problem(path, message, at_key=True))
 
     def _nothing_to_serve(self, found: Configuration) -> Iterator[Problem]:
         if not self.homes:

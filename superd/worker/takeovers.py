@@ -35,16 +35,23 @@ def bytes_of(sock: socket.socket) -> tuple[int, int] | None:
 class TakenSession(Session, Connection):
     """A connection that superd only books; the plugin reads and writes the socket itself."""
 
-    __slots__ = (*SLOTS, "sock")
+    __slots__ = (*SLOTS, "kept", "sock")
 
     sock: socket.socket | None
+    kept: socket.socket | None
 
     def give(self, sock: socket.socket) -> None:
-        """Let the plugin have the socket, without the time-out that the listener has."""
-        self.sock = sock
-        takeover = self.serving.takeover
+        """Let the plugin have the socket, without the time-out that the listener has.
+
+        Where the entry's time-outs ask what comes and goes, it is kept for them once more: a plugin
+        may close its own and leave the client to a program.
+        """
+        self.sock, self.kept = sock, None
+        entry, takeover = self.serving.entry, self.serving.takeover
         assert takeover is not None
         try:
+            if entry.first_byte_timeout or entry.idle_timeout:
+                self.kept = sock.dup()
             sock.setblocking(False)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_TIMEOUT)
             self.run(takeover(sock, self))
@@ -65,24 +72,33 @@ class TakenSession(Session, Connection):
             return self.received, self.sent
         return 1, int(self.engine.loop.time() * 1000)
 
+    @property
+    def _open(self) -> socket.socket | None:
+        """The connection's socket, if it is open here."""
+        found = (sock for sock in (self.sock, self.kept) if sock is not None and sock.fileno() >= 0)
+        return next(found, None)
+
     def _count(self) -> bool:
         """Learn from the kernel how many bytes came and went, if it tells."""
-        counted = None if self.sock is None else bytes_of(self.sock)
+        sock = self._open
+        counted = None if sock is None else bytes_of(sock)
         if counted is not None:
             self.received, self.sent = counted
         return counted is not None
 
     @property
     def has_gone(self) -> bool:
-        if self.sock is None or self.sock.fileno() < 0:
+        sock = self._open
+        if sock is None:
             return True
         poll = select.poll()
-        poll.register(self.sock, 0)
+        poll.register(sock, 0)
         return any(events & GONE for _, events in poll.poll(0))
 
     def finish(self) -> None:
         self._count()
         sock, self.sock = self.sock, None
+        self._let_go()
         if sock is None or sock.fileno() < 0:
             return  # the plugin has closed it, or given it to somebody else
         self.engine.lingering.finish(sock)
@@ -90,18 +106,24 @@ class TakenSession(Session, Connection):
     def expire(self, end: End) -> None:
         """End the talk; the plugin may be at the socket just now, so it is closed after that."""
         self.end = self.end or end
-        if self.sock is not None and self.sock.fileno() >= 0:
+        if (sock := self._open) is not None:
             with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)
         if self.task is not None:
             self.task.cancel()
 
     def abort(self) -> None:
         self._count()
-        sock, self.sock = self.sock, None
-        if sock is not None and sock.fileno() >= 0:
+        if (sock := self._open) is not None:
             reset_on_close(sock)
             sock.close()
+        self.sock = None
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self.kept is not None:
+            self.kept.close()
+            self.kept = None
 
     def close(self) -> None:
         self.finish()

@@ -115,6 +115,7 @@ def test_a_mistake_of_the_daemon(tmp_path: Path, line: str, mistake: str) -> Non
         ("listen = []", "2:10: service.a.listen: expected one address at least, found an empty array"),
         ('listen = "tcp://[::1]:70000"', '2:10: service.a.listen: there is no port 70000 (the last is 65535), found "tcp://[::1]:70000"'),
         ('listen = ["unix://@b", "tpc://[::1]:7"]', f'2:24: service.a.listen[1]: expected an address that starts with one of {TRANSPORTS}, found "tpc://[::1]:7"'),
+        ('idle-timeout = "9s"\nwait = true', "2:1: service.a.idle-timeout: has no effect with wait = true; exec has options.max-run-time instead"),
         ('lisen = "x"', '2:1: service.a.lisen: unknown key (did you mean "listen"?)'),
         ('"a b" = 1', '2:1: service.a."a b": unknown key'),
     ],
