@@ -6,8 +6,10 @@ import json
 import os
 import random
 import re
+import select
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ import pytest
 from tests.clients import ask_unixpacket, connect_unix, crowd, ending, is_open, sent_and_received
 from tests.conftest import Start
 from tests.harness import PATIENCE, Superd, ask_udp, exchange, is_alive, receive_all, until
-from tests.proc import children, descriptors, zombies
+from tests.proc import children, descriptors, memory
 
 FDS = 'for f in /proc/$$/fd/*; do [ -e "$f" ] && echo "${f##*/}"; done'
 IGNORES_TERM = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
@@ -71,6 +73,33 @@ options = { command = ["sleep", "600"], max-run-time = "300ms" }
 [service.stubborn]
 options = { command = ["sh", "-c", "{ignores}"], max-run-time = "300ms" }
 
+[service.forever]
+options = { command = ["sleep", "600"] }
+idle-timeout = "500ms"
+
+[service.silence]
+options = { command = ["sh", "-c", "read line; echo $line; exec sleep 600"] }
+first-byte-timeout = "500ms"
+session-timeout = "1500ms"
+
+[service.busy]
+options = { command = "cat" }
+idle-timeout = "1s"
+
+[service.timely]
+options = { command = ["sh", "-c", "{ignores}"] }
+session-timeout = "300ms"
+
+[service.orphan]
+options = { command = ["sh", "-c", "yes >&2 & yes >&2 & yes >&2 & echo out"] }
+
+[service.family]
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/family"]
+options = { command = ["env"] }
+
+[service.short]
+options = { command = "true" }
+
 [service.systemd]
 options.command = ["sh", "-c", "[ $LISTEN_PID = $$ ] && echo $LISTEN_FDS >&3"]
 options.listen-fds = true
@@ -113,6 +142,12 @@ def _environment() -> Iterator[None]:
 def output(served: Superd, service: str) -> str:
     with served.connect(service) as client:
         return receive_all(client).decode()
+
+
+def named(status: dict[str, Any], service: str) -> dict[str, Any]:
+    """Return what `superd status --json` has for a service."""
+    found: dict[str, Any] = next(one for one in status["services"] if one["name"] == service)
+    return found
 
 
 def last_record(served: Superd, service: str) -> dict[str, Any]:
@@ -238,24 +273,126 @@ def test_a_datagram_that_is_refused_starts_nothing_and_does_not_wait_for_ever(
     assert served.counts("barred")["datagrams"] == 0
 
 
-def test_a_crowd_of_programs_killed_at_random_leaves_nothing_behind(served: Superd) -> None:
-    (worker,) = served.workers()
-    before = len(descriptors(worker))
-    rng = random.Random(7)
-    with crowd(served.address("cat"), 100) as clients:
-        for client in clients:
+def test_a_program_is_ended_when_nothing_has_passed_for_the_idle_time(served: Superd) -> None:
+    """The client may be there or have left: a program that does not look never learns of it."""
+    for leaves in (False, True):
+        with served.connect("forever") as client:
+            (pid,) = until(lambda: children(served.workers()[0]), "the program to run")
+            if not leaves:
+                assert ending(client) == (b"", "fin")
+        served.wait_until_left("forever")
+        assert not is_alive(pid)
+        record = last_record(served, "forever")
+        assert record["end"] == "idle-timeout"
+        assert record["outcome"].startswith("signal 15, ")
+    assert served.counts("forever")["errors"] == 0
+
+
+def test_a_program_whose_client_talks_is_not_idle(served: Superd) -> None:
+    with served.connect("busy") as client:
+        for _ in range(5):
             client.sendall(b"x")
             assert client.recv(1) == b"x"
+            assert not select.select([client], [], [], 0.4)[0]  # nobody is closed in a pause
+        client.shutdown(socket.SHUT_WR)
+        assert ending(client) == (b"", "fin")
+    assert last_record(served, "busy")["end"] == "server"
+
+
+def test_a_program_whose_client_is_silent_or_stays_too_long_is_ended(served: Superd) -> None:
+    with served.connect("silence") as client:
+        assert ending(client) == (b"", "fin")
+    assert last_record(served, "silence")["end"] == "first-byte-timeout"
+    served.wait_until_left("silence")
+    with served.connect("silence") as client:
+        client.sendall(b"hello\n")
+        assert ending(client) == (b"hello\n", "fin")
+    until(lambda: last_record(served, "silence")["end"] == "session-timeout", "the record")
+
+
+def test_a_program_that_ignores_the_end_of_its_time_is_killed_and_leaves_no_zombie(
+    served: Superd,
+) -> None:
+    (worker,) = served.workers()
+    with served.connect("timely") as client:
+        pid = int(client.makefile().readline())
+        ending(client)
+    served.wait_until_left("timely")
+    assert pid not in children(worker)
+    record = last_record(served, "timely")
+    assert record["end"] == "session-timeout"
+    assert record["outcome"].startswith("signal 9, ")
+
+
+def test_who_writes_errors_for_ever_is_not_waited_for(served: Superd) -> None:
+    """What the program has started has its standard error still, and could hold up everybody."""
+    assert output(served, "orphan") == "out\n"
+    served.wait_until_left("orphan")
+    assert output(served, "pwd") == "/usr/bin\n"
+    (worker,) = served.workers()
+    assert memory(worker) < 200_000
+
+
+@pytest.mark.parametrize("name", [b"\0superd\0exec", b"\0superd\nexec="])
+def test_the_name_of_a_client_that_could_mislead_is_not_told(served: Superd, name: bytes) -> None:
+    (worker,) = served.workers()
+    before = len(descriptors(worker))
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.bind(name + b"%d" % os.getpid())
+            client.connect(str(served.directory / "family"))
+            told = receive_all(client)
+            assert b"PROTO=IPC" in told
+            assert b"IPCREMOTEPATH" not in told
+    served.wait_until_left("family")
+    until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
+
+
+FEW_AND_MANY = pytest.mark.parametrize("number", [200, pytest.param(1000, marks=pytest.mark.soak)])
+
+
+@FEW_AND_MANY
+def test_a_crowd_of_programs_killed_at_random_leaves_nothing_behind(
+    served: Superd, number: int
+) -> None:
+    (worker,) = served.workers()
+    until(lambda: not children(worker), "those of other tests to have ended")
+    before = len(descriptors(worker))
+    rng = random.Random(7)
+    with crowd(served.address("cat"), number) as clients:
+        for client in clients:
+            client.sendall(b"x")
+        for client in clients:
+            assert client.recv(1) == b"x"
         running = children(worker)
-        assert len(running) == 100
+        assert len(running) == number
+        assert named(served.status(), "cat")["counts"]["active"] == number
         rng.shuffle(running)
         for pid in running:
             os.kill(pid, rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)))
+        began = time.monotonic()
         for client in clients:
             assert ending(client)[0] == b""
+        until(lambda: not children(worker), "the last child to be reaped")
+        print(f"{number} programs were gone {time.monotonic() - began:.2f} s after the last signal")
     served.wait_until_left("cat")
-    until(lambda: not children(worker), "the last child to be reaped")
-    assert not zombies(worker)
+    until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
+    assert named(served.status(), "cat")["counts"]["active"] == 0
+
+
+@pytest.mark.parametrize("number", [200, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_short_programs_leave_no_zombie(served: Superd, number: int) -> None:
+    (worker,) = served.workers()
+    until(lambda: not children(worker), "those of other tests to have ended")
+    before, accepted = len(descriptors(worker)), served.counts("short")["accepted"]
+    for _ in range(number // 50):
+        with crowd(served.address("short"), 50) as clients:
+            for client in clients:
+                assert ending(client) == (b"", "fin")
+    served.wait_until_left("short")
+    assert served.counts("short")["accepted"] == accepted + number
+    assert children(worker) == []
     until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
 
 
@@ -267,6 +404,45 @@ def test_a_program_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
     assert done.returncode == 78
     assert "superd.toml:7:10: service.x.plugin: plugin exec failed: " in done.stderr
     assert "/no/such/program" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "mistake"),
+    [
+        ('command = ["cat", "a\\u0000"]', "options.command: no program can be given a NUL"),
+        ('command = "cat", argv0 = "\\u0000"', "options.argv0: no program can be given a NUL"),
+        ('command = "cat", env = { A = "\\u0000" }', "options.env: no program can be given a NUL"),
+        ('command = "cat", env = { "A=" = "b" }', "options.env: the name of a variable is not"),
+        ('command = "cat", env = { "" = "b" }', "options.env: the name of a variable is not"),
+    ],
+)
+def test_what_no_program_can_be_given_is_a_mistake(
+    tmp_path: Path, options: str, mistake: str
+) -> None:
+    toml = f'[service.x]\nplugin = "exec"\nlisten = "unix://@x"\noptions = {{ {options} }}\n'
+    one = Superd(tmp_path, toml)
+    one.write()
+    done = one.run("check")
+    assert done.returncode == 78
+    assert f"service.x.{mistake}" in done.stderr
+
+
+def test_where_a_descriptor_is_missing_after_the_start_no_child_is_left(
+    start_superd: Start,
+) -> None:
+    served = start_superd(
+        """
+        [service.cat]
+        plugin = "exec"
+        listen = "tcp://127.0.0.1:0"
+        options = { command = "cat", stderr = "client" }
+        rlimits = { nofile = 64 }
+        """
+    )
+    (worker,) = served.workers()
+    with crowd(served.address("cat"), 100):
+        served.wait_for_log("cannot run .*: Too many open files")
+    until(lambda: not children(worker), "the last child to be reaped")
 
 
 def test_a_program_that_cannot_be_started_closes_and_then_pauses(
