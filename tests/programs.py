@@ -1,0 +1,62 @@
+"""Real programs for superd to run, and the clients that they were written for.
+
+Runs in the test's process. Programs run as nobody where the tests are root's, so that they need a
+way to what they serve.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import subprocess
+from pathlib import Path
+
+NOBODY = 65534
+LONGEST = 60  # seconds that a client may take
+
+
+def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run a client to its end."""
+    return subprocess.run(
+        command,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=LONGEST,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def output(*command: str, env: dict[str, str] | None = None) -> bytes:
+    """Run a client that is to succeed, and return what it wrote."""
+    done = run(*command, env=env)
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def noise(size: int) -> bytes:
+    """Return bytes of every kind, the same each time."""
+    return random.Random(size).randbytes(size)
+
+
+def open_the_way(directory: Path) -> Path:
+    """Let other users pass through the directories that the tests have made."""
+    for one in (directory, *directory.parents):
+        if one.stat().st_uid != os.geteuid() or one.parent == one:
+            break
+        if one.stat().st_mode & 0o001 == 0:
+            one.chmod(0o711)
+    return directory
+
+
+def script(directory: Path, name: str, text: str) -> Path:
+    """Write a shell script that anybody can run."""
+    file = directory / name
+    file.write_text(f"#!/bin/sh\n{text}\n")
+    file.chmod(0o755)
+    return file

@@ -1,0 +1,329 @@
+"""Programs that were written for inetd, each asked by the client that was written for it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Start
+from tests.harness import Superd, until
+from tests.proc import children
+from tests.programs import LONGEST, NOBODY, digest, noise, open_the_way, output, run
+
+CLONES = 8
+
+SERVICE = """
+[service.{name}]
+plugin = "exec"
+listen = "{listen}"
+{more}
+[service.{name}.options]
+command = {command}
+"""
+
+# whoever runs the tests has a configuration of their own
+OWN_GIT = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_AUTHOR_NAME": "superd",
+    "GIT_AUTHOR_EMAIL": "superd@localhost",
+    "GIT_COMMITTER_NAME": "superd",
+    "GIT_COMMITTER_EMAIL": "superd@localhost",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+
+
+def entry(name: str, listen: str, command: list[str], more: str = "") -> str:
+    words = ", ".join(f'"{word}"' for word in command)
+    return SERVICE.format(name=name, listen=listen, command=f"[{words}]", more=more)
+
+
+def has_no_children(pid: int) -> bool:
+    return not children(pid)
+
+
+def nothing_is_left(served: Superd, service: str) -> None:
+    """Wait until all programs have ended, and check that nothing failed."""
+    served.wait_until_left(service)
+    for worker in served.workers():
+        until(partial(has_no_children, worker), "the last program to be reaped")
+    assert served.counts(service)["errors"] == 0
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    """A directory of files that anybody may read."""
+    directory = tmp_path / "files"
+    directory.mkdir(mode=0o755)
+    for name, data in {"small": b"hello\n", "large": noise(3_000_000), "empty": b""}.items():
+        (directory / name).write_bytes(data)
+        (directory / name).chmod(0o644)
+    return open_the_way(directory)
+
+
+# git daemon --inetd
+
+
+def git(directory: Path, *arguments: str) -> str:
+    return output("git", "-C", str(directory), *arguments, env=OWN_GIT).decode().strip()
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A repository of two commits, which belongs to the one who runs the tests."""
+    directory = tmp_path / "repositories" / "project"
+    directory.mkdir(parents=True)
+    git(directory, "init", "-q", "-b", "main")
+    for name, size in (("first", 100), ("second", 2_000_000)):
+        (directory / name).write_bytes(noise(size))
+        git(directory, "add", name)
+        git(directory, "commit", "-q", "-m", name)
+    for path in (directory.parent, *directory.parent.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+    open_the_way(directory)
+    return directory
+
+
+@pytest.fixture
+def git_daemon(start_superd: Start, repository: Path) -> Superd:
+    command = ["git", "daemon", "--inetd", "--export-all", "--verbose"]
+    command += ["--log-destination=stderr", f"--base-path={repository.parent}"]
+    # another user's repository is served only where the environment says that it may be
+    env = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+    words = ", ".join(f'{name} = "{value}"' for name, value in env.items())
+    return start_superd(
+        entry("git", "tcp://127.0.0.1:0", command) + f"env = {{ {words}, HOME = '/nonexistent' }}\n"
+    )
+
+
+def clone(served: Superd, name: str, directory: Path) -> tuple[str, ...]:
+    host, port = served.address("git")
+    return ("git", "clone", "-q", f"git://{host}:{port}/{name}", str(directory))
+
+
+@pytest.mark.tool("git")
+def test_git_daemon_serves_clones_one_and_many_at_once(
+    git_daemon: Superd, repository: Path, tmp_path: Path
+) -> None:
+    head = git(repository, "rev-parse", "HEAD")
+    first = tmp_path / "first"
+    output(*clone(git_daemon, "project", first), env=OWN_GIT)
+    others = [tmp_path / f"clone-{number}" for number in range(CLONES)]
+    with contextlib.ExitStack() as stack:
+        clients = [
+            stack.enter_context(
+                subprocess.Popen(
+                    clone(git_daemon, "project", other),
+                    env={**os.environ, **OWN_GIT},
+                    stderr=subprocess.PIPE,
+                )
+            )
+            for other in others
+        ]
+        for client in clients:
+            _, errors = client.communicate(timeout=LONGEST)
+            assert client.returncode == 0, errors.decode()
+    for one in (first, *others):
+        assert git(one, "rev-parse", "HEAD") == head
+        assert digest((one / "second").read_bytes()) == digest(noise(2_000_000))
+        assert git(one, "fsck", "--strict") == ""
+    nothing_is_left(git_daemon, "git")
+    assert git_daemon.counts("git")["accepted"] == CLONES + 1
+
+
+@pytest.mark.tool("git")
+def test_git_daemon_is_told_who_asks_and_its_refusal_reaches_the_client(
+    git_daemon: Superd, tmp_path: Path
+) -> None:
+    done = run(*clone(git_daemon, "nothing", tmp_path / "clone"), env=OWN_GIT)
+    assert done.returncode == 128
+    assert b"access denied or repository not exported: /nothing" in done.stderr
+    git_daemon.wait_for_log(r"\] Connection from (127\.0\.0\.1:\d+) service=git conn=\S+ peer=\1\b")
+
+
+# busybox httpd -i
+
+
+@pytest.fixture
+def httpd(start_superd: Start, files: Path) -> Superd:
+    if b"httpd" not in output("busybox", "--list").split():
+        pytest.skip("needs a busybox with httpd, such as that of busybox-static")
+    command = ["busybox", "httpd", "-i", "-h", str(files)]
+    return start_superd(entry("http", "tcp://127.0.0.1:0", command))
+
+
+def url(served: Superd, service: str, path: str, transport: str = "tcp") -> str:
+    host, port = served.address(service, transport)
+    scheme = service if transport == "tcp" else "tftp"
+    return f"{scheme}://{host}:{port}/{path}"
+
+
+@pytest.mark.tool("busybox", "curl")
+def test_busybox_httpd_serves_files_of_every_size(httpd: Superd, files: Path) -> None:
+    for name in ("small", "large", "empty"):
+        fetched = output("curl", "-sS", "-f", "--http1.0", url(httpd, "http", name))
+        assert digest(fetched) == digest((files / name).read_bytes())
+    both = [url(httpd, "http", "small"), url(httpd, "http", "small")]
+    assert output("curl", "-sS", "-f", *both) == b"hello\n" * 2  # a connection each
+    nothing_is_left(httpd, "http")
+    assert httpd.counts("http")["accepted"] == 5
+
+
+@pytest.mark.tool("busybox", "curl")
+def test_busybox_httpd_says_that_a_file_is_missing(httpd: Superd) -> None:
+    told = output("curl", "-sS", "-w", "\n%{http_code}", url(httpd, "http", "missing"))
+    assert told.endswith(b"\n404")
+    assert b"The requested URL was not found" in told
+    nothing_is_left(httpd, "http")
+
+
+# vsftpd with listen=NO
+
+VSFTPD = """
+listen=NO
+listen_ipv6=NO
+anonymous_enable=YES
+no_anon_password=YES
+anon_root={files}
+run_as_launching_user=YES
+connect_from_port_20=NO
+xferlog_enable=NO
+"""
+
+
+@pytest.mark.tool("vsftpd", "curl")
+def test_vsftpd_lists_and_sends_files_in_both_modes(
+    start_superd: Start, files: Path, tmp_path: Path
+) -> None:
+    configuration = open_the_way(tmp_path) / "vsftpd.conf"
+    configuration.write_text(VSFTPD.format(files=files))
+    if os.geteuid() == 0:
+        os.chown(configuration, NOBODY, NOBODY)  # it believes nobody but the user that it runs as
+    command = ["vsftpd", str(configuration)]
+    served = start_superd(entry("ftp", "tcp://127.0.0.1:0", command))
+    listed = output("curl", "-sS", url(served, "ftp", "")).decode()
+    assert {line.split()[-1] for line in listed.splitlines()} == {"small", "large", "empty"}
+    for mode in ((), ("--ftp-port", "127.0.0.1")):
+        for name in ("small", "large"):
+            fetched = output("curl", "-sS", *mode, url(served, "ftp", name))
+            assert digest(fetched) == digest((files / name).read_bytes())
+    assert run("curl", "-sS", url(served, "ftp", "missing")).returncode == 78  # no such file
+    nothing_is_left(served, "ftp")
+
+
+# in.tftpd, which has the socket itself for a time
+
+
+@pytest.mark.root
+@pytest.mark.tool("in.tftpd", "curl", "tftp")
+def test_in_tftpd_has_the_socket_serves_and_is_started_again(
+    start_superd: Start, files: Path, tmp_path: Path
+) -> None:
+    command = ["in.tftpd", "--timeout", "60", "--user", "nobody", "--secure", str(files)]
+    more = 'wait = true\nuser = "root"'  # it locks itself in, and becomes nobody
+    served = start_superd(entry("tftp", "udp://127.0.0.1:0", command, more))
+    host, port = served.address("tftp", "udp")
+    assert output("curl", "-sS", url(served, "tftp", "small", "udp")) == b"hello\n"
+    fetched = output("curl", "-sS", "--tftp-blksize", "1400", url(served, "tftp", "large", "udp"))
+    assert digest(fetched) == digest(noise(3_000_000))
+    got = tmp_path / "got"
+    output("tftp", "-m", "binary", host, str(port), "-c", "get", "small", str(got))
+    assert got.read_bytes() == b"hello\n"
+    assert served.counts("tftp")["datagrams"] == 1, "the one program served all of them"
+    (worker,) = served.workers()
+    (program,) = children(worker)
+    os.kill(program, signal.SIGTERM)
+    until(lambda: not children(worker), "the program to end")
+    assert output("curl", "-sS", url(served, "tftp", "small", "udp")) == b"hello\n"
+    assert served.counts("tftp")["datagrams"] == 2
+    done = run("curl", "-sS", url(served, "tftp", "missing", "udp"))
+    assert done.returncode == 68, "it is told that there is no such file"
+
+
+# fingerd, as the README shows it
+
+
+@pytest.mark.root
+@pytest.mark.tool("in.fingerd", "finger")
+def test_fingerd_tells_of_a_user(start_superd: Start) -> None:
+    host = "127.0.0.79"  # the client knows no port but the usual one
+    command = ["in.fingerd"]
+    # it says on standard error that there is no such user
+    served = start_superd(entry("finger", f"tcp://{host}:79", command) + 'stderr = "client"')
+    told = output("finger", f"nobody@{host}").decode()
+    assert "Login: nobody" in told
+    assert "Directory: /nonexistent" in told
+    assert "no such user" in output("finger", f"not-there@{host}").decode()
+    nothing_is_left(served, "finger")
+
+
+# sshd -i
+
+
+@pytest.fixture
+def separation() -> Iterator[None]:
+    """The empty directory that sshd wants, which Debian's own start script makes."""
+    directory = Path("/run/sshd")
+    made = not directory.exists()
+    if made:
+        directory.mkdir(mode=0o755)
+    yield
+    if made:
+        directory.rmdir()
+
+
+SSHD = """
+HostKey {keys}/host
+AuthorizedKeysFile {keys}/user.pub
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+PrintMotd no
+PidFile none
+"""
+
+
+@pytest.mark.root
+@pytest.mark.tool("sshd", "ssh", "ssh-keygen")
+@pytest.mark.usefixtures("separation")
+def test_sshd_runs_a_command_and_its_input_output_and_status_pass(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    for name in ("host", "user"):
+        output("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
+    configuration = keys / "sshd_config"
+    configuration.write_text(SSHD.format(keys=keys))
+    program = output("sh", "-c", "command -v sshd").decode().strip()  # it wants its whole path
+    command = [program, "-i", "-e", "-f", str(configuration)]
+    more = 'user = "root"\nno-new-privs = false'
+    served = start_superd(entry("ssh", "tcp://127.0.0.1:0", command, more))
+    host, port = served.address("ssh")
+    options = {
+        "BatchMode": "yes",
+        "StrictHostKeyChecking": "accept-new",
+        "UserKnownHostsFile": str(keys / "known"),
+        "IdentitiesOnly": "yes",
+        "IdentityFile": str(keys / "user"),
+        "LogLevel": "ERROR",
+    }
+    client = ["ssh", "-F", os.devnull, "-p", str(port)]
+    client += [f"-o{name}={value}" for name, value in options.items()]
+    done = subprocess.run(
+        [*client, f"root@{host}", "sha256sum; echo $SSH_CLIENT; exit 3"],
+        input=noise(1_000_000), capture_output=True, timeout=LONGEST, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr.decode()
+    summed, told = done.stdout.decode().splitlines()
+    assert summed.split()[0] == digest(noise(1_000_000))
+    assert told.split()[0] == host
+    assert told.split()[2] == str(port)
+    nothing_is_left(served, "ssh")
