@@ -40,7 +40,6 @@ WITH_ITS_PID = 'LISTEN_PID=$$ exec "$0" "$@"'
 CANNOT_RUN = {errno.ENOENT: 127, errno.ENOTDIR: 127}
 
 
-
 def _no_nul(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if any("\0" in text for text in value):
         raise ValueError("no program can be given a NUL")

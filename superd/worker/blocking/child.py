@@ -55,7 +55,7 @@ def account_message(account: Account) -> bytes:
 
 
 def account_of_message(message: bytes) -> Account:
-    """Return what `account_message` was made of."""
+    """Return what `account_message` was made of; ValueError, TypeError or KeyError for others."""
     if message == DONE:
         return ALL_WELL
     told: dict[str, Any] = json.loads(message)

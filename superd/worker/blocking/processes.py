@@ -68,7 +68,10 @@ class Process:
                 session.abort()
             elif session is not None:
                 self.session = None
-                session.ended(account_of_message(message))
+                try:
+                    session.ended(account_of_message(message))
+                except (ValueError, TypeError, KeyError):
+                    session.died("sent what is no account")
 
     def hang_up(self) -> None:
         """Let it end once it has served."""
