@@ -186,6 +186,8 @@ def mistake_in(service: object) -> str | None:
     for name in (*STREAM_METHODS, *DATAGRAM_METHODS):
         method = getattr(service, name, None)
         is_async = inspect.iscoroutinefunction(method)
+        if inspect.isasyncgenfunction(method) or inspect.isgeneratorfunction(method):
+            return f"{service.__qualname__}.{name} is a generator, which would never run"
         if name in ASYNC_METHODS and method is not None and not is_async:
             return f"{service.__qualname__}.{name} is not async: it would block everybody else"
         if name not in (*ASYNC_METHODS, "stream") and is_async:

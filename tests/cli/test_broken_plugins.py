@@ -34,18 +34,18 @@ BROKEN = {
         def superd_services():
             return [Other]
         """,
-    "blocks": """
+    "yields": """
         from superd.plugin import Service, hookimpl
 
-        class Blocks(Service):
-            name = "blocks"
+        class Yields(Service):
+            name = "yields"
 
-            def stream(self, conn):
-                pass
+            async def takeover(self, sock, conn):
+                yield
 
         @hookimpl
         def superd_services():
-            return [Blocks]
+            return [Yields]
         """,
 }
 REASONS = {
@@ -57,7 +57,7 @@ REASONS = {
     "segfaults": "its process was ended by SIGSEGV",
     "nothing": "should give one class of the name",
     "others": "should give one class of the name",
-    "blocks": "Blocks.stream",
+    "yields": "Yields.takeover",
 }
 
 

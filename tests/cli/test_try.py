@@ -88,7 +88,7 @@ def connection(address: tuple[str, int]) -> socket.socket:
         (["echo", "nice=99"], "superd try echo: nice: expected an integer of at most 19, found 99"),
         (["echo", "user=rooot"], 'superd try echo: user: there is no user "rooot" (did you mean "root"?)'),
         (["echo", "listen=tcp://127.0.0.1:70000"], 'superd try echo: listen: there is no port 70000 (the last is 65535), found "tcp://127.0.0.1:70000"'),
-        (["echo", 'listen=["unix://@a", "x"]'], 'superd try echo: listen[1]: expected an address that starts with one of tcp://, udp://, unix://, unixgram://, unixpacket://, found "x"'),
+        (["echo", 'listen=["unix://@a", "x"]'], 'superd try echo: listen[1]: expected an address that starts with one of tcp://, udp://, unix://, unixgram://, unixpacket://, tcpmux://, found "x"'),
         (["\x1b[2J"], 'superd try \\x1b[2J: a service\'s name has letters, digits and . _ + - only, 64 at most'),
     ],
 )  # fmt: skip

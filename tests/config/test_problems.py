@@ -20,7 +20,7 @@ from tests.config.configurations import mistakes, one_mistake
 
 DURATION = 'expected a duration such as "250ms", "30s", "5m", "1h30m" or "2d"'
 SIZE = 'expected a size such as 4096, "64KiB", "10MiB" or "1GB"'
-TRANSPORTS = "tcp://, udp://, unix://, unixgram://, unixpacket://"
+TRANSPORTS = "tcp://, udp://, unix://, unixgram://, unixpacket://, tcpmux://"
 
 
 def daemon(line: str) -> str:

@@ -200,4 +200,5 @@ def test_a_transport_knows_its_socket() -> None:
         "unix": (True, False, socket.SOCK_STREAM),
         "unixgram": (True, True, socket.SOCK_DGRAM),
         "unixpacket": (True, False, socket.SOCK_SEQPACKET),
+        "tcpmux": (False, False, socket.SOCK_STREAM),
     }

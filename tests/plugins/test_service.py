@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from superd.plugin.service import Service, kinds_of, mistake_in
+from superd.plugin.service import Service, kinds_of, mistake_in, models_of
 
 
 def sync(*_: object) -> None: ...
@@ -30,6 +30,7 @@ def made(name: str = "made", /, **methods: object) -> type[Service]:
         ({"datagram": sync}, ("datagram",)),
         ({"protocol": sync}, ("stream",)),
         ({"stream": asynchronous}, ("stream",)),
+        ({"stream": sync}, ("stream",)),
         ({"takeover": asynchronous, "datagram": sync}, ("stream", "datagram")),
     ],
 )
@@ -41,6 +42,21 @@ def test_a_class_serves_what_it_has_methods_for(
 
 
 @pytest.mark.parametrize(
+    ("methods", "models"),
+    [
+        ({"respond": sync}, ("loop",)),
+        ({"datagram": sync}, ("loop",)),
+        ({"stream": asynchronous}, ("loop",)),
+        ({"stream": sync}, ("thread", "fork", "prefork")),
+        ({"stream": sync, "datagram": sync}, ("thread", "fork", "prefork")),
+        ({"stream": sync, "protocol": sync}, ("loop", "thread", "fork", "prefork")),
+    ],
+)
+def test_how_a_class_can_serve(methods: dict[str, object], models: tuple[str, ...]) -> None:
+    assert models_of(made(**methods)) == models
+
+
+@pytest.mark.parametrize(
     ("service", "mistake"),
     [
         (None, "None, which is not a subclass of Service"),
@@ -48,8 +64,7 @@ def test_a_class_serves_what_it_has_methods_for(
         (object, "which is not a subclass of Service"),
         (made("", respond=sync), "Made.name is empty"),
         (made(), "Made has none of the methods protocol, stream, takeover, respond"),
-        (made(stream=sync), "Made.stream is not async"),
-        (made(stream=generator), "Made.stream is not async"),
+        (made(stream=generator), "Made.stream is a generator"),
         (made(takeover=sync), "Made.takeover is not async"),
         (made(respond=asynchronous), "Made.respond is async"),
         (made(protocol=asynchronous), "Made.protocol is async"),
