@@ -102,12 +102,16 @@ def test_what_is_different_is_told(line: str, expected: str) -> None:
 
 def test_a_line_of_addresses_is_for_those_that_follow() -> None:
     text = (
-        "127.0.0.2,::1:\nx stream tcp nowait root /bin/cat\n*:\ny stream tcp nowait root /bin/cat"
+        "127.0.0.2,::1:\nx stream tcp46 nowait root /bin/cat\nw stream tcp nowait root /bin/cat\n"
+        "*:\ny stream tcp nowait root /bin/cat"
     )
     entries, notes = inetd.read(text, "inetd.conf")
-    assert notes == []
+    assert [str(note) for note in notes] == [
+        "inetd.conf:3: left out: ::1 is of the other family, as inetd has it"
+    ]
     services = made(entries)
     assert services["x"]["listen"] == ["tcp://127.0.0.2:x", "tcp://[::1]:x"]
+    assert services["w"]["listen"] == "tcp://127.0.0.2:w"
     assert services["y"]["listen"] == "tcp://0.0.0.0:y"
 
 
@@ -120,7 +124,10 @@ def test_any_text_is_read_without_an_error(text: str) -> None:
 def of_xinetd(tmp_path: Path, body: str, defaults: str = "") -> tuple[Any, list[Note]]:
     """Return the entry that a service becomes, and the notes."""
     file = tmp_path / "xinetd.conf"
-    base = "socket_type = stream\nserver = /bin/cat\nwait = no\npassenv =\n"
+    base = "server = /bin/cat\nuser = nobody\npassenv =\n"
+    for needed in ("socket_type = stream", "wait = no"):
+        if needed.split()[0] not in body:
+            base += f"{needed}\n"
     file.write_text(f"defaults\n{{\n{defaults}\n}}\nservice finger\n{{\n{base}{body}\n}}\n")
     entries, notes = xinetd.read(file)
     services = made(entries)
@@ -129,13 +136,15 @@ def of_xinetd(tmp_path: Path, body: str, defaults: str = "") -> tuple[Any, list[
 
 XINETD = [
     ("", {"plugin": "exec", "listen": "tcp://*:finger", "options": {**CAT, "pass-env": []}}),
-    ("port = 7979", {"listen": "tcp://*:7979"}),
+    ("port = 7979\ntype = UNLISTED", {"listen": "tcp://*:7979"}),
     ("bind = 192.0.2.1", {"listen": "tcp://192.0.2.1:finger"}),
     ("interface = ::1", {"listen": "tcp://[::1]:finger"}),
-    ("flags = IPv6", {"listen": "tcp://[::]:finger"}),
+    ("flags = IPv6", {"listen": "tcp://*:finger"}),
+    ("flags = IPv6\nv6only = yes", {"listen": "tcp://[::]:finger"}),
+    ("bind = ::", {"listen": "tcp://*:finger"}),
     ("flags = IPv4 NODELAY KEEPALIVE", {"listen": "tcp://0.0.0.0:finger", "nodelay": True}),
     ("socket_type = dgram\nprotocol = udp\nwait = yes", {"listen": "udp://*:finger", "wait": True}),
-    ("user = nobody\ngroup = 4", {"user": "nobody", "group": 4}),
+    ("group = 4", {"user": "nobody", "group": 4}),
     ("umask = 22", {"umask": "022"}),
     ("nice = 5", {"nice": 5}),
     ("server_args = -u -n", {"options": {"command": ["/bin/cat", "-u", "-n"], "pass-env": []}}),
@@ -148,15 +157,15 @@ XINETD = [
     ("instances = UNLIMITED\nper_source = 3", {"max-per-source": 3}),
     ("cps = 25 30", {"rate": "25/s"}),
     ("max_load = 2.5", {"max-load": 2.5}),
-    ("access_times = 8:00-18:00 20:00-22:00", {"access-times": ["8:00-18:00", "20:00-22:00"]}),
+    ("access_times = 8:00-18:00 20:00-22:00", {"access-times": ["8:00-18:01", "20:00-22:01"]}),
     ("only_from = 192.0.2.0 10.0.0.0/8 host.example .example.com ::1",
      {"allow": ["192.0.2.0/24", "10.0.0.0/8", "host.example", ".example.com", "::1"]}),
     ("only_from = 192.0.{2,3}", {"allow": ["192.0.2.0/24", "192.0.3.0/24"]}),
-    ("only_from = 0.0.0.0", {"allow": ["0.0.0.0/0", "::/0"]}),
+    ("only_from = 0.0.0.0", {"allow": ["0.0.0.0/0"]}),
     ("only_from = 192.0.2.7\nonly_from += 192.0.2.8\nonly_from -= 192.0.2.7",
-     {"allow": ["192.0.2.8/32"]}),
+     {"allow": ["192.0.2.8"]}),
     ("only_from =", {"allow": []}),
-    ("no_access = 192.0.2.7", {"deny": ["192.0.2.7/32"]}),
+    ("no_access = 192.0.2.7", {"deny": ["192.0.2.7"]}),
     ("rlimit_as = 8M\nrlimit_cpu = 20\nrlimit_files = 100",
      {"rlimits": {"memory": "8MiB", "cpu": "20s", "nofile": 100}}),
     ("disable = yes", {"enabled": False}),
@@ -181,17 +190,17 @@ TOLD = [
     ("libwrap = x", "libwrap:"),
     ("mdns = yes", "mdns:"),
     ("deny_time = 60", "deny_time:"),
-    ("rlimit_rss = 8M", "rlimit_rss has no equivalent"),
+    ("rlimit_rss = 8M", "rlimit_rss: it has no equivalent"),
     ("nonsense = 5", "nonsense has no equivalent"),
     ("flags = SENSOR", "flag SENSOR"),
     ("flags = LABELED", "flag LABELED"),
-    ("flags = WRONG", "no flag WRONG"),
+    ("flags = WRONG", "xinetd does not serve this service"),
     ("flags = INTERCEPT", "flag INTERCEPT"),
     ("v6only = no", "v6only"),
     ("groups = yes", "groups"),
     ("cps = 5 10", "never closes the port"),
-    ("access_times = 8:00-9:00", "the last minute"),
-    ("only_from = 10.0.0.0\nno_access = 10.1.0.0", "the more specific"),
+    ("only_from = 10.1.0.0\nno_access = 10.0.0.0", "10.1.0.0/16 of only_from is left out"),
+    ("only_from = .example.com\nno_access = 10.0.0.0", "the more specific"),
     ("redirect = 10.0.0.1 80", "needs the plugin forward"),
     ("type = RPC", "no RPC services"),
     ("type = TCPMUX", "no tcpmux services"),
@@ -231,7 +240,7 @@ def test_services_are_enabled_and_disabled_by_their_id(
 
 
 def test_included_files_are_read_in_order_but_for_backups(tmp_path: Path) -> None:
-    service = "service {0}\n{{\ntype = INTERNAL\nsocket_type = stream\nid = {1}\n}}\n"
+    service = "service {0}\n{{\ntype = INTERNAL\nsocket_type = stream\nwait = no\nid = {1}\n}}\n"
     (tmp_path / "d").mkdir()
     for name, identity in (("b", "second"), ("a", "first"), ("c~", "no"), ("d.old", "no")):
         (tmp_path / "d" / name).write_text(service.format("echo", identity))

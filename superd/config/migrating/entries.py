@@ -12,8 +12,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from superd.errors import printable
+
 # inetd and xinetd answer these themselves, where an entry says so
 INTERNAL = ("echo", "discard", "chargen", "daytime", "time")
+
+# what inetd and xinetd run has this file mode creation mask; superd's own default is narrower
+UMASK = "022"
+
+NO_REFLECTION = (
+    "over udp superd answers no ports below 1024 and never with more bytes than it was asked with;"
+    " see amplify and reflection-guard"
+)
 
 
 @dataclass(frozen=True)
@@ -30,39 +40,66 @@ class Note:
 
 @dataclass
 class Entry:
-    """One service, with its keys in the order in which they are written."""
+    """One service, with its keys in the order in which they are written.
+
+    What superd would refuse is written as a comment.
+    """
 
     name: str
-    origin: str  # FILE:LINE
+    file: str
+    line: int
     keys: dict[str, Any] = field(default_factory=dict)
+    is_comment: bool = False
+
+    @property
+    def is_served(self) -> bool:
+        return not self.is_comment and bool(self.keys.get("enabled", True))
 
     @property
     def text(self) -> str:
-        lines = [f"# {self.origin}", f"[service.{_key(self.name)}]"]
+        lines = [f"[service.{_key(self.name)}]"]
         lines += [f"{_key(key)} = {_value(value)}" for key, value in self.keys.items()]
-        return "\n".join(lines) + "\n"
+        prefix = "# " if self.is_comment else ""
+        origin = printable(f"# {self.file}:{self.line}")
+        return "\n".join([origin, *(prefix + line for line in lines)]) + "\n"
+
+    def left_out(self, why: str) -> Note:
+        """Make this a comment; return a note that says why."""
+        self.is_comment = True
+        return Note(self.file, self.line, f"left out, and written as a comment: {why}")
 
 
 def as_toml(entries: Iterable[Entry]) -> str:
     """Return a configuration; names that are there twice get a number."""
-    seen: dict[str, int] = {}
-    parts = []
+    entries = list(entries)
+    taken: set[str] = set()
     for entry in entries:
-        seen[entry.name] = seen.get(entry.name, 0) + 1
-        if seen[entry.name] > 1:
-            entry.name = f"{entry.name}-{seen[entry.name]}"
-        parts.append(entry.text)
-    return "\n".join(parts)
+        name, number = entry.name, 1
+        while entry.name in taken:
+            number += 1
+            entry.name = f"{name}-{number}"
+        taken.add(entry.name)
+    return "\n".join(entry.text for entry in entries)
 
 
 def service_name(text: str) -> str:
     """Return a name that superd takes."""
-    name = re.sub(r"[^A-Za-z0-9_.+-]", "-", text).lstrip("_.+-")[:60]
+    name = re.sub(r"[^A-Za-z0-9_.+-]", "-", text).lstrip("_.+-")[:58]
     return name or "service"
 
 
+def legible(text: str) -> str:
+    """Return text that was read with surrogateescape as something that can be printed."""
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
 def _key(text: str) -> str:
-    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else json.dumps(text)
+    return text if re.fullmatch(r"[A-Za-z0-9_-]+", text) else _string(text)
+
+
+def _string(text: str) -> str:
+    # TOML has neither JSON's pairs of surrogates nor a bare DEL
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _value(value: Any) -> str:
@@ -71,4 +108,4 @@ def _value(value: Any) -> str:
         return f"{{ {pairs} }}" if pairs else "{}"
     if isinstance(value, (list, tuple)):
         return "[" + ", ".join(map(_value, value)) + "]"
-    return json.dumps(value)  # strings, numbers and booleans are written alike
+    return _string(value) if isinstance(value, str) else json.dumps(value)
