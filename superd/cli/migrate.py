@@ -55,7 +55,7 @@ def migrate(dialect: str, path: Path) -> int:
 
 
 def _in_order(notes: list[Note]) -> list[Note]:
-    """Return notes by line, and by file in the order in which the files were read."""
+    """Return notes by line, and by file in the order in which something was told of them."""
     files = list(dict.fromkeys(note.file for note in notes))
     return sorted(notes, key=lambda note: (files.index(note.file), note.line))
 

@@ -62,7 +62,7 @@ TOLD = {
     "passenv": "for programs only",
 }
 ABOUT_FLAGS = {
-    "INTERCEPT": "only the first packet is judged where wait is set",
+    "INTERCEPT": "left out: where wait is set the program takes its clients itself",
     "LABELED": "left out: it has no equivalent",
     "IDONLY": "left out: superd asks no ident server",
     "NORETRY": "left out: superd tries nothing twice",
@@ -94,7 +94,7 @@ def _among(known: set[str], *, some: bool = True) -> Callable[[list[str]], bool]
 
 def _times(words: list[str]) -> bool:
     """Tell whether all are intervals that xinetd takes: none passes midnight, and 24:00 is none."""
-    found = [re.fullmatch(r"(\d+):(\d+)-(\d+):(\d+)", word) for word in words]
+    found = [re.fullmatch(r"(\d{1,4}):(\d{1,4})-(\d{1,4}):(\d{1,4})", word) for word in words]
     for match in found:
         if match is None:
             return False
@@ -112,7 +112,9 @@ def _log(words: list[str]) -> bool:
 
 
 def _load(words: list[str]) -> bool:
-    return re.fullmatch(r"\d*\.?\d+|\d+\.", words[0]) is not None and float(words[0]) != 0
+    return (
+        re.fullmatch(r"\d{0,9}\.?\d{1,9}|\d{1,9}\.", words[0]) is not None and float(words[0]) != 0
+    )
 
 
 YES_OR_NO = _word("yes|no")
@@ -122,8 +124,8 @@ TAKEN: dict[str, Callable[[list[str]], bool]] = {
     "wait": YES_OR_NO, "disable": YES_OR_NO, "groups": YES_OR_NO, "v6only": YES_OR_NO,
     "socket_type": _word("stream|dgram|raw|seqpacket"), "instances": COUNT, "per_source": COUNT,
     "cps": lambda words: all(re.fullmatch(r"\d{1,9}", word) for word in words),
-    "port": lambda words: words[0].isdecimal() and int(words[0][:9]) <= 65535,
-    "nice": _word(r"[+-]?\d{1,4}"), "umask": _word(r"0*[0-7]{1,3}"), "max_load": _load,
+    "port": lambda words: re.fullmatch(r"\d{1,9}", words[0]) is not None and int(words[0]) <= 65535,
+    "nice": _word(r"[+-]?\d{1,4}"), "umask": _word(r"0{0,9}[0-7]{1,3}"), "max_load": _load,
     "deny_time": _word(r"forever|never|-?\d{1,9}"), "rpc_number": _word(r"\d+"),
     "rpc_version": _word(r"\d+(-\d+)?"), "rlimit_cpu": _word(r"unlimited|\d{1,9}"),
     "rlimit_as": SIZE, "rlimit_data": SIZE, "rlimit_files": SIZE, "rlimit_rss": SIZE,
@@ -156,7 +158,7 @@ class Gathering:
     def _take(self, one: Assignment) -> None:
         name = "bind" if one.name == "interface" else one.name
         before = self.values.get(name)
-        is_new = before is None or (before.is_inherited and bool(self.section.name))
+        is_new = self._is_new(before)
         count = self.known.get(one.name)
         if count is None:
             is_other = one.name in OF_A_SERVICE and not self.section.name
@@ -170,13 +172,17 @@ class Gathering:
             self._note(one.line, f"left out: {one.name} takes {count} and not {len(one.words)}")
         elif not self._is_taken(name, one):
             self.rejected[name] = one.line
-            said = f"{one.name} {one.operator} {' '.join(one.words)}"[:70]
+            said = " ".join([one.name, one.operator, *one.words])[:70]
             what = "this service" if self.section.name else "anything at all"
             self._note(one.line, f"left out: {said}: with this xinetd does not serve {what}")
         else:
             self.values[name] = Value(
                 self._changed(name, one, count, before), self.section.file, one.line
             )
+
+    def _is_new(self, before: Value | None) -> bool:
+        """Tell whether this section has not said anything of an attribute so far."""
+        return before is None or (before.is_inherited and bool(self.section.name))
 
     def _is_taken(self, name: str, one: Assignment) -> bool:
         if name in ("only_from", "no_access"):
@@ -194,11 +200,13 @@ class Gathering:
         words = one.words
         if name in ("only_from", "no_access"):
             words = self._patterns(name, one)
-        old = before.words if before else []
+        old, is_new = before.words if before else [], self._is_new(before)
         operator = one.operator
         if not self.section.name and (operator == "=" or name in ("enabled", "disabled")):
             operator = "+="  # there it means the same
         if count != LIST or operator == "=":
+            if old and not is_new and before is not None:
+                self._note(before.line, f"left out: {name} is set anew on line {one.line}")
             return words
         if operator == "+=":
             return old + [word for word in words if name != "passenv" or word not in old]
@@ -220,10 +228,9 @@ class Gathering:
 
 def with_its_last_minute(window: str) -> str:
     """Return an interval of xinetd, which goes on to the end of its last minute."""
-    start, _, end = window.partition("-")
-    hours, minutes = map(int, end.split(":"))
-    after = hours * 60 + minutes + 1
-    return f"{start}-{after // 60}:{after % 60:02}"
+    hours, minutes, last_hour, last_minute = map(int, re.findall(r"\d+", window))
+    after = last_hour * 60 + last_minute + 1
+    return f"{hours}:{minutes:02}-{after // 60}:{after % 60:02}"
 
 
 def as_limit(key: str, value: str) -> str | int:

@@ -55,9 +55,8 @@ class Entry:
     def is_served(self) -> bool:
         return not self.is_comment and bool(self.keys.get("enabled", True))
 
-    @property
-    def text(self) -> str:
-        lines = [f"[service.{_key(self.name)}]"]
+    def text(self, name: str) -> str:
+        lines = [f"[service.{_key(name)}]"]
         lines += [f"{_key(key)} = {_value(value)}" for key, value in self.keys.items()]
         prefix = "# " if self.is_comment else ""
         origin = printable(f"# {self.file}:{self.line}")
@@ -72,14 +71,15 @@ class Entry:
 def as_toml(entries: Iterable[Entry]) -> str:
     """Return a configuration; names that are there twice get a number."""
     entries = list(entries)
-    taken: set[str] = set()
-    for entry in entries:
+    names: dict[str, Entry] = {}
+    for entry in sorted(entries, key=lambda entry: entry.is_comment):
         name, number = entry.name, 1
-        while entry.name in taken:
+        while name in names:
             number += 1
-            entry.name = f"{name}-{number}"
-        taken.add(entry.name)
-    return "\n".join(entry.text for entry in entries)
+            name = f"{entry.name}-{number}"
+        names[name] = entry
+    of = {id(entry): name for name, entry in names.items()}
+    return "\n".join(entry.text(of[id(entry)]) for entry in entries)
 
 
 def service_name(text: str) -> str:

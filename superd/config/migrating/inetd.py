@@ -24,6 +24,7 @@ SOCKET_TYPES = {"stream": "tcp", "dgram": "udp", "seqpacket": "unixpacket"}
 HOSTS = {"": "0.0.0.0", "4": "0.0.0.0", "6": "[::]", "46": "*", "6only": "[::]"}  # noqa: S104
 FAMILIES = {"": {4}, "4": {4}, "6": {6}, "6only": {6}, "46": {4, 6}}
 LIMITS = ("max-connections", "rate-per-source", "max-per-source")  # as FreeBSD writes them
+NOWAIT = "without wait the program must take its datagram at once"
 UNIX = {"tcp": "unix", "udp": "unixgram", "unixpacket": "unixpacket"}
 
 
@@ -93,7 +94,9 @@ class _Reader:
     def _listen(self, number: int, service: str, kind: str, protocol: str) -> list[str]:
         """Return the addresses of a service, or nothing where it has none."""
         transport = SOCKET_TYPES[kind]
-        if "/" in service or protocol == "unix":
+        if protocol == "unix":
+            if not service.startswith(":"):
+                self.note(number, "everybody may connect, as OpenBSD has it; see mode")
             return [f"{UNIX[transport]}://{_path(service)}"]
         match = re.fullmatch(r"(tcp|udp)(|4|6|46|6only)(?:,.*)?", protocol)
         if match is None or match[1] != transport:
@@ -117,7 +120,8 @@ class _Reader:
         try:
             version = ipaddress.ip_address(host.strip("[]")).version
         except ValueError:
-            self.note(number, f"{host}: superd listens on every address of a name")
+            if not re.fullmatch("[0-9.]*", host):
+                self.note(number, f"{host}: superd listens on every address of a name")
             return bool(host)
         if version not in FAMILIES[family]:
             self.note(number, f"left out: {host} is of the other family, as inetd has it")
@@ -141,8 +145,10 @@ class _Reader:
             keys["wait"] = True
         elif word != "nowait":
             self.note(number, f"{text} is neither wait nor nowait; nowait is assumed")
-        if not all(one.isdecimal() or not one for one in numbers) or len(numbers) > len(LIMITS):
-            self.note(number, f"left out: the limits of {text}; they are no numbers")
+        if not all(re.fullmatch("[0-9]{0,9}", one) for one in numbers) or len(numbers) > len(
+            LIMITS
+        ):
+            self.note(number, f"left out: the limits of {text}; they are not understood")
         elif "/" in text:
             for key, limit in zip(LIMITS, numbers, strict=False):
                 if limit.strip("0"):
@@ -152,15 +158,12 @@ class _Reader:
                         keys["burst-per-source"] = int(limit)
             if keys.keys() & {"rate-per-source", "max-per-source"}:
                 self.note(number, f"{text}: an IPv6 source is a /64 here; see source-netblock")
-        elif numbers and numbers[0].strip("0"):
-            keys["rate"], keys["burst"] = f"{int(numbers[0])}/min", int(numbers[0])
-            self.note(
-                number,
-                f"{text}: who comes faster waits here; inetd closes the port for ten minutes, and"
-                " OpenBSD's serves one fewer",
-            )
-            if len(numbers) > 1:
-                self.note(number, f"left out: {numbers[1]} of {text}; see rate-per-source")
+        elif any(one.strip("0") for one in numbers):
+            what = f"{text}: who comes faster waits here; inetd closes the port for ten minutes"
+            self.note(number, f"{what}, and OpenBSD's serves one fewer")
+            for key, limit in zip(("", "-per-source"), numbers, strict=False):
+                if limit.strip("0"):
+                    keys[f"rate{key}"], keys[f"burst{key}"] = f"{int(limit)}/min", int(limit)
         elif numbers:
             self.note(number, f"left out: the limit of {text}, which is none")
 
@@ -177,8 +180,9 @@ class _Reader:
         keys = entry.keys
         keys["umask"] = UMASK
         if kind == "dgram" and "wait" not in keys:
-            keys["wait"] = True
-            self.note(number, "superd has only wait for datagrams: one program at a time")
+            self.note(
+                number, f"{NOWAIT}, as to OpenBSD's and NetBSD's inetd; others take only wait"
+            )
         command = [program, *arguments[1:]]
         options = {"command": command if len(command) > 1 else program}
         if arguments and arguments[0] not in (program, posixpath.basename(program)):

@@ -35,7 +35,7 @@ def read_lines(text: str, tell: Tell) -> Iterator[Line]:
     for number, raw in rows:
         row = raw.rstrip("\r").strip(" \t")
         if row.startswith("#@"):
-            tell(number, f"left out: the IPsec policy {row[2:].strip()}")
+            tell(number, f"left out: the IPsec policy {row[2:].strip() or 'none'}")
         if not row or row.startswith("#"):
             continue
         if row != legible(row):
@@ -53,7 +53,7 @@ def read_lines(text: str, tell: Tell) -> Iterator[Line]:
             yield _without_comment(pending, tell)
         pending = Line(number, words)
         if words[1:2] in (["on"], ["off"]):
-            pending = _of_keys(number, row, (r for _, r in rows), tell)
+            pending = _of_keys(number, row, rows, tell)
     if pending is not None:
         yield _without_comment(pending, tell)
 
@@ -75,17 +75,18 @@ def _without_comment(line: Line, tell: Tell) -> Line:
     return line
 
 
-def _of_keys(number: int, row: str, rows: Iterator[str], tell: Tell) -> Line | None:
+def _of_keys(number: int, row: str, rows: Iterator[tuple[int, str]], tell: Tell) -> Line | None:
     """Return a line of the words that NetBSD's `service on key = value, ... ;` stands for."""
-    body = row
+    body, last = row, number
     while not re.search(r";\s*(#.*)?$", body.rsplit("\n", 1)[-1]):
-        if (more := next(rows, None)) is None:
-            tell(number, "left out: there is no ; in the end")
+        if (following := next(rows, None)) is None:
+            tell(number, _left_out(number, last, "there is no ; in the end"))
             return None
-        body += "\n" + more.split("#")[0]
+        last = following[0]
+        body += "\n" + following[1].split("#")[0]
     service, switch, rest = body.split(None, 2)
     if switch == "off":
-        tell(number, f"left out: {service} is off")
+        tell(number, _left_out(number, last, f"{service} is off"))
         return None
     keys = {
         key.strip().lower(): value.split()
@@ -101,9 +102,14 @@ def _of_keys(number: int, row: str, rows: Iterator[str], tell: Tell) -> Line | N
     values["user"] += f":{group}" if group else ""
     arguments = keys.pop("args", [])
     wait = {"yes": "wait", "no": "nowait", "": "nowait"}.get(values["wait"], values["wait"])
-    most = " ".join(keys.pop("service_max", []))
-    values["wait"] = f"{wait}:{most}" if most else wait
+    most, of_one = (" ".join(keys.pop(name, ["0"])) for name in ("service_max", "ip_max"))
+    values["wait"] = f"{wait}:{most}:{of_one}" if {most, of_one} != {"0"} else wait
     for key, value in keys.items():
         tell(number, f"left out: {key} = {' '.join(value)}"[:70])
     words = [value or PLACES[name] or "-" for name, value in values.items()]
     return Line(number, [service, *words, *arguments])
+
+
+def _left_out(first: int, last: int, why: str) -> str:
+    until = f", with all down to line {last}" if last > first else ""
+    return f"left out{until}: {why}"

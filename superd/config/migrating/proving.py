@@ -29,7 +29,7 @@ def prove(entries: list[Entry]) -> list[Note]:
 def _mistakes(entries: list[Entry]) -> list[tuple[Entry, str]]:
     """Return the entries that are refused, with the first reason for each."""
     text = as_toml(entries)
-    lines = [entry.text.count("\n") + 1 for entry in entries]
+    lines = [entry.text(entry.name).count("\n") + 1 for entry in entries]
     starts = [1 + sum(lines[:number]) for number in range(len(lines))]
     document = Document("", find_places(text), tomli.loads(text))
     reasons: dict[int, str] = {}

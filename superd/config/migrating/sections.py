@@ -34,6 +34,7 @@ class Section:
     name: str
     file: str
     line: int
+    end: int = 0
     assignments: list[Assignment] = field(default_factory=list)
 
 
@@ -69,8 +70,8 @@ def _of_file(file: Path, notes: list[Note], depth: int) -> Iterator[Section]:
                 defaults = defaults or (0 if name else number)
                 yield section
             else:
-                text = f"left out: the defaults are there already, on line {defaults}"
-                notes.append(Note(str(file), number, text))
+                why = f"the defaults are there already, on line {defaults}"
+                notes.append(_left_out(str(file), number, section.end, why))
         else:
             _Reader(str(file), lines, notes).skip(number, f"this is not understood: {line[:60]}")
 
@@ -121,6 +122,7 @@ class _Reader:
         found = Section(name, self.file, start)
         is_off = False
         for number, line in self.lines:
+            found.end = number
             if line == "}":
                 return found
             mistake = _mistake_in(line)
@@ -133,8 +135,8 @@ class _Reader:
             else:
                 self.skip(number, f"{what}, from line {start} on: {mistake}: {line[:60]}")
                 return None
-        text = f"left out: {what} has no closing brace, without which xinetd drops it"
-        self.notes.append(Note(self.file, start, text))
+        why = f"{what} has no closing brace, without which xinetd drops it"
+        self.notes.append(_left_out(self.file, start, found.end, why))
         return None
 
     def skip(self, start: int, why: str) -> None:
@@ -144,8 +146,12 @@ class _Reader:
             last = number
             if line == "}":
                 break
-        until = f", with all down to line {last}" if last > start else ""
-        self.notes.append(Note(self.file, start, f"left out{until}: {why}"))
+        self.notes.append(_left_out(self.file, start, last, why))
+
+
+def _left_out(file: str, first: int, last: int, why: str) -> Note:
+    until = f", with all down to line {last}" if last > first else ""
+    return Note(file, first, f"left out{until}: {why}")
 
 
 def _mistake_in(line: str) -> str:

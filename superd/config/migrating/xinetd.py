@@ -7,6 +7,7 @@ read.
 
 from __future__ import annotations
 
+import re
 import socket
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from superd.config.migrating.addresses import is_name, overruled
 from superd.config.migrating.attributes import (
     ABOUT_FLAGS,
     AT_ONCE,
+    FEWEST_FILES,
     TOLD,
     Gathering,
     Value,
@@ -41,32 +43,39 @@ def read(path: Path) -> tuple[list[Entry], list[Note]]:
     notes: list[Note] = []
     defaults: Values = {}
     services: list[tuple[Section, Values]] = []
+    is_refused = False
     for section in read_sections(path, notes):
         if section.name:
             services.append((section, {n: v for n, v in defaults.items() if n in AT_ONCE}))
         else:
-            defaults = Gathering(section, defaults, notes).values
+            gathered = Gathering(section, defaults, notes)
+            defaults, is_refused = gathered.values, is_refused or bool(gathered.rejected)
             for name in AT_ONCE:
                 if services and name in defaults:
                     text = f"{name} is for the services after this line only"
                     notes.append(Note(section.file, defaults[name].line, text))
-    _tell_of_defaults(defaults, notes)
     later = {n: v for n, v in defaults.items() if n not in (*AT_ONCE, "v6only")}
-    entries = []
+    made = []
     for section, at_once in services:
         inherited = {
             name: Value(value.words, value.file, value.line, is_inherited=True)
             for name, value in (later | at_once).items()
         }
-        entry = _Service(section, inherited, notes).entry()
-        if entry is not None:
-            entries.append(entry)
+        made.append(_Service(section, inherited, notes, is_refused=is_refused))
+    entries = [entry for service in made if (entry := service.entry()) is not None]
+    _tell_of_defaults(defaults, {service.identity.lower() for service in made}, notes)
     return entries, list(dict.fromkeys(notes))
 
 
-def _tell_of_defaults(defaults: Values, notes: list[Note]) -> None:
+def _tell_of_defaults(defaults: Values, identities: set[str], notes: list[Note]) -> None:
+    """Tell of what has no effect among the defaults."""
     if value := defaults.get("v6only"):
         notes.append(Note(value.file, value.line, "left out: v6only has no effect among defaults"))
+    for name in ("enabled", "disabled"):
+        if value := defaults.get(name):
+            gone = [one for one in value.words if one.lower() not in identities]
+            text = f"{name}: there is no service with the id"
+            notes += [Note(value.file, value.line, f"{text} {one}") for one in gone]
 
 
 class _Service:
@@ -74,13 +83,15 @@ class _Service:
     is left in the end is told.
     """
 
-    def __init__(self, section: Section, inherited: Values, notes: list[Note]) -> None:
+    def __init__(
+        self, section: Section, inherited: Values, notes: list[Note], *, is_refused: bool
+    ) -> None:
         self.section = section
         self.notes = notes
         gathered = Gathering(section, inherited, notes)
         self.values = gathered.values
         self.given = dict(self.values)
-        self.is_refused = bool(gathered.rejected)
+        self.is_refused = is_refused or bool(gathered.rejected)
         self.enabled = self._take("enabled") if "enabled" in self.values else None
         self.disabled = self._take("disabled")
         self.identity = self._one("id") or section.name
@@ -203,9 +214,9 @@ class _Service:
         if self.is_internal and user in ("root", "0"):
             user = group = ""  # who answers needs nothing of root's
         if user:
-            keys["user"] = int(user) if user.isdecimal() else user
+            keys["user"] = _number_or_name(user)
         if group:
-            keys["group"] = int(group) if group.isdecimal() else group
+            keys["group"] = _number_or_name(group)
         if self._says_yes("groups"):
             self._note("groups = yes: name the user's groups in groups = [...]", "groups")
         umask = self._one("umask")
@@ -222,6 +233,8 @@ class _Service:
             if value and value.upper() != "UNLIMITED":
                 limits[key] = as_limit(key, value)
                 self._note(f"{attribute} is a limit of superd's worker, too", attribute)
+                if limits[key] == FEWEST_FILES and value != str(FEWEST_FILES):
+                    self._note(f"{attribute}: superd takes {FEWEST_FILES} at least", attribute)
         if limits:
             self.made.keys["rlimits"] = limits
 
@@ -281,9 +294,10 @@ class _Service:
         rate, *seconds = self._take("cps") or ("0",)
         if int(rate):
             keys["rate"] = f"{int(rate)}/s"
-            what = "is refused" if "on-limit" in keys else "waits"
-            text = f"cps: superd never closes the port, for {' '.join(seconds)} s or any other"
-            self._note(f"{text} time; who comes too fast {what}", "cps")
+            text = (
+                f"cps: superd never closes the port, hence no {' '.join(seconds)} s; who comes too"
+            )
+            self._note(f"{text} fast is refused or, without instances, waits", "cps")
         if load := self._one("max_load"):
             keys["max-load"] = float(load)
 
@@ -298,6 +312,8 @@ class _Service:
             self._note(NO_REFLECTION)
         elif not self.is_internal and waits == "yes":
             keys["wait"] = True
+            if transport == "tcp" and keys.keys() & {"allow", "deny"}:
+                self._note("wait: nobody is judged whom the program itself accepts", "wait")
         if "TRAFFIC" in {word.upper() for word in self._words("log_on_success")}:
             self._off("log_on_success has TRAFFIC, which is for redirect only", "log_on_success")
         for flag in ("NODELAY", "KEEPALIVE"):
@@ -324,6 +340,10 @@ def _listed(name: str, transport: str) -> int | None:
         return socket.getservbyname(name, transport)
     except (OSError, ValueError):
         return None
+
+
+def _number_or_name(text: str) -> int | str:
+    return int(text) if re.fullmatch("[0-9]{1,10}", text) else text
 
 
 def _in(identities: list[str] | None, one: str) -> bool | None:

@@ -1,0 +1,79 @@
+"""What was migrated serves: Debian's directory of xinetd, and an inetd.conf that has grown long.
+
+The services of inetd and xinetd themselves have the ports of /etc/services, which are not for a
+test. So each address that was migrated becomes a free one of the same transport.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+from functools import partial
+from pathlib import Path
+
+from tests.clients import answer_to
+from tests.config.test_corpus import CORPUS
+from tests.conftest import Start
+from tests.harness import Superd, ask_udp, exchange, superd, until
+
+LONG = b"x" * 600  # over udp no answer is longer than what it answers
+
+
+def migrated(dialect: str, path: Path) -> str:
+    """Return the TOML of a file, with free ports of loopback."""
+    done = superd("migrate", dialect, str(path))
+    assert done.returncode == 0, done.stderr
+    toml, number = re.subn(r'"(tcp|udp)://[^"]+"', r'"\1://127.0.0.1:0"', done.stdout)
+    assert number >= done.stdout.count("[service.")
+    return toml
+
+
+def check_small_services(served: Superd, stream: str, datagram: str) -> None:
+    """Talk to what inetd and xinetd answer by themselves; `{}` in a name is for which."""
+    assert exchange(served.connect(stream.format("echo")), b"hello") == b"hello"
+    assert exchange(served.connect(stream.format("discard")), b"hello") == b""
+    assert re.fullmatch(rb".+\r\n", answer_to(served.connect(stream.format("daytime"))))
+    assert len(answer_to(served.connect(stream.format("time")))) == 4
+    with served.connect(stream.format("chargen")) as client:
+        assert client.recv(10)
+    for name, size in (("echo", 600), ("daytime", None), ("time", 4), ("chargen", None)):
+        answer = ask_udp(served.address(datagram.format(name), "udp"), LONG)
+        assert len(answer) <= len(LONG)
+        assert size is None or len(answer) == size
+
+
+def test_the_services_of_debians_xinetd_serve_once_they_are_switched_on(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    directory = Path(shutil.copytree(CORPUS / "xinetd/debian", tmp_path / "etc"))
+    for file in (directory / "xinetd.d").iterdir():
+        file.write_text(re.sub(r"(disable\s+=) yes", r"\1 no", file.read_text()))
+    (directory / "xinetd.d/local").write_text(
+        "service local\n{\n\ttype = UNLISTED\n\tport = 7999\n\tsocket_type = stream\n\twait = no\n"
+        "\tuser = nobody\n\tserver = /bin/cat\n\tserver_args = -u\n\tonly_from = 127.0.0.0\n}\n"
+    )
+    served = start_superd(migrated("xinetd", directory / "xinetd.conf"))
+    check_small_services(served, "{}-stream", "{}-dgram")
+    assert exchange(served.connect("local"), b"hello") == b"hello"
+    names = {service["name"] for service in served.answer()["services"]}
+    assert len(names) == 11
+    assert not any(name.endswith("-2") or name.startswith("serv") for name in names)
+
+
+def test_a_long_inetd_conf_serves(start_superd: Start) -> None:
+    served = start_superd(migrated("inetd", CORPUS / "inetd/long.conf"))
+    check_small_services(served, "{}", "{}-2")
+    for name in ("finger", "telnet", "smtp", *map(str, range(7200, 7240))):
+        assert exchange(served.connect(name), name.encode()) == name.encode()
+        assert served.counts(name)["accepted"] == 1
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        for number in (1, 2):  # one program at a time has the socket, and takes a datagram
+            client.sendto(b"read me", served.address("tftp", "udp"))
+            until(partial(has_had, served, "tftp", number), "a program that has ended")
+
+
+def has_had(served: Superd, name: str, number: int) -> bool:
+    """Tell whether a service has had so many datagrams, and is done with them."""
+    counts = served.counts(name)
+    return counts["datagrams"] == number and counts["active"] == 0
