@@ -50,6 +50,9 @@ INETD = [
         {"options": {"command": ["/bin/sh", "-c", "x\\y"], "argv0": "mysh"}},
     ),
     ("echo stream tcp nowait root internal", {"plugin": "echo"}),
+    ("tcpmux stream tcp nowait root internal", {"plugin": "tcpmux"}),
+    ("tcpmux/+x stream tcp nowait root /bin/cat", {"listen": "tcpmux://x"}),
+    ("tcpmux/x stream tcp nowait root /bin/cat", {"listen": "tcpmux://x?greeting=service"}),
     ("daytime dgram udp wait root internal", {"plugin": "daytime"}),
 ]
 
@@ -65,7 +68,6 @@ def test_a_line_of_inetd_becomes_an_entry(line: str, expected: dict[str, Any]) -
 
 LEFT_OUT = [
     ("mountd/1 dgram rpc/udp wait root /bin/cat", "RPC"),
-    ("tcpmux/x stream tcp nowait root /bin/cat", "tcpmux"),
     ("x raw tcp nowait root /bin/cat", "socket type raw"),
     ("x stream sctp nowait root /bin/cat", "protocol sctp"),
     ("x stream udp nowait root /bin/cat", "protocol udp"),
@@ -203,7 +205,7 @@ TOLD = [
     ("only_from = .example.com\nno_access = 10.0.0.0", "the more specific"),
     ("redirect = 10.0.0.1 80", "needs the plugin forward"),
     ("type = RPC", "no RPC services"),
-    ("type = TCPMUX", "no tcpmux services"),
+    ("type = TCPMUX", "its limits hold for who comes by tcpmux, too"),
     ("socket_type = raw", "no raw services"),
     ("type = INTERNAL", "no internal service finger"),
     ("what is this", "not understood"),

@@ -15,11 +15,12 @@ from typing import Any
 from superd.errors import printable
 
 # inetd and xinetd answer these themselves, where an entry says so
-INTERNAL = ("echo", "discard", "chargen", "daytime", "time")
+INTERNAL = ("echo", "discard", "chargen", "daytime", "time", "tcpmux")
 
 # what inetd and xinetd run has this file mode creation mask; superd's own default is narrower
 UMASK = "022"
 
+OWN_GREETING = "?greeting=service"  # of a tcpmux address: the program says "+" and more by itself
 NO_REFLECTION = (
     "over udp superd answers no ports below 1024 and never with more bytes than it was asked with;"
     " see amplify and reflection-guard"

@@ -12,6 +12,7 @@ import re
 from superd.config.migrating.entries import (
     INTERNAL,
     NO_REFLECTION,
+    OWN_GREETING,
     UMASK,
     Entry,
     Note,
@@ -70,10 +71,7 @@ class _Reader:
         if kind not in SOCKET_TYPES:
             self.note(number, f"left out: socket type {kind} has no equivalent")
             return None
-        if service.startswith("tcpmux/"):
-            self.note(number, f"left out: {service} is reached by tcpmux, which superd lacks")
-            return None
-        name = service.rpartition(":")[2].rpartition("/")[2]
+        name = service.rpartition(":")[2].rpartition("/")[2].lstrip("+")
         if program == "internal" and name not in INTERNAL:
             self.note(number, f"left out: there is no internal service {name}")
             return None
@@ -94,6 +92,12 @@ class _Reader:
     def _listen(self, number: int, service: str, kind: str, protocol: str) -> list[str]:
         """Return the addresses of a service, or nothing where it has none."""
         transport = SOCKET_TYPES[kind]
+        if service.startswith("tcpmux/"):
+            if (kind, protocol) != ("stream", "tcp"):
+                self.note(number, f"left out: {kind} {protocol} is not what comes by tcpmux")
+                return []
+            name = service.removeprefix("tcpmux/")
+            return [f"tcpmux://{name[1:]}" if name[:1] == "+" else f"tcpmux://{name}{OWN_GREETING}"]
         if protocol == "unix":
             if not service.startswith(":"):
                 self.note(number, "everybody may connect, as OpenBSD has it; see mode")

@@ -27,6 +27,7 @@ from superd.config.migrating.attributes import (
 from superd.config.migrating.entries import (
     INTERNAL,
     NO_REFLECTION,
+    OWN_GREETING,
     UMASK,
     Entry,
     Note,
@@ -107,7 +108,12 @@ class _Service:
         transport = self._transport()
         if transport is None:
             return None
-        self.made.keys["listen"] = self._listen(transport)
+        if self.types & {"TCPMUX", "TCPMUXPLUS"}:
+            self._note("its limits hold for who comes by tcpmux, too; xinetd asks for none", "type")
+            greeting = "" if "TCPMUXPLUS" in self.types else OWN_GREETING
+            self.made.keys["listen"] = f"tcpmux://{self.section.name}{greeting}"
+        else:
+            self.made.keys["listen"] = self._listen(transport)
         self._identity()
         if not self.is_internal:
             self._program()
@@ -150,7 +156,6 @@ class _Service:
         name, kind = self.section.name, " ".join(self._words("socket_type")).lower()
         for what, is_so in (
             ("RPC", "RPC" in self.types),
-            ("tcpmux", bool(self.types & {"TCPMUX", "TCPMUXPLUS"})),
             (kind, kind in ("raw", "seqpacket")),
         ):
             if is_so:
