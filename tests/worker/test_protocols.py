@@ -107,7 +107,9 @@ class Bench:
         found: Any = dict.fromkeys(("protocol", "stream", "takeover", "respond"))
         found[method] = getattr(self.plugin, method)
         found |= {"datagram": None, "listener": None}
-        self.serving = Serving("test", entry, self.plugin, gate.counts, gate, records, **found)
+        self.serving = Serving(
+            "test", entry, self.plugin, gate.counts, gate, records, blocking=None, **found
+        )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
