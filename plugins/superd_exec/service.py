@@ -132,7 +132,8 @@ class Exec(Service):
             await self._ended(program)
             return program.outcome
         finally:
-            sock.setblocking(False)
+            if waiting.peer is None:  # others may have the socket of a datagram, too
+                sock.setblocking(False)
 
     def _start(
         self, sock: socket.socket, env: dict[str, str], log: Callable[[str], None]

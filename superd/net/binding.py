@@ -22,6 +22,7 @@ IPV6_FREEBIND = 78
 
 # An accept that another process made blocking gives up after this (SO_RCVTIMEO): seconds, us.
 ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
+NO_TIMEOUT = struct.pack("@ll", 0, 0)
 DATAGRAM_BUFFER = 1 << 20
 UNIX_MODE = 0o666  # as systemd has it: who may connect is for the entry to say
 
@@ -44,7 +45,7 @@ def bind(service: Service, address: Address, *, share: bool) -> socket.socket:
             which = socket.SO_SNDBUF if kind.is_unix else socket.SO_RCVBUF
             sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER)
         else:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, ACCEPT_TIMEOUT)
+            limit_accept(sock, service)
     except BaseException:
         sock.close()
         raise
@@ -70,6 +71,14 @@ def _set_internet_options(sock: socket.socket, address: Address, service: Servic
         return
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     set_options_of_clients(sock, service)
+
+
+def limit_accept(sock: socket.socket, service: Service) -> None:
+    """Have accept(2) give up soon, but not where it is a program that accepts: it is to wait, and
+    its connections would inherit the limit for reading.
+    """
+    limit = NO_TIMEOUT if service.wait else ACCEPT_TIMEOUT
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
 def set_options_of_clients(sock: socket.socket, service: Service) -> None:

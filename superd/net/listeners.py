@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 from superd.net.addresses import ANY_IPV6, Address, Transport
-from superd.net.binding import bind, identity, set_options_of_clients
+from superd.net.binding import bind, identity, limit_accept, set_options_of_clients
 
 Entrance = socket.socket
 MADE_BY = ("mode", "uid", "gid", "greets")  # what addresses that are the same may differ in
@@ -71,7 +71,9 @@ class Listener:
         if self.entrance is not None:
             return None  # a pair of sockets, of which nobody can shut but its own end
         is_blocking = not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK
-        if is_blocking and not self.entry.wait:  # a program that has it may well want it so
+        # a program that has it may well want it so; who reads datagrams here does not wait anyway
+        is_others = self.entry.wait or self.address.transport.is_datagram
+        if is_blocking and not is_others:
             self.socket.setblocking(False)
             done = "was made blocking"
         if self.address.transport is not Transport.TCP:
@@ -152,7 +154,8 @@ def listen(services: Mapping[str, Service], existing: Sequence[Listener] = ()) -
 def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[Listener]:
     """Make sockets that go on those of `listeners` alone; return what of `existing` is left over.
 
-    What can be changed of a socket that lives is changed: backlog, keepalive and nodelay.
+    What can be changed of a socket that lives is changed: backlog, keepalive, nodelay, and who may
+    wait in accept(2).
     """
     sockets = {listener.socket for listener in listeners}
     left = [one for one in existing if one.socket not in sockets]
@@ -161,6 +164,8 @@ def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[L
             if one.socket is listener.socket and one.entry != listener.entry:
                 if listener.address.transport is Transport.TCP:
                     set_options_of_clients(listener.socket, listener.entry)
+                if not listener.address.transport.is_datagram:
+                    limit_accept(listener.socket, listener.entry)
                 with contextlib.suppress(OSError):
                     listener.start()
     return left

@@ -18,7 +18,7 @@ import pytest
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError
 from superd.net.addresses import Transport
-from superd.net.listeners import Listener, listen, renew
+from superd.net.listeners import Listener, adopt, listen, renew
 from tests.harness import until
 
 NOBODY = 65534
@@ -401,14 +401,39 @@ def test_a_listener_that_is_whole_is_left_alone(
 
 
 @pytest.mark.parametrize("transport", ALL_KINDS)
-def test_a_listener_made_blocking_is_mended(
+def test_a_listener_made_blocking_is_mended_where_that_matters(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     (listener,) = listening(address_of(transport, tmp_path))
+    is_datagram = listener.address.transport.is_datagram  # a program may share its socket
     with listener.socket.dup() as theirs:
         theirs.setblocking(True)
-        assert listener.repair() == "was made blocking"
-        assert fcntl.fcntl(theirs, fcntl.F_GETFL) & os.O_NONBLOCK
+        assert listener.repair() == (None if is_datagram else "was made blocking")
+        assert os.get_blocking(theirs.fileno()) == is_datagram
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix", "unixpacket"])
+def test_only_a_program_may_wait_in_accept_for_ever(
+    listening: Listen, tmp_path: Path, transport: str
+) -> None:
+    def limit(listener: Listener) -> float:
+        size = struct.calcsize("@ll")
+        value = listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, size)
+        seconds, microseconds = struct.unpack("@ll", value)
+        return float(seconds + microseconds / 1e6)
+
+    address = address_of(transport, tmp_path)
+    listeners = listening(address)
+    assert 0 < limit(listeners[0]) < 0.1
+    for wait in (True, False):  # as at a reload, where the socket goes on
+        successors = listen({"echo": service(address, wait=wait)}, listeners)
+        assert adopt(successors, listeners) == []
+        assert (limit(successors[0]) == 0) == wait
+        listeners = successors
+    fresh_directory = tmp_path / "fresh"
+    fresh_directory.mkdir()
+    (fresh,) = listening(address_of(transport, fresh_directory), wait=True)
+    assert limit(fresh) == 0
 
 
 def test_a_backlog_taken_away_is_given_back(listening: Listen) -> None:

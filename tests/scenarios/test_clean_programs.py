@@ -16,7 +16,8 @@ from tests.harness import PATIENCE, Address, Superd, receive_all
 
 pytestmark = pytest.mark.tool("perl")
 
-# A subshell looks at the shell that was started, which has opened nothing by then.
+# A subshell looks at the shell that was started, which has opened nothing by then. It must not be
+# the last command: dash would not fork for it, and dash itself blocks signals around its vfork(2).
 PEEK = r"""(
 for fd in /proc/$$/fd/*; do
     [ -e "$fd" ] && sed -n "s/^flags:/flags ${fd##*/}/p" /proc/$$/fdinfo/${fd##*/}
@@ -27,6 +28,7 @@ echo "cwd $(readlink /proc/$$/cwd)"
 echo "environ"
 cat /proc/$$/environ
 )"""
+STREAM = f"{PEEK}; exit"
 FILED = f"file=$(mktemp); {PEEK} > $file; exec perl -e"
 READ = r'open F, "<", $ARGV[0]; local $/; $found = <F>; unlink $ARGV[0];'
 LISTENER = f"""{FILED} 'use Socket; {READ} accept C, STDIN; syswrite C, $found' $file"""
@@ -54,11 +56,11 @@ INTERNAL = 0x1_8000_0000  # two signals of the C library's own, which its posix_
 NONBLOCK = 0o4000
 
 SERVICES = {
-    "tcp": ("tcp://127.0.0.1:0", PEEK),
-    "tcp6": ("tcp://[::1]:0", PEEK),
-    "tcp-any": ("tcp://*:0", PEEK),
-    "unix": ("unix://{directory}/unix", PEEK),
-    "unixpacket": ("unixpacket://{directory}/unixpacket", PEEK),
+    "tcp": ("tcp://127.0.0.1:0", STREAM),
+    "tcp6": ("tcp://[::1]:0", STREAM),
+    "tcp-any": ("tcp://*:0", STREAM),
+    "unix": ("unix://{directory}/unix", STREAM),
+    "unixpacket": ("unixpacket://{directory}/unixpacket", STREAM),
     "tcp-wait": ("tcp://127.0.0.1:0", LISTENER),
     "unix-wait": ("unix://{directory}/unix-wait", LISTENER),
     "udp-wait": ("udp://127.0.0.1:0", DATAGRAM),

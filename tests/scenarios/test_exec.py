@@ -11,6 +11,7 @@ import signal
 import socket
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from tests.proc import children, descriptors, memory
 FDS = 'for f in /proc/$$/fd/*; do [ -e "$f" ] && echo "${f##*/}"; done'
 IGNORES_TERM = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
 WAITER = r'use Socket; for (1..3) { accept(C, STDIN); syswrite C, "$$\n"; close C }'
+PATIENT = r"use Socket; for (1..2) { accept(C, STDIN) or die $!; print C <C> or die $!; close C }"
+STAYER = '$p = recv STDIN, $d, 65536, 0; send STDOUT, "$$", 0, $p; $d eq "stay" and sleep 600'
 SHOUTER = "$p = recv STDIN, $d, 65536, 0; send STDOUT, uc $d, 0, $p"
 INTERNAL = 0x1_8000_0000  # two signals of the C library's own, which its posix_spawn(3) ignores
 
@@ -117,6 +120,15 @@ options = { command = ["perl", "-e", '{shouter}'] }
 listen = "udp://127.0.0.1:0"
 options = { command = ["perl", "-e", '{shouter}'] }
 
+[service.patient]
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/patient"]
+wait = true
+options = { command = ["perl", "-e", '{patient}'] }
+
+[service.some]
+listen = "udp://127.0.0.1:0"
+options = { command = ["perl", "-e", '{stayer}'] }
+
 [service.barred]
 listen = "udp://127.0.0.1:0"
 wait = true
@@ -124,6 +136,7 @@ deny = "127.0.0.0/8"
 options = { command = ["perl", "-e", '{shouter}'] }
 """.replace("{fds}", FDS.replace('"', '\\"')).replace("{ignores}", IGNORES_TERM)
 TOML = TOML.replace("{waiter}", WAITER).replace("{shouter}", SHOUTER)
+TOML = TOML.replace("{patient}", PATIENT).replace("{stayer}", STAYER)
 TOML = TOML.replace("{pid}", str(os.getpid()))
 
 
@@ -148,6 +161,10 @@ def named(status: dict[str, Any], service: str) -> dict[str, Any]:
     """Return what `superd status --json` has for a service."""
     found: dict[str, Any] = next(one for one in status["services"] if one["name"] == service)
     return found
+
+
+def has_ended(pid: int) -> bool:
+    return not is_alive(pid)
 
 
 def last_record(served: Superd, service: str) -> dict[str, Any]:
@@ -254,6 +271,37 @@ def test_who_waits_has_the_listener_and_is_started_again_once_it_has_ended(
     pids = [output(served, "waiter") for _ in range(6)]
     assert pids[0] == pids[1] == pids[2] != pids[3] == pids[4] == pids[5]
     assert served.counts("waiter")["accepted"] == 2
+
+
+@pytest.mark.parametrize("transport", ["tcp", "unix"])
+def test_who_waits_may_wait_for_a_client_and_for_what_it_says(
+    served: Superd, transport: str
+) -> None:
+    """Neither its accept(2) nor its read(2) has a limit of time that is superd's own."""
+    before = served.counts("patient")["accepted"]
+    for number in range(2):
+        client = (
+            served.connect("patient")
+            if transport == "tcp"
+            else connect_unix(served.directory / "patient")
+        )
+        assert not select.select([client], [], [], 0.1)[0]
+        assert exchange(client, b"hello %d\n" % number) == b"hello %d\n" % number
+    assert served.counts("patient")["accepted"] == before + 1
+    assert "Resource temporarily unavailable" not in served.log()
+
+
+def test_programs_that_share_a_socket_are_not_disturbed_by_the_end_of_one(served: Superd) -> None:
+    address = served.address("some", "udp")
+    (worker,) = served.workers()
+    staying = int(ask_udp(address, b"stay"))
+    for _ in range(3):
+        going = int(ask_udp(address, b"go"))
+        until(partial(has_ended, going), "one to have ended")
+    (socket_of,) = (one for one in descriptors(staying) if one.number == 0)
+    assert not socket_of.flags & os.O_NONBLOCK
+    for pid in children(worker):
+        os.kill(pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("service", ["shouter", "each"])
