@@ -5,6 +5,7 @@ Runs in the test's process. A daemon is found and ended by the lock on its pid f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -24,8 +25,16 @@ Configure = Callable[..., Superd]
 
 def free_port() -> int:
     """Return a port of 127.0.0.1 that nobody listens on just now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
+    return free_ports(1)[0]
+
+
+def free_ports(number: int) -> list[int]:
+    """Return different ports of 127.0.0.1 that nobody listens on just now."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
+        ]
+        return [int(server.getsockname()[1]) for server in servers]
 
 
 def end(superd: Superd) -> None:
