@@ -12,11 +12,11 @@ import socket
 import struct
 import sys
 
+from superd.net.binding import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.session import SLOTS, Session, reset_on_close
 
-NO_TIMEOUT = struct.pack("@ll", 0, 0)
 GONE = select.POLLHUP | select.POLLERR
 LINUX = sys.platform == "linux"
 TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received (tcp(7))

@@ -12,12 +12,13 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+from superd.net.binding import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.service import Unavailable
 from superd.worker.blocking.talk import Account, By, Caller, Cell
 from superd.worker.session import SLOTS, Session, reset_on_close
-from superd.worker.takeovers import NO_TIMEOUT, bytes_of
+from superd.worker.takeovers import bytes_of
 
 GRACE = 0.5  # seconds that a handler has after its connection was cut; the engine ends later
 PAUSE = 1.0  # seconds until it is tried again to start a thread or process
