@@ -49,11 +49,15 @@ ZOO = """
             return 1
         def group(self, conn): return os.getpgid(0) == os.getpid()
 
+        def leak(self, conn):
+            self.leaked = []
+            while True: self.leaked.append(os.dup(0))
+
         def value_error(self, conn): raise ValueError("no such value")
         def system_exit(self, conn): sys.exit(3)
         def unavailable(self, conn): raise Unavailable("not today", 0.0)
         def abort(self, conn): conn.abort(); conn.read()
-        def close(self, conn): conn.close(); return "too late"
+        def shut(self, conn): conn.close(); return "too late"
 
         def exit(self, conn): os._exit(7)
         def segfault(self, conn): ctypes.string_at(0)
@@ -147,6 +151,11 @@ model = "fork"
 plugin = "echo"
 model = "prefork"
 processes = 60
+
+[service.few-descriptors]
+model = "prefork"
+processes = 1
+rlimits.nofile = 100
 
 [service.strict]
 model = "fork"
@@ -287,6 +296,15 @@ def test_a_process_is_replaced_after_max_requests(served: Superd) -> None:
     until(lambda: not is_alive(int(pids[0])), "the end of the first")
 
 
+def test_a_process_without_a_descriptor_left_is_replaced(served: Superd) -> None:
+    for _ in range(5):
+        with served.connect("few-descriptors") as client:
+            client.sendall(b"leak\n")
+            assert ending(client) == (b"", "reset")
+        assert ask(served, "few-descriptors", "last") == ["bye"]
+    served.wait_for_log("plugin zoo failed: Too many open files service=few-descriptors")
+
+
 @pytest.mark.parametrize("service", ["few-thread", "few-prefork"])
 def test_who_comes_while_all_serve_waits(served: Superd, service: str) -> None:
     with served.connect(service) as first, served.connect(service) as second:
@@ -394,12 +412,12 @@ def test_a_connection_is_recorded_with_what_its_handler_said(served: Superd, mod
 @pytest.mark.parametrize("model", MODELS)
 def test_a_handler_can_reset_close_and_be_unavailable(served: Superd, model: str) -> None:
     fates = {}
-    for word in ("abort", "close", "unavailable"):
+    for word in ("abort", "shut", "unavailable"):
         with served.connect(model) as client:
             client.sendall(f"{word}\n".encode())
             fates[word] = ending(client)
     assert fates == {
-        "abort": (b"", "reset"), "close": (b"", "fin"), "unavailable": (b"", "fin"),
+        "abort": (b"", "reset"), "shut": (b"", "fin"), "unavailable": (b"", "fin"),
     }  # fmt: skip
     served.wait_for_log(rf"error: not today service={model} ")
     assert ask(served, model, "last") == ["bye"]

@@ -8,6 +8,7 @@ title tells whom it serves. Whatever a handler does ends here: the process ends,
 from __future__ import annotations
 
 import array
+import errno
 import json
 import marshal
 import os
@@ -113,6 +114,8 @@ class Child:
         account = account_of(self.serving.blocking, talk, self.serving.plugin.name)
         if os.getpid() != self.pid:
             os._exit(0)  # a handler has forked, and both came back
+        if not _has_descriptors():
+            account = account._replace(is_spent=True)
         sock.close()
         self._tell(account_message(account))
 
@@ -128,6 +131,15 @@ class Child:
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(0)
+
+
+def _has_descriptors() -> bool:
+    """Tell whether a handler has left enough of them for the next connection."""
+    try:
+        os.close(os.dup(0))
+    except OSError as error:
+        return error.errno not in (errno.EMFILE, errno.ENFILE)
+    return True
 
 
 def _forget_handlers() -> None:

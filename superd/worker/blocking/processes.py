@@ -44,6 +44,7 @@ class Process:
         self.tally = tally
         self.session: BlockingSession | None = None
         self.served = 0
+        self.is_spent = False  # it is to serve nobody else
         self.pidfd = os.pidfd_open(pid)
         self._loop = loop
 
@@ -69,7 +70,9 @@ class Process:
             elif session is not None:
                 self.session = None
                 try:
-                    session.ended(account_of_message(message))
+                    account = account_of_message(message)
+                    self.is_spent = account.is_spent
+                    session.ended(account)
                 except (ValueError, TypeError, KeyError):
                     session.died("sent what is no account")
 
@@ -217,7 +220,7 @@ class Preforks(Forks):
 
     def _has_served(self, process: Process) -> None:
         most = self.serving.entry.max_requests
-        if most and process.served >= most:
+        if process.is_spent or (most and process.served >= most):
             process.hang_up()
         else:
             self.idle.append(process)

@@ -54,7 +54,7 @@ class Account(NamedTuple):
     """How a handler ended: what it said for the record, and what went wrong, if anything.
 
     `kind` is what its failure has in common with others, for a FloodGate; `pause` comes with
-    `unavailable`.
+    `unavailable`. `is_spent` says that who ran it has no memory or descriptors left for others.
     """
 
     outcome: str = ""
@@ -62,6 +62,7 @@ class Account(NamedTuple):
     kind: str = ""
     unavailable: str = ""
     pause: float = 0.0
+    is_spent: bool = False
 
 
 ALL_WELL = Account()
@@ -209,5 +210,6 @@ def account_of(
                 connection=talk.id,
                 peer=talk.peer.endpoint,
             )
-            return Account(talk.outcome, record, str(kind_of(error)))
+            is_spent = isinstance(error, MemoryError)
+            return Account(talk.outcome, record, str(kind_of(error)), is_spent=is_spent)
     return Account(talk.outcome) if talk.outcome else ALL_WELL
