@@ -27,6 +27,9 @@ OF_INETD = (
     "without a limit everybody is served; inetd closes a port where many come within a minute, 40"
     " (NetBSD), 256 (OpenBSD, FreeBSD) or 1000 (GNU)",
 )
+OF_IPV4 = (
+    "tcp and udp are IPv4 only, as to the BSDs and GNU; Debian's inetd takes IPv6, too: tcp://*",
+)
 OF_XINETD = (
     "hosts.allow and hosts.deny are not asked, with or without NOLIBWRAP; see allow and deny",
     "without cps everybody is served; xinetd closes a port for 10 s after 50 in a second",
@@ -67,6 +70,7 @@ def _about_all(dialect: str, entries: list[Entry]) -> list[str]:
     told += OF_INTERNAL if plugins - {"exec"} else ()
     if dialect == "inetd":
         told += OF_INETD if "exec" in plugins else OF_INETD[1:]
+        told += OF_IPV4 if any("//0.0.0.0:" in str(one.keys["listen"]) for one in entries) else ()
     else:
         told += OF_XINETD
     if not any(entry.is_served for entry in entries):

@@ -1,6 +1,7 @@
 """What xinetd takes an address of `only_from` and `no_access` for, which its page does not tell.
 
-Runs in the command line. Never looks at the system. Raises ValueError for what is no address.
+Runs in the command line. Never looks at the system. Raises ValueError for what xinetd does not
+serve with; other mistakes are words that it leaves out.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ def patterns(text: str) -> tuple[list[str], str]:
     """
     if "{" in text:
         return _factorised(text), ""
-    if "/" in text:
-        return _masked(text)
-    if ":" in text:
-        return [str(ipaddress.IPv6Address(text))], ""
-    if re.fullmatch(r"[0-9.]+", text):
-        return _zeros_are_anything(text)
     if "," in text:
         raise ValueError("a comma")
+    try:
+        if "/" in text:
+            return _masked(text)
+        if ":" in text:
+            return [str(ipaddress.IPv6Address(text))], ""
+        if re.fullmatch(r"[0-9.]+", text):
+            return _zeros_are_anything(text)
+    except ValueError:
+        return [], f"{text} is left out: it is no address to xinetd either"
     return [text], NAMES
 
 

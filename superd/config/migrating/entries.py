@@ -21,6 +21,7 @@ INTERNAL = ("echo", "discard", "chargen", "daytime", "time", "tcpmux")
 UMASK = "022"
 
 OWN_GREETING = "?greeting=service"  # of a tcpmux address: the program says "+" and more by itself
+NOWAIT = "without wait the program must take its datagram at once"
 NO_REFLECTION = (
     "over udp superd answers no ports below 1024 and never with more bytes than it was asked with;"
     " see amplify and reflection-guard"

@@ -13,6 +13,7 @@ from superd.config.migrating.entries import (
     INTERNAL,
     NO_REFLECTION,
     OWN_GREETING,
+    NOWAIT,
     UMASK,
     Entry,
     Note,
@@ -25,7 +26,6 @@ SOCKET_TYPES = {"stream": "tcp", "dgram": "udp", "seqpacket": "unixpacket"}
 HOSTS = {"": "0.0.0.0", "4": "0.0.0.0", "6": "[::]", "46": "*", "6only": "[::]"}  # noqa: S104
 FAMILIES = {"": {4}, "4": {4}, "6": {6}, "6only": {6}, "46": {4, 6}}
 LIMITS = ("max-connections", "rate-per-source", "max-per-source")  # as FreeBSD writes them
-NOWAIT = "without wait the program must take its datagram at once"
 UNIX = {"tcp": "unix", "udp": "unixgram", "unixpacket": "unixpacket"}
 
 

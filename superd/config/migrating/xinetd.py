@@ -28,6 +28,7 @@ from superd.config.migrating.entries import (
     INTERNAL,
     NO_REFLECTION,
     OWN_GREETING,
+    NOWAIT,
     UMASK,
     Entry,
     Note,
@@ -311,8 +312,8 @@ class _Service:
         waits = self._one("wait").lower()
         if not waits:
             self._off("it has no wait")
-        elif transport == "udp" and waits == "no":
-            self._off("datagrams need wait = yes", "wait")
+        elif transport == "udp" and waits == "no" and not self.is_internal:
+            self._note(f"wait = no: {NOWAIT}", "wait")
         if self.is_internal and transport == "udp" and keys["plugin"] != "discard":
             self._note(NO_REFLECTION)
         elif not self.is_internal and waits == "yes":
