@@ -88,9 +88,16 @@ def _of_keys(number: int, row: str, rows: Iterator[tuple[int, str]], tell: Tell)
     if switch == "off":
         tell(number, _left_out(number, last, f"{service} is off"))
         return None
+    if re.search("[\"']", rest):
+        why = f"{service}: quotes are not understood among keys"
+        tell(number, _left_out(number, last, why))
+        return None
+    rest, _, more = rest.partition(";")
+    if more := more.split("#")[0].replace(";", " ").strip():
+        tell(number, f"left out: only one service a line is understood: {more[:60]}")
     keys = {
         key.strip().lower(): value.split()
-        for key, _, value in (pair.partition("=") for pair in rest.split(";")[0].split(","))
+        for key, _, value in (pair.partition("=") for pair in rest.split(","))
     }
     if bind := keys.pop("bind", None):
         service = f"{bind[0]}:{service}"

@@ -288,7 +288,7 @@ class _Service:
         keys = self.made.keys
         for attribute, key in (("instances", "max-connections"), ("per_source", "max-per-source")):
             value = self._one(attribute).upper()
-            if value == "0":
+            if value and not value.strip("0"):
                 self._off(f"{attribute} = 0 lets nobody in", attribute)
             elif value not in ("", "UNLIMITED"):
                 keys[key] = int(value)
