@@ -12,8 +12,8 @@ import re
 from superd.config.migrating.entries import (
     INTERNAL,
     NO_REFLECTION,
-    OWN_GREETING,
     NOWAIT,
+    OWN_GREETING,
     UMASK,
     Entry,
     Note,

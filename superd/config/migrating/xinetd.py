@@ -27,8 +27,8 @@ from superd.config.migrating.attributes import (
 from superd.config.migrating.entries import (
     INTERNAL,
     NO_REFLECTION,
-    OWN_GREETING,
     NOWAIT,
+    OWN_GREETING,
     UMASK,
     Entry,
     Note,
