@@ -1,15 +1,18 @@
 """Real programs for superd to run, and the clients that they were written for.
 
-Runs in the test's process. Programs run as nobody where the tests are root's, so that they need a
-way to what they serve.
+Runs in the test's process. Programs run as nobody where the tests are root's, and have to reach
+what they serve.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import random
 import subprocess
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 NOBODY = 65534
@@ -44,14 +47,13 @@ def noise(size: int) -> bytes:
     return random.Random(size).randbytes(size)
 
 
-def open_the_way(directory: Path) -> Path:
-    """Let other users pass through the directories that the tests have made."""
-    for one in (directory, *directory.parents):
-        if one.stat().st_uid != os.geteuid() or one.parent == one:
-            break
-        if one.stat().st_mode & 0o001 == 0:
-            one.chmod(0o711)
-    return directory
+@contextlib.contextmanager
+def public_directory() -> Iterator[Path]:
+    """Make a directory that other users can reach: pytest's own are closed by each of its runs."""
+    with tempfile.TemporaryDirectory(prefix="superd-test-") as name:
+        directory = Path(name)
+        directory.chmod(0o755)
+        yield directory
 
 
 def script(directory: Path, name: str, text: str) -> Path:

@@ -17,7 +17,7 @@ import pytest
 from tests.clients import connect_tcp, ending, reset
 from tests.harness import Superd, is_alive, until
 from tests.proc import children
-from tests.programs import noise, open_the_way, script
+from tests.programs import noise, public_directory, script
 from tests.xinetd import Xinetd
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("xinetd")]
@@ -91,8 +91,13 @@ def _ended(event: dict[str, str], name: str) -> bool:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    directory = open_the_way(tmp_path_factory.mktemp("pair"))
+def pair() -> Iterator[Pair]:
+    with public_directory() as directory, pair_in(directory) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def pair_in(directory: Path) -> Iterator[Pair]:
     programs = {name: Path(program) for name, program in PROGRAMS.items()}
     programs |= {name: script(directory, name, text) for name, text in SCRIPTS.items()}
     env = {"LEAKENV": "secret"}

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Start
 from tests.harness import Superd, until
 from tests.proc import children
-from tests.programs import LONGEST, NOBODY, digest, noise, open_the_way, output, run
+from tests.programs import LONGEST, NOBODY, digest, noise, output, public_directory, run
 
 CLONES = 8
 
@@ -58,14 +58,20 @@ def nothing_is_left(served: Superd, service: str) -> None:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
+def public() -> Iterator[Path]:
+    with public_directory() as directory:
+        yield directory
+
+
+@pytest.fixture
+def files(public: Path) -> Path:
     """A directory of files that anybody may read."""
-    directory = tmp_path / "files"
+    directory = public / "files"
     directory.mkdir(mode=0o755)
     for name, data in {"small": b"hello\n", "large": noise(3_000_000), "empty": b""}.items():
         (directory / name).write_bytes(data)
         (directory / name).chmod(0o644)
-    return open_the_way(directory)
+    return directory
 
 
 # git daemon --inetd
@@ -76,9 +82,9 @@ def git(directory: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
+def repository(public: Path) -> Path:
     """A repository of two commits, which belongs to the one who runs the tests."""
-    directory = tmp_path / "repositories" / "project"
+    directory = public / "repositories" / "project"
     directory.mkdir(parents=True)
     git(directory, "init", "-q", "-b", "main")
     for name, size in (("first", 100), ("second", 2_000_000)):
@@ -87,7 +93,6 @@ def repository(tmp_path: Path) -> Path:
         git(directory, "commit", "-q", "-m", name)
     for path in (directory.parent, *directory.parent.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
-    open_the_way(directory)
     return directory
 
 
@@ -200,9 +205,9 @@ xferlog_enable=NO
 
 @pytest.mark.tool("vsftpd", "curl")
 def test_vsftpd_lists_and_sends_files_in_both_modes(
-    start_superd: Start, files: Path, tmp_path: Path
+    start_superd: Start, files: Path, public: Path
 ) -> None:
-    configuration = open_the_way(tmp_path) / "vsftpd.conf"
+    configuration = public / "vsftpd.conf"
     configuration.write_text(VSFTPD.format(files=files))
     if os.geteuid() == 0:
         os.chown(configuration, NOBODY, NOBODY)  # it believes nobody but the user that it runs as
