@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from superd.plugin import (
     Connection,
@@ -32,9 +32,10 @@ from superd_exec.program import Program, start
 FAILURES = 5  # in a row, and then a pause
 PAUSE = 10.0  # seconds
 
-# sd_listen_fds(3) wants to know that it is the one who is meant, and by its number
+# sd_listen_fds(3) wants to know that it is the one who is meant, and by its number; only a shell
+# knows that in time, and it would tell PWD, too
 LISTEN_FD = 3
-WITH_ITS_PID = 'LISTEN_PID=$$ exec "$0" "$@"'
+WITH_ITS_PID = 'unset PWD; LISTEN_PID=$$ exec "$0" "$@"'
 
 # what a shell would exit with: found but not to be run, or not found
 CANNOT_RUN = {errno.ENOENT: 127, errno.ENOTDIR: 127}
@@ -52,6 +53,12 @@ def _variables(env: dict[str, str]) -> dict[str, str]:
             raise ValueError('the name of a variable is not empty and has no "="')
         _no_nul((name, value))
     return env
+
+
+def _without_argv0(listen_fds: bool, info: ValidationInfo) -> bool:
+    if listen_fds and info.data.get("argv0"):
+        raise ValueError("with listen-fds a shell starts the program, which has no argv0 then")
+    return listen_fds
 
 
 class ExecOptions(Options):
@@ -81,7 +88,9 @@ class ExecOptions(Options):
         Field(description="where its standard error goes"),
     ] = "log"
     listen_fds: Annotated[
-        bool, Field(description="it has the socket as descriptor 3, too, as systemd does it")
+        bool,
+        AfterValidator(_without_argv0),
+        Field(description="it has the socket as descriptor 3, too, as systemd does it"),
     ] = False
     max_run_time: Annotated[
         Duration, Field(description="then it is ended, with all that it has started; 0 for none")

@@ -61,6 +61,7 @@ SERVICES = {
     "tcp-any": ("tcp://*:0", STREAM),
     "unix": ("unix://{directory}/unix", STREAM),
     "unixpacket": ("unixpacket://{directory}/unixpacket", STREAM),
+    "listen-fds": ("tcp://127.0.0.1:0", STREAM),
     "tcp-wait": ("tcp://127.0.0.1:0", LISTENER),
     "unix-wait": ("unix://{directory}/unix-wait", LISTENER),
     "udp-wait": ("udp://127.0.0.1:0", DATAGRAM),
@@ -78,9 +79,16 @@ umask = "027"
 command = ["sh", "-c", '''{script}''']
 env = {{ ONE = "1", EMPTY = "", ODD = "a=b\\n c" }}
 pass-env = ["WANTED", "NOT_THERE"]
+listen-fds = {listen_fds}
 """
 TOML = "".join(
-    ENTRY.format(name=name, listen=listen, wait=str(name.endswith("-wait")).lower(), script=script)
+    ENTRY.format(
+        name=name,
+        listen=listen,
+        script=script,
+        wait=str(name.endswith("-wait")).lower(),
+        listen_fds=str(name == "listen-fds").lower(),
+    )
     for name, (listen, script) in SERVICES.items()
 )
 
@@ -212,3 +220,15 @@ def test_a_program_finds_what_is_documented_and_nothing_else(
     number, _, _, group, session, terminal, *_ = found.stat
     assert (group, session, terminal) == (number, number, "0")
     assert found.cwd == "/"
+
+
+def test_a_program_that_is_told_as_systemd_does_it_has_one_descriptor_more(served: Superd) -> None:
+    found = look(served, "listen-fds", "tcp")
+    listening = {
+        "LISTEN_FDS": "1",
+        "LISTEN_FDNAMES": "connection",
+        "LISTEN_PID": found.stat[0],
+    }
+    assert found.environment == {**BASE, **inet("TCP", found), **listening}
+    assert set(found.flags) == {0, 1, 2, 3}
+    assert not any(flags & NONBLOCK for flags in found.flags.values())

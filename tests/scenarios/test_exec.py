@@ -462,6 +462,10 @@ def test_a_program_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
         ('command = "cat", env = { A = "\\u0000" }', "options.env: no program can be given a NUL"),
         ('command = "cat", env = { "A=" = "b" }', "options.env: the name of a variable is not"),
         ('command = "cat", env = { "" = "b" }', "options.env: the name of a variable is not"),
+        (
+            'command = "cat", argv0 = "a", listen-fds = true',
+            "options.listen-fds: with listen-fds a",
+        ),
     ],
 )
 def test_what_no_program_can_be_given_is_a_mistake(
