@@ -56,9 +56,8 @@ class Tcpmux(Service):
         if name not in self.reachable():
             conn.note("no such service")
             await _answer(sock, UNKNOWN)
-        elif self.pass_on(sock, name):
+        elif self.pass_on(conn, name):
             conn.note(f"passed to {name}")
-            sock.close()
         else:
             conn.note(f"{name} is busy")
             await _answer(sock, BUSY)

@@ -103,8 +103,11 @@ def shown(value: object) -> str:
 
 def reason(error: BaseException) -> str:
     """Return an error in the words of the operating system, or with its class name."""
-    if isinstance(error, OSError) and error.errno is not None:
+    if isinstance(error, OSError) and isinstance(error.errno, int):
         words = os.strerror(error.errno)
         return f"{words}: {error.filename}" if error.filename is not None else words
-    text = str(error)
+    try:
+        text = str(error)
+    except Exception:  # noqa: BLE001  its class is somebody else's
+        text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -39,7 +39,11 @@ class Watch:
         """Return, by name, where workers that serve `services` pass connections on to others."""
         if not any(entry.plugin == TCPMUX for entry in services.values()):
             return {}
-        found = ((one.address.path, one.entrance) for one in self.listeners)
+        found = (
+            (one.address.path, one.entrance)
+            for one in self.listeners
+            if one.address not in self._lost
+        )
         return {name: entrance for name, entrance in found if entrance is not None}
 
     def udp_ports(self) -> frozenset[int]:
@@ -60,7 +64,7 @@ class Watch:
                 self._lost.add(listener.address)
                 what = f"was broken for good ({reason(error)}); it is made anew, with new workers"
                 self.log.error(f"{listener.address} {what}", listener.service)
-                yield listener.service, BROKEN
+                yield from self._concerned(listener, BROKEN)
             else:
                 if done:
                     self.log.error(f"{listener.address} {done}; repaired", listener.service)
@@ -75,7 +79,14 @@ class Watch:
                     continue
                 self._lost.remove(listener.address)
                 self.log.warning(f"{listener.address} is listened on again", listener.service)
-                yield listener.service, WITHOUT
+                yield from self._concerned(listener, WITHOUT)
+
+    def _concerned(self, listener: Listener, why: str) -> Iterator[tuple[str, str]]:
+        """Yield the services whose workers have a listener: tcpmux has the other end of some."""
+        yield listener.service, why
+        if listener.address.transport is Transport.TCPMUX:
+            services = {one.service for one in self.listeners if one.entry.plugin == TCPMUX}
+            yield from ((service, why) for service in services)
 
     def forget(self) -> None:
         """Leave the listeners to another watch."""

@@ -69,7 +69,9 @@ class Listener:
         """
         done = None
         if self.entrance is not None:
-            return None  # a pair of sockets, of which nobody can shut but its own end
+            if _is_shut_down(self.socket) or _is_shut_down(self.entrance):
+                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
+            return None
         is_blocking = not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK
         # a program that has it may well want it so; who reads datagrams here does not wait anyway
         is_others = self.entry.wait or self.address.transport.is_datagram

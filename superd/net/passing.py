@@ -14,7 +14,7 @@ import socket
 from typing import Any
 
 PASSED = b"+"
-_ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
+_ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)
 
 
 def pass_socket(entrance: socket.socket, sock: socket.socket) -> None:
@@ -28,18 +28,30 @@ def take_passed(way_out: socket.socket) -> tuple[int, Any]:
 
     The kernel is asked who the peer is: who passes a connection on is not to be believed.
     """
+    os.close(os.dup(way_out.fileno()))  # without a descriptor left it is to wait where it is
     data, control, *_ = way_out.recvmsg(1, _ONE_DESCRIPTOR, socket.MSG_DONTWAIT)
     if not data:
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
-    if not control:  # there was no descriptor left to take it by
-        raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))
-    (descriptor,) = array.array("i", control[0][2])
-    sock = socket.socket(fileno=descriptor)
+    passed = array.array("i", b"".join(rights for *_, rights in control))
+    try:
+        (descriptor,) = passed
+        sock = socket.socket(fileno=descriptor)
+        passed.pop()
+    except (OSError, ValueError):
+        raise _lost() from None
+    finally:
+        for number in passed:
+            os.close(number)
     try:
         sockaddr = sock.getpeername()
-        if sock.type != socket.SOCK_STREAM or sock.family not in (socket.AF_INET, socket.AF_INET6):
-            raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
-    except OSError as error:
+    except OSError:
+        sockaddr = None
+    is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
+    if sockaddr is None or not is_tcp:
         sock.close()
-        raise OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED)) from error
+        raise _lost()
     return sock.detach(), sockaddr
+
+
+def _lost() -> OSError:
+    return OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))

@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 from superd.config.model import BLOCKING_MODELS, Section
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
+from superd.plugin.connection import Connection
 
 
 class Options(Section):
@@ -140,9 +141,9 @@ class Service:
         """Return the names of the services that listen on `tcpmux://NAME`, for tcpmux."""
         return ()
 
-    def pass_on(self, sock: socket.socket, name: str) -> bool:
-        """Give a tcp connection to one of these, which judges it by its own rules, and let go of it
-        then; False where too many wait there already. For tcpmux only.
+    def pass_on(self, conn: Connection, name: str) -> bool:
+        """Give a connection that was taken over to one of these, which judges it by its own rules,
+        and close its socket here; False where too many wait there already. For tcpmux only.
         """
         raise RuntimeError(f"{self.name} has nobody to pass a connection on to")
 

@@ -100,15 +100,23 @@ class Acceptor:
         self.stopped = False
         self.is_at_limit = False
         self.resumption: asyncio.TimerHandle | None = None
+        self.paused_until = 0.0  # by the loop's time; 0 is not at all
 
     def start(self) -> None:
-        """Poll the listener."""
+        """Poll the listener, unless a plugin has asked for a pause."""
         self.serving.waiting.discard(self)
+        if self.paused_until and (left := self.paused_until - self.engine.loop.time()) > 0:
+            self._resume_in(left)
+            return
+        self.paused_until = 0.0
+        self._cancel_resumption()
+        if not self.stopped:
+            self.engine.loop.add_reader(self.listener, self.accept)
+
+    def _cancel_resumption(self) -> None:
         if self.resumption is not None:
             self.resumption.cancel()
             self.resumption = None
-        if not self.stopped:
-            self.engine.loop.add_reader(self.listener, self.accept)
 
     def stop(self) -> None:
         """Take what has been waiting, then poll no more and let go of the listener."""
@@ -131,6 +139,8 @@ class Acceptor:
         for number in range(BATCH):
             # an accept in vain costs more than to look first, and so does a place given back
             if number and not has_more(0):
+                return False
+            if self.paused_until:
                 return False
             if crew is not None and crew.is_full:
                 self._wait(CREW_RETRY)
@@ -181,6 +191,13 @@ class Acceptor:
         elif isinstance(ticket, Verdict):
             self.engine.names.ask(sockaddr[0], partial(self._named, sock, sockaddr))
         else:
+            self._start(sock, sockaddr, ticket)
+
+    def _start(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket) -> None:
+        """Serve a client that was not admitted at once, when there is somebody to do it."""
+        if self.crew is not None and self.crew.is_full:
+            self.engine.hold(RETRY, partial(self._start, sock, sockaddr, ticket))
+        else:
             self.dispatch(sock, sockaddr, ticket, self.local or self._local_of(sock))
 
     def _again(self, sock: socket.SocketType, sockaddr: Any) -> None:
@@ -201,7 +218,9 @@ class Acceptor:
             return ""
 
     def pause_for(self, seconds: float) -> None:
-        """Leave those who come in the backlog for a while."""
+        """Leave those who come in the backlog for a while, even if there is room again."""
+        self.serving.waiting.discard(self)
+        self.paused_until = max(self.paused_until, self.engine.loop.time() + seconds)
         self._resume_in(seconds)
 
     def _wait(self, delay: int) -> None:
@@ -214,6 +233,7 @@ class Acceptor:
 
     def _resume_in(self, seconds: float) -> None:
         if not self.stopped:
+            self._cancel_resumption()
             self.engine.loop.remove_reader(self.listener)
             self.resumption = self.engine.loop.call_later(seconds, self.start)
 

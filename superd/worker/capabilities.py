@@ -1,6 +1,7 @@
 """Linux's capabilities and its process attributes, by way of the C library (capabilities(7)).
 
-Runs in the worker, before it meets a client. Only ever takes away; never runs on another system.
+Runs in the worker, before it meets a client, and in processes that it forks. Only ever takes away;
+never runs on another system.
 Raises OSError.
 """
 
@@ -10,6 +11,7 @@ import ctypes
 import os
 from dataclasses import astuple, dataclass, replace
 
+PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
 PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
@@ -83,6 +85,11 @@ def forget_on_change_of_user() -> None:
 def gain_no_privileges() -> None:
     """Make set-user-id programs and the like run without what they would get."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
+
+
+def have_signal_at_parents_end(number: int) -> None:
+    """Have the kernel send this process a signal when its parent ends."""
+    _prctl(PR_SET_PDEATHSIG, number)
 
 
 def set_dumpable(allowed: bool) -> None:

@@ -48,6 +48,11 @@ class Serving:
     listener: Callable[[socket.socket, Waiting], Coroutine[Any, Any, str]] | None
     waiting: set[Acceptor] = field(default_factory=set)
 
+    def resume(self) -> None:
+        """Have clients that wait looked at again: there may be room."""
+        for acceptor in tuple(self.waiting):
+            acceptor.start()
+
     @classmethod
     def of(
         cls, name: str, entry: Entry, plugin: Service, gate: Gate, records: ServiceRecords

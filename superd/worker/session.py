@@ -30,6 +30,7 @@ from superd.worker.serving import Serving
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
 
+NOT_COUNTED: Ticket = (-1,)  # of a connection that has given its place back already
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 # as plain numbers: they are used for each connection
@@ -208,9 +209,14 @@ class Session:
             counts[duration_column(duration)] += 1
             end = "server" if self.end is None else self.end.value
             serving.records.closed(self.ends, duration, self.received, self.sent, end, self.outcome)
-            serving.gate.leave(self.ticket)
-            for acceptor in tuple(serving.waiting):
-                acceptor.start()
+            self.give_place_back()
+            serving.resume()
+
+    def give_place_back(self) -> None:
+        """Be counted by limits no more."""
+        if self.ticket is not NOT_COUNTED:
+            self.serving.gate.leave(self.ticket)
+            self.ticket = NOT_COUNTED
 
 
 def endpoint_text(kind: Transport, sockaddr: Any) -> str:

@@ -13,6 +13,7 @@ import struct
 import sys
 
 from superd.net.binding import NO_TIMEOUT
+from superd.net.passing import pass_socket
 from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.session import SLOTS, Session, reset_on_close
@@ -119,6 +120,18 @@ class TakenSession(Session, Connection):
             sock.close()
         self.sock = None
         self._let_go()
+
+    def pass_on(self, entrance: socket.socket) -> bool:
+        """Have another service go on, which is to find it counted by nobody."""
+        assert self.sock is not None
+        self.give_place_back()
+        try:
+            pass_socket(entrance, self.sock)
+        except OSError:
+            return False
+        self._let_go()
+        self.sock.close()
+        return True
 
     def _let_go(self) -> None:
         if self.kept is not None:

@@ -33,10 +33,10 @@ from superd.admission.scoreboard import Scoreboard
 from superd.config.model import TCPMUX, Confinement, Limits, Service
 from superd.errors import ExitCode, SuperdError, reason
 from superd.net.addresses import Address
-from superd.net.passing import pass_socket
 from superd.observe.connections import ServiceRecords
 from superd.observe.records import FloodGate, Record, failure
 from superd.plugin import registry
+from superd.plugin.connection import Connection
 from superd.plugin.service import Service as PluginService
 from superd.worker import preload
 from superd.worker.blocking.processes import Forks, Preforks
@@ -48,6 +48,7 @@ from superd.worker.engine import Engine, WorkerLoop, new_loop
 from superd.worker.environment import clean_environment
 from superd.worker.serving import Serving
 from superd.worker.signals import reset_signals
+from superd.worker.takeovers import TakenSession
 
 
 @dataclass(frozen=True)
@@ -252,12 +253,9 @@ def _serve(
     engine.run(ready)
 
 
-def _pass_on(entrances: Mapping[str, socket.socket], sock: socket.socket, name: str) -> bool:
-    try:
-        pass_socket(entrances[name], sock)
-    except OSError:
-        return False
-    return True
+def _pass_on(entrances: Mapping[str, socket.socket], conn: Connection, name: str) -> bool:
+    assert isinstance(conn, TakenSession)
+    return conn.pass_on(entrances[name])
 
 
 def _ban(

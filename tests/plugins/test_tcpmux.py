@@ -170,6 +170,27 @@ def test_a_worker_of_either_side_may_die(served: Superd) -> None:
     )
 
 
+ONE_EACH = """
+[daemon]
+max-per-source = 1
+[service.mux]
+plugin = "tcpmux"
+listen = "tcp://127.0.0.1:0"
+[service.echo]
+plugin = "echo"
+listen = "tcpmux://echo"
+pool = "another"
+"""
+
+
+def test_a_client_that_is_passed_on_counts_once(start_superd: Start) -> None:
+    superd = start_superd(ONE_EACH)
+    for _ in range(30):
+        assert ask(superd, b"echo\r\nhello") == b"+Go\r\nhello"
+        superd.wait_until_left("echo")
+        superd.wait_until_left("mux")
+
+
 RELOADED = """
 [service.mux]
 plugin = "tcpmux"

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from tests.proc import children, descriptors, threads, zombies
 ZOO = """
     import asyncio, ctypes, os, socket, sys, threading, time
     from superd.plugin import BlockingConnection, Service, Unavailable, hookimpl
+
+    class Odd(Exception):
+        def __str__(self): raise ValueError
 
     class Zoo(Service):
         name = "zoo"
@@ -55,6 +59,14 @@ ZOO = """
 
         def value_error(self, conn): raise ValueError("no such value")
         def system_exit(self, conn): sys.exit(3)
+        def pause(self, conn): raise Unavailable("later", 1.0)
+        def long_note(self, conn): conn.note("x" * 300_000); return "noted"
+        def odd_error(self, conn): raise OSError("peer said", "no")
+        def odd_text(self, conn): raise Odd
+        def detach(self, conn):
+            conn.send(b"%d\\n" % os.getpid())
+            kept = socket.socket(fileno=conn.socket.detach())
+            while True: time.sleep(60)
         def unavailable(self, conn): raise Unavailable("not today", 0.0)
         def abort(self, conn): conn.abort(); conn.read()
         def shut(self, conn): conn.close(); return "too late"
@@ -101,7 +113,7 @@ model = "prefork"
 [service.hasty-thread]
 model = "thread"
 session-timeout = "300ms"
-threads = 3
+threads = 4
 
 [service.hasty-fork]
 model = "fork"
@@ -339,6 +351,23 @@ def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, mod
     assert re.search(r"\| .*raise ValueError", served.log())
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_odd_errors_and_long_notes_harm_nobody(served: Superd, model: str) -> None:
+    for word in ("odd_error", "odd_text") * 3:
+        with served.connect(model) as client:
+            client.sendall(f"{word}\n".encode())
+            assert ending(client) == (b"", "reset")
+        assert ask(served, model, "long_note", "last") == ["noted", "bye"]
+    served.wait_until_left(model)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_detached_socket_is_cut_in_time_too(served: Superd, model: str) -> None:
+    with served.connect(f"hasty-{model}") as client:
+        assert first_line(client, "detach")
+        assert ending(client)[0] == b""
+
+
 @pytest.mark.parametrize("model", FORKING)
 @pytest.mark.parametrize("word", CRASHES)
 def test_a_process_that_crashes_resets_its_own_client_only(
@@ -507,6 +536,61 @@ def test_connections_outlive_their_worker(start_superd: Start, tmp_path: Path, m
         assert receive_all(client) == b""
     until(lambda: not is_alive(pid), "the end of the process")
     assert ask(superd, "x", "last") == ["bye"]
+
+
+@pytest.mark.parametrize("model", FORKING)
+def test_nobody_outlives_a_killed_worker_for_longer_than_drain_timeout(
+    start_superd: Start, tmp_path: Path, model: str
+) -> None:
+    superd = start(start_superd, tmp_path, model, drain="1s")
+    (worker,) = superd.workers()
+    with superd.connect("x") as client:
+        pid = int(first_line(client, "hang"))
+        os.kill(worker, signal.SIGKILL)
+        until(partial(has_ended, pid), "the end of the process")
+        assert ending(client)[0] == b""
+
+
+def test_a_pause_is_kept_whoever_waits(start_superd: Start, tmp_path: Path) -> None:
+    superd = start(start_superd, tmp_path, 'prefork"\nprocesses = 1\ndevice = "')
+    with superd.connect("x") as first, superd.connect("x") as second:
+        assert first_line(first, "group") == "True"
+        second.sendall(b"last\n")
+        began = time.monotonic()
+        first.sendall(b"pause\n")
+        assert ending(first) == (b"", "fin")
+        assert receive_all(second) == b"bye\n"
+        assert time.monotonic() - began >= 0.9
+
+
+def test_a_process_that_ends_is_replaced_for_who_waits(start_superd: Start, tmp_path: Path) -> None:
+    superd = start(start_superd, tmp_path, 'prefork"\nprocesses = 1\nmax-requests = 1\ndevice = "')
+    for _ in range(20):
+        assert ask(superd, "x", "last") == ["bye"]
+
+
+NAMED = """
+[service.x]
+plugin = "zoo"
+listen = "tcp://127.0.0.1:0"
+model = "{model}"
+processes = 1
+threads = 1
+allow = ["localhost"]
+"""
+
+
+@pytest.mark.parametrize("model", ["thread", "prefork"])
+def test_who_is_known_by_name_waits_for_a_free_one_too(
+    start_superd: Start, tmp_path: Path, model: str
+) -> None:
+    env = make_plugin(tmp_path / "plugins", "zoo", ZOO)
+    superd = start_superd(NAMED.replace("{model}", model), env=env)
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(superd.connect("x")) for _ in range(6)]
+        for client in clients:
+            client.sendall(b"last\n")
+        assert [receive_all(client) for client in clients] == [b"bye\n"] * 6
 
 
 @pytest.mark.parametrize("model", FORKING)

@@ -110,7 +110,7 @@ TOML = """
 
 MENDED = [
     # first: a worker that polls anew, as after a shutdown, would mend it before the master sees it
-    *((kind, "blocking", "was made blocking; repaired") for kind in ALL_KINDS),
+    *((kind, "blocking", "was made blocking; repaired") for kind in (TCP, UNIX, PACKET)),
     (TCP, "no_backlog", "had its backlog taken away; repaired"),
     (TCP, "shutdown", "was shut down; repaired"),
 ]

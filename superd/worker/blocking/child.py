@@ -11,6 +11,7 @@ import array
 import errno
 import json
 import marshal
+import math
 import os
 import signal
 import socket
@@ -23,12 +24,12 @@ from setproctitle import setproctitle
 
 from superd.net.addresses import Transport
 from superd.observe.records import Record, encoded
+from superd.worker import capabilities
 from superd.worker.blocking.talk import (
     ALL_WELL,
     Account,
     BlockingTalk,
     Caller,
-    Cell,
     account_of,
 )
 from superd.worker.channel import Channel
@@ -37,6 +38,7 @@ from superd.worker.session import endpoint_text
 
 DONE = b"done"  # all went well, and there is nothing to tell
 ABORTED = b"aborted"
+ORPHANED = signal.SIGUSR2
 LARGEST = 64 * 1024  # bytes of a message either way
 _ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 
@@ -75,6 +77,8 @@ class Child:
         line: socket.socket,
         channel: Channel,
         kept: Collection[int],
+        worker: int,
+        patience: float,
     ) -> None:
         self.serving = serving
         self.tally = tally
@@ -82,8 +86,21 @@ class Child:
         self.channel = channel
         self.pid = os.getpid()
         _forget_handlers()
+        self._outlive(worker, patience)
         os.setsid()  # so that what a handler forks can be ended with it
         _close_all_but({0, 1, 2, line.fileno(), channel.sock.fileno(), *kept})
+
+    def _outlive(self, worker: int, patience: float) -> None:
+        """Once the worker has gone, nobody bounds the time of a connection but a timer, in s."""
+
+        def orphaned(*_: object) -> None:
+            signal.alarm(math.ceil(patience) or 1)
+
+        signal.signal(ORPHANED, orphaned)
+        if sys.platform == "linux":
+            capabilities.have_signal_at_parents_end(ORPHANED)
+        if os.getppid() != worker:
+            orphaned()
 
     def serve_one(self, caller: Caller, sock: socket.socket) -> NoReturn:
         """Serve the connection that this process was forked for, and end."""
@@ -103,8 +120,6 @@ class Child:
             self._serve(Caller(*caller), sock)
 
     def _serve(self, caller: Caller, sock: socket.socket) -> None:
-        for cell in Cell:
-            self.tally[cell] = 0
         where = endpoint_text(Transport(caller.kind), caller.sockaddr)
         setproctitle(f"superd: {self.serving.name} {where}")
         talk = BlockingTalk(
@@ -116,15 +131,17 @@ class Child:
             os._exit(0)  # a handler has forked, and both came back
         if not _has_descriptors():
             account = account._replace(is_spent=True)
-        sock.close()
+        talk.let_go()
         self._tell(account_message(account))
 
     def _tell_aborted(self) -> None:
         self._tell(ABORTED)
 
     def _tell(self, message: bytes) -> None:
-        with suppress(OSError):  # the worker has gone; so will this process
+        try:
             self.line.send(message)
+        except OSError:  # the worker has gone, or cannot hear it: the end of the process tells it
+            os._exit(1)
 
     def exit(self) -> NoReturn:
         with suppress(Exception):

@@ -24,7 +24,7 @@ from superd.errors import reason
 from superd.observe.records import Record, failure
 from superd.worker.blocking.child import ABORTED, LARGEST, Child, account_of_message
 from superd.worker.blocking.session import PAUSE, BlockingSession, Crew
-from superd.worker.blocking.talk import CELLS
+from superd.worker.blocking.talk import CELLS, Cell
 from superd.worker.channel import Channel
 from superd.worker.forking import fork_child, how_it_ended
 from superd.worker.serving import Serving
@@ -75,6 +75,11 @@ class Process:
                     session.ended(account)
                 except (ValueError, TypeError, KeyError):
                     session.died("sent what is no account")
+
+    def forget_last(self) -> None:
+        """Count anew, for another connection."""
+        for cell in Cell:
+            self.tally[cell] = 0
 
     def hang_up(self) -> None:
         """Let it end once it has served."""
@@ -133,10 +138,21 @@ class Forks(Crew):
     def _fork(self, work: Callable[[Child], NoReturn], passed: Collection[int] = ()) -> Process:
         """Return a new process that does `work`; it keeps the descriptors `passed`."""
         tally = memoryview(mmap.mmap(-1, CELLS * 8)).cast("Q")
+        worker = os.getpid()
 
         def main(line: socket.socket) -> NoReturn:
             try:
-                work(Child(self.serving, tally, line, self._channel, {*self._kept, *passed}))
+                kept = {*self._kept, *passed}
+                child = Child(
+                    self.serving,
+                    tally,
+                    line,
+                    self._channel,
+                    kept,
+                    worker,
+                    self.engine.drain_timeout,
+                )
+                work(child)
             except BaseException as error:  # noqa: BLE001  it goes no further than this process
                 what = "a process of its own failed"
                 self._channel.log(failure(what, error, service=self.serving.name))
@@ -177,6 +193,7 @@ class Preforks(Forks):
         self, engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]
     ) -> None:
         super().__init__(engine, serving, channel, kept)
+        self._retry: asyncio.TimerHandle | None = None
         self.idle: list[Process] = []  # the one that served last is the next: its memory is warm
 
     @property
@@ -192,8 +209,17 @@ class Preforks(Forks):
                 text = f"cannot start a process: {reason(error)}"
                 record = Record("error", text, self.serving.name)
                 self.engine.flood_gate.report((self.serving.name, error.errno), record)
-                self.engine.loop.call_later(PAUSE, self.start)
+                self._start_later()
                 return
+
+    def _start_later(self) -> None:
+        if self._retry is None:
+            self._retry = self.engine.loop.call_later(PAUSE, self._start_again)
+
+    def _start_again(self) -> None:
+        self._retry = None
+        self.start()
+        self.serving.resume()
 
     def serve(self, session: BlockingSession) -> Callable[[], None]:
         sock = session.sock
@@ -203,10 +229,14 @@ class Preforks(Forks):
         while self.idle:
             process = self.idle.pop()
             session.tally = process.tally
+            process.forget_last()
             try:
                 process.line.sendmsg([data], passed)
-            except OSError:
+            except (BrokenPipeError, ConnectionResetError):
                 continue  # it has just died, and will be replaced
+            except OSError:
+                self.idle.append(process)  # too many sockets are under way just now (unix(7))
+                raise
             process.session = session
             process.served += 1
             return process.kill
@@ -229,4 +259,8 @@ class Preforks(Forks):
         if process in self.idle:
             self.idle.remove(process)
         super()._ended(process)
-        self.start()
+        if process.served:
+            self.start()
+            self.serving.resume()
+        else:
+            self._start_later()

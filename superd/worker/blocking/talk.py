@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from superd.net.addresses import Address, Transport
-from superd.observe.records import Record, failure, kind_of
+from superd.observe.records import Record, cut, failure, kind_of
 from superd.plugin.connection import LONGEST_LINE, BlockingConnection, LineTooLong
 from superd.plugin.service import Unavailable
 from superd.worker.session import reset_on_close
@@ -84,7 +84,7 @@ class BlockingTalk(BlockingConnection):
         sock: socket.socket,
         tally: memoryview,
         say: Callable[[Record], None],
-        tell_aborted: Callable[[], None] = lambda: None,
+        tell_aborted: Callable[[], object] = lambda: None,
     ) -> None:
         self._caller = caller
         self._service = service
@@ -115,7 +115,7 @@ class BlockingTalk(BlockingConnection):
         self._say(Record(level, text, self._service, self.id, self.peer.endpoint))
 
     def note(self, outcome: str) -> None:
-        self.outcome = outcome
+        self.outcome = cut(str(outcome))
 
     @property
     def socket(self) -> socket.socket:
@@ -186,6 +186,10 @@ class BlockingTalk(BlockingConnection):
         self._sock.close()
         self._tell_aborted()
 
+    def let_go(self) -> None:
+        """Close the handler's own socket; its session has another, or a copy."""
+        self._sock.close()
+
     def _shut(self, how: int) -> None:
         try:
             self._sock.shutdown(how)
@@ -200,7 +204,7 @@ def account_of(
     try:
         handler(talk)
     except Unavailable as error:
-        return Account(unavailable=str(error), pause=error.pause)
+        return Account(unavailable=cut(str(error)), pause=error.pause)
     except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
         if not (talk.is_broken and isinstance(error, OSError)):
             record = failure(
@@ -211,5 +215,5 @@ def account_of(
                 peer=talk.peer.endpoint,
             )
             is_spent = isinstance(error, MemoryError)
-            return Account(talk.outcome, record, str(kind_of(error)), is_spent=is_spent)
+            return Account(talk.outcome, record, cut(str(kind_of(error))), is_spent=is_spent)
     return Account(talk.outcome) if talk.outcome else ALL_WELL

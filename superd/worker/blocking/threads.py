@@ -50,16 +50,24 @@ class Threads(Crew):
     def serve(self, session: BlockingSession) -> Callable[[], None]:
         session.tally = memoryview(bytearray(CELLS * 8)).cast("Q")
         assert session.sock is not None
-        talk = BlockingTalk(
-            session.caller, self.serving.name, session.sock, session.tally, self._say
-        )
+        # of its own, as with a process: what a handler does to it, time-outs reach the client
+        own = session.sock.dup()
+        aborted = partial(self.engine.loop.call_soon_threadsafe, session.abort)
+        name = self.serving.name
+        talk = BlockingTalk(session.caller, name, own, session.tally, self._say, aborted)
         job = Job(session, talk)
         if self.idle:
             self.idle -= 1
             self._jobs.put(job)
         else:
-            name = f"superd: {self.serving.name}"
-            threading.Thread(target=self._work, args=(job,), name=name, daemon=True).start()
+            work = threading.Thread(
+                target=self._work, args=(job,), name=f"superd: {name}", daemon=True
+            )
+            try:
+                work.start()
+            except RuntimeError:
+                own.close()
+                raise
         self.busy += 1
         return partial(self._give_up, job)
 
@@ -72,6 +80,7 @@ class Threads(Crew):
         while job is not None:
             assert self.serving.blocking is not None
             account = account_of(self.serving.blocking, job.talk, self.serving.plugin.name)
+            job.talk.let_go()
             self.engine.loop.call_soon_threadsafe(self._done, job, account)
             job = self._jobs.get()
 
