@@ -27,6 +27,9 @@ ZOO = """
     class Odd(Exception):
         def __str__(self): raise ValueError
 
+    class OddlyUnavailable(Unavailable):
+        def __str__(self): raise ValueError
+
     class Zoo(Service):
         name = "zoo"
 
@@ -63,6 +66,7 @@ ZOO = """
         def long_note(self, conn): conn.note("x" * 300_000); return "noted"
         def odd_error(self, conn): raise OSError("peer said", "no")
         def odd_text(self, conn): raise Odd
+        def odd_excuse(self, conn): raise OddlyUnavailable("x", 0.0)
         def detach(self, conn):
             conn.send(b"%d\\n" % os.getpid())
             kept = socket.socket(fileno=conn.socket.detach())
@@ -353,7 +357,7 @@ def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, mod
 
 @pytest.mark.parametrize("model", MODELS)
 def test_odd_errors_and_long_notes_harm_nobody(served: Superd, model: str) -> None:
-    for word in ("odd_error", "odd_text") * 3:
+    for word in ("odd_error", "odd_text", "odd_excuse") * 3:
         with served.connect(model) as client:
             client.sendall(f"{word}\n".encode())
             assert ending(client) == (b"", "reset")

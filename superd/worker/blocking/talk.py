@@ -203,17 +203,25 @@ def account_of(
     """Run a handler to its end, whatever that is."""
     try:
         handler(talk)
-    except Unavailable as error:
-        return Account(unavailable=cut(str(error)), pause=error.pause)
     except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
-        if not (talk.is_broken and isinstance(error, OSError)):
-            record = failure(
-                f"plugin {plugin} failed",
-                error,
-                service=talk.service,
-                connection=talk.id,
-                peer=talk.peer.endpoint,
-            )
-            is_spent = isinstance(error, MemoryError)
-            return Account(talk.outcome, record, cut(str(kind_of(error))), is_spent=is_spent)
+        try:
+            return _account_of_error(error, talk, plugin)
+        except Exception:  # noqa: BLE001  its class may raise when it is asked what it is
+            text = f"plugin {plugin} failed: {type(error).__name__}"
+            return Account(failure=Record("error", text, talk.service, talk.id), kind=text)
+    return _good_account(talk)
+
+
+def _good_account(talk: BlockingTalk) -> Account:
     return Account(talk.outcome) if talk.outcome else ALL_WELL
+
+
+def _account_of_error(error: BaseException, talk: BlockingTalk, plugin: str) -> Account:
+    if isinstance(error, Unavailable):
+        return Account(unavailable=cut(str(error)), pause=float(error.pause))
+    if talk.is_broken and isinstance(error, OSError):
+        return _good_account(talk)
+    what, peer = f"plugin {plugin} failed", talk.peer.endpoint
+    record = failure(what, error, service=talk.service, connection=talk.id, peer=peer)
+    is_spent = isinstance(error, MemoryError)
+    return Account(talk.outcome, record, cut(str(kind_of(error))), is_spent=is_spent)
