@@ -99,6 +99,6 @@ class Threads(Crew):
         job.given_up = True
         self.given_up += 1
         self.busy -= 1
-        text = f"its handler hangs; its thread, the {self.given_up}. such one, is given up"
+        text = f"its handler hangs; its thread is given up, {self.given_up} of them by now"
         job.session.log("error", text)
         job.session.died("hangs")
