@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import subprocess
@@ -24,6 +25,7 @@ SOON = 1.0  # seconds: a patience short enough for a test, and long enough for a
 
 def outcome_of(job: Callable[[], Any], patience: float = PATIENCE) -> Outcome:
     """Run one job; the process that ran it is gone afterwards, and no descriptor is left."""
+    gc.collect()  # of what earlier tests have left, which would close theirs meanwhile
     before = len(os.listdir("/proc/self/fd"))
     outcome = run_isolated({"job": job}, patience)["job"]
     assert len(os.listdir("/proc/self/fd")) == before
