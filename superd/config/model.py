@@ -38,6 +38,11 @@ from superd.config.values import (
 
 LARGEST_LIMIT = 1 << 30  # more than any machine has, and within what setrlimit(2) takes
 
+TCPMUX = "tcpmux"  # the plugin that passes connections on to who listens on tcpmux://NAME
+
+BLOCKING_MODELS = ("thread", "fork", "prefork")
+FORKING_MODELS = ("fork", "prefork")
+
 
 def _kebab(name: str) -> str:
     return name.replace("_", "-")
@@ -124,11 +129,6 @@ class SourceNetblock(Section):
     ipv4: Annotated[int, Field(ge=0, le=32, description="bits of an IPv4 address")] = 32
     ipv6: Annotated[int, Field(ge=0, le=128, description="bits of an IPv6 address")] = 64
 
-
-TCPMUX = "tcpmux"  # the plugin that passes connections on to who listens on tcpmux://NAME
-
-BLOCKING_MODELS = ("thread", "fork", "prefork")
-FORKING_MODELS = ("fork", "prefork")
 
 MostConnections = Annotated[int, Field(ge=0, le=LARGEST_LIMIT)]
 

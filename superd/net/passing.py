@@ -1,8 +1,8 @@
-"""Connections that one worker passes to another, of a service that is reached by name (RFC 1078).
+"""Connections that one process passes to another over a unix socket (unix(7), SCM_RIGHTS).
 
-A pair of sockets stands for the listener: the master makes it and keeps both ends, workers of the
-service have the one to take from, and those of tcpmux services the other. Used in the master and in
-workers. Raises OSError.
+For a service that is reached by name (RFC 1078) a pair of sockets stands for the listener: the
+master makes it and keeps both ends, workers of the service have the one to take from, and those of
+tcpmux services the other. Used in workers and in processes that they fork. Raises OSError.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ import socket
 from typing import Any
 
 PASSED = b"+"
-_ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)
+ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)
+
+
+def rights_to(sock: socket.socket) -> list[tuple[int, int, array.array[int]]]:
+    """Return what goes with a message so that the receiver has a copy of the socket."""
+    return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
 
 
 def pass_socket(entrance: socket.socket, sock: socket.socket) -> None:
     """Pass a connection on; BlockingIOError where too many wait already."""
-    rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))
-    entrance.sendmsg([PASSED], [rights], socket.MSG_DONTWAIT)
+    entrance.sendmsg([PASSED], rights_to(sock), socket.MSG_DONTWAIT)
 
 
 def take_passed(way_out: socket.socket) -> tuple[int, Any]:
@@ -29,7 +33,7 @@ def take_passed(way_out: socket.socket) -> tuple[int, Any]:
     The kernel is asked who the peer is: who passes a connection on is not to be believed.
     """
     os.close(os.dup(way_out.fileno()))  # without a descriptor left it is to wait where it is
-    data, control, *_ = way_out.recvmsg(1, _ONE_DESCRIPTOR, socket.MSG_DONTWAIT)
+    data, control, *_ = way_out.recvmsg(1, ONE_DESCRIPTOR, socket.MSG_DONTWAIT)
     if not data:
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
     passed = array.array("i", b"".join(rights for *_, rights in control))

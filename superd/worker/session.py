@@ -186,11 +186,6 @@ class Session:
         report_failure(self.engine, self.serving, error, self.id, self.peer)
         self.abort()
 
-    def count_failure(self, record: Record, kind: object) -> None:
-        """Count and log a failure that was recorded elsewhere."""
-        self.serving.counts[_ERRORS] += 1
-        self.engine.flood_gate.report((self.serving.name, kind), record)
-
     def note(self, outcome: str) -> None:
         self.outcome = outcome
 
@@ -237,13 +232,18 @@ def report_failure(
     engine: Engine, serving: Serving, error: BaseException, connection: str, peer: Address
 ) -> None:
     """Count and log what a plugin raised."""
-    serving.counts[_ERRORS] += 1
     message = f"plugin {serving.plugin.name} failed"
     where = peer.endpoint
     record = failure(message, error, service=serving.name, connection=connection, peer=where)
-    engine.flood_gate.report((serving.name, *kind_of(error)), record)
+    count_failure(engine, serving, record, *kind_of(error))
     if isinstance(error, OSError) and error.errno == errno.EMFILE:
         engine.loop.call_soon(engine.check_descriptors)
+
+
+def count_failure(engine: Engine, serving: Serving, record: Record, *kind: object) -> None:
+    """Count a failure, and log its record unless many of its kind have come."""
+    serving.counts[_ERRORS] += 1
+    engine.flood_gate.report((serving.name, *kind), record)
 
 
 def undelivered(sock: Any) -> int:

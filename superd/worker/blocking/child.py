@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from setproctitle import setproctitle
 
 from superd.net.addresses import Transport
+from superd.net.passing import ONE_DESCRIPTOR
 from superd.observe.records import Record, encoded
 from superd.worker import capabilities
 from superd.worker.blocking.talk import (
@@ -40,7 +41,6 @@ DONE = b"done"  # all went well, and there is nothing to tell
 ABORTED = b"aborted"
 ORPHANED = signal.SIGUSR2
 LARGEST = 64 * 1024  # bytes of a message either way
-_ONE_DESCRIPTOR = socket.CMSG_SPACE(array.array("i").itemsize)
 
 
 def account_message(account: Account) -> bytes:
@@ -111,7 +111,7 @@ class Child:
         """Serve one connection after another, as the worker sends them, until it hangs up."""
         while True:
             setproctitle(f"superd: {self.serving.name} idle")
-            data, passed, *_ = self.line.recvmsg(LARGEST, _ONE_DESCRIPTOR)
+            data, passed, *_ = self.line.recvmsg(LARGEST, ONE_DESCRIPTOR)
             if not data:
                 self.exit()
             (descriptor,) = array.array("i", passed[0][2])

@@ -7,7 +7,6 @@ and one that returns loses no answer. Raises OSError for a fork that fails.
 
 from __future__ import annotations
 
-import array
 import asyncio
 import contextlib
 import errno
@@ -21,6 +20,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 from superd.errors import reason
+from superd.net.passing import rights_to
 from superd.observe.records import Record, failure
 from superd.worker.blocking.child import ABORTED, LARGEST, Child, account_of_message
 from superd.worker.blocking.session import PAUSE, BlockingSession, Crew
@@ -225,7 +225,7 @@ class Preforks(Forks):
         sock = session.sock
         assert sock is not None
         data = marshal.dumps((int(sock.family), int(sock.type), *session.caller))
-        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
+        passed = rights_to(sock)
         while self.idle:
             process = self.idle.pop()
             session.tally = process.tally

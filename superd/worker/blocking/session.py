@@ -17,7 +17,7 @@ from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.service import Unavailable
 from superd.worker.blocking.talk import Account, By, Caller, Cell
-from superd.worker.session import SLOTS, Session, reset_on_close
+from superd.worker.session import SLOTS, Session, count_failure, reset_on_close
 from superd.worker.takeovers import bytes_of
 
 GRACE = 0.5  # seconds that a handler has after its connection was cut; the engine ends later
@@ -117,7 +117,7 @@ class BlockingSession(Session):
 
     def _failed(self, record: Record, kind: str) -> None:
         self.end = self.end or End.ERROR
-        self.count_failure(record, kind)
+        count_failure(self.engine, self.serving, record, kind)
         self.abort()
 
     def _over(self) -> None:

@@ -84,7 +84,7 @@ class BlockingTalk(BlockingConnection):
         sock: socket.socket,
         tally: memoryview,
         say: Callable[[Record], None],
-        tell_aborted: Callable[[], object] = lambda: None,
+        tell_aborted: Callable[[], object],
     ) -> None:
         self._caller = caller
         self._service = service
@@ -174,11 +174,14 @@ class BlockingTalk(BlockingConnection):
         self._tally[Cell.ENDED] = self._tally[Cell.ENDED] or by
 
     def send_eof(self) -> None:
-        self._shut(socket.SHUT_WR)
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            self._ended(By.RESET)
 
     def close(self) -> None:
         """The worker delivers what was sent and closes once the handler has returned."""
-        self._shut(socket.SHUT_WR)
+        self.send_eof()
 
     def abort(self) -> None:
         self._ended(By.RESET)
@@ -189,12 +192,6 @@ class BlockingTalk(BlockingConnection):
     def let_go(self) -> None:
         """Close the handler's own socket; its session has another, or a copy."""
         self._sock.close()
-
-    def _shut(self, how: int) -> None:
-        try:
-            self._sock.shutdown(how)
-        except OSError:
-            self._ended(By.RESET)
 
 
 def account_of(
