@@ -24,6 +24,7 @@ class Place:
     generation: Generation
     pool: Pool
     throttle: Throttle  # the pool's
+    is_first: bool  # of its pool
     child: Child | None = None
     due: float | None = 0.0  # when to start the next worker
 
@@ -42,11 +43,11 @@ class Generation:
         free = (n for n in range(most) if n not in taken)
         for pool in plan.pools:
             throttle = Throttle()
-            for _ in range(pool.workers):
+            for number in range(pool.workers):
                 place = next(free, None)
                 if place is None:
                     raise NoRoom(f"there is room for {most} workers; a restart makes more")
-                self.places.append(Place(place, self, pool, throttle))
+                self.places.append(Place(place, self, pool, throttle, is_first=number == 0))
 
     @property
     def is_ready(self) -> bool:

@@ -261,6 +261,7 @@ class Master:
         assignment = Assignment(
             serial=self._serial,
             place=place.number,
+            is_first=place.is_first,
             pool=pool.name,
             confinement=pool.confinement,
             services=pool.services,

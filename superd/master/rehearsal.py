@@ -22,7 +22,7 @@ from superd.errors import Problem, reason, shown
 from superd.master.isolated import run_isolated
 from superd.plugin.registry import Plugin, load
 from superd.plugin.service import Service as PluginService
-from superd.plugin.service import kinds_of, models_of
+from superd.plugin.service import WrongOption, kinds_of, models_of
 from superd.worker import preload
 from superd.worker.environment import clean_environment
 
@@ -129,6 +129,11 @@ class _Rehearsal:
         except ValidationError as error:
             return problems_of(error, model, entry.options, self._locator(name))
         service = kind(options)
+        try:
+            service.check(entry)
+        except WrongOption as error:
+            path = ("options", error.key) if error.key in entry.options else ("options",)
+            return [self.configuration.problem(name, path, str(error))]
         if self.prepare and entry.enabled:
             service.prepare()
         return []

@@ -132,7 +132,7 @@ def unmapped(host: str) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
-_ENDPOINT = re.compile(
+ENDPOINT = re.compile(
     r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<host>[^:/\[\]]*)):(?P<ports>.+)", re.DOTALL
 )
 
@@ -149,10 +149,10 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
         known = ", ".join(f"{t.value}://" for t in Transport)
         raise ValueError(f"expected an address that starts with one of {known}")
     if transport.is_unix:
-        return (_parse_unix(transport, rest),)
+        return (parse_unix(transport, rest),)
     if transport is Transport.TCPMUX:
         return (_parse_tcpmux(rest),)
-    match = _ENDPOINT.fullmatch(rest)
+    match = ENDPOINT.fullmatch(rest)
     if match is None:
         example = f"{prefix}://127.0.0.1:7, {prefix}://[::1]:7 or {prefix}://*:7"
         raise ValueError(f"expected a host and a port, such as {example}")
@@ -189,15 +189,16 @@ def _parse_host(bracketed: str | None, plain: str | None) -> tuple[str, ...]:
 def _parse_ports(text: str, transport: Transport) -> range:
     """Return a port, or a range of them; the name of a service may have a hyphen, too."""
     if not re.fullmatch(r"[0-9]+-[0-9]+", text):
-        port = _parse_port(text, transport)
+        port = parse_port(text, transport)
         return range(port, port + 1)
-    first, last = (_parse_port(end, transport) for end in text.split("-"))
+    first, last = (parse_port(end, transport) for end in text.split("-"))
     if not 0 < first <= last:
         raise ValueError(f"a range of ports goes from low to high, not {text}")
     return range(first, last + 1)
 
 
-def _parse_port(text: str, transport: Transport) -> int:
+def parse_port(text: str, transport: Transport) -> int:
+    """Return a port that is written as a number or as a name of /etc/services; ValueError."""
     if re.fullmatch(r"[0-9]+", text):
         digits = text.lstrip("0") or "0"
         if len(digits) > len(str(LARGEST_PORT)) or int(digits) > LARGEST_PORT:
@@ -209,7 +210,8 @@ def _parse_port(text: str, transport: Transport) -> int:
         raise ValueError(f"{shown(text)} is neither a port nor a name of /etc/services") from None
 
 
-def _parse_unix(transport: Transport, rest: str) -> Address:
+def parse_unix(transport: Transport, rest: str) -> Address:
+    """Return the address of a unix socket from what follows `://`; ValueError."""
     path, _, query = rest.partition("?")
     if not path.startswith(("/", "@")) or len(path) == 1:
         raise ValueError(

@@ -12,6 +12,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Collection, Mapping
+from functools import lru_cache
 from typing import Any
 
 from superd.observe.records import escaped
@@ -30,11 +31,14 @@ _TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
 _NUMBER = rb"(?:0|[1-9][0-9]{0,19})"
 _WORD = rb'"[a-z-]{1,32}"'
 _ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b' % (_TEXT, _TEXT)
-_COUNTS = rb'"duration":%b\.[0-9]{6},"in":%b,"out":%b' % (_NUMBER, _NUMBER, _NUMBER)
+_SECONDS = rb"%b\.[0-9]{6}" % _NUMBER
+_COUNTS = rb'"duration":%b,"in":%b,"out":%b' % (_SECONDS, _NUMBER, _NUMBER)
 _EVENT = (
-    rb'(?:"accepted",%b|"closed",%b,%b,"end":%b(?:,"outcome":%b)?'
+    rb'(?:"accepted",%b|"closed",%b,%b,"end":%b(?:,"target":%b,"connect":%b)?(?:,"outcome":%b)?'
     rb'|"refused","peer":%b,"local":%b,"reason":%b(?:,"count":%b)?)'
-) % (_ENDS, _ENDS, _COUNTS, _WORD, _TEXT, _TEXT, _TEXT, _WORD, _NUMBER)
+) % (
+    _ENDS, _ENDS, _COUNTS, _WORD, _TEXT, _SECONDS, _TEXT, _TEXT, _TEXT, _WORD, _NUMBER,
+)  # fmt: skip
 
 ACCEPTED, CLOSED, REFUSED = "accepted", "closed", "refused"
 
@@ -50,6 +54,10 @@ class End(enum.Enum):
     SESSION = "session-timeout"
     ERROR = "error"  # the plugin failed
     DRAIN = "drain"  # superd stopped, and drain-timeout was over
+    TARGET_RESET = "target-reset"  # who serves it elsewhere broke it off
+    UNREACHABLE = "unreachable"  # there is nobody to serve it
+    HALF_CLOSE = "half-close-timeout"
+    EVICTED = "evicted"  # others needed its place
 
 
 class ConnectionLog:
@@ -111,11 +119,21 @@ class ServiceRecords:
             self._log.add(f'{{"time":{time.time():.3f}{self._accepted}{ends}}}\n')
 
     def closed(
-        self, ends: str, duration: float, received: int, sent: int, end: str, outcome: str = ""
+        self,
+        ends: str,
+        duration: float,
+        received: int,
+        sent: int,
+        end: str,
+        outcome: str = "",
+        target: tuple[str, float] | None = None,
     ) -> None:
-        """Write that a connection is over; `outcome` is how its program ended, if it had one."""
+        """Write that a connection is over; `outcome` is how its program ended, if it had one, and
+        `target` who served it elsewhere, and how many seconds it took to get there.
+        """
         if self._closed:
-            more = f',"outcome":"{safe(outcome)}"' if outcome else ""
+            more = f',"target":"{safe_name(target[0])}","connect":{target[1]:.6f}' if target else ""
+            more += f',"outcome":"{safe(outcome)}"' if outcome else ""
             self._log.add(
                 f'{{"time":{time.time():.3f}{self._closed}{ends},"duration":{duration:.6f}'
                 f',"in":{received},"out":{sent},"end":"{end}"{more}}}\n'
@@ -163,6 +181,12 @@ def safe(text: str) -> str:
     if len(quoted) > LONGEST_FIELD:
         return json.dumps(text[: LONGEST_FIELD // _ESCAPE])[1:-1]
     return quoted
+
+
+@lru_cache(1024)
+def safe_name(text: str) -> str:
+    """Return `safe(text)`, for texts of which there are few."""
+    return safe(text)
 
 
 def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:

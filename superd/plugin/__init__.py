@@ -16,20 +16,36 @@ def superd_services():
 
 from superd.config.values import Duration, ReadableFile, Size, Strings
 from superd.net.addresses import Address, Transport
-from superd.plugin.connection import BlockingConnection, Connection, LineTooLong
+from superd.observe.connections import End
+from superd.plugin.connection import BlockingConnection, Client, Connection, LineTooLong
 from superd.plugin.environment import inherited_environment
 from superd.plugin.hookspecs import hookimpl
-from superd.plugin.service import Options, Packet, Request, Service, Unavailable, Waiting
+from superd.plugin.relay import DatagramRelay, Relay, Relayed, RelayedDatagrams
+from superd.plugin.service import (
+    Options,
+    Packet,
+    Request,
+    Service,
+    Unavailable,
+    Waiting,
+    WrongOption,
+)
 
 __all__ = [
     "Address",
     "BlockingConnection",
+    "Client",
     "Connection",
+    "DatagramRelay",
     "Duration",
+    "End",
     "LineTooLong",
     "Options",
     "Packet",
     "ReadableFile",
+    "Relay",
+    "Relayed",
+    "RelayedDatagrams",
     "Request",
     "Service",
     "Size",
@@ -37,6 +53,7 @@ __all__ = [
     "Transport",
     "Unavailable",
     "Waiting",
+    "WrongOption",
     "hookimpl",
     "inherited_environment",
 ]

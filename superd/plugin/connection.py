@@ -19,8 +19,8 @@ class LineTooLong(ValueError):
     """A client sent more bytes without a line feed than the plugin takes."""
 
 
-class AnyConnection(ABC):
-    """A stream connection: tcp, unix or unixpacket.
+class Client(ABC):
+    """Who is served: a stream connection, or all datagrams of one source.
 
     `id` is unique among all connections of this superd's life and stands in its log lines.
     """
@@ -53,6 +53,12 @@ class AnyConnection(ABC):
     @abstractmethod
     def note(self, outcome: str) -> None:
         """Say for the record how it ended, such as a program's exit status."""
+
+
+class AnyConnection(Client):
+    """A stream connection: tcp, unix or unixpacket."""
+
+    __slots__ = ()
 
     @abstractmethod
     def send_eof(self) -> None:

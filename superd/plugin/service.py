@@ -9,7 +9,7 @@ import inspect
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NoReturn, Protocol, cast
 
 from pydantic import ConfigDict
 
@@ -77,6 +77,14 @@ class Unavailable(Exception):
         self.pause = pause
 
 
+class WrongOption(ValueError):
+    """An option does not go with the rest of the entry; `key` is its name, as it is written."""
+
+    def __init__(self, key: str, text: str) -> None:
+        super().__init__(text)
+        self.key = key
+
+
 @dataclass(frozen=True)
 class Waiting:
     """What waits at a socket that a plugin is to have: `peer` is who sent the first datagram, None
@@ -88,13 +96,22 @@ class Waiting:
     log: Callable[[str, str], None]
 
 
+class _NobodyYet:
+    """Stands for the server until the service serves."""
+
+    def __getattr__(self, name: str) -> NoReturn:
+        raise RuntimeError(f"{name}() works only once the service serves")
+
+
 class Service:
     """A service that a plugin offers. Its life, in steps:
 
-    1. `__init__(options)` checks and stores; no file is opened, so that any user can check.
+    1. `__init__(options)` checks and stores; no file is opened, so that any user can check. Then
+       `check(entry)` does so with the rest of the entry.
     2. `prepare()` opens, reads and loads, before confinement. A rehearsal in a process of its own
        does steps 1 and 2 before anything is bound, so it may run more than once.
     3. The worker is confined: perhaps another user in an empty root directory, imports sealed.
+       `start()` is called on the loop before anybody is accepted, for timers and tasks.
     4. One of the methods below runs for each connection or datagram:
        `respond(request) -> bytes` sends the answer and closes, or answers the datagram;
        `async stream(conn)` talks over a stream connection;
@@ -104,12 +121,15 @@ class Service:
        `datagram(packet) -> bytes | None` answers a datagram, or keeps quiet;
        `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
        was sent is delivered and the socket closed, unless it was closed or detached already.
+       `relay(sock, conn) -> Relay` has it without a coroutine, until it calls `conn.ended(end)`;
+       `relay_datagrams(conn) -> DatagramRelay` does so for all datagrams of one source, which is
+       counted, limited and recorded as a connection is.
        `async listener(sock, waiting)` has the listening or datagram socket itself, if the entry
        says `wait = true`, and for datagrams where there is nothing else; superd polls no more until
        it returns how that ended.
-       For streams the first of protocol, async stream, takeover and respond that is there is used,
-       and a stream that blocks where there is nothing else or the entry says so; for datagrams the
-       first of datagram and respond.
+       For streams the first of relay, protocol, async stream, takeover and respond that is there
+       is used, and a stream that blocks where there is nothing else or the entry says so; for
+       datagrams the first of relay_datagrams, datagram and respond.
     5. `close()` when the worker has drained.
 
     What a method raises is logged with the connection's id and costs that connection only.
@@ -130,30 +150,64 @@ class Service:
     def close(self) -> None:
         """Let go of what `prepare` opened."""
 
+    def check(self, entry: Entry) -> None:
+        """Raise WrongOption where the options do not go with the rest of the entry."""
+
+    def start(self) -> None:
+        """Start what runs beside the connections."""
+
+    def status(self) -> list[dict[str, str | int | float]]:
+        """Return rows that `superd status` is to show, of equal keys; asked once a second."""
+        return []
+
+    # What superd does for the service, once it serves: in step 4
+
+    def log(self, level: str, text: str) -> None:
+        """Write a line to superd's log that is about no connection; level as in Client.log."""
+        self._server.log(level, text)
+
     def ban(self, peer: Address, seconds: float, reason: str = "") -> None:
         """Have every service of this superd refuse `peer`, with its netblock as the entry says,
         for a time of at most a year. Connections that it has go on. Peers of unix sockets cannot
-        be banned. To be called in step 4.
+        be banned.
         """
-        self._ban(peer, seconds, reason)
+        self._server.ban(peer, seconds, reason)
+
+    def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
+        """Have `found` called with the numeric addresses of a host, perhaps at once: the preferred
+        first, none where there are none. Works in a jail, and never blocks.
+        """
+        self._server.look_up(host, found)
 
     def reachable(self) -> tuple[str, ...]:
         """Return the names of the services that listen on `tcpmux://NAME`, for tcpmux."""
-        return ()
+        return self._server.reachable()
 
     def pass_on(self, conn: Connection, name: str) -> bool:
         """Give a connection that was taken over to one of these, which judges it by its own rules,
         and close its socket here; False where too many wait there already. For tcpmux only.
         """
-        raise RuntimeError(f"{self.name} has nobody to pass a connection on to")
+        return self._server.pass_on(conn, name)
 
-    def _ban(self, peer: Address, seconds: float, reason: str) -> None:
-        """The worker puts its own here, once it serves."""
-        raise RuntimeError(f"there is nobody to ban before {self.name} serves")
+    _server: Server = cast("Server", _NobodyYet())  # the worker puts its own here
 
 
-STREAM_METHODS = ("protocol", "stream", "takeover", "respond")
-DATAGRAM_METHODS = ("datagram", "respond", "listener")
+class Server(Protocol):
+    """What a worker does for one of its services: see the methods of the same names there."""
+
+    def log(self, level: str, text: str) -> None: ...
+
+    def ban(self, peer: Address, seconds: float, reason: str) -> None: ...
+
+    def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None: ...
+
+    def reachable(self) -> tuple[str, ...]: ...
+
+    def pass_on(self, conn: Connection, name: str) -> bool: ...
+
+
+STREAM_METHODS = ("relay", "protocol", "stream", "takeover", "respond")
+DATAGRAM_METHODS = ("relay_datagrams", "datagram", "respond", "listener")
 ASYNC_METHODS = ("takeover", "listener")
 
 

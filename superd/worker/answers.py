@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from superd.admission.gate import Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
+from superd.net.closing import reset_on_close, undelivered
 from superd.observe.connections import End, ends_of
 from superd.plugin.service import Request
 from superd.worker.protocols import LINGER, PATIENCE, ProtocolSession, advance
@@ -24,8 +25,6 @@ from superd.worker.session import (
     connection_id,
     endpoint_text,
     report_failure,
-    reset_on_close,
-    undelivered,
 )
 
 if TYPE_CHECKING:

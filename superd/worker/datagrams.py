@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any
@@ -53,8 +54,8 @@ _BYTES_IN = int(Count.BYTES_IN)
 _BYTES_OUT = int(Count.BYTES_OUT)
 
 
-class DatagramListener:
-    """Serves one bound socket."""
+class DatagramListener(ABC):
+    """Reads from one bound socket, and sends what is answered from where it was asked."""
 
     def __init__(
         self,
@@ -64,9 +65,6 @@ class DatagramListener:
         sock: socket.socket,
         guard: ReflectionGuard,
     ) -> None:
-        handle = serving.datagram or serving.respond
-        assert handle is not None
-        self.handle: Callable[[Request], bytes | None] = handle
         self.engine = engine
         self.serving = serving
         self.address = address
@@ -78,8 +76,6 @@ class DatagramListener:
         self.bound = Destination(address, self.is_unix or is_single_host(address.host))
         self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
         self.guard = guard if serving.entry.reflection_guard and not self.is_unix else None
-        self.gate = serving.gate if serving.gate.has_rules else None
-        self.amplify = serving.entry.amplify or self.is_unix
 
     def start(self) -> None:
         """Poll the socket."""
@@ -87,12 +83,16 @@ class DatagramListener:
             self.engine.loop.add_reader(self.sock, self.receive)
 
     def stop(self) -> None:
-        """Answer what has come, then poll no more and let go of the socket."""
+        """Take what has come, then poll no more and let go of the socket."""
         self.stopped = True
         self.engine.loop.remove_reader(self.sock)
         for _ in range(LAST_BATCHES):
             if not self.receive():
                 break
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the socket here."""
         self.sock.close()
 
     def receive(self) -> bool:
@@ -118,16 +118,30 @@ class DatagramListener:
                 break
             taken += 1
             bytes_in += size
-            sent = self._serve(size, peer, asked)
+            sent = self.serve(size, peer, asked)
             if sent is not None:
                 answered += 1
                 bytes_out += sent
+        self.serving.counts[_DATAGRAMS] += taken
+        self.count(bytes_in, answered, bytes_out)
+        return taken == BATCH
+
+    @abstractmethod
+    def serve(self, size: int, peer: Any, asked: Destination) -> int | None:
+        """Go on with what has been read into SCRATCH; return the size of an answer, if any."""
+
+    def count(self, bytes_in: int, answered: int, bytes_out: int) -> None:
+        """Add to the counters what a batch of datagrams came to."""
         counts = self.serving.counts
-        counts[_DATAGRAMS] += taken
         counts[_BYTES_IN] += bytes_in
         counts[_ANSWERS] += answered
         counts[_BYTES_OUT] += bytes_out
-        return taken == BATCH
+
+    def guarded(self, size: int, peer: Any, asked: Destination) -> Refusal | None:
+        """Return why nobody at all may answer a datagram."""
+        if self.guard is not None:
+            return self.guard.refusal(peer[0], peer[1], asked.is_one_host)
+        return Refusal.TOO_LONG if size > LARGEST else None
 
     def _pause(self) -> None:
         """Leave the socket alone for a while: polling would only spin."""
@@ -135,35 +149,8 @@ class DatagramListener:
         self.engine.loop.remove_reader(self.sock)
         self.engine.loop.call_later(PAUSE, self.start)
 
-    def _serve(self, size: int, peer: Any, asked: Destination) -> int | None:
-        """Have the plugin answer what has been read; return the size of what was sent."""
-        if self.guard is not None:
-            refusal = self.guard.refusal(peer[0], peer[1], asked.is_one_host)
-        else:
-            refusal = Refusal.TOO_LONG if size > LARGEST else None
-        if refusal is not None:
-            self._refuse(refusal, peer)
-            return None
-        if self.gate is not None:
-            refusal = self.gate.admit_datagram(NOBODY_KNOWN if self.is_unix else peer[0])
-            if refusal is not None:
-                self._turn_away(refusal, peer, asked)
-                return None
-        room = max(size, LARGEST_ANSWER) if self.amplify else size
-        data = SCRATCH[:size].tobytes()
-        try:
-            answer = self.handle(Request(data, room, self.transport, peer, asked.address))
-            if answer is None:
-                return None
-            if len(answer) <= room and peer:
-                return self._send(answer, peer, asked)
-        except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
-            self._contain(error, peer)
-            return None
-        self._refuse(Refusal.AMPLIFICATION if peer else Refusal.UNNAMED, peer)
-        return None
-
-    def _send(self, answer: bytes, peer: Any, asked: Destination) -> int | None:
+    def send(self, answer: bytes | memoryview, peer: Any, asked: Destination) -> int | None:
+        """Send a datagram from where it was asked for; return its size, None if it is lost."""
         try:
             if asked.control:
                 return self.sock.sendmsg((answer,), asked.control, socket.MSG_DONTWAIT, peer)
@@ -177,26 +164,69 @@ class DatagramListener:
             # Somebody shut the socket down for sending. The master sees only that for receiving.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RD)
-        self._refuse(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
+        self.refuse(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
 
-    def _turn_away(self, refusal: Refusal, peer: Any, asked: Destination) -> None:
+    def turn_away(self, refusal: Refusal, peer: Any, asked: Destination) -> None:
         self.serving.counts[refusal_column(refusal)] += 1
         where = endpoint_text(self.transport, peer)
         self.serving.records.refused(where, safe(str(asked.address)), refusal.value)
 
-    def _refuse(self, refusal: Refusal, peer: Any, why: str = "") -> None:
+    def refuse(self, refusal: Refusal, peer: Any, why: str = "") -> None:
         self.serving.counts[refusal_column(refusal)] += 1
         where = Address.of_socket(self.transport, peer).endpoint
         message = f"datagram not answered: {refusal.value}{why}"
         record = Record("info", message, service=self.serving.name, peer=where)
         self.engine.flood_gate.report((self.serving.name, refusal), record)
 
-    def _contain(self, error: BaseException, peer: Any) -> None:
-        where = Address.of_socket(self.transport, peer)
-        report_failure(self.engine, self.serving, error, "", where)
-
     def _report_error(self, error: OSError) -> None:
         self.serving.counts[_ERRORS] += 1
         message = f"cannot receive: {os.strerror(error.errno or 0)}"
         record = Record("info", message, service=self.serving.name)
         self.engine.flood_gate.report((self.serving.name, error.errno), record)
+
+
+class Answering(DatagramListener):
+    """Has a plugin answer each datagram at once."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        serving: Serving,
+        address: Address,
+        sock: socket.socket,
+        guard: ReflectionGuard,
+    ) -> None:
+        super().__init__(engine, serving, address, sock, guard)
+        handle = serving.datagram or serving.respond
+        assert handle is not None
+        self.handle: Callable[[Request], bytes | None] = handle
+        self.gate = serving.gate if serving.gate.has_rules else None
+        self.amplify = serving.entry.amplify or self.is_unix
+
+    def serve(self, size: int, peer: Any, asked: Destination) -> int | None:
+        refusal = self.guarded(size, peer, asked)
+        if refusal is not None:
+            self.refuse(refusal, peer)
+            return None
+        if self.gate is not None:
+            refusal = self.gate.admit_datagram(NOBODY_KNOWN if self.is_unix else peer[0])
+            if refusal is not None:
+                self.turn_away(refusal, peer, asked)
+                return None
+        room = max(size, LARGEST_ANSWER) if self.amplify else size
+        data = SCRATCH[:size].tobytes()
+        try:
+            answer = self.handle(Request(data, room, self.transport, peer, asked.address))
+            if answer is None:
+                return None
+            if len(answer) <= room and peer:
+                return self.send(answer, peer, asked)
+        except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
+            self._contain(error, peer)
+            return None
+        self.refuse(Refusal.AMPLIFICATION if peer else Refusal.UNNAMED, peer)
+        return None
+
+    def _contain(self, error: BaseException, peer: Any) -> None:
+        where = Address.of_socket(self.transport, peer)
+        report_failure(self.engine, self.serving, error, "", where)

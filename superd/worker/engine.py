@@ -22,11 +22,13 @@ from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
 from superd.worker.blocking.session import BlockingSession, Crew
-from superd.worker.datagrams import DatagramListener
+from superd.worker.datagrams import Answering, DatagramListener
+from superd.worker.flows import FlowListener
 from superd.worker.handovers import Handover
 from superd.worker.names import Names
 from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.refused import Tarpit
+from superd.worker.relays import RelayedSession
 from superd.worker.serving import Serving
 from superd.worker.session import Session
 from superd.worker.takeovers import TakenSession
@@ -86,12 +88,16 @@ class Engine:
     def listen(self, serving: Serving, address: Address, sock: socket.socket) -> None:
         """Serve one of the service's sockets."""
         self.inodes.append((serving, sock, os.fstat(sock.fileno()).st_ino))
-        answers = serving.datagram or serving.respond
+        answers = serving.relay_datagrams or serving.datagram or serving.respond
         is_datagram = address.transport.is_datagram
         if serving.listener and (serving.entry.wait or (is_datagram and not answers)):
             self.listeners.append(Handover(self, serving, address, sock))
         elif is_datagram:
-            self.listeners.append(DatagramListener(self, serving, address, sock, self.guard))
+            made = FlowListener if serving.relay_datagrams else Answering
+            self.listeners.append(made(self, serving, address, sock, self.guard))
+        elif serving.relay:
+            start = self._greeting(address, self._relay(serving, address.transport.of_clients))
+            self.listeners.append(Acceptor(self, serving, address, sock, start, socket.SocketType))
         elif serving.blocking or serving.protocol or serving.stream or serving.takeover:
             start = self._greeting(address, self._starter(serving, address.transport.of_clients))
             crew = self.crews.get(serving)
@@ -135,6 +141,16 @@ class Engine:
         if serving.blocking:
             return delegate
         return attach if serving.protocol or serving.stream else give
+
+    def _relay(self, serving: Serving, kind: Transport) -> Dispatch:
+        """Have a plugin carry the bytes of a service itself."""
+
+        def relay(sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
+            session = RelayedSession()
+            session.begin(self, serving, kind, sockaddr, ticket, local)
+            session.give(sock)
+
+        return relay
 
     def enter(self, session: Session) -> int:
         """Book a connection and return its number."""

@@ -13,12 +13,13 @@ from functools import partial
 from typing import Any, cast
 
 from superd.net.addresses import Transport
+from superd.net.closing import reset_on_close, undelivered
 from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
 from superd.worker.inbox import Inbox
 from superd.worker.packets import PacketTransport
 from superd.worker.scratch import SCRATCH
-from superd.worker.session import SLOTS, Session, reset_on_close, undelivered
+from superd.worker.session import SLOTS, Session
 
 LINGER = 1.0  # seconds that unread input is still read, once all is sent
 PATIENCE = 30.0  # seconds that a client may take no byte of what is left for it

@@ -16,7 +16,16 @@ from superd.admission.gate import Gate
 from superd.config.model import Service as Entry
 from superd.observe.connections import ServiceRecords
 from superd.plugin.connection import BlockingConnection, Connection
-from superd.plugin.service import Packet, Request, Service, Waiting, model_of
+from superd.plugin.relay import DatagramRelay, Relay, Relayed, RelayedDatagrams
+from superd.plugin.service import (
+    DATAGRAM_METHODS,
+    STREAM_METHODS,
+    Packet,
+    Request,
+    Service,
+    Waiting,
+    model_of,
+)
 
 if TYPE_CHECKING:
     from superd.worker.acceptor import Acceptor
@@ -39,11 +48,13 @@ class Serving:
     counts: memoryview
     gate: Gate
     records: ServiceRecords
+    relay: Callable[[socket.SocketType, Relayed], Relay] | None
     protocol: Callable[[Connection], asyncio.Protocol] | None
     stream: Callable[[Connection], Talk] | None
     blocking: Callable[[BlockingConnection], object] | None
     takeover: Callable[[socket.socket, Connection], Talk] | None
     respond: Callable[[Request], bytes] | None
+    relay_datagrams: Callable[[RelayedDatagrams], DatagramRelay] | None
     datagram: Callable[[Packet], bytes | None] | None
     listener: Callable[[socket.socket, Waiting], Coroutine[Any, Any, str]] | None
     waiting: set[Acceptor] = field(default_factory=set)
@@ -57,11 +68,12 @@ class Serving:
     def of(
         cls, name: str, entry: Entry, plugin: Service, gate: Gate, records: ServiceRecords
     ) -> Serving:
-        names = ("protocol", "stream", "takeover", "respond", "datagram", "listener")
+        names = (*STREAM_METHODS, *DATAGRAM_METHODS)
         methods: dict[str, Any] = {method: getattr(plugin, method, None) for method in names}
         methods["blocking"] = None
         if model_of(entry, type(plugin)) != "loop":
-            methods |= {"blocking": methods["stream"], "protocol": None, "stream": None}
+            blocking = methods["stream"]
+            methods |= dict.fromkeys(("relay", "protocol", "stream")) | {"blocking": blocking}
         elif not inspect.iscoroutinefunction(methods["stream"]):
             methods["stream"] = None
         return cls(name, entry, plugin, gate.counts, gate, records, **methods)

@@ -7,13 +7,8 @@ connection only. Never raises.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
-import fcntl
 import socket
-import struct
-import sys
-import termios
 from abc import abstractmethod
 from collections.abc import Coroutine
 from functools import partial
@@ -31,7 +26,6 @@ if TYPE_CHECKING:
     from superd.worker.engine import Engine
 
 NOT_COUNTED: Ticket = (-1,)  # of a connection that has given its place back already
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 # as plain numbers: they are used for each connection
 _ERRORS = int(Count.ERRORS)
@@ -41,7 +35,7 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 SLOTS = (
     "active_at", "end", "ends", "engine", "number", "outcome", "received", "seen", "sent",
-    "serving", "sockaddr", "started", "task", "ticket", "transport_kind",
+    "serving", "sockaddr", "started", "target", "task", "ticket", "transport_kind",
 )  # fmt: skip
 
 
@@ -67,6 +61,7 @@ class Session:
     active_at: float
     seen: int
     task: asyncio.Task[None] | None
+    target: tuple[str, float] | None  # who serves it, and the seconds that it took to connect
 
     # The subclasses have the slots, by SLOTS: one that is an asyncio.Transport too could not
     # inherit any. Not a literal, as mypy would take that for all there is.
@@ -92,7 +87,7 @@ class Session:
         self.end = None
         self.outcome = ""
         self.received = self.sent = self.seen = 0
-        self.task = None
+        self.task = self.target = None
         self.number = engine.enter(self)
         self.started = self.active_at = engine.loop.time()
         self.ends = ends_of(self.id, endpoint_text(kind, sockaddr), local)
@@ -118,7 +113,7 @@ class Session:
         return Address.of_socket(self.transport_kind, sock.getsockname())
 
     @abstractmethod
-    def raw_socket(self) -> socket.socket | None:
+    def raw_socket(self) -> socket.SocketType | None:
         """Return the connection's socket, or what stands for it; None once it is closed."""
 
     @abstractmethod
@@ -203,7 +198,10 @@ class Session:
             duration = self.engine.loop.time() - self.started
             counts[duration_column(duration)] += 1
             end = "server" if self.end is None else self.end.value
-            serving.records.closed(self.ends, duration, self.received, self.sent, end, self.outcome)
+            bytes_each_way = self.received, self.sent
+            serving.records.closed(
+                self.ends, duration, *bytes_each_way, end, self.outcome, self.target
+            )
             self.give_place_back()
             serving.resume()
 
@@ -244,18 +242,3 @@ def count_failure(engine: Engine, serving: Serving, record: Record, *kind: objec
     """Count a failure, and log its record unless many of its kind have come."""
     serving.counts[_ERRORS] += 1
     engine.flood_gate.report((serving.name, *kind), record)
-
-
-def undelivered(sock: Any) -> int:
-    """Return how many bytes the kernel holds that the other side has not taken (tcp(7))."""
-    try:
-        queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
-    except OSError:
-        return 0
-    return int.from_bytes(queued, sys.byteorder)
-
-
-def reset_on_close(sock: Any) -> None:
-    """Make closing the socket send a reset, so that the other side sees the break (socket(7))."""
-    with contextlib.suppress(OSError):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)

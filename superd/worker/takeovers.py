@@ -13,10 +13,11 @@ import struct
 import sys
 
 from superd.net.binding import NO_TIMEOUT
+from superd.net.closing import reset_on_close
 from superd.net.passing import pass_socket
 from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
-from superd.worker.session import SLOTS, Session, reset_on_close
+from superd.worker.session import SLOTS, Session
 
 GONE = select.POLLHUP | select.POLLERR
 LINUX = sys.platform == "linux"

@@ -17,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NoReturn
@@ -27,7 +26,7 @@ from setproctitle import setproctitle
 from superd.admission.bans import BanTable
 from superd.admission.gate import Books, Gate
 from superd.admission.ledger import Ledger
-from superd.admission.limits import Load, netblock_of
+from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Scoreboard
 from superd.config.model import TCPMUX, Confinement, Limits, Service
@@ -36,9 +35,9 @@ from superd.net.addresses import Address
 from superd.observe.connections import ServiceRecords
 from superd.observe.records import FloodGate, Record, failure
 from superd.plugin import registry
-from superd.plugin.connection import Connection
 from superd.plugin.service import Service as PluginService
 from superd.worker import preload
+from superd.worker.backing import Backing
 from superd.worker.blocking.processes import Forks, Preforks
 from superd.worker.blocking.session import Crew
 from superd.worker.blocking.threads import Threads
@@ -48,7 +47,6 @@ from superd.worker.engine import Engine, WorkerLoop, new_loop
 from superd.worker.environment import clean_environment
 from superd.worker.serving import Serving
 from superd.worker.signals import reset_signals
-from superd.worker.takeovers import TakenSession
 
 
 @dataclass(frozen=True)
@@ -57,6 +55,7 @@ class Assignment:
 
     serial: int
     place: int
+    is_first: bool  # of the workers of its pool
     pool: str
     confinement: Confinement
     services: Mapping[str, Service]
@@ -157,6 +156,7 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
         options = kind.options_model.model_validate(entry.options, context=context)
         preload.load(kind.preload)
         plugin = kind(options)
+        plugin.check(entry)
         try:
             plugin.prepare()
         except BaseException as error:
@@ -226,13 +226,13 @@ def _serve(
         gate = Gate.of(name, entry, assignment.limits, books, assignment.bans)
         records = ServiceRecords(engine.connection_log, name, entry.record)
         servings[name] = Serving.of(name, entry, plugin, gate, records)
-        plugin._ban = partial(_ban, channel, name, entry)  # type: ignore[method-assign]
-        if entry.plugin == TCPMUX:
-            plugin.reachable = lambda: tuple(sorted(assignment.entrances))  # type: ignore[method-assign]
-            plugin.pass_on = partial(_pass_on, assignment.entrances)  # type: ignore[method-assign]
+        entrances = assignment.entrances if entry.plugin == TCPMUX else {}
+        plugin._server = Backing(engine, channel, name, entry, entrances)
         engine.add(servings[name], _crew(engine, servings[name], channel, kept))
     for name, address, sock in assignment.sockets:
-        engine.listen(servings[name], address, sock)
+        by_source = address.transport.is_datagram and servings[name].relay_datagrams is not None
+        if assignment.is_first or not by_source:  # one source's datagrams belong to one worker
+            engine.listen(servings[name], address, sock)
     loop = engine.loop
 
     def orphaned() -> None:
@@ -250,20 +250,16 @@ def _serve(
         loop.add_signal_handler(number, handler)
     loop.add_reader(channel.sock, orphaned)
     _hear_of_strays(engine.flood_gate)
+    loop.run_until_complete(_started(plugins))
     engine.run(ready)
 
 
-def _pass_on(entrances: Mapping[str, socket.socket], conn: Connection, name: str) -> bool:
-    assert isinstance(conn, TakenSession)
-    return conn.pass_on(entrances[name])
-
-
-def _ban(
-    channel: Channel, service: str, entry: Service, peer: Address, seconds: float, reason: str
-) -> None:
-    if not peer.transport.is_unix:
-        network = netblock_of(peer.host, entry.source_netblock)
-        channel.ban(service, str(network), float(seconds), str(reason))
+async def _started(plugins: Mapping[str, PluginService]) -> None:
+    for name, plugin in plugins.items():
+        try:
+            plugin.start()
+        except BaseException as error:
+            raise SuperdError(f"service.{name}: start failed: {reason(error)}") from error
 
 
 def _tell_of_late_imports(channel: Channel) -> None:

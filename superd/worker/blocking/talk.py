@@ -12,10 +12,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from superd.net.addresses import Address, Transport
+from superd.net.closing import reset_on_close
 from superd.observe.records import Record, cut, failure, kind_of
 from superd.plugin.connection import LONGEST_LINE, BlockingConnection, LineTooLong
 from superd.plugin.service import Unavailable
-from superd.worker.session import reset_on_close
 
 PORTION = 64 * 1024  # bytes that are read at once where a line is looked for
 

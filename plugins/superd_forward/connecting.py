@@ -1,0 +1,200 @@
+"""Connecting to a target: all of its addresses, and then the next target.
+
+The next address is tried when one has failed, and beside it when it has not answered for a while
+(RFC 8305, happy eyeballs); who answers first has it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable
+from itertools import zip_longest
+from typing import TYPE_CHECKING
+
+from superd.plugin import Address, Unavailable
+from superd_forward.poller import BROKEN, INPUT
+from superd_forward.targets import Target
+
+if TYPE_CHECKING:
+    from superd_forward.relay import ForwardedConnection
+
+NEXT_ADDRESS = 0.25  # seconds (RFC 8305, 5)
+NO_ADDRESS = "its name has no address"
+TIMED_OUT = os.strerror(errno.ETIMEDOUT)
+PAUSE = 0.25  # seconds that clients wait in the backlog where superd itself has run out
+
+# what no target is to blame for
+EXHAUSTED = frozenset(
+    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENOSPC)
+)
+
+
+class Connecting:
+    """Tries targets in their order for one connection, and calls it back once."""
+
+    __slots__ = (
+        "addresses", "attempts", "deadline", "next_at", "order", "relay", "started", "target",
+        "why",
+    )  # fmt: skip
+
+    def __init__(self, relay: ForwardedConnection, order: Iterable[Target]) -> None:
+        self.relay = relay
+        self.order = iter(order)
+        self.attempts: list[Attempt] = []
+        self.addresses: deque[Address] = deque()
+        self.started = self.deadline = self.next_at = 0.0
+        self.target: Target | None = None
+        self.why = ""
+
+    def start(self) -> None:
+        """Go to the next target; give up where there is none."""
+        streams = self.relay.streams
+        target = self.target = next(self.order, None)
+        if target is None:
+            streams.connecting.discard(self)
+            self.relay.unreachable(self.why)
+            return
+        target.entered()
+        self.started = time.monotonic()
+        self.deadline = self.started + streams.connect_timeout
+        if target.address is not None:
+            self.addresses.append(target.address)
+            self.try_next()
+        else:
+            streams.connecting.add(self)
+            streams.look_up(target.host, self.found)
+
+    def found(self, hosts: tuple[str, ...]) -> None:
+        """Go on with the addresses that a target's name has; those of both families in turn."""
+        target = self.target
+        if target is None or self.attempts or self.addresses:
+            return  # it was too late, and another is tried
+        streams = self.relay.streams
+        if streams.bind_to:
+            hosts = tuple(h for h in hosts if (":" in h) == (":" in streams.bind_to))
+        first = [host for host in hosts if (":" in host) == (":" in hosts[0])]
+        second = [host for host in hosts if host not in first]
+        both = (host for pair in zip_longest(first, second) for host in pair if host)
+        self.addresses.extend(target.at(host) for host in both)
+        if self.addresses:
+            self.try_next()
+        else:
+            self._next_target(NO_ADDRESS)
+
+    def try_next(self) -> None:
+        """Try the next address beside those that are being tried."""
+        streams = self.relay.streams
+        while self.addresses:
+            address = self.addresses.popleft()
+            try:
+                self._try(address)
+            except BlockingIOError:  # the backlog of a unix socket is full, and none tells its end
+                self.addresses.appendleft(address)
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._give_up(error)
+                    return
+                self._note(address, error.strerror or str(error))
+                continue
+            self.next_at = time.monotonic() + NEXT_ADDRESS
+            streams.connecting.add(self)
+            return
+        if not self.attempts:
+            self._next_target(self.why)
+
+    def _try(self, address: Address) -> None:
+        streams = self.relay.streams
+        attempt = Attempt(self, streams.connect(address), address)
+        try:
+            streams.poller.add(attempt.sock.fileno(), attempt)
+        except OSError:
+            attempt.sock.close()
+            raise
+        self.attempts.append(attempt)
+
+    def won(self, attempt: Attempt, events: int) -> None:
+        """Leave the others, and go on with who has answered."""
+        self.attempts.remove(attempt)
+        target, self.target = self.target, None
+        assert target is not None
+        self._leave()
+        target.succeeded()
+        seconds = time.monotonic() - self.started
+        is_its_own = attempt.address is target.address
+        name = target.name if is_its_own else str(attempt.address)
+        self.relay.connected(attempt.sock, target, name, seconds, events & INPUT)
+
+    def lost(self, attempt: Attempt, why: str) -> None:
+        """Go on where an address has not taken the connection."""
+        self.attempts.remove(attempt)
+        attempt.close()
+        self._note(attempt.address, why)
+        self.try_next()
+
+    def look(self, now: float) -> None:
+        """See whether it is time for the next address, or for the next target."""
+        if now >= self.deadline:
+            self._next_target(TIMED_OUT)
+        elif self.addresses and now >= self.next_at:
+            self.try_next()
+
+    def cancel(self) -> None:
+        """Give up without a word."""
+        if self.target is not None:
+            self.target.left()
+            self.target = None
+        self._leave()
+
+    def _leave(self) -> None:
+        self.relay.streams.connecting.discard(self)
+        self.addresses.clear()
+        for attempt in self.attempts:
+            attempt.close()
+        self.attempts.clear()
+
+    def _next_target(self, why: str) -> None:
+        target = self.target
+        assert target is not None
+        if not self.why or why in (NO_ADDRESS, TIMED_OUT):
+            self.why = f"{target.name}: {why}"
+        target.failed(why)
+        self.cancel()
+        self.start()
+
+    def _give_up(self, error: OSError) -> None:
+        self.relay.cut()
+        text = f"cannot connect to {self.target and self.target.name}: {error.strerror}"
+        self.relay.conn.failed(Unavailable(text, PAUSE))
+
+    def _note(self, address: Address, why: str) -> None:
+        self.why = f"{address}: {why}"
+
+
+class Attempt:
+    """One address of a target, on its way to be connected to."""
+
+    __slots__ = ("address", "connecting", "sock")
+
+    def __init__(self, connecting: Connecting, sock: socket.SocketType, address: Address) -> None:
+        self.connecting = connecting
+        self.sock = sock
+        self.address = address
+
+    def ready(self, events: int) -> None:
+        error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0
+        if error:
+            self.connecting.lost(self, os.strerror(error))
+        elif events & select.EPOLLOUT:
+            self.connecting.won(self, events)
+
+    def failed(self, error: BaseException) -> None:
+        self.connecting.relay.conn.failed(error)
+
+    def close(self) -> None:
+        self.connecting.relay.streams.poller.forget(self.sock.fileno())
+        self.sock.close()

@@ -1,0 +1,208 @@
+"""The datagrams of one source: each source has a socket of its own to a target, which tells the
+answers of one from those of another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from superd.plugin import DatagramRelay, End, RelayedDatagrams
+from superd_forward.rounds import Rounds
+from superd_forward.targets import Target, Targets
+
+if TYPE_CHECKING:
+    from superd_forward.streams import Streams
+
+BATCH = 64  # answers per wake-up: the others' turn comes before a flood is over
+MOST_WAITING = 64 * 1024  # bytes that wait for the address of a target
+LOOK = 0.25  # seconds
+
+
+class Datagrams:
+    """What all sources of a service share. A source is forgotten `timeout` seconds after its last
+    datagram, or the last answer to it, and after so many `replies`, where that is not 0.
+    """
+
+    def __init__(self, streams: Streams, targets: Targets, *, timeout: float, replies: int) -> None:
+        self.streams = streams
+        self.targets = targets
+        self.timeout = timeout
+        self.replies = replies
+        self.all: Rounds[ForwardedDatagrams] = Rounds(
+            streams.poller.loop, LOOK, lambda relay: relay.look()
+        )
+
+
+class ForwardedDatagrams(DatagramRelay):
+    """One source and its target; `sock` is None until that is known."""
+
+    def __init__(self, shared: Datagrams, conn: RelayedDatagrams) -> None:
+        self.shared = shared
+        self.conn = conn
+        self.order = iter(shared.targets.order(conn))
+        self.target: Target | None = None
+        self.sock: socket.SocketType | None = None
+        self.waiting: list[bytes] = []  # for the target's address
+        self.last = b""  # sent, and not known to have arrived
+        self.has_answered = self.is_over = False
+        self.replies = 0
+        self.moved = 0
+        self.active_at = self.started = time.monotonic()
+        header = shared.streams.header
+        self.header = b"" if header is None else header(conn.peer, conn.local)
+        self._received = self._sent = 0
+        shared.all.add(self)
+        self._next_target()
+
+    @property
+    def received(self) -> int:
+        return self._received
+
+    @property
+    def sent(self) -> int:
+        return self._sent
+
+    def take(self, data: bytes) -> None:
+        self._received += len(data)
+        self.moved += 1
+        if self.sock is not None:
+            self._send(data)
+        elif sum(map(len, self.waiting)) + len(data) <= MOST_WAITING:
+            self.waiting.append(data)
+
+    def _send(self, data: bytes) -> None:
+        assert self.sock is not None
+        try:
+            self.sock.send(self.header + data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return  # lost, as a datagram may be
+        except OSError as error:
+            self._refused(error, data)
+            return
+        self.last = data
+
+    def _refused(self, error: OSError, data: bytes) -> None:
+        """Go to the next target, unless this one has answered: that one datagram is lost."""
+        if self.has_answered:
+            return
+        assert self.target is not None
+        self.target.failed(error.strerror or str(error))
+        self.conn.note(f"{self.target.name}: {error.strerror}")
+        self._leave_target()
+        self.waiting.append(data)
+        self._next_target()
+
+    def _next_target(self) -> None:
+        target = self.target = next(self.order, None)
+        if target is None:
+            self._over(End.UNREACHABLE)
+            return
+        target.entered()
+        if target.address is not None:
+            self._found((target.host,))
+        else:
+            self.shared.streams.look_up(target.host, self._found)
+
+    def _found(self, hosts: tuple[str, ...]) -> None:
+        target = self.target
+        if self.is_over or target is None:
+            return
+        streams = self.shared.streams
+        bind_to = streams.bind_to
+        why = "its name has no address"
+        for host in hosts:
+            if bind_to and host and (":" in host) != (":" in bind_to):
+                continue
+            address = target.address or target.at(host)
+            sock = None
+            try:
+                sock = streams.connect(address)
+                streams.poller.add(sock.fileno(), self)
+            except OSError as error:
+                why = error.strerror or str(error)
+                if sock is not None:
+                    sock.close()
+                continue
+            self.sock = sock
+            self.conn.reached(str(address), time.monotonic() - self.started)
+            waiting, self.waiting = self.waiting, []
+            for data in waiting:
+                self.take_again(data)
+            return
+        target.failed(why)
+        self.conn.note(f"{target.name}: {why}")
+        self._leave_target()
+        self._next_target()
+
+    def take_again(self, data: bytes) -> None:
+        """Send what has waited, to whichever target it is now."""
+        if self.sock is not None:
+            self._send(data)
+        elif not self.is_over:
+            self.waiting.append(data)
+
+    # What the poller calls
+
+    def ready(self, events: int) -> None:
+        for _ in range(BATCH):
+            sock, buffer = self.sock, self.shared.streams.poller.buffer
+            if sock is None:
+                return
+            if buffer is None:
+                break
+            try:
+                size = sock.recv_into(buffer, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:  # about an earlier datagram
+                self._refused(error, self.last)
+                continue
+            if not self.has_answered:
+                self.has_answered = True
+                assert self.target is not None
+                self.target.succeeded()
+            self.moved += 1
+            self._sent += size
+            self.conn.send(buffer[:size])
+            self.replies += 1
+            if self.replies == self.shared.replies:
+                self._over(End.SERVER)
+                return
+        if self.sock is not None:
+            self.shared.streams.poller.again(self.sock.fileno(), self)
+
+    def failed(self, error: BaseException) -> None:
+        self.conn.failed(error)
+
+    # How it ends
+
+    def look(self) -> None:
+        """Forget the source when neither it nor its target has said anything for a while."""
+        now = time.monotonic()
+        if self.moved:
+            self.moved, self.active_at = 0, now
+        elif now - self.active_at >= self.shared.timeout:
+            self._over(End.IDLE)
+
+    def cut(self) -> None:
+        self.is_over = True
+        self.shared.all.discard(self)
+        self._leave_target()
+
+    def _over(self, end: End) -> None:
+        if not self.is_over:
+            self.cut()
+            self.conn.ended(end)
+
+    def _leave_target(self) -> None:
+        if self.target is not None:
+            self.target.left()
+            self.target = None
+        if self.sock is not None:
+            self.shared.streams.poller.forget(self.sock.fileno())
+            with contextlib.suppress(OSError):
+                self.sock.close()
+            self.sock = None

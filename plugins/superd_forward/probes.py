@@ -1,0 +1,86 @@
+"""Active probes: whether a target serves, asked again and again, without a client's help."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from functools import partial
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from superd.config.model import Section
+from superd.net.closing import reset_on_close
+from superd.plugin import Duration
+from superd_forward.targets import Target
+
+if TYPE_CHECKING:
+    from superd_forward.streams import Streams
+
+MOST_EXPECTED = 4096  # bytes that are read until the answer is not the expected one
+
+
+class Probe(Section):
+    every: Annotated[Duration, Field(gt=0, description="from one probe to the next")] = 5.0
+    timeout: Annotated[Duration, Field(gt=0, description="for one probe")] = 2.0
+    send: Annotated[str, Field(description="what is sent once it is connected")] = ""
+    expect: Annotated[str, Field(description="what its answer has to hold; empty for any")] = ""
+    fall: Annotated[int, Field(ge=1, description="failures in a row until it is down")] = 3
+    rise: Annotated[int, Field(ge=1, description="successes in a row until it is up again")] = 2
+
+
+async def keep_probing(target: Target, probe: Probe, streams: Streams) -> None:
+    """Probe a target for ever; workers and targets each at their own moment."""
+    in_a_row = 0
+    was_good = True
+    await asyncio.sleep(random.uniform(0, probe.every / 10))  # noqa: S311  no secret
+    while True:
+        try:
+            why = await asyncio.wait_for(_ask(target, probe, streams), probe.timeout)
+        except TimeoutError:
+            why = "no answer in time"
+        except OSError as error:
+            why = error.strerror or str(error)
+        in_a_row = in_a_row + 1 if was_good == (not why) else 1
+        was_good = not why
+        if in_a_row >= (probe.rise if was_good else probe.fall):
+            target.probed(why)
+        await asyncio.sleep(probe.every)
+
+
+async def _ask(target: Target, probe: Probe, streams: Streams) -> str:
+    """Connect, send and read; return what is wrong, or nothing."""
+    loop = asyncio.get_running_loop()
+    address = target.address
+    if address is None:
+        found: asyncio.Future[tuple[str, ...]] = loop.create_future()
+        streams.look_up(target.host, partial(_settle, found))
+        hosts = await found
+        if not hosts:
+            return "its name has no address"
+        address = target.at(hosts[0])
+    with socket.socket(fileno=streams.connect(address).detach()) as sock:
+        await loop.sock_connect(sock, address.sockaddr)
+        if probe.send:
+            await loop.sock_sendall(sock, probe.send.encode())
+        why = await _expectation(sock, probe.expect.encode()) if probe.expect else ""
+        reset_on_close(sock)  # so that no port is left waiting
+        return why
+
+
+def _settle(found: asyncio.Future[tuple[str, ...]], hosts: tuple[str, ...]) -> None:
+    if not found.done():
+        found.set_result(hosts)
+
+
+async def _expectation(sock: socket.socket, expected: bytes) -> str:
+    """Read until what is expected has come; return what is wrong, or nothing."""
+    loop = asyncio.get_running_loop()
+    answer = b""
+    while expected not in answer:
+        more = await loop.sock_recv(sock, MOST_EXPECTED)
+        answer += more
+        if not more or len(answer) >= MOST_EXPECTED:
+            return f"it answered {answer[:60]!r}"
+    return ""

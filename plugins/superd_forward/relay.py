@@ -1,0 +1,225 @@
+"""A forwarded connection from its beginning to its end.
+
+Both ends are to see what they would see without a forwarder: an end of input passes through while
+the other direction goes on, and a reset becomes a reset, once everything before it has arrived.
+unix(7) sockets know no reset; whoever is at one sees the end.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+from superd.net.closing import reset_on_close, undelivered
+from superd.plugin import End, Relay, Relayed
+from superd_forward.connecting import Connecting
+from superd_forward.side import TAKES_NOTHING, Side
+from superd_forward.targets import Target
+
+if TYPE_CHECKING:
+    from superd_forward.streams import Streams
+
+PATIENCE = 10.0  # seconds that somebody may take to read what precedes a reset
+
+
+class ForwardedConnection(Relay):
+    """A client's side and its target's, once there is one; until then `target_side` is None."""
+
+    __slots__ = (
+        "client", "conn", "connecting", "cut_short", "deadline", "first", "is_over", "seen",
+        "streams", "target", "target_side", "unsent",
+    )  # fmt: skip
+
+    def __init__(self, streams: Streams, sock: socket.SocketType, conn: Relayed) -> None:
+        self.streams = streams
+        self.conn = conn
+        self.client = Side(self, sock, streams.poller)
+        self.client.other = streams.nobody
+        self.target_side: Side | None = None
+        self.target: Target | None = None
+        self.first: End | None = None  # who has ended its input first
+        self.cut_short: End | None = None  # who has broken it off
+        self.is_over = False
+        self.seen = -1  # bytes, when the half-closed connection was looked at
+        self.deadline = 0.0
+        self.unsent = 0  # bytes of the target that the client never took
+        streams.poller.add(self.client.descriptor, self.client)
+        self.connecting: Connecting | None = Connecting(self, streams.targets.order(conn))
+        self.connecting.start()
+
+    @property
+    def received(self) -> int:
+        return self.client.count
+
+    @property
+    def sent(self) -> int:
+        if self.target_side is None:
+            return 0
+        return self.target_side.count - (self.unsent or len(self.client.kept or ()))
+
+    # What connecting calls
+
+    def connected(
+        self, sock: socket.SocketType, target: Target, name: str, seconds: float, events: int
+    ) -> None:
+        """Go on with a socket that is connected and in the poller, which has told of `events`."""
+        self.connecting, client = None, self.client
+        self.target = target
+        self.conn.reached(name, seconds)
+        side = self.target_side = Side(self, sock, self.streams.poller)
+        side.other, client.other = client, side
+        self.streams.poller.hand_over(side.descriptor, side)
+        if self.streams.header is not None:
+            header = self.streams.header(self.conn.peer, self.conn.local)
+            side.keep(memoryview(header))
+            side.flush()
+        if client.is_unread and side.kept is None:
+            client.pull()
+        if events and not self.is_over:
+            side.ready(events)
+
+    def unreachable(self, why: str) -> None:
+        """Give up: the client sees what it would see if there were no forwarder."""
+        self.connecting = None
+        self.conn.note(why)
+        reset_on_close(self.client.sock)
+        self._over(End.UNREACHABLE)
+
+    # What the sides call
+
+    def ended(self, side: Side) -> None:
+        """A side sends no more."""
+        if side.is_broken:
+            self.broke(side)
+            return
+        side.has_ended = True
+        other = side.other
+        if self.first is None:
+            self.first = End.CLIENT if side is self.client else End.SERVER
+        if other.has_ended and not (other.kept or side.kept):
+            self._over(self.first)
+            return
+        if other.kept is None:
+            other.end()
+        self.streams.half_closed.add(self)
+
+    def flushed(self, side: Side) -> None:
+        """A side has taken what was kept for it."""
+        source = side.other
+        if self.cut_short is not None:
+            self.reset_once_read()
+        elif not source.has_ended:
+            if source.is_unread:
+                source.pull()
+        elif side.has_ended and not source.kept:
+            self._over(self.first or End.SERVER)
+        else:
+            side.end()
+
+    def refused(self, side: Side) -> None:
+        """A side is broken, as sending to it has shown; what it has sent itself still counts."""
+        side.is_broken = True
+        side.kept = TAKES_NOTHING
+        if side.has_ended or self.cut_short is not None:
+            self.broke(side)
+        elif side.other.kept:
+            side.is_unread = True
+        else:
+            side.pull()
+
+    def broke(self, side: Side) -> None:
+        """A side was reset, and all that came before has been passed on."""
+        if self.is_over or self.cut_short is not None:
+            self._over(self.cut_short or End.RESET)
+            return
+        if side is self.client and self.connecting is not None:
+            self.connecting.cancel()
+            self.connecting = None
+            self._over(End.RESET)
+            return
+        if side is not self.client and self._may_try_another():
+            return
+        self.cut_short = End.RESET if side is self.client else End.TARGET_RESET
+        side.has_ended = True
+        side.close()
+        self.deadline = time.monotonic() + PATIENCE
+        self.reset_once_read()
+
+    def will_not_last(self) -> None:
+        """A side was reset while the other takes nothing: that is not waited for without end."""
+        if self.cut_short is not None:
+            self._over(self.cut_short)
+        self.streams.half_closed.add(self)
+
+    def _may_try_another(self) -> bool:
+        """Go to the next target where this one has reset the connection before anything passed."""
+        target, side = self.target, self.target_side
+        assert target is not None
+        assert side is not None
+        if side.count or self.client.count or self.client.has_ended:
+            return False
+        order = self.streams.targets.others(target)
+        if not order:
+            return False
+        target.failed("it has reset the connection at once")
+        target.left()
+        side.close()
+        self.target = self.target_side = None
+        self.client.other, self.client.is_unread = self.streams.nobody, True
+        self.connecting = Connecting(self, order)
+        self.connecting.start()
+        return True
+
+    # How it ends
+
+    def reset_once_read(self) -> None:
+        """Reset the side that is left when its kernel has all that precedes the reset."""
+        side = self.client if self.cut_short is End.TARGET_RESET else self.target_side
+        assert side is not None
+        assert self.cut_short is not None
+        waits = bool(side.kept) or (undelivered(side.sock) > 0 and not side.is_broken)
+        if waits and time.monotonic() < self.deadline:
+            self.streams.breaking.add(self)
+            return
+        reset_on_close(side.sock)
+        self._over(self.cut_short)
+
+    def look_if_half_closed_too_long(self) -> None:
+        """End it where one side has ended, and nothing has passed for a while."""
+        now, limit = time.monotonic(), self.streams.half_close_timeout
+        if (passed := self.received + self.sent) != self.seen:
+            self.seen, self.deadline = passed, now + limit
+        elif limit and now >= self.deadline and self.cut_short is None:
+            self._reset_both()
+            self._over(End.HALF_CLOSE)
+
+    def cut(self) -> None:
+        self._reset_both()
+        self._close()
+
+    def _reset_both(self) -> None:
+        for side in (self.client, self.target_side):
+            if side is not None and side.sock.fileno() >= 0:
+                reset_on_close(side.sock)
+
+    def _over(self, end: End) -> None:
+        if not self.is_over:
+            self._close()
+            self.conn.ended(end)
+
+    def _close(self) -> None:
+        """Close both sides and forget everything."""
+        if self.is_over:
+            return
+        self.is_over = True
+        self.unsent = len(self.client.kept or ())
+        if self.connecting is not None:
+            self.connecting.cancel()
+        self.streams.half_closed.discard(self)
+        self.streams.breaking.discard(self)
+        for side in (self.client, self.target_side):
+            if side is not None:
+                side.close()
+        if self.target is not None:
+            self.target.left()

@@ -1,0 +1,232 @@
+"""The service: its options, and what it starts for a connection or a source of datagrams."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os.path
+import socket
+import time
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from superd.config.model import Section
+from superd.config.model import Service as Entry
+from superd.net.destinations import Destination, parse_destination
+from superd.net.proxy import proxy_header_v1, proxy_header_v2
+from superd.plugin import (
+    Address,
+    DatagramRelay,
+    Duration,
+    Options,
+    Relay,
+    Relayed,
+    RelayedDatagrams,
+    Service,
+    WrongOption,
+)
+from superd_forward.datagrams import Datagrams, ForwardedDatagrams
+from superd_forward.probes import Probe, keep_probing
+from superd_forward.relay import ForwardedConnection
+from superd_forward.streams import Streams
+from superd_forward.targets import POLICIES, Target, Targets
+
+MOST_WEIGHT = 1000
+HEADERS = {"v1": proxy_header_v1, "v2": proxy_header_v2, "": None}
+
+
+def _destination(value: object) -> Destination:
+    if not isinstance(value, str):
+        raise ValueError("expected an address such as tcp://10.0.0.5:8080")
+    return parse_destination(value)
+
+
+def _host(text: str) -> str:
+    try:
+        return str(ipaddress.ip_address(text)) if text else ""
+    except ValueError:
+        raise ValueError("expected an IPv4 or IPv6 address without a port") from None
+
+
+Place = Annotated[Destination, BeforeValidator(_destination), WithJsonSchema({"type": "string"})]
+
+
+class WeightedTarget(Section):
+    address: Annotated[Place, Field(description="tcp://, udp://, unix:// or unixgram://")]
+    weight: Annotated[
+        int, Field(ge=1, le=MOST_WEIGHT, description="its share among the others")
+    ] = 1
+
+
+def _targets(value: object) -> object:
+    """Take one target or several, each as a string or as a table."""
+    several = value if isinstance(value, list) else [value]
+    return [{"address": one} if isinstance(one, str) else one for one in several]
+
+
+class ForwardOptions(Options):
+    to: Annotated[
+        tuple[WeightedTarget, ...],
+        BeforeValidator(_targets),
+        Field(
+            min_length=1,
+            description="one target or several: a string, or a table with address and weight",
+        ),
+    ]
+    balance: Annotated[
+        Literal["round-robin", "least-connections", "source", "first"],
+        Field(description="which of several targets a client gets"),
+    ] = "round-robin"
+    connect_timeout: Annotated[
+        Duration, Field(gt=0, description="until a target has taken the connection")
+    ] = 5.0
+    half_close_timeout: Annotated[
+        Duration,
+        Field(description="without a byte, once one side has sent its last; 0 for none"),
+    ] = 300.0
+    datagram_timeout: Annotated[
+        Duration, Field(gt=0, description="without a datagram, until a source is forgotten")
+    ] = 60.0
+    datagram_replies: Annotated[
+        int, Field(ge=0, description="after so many answers, too; 1 for DNS, 0 for no end")
+    ] = 0
+    bind_to: Annotated[
+        str, AfterValidator(_host), Field(description="our address that targets see")
+    ] = ""
+    proxy_protocol: Annotated[
+        Literal["v1", "v2"] | None,
+        Field(description="tell targets who the client is, in front of what it sends"),
+    ] = None
+    fail_after: Annotated[
+        int, Field(ge=0, description="failures in a row until a target is left out; 0 for never")
+    ] = 1
+    retry_after: Annotated[
+        Duration, Field(description="how long a target that has failed is left out")
+    ] = 10.0
+    probe: Annotated[Probe | None, Field(description="ask targets whether they serve")] = None
+
+
+class Forward(Service):
+    """Passes connections, and datagrams by their source, on to one of several targets.
+
+    Both sides see what they would see without it: the end of input of one side while the other goes
+    on, a reset, a refusal. The entry's time-outs and limits hold; `nodelay` and `keepalive` are for
+    both sides.
+    """
+
+    name = "forward"
+    options_model = ForwardOptions
+    options: ForwardOptions
+
+    streams: Streams
+    datagrams: Datagrams
+
+    def check(self, entry: Entry) -> None:
+        self.entry = entry
+        options = self.options
+        for transport in dict.fromkeys(address.transport for address in entry.listen):
+            kind = "datagrams" if transport.is_datagram else "connections"
+            if transport.value == "unixpacket":
+                raise WrongOption("to", "forward carries no packets of unixpacket addresses")
+            if not self._places(datagrams=transport.is_datagram):
+                text = f"no target takes {kind}, and the service listens on {transport.value}"
+                raise WrongOption("to", text)
+        by_datagrams = any(address.transport.is_datagram for address in entry.listen)
+        if by_datagrams and options.probe and not (options.probe.send and options.probe.expect):
+            raise WrongOption("probe", "to probe by datagrams takes both send and expect")
+        if by_datagrams and options.proxy_protocol == "v1":
+            raise WrongOption("proxy-protocol", "v1 cannot precede datagrams, only v2 can")
+        for place in options.to:
+            self._check_place(place.address, entry)
+
+    def _check_place(self, place: Destination, entry: Entry) -> None:
+        for listener in entry.listen:
+            if _is_same(place, listener):
+                raise WrongOption("to", f"{place} is where the service itself listens")
+        folder = os.path.dirname(place.path)
+        if entry.chroot and place.path.startswith("/") and not os.path.isdir(entry.chroot + folder):
+            text = f"{place} cannot be reached from the chroot {entry.chroot}"
+            raise WrongOption("to", f'{text}; set chroot = "", or use an abstract name (unix://@x)')
+        bind_to = self.options.bind_to
+        if bind_to and place.host and not place.is_name and (":" in bind_to) != (":" in place.host):
+            raise WrongOption("bind-to", f"{bind_to} is of another family than {place}")
+
+    def start(self) -> None:
+        loop = asyncio.get_running_loop()
+        options, entry = self.options, self.entry
+        self.streams = Streams(
+            loop,
+            self._targets(datagrams=False),
+            self.look_up,
+            nodelay=entry.nodelay,
+            keepalive=entry.keepalive,
+            bind_to=options.bind_to,
+            connect_timeout=options.connect_timeout,
+            half_close_timeout=options.half_close_timeout,
+            header=HEADERS[options.proxy_protocol or ""],
+        )
+        self.datagrams = Datagrams(
+            self.streams,
+            self._targets(datagrams=True),
+            timeout=options.datagram_timeout,
+            replies=options.datagram_replies,
+        )
+        self.probing = set[asyncio.Task[None]]()
+        if options.probe is not None:
+            for target in (*self.streams.targets.all, *self.datagrams.targets.all):
+                probing = keep_probing(target, options.probe, self.streams)
+                self.probing.add(loop.create_task(probing))
+
+    def relay(self, sock: socket.SocketType, conn: Relayed) -> Relay:
+        return ForwardedConnection(self.streams, sock, conn)
+
+    def relay_datagrams(self, conn: RelayedDatagrams) -> DatagramRelay:
+        return ForwardedDatagrams(self.datagrams, conn)
+
+    def status(self) -> list[dict[str, str | int | float]]:
+        now = time.monotonic()
+        both = (*self.streams.targets.all, *self.datagrams.targets.all)
+        return [target.row(now) for target in both]
+
+    def close(self) -> None:
+        for probing in self.probing:
+            probing.cancel()
+
+    def _places(self, *, datagrams: bool) -> list[WeightedTarget]:
+        """Return the targets that take datagrams, or connections, as somebody here sends any."""
+        listens = any(a.transport.is_datagram == datagrams for a in self.entry.listen)
+        return [p for p in self.options.to if listens and p.address.serves(datagrams=datagrams)]
+
+    def _targets(self, *, datagrams: bool) -> Targets:
+        made = [
+            Target(
+                place.address,
+                place.weight,
+                datagrams=datagrams,
+                fail_after=self.options.fail_after,
+                retry_after=self.options.retry_after,
+                log=self.log,
+            )
+            for place in self._places(datagrams=datagrams)
+        ]
+        return Targets(made, POLICIES[self.options.balance]())
+
+
+def _is_same(place: Destination, listener: Address) -> bool:
+    """Tell whether who connects there comes back here."""
+    if not place.serves(datagrams=listener.transport.is_datagram):
+        return False
+    if place.path or listener.transport.is_unix:
+        return place.path == listener.path and bool(place.path)
+    if place.port != listener.port:
+        return False
+    return place.host == listener.host or (listener.is_wildcard and _is_own(place.host))
+
+
+def _is_own(host: str) -> bool:
+    """Tell whether a numeric host is certainly this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() in ("localhost", socket.gethostname().lower())

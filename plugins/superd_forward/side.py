@@ -1,0 +1,139 @@
+"""One of the two ends of a forwarded connection: what it sends goes to the other one.
+
+The path of a byte is `ready`, a recv and a send. Whatever does not fit is kept, at most a buffer,
+and its sender is not read from until it has gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from select import EPOLLOUT
+from typing import TYPE_CHECKING, Final
+
+from superd_forward.poller import BROKEN, ENDED, INPUT, PORTION, Poller
+
+if TYPE_CHECKING:
+    from superd_forward.relay import ForwardedConnection
+
+AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+TURNS = 8  # portions that one side may send before the others' turn
+
+TAKES_NOTHING: Final = b""  # in the place of what is kept: not connected yet, or broken
+
+
+class Nobody:
+    """Stands for the other side until there is one."""
+
+    kept = TAKES_NOTHING
+
+
+class Side:
+    """`count` is how many bytes it has sent. `kept` is what it has not taken yet, None if it takes
+    more. `is_unread` tells that there may be input which the other side has no room for.
+    """
+
+    __slots__ = (
+        "count", "descriptor", "has_ended", "is_broken", "is_unread", "kept", "other", "poller",
+        "receive", "relay", "send", "sock",
+    )  # fmt: skip
+
+    other: Side
+
+    def __init__(self, relay: ForwardedConnection, sock: socket.SocketType, poller: Poller) -> None:
+        self.relay = relay
+        self.sock = sock
+        self.poller = poller
+        self.descriptor = sock.fileno()
+        self.receive = sock.recv_into
+        self.send = sock.send
+        self.count = 0
+        self.kept: bytes | memoryview | None = None
+        self.has_ended = self.is_broken = self.is_unread = False
+
+    def ready(self, events: int) -> None:
+        """Do what can be done, by what epoll(7) says."""
+        if self.kept and events & EPOLLOUT:
+            self.flush()
+        if events & INPUT:
+            if self.has_ended:
+                if events & BROKEN:
+                    self.relay.broke(self)
+            elif self.other.kept is not None:
+                self.is_unread = True
+                if events & BROKEN:
+                    self.relay.will_not_last()
+            else:
+                self.pull(events)
+
+    def failed(self, error: BaseException) -> None:
+        self.relay.conn.failed(error)
+
+    def pull(self, events: int = INPUT) -> None:
+        """Pass on what there is to read. Where nothing tells of an end, less than a whole portion
+        means that there is no more.
+        """
+        other, poller = self.other, self.poller
+        self.is_unread = False
+        for _ in range(TURNS):
+            if (buffer := poller.buffer) is None:
+                break
+            try:
+                size = self.receive(buffer, 0, AT_ONCE)
+            except BlockingIOError:
+                return
+            except OSError:
+                self.relay.broke(self)
+                return
+            if not size:
+                self.relay.ended(self)
+                return
+            self.count += size
+            try:
+                sent = other.send(buffer[:size], AT_ONCE)
+            except BlockingIOError:
+                sent = 0
+            except OSError:
+                self.relay.refused(other)
+                return
+            if sent < size:
+                self.is_unread = True
+                other.keep(buffer[sent:size])
+                return
+            if size < PORTION and not events & ENDED:
+                return
+        poller.again(self.descriptor, self)
+
+    def keep(self, rest: memoryview) -> None:
+        """Keep what it has not taken; without memory for that, the buffer itself."""
+        try:
+            self.kept = bytes(rest)
+        except MemoryError:
+            self.kept = rest
+            self.poller.give_away()
+
+    def flush(self) -> None:
+        """Send what was kept, as far as it is taken."""
+        assert self.kept
+        try:
+            sent = self.send(self.kept, AT_ONCE)
+        except BlockingIOError:
+            return
+        except OSError:
+            self.relay.refused(self)
+            return
+        if sent < len(self.kept):
+            self.kept = memoryview(self.kept)[sent:]
+            return
+        self.kept = None
+        self.relay.flushed(self)
+
+    def end(self) -> None:
+        """Say that nothing more comes."""
+        with contextlib.suppress(OSError):  # it is broken, as reading from it will tell
+            self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.kept = TAKES_NOTHING
+        self.poller.forget(self.descriptor)
+        self.sock.close()

@@ -1,0 +1,90 @@
+"""What all forwarded connections of a service in one worker share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, cast
+
+from superd.plugin import Address, Transport
+from superd_forward.connecting import Connecting
+from superd_forward.poller import Poller
+from superd_forward.rounds import Rounds
+from superd_forward.side import Nobody, Side
+from superd_forward.targets import Targets
+
+if TYPE_CHECKING:
+    from superd_forward.relay import ForwardedConnection
+
+LOOK_AT_CONNECTING = 0.05
+LOOK_AT_HALF_CLOSED = 0.25
+LOOK_AT_BREAKING = 0.005
+NONBLOCKING = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): ports of different targets may be the same
+
+
+class Streams:
+    """The poller, the targets and the settings; `header` makes what precedes a client's bytes."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        targets: Targets,
+        look_up: Callable[[str, Callable[[tuple[str, ...]], None]], None],
+        *,
+        nodelay: bool,
+        keepalive: bool,
+        bind_to: str,
+        connect_timeout: float,
+        half_close_timeout: float,
+        header: Callable[[Address, Address], bytes] | None,
+    ) -> None:
+        self.targets = targets
+        self.look_up = look_up
+        self.nodelay = nodelay
+        self.keepalive = keepalive
+        self.bind_to = bind_to
+        self.connect_timeout = connect_timeout
+        self.half_close_timeout = half_close_timeout
+        self.header = header
+        self.poller = Poller(loop)
+        self.nobody = cast(Side, Nobody())
+        self.connecting: Rounds[Connecting] = Rounds(
+            loop, LOOK_AT_CONNECTING, lambda connecting: connecting.look(time.monotonic())
+        )
+        self.breaking: Rounds[ForwardedConnection] = Rounds(
+            loop, LOOK_AT_BREAKING, lambda relay: relay.reset_once_read()
+        )
+        self.half_closed: Rounds[ForwardedConnection] = Rounds(
+            loop, LOOK_AT_HALF_CLOSED, lambda relay: relay.look_if_half_closed_too_long()
+        )
+
+    def connect(self, address: Address) -> socket.SocketType:
+        """Return a socket that is being connected. Raises OSError."""
+        transport = address.transport
+        sock = socket.SocketType(address.family, transport.socket_type | NONBLOCKING, 0)
+        try:
+            if transport is Transport.TCP:
+                if self.nodelay:
+                    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self.keepalive:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            if self.bind_to and not transport.is_unix:
+                with contextlib.suppress(OSError):  # an old kernel does without
+                    sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+                sock.bind((self.bind_to, 0))
+            elif transport is Transport.UNIXGRAM:
+                sock.bind("")  # the kernel picks an abstract name, to be answered at (unix(7))
+            try:
+                sock.connect(address.sockaddr)
+            except BlockingIOError as error:
+                if error.errno != errno.EINPROGRESS:
+                    raise
+        except BaseException:
+            sock.close()
+            raise
+        return sock

@@ -1,0 +1,110 @@
+"""Where somebody is to be connected to: like an address, but a host may be a name.
+
+Runs in every process. Never looks a name up: that is for when it is needed. Raises ValueError with
+a text for the operator.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass
+
+from superd.errors import shown
+from superd.net.addresses import ENDPOINT, Address, Transport, parse_port, parse_unix, unmapped
+
+LONGEST_NAME = 253
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+TRANSPORTS = (Transport.TCP, Transport.UDP, Transport.UNIX, Transport.UNIXGRAM)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """A host and a port, or the path of a unix socket. Without a transport it is reached by the
+    one that fits: tcp for connections, udp for datagrams.
+    """
+
+    transport: Transport | None
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+    def __str__(self) -> str:
+        scheme = f"{self.transport.value}://" if self.transport else ""
+        if self.path:
+            return f"{scheme}{self.path}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{scheme}{host}:{self.port}"
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the host has to be looked up."""
+        if not self.host:
+            return False
+        try:
+            ipaddress.ip_address(self.host)
+        except ValueError:
+            return True
+        return False
+
+    def serves(self, *, datagrams: bool) -> bool:
+        """Tell whether it takes datagrams, or connections."""
+        return self.transport is None or self.transport.is_datagram == datagrams
+
+    def address(self, host: str, *, datagrams: bool) -> Address:
+        """Return the address that it is, once its host is known."""
+        transport = self.transport or (Transport.UDP if datagrams else Transport.TCP)
+        return Address(transport, host, self.port, self.path)
+
+
+def parse_destination(text: str) -> Destination:
+    """Return what `tcp://HOST:PORT`, `udp://HOST:PORT`, `HOST:PORT`, `unix://PATH` or
+    `unixgram://PATH` means.
+    """
+    prefix, separator, rest = text.partition("://")
+    transport = None
+    if separator:
+        transport = next((t for t in TRANSPORTS if t.value == prefix), None)
+        if transport is None:
+            known = ", ".join(f"{t.value}://" for t in TRANSPORTS)
+            raise ValueError(f"expected one of {known} before the host, found {shown(prefix)}")
+    else:
+        rest = text
+    if transport is not None and transport.is_unix:
+        if "?" in rest:
+            raise ValueError("nothing follows the path of a socket that somebody else has made")
+        return Destination(transport, path=parse_unix(transport, rest).path)
+    match = ENDPOINT.fullmatch(rest)
+    if match is None:
+        raise ValueError(
+            "expected a host and a port, such as tcp://127.0.0.1:80, tcp://[::1]:80 or HOST:80"
+        )
+    host = match["bracketed"] if match["bracketed"] is not None else _host(match["host"])
+    port = parse_port(match["ports"], transport or Transport.TCP)
+    if not port:
+        raise ValueError("port 0 cannot be connected to")
+    if match["bracketed"] is not None:
+        try:
+            host = unmapped(str(ipaddress.IPv6Address(host)))
+        except ValueError:
+            raise ValueError(f"[{host}] is not an IPv6 address") from None
+    return Destination(transport, host, port)
+
+
+def _host(text: str) -> str:
+    """Return an IPv4 address or a name, as far as one can tell from its form."""
+    if not text or text == "*":
+        raise ValueError("the host to connect to is missing")
+    if re.fullmatch(r"[0-9.]+", text):
+        try:
+            return str(ipaddress.IPv4Address(text))
+        except ValueError:
+            raise ValueError(f"{text} is not an IPv4 address") from None
+    try:
+        name = text.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise ValueError(f"{shown(text)} is not a host") from None
+    labels = name.removesuffix(".").split(".")
+    if len(name) > LONGEST_NAME or not all(_LABEL.fullmatch(label) for label in labels):
+        raise ValueError(f"{shown(text)} is not a host")
+    return name

@@ -1,0 +1,60 @@
+"""What a worker does for one of its services: see the methods of the same names in Service.
+
+Runs in the worker, once it serves. Never blocks; never raises but for a service that is not tcpmux
+and passes a connection on.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from superd.admission.limits import netblock_of
+from superd.config.model import Service as Entry
+from superd.net.addresses import Address
+from superd.observe.records import Record
+from superd.plugin.connection import Connection
+from superd.worker.channel import Channel
+from superd.worker.takeovers import TakenSession
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+
+class Backing:
+    """Stands behind a service; `entrances` are where tcpmux passes connections on to."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        channel: Channel,
+        name: str,
+        entry: Entry,
+        entrances: Mapping[str, socket.socket],
+    ) -> None:
+        self._engine = engine
+        self._channel = channel
+        self._name = name
+        self._entry = entry
+        self._entrances = entrances
+
+    def log(self, level: str, text: str) -> None:
+        self._engine.report(Record(level, text, service=self._name))
+
+    def ban(self, peer: Address, seconds: float, reason: str) -> None:
+        if not peer.transport.is_unix:
+            network = netblock_of(peer.host, self._entry.source_netblock)
+            self._channel.ban(self._name, str(network), float(seconds), str(reason))
+
+    def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
+        self._engine.names.addresses(host, found)
+
+    def reachable(self) -> tuple[str, ...]:
+        return tuple(sorted(self._entrances))
+
+    def pass_on(self, conn: Connection, name: str) -> bool:
+        if name not in self._entrances:
+            raise RuntimeError(f"{self._name} has nobody to pass a connection on to")
+        assert isinstance(conn, TakenSession)
+        return conn.pass_on(self._entrances[name])

@@ -1,0 +1,192 @@
+"""Datagrams of services that carry them by source: each source is a client with a session.
+
+Runs in the worker, on the loop. A source that is new has to be admitted as a connection has; what
+comes from it later is passed on at once. Sources can be forged, so that there are never more
+sessions than descriptors to serve with: the one that was quiet for the longest makes room. Never
+raises.
+"""
+
+from __future__ import annotations
+
+import resource
+from typing import TYPE_CHECKING, Any
+
+from superd.admission.access import Verdict
+from superd.admission.gate import Ticket
+from superd.admission.reflection import ReflectionGuard
+from superd.admission.refusals import Refusal
+from superd.admission.rules import NOBODY_KNOWN
+from superd.admission.scoreboard import Count
+from superd.net.addresses import Address
+from superd.net.pktinfo import Destination
+from superd.observe.connections import End, safe
+from superd.plugin.relay import DatagramRelay, RelayedDatagrams
+from superd.worker.datagrams import DatagramListener
+from superd.worker.scratch import LARGEST, SCRATCH
+from superd.worker.serving import Serving
+from superd.worker.session import SLOTS, Session
+
+if TYPE_CHECKING:
+    import socket
+
+    from superd.worker.engine import Engine
+
+PART = 4  # of all descriptors: one service's sources have at most every fourth
+
+_ACCEPTED = int(Count.ACCEPTED)
+_ANSWERS = int(Count.ANSWERS)
+
+
+class FlowListener(DatagramListener):
+    """Serves one bound socket, and goes on sending until its last session has ended."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        serving: Serving,
+        address: Address,
+        sock: socket.socket,
+        guard: ReflectionGuard,
+    ) -> None:
+        super().__init__(engine, serving, address, sock, guard)
+        self.flows: dict[tuple[Any, str], FlowSession] = {}  # who was quiet for the longest first
+        self.most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART)
+
+    def serve(self, size: int, peer: Any, asked: Destination) -> None:
+        key = (peer, asked.address.host)
+        flow = self.flows.pop(key, None)
+        if flow is not None:
+            self.flows[key] = flow
+            if size > LARGEST:
+                self.refuse(Refusal.TOO_LONG, peer)
+            else:
+                flow.take(size)
+            return
+        refusal = self.guarded(size, peer, asked)
+        if refusal is not None:
+            self.refuse(refusal, peer)
+            return
+        ticket = self._admit(NOBODY_KNOWN if self.is_unix else peer[0])
+        if isinstance(ticket, Refusal):
+            self.turn_away(ticket, peer, asked)
+            return
+        if len(self.flows) >= self.most:
+            next(iter(self.flows.values())).expire(End.EVICTED)
+        self.serving.counts[_ACCEPTED] += 1
+        flow = FlowSession()
+        flow.open(self, key, peer, asked, ticket)
+        flow.take(size)
+
+    def _admit(self, who: Any) -> Ticket | Refusal:
+        """Decide as for a connection; nobody is asked for a name, and nobody waits."""
+        gate = self.serving.gate
+        ticket = gate.admit(who)
+        if isinstance(ticket, Verdict):
+            ticket = gate.admit_named(who, "")
+        assert not isinstance(ticket, Verdict)
+        return ticket
+
+    def count(self, bytes_in: int, answered: int, bytes_out: int) -> None:
+        """Leave that to the sessions."""
+
+    def let_go(self) -> None:
+        if not self.flows:
+            self.sock.close()
+
+    def forget(self, flow: FlowSession) -> None:
+        """Take note that a session is over."""
+        self.flows.pop(flow.key, None)
+        if self.stopped:
+            self.let_go()
+
+
+class FlowSession(Session, RelayedDatagrams):
+    """One source, that a plugin has a relay for."""
+
+    __slots__ = (*SLOTS, "asked", "key", "listener", "relay")
+
+    listener: FlowListener
+    key: tuple[Any, str]
+    asked: Destination
+    relay: DatagramRelay | None
+
+    def open(
+        self,
+        listener: FlowListener,
+        key: tuple[Any, str],
+        peer: Any,
+        asked: Destination,
+        ticket: Ticket,
+    ) -> None:
+        """Enter the books, and have the plugin make its relay."""
+        self.listener, self.key, self.asked, self.relay = listener, key, asked, None
+        listener.flows[key] = self
+        serving = listener.serving
+        local = safe(str(asked.address))
+        self.begin(listener.engine, serving, listener.transport, peer, ticket, local)
+        assert serving.relay_datagrams is not None
+        try:
+            relay = serving.relay_datagrams(self)
+        except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
+            self.contain(error)
+        else:
+            self.relay = None if self.is_lost else relay
+
+    def take(self, size: int) -> None:
+        """Go on with what has been read into SCRATCH."""
+        if self.relay is not None:
+            try:
+                self.relay.take(SCRATCH[:size].tobytes())
+            except BaseException as error:  # noqa: BLE001
+                self.contain(error)
+
+    @property
+    def is_lost(self) -> bool:
+        return self.listener.flows.get(self.key) is not self
+
+    def raw_socket(self) -> None:
+        return None
+
+    @property
+    def local(self) -> Address:
+        return self.asked.address
+
+    def progress(self) -> tuple[int, int]:
+        if self.relay is not None:
+            self.received, self.sent = self.relay.received, self.relay.sent
+        return self.received, self.sent
+
+    # What the plugin calls
+
+    def send(self, data: bytes | memoryview) -> None:
+        if not self.sockaddr:
+            self.listener.refuse(Refusal.UNNAMED, self.sockaddr)
+        elif self.listener.send(data, self.sockaddr, self.asked) is not None:
+            self.serving.counts[_ANSWERS] += 1
+
+    def reached(self, target: str, seconds: float) -> None:
+        self.target = (target, seconds)
+
+    def ended(self, end: End) -> None:
+        self.end = self.end or end
+        self.finish()
+
+    def failed(self, error: BaseException) -> None:
+        self.contain(error)
+
+    # What the worker calls
+
+    def expire(self, end: End) -> None:
+        self.end = self.end or end
+        self.abort()
+
+    def abort(self) -> None:
+        if self.relay is not None:
+            self.relay.cut()
+        self.finish()
+
+    def finish(self) -> None:
+        if not self.is_lost:
+            self.progress()
+            self.leave()
+            self.listener.forget(self)
