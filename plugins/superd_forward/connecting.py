@@ -17,6 +17,7 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from superd.plugin import Address, Unavailable
+from superd_forward.hops import forget, remember
 from superd_forward.poller import BROKEN, INPUT
 from superd_forward.targets import Target
 
@@ -51,15 +52,16 @@ class Connecting:
         self.target: Target | None = None
         self.why = ""
 
-    def start(self) -> None:
-        """Go to the next target; give up where there is none."""
+    def start(self, last: str = "") -> None:
+        """Go to the next target; give up where there is none, for what was wrong with the last."""
         streams = self.relay.streams
         target = self.target = next(self.order, None)
         if target is None:
             streams.connecting.discard(self)
-            self.relay.unreachable(self.why)
+            self.relay.unreachable(last)
             return
         target.entered()
+        self.why = ""
         self.started = time.monotonic()
         self.deadline = self.started + streams.connect_timeout
         if target.address is not None:
@@ -105,7 +107,7 @@ class Connecting:
             streams.connecting.add(self)
             return
         if not self.attempts:
-            self._next_target(self.why)
+            self._next_target(self.why or NO_ADDRESS)
 
     def _try(self, address: Address) -> None:
         streams = self.relay.streams
@@ -113,7 +115,7 @@ class Connecting:
         try:
             streams.poller.add(attempt.sock.fileno(), attempt)
         except OSError:
-            attempt.sock.close()
+            attempt.close()
             raise
         self.attempts.append(attempt)
 
@@ -127,7 +129,7 @@ class Connecting:
         seconds = time.monotonic() - self.started
         is_its_own = attempt.address is target.address
         name = target.name if is_its_own else str(attempt.address)
-        self.relay.connected(attempt.sock, target, name, seconds, events & INPUT)
+        self.relay.connected(attempt, target, name, seconds, events & INPUT)
 
     def lost(self, attempt: Attempt, why: str) -> None:
         """Go on where an address has not taken the connection."""
@@ -160,11 +162,9 @@ class Connecting:
     def _next_target(self, why: str) -> None:
         target = self.target
         assert target is not None
-        if not self.why or why in (NO_ADDRESS, TIMED_OUT):
-            self.why = f"{target.name}: {why}"
         target.failed(why)
         self.cancel()
-        self.start()
+        self.start(f"{target.name}: {why}")
 
     def _give_up(self, error: OSError) -> None:
         self.relay.cut()
@@ -172,18 +172,21 @@ class Connecting:
         self.relay.conn.failed(Unavailable(text, PAUSE))
 
     def _note(self, address: Address, why: str) -> None:
-        self.why = f"{address}: {why}"
+        assert self.target is not None
+        is_its_own = address is self.target.address
+        self.why = why if is_its_own else f"{address.endpoint}: {why}"
 
 
 class Attempt:
     """One address of a target, on its way to be connected to."""
 
-    __slots__ = ("address", "connecting", "sock")
+    __slots__ = ("address", "connecting", "endpoint", "sock")
 
     def __init__(self, connecting: Connecting, sock: socket.SocketType, address: Address) -> None:
         self.connecting = connecting
         self.sock = sock
         self.address = address
+        self.endpoint = remember(sock, connecting.relay.chain)
 
     def ready(self, events: int) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0
@@ -196,5 +199,6 @@ class Attempt:
         self.connecting.relay.conn.failed(error)
 
     def close(self) -> None:
+        forget(self.endpoint)
         self.connecting.relay.streams.poller.forget(self.sock.fileno())
         self.sock.close()

@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING
 
 from superd.plugin import DatagramRelay, End, RelayedDatagrams
+from superd_forward.hops import LOOP, Endpoint, chain_at, forget, remember
 from superd_forward.rounds import Rounds
 from superd_forward.targets import Target, Targets
 
@@ -54,8 +55,19 @@ class ForwardedDatagrams(DatagramRelay):
         header = shared.streams.header
         self.header = b"" if header is None else header(conn.peer, conn.local)
         self._received = self._sent = 0
+        self.endpoint: Endpoint | None = None  # of our socket to the target
+        chain = chain_at((conn.peer.host, conn.peer.port))
+        self.chain = (*chain, shared)
         shared.all.add(self)
-        self._next_target()
+        shared.streams.connections[self] = None
+        if shared in chain:
+            conn.note(LOOP)
+            self._over(End.UNREACHABLE)
+        else:
+            self._next_target()
+
+    def __str__(self) -> str:
+        return f"{self.conn.peer.endpoint} > {self.target.name if self.target else '...'}"
 
     @property
     def received(self) -> int:
@@ -127,6 +139,8 @@ class ForwardedDatagrams(DatagramRelay):
                     sock.close()
                 continue
             self.sock = sock
+            self.endpoint = remember(sock, self.chain)
+            streams.title.changed()
             self.conn.reached(str(address), time.monotonic() - self.started)
             waiting, self.waiting = self.waiting, []
             for data in waiting:
@@ -190,6 +204,8 @@ class ForwardedDatagrams(DatagramRelay):
     def cut(self) -> None:
         self.is_over = True
         self.shared.all.discard(self)
+        self.shared.streams.connections.pop(self, None)
+        self.shared.streams.title.changed()
         self._leave_target()
 
     def _over(self, end: End) -> None:
@@ -202,6 +218,7 @@ class ForwardedDatagrams(DatagramRelay):
             self.target.left()
             self.target = None
         if self.sock is not None:
+            forget(self.endpoint)
             self.shared.streams.poller.forget(self.sock.fileno())
             with contextlib.suppress(OSError):
                 self.sock.close()

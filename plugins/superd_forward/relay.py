@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from superd.net.closing import reset_on_close, undelivered
 from superd.plugin import End, Relay, Relayed
-from superd_forward.connecting import Connecting
+from superd_forward.connecting import Attempt, Connecting
+from superd_forward.hops import LOOP, Endpoint, chain_of, forget
 from superd_forward.side import TAKES_NOTHING, Side
 from superd_forward.targets import Target
 
@@ -27,8 +29,8 @@ class ForwardedConnection(Relay):
     """A client's side and its target's, once there is one; until then `target_side` is None."""
 
     __slots__ = (
-        "client", "conn", "connecting", "cut_short", "deadline", "first", "is_over", "seen",
-        "streams", "target", "target_side", "unsent",
+        "chain", "client", "conn", "connecting", "cut_short", "deadline", "endpoint", "first",
+        "is_over", "seen", "streams", "target", "target_side", "unsent",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, sock: socket.SocketType, conn: Relayed) -> None:
@@ -44,9 +46,23 @@ class ForwardedConnection(Relay):
         self.seen = -1  # bytes, when the half-closed connection was looked at
         self.deadline = 0.0
         self.unsent = 0  # bytes of the target that the client never took
+        self.connecting: Connecting | None = None
+        self.endpoint: Endpoint | None = None  # of our socket to the target
         streams.poller.add(self.client.descriptor, self.client)
-        self.connecting: Connecting | None = Connecting(self, streams.targets.order(conn))
+        streams.connections[self] = None
+        chain = chain_of(sock)
+        if streams in chain:
+            self.unreachable(LOOP)
+            return
+        self.chain = (*chain, streams)
+        self._connect(streams.targets.order(conn))
+
+    def _connect(self, order: Iterable[Target]) -> None:
+        self.connecting = Connecting(self, order)
         self.connecting.start()
+
+    def __str__(self) -> str:
+        return f"{self.conn.peer.endpoint} > {self.target.name if self.target else '...'}"
 
     @property
     def received(self) -> int:
@@ -61,12 +77,14 @@ class ForwardedConnection(Relay):
     # What connecting calls
 
     def connected(
-        self, sock: socket.SocketType, target: Target, name: str, seconds: float, events: int
+        self, attempt: Attempt, target: Target, name: str, seconds: float, events: int
     ) -> None:
         """Go on with a socket that is connected and in the poller, which has told of `events`."""
         self.connecting, client = None, self.client
+        sock, self.endpoint = attempt.sock, attempt.endpoint
         self.target = target
         self.conn.reached(name, seconds)
+        self.streams.title.changed()
         side = self.target_side = Side(self, sock, self.streams.poller)
         side.other, client.other = client, side
         self.streams.poller.hand_over(side.descriptor, side)
@@ -164,11 +182,11 @@ class ForwardedConnection(Relay):
             return False
         target.failed("it has reset the connection at once")
         target.left()
+        forget(self.endpoint)
         side.close()
         self.target = self.target_side = None
         self.client.other, self.client.is_unread = self.streams.nobody, True
-        self.connecting = Connecting(self, order)
-        self.connecting.start()
+        self._connect(order)
         return True
 
     # How it ends
@@ -216,6 +234,9 @@ class ForwardedConnection(Relay):
         self.unsent = len(self.client.kept or ())
         if self.connecting is not None:
             self.connecting.cancel()
+        forget(self.endpoint)
+        del self.streams.connections[self]
+        self.streams.title.changed()
         self.streams.half_closed.discard(self)
         self.streams.breaking.discard(self)
         for side in (self.client, self.target_side):

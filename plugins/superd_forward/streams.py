@@ -16,6 +16,7 @@ from superd_forward.poller import Poller
 from superd_forward.rounds import Rounds
 from superd_forward.side import Nobody, Side
 from superd_forward.targets import Targets
+from superd_forward.title import Title
 
 if TYPE_CHECKING:
     from superd_forward.relay import ForwardedConnection
@@ -52,6 +53,8 @@ class Streams:
         self.half_close_timeout = half_close_timeout
         self.header = header
         self.poller = Poller(loop)
+        self.connections: dict[object, None] = {}  # and sources of datagrams
+        self.title = Title(loop, lambda: self.connections)
         self.nobody = cast(Side, Nobody())
         self.connecting: Rounds[Connecting] = Rounds(
             loop, LOOK_AT_CONNECTING, lambda connecting: connecting.look(time.monotonic())

@@ -20,6 +20,7 @@ from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError
 from superd.master.control import ask
 from superd.master.pidfile import holder
+from superd.observe.rows import table
 
 LOOK = 0.02  # seconds between two questions how a reload goes
 MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
@@ -133,6 +134,7 @@ def _lines(answer: dict[str, Any]) -> list[str]:
         told = ", ".join(f"{key} {value}" for key, value in counts.items()) or "nothing yet"
         lines.append(f"{service['name']:<{width}}  {' '.join(service['listen'])}")
         lines.append(f"{'':<{width}}  {told}")
+        lines += [f"{'':<{width}}  {line}" for line in table(service["rows"])]
     lines += [f"{name:<{width}}  not served: {why}" for name, why in answer["broken"].items()]
     if answer["bans"]:
         lines += ["", f"{answer['bans']} bans; `superd bans` lists them"]

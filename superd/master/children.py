@@ -12,10 +12,11 @@ import os
 import signal
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from superd.observe.connections import pattern_of
+from superd.observe.rows import Rows
 from superd.worker.channel import LARGEST
 
 EVENT = b'{"time"'  # no other message starts so
@@ -28,7 +29,7 @@ class Child:
 
     `allowance` is how many messages are still read for now: those of a worker that floods wait in
     its socket until that is full, and then the worker drops them. `ended_for` says why the master
-    ended it.
+    ended it. `rows` is what its services have to show.
     """
 
     pid: int
@@ -40,6 +41,7 @@ class Child:
     allowance: int = ALLOWANCE
     has_closed: bool = False
     ended_for: str = ""
+    rows: dict[str, Rows] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._events = pattern_of(self.pid, self.services)

@@ -16,6 +16,7 @@ from superd.master.children import ALLOWANCE, Child
 from superd.master.logs import Log
 from superd.net.patterns import parse_network, shown_network
 from superd.observe.records import decoded
+from superd.observe.rows import checked
 from superd.worker import channel
 
 
@@ -72,8 +73,16 @@ class Hearing:
             child.failure = (ExitCode(message["exit_code"]), str(message["text"]))
         elif kind == channel.BAN:
             self._ban(child, **message)
+        elif kind == channel.STATUS:
+            self._show(child, **message)
         else:
             raise ValueError(f"unknown kind {kind!r}")
+
+    def _show(self, child: Child, *, service: str, rows: object) -> None:
+        """Keep what a service has to show of its state."""
+        if service not in child.services:
+            raise ValueError("the state of a service that is not its own")
+        child.rows[service] = checked(rows)
 
     def _ban(
         self, child: Child, *, service: str, network: str, seconds: float, reason: str

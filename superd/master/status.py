@@ -13,6 +13,7 @@ from superd import __version__
 from superd.master.pools import Pool
 from superd.net.addresses import Transport
 from superd.net.listeners import dropped
+from superd.observe.rows import Rows
 
 if TYPE_CHECKING:
     from superd.master.generation import Place
@@ -66,6 +67,15 @@ def _reload(master: Master) -> dict[str, Any] | None:
     return {"number": last.number, "state": last.state, "problems": last.problems}
 
 
+def _rows(master: Master, service: str) -> Rows:
+    """Return what a service has to show; each worker has its own view, so it says whose."""
+    children = [place.child for place in master.current.places if place.child is not None]
+    showing = [child for child in children if child.rows.get(service)]
+    if len(showing) == 1:
+        return showing[0].rows[service]
+    return [{"worker": child.pid, **row} for child in showing for row in child.rows[service]]
+
+
 def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
     sockets = [(address, sock) for _, address, sock in master.current.watch.sockets({name})]
     full = 0
@@ -78,4 +88,5 @@ def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
         "listen": [str(address) for address, _ in sockets],
         "counts": {**master.scoreboard.totals(name), "dropped": full},
         "durations": master.scoreboard.durations(name),
+        "rows": _rows(master, name),
     }

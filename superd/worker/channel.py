@@ -15,11 +15,13 @@ from dataclasses import replace
 from typing import Any
 
 from superd.observe.records import Record, cut, encoded
+from superd.observe.rows import Rows
 
 READY = "ready"
 FAILED = "failed"
 LOG = "log"
 BAN = "ban"
+STATUS = "status"
 
 LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters it has
 
@@ -43,6 +45,10 @@ class Channel:
         """Have the master ban a network from all services."""
         content = {"service": service, "network": network, "seconds": seconds}
         self._send(BAN, {**content, "reason": cut(reason)})
+
+    def status(self, service: str, rows: Rows) -> None:
+        """Tell what a service has to show."""
+        self._send(STATUS, {"service": service, "rows": rows})
 
     def events(self, batch: bytes) -> bool:
         """Send lines of connections.ConnectionLog; tell whether the master takes them."""

@@ -18,6 +18,7 @@ from superd.admission.reflection import ReflectionGuard
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import ConnectionLog, End
 from superd.observe.records import FloodGate, Record, Report, failure, kind_of
+from superd.observe.rows import Rows, fitting
 from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
@@ -30,7 +31,7 @@ from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.refused import Tarpit
 from superd.worker.relays import RelayedSession
 from superd.worker.serving import Serving
-from superd.worker.session import Session
+from superd.worker.session import Session, count_failure
 from superd.worker.takeovers import TakenSession
 
 Dispatch = Callable[[Any, Any, Ticket, str], None]
@@ -38,6 +39,7 @@ Dispatch = Callable[[Any, Any, Ticket, str], None]
 GO = b"+Go\r\n"  # RFC 1078
 SWEEP = 0.25  # seconds between looks at the time-outs
 FLOOD_WINDOW = 1.0
+SHOW = 1.0  # seconds between looks at what services have to show
 GRACE = 1.0  # seconds that cancelled plugins have to clean up
 
 
@@ -78,6 +80,7 @@ class Engine:
         self.held = 0
         self.own_descriptors = 0
         self._last_number = 0
+        self._shown: dict[str, Rows] = {}
 
     def add(self, serving: Serving, crew: Crew | None = None) -> None:
         """Make the engine responsible for a service; one whose handlers block has a crew."""
@@ -271,6 +274,21 @@ class Engine:
             message = f"plugins have leaked {leaked} descriptors; another worker is to take over"
             self.report(Record("error", message))
             self.drain()
+
+    def show(self, tell: Callable[[str, Rows], None]) -> None:
+        """Tell what services have to show of their state, now and whenever it has changed."""
+        for serving in self.servings:
+            try:
+                rows = fitting(serving.plugin.status())
+            except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
+                message = f"plugin {serving.plugin.name} failed in status"
+                record = failure(message, error, service=serving.name)
+                count_failure(self, serving, record, *kind_of(error))
+                continue
+            if rows != self._shown.get(serving.name, []):
+                self._shown[serving.name] = rows
+                tell(serving.name, rows)
+        self.loop.call_later(SHOW, self.show, tell)
 
     def _flush(self) -> None:
         self.flood_gate.flush()

@@ -242,6 +242,7 @@ def _serve(
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
+        engine.show(channel.status)
         channel.ready()
 
     handlers = {signal.SIGTERM: engine.drain, signal.SIGQUIT: engine.stop}

@@ -1,0 +1,46 @@
+"""Forwards that lead back to themselves: a chain of own connections would soon use up everything.
+
+Each socket that a forward in this process makes is remembered with the services it comes through.
+Whoever comes from one of them has come that way, so a service finds itself in the chain.
+"""
+
+from __future__ import annotations
+
+import socket
+
+Endpoint = tuple[str, int]
+Chain = tuple[object, ...]
+
+LOOP = "it comes from this very service: the target leads back here"
+
+_chains: dict[Endpoint, Chain] = {}
+
+
+def chain_of(sock: socket.SocketType) -> Chain:
+    """Return the services that a client has come through."""
+    if not _chains or sock.family == socket.AF_UNIX:
+        return ()
+    try:
+        return chain_at(sock.getpeername()[:2])
+    except OSError:  # it has gone already
+        return ()
+
+
+def chain_at(endpoint: Endpoint) -> Chain:
+    """Return what comes from an endpoint has come through."""
+    return _chains.get(endpoint, ())
+
+
+def remember(sock: socket.SocketType, chain: Chain) -> Endpoint | None:
+    """Take note that what comes from our end of a socket has come through `chain`."""
+    if sock.family == socket.AF_UNIX:
+        return None
+    endpoint: Endpoint = sock.getsockname()[:2]
+    _chains[endpoint] = chain
+    return endpoint
+
+
+def forget(endpoint: Endpoint | None) -> None:
+    """Take note that a socket is about to be closed."""
+    if endpoint is not None:
+        _chains.pop(endpoint, None)
