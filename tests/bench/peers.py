@@ -1,19 +1,12 @@
 """The programs that superd replaces: xinetd and openbsd-inetd, from Debian, without installing.
 
-The packages are unpacked under the cache folder and run from there, with only their internal
-services and with their limits on rates and numbers lifted. Both need root.
+They run with only their internal services and with their limits on rates and numbers lifted. Both
+need root.
 Raises BenchError when a peer cannot be had; the benchmark then goes on without it.
 """
 
-import os
-import subprocess
-from pathlib import Path
-from typing import BinaryIO
-
+from tests.bench.packages import PACKAGES, need_root, program, write
 from tests.bench.servers import Address, Server
-from tests.bench.workspace import CACHE, BenchError, last_line
-
-PEERS = CACHE / "peers"
 
 XINETD_DEFAULTS = """\
 defaults
@@ -67,19 +60,14 @@ INETD_RATE = "1000000000"
 
 def xinetd() -> Server:
     """Return xinetd, configured."""
-    program = _unpack("xinetd", "usr/sbin/xinetd")
     echo, daytime = Address("127.0.0.1", 7207), Address("127.0.0.1", 7213)
     services = {"echo": echo, "daytime": daytime}
     sections = [XINETD_SERVICE.format(name=n, address=a) for n, a in services.items()]
     cat = Address("127.0.0.1", 7208)
     sections.append(XINETD_PROGRAM.format(address=cat))
-    configuration = _write("xinetd.conf", XINETD_DEFAULTS + "".join(sections))
-    nsswitch = _write("nsswitch.conf", "hosts: files\n")
-    log = ("-filelog", str(PEERS / "xinetd.messages"), "-pidfile", str(PEERS / "xinetd.pid"))
-    command = (str(program), "-dontfork", "-f", str(configuration), *log)
     return Server(
         "xinetd",
-        ("unshare", "--mount", "sh", "-c", WITHOUT_DNS, str(nsswitch), *command),
+        xinetd_command("xinetd", "".join(sections)),
         echo,
         daytime,
         cat,
@@ -87,48 +75,28 @@ def xinetd() -> Server:
     )
 
 
+def xinetd_command(name: str, services: str) -> tuple[str, ...]:
+    """Return the command that runs xinetd with some services, its configuration written."""
+    need_root("xinetd")
+    words = program("xinetd", "usr/sbin/xinetd", ("libwrap0",))
+    configuration = write(f"{name}.conf", XINETD_DEFAULTS + services)
+    nsswitch = write("nsswitch.conf", "hosts: files\n")
+    logs = ("-filelog", str(PACKAGES / f"{name}.messages"))
+    options = ("-dontfork", "-f", str(configuration), "-pidfile", str(PACKAGES / f"{name}.pid"))
+    return ("unshare", "--mount", "sh", "-c", WITHOUT_DNS, str(nsswitch), *words, *options, *logs)
+
+
 def openbsd_inetd() -> Server:
     """Return openbsd-inetd, configured."""
-    program = _unpack("openbsd-inetd", "usr/sbin/inetd")
+    need_root("openbsd-inetd")
+    words = program("openbsd-inetd", "usr/sbin/inetd", ("libwrap0",))
     host = "127.0.0.7"
-    configuration = _write("inetd.conf", INETD_CONFIGURATION.format(host=host))
+    configuration = write("inetd.conf", INETD_CONFIGURATION.format(host=host))
     return Server(
         "openbsd-inetd",
-        (str(program), "-i", "-R", INETD_RATE, str(configuration)),
+        (*words, "-i", "-R", INETD_RATE, str(configuration)),
         Address(host, 7),
         Address(host, 13),
         Address(host, 7408),
         no_udp="it answers no datagram from a loopback address",
-    )
-
-
-def _write(name: str, text: str) -> Path:
-    path = PEERS / name
-    path.write_text(text)
-    return path
-
-
-def _unpack(package: str, member: str) -> Path:
-    """Return a program of a Debian package, which is downloaded the first time."""
-    if os.geteuid() != 0:
-        raise BenchError(f"{package}: it needs root")
-    folder = PEERS / package
-    program = folder / member
-    if program.exists():
-        return program
-    folder.mkdir(parents=True, exist_ok=True)
-    log = PEERS / f"{package}.apt.log"
-    try:
-        with log.open("wb") as output:
-            _run(["apt-get", "-o", "APT::Sandbox::User=root", "download", package], folder, output)
-            archive = next(folder.glob(f"{package}_*.deb"))
-            _run(["dpkg", "-x", str(archive), str(folder)], folder, output)
-    except (OSError, subprocess.SubprocessError, StopIteration) as error:
-        raise BenchError(f"{package}: {error} ({last_line(log)})") from error
-    return program
-
-
-def _run(command: list[str], folder: Path, output: BinaryIO) -> None:
-    subprocess.run(
-        command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, timeout=60, check=True
     )
