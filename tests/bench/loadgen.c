@@ -7,8 +7,8 @@
  *   loadgen idle ...   open CONNS connections, echo SIZE bytes on each once, hold them
  *
  * Prints one JSON line when SECS are over or SIGTERM comes; idle prints one more as soon as
- * every connection is open. Each answer's size is checked; what is refused, reset, of a wrong
- * size or later than STALL_SECS counts as an error.
+ * every connection is open or has failed. Each answer's size is checked; what is refused, reset,
+ * of a wrong size or later than STALL_SECS counts as an error.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -31,7 +31,7 @@
 #define STALL_SECS   1.5  /* longer than the first retransmission of a lost SYN (1 s) */
 #define SWEEP_SECS   0.05 /* how often stalled and closed connections are looked for */
 #define SOURCES      200  /* client addresses 127.0.0.1 and up, so that ports do not run out */
-#define IDLE_WINDOW  256  /* idle: connections being opened at a time */
+#define IDLE_WINDOW  50   /* idle: connections being opened at a time (less than xinetd's 64) */
 #define BULK_BURST   16   /* bulk: system calls for one connection before the next one's turn */
 #define MAX_ANSWER   (1UL << 20) /* crr with SIZE 0: a longer answer is an error */
 #define MAX_EVENTS   1024
@@ -344,7 +344,7 @@ static void run(void)
     double end = t + opt.secs;
     double warm = opt.mode == IDLE ? end : t + WARM_UP_SECS;
     double next_sweep = t + SWEEP_SECS;
-    bool all_open_reported = false;
+    bool opening_reported = false;
 
     counting_since = t;
     while (!stopping && (t = now()) < end) {
@@ -360,8 +360,8 @@ static void run(void)
         int n = epoll_wait(epoll_fd, events, MAX_EVENTS, (int)(SWEEP_SECS * 1000));
         for (int i = 0; i < n; i++)
             on_event(events[i].data.ptr, events[i].events);
-        if (opt.mode == IDLE && held == opt.conns && !all_open_reported) {
-            all_open_reported = true;
+        if (opt.mode == IDLE && held + errors >= opt.conns && !opening_reported) {
+            opening_reported = true;
             report();
         }
     }
