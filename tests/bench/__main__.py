@@ -1,4 +1,4 @@
-"""Measure superd beside xinetd, openbsd-inetd and a bare C server.
+"""Measure superd beside its peers: other inetds and a bare C server.
 
 Servers run on one core and take turns under one load from another core, several rounds; the
 figures are medians. The exit code is 0 when the measurement worked, whatever it says, and 1 when
@@ -10,40 +10,28 @@ import contextlib
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import peers, report, servers
+from tests.bench import inetd, report
 from tests.bench.cores import Cores
 from tests.bench.goals import Results
 from tests.bench.idle import measure_idle
-from tests.bench.load import WORKS, Sample, Work, measure, median
-from tests.bench.servers import Running, Server, running
+from tests.bench.load import Sample, Work, measure, median
+from tests.bench.servers import Running, running
 from tests.bench.startup import ready_times
+from tests.bench.suite import Suite
 from tests.bench.workspace import BenchError
 
-OWN: dict[str, Callable[[], Server]] = {
-    "superd": servers.superd,
-    "superd-program": servers.superd_program,
-    "superd-fork": servers.superd_fork,
-    "superd-prefork": servers.superd_prefork,
-    "superd-policy": servers.superd_policy,
-    "superd-networks": servers.superd_networks,
-    "epoll-c": servers.epoll_server,
-}
-PEERS: dict[str, Callable[[], Server]] = {
-    "xinetd": peers.xinetd,
-    "openbsd-inetd": peers.openbsd_inetd,
-}
-SERVERS = OWN | PEERS
-WORK_NAMES = [*(work.name for work in WORKS), "idle", "ready"]
+SUITES = {suite.name: suite for suite in (inetd.SUITE,)}
 
 
 @dataclass(frozen=True)
 class Options:
     """The command line."""
 
+    suite: Suite
     only: list[str]
     work: list[str]
     rounds: int
@@ -59,25 +47,30 @@ def main() -> int:
     except BenchError as error:
         _say(str(error))
         return 1
-    print(report.text(results))
+    goals = options.suite.judge(results)
+    print(report.text(results, goals))
     if options.json:
-        settings = {"rounds": options.rounds, "secs": options.secs}
-        report.write_json(options.json, results, settings)
+        settings = {"suite": options.suite.name, "rounds": options.rounds, "secs": options.secs}
+        report.write_json(options.json, results, goals, settings)
     return 0
 
 
 def _measure_all(options: Options, cores: Cores) -> Results:
     if cores.server == cores.load:
         _say("only one core: servers and load share it, and the figures suffer")
+    suite = options.suite
     results = Results()
-    if "ready" in options.work and "superd" in options.only:
-        results.ready_seconds = ready_times(servers.superd())
-    works = [work for work in WORKS if work.name in options.work]
+    if "ready" in options.work and suite.ready in options.only:
+        results.ready_seconds = ready_times(suite.servers[suite.ready]())
+    works = [work for work in suite.works if work.name in options.work]
     if works:
         results.works = _measure_works(works, options, cores)
     if "idle" in options.work:
-        own = [name for name in OWN if name in options.only and not OWN[name]().only]
-        results.idle = {name: measure_idle(OWN[name](), cores) for name in own}
+        for name in suite.idle:
+            if name in options.only:
+                with _may_be_missing(name, suite):
+                    server = suite.servers[name]()
+                    results.idle[name] = measure_idle(server, suite.idle_connections, cores)
     return results
 
 
@@ -86,7 +79,7 @@ def _measure_works(
 ) -> dict[str, dict[str, Sample]]:
     """Run each work on each server in turn, round after round; return the medians."""
     with contextlib.ExitStack() as stack:
-        targets = _start_servers(options.only, cores, stack)
+        targets = _start_servers(options, cores, stack)
         pairs = [(work, target) for work in works for target in targets if _fits(work, target)]
         samples: dict[tuple[str, str], list[Sample]] = {}
         for number in range(1, options.rounds + 1):
@@ -100,17 +93,24 @@ def _measure_works(
     return medians
 
 
-def _start_servers(names: list[str], cores: Cores, stack: contextlib.ExitStack) -> list[Running]:
-    """Start the servers; one of the peers may be missing."""
+def _start_servers(options: Options, cores: Cores, stack: contextlib.ExitStack) -> list[Running]:
     targets = []
-    for name in names:
-        try:
-            targets.append(stack.enter_context(running(SERVERS[name](), cores.server)))
-        except BenchError as error:
-            if name in OWN:
-                raise
-            _say(f"left out: {error}")
+    for name in options.only:
+        with _may_be_missing(name, options.suite):
+            server = options.suite.servers[name]()
+            targets.append(stack.enter_context(running(server, cores)))
     return targets
+
+
+@contextlib.contextmanager
+def _may_be_missing(name: str, suite: Suite) -> Iterator[None]:
+    """Go on without a peer that cannot be had."""
+    try:
+        yield
+    except BenchError as error:
+        if name in suite.own:
+            raise
+        _say(f"left out: {error}")
 
 
 def _fits(work: Work, target: Running) -> bool:
@@ -130,25 +130,31 @@ def _prepare_process() -> None:
 
 def _parse() -> Options:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", type=_names(list(SERVERS)), default=list(SERVERS))
-    parser.add_argument("--work", type=_names(WORK_NAMES), default=WORK_NAMES)
+    parser.add_argument("--suite", choices=SUITES, default=inetd.SUITE.name)
+    parser.add_argument("--only", metavar="SERVER,...", help="these servers only")
+    parser.add_argument("--work", metavar="WORK,...", help="these works only")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--secs", type=float, default=2.0, help="length of one measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
-    return Options(**vars(parser.parse_args()))
+    given = parser.parse_args()
+    suite = SUITES[given.suite]
+    try:
+        only = _names(given.only, list(suite.servers))
+        work = _names(given.work, suite.work_names)
+    except ValueError as error:
+        parser.error(str(error))
+    return Options(suite, only, work, given.rounds, given.secs, given.json)
 
 
-def _names(known: list[str]) -> Callable[[str], list[str]]:
-    """Return a parser of names separated by commas."""
-
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        unknown = [name for name in names if name not in known]
-        if unknown:
-            raise argparse.ArgumentTypeError(f"no {', '.join(unknown)}; there are {known}")
-        return [name for name in known if name in names]
-
-    return parse
+def _names(text: str | None, known: list[str]) -> list[str]:
+    """Return the known names among those separated by commas, all of them if there is no text."""
+    if text is None:
+        return known
+    names = text.split(",")
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"no {', '.join(unknown)}; there are {known}")
+    return [name for name in known if name in names]
 
 
 def _say(text: str) -> None:

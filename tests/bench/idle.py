@@ -1,7 +1,7 @@
 """What connections cost that do nothing: memory for each, and delay for a client who comes now.
 
-A server that has served a little before gets 10,000 connections, each of which echoes once and
-then only stays open. Kernel memory (the sockets themselves) is not counted.
+A server that has served a little before gets a number of connections, each of which echoes once
+and then only stays open. Kernel memory (the sockets themselves) is not counted.
 Raises BenchError when not a single connection could be held.
 """
 
@@ -16,7 +16,6 @@ from tests.bench.meter import pss_bytes, wait_until_quiet
 from tests.bench.servers import Running, Server, probe_echo, running
 from tests.bench.workspace import BenchError
 
-CONNECTIONS = 10_000
 SPARE_FILES = 1_000
 OPENING_LIMIT = 60.0
 NEW_CLIENTS = 200
@@ -29,20 +28,21 @@ class IdleFigures:
 
     connections: int
     bytes_each: float
+    pss_mb: float
     new_client_us: float
     slowest_new_client_us: float
     errors: int
 
 
-def measure_idle(server: Server, cores: Cores) -> IdleFigures:
+def measure_idle(server: Server, connections: int, cores: Cores) -> IdleFigures:
     """Start a server, let it hold many connections and be one more client."""
-    with running(server, cores.server) as target:
+    with running(server, cores) as target:
         measure(FIRST_WORK, target, 0.5, cores.load)
-        return _hold(target, cores.load)
+        return _hold(target, _affordable(connections), cores.load)
 
 
-def _hold(target: Running, core: int) -> IdleFigures:
-    work = Work("idle", "idle", connections=_affordable(), size=64)
+def _hold(target: Running, connections: int, core: int) -> IdleFigures:
+    work = Work("idle", "idle", connections=connections, size=64)
     before = pss_bytes(target.meter)
     with load_generator(work, target.server.echo, OPENING_LIMIT, core) as generator:
         assert generator.stdout
@@ -50,24 +50,25 @@ def _hold(target: Running, core: int) -> IdleFigures:
         if not opened.open:
             raise BenchError(f"{target.server.name} held no idle connection")
         wait_until_quiet(target.meter)
-        growth = pss_bytes(target.meter) - before
+        memory = pss_bytes(target.meter)
         delays = [_delay_of_new_client(target.server) for _ in range(NEW_CLIENTS)]
         generator.terminate()
         final = generator.stdout.readline()  # nothing where the first report was the final one
     return IdleFigures(
         connections=opened.open,
-        bytes_each=growth / opened.open,
+        bytes_each=(memory - before) / opened.open,
+        pss_mb=memory / 1e6,
         new_client_us=statistics.median(delays) * 1e6,
         slowest_new_client_us=max(delays) * 1e6,
         errors=(read_figures(final) if final else opened).errors,
     )
 
 
-def _affordable() -> int:
+def _affordable(connections: int) -> int:
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard_limit == resource.RLIM_INFINITY:
-        return CONNECTIONS
-    return min(CONNECTIONS, hard_limit - SPARE_FILES)
+        return connections
+    return min(connections, hard_limit - SPARE_FILES)
 
 
 def _delay_of_new_client(server: Server) -> float:

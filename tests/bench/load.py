@@ -38,19 +38,11 @@ class Work:
         """Say why a server takes no part in this work, or nothing."""
         if server.only and self.name not in server.only:
             return f"it is there for {' and '.join(server.only)}"
+        if self.service == "daytime" and server.daytime is None:
+            return "it does not tell the time"
         if self.service == "cat" and server.cat is None:
             return "it runs no programs"
         return server.no_udp if self.mode == "udp" else ""
-
-
-WORKS = (
-    Work("echo50", "rr", connections=50, size=64),
-    Work("connect-echo-close", "crr", connections=16, size=64),
-    Work("daytime", "crr", connections=16, size=0, service="daytime"),
-    Work("program", "crr", connections=16, size=64, service="cat"),
-    Work("bulk", "bulk", connections=4, size=65536),
-    Work("udp", "udp", connections=16, size=64),
-)
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,10 @@ class Figures:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement of one work on one server."""
+    """One measurement of one work on one server.
+
+    `load_percent` is the part of its core that the load used, with what runs beside it.
+    """
 
     rate: float
     p50_us: float
@@ -87,11 +82,13 @@ class Sample:
 def measure(work: Work, target: Running, secs: float, core: int) -> Sample:
     """Load a server for some seconds."""
     cpu_before = target.meter.cpu_seconds()
+    beside_before = target.beside_load.cpu_seconds() if target.beside_load else 0.0
     address = getattr(target.server, work.service)
     with load_generator(work, address, secs, core) as generator:
         time.sleep(secs / 2)
         memory = pss_bytes(target.meter)
         figures = read_figures(_output(generator, secs + GRACE))
+    beside = target.beside_load.cpu_seconds() - beside_before if target.beside_load else 0.0
     wait_until_quiet(target.meter)
     cpu = target.meter.cpu_seconds() - cpu_before
     return Sample(
@@ -102,7 +99,7 @@ def measure(work: Work, target: Running, secs: float, core: int) -> Sample:
         mbps=figures.mbps,
         errors=figures.errors,
         pss_mb=memory / 1e6,
-        load_percent=figures.busy * 100,
+        load_percent=(figures.busy + beside / secs) * 100,
     )
 
 

@@ -9,10 +9,10 @@ import dataclasses
 import json
 import os
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from tests.bench.goals import Goal, Results, judge
+from tests.bench.goals import Goal, Results
 
 HEADINGS = {
     "rate/s": 0,
@@ -29,9 +29,9 @@ LATENCIES = ("p50 us", "p99 us")  # bulk has none
 WIDTH = 11
 
 
-def text(results: Results) -> str:
+def text(results: Results, goals: list[Goal]) -> str:
     """Return the results as tables."""
-    parts = [_works(results), _idle(results), _goals(judge(results)), _errors(results)]
+    parts = [_works(results), _idle(results), _goals(goals), _errors(results)]
     return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)
 
 
@@ -58,8 +58,9 @@ def _idle(results: Results) -> Iterator[str]:
     for server, figures in results.idle.items():
         yield (
             f"idle: {server} holds {figures.connections} connections at "
-            f"{figures.bytes_each:.0f} bytes each; a new client is served in "
-            f"{figures.new_client_us:.0f} us (slowest {figures.slowest_new_client_us:.0f} us)"
+            f"{figures.bytes_each:.0f} bytes each, {figures.pss_mb:.1f} MB in all; "
+            f"a new client is served in {figures.new_client_us:.0f} us "
+            f"(slowest {figures.slowest_new_client_us:.0f} us)"
         )
 
 
@@ -83,9 +84,11 @@ def _errors(results: Results) -> Iterator[str]:
             yield f"ERRORS: {figures.errors} in idle on {server}"
 
 
-def write_json(path: Path, results: Results, settings: dict[str, float]) -> None:
+def write_json(
+    path: Path, results: Results, goals: list[Goal], settings: Mapping[str, object]
+) -> None:
     """Write all figures to a file, with what one needs to know to compare them."""
-    goals = [dataclasses.asdict(goal) | {"verdict": goal.verdict} for goal in judge(results)]
+    judged = [dataclasses.asdict(goal) | {"verdict": goal.verdict} for goal in goals]
     machine = {"kernel": platform.release(), "cores": os.cpu_count()}
     report = {"machine": machine, "settings": settings, **dataclasses.asdict(results)}
-    path.write_text(json.dumps(report | {"goals": goals}, indent=1) + "\n")
+    path.write_text(json.dumps(report | {"goals": judged}, indent=1) + "\n")

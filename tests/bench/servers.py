@@ -1,69 +1,29 @@
-"""The servers that are compared, and how one is started, awaited and ended.
+"""What a server is that is compared, and how one is started, awaited and ended.
 
-Each runs on one core, in a session and (where possible) a cgroup of its own. It counts as started
-when each of its services has answered a client; it is ended by the ids of its own processes only.
+Each runs on one core, in a session and (where possible) a cgroup of its own; what it forwards to,
+if it does, runs on the load's core. It counts as started when each of its services has answered a
+client; it is ended by the ids of its own processes only.
 Raises BenchError when an address is taken or a server does not come up.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.bench.cores import on_core
+from tests.bench.cores import Cores, on_core
 from tests.bench.meter import Meter, meter_of
-from tests.bench.workspace import CACHE, ROOT, BenchError, build, last_line
+from tests.bench.workspace import CACHE, ROOT, BenchError, last_line
 
 START_LIMIT = 10.0
 STOP_LIMIT = 5.0
-CONFIGURATION = """\
-[daemon]
-workers = 1
-pid-file = "{cache}/{name}.pid"
-control-socket = "{cache}/{name}.sock"
-ban-file = "{cache}/{name}.bans"
-record-log = "{cache}/{name}.records"
-record-format = "json"
-
-[defaults]
-{defaults}
-
-[service.echo]
-plugin = "echo"
-listen = ["tcp://{echo}", "udp://{echo}"]
-model = "{model}"
-
-[service.daytime]
-plugin = "daytime"
-listen = "tcp://{daytime}"
-"""
-
-
-PROGRAM = """\
-
-[service.cat]
-plugin = "exec"
-listen = "tcp://{cat}"
-options = {{ command = "/bin/cat" }}
-"""
-
-# The xinetd and inetd beside it have no limits in force and write nothing of a connection.
-WITHOUT_RECORDS = "record = []"
-# What an operator would set, with all of it in the path and none of it in the way.
-WITH_POLICY = """\
-allow = [{networks}]
-max-connections = 100000
-rate = "1000000/s"
-max-per-source = 100000
-rate-per-source = "1000000/s"
-"""
 
 
 class Address(NamedTuple):
@@ -83,10 +43,12 @@ class Server:
     name: str
     command: tuple[str, ...]
     echo: Address
-    daytime: Address
+    daytime: Address | None = None
     cat: Address | None = None  # an echo by a program, where it runs any
     no_udp: str = ""
     only: tuple[str, ...] = ()  # the works that it takes part in; () is all
+    backend: "Server | None" = None  # what it forwards to
+    beside_load: bool = False  # whether it runs on the load's core
 
     @property
     def log(self) -> Path:
@@ -95,85 +57,27 @@ class Server:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that serves."""
+    """A server that serves; `beside_load` meters what works for it on the load's core."""
 
     server: Server
     process: subprocess.Popen[bytes]
     meter: Meter
-
-
-def superd() -> Server:
-    """Return the server that this benchmark is about, with its configuration written."""
-    return _superd("superd", 7100, WITHOUT_RECORDS)
-
-
-def superd_program() -> Server:
-    """Return superd with a program to run for each connection."""
-    return _superd("superd-program", 7160, WITHOUT_RECORDS, only=("program",))
-
-
-def superd_policy() -> Server:
-    """Return superd with access lists, limits, and a record of each connection in JSON."""
-    policy = WITH_POLICY.format(networks='"127.0.0.0/8", "192.0.2.0/24", "2001:db8::/32"')
-    return _superd("superd-policy", 7120, policy, only=POLICY_WORKS)
-
-
-def superd_networks() -> Server:
-    """Return the same with ten thousand networks more."""
-    names = [f'"10.{n >> 8}.{n & 255}.0/24"' for n in range(10_000)]
-    policy = WITH_POLICY.format(networks=", ".join(['"127.0.0.0/8"', *names]))
-    return _superd("superd-networks", 7140, policy, only=POLICY_WORKS)
-
-
-def superd_fork() -> Server:
-    """Return superd with an echo that blocks, in a process for each connection."""
-    return _superd("superd-fork", 7180, WITHOUT_RECORDS, only=("connect-echo-close",), model="fork")
-
-
-def superd_prefork() -> Server:
-    """Return the same with processes that were forked before."""
-    only = ("connect-echo-close",)
-    return _superd("superd-prefork", 7240, WITHOUT_RECORDS, only=only, model="prefork")
-
-
-POLICY_WORKS = ("connect-echo-close", "daytime")
-
-
-def _superd(
-    name: str, base: int, defaults: str, only: tuple[str, ...] = (), model: str = "loop"
-) -> Server:
-    CACHE.mkdir(parents=True, exist_ok=True)
-    echo, daytime = Address("127.0.0.1", base + 7), Address("127.0.0.1", base + 13)
-    cat = Address("127.0.0.1", base + 8) if "program" in only else None
-    (CACHE / f"{name}.records").unlink(missing_ok=True)
-    configuration = CACHE / f"{name}.toml"
-    text = CONFIGURATION + (PROGRAM if cat else "")
-    values = {"cache": CACHE, "name": name, "defaults": defaults, "model": model}
-    configuration.write_text(text.format(**values, echo=echo, daytime=daytime, cat=cat))
-    command = (sys.executable, "-P", "-m", "superd", "run", "-c", str(configuration))
-    return Server(name, command, echo, daytime, cat, only=only)
-
-
-def epoll_server() -> Server:
-    """Return the yardstick: what the same services cost in bare C."""
-    echo, daytime = Address("127.0.0.1", 7307), Address("127.0.0.1", 7313)
-    program = build("epoll_server")
-    command = (str(program), echo.host, str(echo.port), str(daytime.port))
-    return Server("epoll-c", command, echo, daytime)
+    beside_load: Meter | None = None
 
 
 @contextlib.contextmanager
-def running(server: Server, core: int) -> Iterator[Running]:
-    """Run a server on one core for as long as the context lasts."""
+def running(server: Server, cores: Cores) -> Iterator[Running]:
+    """Run a server, after its backend, for as long as the context lasts."""
     for address in (server.echo, server.daytime):
-        if _is_taken(address):
+        if address and _is_taken(address):
             raise BenchError(f"{server.name}: {address} is in use by another program")
-    started = _start(server, core)
-    try:
+    with contextlib.ExitStack() as stack:
+        backend = stack.enter_context(running(server.backend, cores)) if server.backend else None
+        started = _start(server, cores.load if server.beside_load else cores.server)
+        stack.callback(end, started)
         _await_services(started)
-        yield started
-    finally:
-        end(started)
+        beside = started if server.beside_load else backend
+        yield dataclasses.replace(started, beside_load=beside.meter if beside else None)
 
 
 def _is_taken(address: Address) -> bool:
@@ -200,7 +104,9 @@ def _start(server: Server, core: int) -> Running:
 
 def _await_services(started: Running) -> None:
     server = started.server
-    probes = [lambda: probe_echo(server.echo), lambda: _probe_daytime(server.daytime)]
+    probes = [lambda: probe_echo(server.echo)]
+    if (daytime := server.daytime) is not None:
+        probes.append(lambda: _probe_daytime(daytime))
     if (cat := server.cat) is not None:
         probes.append(lambda: probe_echo(cat))
     if not server.no_udp:
