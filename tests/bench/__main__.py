@@ -1,4 +1,4 @@
-"""Measure superd beside its peers: other inetds and a bare C server.
+"""Measure superd beside its peers: inetds, or programs that forward ports.
 
 Servers run on one core and take turns under one load from another core, several rounds; the
 figures are medians. The exit code is 0 when the measurement worked, whatever it says, and 1 when
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench import inetd, report
+from tests.bench import forward, inetd, report
 from tests.bench.cores import Cores
 from tests.bench.goals import Results
 from tests.bench.idle import measure_idle
@@ -24,7 +24,7 @@ from tests.bench.startup import ready_times
 from tests.bench.suite import Suite
 from tests.bench.workspace import BenchError
 
-SUITES = {suite.name: suite for suite in (inetd.SUITE,)}
+SUITES = {suite.name: suite for suite in (inetd.SUITE, forward.SUITE)}
 
 
 @dataclass(frozen=True)
