@@ -14,7 +14,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from superd.plugin import Connection, Duration, Options, Service, hookimpl
+from superd.plugin import Connection, Options, PositiveDuration, Service, hookimpl
 
 LONGEST_NAME = 256  # bytes
 HELP = b"help"
@@ -24,7 +24,7 @@ TOO_LONG = b"-The name is too long\r\n"
 
 
 class TcpmuxOptions(Options):
-    timeout: Annotated[Duration, Field(gt=0, description="until the name has come")] = 10.0
+    timeout: Annotated[PositiveDuration, Field(description="until the name has come")] = 10.0
 
 
 class Tcpmux(Service):

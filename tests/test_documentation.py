@@ -93,7 +93,9 @@ def test_the_example_has_every_option_of_the_bundled_plugins() -> None:
         if plugin.distribution == "superd":
             shown = superd("plugins", name).stdout
             for option in re.findall(r"^  ([a-z-]+) \(", shown, re.MULTILINE):
-                assert re.search(rf"(options = {{ |^){option} = ", text, re.MULTILINE), option
+                is_table = f".options.{option}]" in text
+                is_value = re.search(rf"(options = {{ |^){option} = ", text, re.MULTILINE)
+                assert is_value or is_table, option
 
 
 def test_the_readme_has_every_exit_code() -> None:

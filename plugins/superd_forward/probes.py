@@ -12,7 +12,7 @@ from pydantic import Field
 
 from superd.config.model import Section
 from superd.net.closing import reset_on_close
-from superd.plugin import Duration
+from superd.plugin import PositiveDuration
 from superd_forward.targets import Target
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ MOST_EXPECTED = 4096  # bytes that are read until the answer is not the expected
 
 
 class Probe(Section):
-    every: Annotated[Duration, Field(gt=0, description="from one probe to the next")] = 5.0
-    timeout: Annotated[Duration, Field(gt=0, description="for one probe")] = 2.0
+    every: Annotated[PositiveDuration, Field(description="from one probe to the next")] = 5.0
+    timeout: Annotated[PositiveDuration, Field(description="for one probe")] = 2.0
     send: Annotated[str, Field(description="what is sent once it is connected")] = ""
     expect: Annotated[str, Field(description="what its answer has to hold; empty for any")] = ""
     fall: Annotated[int, Field(ge=1, description="failures in a row until it is down")] = 3

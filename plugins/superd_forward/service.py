@@ -20,6 +20,7 @@ from superd.plugin import (
     DatagramRelay,
     Duration,
     Options,
+    PositiveDuration,
     Relay,
     Relayed,
     RelayedDatagrams,
@@ -71,6 +72,7 @@ class ForwardOptions(Options):
         BeforeValidator(_targets),
         Field(
             min_length=1,
+            examples=["tcp://127.0.0.1:8080"],
             description="one target or several: a string, or a table with address and weight",
         ),
     ]
@@ -79,14 +81,14 @@ class ForwardOptions(Options):
         Field(description="which of several targets a client gets"),
     ] = "round-robin"
     connect_timeout: Annotated[
-        Duration, Field(gt=0, description="until a target has taken the connection")
+        PositiveDuration, Field(description="until a target has taken the connection")
     ] = 5.0
     half_close_timeout: Annotated[
         Duration,
         Field(description="without a byte, once one side has sent its last; 0 for none"),
     ] = 300.0
     datagram_timeout: Annotated[
-        Duration, Field(gt=0, description="without a datagram, until a source is forgotten")
+        PositiveDuration, Field(description="without a datagram, until a source is forgotten")
     ] = 60.0
     datagram_replies: Annotated[
         int, Field(ge=0, description="after so many answers, too; 1 for DNS, 0 for no end")

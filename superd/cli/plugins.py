@@ -92,6 +92,8 @@ def describe(plugin: Plugin) -> dict[str, Any]:
     if required:
         pairs = ", ".join(f"{key} = {_example(options[key])}" for key in required)
         sample.append(f"options = {{ {pairs} }}")
+    for key, option in list(options.items()):
+        options |= {f"{key}.{k}": inner for k, inner in _table(option, definitions).items()}
     return {
         "name": plugin.name,
         "distribution": plugin.distribution,
@@ -110,6 +112,13 @@ def _resolved(option: dict[str, Any], definitions: dict[str, Any]) -> dict[str, 
     """Return an option with what its reference, if it has one, stands for."""
     name = option.get("$ref", "").rpartition("/")[2]
     return {**definitions.get(name, {}), **{k: v for k, v in option.items() if k != "$ref"}}
+
+
+def _table(option: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys of an option that is a table."""
+    shapes = [_resolved(shape, definitions) for shape in option.get("anyOf", [option])]
+    found: dict[str, Any] = next((s["properties"] for s in shapes if "properties" in s), {})
+    return found
 
 
 def _example(option: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BeforeValidator,
+    Field,
     PlainSerializer,
     ValidationError,
     ValidationInfo,
@@ -233,6 +234,13 @@ Duration = Annotated[
     BeforeValidator(parse_duration),
     PlainSerializer(duration_text, when_used="json"),
     JsonSchema({"anyOf": [_matching(_DURATION, "30s", "1h30m"), {"const": 0}]}),
+]
+PositiveDuration = Annotated[
+    float,
+    BeforeValidator(parse_duration),
+    Field(gt=0),
+    PlainSerializer(duration_text, when_used="json"),
+    JsonSchema(_matching(_DURATION, "30s", "1h30m")),
 ]
 Size = Annotated[
     int,

@@ -31,7 +31,11 @@ _FACILITY = 3 << 3
 _SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 
 # keys of events that the journal knows by longer names, since its fields are everybody's
-_FIELDS = {"conn": "CONNECTION", "duration": "DURATION_USEC", "in": "BYTES_IN", "out": "BYTES_OUT"}
+_FIELDS = {
+    "conn": "CONNECTION", "duration": "DURATION_USEC", "connect": "CONNECT_USEC",
+    "in": "BYTES_IN", "out": "BYTES_OUT",
+}  # fmt: skip
+_SECONDS = {"duration", "connect"}  # which the journal has in microseconds
 
 
 class Untaken(OSError):
@@ -232,8 +236,8 @@ class Journal(Socket):
     def _write_event(self, line: bytes) -> None:
         event = connections.parsed(line)
         fields = {key: value for key, value in event.items() if key not in ("time", "pid")}
-        if "duration" in fields:
-            fields["duration"] = round(fields["duration"] * 1e6)
+        for key in _SECONDS & fields.keys():
+            fields[key] = round(fields[key] * 1e6)
         self._log("info", event["pid"], connections.message_of(event), fields)
 
     def _log(self, level: str, pid: int, message: str, fields: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ def superd_services():
     return [Shout]
 """
 
-from superd.config.values import Duration, ReadableFile, Size, Strings
+from superd.config.values import Duration, PositiveDuration, ReadableFile, Size, Strings
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import End
 from superd.plugin.connection import BlockingConnection, Client, Connection, LineTooLong
@@ -42,6 +42,7 @@ __all__ = [
     "LineTooLong",
     "Options",
     "Packet",
+    "PositiveDuration",
     "ReadableFile",
     "Relay",
     "Relayed",
