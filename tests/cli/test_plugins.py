@@ -168,6 +168,7 @@ def test_a_plugin_is_shown_with_its_manual_and_all_that_it_takes(
         "  loud (boolean, default false)\n"
         "  ratio (float, default 0.5)\n"
         "  inner (table)\n"
+        "  inner.host (string)\n"
         "\n"
         "[service.greedy]\n"
         'plugin = "greedy"\n'
