@@ -1,7 +1,7 @@
-"""The name of a host, confirmed: what a reverse look-up says, if a forward look-up agrees.
+"""The names of hosts: which texts may be one, and which is the confirmed one of an address.
 
-Runs where looking up may take long: in the resolver and the command line, never in the master or on
-a worker's loop. Whoever answers a reverse look-up may say what he likes, so a name that does not
+Looks up where that may take long, in the resolver and the command line, never in the master or on a
+worker's loop. Whoever answers a reverse look-up may say what he likes, so a name that does not
 lead back to the address, or has other characters than a host's name, is none. Never raises.
 """
 
@@ -15,6 +15,24 @@ from superd.net.patterns import LONGEST_NAME
 
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}")
+_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
+
+
+def plausible_name(text: str) -> str:
+    """Return a name as DNS has it, in lower case and ASCII; "" for what cannot be a host's.
+
+    What ends in a number is none: the C library takes `127.1` and `0x7f000001` for addresses.
+    """
+    if len(text) > LONGEST_NAME + 1:  # before the codec, which takes long for a long one
+        return ""
+    try:
+        name = text.lower() if text.isascii() else text.encode("idna").decode("ascii").lower()
+    except UnicodeError:
+        return ""
+    bare = name.removesuffix(".")
+    if len(bare) > LONGEST_NAME or not _NAME.fullmatch(bare) or _NUMBER.fullmatch(bare):
+        return ""
+    return name
 
 
 def confirmed_name(host: str) -> str:
