@@ -1,7 +1,7 @@
 """A name server that says what a test wants, in a network namespace of the test's own (RFC 1035).
 
-Runs in the test's process, in a thread. Answers PTR, A and AAAA questions, and says nothing at all
-where it is silent.
+Runs in the test's process, in a thread. Answers PTR, A and AAAA questions, says nothing at all
+where it is silent, and what it should not where it is hostile.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import shutil
 import socket
 import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.namespaces import Namespace
@@ -27,12 +27,17 @@ FILES = {
 
 
 class NameServer:
-    """`names` maps addresses to what PTR says, `addresses` names to their addresses."""
+    """`names` maps addresses to what PTR says, `addresses` names to one or several addresses.
+
+    `hostile` makes another answer of a question, as it came, and of its true answer.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
         self.names: dict[str, bytes] = {}
         self.addresses: dict[bytes, str] = {}
+        self.ttl = 60
+        self.hostile: Callable[[bytes, bytes], bytes] | None = None
         self.is_silent = False
         self.fails = False
         self.questions = 0
@@ -45,7 +50,10 @@ class NameServer:
                 return
             self.questions += 1
             if not self.is_silent:
-                self.socket.sendto(self.answer(data), peer)
+                answer = self.answer(data)
+                if self.hostile is not None:
+                    answer = self.hostile(data, answer)
+                self.socket.sendto(answer, peer)
 
     def answer(self, query: bytes) -> bytes:
         labels, end = [], 12
@@ -54,23 +62,30 @@ class NameServer:
             end += 1 + length
         kind = int.from_bytes(query[end + 1 : end + 3], "big")
         question = query[12 : end + 5]
-        data = None if self.fails else self._data(b".".join(labels).lower(), kind)
-        code = SERVFAIL if self.fails else 0 if data is not None else NXDOMAIN
-        header = query[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, data is not None, 0, 0)
-        record = b""
-        if data is not None:
-            record = b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, 60, len(data)) + data
-        return header + question + record
+        found = None if self.fails else self._data(b".".join(labels).lower(), kind)
+        code = SERVFAIL if self.fails else NXDOMAIN if found is None else 0
+        records = b"".join(record(kind, self.ttl, data) for data in found or [])
+        return header(query, code, len(found or [])) + question + records
 
-    def _data(self, name: bytes, kind: int) -> bytes | None:
+    def _data(self, name: bytes, kind: int) -> list[bytes] | None:
+        """Return the data of a name's records; None where there is no such name."""
         if kind == PTR:
             for address, told in self.names.items():
                 if ipaddress.ip_address(address).reverse_pointer.encode() == name:
-                    return _encoded(told)
-        address = self.addresses.get(name, "")
-        if address and kind == (AAAA if ":" in address else A):
-            return ipaddress.ip_address(address).packed
-        return None
+                    return [_encoded(told)]
+        if name not in self.addresses:
+            return None
+        found = map(ipaddress.ip_address, self.addresses[name].split())
+        return [one.packed for one in found if kind == (AAAA if one.version == 6 else A)]
+
+
+def header(query: bytes, code: int, answers: int) -> bytes:
+    return query[:2] + struct.pack("!HHHHH", 0x8180 | code, 1, answers, 0, 0)
+
+
+def record(kind: int, ttl: int, data: bytes) -> bytes:
+    """Return a record of the name that was asked for."""
+    return b"\xc0\x0c" + struct.pack("!HHIH", kind, 1, ttl, len(data)) + data
 
 
 def _encoded(name: bytes) -> bytes:
