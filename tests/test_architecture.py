@@ -57,3 +57,11 @@ def test_the_command_line_starts_without_a_plugin_or_an_event_loop() -> None:
     modules = set(done.stdout.split())
     assert not {name for name in modules if name.startswith("superd_")}
     assert not modules & {"asyncio", "uvloop", "pydantic"}
+
+
+def test_only_the_resolver_loads_what_it_asks_name_servers_with() -> None:
+    code = "import sys, superd.master.start; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert "superd.resolver.addresses" in modules
+    assert not modules & {"aiodns", "pycares", "cffi"}

@@ -1,8 +1,8 @@
-"""The resolver's life: answers workers that ask for the confirmed name of a host.
+"""The resolver's life: answers workers that ask for a host's confirmed name or a name's addresses.
 
 Runs in a process of its own: unprivileged, outside any jail, without a listener of a service. It
 never reads what a client sends, and believes nothing that a name server says. A look-up that takes
-too long is answered with no name. Ends with the master. Never raises.
+too long is answered with nothing. Ends with the master. Never raises.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -21,17 +21,19 @@ from setproctitle import setproctitle
 from superd.config.model import Confinement
 from superd.errors import ExitCode, reason
 from superd.net.credentials import ids_of_peer
-from superd.net.names import confirmed_name
+from superd.net.names import confirmed_name, plausible_name
+from superd.resolver import addresses
+from superd.resolver.addresses import Addresses, Found
 from superd.worker.channel import Channel
 from superd.worker.confinement import confine, keep_only, limit
 from superd.worker.environment import clean_environment
-from superd.worker.names import LONGEST_REQUEST, answer_to
+from superd.worker.names import ADDRESSES_OF, LONGEST_REQUEST, answer_to
 from superd.worker.signals import reset_signals
 
 THREADS = 16  # look-ups at a time, since each blocks its thread
-PATIENCE = 5.0  # seconds until somebody is told that there is no name
+PATIENCE = 5.0  # seconds until somebody is told that there is none
 MOST_CLIENTS = 512
-MOST_WAITING = 2000  # hosts that are looked up or wait for a thread
+MOST_WAITING = 2000  # requests that are looked up or wait for a thread
 MOST_KNOWN = 4096
 NAME_IS_VALID = 300.0  # seconds; name servers say how long, but getnameinfo(3) does not tell
 FAILURE_IS_VALID = 60.0
@@ -49,6 +51,7 @@ def main(
         setproctitle("superd: resolver")
         keep_only([line.fileno(), listener.fileno()])
         clean_environment()
+        addresses.load()
         limit(confinement)
         confine(confinement)
         loop = asyncio.SelectorEventLoop()
@@ -72,16 +75,18 @@ class Resolver:
         loop: asyncio.AbstractEventLoop,
         listener: socket.socket,
         users: Collection[int],
-        look_up: Callable[[str], str] = confirmed_name,
+        name_of: Callable[[str], str] = confirmed_name,
+        addresses_of: Callable[[str], Awaitable[Found]] | None = None,
     ) -> None:
         self.loop = loop
         self.listener = listener
         self.users = {0, *users}
-        self.look_up = look_up
         self.clients: set[socket.socket] = set()
         self.waiting: dict[str, set[socket.socket]] = {}
-        self.known: dict[str, tuple[str, float]] = {}
+        self.known: dict[str, tuple[tuple[str, ...], float]] = {}
         self.threads = ThreadPoolExecutor(THREADS)
+        self.name_of = name_of
+        self.addresses_of = addresses_of or Addresses(loop).look_up
         listener.setblocking(False)
 
     def accept(self) -> None:
@@ -96,41 +101,48 @@ class Resolver:
 
     def _heard(self, client: socket.socket) -> None:
         try:
-            host = client.recv(LONGEST_REQUEST + 1).decode("ascii")
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            socket.inet_pton(family, host)
+            request = client.recv(LONGEST_REQUEST + 1).decode("ascii")
+            _check(request)
         except BlockingIOError:
             return
         except (OSError, ValueError):
             self._drop(client)  # it has gone, or asks what no worker would
             return
-        name, until = self.known.get(host, ("", 0.0))
-        if until > self.loop.time():
-            self._answer(client, host, name)
-        elif host in self.waiting:
-            self.waiting[host].add(client)
+        found, until = self.known.get(request, ((), 0.0))
+        valid = until - self.loop.time()
+        if valid > 0:
+            self._answer(client, request, found, valid)
+        elif request in self.waiting:
+            self.waiting[request].add(client)
         elif len(self.waiting) >= MOST_WAITING:
-            self._answer(client, host, "")
+            self._answer(client, request, *_nothing(request))
         else:
-            self.waiting[host] = {client}
-            self.loop.create_task(self._looked_up(host))
+            self.waiting[request] = {client}
+            self.loop.create_task(self._looked_up(request))
 
-    async def _looked_up(self, host: str) -> None:
-        job = self.loop.run_in_executor(self.threads, self.look_up, host)
-        name = ""
-        with contextlib.suppress(Exception):  # whatever it is, there is no name
-            name = await asyncio.wait_for(asyncio.shield(job), PATIENCE)
+    async def _looked_up(self, request: str) -> None:
+        found, valid = _nothing(request)
+        with contextlib.suppress(Exception):  # whatever it is, nothing was found
+            found, valid = await asyncio.wait_for(self._look_up(request), PATIENCE)
         while len(self.known) >= MOST_KNOWN:
             del self.known[next(iter(self.known))]
-        valid = NAME_IS_VALID if name else FAILURE_IS_VALID
-        self.known[host] = (name, self.loop.time() + valid)
-        for client in self.waiting.pop(host):
-            self._answer(client, host, name)
+        self.known[request] = (found, self.loop.time() + valid)
+        for client in self.waiting.pop(request):
+            self._answer(client, request, found, valid)
 
-    def _answer(self, client: socket.socket, host: str, name: str) -> None:
+    async def _look_up(self, request: str) -> Found:
+        if request.startswith(ADDRESSES_OF):
+            return await self.addresses_of(request.removeprefix(ADDRESSES_OF))
+        job = self.loop.run_in_executor(self.threads, self.name_of, request)
+        name = await asyncio.shield(job)
+        return ((name,), NAME_IS_VALID) if name else _nothing(request)
+
+    def _answer(
+        self, client: socket.socket, request: str, found: tuple[str, ...], valid: float
+    ) -> None:
         if client in self.clients:
             try:
-                client.send(answer_to(host, name))
+                client.send(answer_to(request, found, valid))
             except OSError:
                 self._drop(client)  # it does not read, or has gone
 
@@ -138,3 +150,17 @@ class Resolver:
         self.loop.remove_reader(client)
         self.clients.discard(client)
         client.close()
+
+
+def _check(request: str) -> None:
+    """Raise OSError or ValueError for what is no request."""
+    if request.startswith(ADDRESSES_OF):
+        name = request.removeprefix(ADDRESSES_OF)
+        if not name or plausible_name(name) != name:
+            raise ValueError(name)
+    else:
+        socket.inet_pton(socket.AF_INET6 if ":" in request else socket.AF_INET, request)
+
+
+def _nothing(request: str) -> Found:
+    return addresses.NOTHING if request.startswith(ADDRESSES_OF) else ((), FAILURE_IS_VALID)

@@ -1,0 +1,134 @@
+"""The resolver's answers to what a worker asks, with look-ups that do what the test says."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from superd.resolver.addresses import Found
+from superd.resolver.resolver import MOST_WAITING, Resolver
+from superd.worker.names import Names
+
+
+class Running:
+    """A resolver and a worker's half on one loop; `asked` is what was looked up."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.SelectorEventLoop()
+        self.asked: list[str] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.answers: dict[str, Found] = {}
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.listener.bind("")
+        self.listener.listen()
+        self.address = self.listener.getsockname().decode()
+        self.resolver = Resolver(
+            self.loop, self.listener, {os.geteuid()}, lambda host: "host.example", self.addresses_of
+        )
+        self.loop.add_reader(self.listener, self.resolver.accept)
+
+    async def addresses_of(self, name: str) -> Found:
+        self.asked.append(name)
+        await self.gate.wait()
+        return self.answers[name]
+
+    def worker(self) -> Names:
+        return Names(self.loop, self.address)
+
+    def wait_for(self, condition: Callable[[], object]) -> None:
+        async def poll() -> None:
+            while not condition():
+                await asyncio.sleep(0.001)
+
+        self.loop.run_until_complete(asyncio.wait_for(poll(), 5))
+
+
+@pytest.fixture
+def running() -> Iterator[Running]:
+    one = Running()
+    yield one
+    one.resolver.threads.shutdown()
+    for client in one.resolver.clients:
+        client.close()
+    one.listener.close()
+    one.loop.close()
+
+
+def test_both_kinds_of_requests_are_answered_on_one_line(running: Running) -> None:
+    running.answers["host.example"] = (("2001:db8::1", "192.0.2.1"), 60.0)
+    found: list[object] = []
+    names = running.worker()
+    names.addresses("host.example", found.append)
+    running.wait_for(lambda: len(found) == 1)
+    names.ask("192.0.2.1", found.append)
+    running.wait_for(lambda: len(found) == 2)
+    assert found == [("2001:db8::1", "192.0.2.1"), "host.example"]
+    names._hang_up()
+
+
+def test_another_worker_gets_what_is_left_of_the_ttl(running: Running) -> None:
+    running.answers["host.example"] = (("192.0.2.1",), 0.3)
+    found: list[object] = []
+    first, second = running.worker(), running.worker()
+    first.addresses("host.example", found.append)
+    running.wait_for(lambda: len(found) == 1)
+    running.loop.run_until_complete(asyncio.sleep(0.1))
+    second.addresses("host.example", found.append)
+    running.wait_for(lambda: len(found) == 2)
+    assert running.asked == ["host.example"]
+    assert second._known["=host.example"][1] <= first._known["=host.example"][1] + 0.01
+    first._hang_up()
+    second._hang_up()
+
+
+def test_equal_requests_of_several_workers_are_looked_up_once(running: Running) -> None:
+    running.answers["host.example"] = (("192.0.2.1",), 60.0)
+    running.gate.clear()
+    found: list[object] = []
+    workers = [running.worker() for _ in range(3)]
+    for names in workers:
+        names.addresses("host.example", found.append)
+    running.wait_for(lambda: len(running.resolver.waiting.get("=host.example", ())) == 3)
+    running.gate.set()
+    running.wait_for(lambda: len(found) == 3)
+    assert running.asked == ["host.example"]
+    for names in workers:
+        names._hang_up()
+
+
+def test_a_look_up_that_fails_is_none(running: Running) -> None:
+    found: list[object] = []
+    names = running.worker()
+    names.addresses("unexpected.example", found.append)  # raises KeyError
+    running.wait_for(lambda: found)
+    assert found == [()]
+    names._hang_up()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [b"=", b"=no name", b"=HOST", b"=127.1", b"=\xff", b"=" + b"x" * 2000, b"host", b"x"],
+)
+def test_who_asks_what_no_worker_would_is_hung_up_on(running: Running, request_: bytes) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
+        client.connect("\0" + running.address.lstrip("\0"))
+        client.setblocking(False)
+        client.send(request_)
+        assert running.loop.run_until_complete(running.loop.sock_recv(client, 100)) == b""
+    assert running.asked == []
+
+
+def test_more_than_it_can_look_up_are_told_that_there_is_none(running: Running) -> None:
+    for number in range(MOST_WAITING):
+        running.resolver.waiting[f"={number}.example"] = set()
+    found: list[object] = []
+    names = running.worker()
+    names.addresses("host.example", found.append)
+    running.wait_for(lambda: found)
+    assert found == [()]
+    names._hang_up()
