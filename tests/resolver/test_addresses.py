@@ -111,8 +111,7 @@ def test_an_address_that_changes_is_seen_after_its_ttl(net: Net, ttl: int) -> No
     net.tell("192.0.2.7")
     assert net.addresses(net.host) == "192.0.2.7"
     net.tell("192.0.2.8")
-    assert net.addresses(net.host) == "192.0.2.7"
-    until(lambda: net.addresses(net.host) == "192.0.2.8", "the TTL to be over", 3)
+    until(lambda: net.addresses(net.host) == "192.0.2.8", "the TTL to be over")
 
 
 def test_equal_requests_are_looked_up_once(net: Net) -> None:
@@ -147,7 +146,7 @@ def test_a_name_that_comes_to_be_is_found_soon_whatever_its_name_server_says(net
     assert net.addresses("late.example") == ""
     net.names.hostile = None
     net.names.addresses[b"late.example"] = "192.0.2.7"
-    until(lambda: net.addresses("late.example") == "192.0.2.7", "it to be asked for again", 7)
+    until(lambda: net.addresses("late.example") == "192.0.2.7", "it to be asked for again")
 
 
 def test_names_are_searched_as_the_system_does(net: Net) -> None:
@@ -161,7 +160,7 @@ def test_a_name_of_etc_hosts_needs_no_name_server_and_an_edited_one_is_seen(net:
     assert net.addresses("written.example") == "2001:db8::200 192.0.2.200"
     assert net.addresses("edited.example") == "192.0.2.200"
     net.write("hosts", "192.0.2.201 edited.example\n")
-    until(lambda: net.addresses("edited.example") == "192.0.2.201", "the file to be read", 3)
+    until(lambda: net.addresses("edited.example") == "192.0.2.201", "the file to be read")
     assert net.names.questions == asked
 
 
@@ -189,7 +188,7 @@ def test_a_silent_name_server_holds_up_nobody_who_does_not_need_it(net: Net) -> 
     silent = [f"silent-{number}.example" for number in range(100)]
     answers = net.asking.ask(*silent, net.host, "written.example")
     assert list(answers)[:2] == [net.host, "written.example"]
-    assert all(answers[name] == ("" if name in silent else answers[name]) for name in answers)
+    assert not any(answers[name] for name in silent)
     assert answers[net.host] == "192.0.2.7"
     assert time.monotonic() - start < 7
 
