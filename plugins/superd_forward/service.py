@@ -127,6 +127,7 @@ class Forward(Service):
     def check(self, entry: Entry) -> None:
         self.entry = entry
         options = self.options
+        self.looks_up = any(place.address.is_name for place in options.to)
         for transport in dict.fromkeys(address.transport for address in entry.listen):
             kind = "datagrams" if transport.is_datagram else "connections"
             if transport.value == "unixpacket":

@@ -15,7 +15,6 @@ from enum import Enum
 from functools import partial
 
 from superd.admission.ledger import Ledger
-from superd.admission.rules import needs_names
 from superd.admission.scoreboard import Roster, Scoreboard
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.bans import Bans
@@ -93,11 +92,16 @@ class Master:
     def configured(self, plan: Plan) -> None:
         """Go by a plan in what is the daemon's own."""
         self.bans.protect(plan.settings.daemon.never_ban)
-        if not any(map(needs_names, plan.services.values())):
-            if self.resolving is not None:
-                self.resolving.close()
+        if self.resolving is not None and not plan.needs_resolver:
+            self.resolving.close()
             self.resolving = None
-        else:
+        self.provide_resolver(plan)
+
+    def provide_resolver(self, plan: Plan) -> None:
+        """Have a resolver for the workers of a plan, if they need one; to be called before they
+        start, as they are told its address.
+        """
+        if plan.needs_resolver:
             self.resolving = self.resolving or Resolving(self.log)
             self.resolving.serve(plan.pools)
 

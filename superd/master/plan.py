@@ -6,9 +6,11 @@ and NotPermitted.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from superd.admission.rules import needs_names
 from superd.config.loading import Configuration
 from superd.config.model import Service, Settings
 from superd.errors import ConfigurationError
@@ -28,6 +30,7 @@ class Plan:
     pools: list[Pool]
     plugins: dict[str, Plugin]
     broken: dict[str, str]
+    needs_resolver: bool
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -46,15 +49,22 @@ def plan(configuration: Configuration) -> Plan:
     broken = {name: why for name, why in verdict.broken.items() if name in settings.enabled}
     if not settings.enabled.keys() - broken.keys():
         raise ConfigurationError(verdict.everything(configuration))
-    return plan_of(settings, plugins, broken)
+    return plan_of(settings, plugins, broken, verdict.looking_up)
 
 
-def plan_of(settings: Settings, plugins: dict[str, Plugin], broken: dict[str, str]) -> Plan:
+def plan_of(
+    settings: Settings,
+    plugins: dict[str, Plugin],
+    broken: dict[str, str],
+    looking_up: Collection[str] = (),
+) -> Plan:
     """Sort the services that are not broken into pools."""
     services = {name: entry for name, entry in settings.enabled.items() if name not in broken}
     pools, notices = pools_of(settings, services)
     notices += _backlog_notice(services)
-    return Plan(settings, pools, plugins, broken, notices)
+    by_name = any(needs_names(entry) for entry in services.values())
+    needs_resolver = by_name or not services.keys().isdisjoint(looking_up)
+    return Plan(settings, pools, plugins, broken, needs_resolver, notices)
 
 
 def _backlog_notice(services: dict[str, Service]) -> list[str]:

@@ -33,6 +33,7 @@ class Verdict:
 
     problems: list[Problem] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
+    looking_up: list[str] = field(default_factory=list)  # services that need a resolver
 
     def everything(self, configuration: Configuration) -> list[Problem]:
         """Return all that is wrong with a configuration, its plugins among it."""
@@ -65,6 +66,7 @@ def rehearse(
         else:
             verdict.problems += [Problem(**problem) for problem in outcome.result["problems"]]
             verdict.broken |= outcome.result["broken"]
+            verdict.looking_up += outcome.result["looking_up"]
     return verdict
 
 
@@ -108,6 +110,7 @@ class _Rehearsal:
         preload.load(kind.preload)
         problems: list[Problem] = []
         broken: dict[str, str] = {}
+        looking_up: list[str] = []
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
             if entry.wait and not hasattr(kind, "listener"):
@@ -116,27 +119,32 @@ class _Rehearsal:
             if mistake := _mistake_in_model(entry, kind):
                 problems.append(self.configuration.problem(name, ("model",), mistake))
             try:
-                problems += self._tried(name, entry, kind)
+                service = self._built(name, entry, kind, problems)
+                if service is not None and self.prepare and entry.enabled:
+                    service.prepare()
+                if service is not None and service.looks_up:
+                    looking_up.append(name)
             except BaseException as error:  # noqa: BLE001  a plugin may raise anything
                 broken[name] = f"plugin {self.plugin.name} failed: {reason(error)}"
-        return {"problems": [asdict(problem) for problem in problems], "broken": broken}
+        told = [asdict(problem) for problem in problems]
+        return {"problems": told, "broken": broken, "looking_up": looking_up}
 
-    def _tried(self, name: str, entry: Service, kind: type[PluginService]) -> list[Problem]:
-        """Build the service, perhaps prepare it, and return the mistakes in its options."""
+    def _built(
+        self, name: str, entry: Service, kind: type[PluginService], problems: list[Problem]
+    ) -> PluginService | None:
+        """Build the service, or add to the problems what is wrong with its options."""
         model, context = kind.options_model, {"directory": self.configuration.partial.file.parent}
         try:
-            options = model.model_validate(entry.options, context=context)
-        except ValidationError as error:
-            return problems_of(error, model, entry.options, self._locator(name))
-        service = kind(options)
-        try:
+            service = kind(model.model_validate(entry.options, context=context))
             service.check(entry)
+        except ValidationError as error:
+            problems += problems_of(error, model, entry.options, self._locator(name))
+            return None
         except WrongOption as error:
             path = ("options", error.key) if error.key in entry.options else ("options",)
-            return [self.configuration.problem(name, path, str(error))]
-        if self.prepare and entry.enabled:
-            service.prepare()
-        return []
+            problems.append(self.configuration.problem(name, path, str(error)))
+            return None
+        return service
 
     def _locator(self, name: str) -> Locate:
         return lambda path: self.configuration.locate(name, ("options", *path))

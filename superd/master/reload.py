@@ -17,7 +17,7 @@ import pickle
 import selectors
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -97,7 +97,7 @@ class Reload:
         else:
             # from our own child, in which no plugin ran
             settings = pickle.loads(base64.b64decode(outcome.result["settings"]))  # noqa: S301
-            self._start(settings)
+            self._start(settings, outcome.result["looking_up"])
 
     def _take_outcome(self) -> Any:
         assert self._check is not None
@@ -105,12 +105,12 @@ class Reload:
         check, self._check = self._check, None
         return check.finish()
 
-    def _start(self, settings: Settings) -> None:
+    def _start(self, settings: Settings, looking_up: Collection[str]) -> None:
         """Bind what is new, and have the workers of a new generation started."""
         master, old = self.master, self.master.current
         settings = self._with_fixed_files(settings, old.plan.settings)
         try:
-            plan = plan_of(settings, installed(), {})
+            plan = plan_of(settings, installed(), {}, looking_up)
             daemon, before = settings.daemon, old.plan.settings.daemon
             keys = ("log", "log_format", "record_log", "record_format")
             if any(getattr(daemon, key) != getattr(before, key) for key in keys):
@@ -128,6 +128,7 @@ class Reload:
         self.changes = differences(old.plan.services, plan.services)
         self.state = "starting"
         self._deadline = time.monotonic() + PATIENCE
+        master.provide_resolver(plan)
         master.generations.append(self._next)
 
     def _with_fixed_files(self, settings: Settings, running: Settings) -> Settings:
@@ -177,6 +178,7 @@ class Reload:
         if new is not None:
             new.signal(signal.SIGKILL)
             self.master.retire(new)
+            self.master.configured(self.master.current.plan)
         running = {listener.socket for listener in self.master.current.watch.listeners}
         for listener in self._listeners:
             if listener.socket not in running:
@@ -198,7 +200,8 @@ def checked(file: Path) -> dict[str, Any]:
     except ConfigurationError as error:
         return {"problems": str(error).splitlines()}
     settings = configuration.settings
-    return {"settings": base64.b64encode(pickle.dumps(settings)).decode("ascii")}
+    pickled = base64.b64encode(pickle.dumps(settings)).decode("ascii")
+    return {"settings": pickled, "looking_up": verdict.looking_up}
 
 
 def differences(old: Mapping[str, Service], new: Mapping[str, Service]) -> dict[str, str]:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 
 from superd.errors import shown
 from superd.net.addresses import ENDPOINT, Address, Transport, parse_port, parse_unix, unmapped
+from superd.net.names import plausible_name
 
-LONGEST_NAME = 253
-_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 TRANSPORTS = (Transport.TCP, Transport.UDP, Transport.UNIX, Transport.UNIXGRAM)
 
 
@@ -100,11 +99,7 @@ def _host(text: str) -> str:
             return str(ipaddress.IPv4Address(text))
         except ValueError:
             raise ValueError(f"{text} is not an IPv4 address") from None
-    try:
-        name = text.encode("idna").decode("ascii")
-    except UnicodeError:
-        raise ValueError(f"{shown(text)} is not a host") from None
-    labels = name.removesuffix(".").split(".")
-    if len(name) > LONGEST_NAME or not all(_LABEL.fullmatch(label) for label in labels):
+    name = plausible_name(text)
+    if not name:
         raise ValueError(f"{shown(text)} is not a host")
     return name

@@ -139,6 +139,8 @@ class Service:
     options_model: ClassVar[type[Options]] = Options
     preload: ClassVar[tuple[str, ...]] = ()  # modules that are imported late, after confinement
 
+    looks_up = False  # whether it calls `look_up`, for which a resolver has to run; set by `check`
+
     def __init__(self, options: Options) -> None:
         self.options = options
 
