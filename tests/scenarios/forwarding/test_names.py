@@ -1,0 +1,215 @@
+"""Targets by name: looked up when they are needed, from a jail too, and all addresses are tried.
+
+Each test has a network namespace of its own, with a name server that says what the test wants.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Start
+from tests.dns import NameServer, name_server
+from tests.harness import PATIENCE, Superd, until
+from tests.namespaces import Namespace, join, network_namespace
+
+pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
+
+BY_NAME = """
+[daemon]
+record-log = "stderr"
+
+[service.web]
+plugin = "forward"
+listen = ["tcp://127.0.0.1:7001", "udp://127.0.0.1:7001"]
+chroot = "{jail}"
+options = {{ to = "{to}", {more} }}
+"""
+
+
+class Net:
+    """A machine with a name server, superd, and servers that tell by which address one came."""
+
+    def __init__(self, space: Namespace, names: NameServer, start: Start, jail: Path) -> None:
+        self.space = space
+        self.names = names
+        self.start = start
+        self.jail = jail
+        self.served: Superd | None = None
+
+    def serve(self, to: str = "app.example:7002", more: str = "") -> Superd:
+        text = BY_NAME.format(jail=self.jail, to=to, more=more)
+        self.served = self.start(text, *self.space.wrapper)
+        return self.served
+
+    def listener(self, host: str) -> socket.socket:
+        with self.space.inside():
+            sock = socket.create_server(
+                (host, 7002), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+            )
+        sock.settimeout(PATIENCE)
+        return sock
+
+    def connect(self) -> socket.socket:
+        with self.space.inside():
+            return socket.create_connection(("127.0.0.1", 7001), PATIENCE)
+
+
+@pytest.fixture
+def net(start_superd: Start, jail: Path) -> Iterator[Net]:
+    with network_namespace() as space, name_server(space) as names:
+        space.add_address("fd00::1")
+        space.add_address("fd00::2")
+        made = Net(space, names, start_superd, jail)
+        yield made
+        if made.served is not None:
+            made.served.stop()
+
+
+def passes(net: Net, listener: socket.socket) -> bool:
+    """Tell whether a client's bytes arrive at a listener."""
+    with net.connect() as client:
+        client.sendall(b"hello")
+        with listener.accept()[0] as target:
+            target.settimeout(PATIENCE)
+            return target.recv(5) == b"hello"
+
+
+def test_a_name_is_looked_up_when_the_first_client_comes(net: Net) -> None:
+    net.names.addresses[b"app.example"] = "127.0.0.2"
+    served = net.serve()
+    assert net.names.questions == 0
+    with net.listener("127.0.0.2") as target:
+        assert passes(net, target)
+        asked = net.names.questions
+        assert passes(net, target)
+        assert net.names.questions == asked > 0
+    served.wait_for_log(r"closed .* target=tcp://127\.0\.0\.2:7002 connect=")
+
+    def shown() -> list[str]:
+        rows = served.answer()["services"][0]["rows"]
+        return [row["target"] for row in rows if row["served"] == 2]
+
+    assert until(shown, "the target in the status") == ["tcp://app.example:7002"]
+
+
+def test_a_name_whose_address_changes_is_followed_once_its_ttl_is_over(net: Net) -> None:
+    net.names.ttl = 1
+    net.names.addresses[b"app.example"] = "127.0.0.2"
+    net.serve()
+    with net.listener("127.0.0.2") as old, net.listener("127.0.0.3") as new:
+        assert passes(net, old)
+        net.names.addresses[b"app.example"] = "127.0.0.3"
+        old.settimeout(0.05)
+        new.setblocking(False)
+
+        def has_gone_over() -> bool:
+            with net.connect() as client:
+                client.sendall(b"x")
+                try:
+                    old.accept()[0].close()
+                except TimeoutError:
+                    new.accept()[0].close()
+                    return True
+            return False
+
+        until(has_gone_over, "connections to the new address")
+
+
+def test_datagrams_go_to_a_name(net: Net) -> None:
+    net.names.addresses[b"app.example"] = "127.0.0.2"
+    net.serve()
+    with net.space.inside():
+        target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with target, client:
+        target.bind(("127.0.0.2", 7002))
+        for sock in (target, client):
+            sock.settimeout(PATIENCE)
+        client.connect(("127.0.0.1", 7001))
+        client.send(b"one")
+        client.send(b"two")
+        data, source = target.recvfrom(100)
+        assert (data, target.recv(100)) == (b"one", b"two")
+        target.sendto(b"three", source)
+        assert client.recv(100) == b"three"
+
+
+def test_who_has_both_families_is_reached_by_the_one_that_answers(net: Net) -> None:
+    net.names.addresses[b"app.example"] = "fd00::1 fd00::2 127.0.0.2"
+    net.serve()
+    with net.listener("127.0.0.2") as target:
+        assert passes(net, target)  # nobody listens on the others: they refuse
+    with net.listener("fd00::2") as target:
+        assert passes(net, target)
+
+
+def test_an_address_that_does_not_answer_delays_by_a_quarter_of_a_second(net: Net) -> None:
+    with network_namespace() as other:
+        join(net.space, other)
+        net.space.ip("address", "add", "2001:db8::1/64", "dev", "wire", "nodad")
+        net.space.ip("address", "add", "192.0.2.1/24", "dev", "wire")
+        # a neighbour that never takes a packet: what is sent there is lost without a word
+        net.space.ip(
+            "neighbour", "add", "2001:db8::9", "lladdr", "02:00:00:00:00:09", "dev", "wire"
+        )
+        net.names.addresses[b"app.example"] = "2001:db8::9 192.0.2.1"  # the preferred one first
+        net.serve()
+        with net.listener("192.0.2.1") as target, net.connect() as client:
+            started = time.monotonic()
+            target.accept()[0].close()
+            assert 0.2 < time.monotonic() - started < 2.0
+            client.settimeout(PATIENCE)
+            assert client.recv(1) == b""
+
+
+@pytest.mark.parametrize("answer", ["none", "fails"])
+def test_a_name_without_an_address_refuses_the_client_and_says_so(net: Net, answer: str) -> None:
+    net.names.fails = answer == "fails"
+    served = net.serve()
+    with net.connect() as client, pytest.raises(ConnectionResetError):
+        client.recv(1)
+    served.wait_for_log(r"end=unreachable .*its name has no address")
+    served.wait_for_log(r"target tcp://app\.example:7002 is left out for 10 s")
+
+
+def test_a_silent_name_server_holds_up_its_own_clients_only(net: Net) -> None:
+    net.names.is_silent = True
+    net.names.addresses[b"slow.example"] = "127.0.0.2"
+    text = BY_NAME.format(jail=net.jail, to="slow.example:7002", more="connect-timeout = '1s'")
+    echo = '[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:7003"\n'
+    net.served = net.start(text + echo, *net.space.wrapper)
+    with net.connect() as waiting:
+        with net.space.inside():
+            other = socket.create_connection(("127.0.0.1", 7003), PATIENCE)
+        with other:
+            other.sendall(b"x")
+            assert other.recv(1) == b"x"
+        started = time.monotonic()
+        with pytest.raises(ConnectionResetError):
+            waiting.recv(1)
+        assert time.monotonic() - started < 1.5
+
+
+def test_bind_to_leaves_out_addresses_of_the_other_family(net: Net) -> None:
+    net.names.addresses[b"app.example"] = "fd00::1 127.0.0.2"
+    net.serve(more="bind-to = '127.0.0.9'")
+    with net.listener("fd00::1"), net.listener("127.0.0.2") as target, net.connect():
+        reached, source = target.accept()
+        reached.close()
+        assert source[0] == "127.0.0.9"
+
+
+def test_a_reload_that_brings_the_first_name_brings_a_resolver(net: Net) -> None:
+    net.names.addresses[b"app.example"] = "127.0.0.3"
+    served = net.serve(to="127.0.0.2:7002")
+    assert served.answer()["resolver"] is None
+    served.toml = served.toml.replace("127.0.0.2:7002", "app.example:7002")
+    served.write()
+    assert served.run("reload").returncode == 0
+    with net.listener("127.0.0.3") as target:
+        assert passes(net, target)
