@@ -13,13 +13,14 @@ import socket
 import time
 from collections import deque
 from collections.abc import Iterable
+from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
-from superd.plugin import Address, Unavailable
+from superd.plugin import Unavailable
 from superd_forward.hops import forget, remember
 from superd_forward.poller import BROKEN, INPUT
-from superd_forward.targets import Target
+from superd_forward.targets import Target, Way
 
 if TYPE_CHECKING:
     from superd_forward.relay import ForwardedConnection
@@ -39,15 +40,14 @@ class Connecting:
     """Tries targets in their order for one connection, and calls it back once."""
 
     __slots__ = (
-        "addresses", "attempts", "deadline", "next_at", "order", "relay", "started", "target",
-        "why",
+        "attempts", "deadline", "next_at", "order", "relay", "started", "target", "ways", "why",
     )  # fmt: skip
 
     def __init__(self, relay: ForwardedConnection, order: Iterable[Target]) -> None:
         self.relay = relay
         self.order = iter(order)
         self.attempts: list[Attempt] = []
-        self.addresses: deque[Address] = deque()
+        self.ways: deque[Way] | tuple[()] = ()  # that are still to be tried
         self.started = self.deadline = self.next_at = 0.0
         self.target: Target | None = None
         self.why = ""
@@ -64,17 +64,15 @@ class Connecting:
         self.why = ""
         self.started = time.monotonic()
         self.deadline = self.started + streams.connect_timeout
-        if target.address is not None:
-            self.addresses.append(target.address)
-            self.try_next()
+        if target.way is not None:
+            self._try(target.way)
         else:
             streams.connecting.add(self)
-            streams.look_up(target.host, self.found)
+            streams.look_up(target.host, partial(self._found, target))
 
-    def found(self, hosts: tuple[str, ...]) -> None:
+    def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
         """Go on with the addresses that a target's name has; those of both families in turn."""
-        target = self.target
-        if target is None or self.attempts or self.addresses:
+        if target is not self.target:
             return  # it was too late, and another is tried
         streams = self.relay.streams
         if streams.bind_to:
@@ -82,42 +80,33 @@ class Connecting:
         first = [host for host in hosts if (":" in host) == (":" in hosts[0])]
         second = [host for host in hosts if host not in first]
         both = (host for pair in zip_longest(first, second) for host in pair if host)
-        self.addresses.extend(target.at(host) for host in both)
-        if self.addresses:
-            self.try_next()
-        else:
-            self._next_target(NO_ADDRESS)
+        self.ways = deque(target.at(host) for host in both)
+        self._try_next()
 
-    def try_next(self) -> None:
+    def _try_next(self) -> None:
         """Try the next address beside those that are being tried."""
-        streams = self.relay.streams
-        while self.addresses:
-            address = self.addresses.popleft()
-            try:
-                self._try(address)
-            except BlockingIOError:  # the backlog of a unix socket is full, and none tells its end
-                self.addresses.appendleft(address)
-            except OSError as error:
-                if error.errno in EXHAUSTED:
-                    self._give_up(error)
-                    return
-                self._note(address, error.strerror or str(error))
-                continue
-            self.next_at = time.monotonic() + NEXT_ADDRESS
-            streams.connecting.add(self)
-            return
-        if not self.attempts:
+        if self.ways:
+            self._try(self.ways.popleft())
+        elif not self.attempts:
             self._next_target(self.why or NO_ADDRESS)
 
-    def _try(self, address: Address) -> None:
+    def _try(self, way: Way) -> None:
         streams = self.relay.streams
-        attempt = Attempt(self, streams.connect(address), address)
         try:
+            attempt = Attempt(self, streams.connect(way), way)
+            self.attempts.append(attempt)
             streams.poller.add(attempt.sock.fileno(), attempt)
-        except OSError:
-            attempt.close()
-            raise
-        self.attempts.append(attempt)
+        except BlockingIOError:  # the backlog of a unix socket is full, and nothing tells its end
+            self.ways = deque((way, *self.ways))
+        except OSError as error:
+            if error.errno in EXHAUSTED:
+                self._give_up(error)
+            else:
+                self._note(way, error.strerror or str(error))
+                self._try_next()
+            return
+        self.next_at = time.monotonic() + NEXT_ADDRESS
+        streams.connecting.add(self)
 
     def won(self, attempt: Attempt, events: int) -> None:
         """Leave the others, and go on with who has answered."""
@@ -127,23 +116,21 @@ class Connecting:
         self._leave()
         target.succeeded()
         seconds = time.monotonic() - self.started
-        is_its_own = attempt.address is target.address
-        name = target.name if is_its_own else str(attempt.address)
-        self.relay.connected(attempt, target, name, seconds, events & INPUT)
+        self.relay.connected(attempt, target, seconds, events & INPUT)
 
     def lost(self, attempt: Attempt, why: str) -> None:
         """Go on where an address has not taken the connection."""
         self.attempts.remove(attempt)
         attempt.close()
-        self._note(attempt.address, why)
-        self.try_next()
+        self._note(attempt.way, why)
+        self._try_next()
 
     def look(self, now: float) -> None:
         """See whether it is time for the next address, or for the next target."""
         if now >= self.deadline:
             self._next_target(TIMED_OUT)
-        elif self.addresses and now >= self.next_at:
-            self.try_next()
+        elif self.ways and now >= self.next_at:
+            self._try_next()
 
     def cancel(self) -> None:
         """Give up without a word."""
@@ -154,7 +141,7 @@ class Connecting:
 
     def _leave(self) -> None:
         self.relay.streams.connecting.discard(self)
-        self.addresses.clear()
+        self.ways = ()
         for attempt in self.attempts:
             attempt.close()
         self.attempts.clear()
@@ -171,22 +158,21 @@ class Connecting:
         text = f"cannot connect to {self.target and self.target.name}: {error.strerror}"
         self.relay.conn.failed(Unavailable(text, PAUSE))
 
-    def _note(self, address: Address, why: str) -> None:
+    def _note(self, way: Way, why: str) -> None:
         assert self.target is not None
-        is_its_own = address is self.target.address
-        self.why = why if is_its_own else f"{address.endpoint}: {why}"
+        self.why = why if way is self.target.way else f"{way.address.endpoint}: {why}"
 
 
 class Attempt:
-    """One address of a target, on its way to be connected to."""
+    """A socket that is being connected to one of a target's addresses."""
 
-    __slots__ = ("address", "connecting", "endpoint", "sock")
+    __slots__ = ("connecting", "endpoint", "sock", "way")
 
-    def __init__(self, connecting: Connecting, sock: socket.SocketType, address: Address) -> None:
+    def __init__(self, connecting: Connecting, sock: socket.SocketType, way: Way) -> None:
         self.connecting = connecting
         self.sock = sock
-        self.address = address
-        self.endpoint = remember(sock, connecting.relay.chain)
+        self.way = way
+        self.endpoint = remember(sock, connecting.relay.chain) if way.may_loop else None
 
     def ready(self, events: int) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0
@@ -199,6 +185,7 @@ class Attempt:
         self.connecting.relay.conn.failed(error)
 
     def close(self) -> None:
-        forget(self.endpoint)
+        if self.endpoint is not None:
+            forget(self.endpoint)
         self.connecting.relay.streams.poller.forget(self.sock.fileno())
         self.sock.close()

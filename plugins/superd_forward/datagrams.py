@@ -113,7 +113,7 @@ class ForwardedDatagrams(DatagramRelay):
             self._over(End.UNREACHABLE)
             return
         target.entered()
-        if target.address is not None:
+        if target.way is not None:
             self._found((target.host,))
         else:
             self.shared.streams.look_up(target.host, self._found)
@@ -128,10 +128,10 @@ class ForwardedDatagrams(DatagramRelay):
         for host in hosts:
             if bind_to and host and (":" in host) != (":" in bind_to):
                 continue
-            address = target.address or target.at(host)
+            way = target.way or target.at(host)
             sock = None
             try:
-                sock = streams.connect(address)
+                sock = streams.connect(way)
                 streams.poller.add(sock.fileno(), self)
             except OSError as error:
                 why = error.strerror or str(error)
@@ -139,9 +139,9 @@ class ForwardedDatagrams(DatagramRelay):
                     sock.close()
                 continue
             self.sock = sock
-            self.endpoint = remember(sock, self.chain)
+            self.endpoint = remember(sock, self.chain) if way.may_loop else None
             streams.title.changed()
-            self.conn.reached(str(address), time.monotonic() - self.started)
+            self.conn.reached(way.name, time.monotonic() - self.started)
             waiting, self.waiting = self.waiting, []
             for data in waiting:
                 self.take_again(data)
@@ -218,7 +218,8 @@ class ForwardedDatagrams(DatagramRelay):
             self.target.left()
             self.target = None
         if self.sock is not None:
-            forget(self.endpoint)
+            if self.endpoint is not None:
+                forget(self.endpoint)
             self.shared.streams.poller.forget(self.sock.fileno())
             with contextlib.suppress(OSError):
                 self.sock.close()

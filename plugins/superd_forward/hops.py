@@ -1,7 +1,8 @@
 """Forwards that lead back to themselves: a chain of own connections would soon use up everything.
 
-Each socket that a forward in this process makes is remembered with the services it comes through.
-Whoever comes from one of them has come that way, so a service finds itself in the chain.
+Each socket that a forward in this process connects to a port of superd's own is remembered, with
+the services it comes through. Whoever comes from there has come that way, so a service finds itself
+in the chain.
 """
 
 from __future__ import annotations
@@ -31,16 +32,13 @@ def chain_at(endpoint: Endpoint) -> Chain:
     return _chains.get(endpoint, ())
 
 
-def remember(sock: socket.SocketType, chain: Chain) -> Endpoint | None:
+def remember(sock: socket.SocketType, chain: Chain) -> Endpoint:
     """Take note that what comes from our end of a socket has come through `chain`."""
-    if sock.family == socket.AF_UNIX:
-        return None
     endpoint: Endpoint = sock.getsockname()[:2]
     _chains[endpoint] = chain
     return endpoint
 
 
-def forget(endpoint: Endpoint | None) -> None:
+def forget(endpoint: Endpoint) -> None:
     """Take note that a socket is about to be closed."""
-    if endpoint is not None:
-        _chains.pop(endpoint, None)
+    _chains.pop(endpoint, None)

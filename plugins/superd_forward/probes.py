@@ -52,16 +52,16 @@ async def keep_probing(target: Target, probe: Probe, streams: Streams) -> None:
 async def _ask(target: Target, probe: Probe, streams: Streams) -> str:
     """Connect, send and read; return what is wrong, or nothing."""
     loop = asyncio.get_running_loop()
-    address = target.address
-    if address is None:
+    way = target.way
+    if way is None:
         found: asyncio.Future[tuple[str, ...]] = loop.create_future()
         streams.look_up(target.host, partial(_settle, found))
         hosts = await found
         if not hosts:
             return "its name has no address"
-        address = target.at(hosts[0])
-    with socket.socket(fileno=streams.connect(address).detach()) as sock:
-        await loop.sock_connect(sock, address.sockaddr)
+        way = target.at(hosts[0])
+    with socket.socket(fileno=streams.connect(way).detach()) as sock:
+        await loop.sock_connect(sock, way.sockaddr)
         if probe.send:
             await loop.sock_sendall(sock, probe.send.encode())
         why = await _expectation(sock, probe.expect.encode()) if probe.expect else ""

@@ -16,6 +16,7 @@ from superd.net.closing import reset_on_close, undelivered
 from superd.plugin import End, Relay, Relayed
 from superd_forward.connecting import Attempt, Connecting
 from superd_forward.hops import LOOP, Endpoint, chain_of, forget
+from superd_forward.poller import INPUT
 from superd_forward.side import TAKES_NOTHING, Side
 from superd_forward.targets import Target
 
@@ -76,14 +77,12 @@ class ForwardedConnection(Relay):
 
     # What connecting calls
 
-    def connected(
-        self, attempt: Attempt, target: Target, name: str, seconds: float, events: int
-    ) -> None:
+    def connected(self, attempt: Attempt, target: Target, seconds: float, events: int) -> None:
         """Go on with a socket that is connected and in the poller, which has told of `events`."""
         self.connecting, client = None, self.client
         sock, self.endpoint = attempt.sock, attempt.endpoint
         self.target = target
-        self.conn.reached(name, seconds)
+        self.conn.reached(attempt.way.name, seconds)
         self.streams.title.changed()
         side = self.target_side = Side(self, sock, self.streams.poller)
         side.other, client.other = client, side
@@ -92,8 +91,8 @@ class ForwardedConnection(Relay):
             header = self.streams.header(self.conn.peer, self.conn.local)
             side.keep(memoryview(header))
             side.flush()
-        if client.is_unread and side.kept is None:
-            client.pull()
+        if client.unread and side.kept is None:
+            client.pull(client.unread)
         if events and not self.is_over:
             side.ready(events)
 
@@ -128,8 +127,8 @@ class ForwardedConnection(Relay):
         if self.cut_short is not None:
             self.reset_once_read()
         elif not source.has_ended:
-            if source.is_unread:
-                source.pull()
+            if source.unread:
+                source.pull(source.unread)
         elif side.has_ended and not source.kept:
             self._over(self.first or End.SERVER)
         else:
@@ -142,9 +141,9 @@ class ForwardedConnection(Relay):
         if side.has_ended or self.cut_short is not None:
             self.broke(side)
         elif side.other.kept:
-            side.is_unread = True
+            side.unread = INPUT
         else:
-            side.pull()
+            side.pull(INPUT)
 
     def broke(self, side: Side) -> None:
         """A side was reset, and all that came before has been passed on."""
@@ -160,7 +159,7 @@ class ForwardedConnection(Relay):
             return
         self.cut_short = End.RESET if side is self.client else End.TARGET_RESET
         side.has_ended = True
-        side.close()
+        side.kept = TAKES_NOTHING
         self.deadline = time.monotonic() + PATIENCE
         self.reset_once_read()
 
@@ -182,10 +181,11 @@ class ForwardedConnection(Relay):
             return False
         target.failed("it has reset the connection at once")
         target.left()
-        forget(self.endpoint)
+        if self.endpoint is not None:
+            forget(self.endpoint)
         side.close()
         self.target = self.target_side = None
-        self.client.other, self.client.is_unread = self.streams.nobody, True
+        self.client.other, self.client.unread = self.streams.nobody, INPUT
         self._connect(order)
         return True
 
@@ -198,6 +198,7 @@ class ForwardedConnection(Relay):
         assert self.cut_short is not None
         waits = bool(side.kept) or (undelivered(side.sock) > 0 and not side.is_broken)
         if waits and time.monotonic() < self.deadline:
+            side.other.close()
             self.streams.breaking.add(self)
             return
         reset_on_close(side.sock)
@@ -234,7 +235,8 @@ class ForwardedConnection(Relay):
         self.unsent = len(self.client.kept or ())
         if self.connecting is not None:
             self.connecting.cancel()
-        forget(self.endpoint)
+        if self.endpoint is not None:
+            forget(self.endpoint)
         del self.streams.connections[self]
         self.streams.title.changed()
         self.streams.half_closed.discard(self)

@@ -209,6 +209,7 @@ class Forward(Service):
                 datagrams=datagrams,
                 fail_after=self.options.fail_after,
                 retry_after=self.options.retry_after,
+                is_ours=self.listens_on,
                 log=self.log,
             )
             for place in self._places(datagrams=datagrams)

@@ -30,12 +30,12 @@ class Nobody:
 
 class Side:
     """`count` is how many bytes it has sent. `kept` is what it has not taken yet, None if it takes
-    more. `is_unread` tells that there may be input which the other side has no room for.
+    more. `unread` is what epoll(7) has told of input that the other side has no room for.
     """
 
     __slots__ = (
-        "count", "descriptor", "has_ended", "is_broken", "is_unread", "kept", "other", "poller",
-        "receive", "relay", "send", "sock",
+        "count", "descriptor", "has_ended", "is_broken", "kept", "other", "poller",
+        "receive", "relay", "send", "sock", "unread",
     )  # fmt: skip
 
     other: Side
@@ -49,7 +49,8 @@ class Side:
         self.send = sock.send
         self.count = 0
         self.kept: bytes | memoryview | None = None
-        self.has_ended = self.is_broken = self.is_unread = False
+        self.unread = 0
+        self.has_ended = self.is_broken = False
 
     def ready(self, events: int) -> None:
         """Do what can be done, by what epoll(7) says."""
@@ -60,7 +61,7 @@ class Side:
                 if events & BROKEN:
                     self.relay.broke(self)
             elif self.other.kept is not None:
-                self.is_unread = True
+                self.unread |= events
                 if events & BROKEN:
                     self.relay.will_not_last()
             else:
@@ -69,12 +70,12 @@ class Side:
     def failed(self, error: BaseException) -> None:
         self.relay.conn.failed(error)
 
-    def pull(self, events: int = INPUT) -> None:
+    def pull(self, events: int) -> None:
         """Pass on what there is to read. Where nothing tells of an end, less than a whole portion
         means that there is no more.
         """
         other, poller = self.other, self.poller
-        self.is_unread = False
+        self.unread = 0
         for _ in range(TURNS):
             if (buffer := poller.buffer) is None:
                 break
@@ -97,7 +98,7 @@ class Side:
                 self.relay.refused(other)
                 return
             if sent < size:
-                self.is_unread = True
+                self.unread = INPUT
                 other.keep(buffer[sent:size])
                 return
             if size < PORTION and not events & ENDED:

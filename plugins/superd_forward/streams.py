@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from superd_forward.connecting import Connecting
 from superd_forward.poller import Poller
 from superd_forward.rounds import Rounds
 from superd_forward.side import Nobody, Side
-from superd_forward.targets import Targets
+from superd_forward.targets import Targets, Way
 from superd_forward.title import Title
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 LOOK_AT_CONNECTING = 0.05
 LOOK_AT_HALF_CLOSED = 0.25
 LOOK_AT_BREAKING = 0.005
-NONBLOCKING = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): ports of different targets may be the same
 
 
@@ -66,27 +66,24 @@ class Streams:
             loop, LOOK_AT_HALF_CLOSED, lambda relay: relay.look_if_half_closed_too_long()
         )
 
-    def connect(self, address: Address) -> socket.SocketType:
+    def connect(self, way: Way) -> socket.SocketType:
         """Return a socket that is being connected. Raises OSError."""
-        transport = address.transport
-        sock = socket.SocketType(address.family, transport.socket_type | NONBLOCKING, 0)
+        sock = socket.SocketType(way.family, way.kind, 0)
         try:
-            if transport is Transport.TCP:
+            if way.is_tcp:
                 if self.nodelay:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self.keepalive:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if self.bind_to and not transport.is_unix:
+            if self.bind_to and not way.is_unix:
                 with contextlib.suppress(OSError):  # an old kernel does without
                     sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((self.bind_to, 0))
-            elif transport is Transport.UNIXGRAM:
+            elif way.address.transport is Transport.UNIXGRAM:
                 sock.bind("")  # the kernel picks an abstract name, to be answered at (unix(7))
-            try:
-                sock.connect(address.sockaddr)
-            except BlockingIOError as error:
-                if error.errno != errno.EINPROGRESS:
-                    raise
+            error = sock.connect_ex(way.sockaddr)
+            if error and error != errno.EINPROGRESS:
+                raise OSError(error, os.strerror(error))
         except BaseException:
             sock.close()
             raise

@@ -7,29 +7,58 @@ from __future__ import annotations
 
 import hashlib
 import math
+import socket
 import time
 from collections.abc import Callable, Sequence
 
 from superd.net.destinations import Destination
-from superd.plugin import Address, Client
+from superd.plugin import Address, Client, Transport
+
+NONBLOCKING = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+
+
+class Way:
+    """An address, and what it takes to connect there, worked out once. `may_loop` tells that it
+    might lead back to superd itself.
+    """
+
+    __slots__ = ("address", "family", "is_tcp", "is_unix", "kind", "may_loop", "name", "sockaddr")
+
+    def __init__(self, address: Address, *, may_loop: bool) -> None:
+        self.address = address
+        self.may_loop = may_loop
+        self.name = str(address)
+        self.family = int(address.family)
+        self.kind = address.transport.socket_type | NONBLOCKING
+        self.sockaddr = address.sockaddr
+        self.is_tcp = address.transport is Transport.TCP
+        self.is_unix = address.transport.is_unix
 
 
 class Target:
-    """One place to forward to. `address` is None where a name has to be looked up first.
+    """One place to forward to. `way` is None where a name has to be looked up first.
 
     It is left out for `retry_after` seconds once it has failed `fail_after` times in a row, and
     while probes find it down.
     """
 
     def __init__(
-        self, destination: Destination, weight: int, *, datagrams: bool, fail_after: int,
-        retry_after: float, log: Callable[[str, str], None],
-    ) -> None:  # fmt: skip
+        self,
+        destination: Destination,
+        weight: int,
+        *,
+        datagrams: bool,
+        fail_after: int,
+        retry_after: float,
+        is_ours: Callable[[Transport, int], bool],
+        log: Callable[[str, str], None],
+    ) -> None:
         self.destination = destination
         self.datagrams = datagrams
+        self._is_ours = is_ours
         self.host = destination.host
-        self.address = None if destination.is_name else self.at(destination.host)
-        self.name = str(self.address or self.at(destination.host))
+        self.way = None if destination.is_name else self.at(destination.host)
+        self.name = str(destination.address(destination.host, datagrams=datagrams))
         self.weight = weight
         self.active = self.served = self.failures = 0
         self.last_error = ""
@@ -40,9 +69,10 @@ class Target:
         self._retry_after = retry_after
         self._log = log
 
-    def at(self, host: str) -> Address:
-        """Return its address on one of the hosts that its name stands for."""
-        return self.destination.address(host, datagrams=self.datagrams)
+    def at(self, host: str) -> Way:
+        """Return the way to it on one of the hosts that its name stands for."""
+        address = self.destination.address(host, datagrams=self.datagrams)
+        return Way(address, may_loop=self._is_ours(address.transport, address.port))
 
     def is_in(self, now: float) -> bool:
         """Tell whether clients are sent there, by the monotonic clock."""

@@ -29,6 +29,7 @@ from superd.master.requests import answer
 from superd.master.resolving import Resolving
 from superd.master.signals import Signals
 from superd.master.watch import Watch
+from superd.net.addresses import Transport
 from superd.net.listeners import Listener
 from superd.worker.engine import GRACE
 from superd.worker.forking import fork_child, how_it_ended
@@ -272,7 +273,10 @@ class Master:
             plugins=generation.plan.plugins,
             sockets=generation.watch.sockets(pool.services),
             entrances=generation.watch.entrances(pool.services),
-            served_ports=generation.watch.udp_ports(),
+            served_ports={
+                transport: generation.watch.ports(transport)
+                for transport in (Transport.TCP, Transport.UDP)
+            },
             scoreboard=self.scoreboard,
             ledger=self.ledger,
             bans=self.bans.table,

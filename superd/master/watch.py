@@ -46,10 +46,10 @@ class Watch:
         )
         return {name: entrance for name, entrance in found if entrance is not None}
 
-    def udp_ports(self) -> frozenset[int]:
-        """Return the udp ports of all services."""
+    def ports(self, transport: Transport) -> frozenset[int]:
+        """Return the ports of all services, of tcp or udp."""
         addresses = [listener.address for listener in self.listeners]
-        return frozenset(a.port for a in addresses if a.transport is Transport.UDP)
+        return frozenset(a.port for a in addresses if a.transport is transport)
 
     def look(self) -> Iterator[tuple[str, str]]:
         """Repair; yield each service whose workers have to be replaced, and why."""

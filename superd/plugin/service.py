@@ -181,6 +181,10 @@ class Service:
         """
         self._server.look_up(host, found)
 
+    def listens_on(self, transport: Transport, port: int) -> bool:
+        """Tell whether this superd listens on a port of tcp or udp, at whatever address."""
+        return self._server.listens_on(transport, port)
+
     def reachable(self) -> tuple[str, ...]:
         """Return the names of the services that listen on `tcpmux://NAME`, for tcpmux."""
         return self._server.reachable()
@@ -202,6 +206,8 @@ class Server(Protocol):
     def ban(self, peer: Address, seconds: float, reason: str) -> None: ...
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None: ...
+
+    def listens_on(self, transport: Transport, port: int) -> bool: ...
 
     def reachable(self) -> tuple[str, ...]: ...
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from superd.admission.limits import netblock_of
 from superd.config.model import Service as Entry
-from superd.net.addresses import Address
+from superd.net.addresses import Address, Transport
 from superd.observe.records import Record
 from superd.plugin.connection import Connection
 from superd.worker.channel import Channel
@@ -32,12 +32,14 @@ class Backing:
         name: str,
         entry: Entry,
         entrances: Mapping[str, socket.socket],
+        ports: Mapping[Transport, frozenset[int]],
     ) -> None:
         self._engine = engine
         self._channel = channel
         self._name = name
         self._entry = entry
         self._entrances = entrances
+        self._ports = ports
 
     def log(self, level: str, text: str) -> None:
         self._engine.report(Record(level, text, service=self._name))
@@ -49,6 +51,9 @@ class Backing:
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
         self._engine.names.addresses(host, found)
+
+    def listens_on(self, transport: Transport, port: int) -> bool:
+        return port in self._ports.get(transport, ())
 
     def reachable(self) -> tuple[str, ...]:
         return tuple(sorted(self._entrances))

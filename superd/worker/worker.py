@@ -31,7 +31,7 @@ from superd.admission.reflection import ReflectionGuard
 from superd.admission.scoreboard import Scoreboard
 from superd.config.model import TCPMUX, Confinement, Limits, Service
 from superd.errors import ExitCode, SuperdError, reason
-from superd.net.addresses import Address
+from superd.net.addresses import Address, Transport
 from superd.observe.connections import ServiceRecords
 from superd.observe.records import FloodGate, Record, failure
 from superd.plugin import registry
@@ -51,7 +51,7 @@ from superd.worker.signals import reset_signals
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one worker is to do. `served_ports` are all udp ports of superd, not only its own."""
+    """What one worker is to do. `served_ports` are all of superd, not only its own."""
 
     serial: int
     place: int
@@ -62,7 +62,7 @@ class Assignment:
     plugins: Mapping[str, registry.Plugin]
     sockets: Sequence[tuple[str, Address, socket.socket]]
     entrances: Mapping[str, socket.socket]  # by name, of the services that tcpmux passes on to
-    served_ports: frozenset[int]
+    served_ports: Mapping[Transport, frozenset[int]]  # tcp and udp
     scoreboard: Scoreboard
     ledger: Ledger
     bans: BanTable
@@ -128,7 +128,7 @@ def _live(assignment: Assignment, channel: Channel) -> None:
     gc.collect()
     gc.freeze()
 
-    guard = ReflectionGuard(assignment.served_ports)
+    guard = ReflectionGuard(assignment.served_ports[Transport.UDP])
     engine = Engine(
         loop,
         assignment.serial,
@@ -227,7 +227,8 @@ def _serve(
         records = ServiceRecords(engine.connection_log, name, entry.record)
         servings[name] = Serving.of(name, entry, plugin, gate, records)
         entrances = assignment.entrances if entry.plugin == TCPMUX else {}
-        plugin._server = Backing(engine, channel, name, entry, entrances)
+        ports = assignment.served_ports
+        plugin._server = Backing(engine, channel, name, entry, entrances, ports)
         engine.add(servings[name], _crew(engine, servings[name], channel, kept))
     for name, address, sock in assignment.sockets:
         by_source = address.transport.is_datagram and servings[name].relay_datagrams is not None

@@ -13,7 +13,7 @@ import pytest
 from superd.config.model import Service
 from superd.master.logs import Log
 from superd.master.watch import BROKEN, WITHOUT, Watch
-from superd.net.addresses import parse_addresses
+from superd.net.addresses import Transport, parse_addresses
 from superd.net.listeners import listen
 
 
@@ -63,7 +63,7 @@ def test_what_cannot_be_mended_is_made_anew_once_nobody_holds_the_address(log_fi
             for _ in range(3):
                 assert list(watch.look()) == []
                 assert watch.sockets({"one"}) == []
-                assert watch.udp_ports() == {address.port}
+                assert watch.ports(Transport.UDP) == {address.port}
         assert list(watch.renew_lost()) == [("one", WITHOUT)]
         ((_, again, renewed),) = watch.sockets({"one"})
         assert again == address
@@ -98,4 +98,4 @@ def test_only_the_services_of_a_pool_get_its_sockets(log_file: Path) -> None:
     with watching("tcp://127.0.0.1:0", log_file) as watch:
         assert [service for service, *_ in watch.sockets({"one", "two"})] == ["one"]
         assert watch.sockets({"two"}) == []
-        assert watch.udp_ports() == frozenset()
+        assert watch.ports(Transport.UDP) == frozenset()
