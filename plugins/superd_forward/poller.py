@@ -19,6 +19,7 @@ EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 BROKEN = select.EPOLLERR
 ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 INPUT = select.EPOLLIN | ENDED
+MORE = select.EPOLLIN | select.EPOLLRDHUP  # there may be more to read; nothing is broken
 
 
 class Waiting(Protocol):
@@ -93,7 +94,7 @@ class Poller:
             for descriptor, who in waiting:
                 if self._waiting.get(descriptor) is who:
                     try:
-                        who.ready(INPUT)
+                        who.ready(MORE)
                     except BaseException as error:  # noqa: BLE001
                         who.failed(error)
 
