@@ -167,7 +167,8 @@ class ForwardedConnection(Relay):
         """A side was reset while the other takes nothing: that is not waited for without end."""
         if self.cut_short is not None:
             self._over(self.cut_short)
-        self.streams.half_closed.add(self)
+        else:
+            self.streams.half_closed.add(self)
 
     def _may_try_another(self) -> bool:
         """Go to the next target where this one has reset the connection before anything passed."""
