@@ -93,7 +93,7 @@ class ForwardedConnection(Relay):
             side.flush()
         if client.unread and side.kept is None:
             client.pull(client.unread)
-        if events and not self.is_over:
+        if events and side.sock.fileno() >= 0:
             side.ready(events)
 
     def unreachable(self, why: str) -> None:
@@ -142,6 +142,7 @@ class ForwardedConnection(Relay):
             self.broke(side)
         elif side.other.kept:
             side.unread = INPUT
+            self.will_not_last()
         else:
             side.pull(INPUT)
 

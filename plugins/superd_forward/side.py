@@ -56,6 +56,8 @@ class Side:
         """Do what can be done, by what epoll(7) says."""
         if self.kept and events & EPOLLOUT:
             self.flush()
+            if self.is_broken:
+                return  # all it has sent has been seen to
         if events & INPUT:
             if self.has_ended:
                 if events & BROKEN:
