@@ -30,7 +30,8 @@ class Nobody:
 
 class Side:
     """`count` is how many bytes it has sent. `kept` is what it has not taken yet, None if it takes
-    more. `unread` is what epoll(7) has told of input that the other side has no room for.
+    more. `unread` is what epoll(7) has told of input that the other side has no room for;
+    `is_broken` that it was reset, so that it takes nothing, whatever the kernel still counts.
     """
 
     __slots__ = (
@@ -65,6 +66,7 @@ class Side:
             elif self.other.kept is not None:
                 self.unread |= events
                 if events & BROKEN:
+                    self.is_broken = True
                     self.relay.will_not_last()
             else:
                 self.pull(events)
