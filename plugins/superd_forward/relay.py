@@ -208,10 +208,12 @@ class ForwardedConnection(Relay):
 
     def look_if_half_closed_too_long(self) -> None:
         """End it where one side has ended, and nothing has passed for a while."""
+        if self.cut_short is not None:
+            return  # the deadline is that of the reset
         now, limit = time.monotonic(), self.streams.half_close_timeout
         if (passed := self.received + self.sent) != self.seen:
             self.seen, self.deadline = passed, now + limit
-        elif limit and now >= self.deadline and self.cut_short is None:
+        elif limit and now >= self.deadline:
             self._reset_both()
             self._over(End.HALF_CLOSE)
 
