@@ -35,6 +35,8 @@ EXHAUSTED = frozenset(
     (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENOSPC)
 )
 
+BROKEN_SINCE = frozenset((errno.ECONNRESET, errno.EPIPE))  # after it had been connected
+
 
 class Connecting:
     """Tries targets in their order for one connection, and calls it back once."""
@@ -108,15 +110,15 @@ class Connecting:
         self.next_at = time.monotonic() + NEXT_ADDRESS
         streams.connecting.add(self)
 
-    def won(self, attempt: Attempt, events: int) -> None:
-        """Leave the others, and go on with who has answered."""
+    def won(self, attempt: Attempt, events: int, *, is_broken: bool) -> None:
+        """Leave the others, and go on with who has answered, be it broken since."""
         self.attempts.remove(attempt)
         target, self.target = self.target, None
         assert target is not None
         self._leave()
         target.succeeded()
         seconds = time.monotonic() - self.started
-        self.relay.connected(attempt, target, seconds, events & INPUT)
+        self.relay.connected(attempt, target, seconds, events & INPUT, is_broken=is_broken)
 
     def lost(self, attempt: Attempt, why: str) -> None:
         """Go on where an address has not taken the connection."""
@@ -176,10 +178,10 @@ class Attempt:
 
     def ready(self, events: int) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0
-        if error:
+        if error and error not in BROKEN_SINCE:
             self.connecting.lost(self, os.strerror(error))
         elif events & select.EPOLLOUT:
-            self.connecting.won(self, events)
+            self.connecting.won(self, events, is_broken=error != 0)
 
     def failed(self, error: BaseException) -> None:
         self.connecting.relay.conn.failed(error)

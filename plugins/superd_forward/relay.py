@@ -77,7 +77,9 @@ class ForwardedConnection(Relay):
 
     # What connecting calls
 
-    def connected(self, attempt: Attempt, target: Target, seconds: float, events: int) -> None:
+    def connected(
+        self, attempt: Attempt, target: Target, seconds: float, events: int, *, is_broken: bool
+    ) -> None:
         """Go on with a socket that is connected and in the poller, which has told of `events`."""
         self.connecting, client = None, self.client
         sock, self.endpoint = attempt.sock, attempt.endpoint
@@ -86,6 +88,7 @@ class ForwardedConnection(Relay):
         self.streams.title.changed()
         side = self.target_side = Side(self, sock, self.streams.poller)
         side.other, client.other = client, side
+        side.is_broken = is_broken
         self.streams.poller.hand_over(side.descriptor, side)
         if self.streams.header is not None:
             header = self.streams.header(self.conn.peer, self.conn.local)
