@@ -15,7 +15,8 @@ BATCH = 256  # sockets per wake-up: the others' turn comes before a flood is ove
 PORTION = 128 * 1024  # bytes: the most that is read at once, and that waits for one side
 WITHOUT_MEMORY = 0.1  # seconds until it is tried again
 
-EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
+URGENT = select.EPOLLPRI  # a byte out of band, where reading stops although there may be more
+EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | URGENT | select.EPOLLET
 BROKEN = select.EPOLLERR
 ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 INPUT = select.EPOLLIN | ENDED

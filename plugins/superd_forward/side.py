@@ -11,12 +11,13 @@ import socket
 from select import EPOLLOUT
 from typing import TYPE_CHECKING, Final
 
-from superd_forward.poller import BROKEN, ENDED, INPUT, PORTION, Poller
+from superd_forward.poller import BROKEN, ENDED, INPUT, PORTION, URGENT, Poller
 
 if TYPE_CHECKING:
     from superd_forward.relay import ForwardedConnection
 
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+UNTIL_NONE = ENDED | URGENT  # a short read does not mean that there is no more
 TURNS = 8  # portions that one side may send before the others' turn
 
 TAKES_NOTHING: Final = b""  # in the place of what is kept: not connected yet, or broken
@@ -105,7 +106,7 @@ class Side:
                 self.unread = INPUT
                 other.keep(buffer[sent:size])
                 return
-            if size < PORTION and not events & ENDED:
+            if size < PORTION and not events & UNTIL_NONE:
                 return
         poller.again(self.descriptor, self)
 
