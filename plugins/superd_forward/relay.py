@@ -141,7 +141,9 @@ class ForwardedConnection(Relay):
         """A side is broken, as sending to it has shown; what it has sent itself still counts."""
         side.is_broken = True
         side.kept = TAKES_NOTHING
-        if side.has_ended or self.cut_short is not None:
+        if side.other.is_broken:
+            self._over(End.RESET)  # nobody is left to pass anything on to
+        elif side.has_ended or self.cut_short is not None:
             self.broke(side)
         elif side.other.kept:
             side.unread = INPUT

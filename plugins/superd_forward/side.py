@@ -61,13 +61,14 @@ class Side:
             if self.is_broken:
                 return  # all it has sent has been seen to
         if events & INPUT:
+            if events & BROKEN:
+                self.is_broken = True
             if self.has_ended:
-                if events & BROKEN:
+                if self.is_broken:
                     self.relay.broke(self)
             elif self.other.kept is not None:
                 self.unread |= events
-                if events & BROKEN:
-                    self.is_broken = True
+                if self.is_broken:
                     self.relay.will_not_last()
             else:
                 self.pull(events)
@@ -105,6 +106,8 @@ class Side:
             if sent < size:
                 self.unread = INPUT
                 other.keep(buffer[sent:size])
+                if self.is_broken:
+                    self.relay.will_not_last()
                 return
             if size < PORTION and not events & UNTIL_NONE:
                 return
