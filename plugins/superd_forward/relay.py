@@ -23,7 +23,7 @@ from superd_forward.targets import Target
 if TYPE_CHECKING:
     from superd_forward.streams import Streams
 
-PATIENCE = 10.0  # seconds that somebody may take to read what precedes a reset
+PATIENCE = 10.0  # seconds that somebody may read nothing of what precedes a reset
 
 
 class ForwardedConnection(Relay):
@@ -44,7 +44,7 @@ class ForwardedConnection(Relay):
         self.first: End | None = None  # who has ended its input first
         self.cut_short: End | None = None  # who has broken it off
         self.is_over = False
-        self.seen = -1  # bytes, when the half-closed connection was looked at
+        self.seen = -1  # bytes, when it was looked at how a half-closed or broken one goes on
         self.deadline = 0.0
         self.unsent = 0  # bytes of the target that the client never took
         self.connecting: Connecting | None = None
@@ -166,7 +166,7 @@ class ForwardedConnection(Relay):
         self.cut_short = End.RESET if side is self.client else End.TARGET_RESET
         side.has_ended = True
         side.kept = TAKES_NOTHING
-        self.deadline = time.monotonic() + PATIENCE
+        self.seen = -1
         self.reset_once_read()
 
     def will_not_last(self) -> None:
@@ -203,8 +203,11 @@ class ForwardedConnection(Relay):
         side = self.client if self.cut_short is End.TARGET_RESET else self.target_side
         assert side is not None
         assert self.cut_short is not None
-        waits = bool(side.kept) or (undelivered(side.sock) > 0 and not side.is_broken)
-        if waits and time.monotonic() < self.deadline:
+        now = time.monotonic()
+        left = 0 if side.is_broken else len(side.kept or ()) + undelivered(side.sock)
+        if left != self.seen:
+            self.seen, self.deadline = left, now + PATIENCE
+        if left and now < self.deadline:
             side.other.close()
             self.streams.breaking.add(self)
             return
