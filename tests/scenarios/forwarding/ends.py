@@ -1,0 +1,187 @@
+"""Both ends of a forwarded connection in the test's process: clients, and the targets they reach.
+
+A target is a plain listening socket: the test accepts from it, and so has both ends in its hands.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from superd.net.closing import undelivered
+from tests.clients import connect_tcp, connect_unix, reset
+from tests.harness import PATIENCE, Address, Superd, until
+
+KINDS = ("tcp", "unix")
+PAIRS = [f"{listen}-{target}" for listen in KINDS for target in KINDS]
+BLOCK = os.urandom(1 << 16)
+
+_numbers = itertools.count()
+
+
+class Target:
+    """A listening socket of a test, and its address for `to`; unix names are abstract ones, which
+    are reached from every jail.
+    """
+
+    def __init__(self, kind: str = "tcp", host: str = "127.0.0.1", backlog: int = 512) -> None:
+        self.kind = kind
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.sock = socket.socket(socket.AF_UNIX if kind == "unix" else family)
+        self.sock.settimeout(PATIENCE)
+        if kind == "unix":
+            name = f"superd-test-{os.getpid()}-{next(_numbers)}"
+            self.address = f"unix://@{name}"
+            self.sock.bind(f"\0{name}")
+        else:
+            self.sock.bind((host, 0))
+            port = self.sock.getsockname()[1]
+            self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
+        if backlog >= 0:
+            self.sock.listen(backlog)
+
+    def accept(self) -> socket.socket:
+        sock, _ = self.sock.accept()
+        sock.settimeout(PATIENCE)
+        return sock
+
+    def fill_backlog(self, stack: contextlib.ExitStack) -> None:
+        """Connect to it until it answers nobody any more."""
+        for _ in range(10):
+            client = stack.enter_context(socket.socket(self.sock.family))
+            client.setblocking(False)
+            try:
+                client.connect(self.sock.getsockname())
+            except BlockingIOError:
+                if not select.select([], [client], [], 0.2)[1]:
+                    return
+        raise AssertionError("there is always room for one more")
+
+    def close(self) -> None:
+        self.sock.close()
+
+
+class Pair:
+    """A service that is reached by one kind of socket and forwards to another."""
+
+    def __init__(self, superd: Superd, service: str, target: Target, listen: str = "tcp") -> None:
+        self.superd = superd
+        self.service = service
+        self.target = target
+        self.listen = listen
+
+    def connect(self) -> socket.socket:
+        """Return a client's end."""
+        if self.listen == "unix":
+            return connect_unix(self.superd.directory / self.service)
+        return connect_tcp(self.address)
+
+    @property
+    def address(self) -> Address:
+        return self.superd.address(self.service)
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[tuple[socket.socket, socket.socket]]:
+        """Connect, and yield both ends."""
+        with self.connect() as client, self.target.accept() as server:
+            yield client, server
+
+    @contextlib.contextmanager
+    def open_many(self, number: int) -> Iterator[list[tuple[socket.socket, socket.socket]]]:
+        with contextlib.ExitStack() as stack:
+            yield [stack.enter_context(self.open()) for _ in range(number)]
+
+
+def entry(name: str, target: Target | str, listen: str = "tcp", more: str = "") -> str:
+    """Return a service that forwards; `more` are its other options, then keys of the entry."""
+    options, _, keys = more.partition("\n")
+    where = "tcp://127.0.0.1:0" if listen == "tcp" else f"unix://{{directory}}/{name}"
+    to = target if isinstance(target, str) else target.address
+    return f"""
+    [service.{name}]
+    plugin = "forward"
+    listen = "{where if "://" not in listen else listen}"
+    options = {{ to = "{to}"{", " + options if options else ""} }}
+    {keys}
+    """
+
+
+@contextlib.contextmanager
+def serving(directory: Path, toml: str) -> Iterator[Superd]:
+    """Run a superd, for all tests of a module."""
+    one = Superd(directory, toml.replace("{directory}", str(directory)))
+    try:
+        yield one.start()
+        assert "Traceback" not in one.log()
+    finally:
+        one.stop()
+        print(f"--- log of {one.file}\n{one.log()}")
+
+
+def wait_until_delivered(sock: socket.socket) -> None:
+    """Wait until the other side's kernel has everything."""
+    until(lambda: undelivered(sock) == 0, "everything to be delivered")
+
+
+def break_off(sock: socket.socket) -> None:
+    """Break a connection off: with a reset, or on a unix socket by leaving something unread."""
+    if sock.family == socket.AF_UNIX:
+        assert select.select([sock], [], [], PATIENCE)[0], "there is nothing to leave unread"
+        sock.close()
+    else:
+        reset(sock)
+
+
+def stays_quiet(sock: socket.socket, seconds: float) -> bool:
+    """Tell whether nothing comes and nothing ends for a while."""
+    return not select.select([sock], [], [], seconds)[0]
+
+
+def seconds_until_readable(sock: socket.socket, since: float) -> float:
+    """Wait for something to come, or the end; return how long after `since` it was."""
+    assert select.select([sock], [], [], PATIENCE)[0]
+    return time.monotonic() - since
+
+
+class Stream:
+    """Bytes without end, that differ by their place, and a digest of those that were taken."""
+
+    def __init__(self, seed: int = 0) -> None:
+        self.offset = seed * 997 % len(BLOCK)
+        self.count = 0
+        self.digest = hashlib.sha256()
+
+    def push(self, sock: socket.socket, most: int = 1 << 40) -> int:
+        """Send without waiting until the other side takes no more; return how much it took."""
+        before = self.count
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while (left := most - (self.count - before)) > 0:
+                part = memoryview(BLOCK)[self.offset : self.offset + left]
+                sent = sock.send(part)
+                self.digest.update(part[:sent])
+                self.count += sent
+                self.offset = (self.offset + sent) % len(BLOCK)
+        sock.settimeout(PATIENCE)
+        return self.count - before
+
+    def fill(self, sock: socket.socket) -> None:
+        """Send until nothing has been taken for a while."""
+        while self.push(sock) or select.select([], [sock], [], 0.1)[1]:
+            pass
+
+
+def digest_of(sock: socket.socket) -> tuple[int, str]:
+    """Read to the end; return how much has come, and its digest."""
+    digest, count = hashlib.sha256(), 0
+    while part := sock.recv(1 << 16):
+        digest.update(part)
+        count += len(part)
+    return count, digest.hexdigest()

@@ -1,0 +1,172 @@
+"""Connections that are broken off at awkward moments: not a byte that came before is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients import ending, reset
+from tests.harness import PATIENCE
+from tests.scenarios.forwarding.ends import (
+    Pair,
+    Stream,
+    Target,
+    entry,
+    serving,
+    wait_until_delivered,
+)
+from tests.usage import open_descriptors, private_memory
+
+WAITS_IN_THE_KERNEL = 300_000  # more than a client's kernel takes for one that does not read
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[Target]:
+    with contextlib.closing(Target()) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def all_pairs(
+    target: Target, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Pair]]:
+    toml = entry("plain", target) + entry("short", target, more='half-close-timeout = "0s"')
+    with serving(tmp_path_factory.mktemp("superd"), toml) as superd:
+        yield {name: Pair(superd, name, target) for name in ("plain", "short")}
+
+
+@pytest.fixture
+def pair(all_pairs: dict[str, Pair]) -> Iterator[Pair]:
+    one = all_pairs["plain"]
+    before = open_descriptors(one.superd.workers())
+    yield one
+    one.superd.wait_until_left(one.service, 5)
+    assert open_descriptors(one.superd.workers()) == before
+    assert one.superd.counts(one.service)["errors"] == 0
+
+
+@contextlib.contextmanager
+def stopped(pair: Pair) -> Iterator[None]:
+    """Have what happens meanwhile reach the worker all at once."""
+    (worker,) = pair.superd.workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
+
+
+def test_a_target_that_resets_while_much_waits_for_it(pair: Pair) -> None:
+    data = os.urandom(WAITS_IN_THE_KERNEL)
+    with pair.open() as (client, server):
+        Stream().fill(client)
+        server.sendall(data)
+        wait_until_delivered(server)
+        reset(server)
+        time.sleep(0.1)  # that it reads late is what is tested
+        got, how = ending(client)
+    assert got == data
+    assert how == "reset"
+
+
+def test_a_target_that_resets_while_a_client_floods_it(pair: Pair) -> None:
+    data = os.urandom(WAITS_IN_THE_KERNEL)
+    for _ in range(10):
+        with pair.open() as (client, server):
+            over = threading.Event()
+
+            def flood(client: socket.socket = client, over: threading.Event = over) -> None:
+                with contextlib.suppress(OSError):
+                    while not over.is_set():
+                        client.send(bytes(1 << 20))
+
+            def swallow(server: socket.socket = server) -> None:
+                with contextlib.suppress(OSError):
+                    while server.recv(1 << 20):
+                        pass
+
+            threads = [threading.Thread(target=work) for work in (flood, swallow)]
+            for thread in threads:
+                thread.start()
+            server.sendall(data)
+            wait_until_delivered(server)
+            server.shutdown(socket.SHUT_RD)  # ends the thread that reads, and is told to nobody
+            threads[1].join(PATIENCE)
+            reset(server)
+            threads[0].join(0.05)
+            over.set()
+            got, _ = ending(client)  # the reset itself was told to who was sending
+            threads[0].join(PATIENCE)
+            assert got == data
+
+
+def test_a_reset_after_a_half_close_waits_for_a_slow_reader(all_pairs: dict[str, Pair]) -> None:
+    data = os.urandom(WAITS_IN_THE_KERNEL)
+    with all_pairs["short"].open() as (client, server):
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(1) == b""
+        server.sendall(data)
+        wait_until_delivered(server)
+        reset(server)
+        time.sleep(1)  # longer than it takes until half-closed connections are looked at
+        assert ending(client) == (data, "reset")
+
+
+def test_a_target_that_answers_and_resets_before_it_is_looked_at(pair: Pair) -> None:
+    """It has taken the connection, and what it has said is for the client."""
+    for _ in range(5):
+        with contextlib.ExitStack() as stack:
+            with stopped(pair):
+                clients = [stack.enter_context(pair.connect()) for _ in range(60)]
+            for _ in clients:
+                server = pair.target.accept()
+                server.sendall(b"sorry")
+                reset(server)
+            for client in clients:
+                assert ending(client) == (b"sorry", "reset")
+
+
+def test_out_of_band_data_does_no_harm(pair: Pair) -> None:
+    with pair.open() as (client, server):
+        for end, other in ((client, server), (server, client)):
+            with stopped(pair):
+                end.send(b"before")
+                end.send(b"!", socket.MSG_OOB)
+                end.send(b"after")
+            got = b""
+            other.settimeout(2)
+            while len(got) < 11:
+                got += other.recv(100)
+            assert got == b"beforeafter"
+        client.send(b"?", socket.MSG_OOB)
+        client.close()
+        assert ending(server) == (b"", "fin")
+
+
+@pytest.mark.root
+def test_connections_that_both_sides_break_off_are_forgotten(pair: Pair) -> None:
+    (worker,) = pair.superd.workers()
+
+    def some(number: int) -> None:
+        for _ in range(number):
+            with pair.open() as (client, server):
+                for _ in range(3):
+                    Stream().push(client, 1 << 20)
+                server.sendall(b"x")
+                client.recv(1)
+                reset(client)
+                reset(server)
+
+    some(100)
+    before = private_memory(worker)
+    some(300)
+    growth = private_memory(worker) - before
+    print(f"{growth / 300:.0f} bytes a connection")
+    assert growth < 300 * 1000

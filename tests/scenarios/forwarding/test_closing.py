@@ -1,0 +1,251 @@
+"""How forwarded connections end: both ends see what they would see without a forwarder.
+
+An end of input passes while the other direction goes on; a reset arrives as a reset, after all that
+came before it. unix(7) knows no reset: whoever is at such a socket sees the end, unless something
+it has sent was still unread (ECONNRESET, as for whoever closes with input unread).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import statistics
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+
+from tests.clients import ending, fate, reset
+from tests.harness import PATIENCE, receive_all, until
+from tests.scenarios.forwarding.ends import (
+    PAIRS,
+    Pair,
+    Target,
+    break_off,
+    entry,
+    serving,
+    stays_quiet,
+    wait_until_delivered,
+)
+from tests.usage import open_descriptors
+
+SIZES = [0, 10, 1 << 20]
+
+
+class Slow:
+    """Reads in a thread of its own, a little at a time, until the end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.parts: list[bytes] = []
+        self.how = ""
+        self.sock = sock
+        self.thread = threading.Thread(target=self._read)
+        self.thread.start()
+
+    def _read(self) -> None:
+        try:
+            while part := self.sock.recv(8192):
+                self.parts.append(part)
+                time.sleep(0.002)  # that it is slow is what is tested
+        except ConnectionResetError:
+            self.how = "reset"
+        else:
+            self.how = "fin"
+
+    def ending(self) -> tuple[bytes, str]:
+        self.thread.join(PATIENCE)
+        return b"".join(self.parts), self.how
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def pairs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Pair]]:
+    """A service for each kind of listener and target, and `dead-` ones whose targets refuse."""
+    with contextlib.ExitStack() as stack:
+        targets: dict[str, Target] = {}
+        toml = f'[daemon]\nloop = "{request.param}"\n'
+        for prefix in ("", "dead-"):
+            for name in PAIRS:
+                listen, kind = name.split("-")
+                target = Target(kind, backlog=-1 if prefix else 512)
+                stack.callback(target.close)
+                targets[prefix + name] = target
+                toml += entry(prefix + name, target, listen)
+        superd = stack.enter_context(serving(tmp_path_factory.mktemp("superd"), toml))
+        yield {
+            name: Pair(superd, name, target, "unix" if "unix-" in name else "tcp")
+            for name, target in targets.items()
+        }
+
+
+@pytest.fixture(params=PAIRS)
+def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Iterator[Pair]:
+    """Each pair in turn; afterwards nobody is left, and no descriptor is."""
+    one = pairs[request.param]
+    before = open_descriptors(one.superd.workers())
+    yield one
+    one.superd.wait_until_left(one.service)
+    assert open_descriptors(one.superd.workers()) == before
+    assert one.superd.counts(one.service)["errors"] == 0
+
+
+def as_seen_by(sock: socket.socket) -> str:
+    """Return how a reset looks at a socket, where nothing it has sent is unread."""
+    return "fin" if sock.family == socket.AF_UNIX else "reset"
+
+
+def is_broken(sock: socket.socket) -> bool:
+    """Tell whether the other side is known to take nothing any more."""
+    try:
+        sock.send(b"x")
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+# An end of input
+
+
+def test_a_reply_that_takes_its_time_reaches_a_client_that_has_half_closed(pair: Pair) -> None:
+    with pair.open() as (client, server):
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(server) == b"question"
+        assert stays_quiet(client, 0.4)
+        server.sendall(b"reply")
+        assert client.recv(100) == b"reply"
+        server.sendall(b", and more")
+        server.close()
+        assert ending(client) == (b", and more", "fin")
+
+
+def test_a_client_goes_on_sending_to_a_target_that_has_half_closed(pair: Pair) -> None:
+    data = os.urandom(1 << 20)
+    with pair.open() as (client, server):
+        server.sendall(b"greeting")
+        server.shutdown(socket.SHUT_WR)
+        assert ending(client) == (b"greeting", "fin")
+        reader = Slow(server)
+        client.sendall(data)
+        client.close()
+        assert reader.ending() == (data, "fin")
+
+
+def test_an_end_without_a_byte_passes_both_ways(pair: Pair) -> None:
+    with pair.open() as (client, server):
+        client.shutdown(socket.SHUT_WR)
+        assert ending(server) == (b"", "fin")
+        assert stays_quiet(client, 0.1)
+        server.shutdown(socket.SHUT_WR)
+        assert ending(client) == (b"", "fin")
+
+
+def test_what_both_have_sent_arrives_when_both_close_at_once(pair: Pair) -> None:
+    for _ in range(20):
+        with pair.open() as (client, server):
+            client.sendall(b"a" * 10_000)
+            server.sendall(b"b" * 20_000)
+            client.shutdown(socket.SHUT_WR)
+            server.shutdown(socket.SHUT_WR)
+            assert ending(client) == (b"b" * 20_000, "fin")
+            assert ending(server) == (b"a" * 10_000, "fin")
+
+
+# A reset
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_reset_of_the_target_reaches_the_client_after_all_that_came_before(
+    pair: Pair, size: int
+) -> None:
+    data = os.urandom(size)
+    with pair.open() as (client, server):
+        client.sendall(b"question")
+        assert server.recv(4) == b"ques"
+        reader = Slow(client)
+        server.sendall(data)
+        wait_until_delivered(server)
+        break_off(server)
+        assert reader.ending() == (data, as_seen_by(client))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_reset_of_the_client_reaches_the_target_after_all_that_came_before(
+    pair: Pair, size: int
+) -> None:
+    data = os.urandom(size)
+    with pair.open() as (client, server):
+        server.sendall(b"greeting")
+        assert client.recv(4) == b"gree"
+        reader = Slow(server)
+        client.sendall(data)
+        wait_until_delivered(client)
+        break_off(client)
+        assert reader.ending() == (data, as_seen_by(server))
+
+
+def test_a_reset_after_the_end_of_input_arrives_too(pair: Pair) -> None:
+    """As from somebody who has crashed while the answer was on its way."""
+    with pair.open() as (client, server):
+        client.sendall(b"question")
+        client.shutdown(socket.SHUT_WR)
+        assert receive_all(server) == b"question"
+        server.sendall(b"half of")
+        break_off(client)
+        until(partial(is_broken, server), "the target to be told")
+
+
+def test_whoever_sends_to_a_unix_client_that_has_closed_is_told(pairs: dict[str, Pair]) -> None:
+    with pairs["unix-tcp"].open() as (client, server):
+        client.close()
+        assert server.recv(1) == b""
+        until(partial(is_broken, server), "the target to be told")
+
+
+def test_both_may_reset_while_much_is_on_its_way(pair: Pair) -> None:
+    for _ in range(10):
+        with pair.open() as (client, server):
+            client.setblocking(False)
+            server.setblocking(False)
+            for sock in (client, server):
+                with contextlib.suppress(BlockingIOError):
+                    sock.send(bytes(1 << 20))
+            break_off(server)
+            break_off(client)
+
+
+# A refusal
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_where_the_target_refuses_the_client_sees_it_at_once(
+    pairs: dict[str, Pair], name: str
+) -> None:
+    pair = pairs[f"dead-{name}"]
+    took = []
+    for _ in range(20):
+        began = time.monotonic()
+        if pair.listen == "tcp":
+            assert fate(pair.address) == (b"", "reset")
+        else:
+            with pair.connect() as client:
+                assert ending(client) == (b"", "fin")
+        took.append(time.monotonic() - began)
+    print(f"refused after {statistics.median(took) * 1000:.1f} ms, {max(took) * 1000:.1f} at most")
+    assert statistics.median(took) < 0.05
+    assert max(took) < 1  # on a machine that does much else
+
+
+def test_a_client_that_resets_at_once_disturbs_nobody(pairs: dict[str, Pair]) -> None:
+    pair = pairs["dead-tcp-tcp"]
+    for _ in range(50):
+        with contextlib.suppress(ConnectionResetError):  # it was first
+            reset(pair.connect())
+    pair.superd.wait_until_left(pair.service)
+    with pairs["tcp-tcp"].open() as (client, server):
+        client.sendall(b"still here")
+        assert server.recv(100) == b"still here"
