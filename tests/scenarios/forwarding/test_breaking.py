@@ -119,6 +119,23 @@ def test_a_reset_after_a_half_close_waits_for_a_slow_reader(all_pairs: dict[str,
         assert ending(client) == (data, "reset")
 
 
+@pytest.mark.soak
+def test_a_slow_reader_has_all_the_time_it_uses(pair: Pair) -> None:
+    data, got = os.urandom(600_000), b""
+    with pair.connect() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
+        server = pair.target.accept()
+        server.sendall(data)
+        wait_until_delivered(server)
+        reset(server)
+        while len(got) < 500_000:
+            got += client.recv(4096)
+            time.sleep(0.1)  # that it is slow is what is tested
+        rest, how = ending(client)
+    assert got + rest == data
+    assert how == "reset"
+
+
 def test_a_target_that_answers_and_resets_before_it_is_looked_at(pair: Pair) -> None:
     """It has taken the connection, and what it has said is for the client."""
     for _ in range(5):

@@ -1,0 +1,187 @@
+"""Time-outs of forwarded connections: whose time is over is reset at both ends, and nobody else."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from tests.clients import ending, is_open
+from tests.harness import until
+from tests.scenarios.forwarding.ends import (
+    Pair,
+    Stream,
+    Target,
+    entry,
+    seconds_until_readable,
+    serving,
+    stays_quiet,
+)
+
+LIMIT = 1.0  # seconds, of each time-out
+LOOKS = 0.5  # seconds: how late it may be noticed, on top of a tenth
+
+ENTRIES = {
+    "free": "",
+    "half": 'half-close-timeout = "1s"',
+    "endless": 'half-close-timeout = "0s"',
+    "idle": '\nidle-timeout = "1s"',
+    "session": '\nsession-timeout = "1s"',
+    "first": '\nfirst-byte-timeout = "1s"',
+}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pair]]:
+    with contextlib.ExitStack() as stack:
+        targets = {name: Target() for name in ENTRIES}
+        targets |= {f"black-hole-{kind}": Target(kind, backlog=0) for kind in ("tcp", "unix")}
+        toml = ""
+        for name, target in targets.items():
+            stack.callback(target.close)
+            if "hole" in name:
+                target.fill_backlog(stack)
+            toml += entry(name, target, more=ENTRIES.get(name, 'connect-timeout = "1s"'))
+        superd = stack.enter_context(serving(tmp_path_factory.mktemp("superd"), toml))
+        yield {name: Pair(superd, name, target) for name, target in targets.items()}
+
+
+def both_are_reset(client: socket.socket, server: socket.socket, began: float) -> None:
+    took = seconds_until_readable(client, began)
+    print(f"reset after {took:.2f} s")
+    assert 0.9 * LIMIT <= took < 1.1 * LIMIT + LOOKS + 1
+    assert ending(client) == (b"", "reset")
+    assert ending(server) == (b"", "reset")
+
+
+@pytest.mark.parametrize("name", ["idle", "session"])
+def test_both_ends_of_a_connection_whose_time_is_over_are_reset(
+    pairs: dict[str, Pair], name: str
+) -> None:
+    began = time.monotonic()
+    with pairs[name].open() as (client, server), pairs["free"].open() as (other, _):
+        client.sendall(b"hello")
+        assert server.recv(100) == b"hello"
+        server.sendall(b"welcome")
+        assert client.recv(100) == b"welcome"
+        both_are_reset(client, server, began)
+        assert is_open(other)
+    pairs[name].superd.wait_until_left(name)
+
+
+def test_a_client_that_says_nothing_first_is_reset(pairs: dict[str, Pair]) -> None:
+    began = time.monotonic()
+    with pairs["first"].open() as (client, server), pairs["first"].open() as (other, peer):
+        other.sendall(b"hello")
+        assert peer.recv(100) == b"hello"
+        both_are_reset(client, server, began)
+        assert is_open(other)
+
+
+def test_a_connection_is_not_idle_while_either_side_talks(pairs: dict[str, Pair]) -> None:
+    with pairs["idle"].open() as (client, server):
+        for sender, receiver in [(client, server)] * 2 + [(server, client)] * 2:
+            assert stays_quiet(client, LIMIT / 3)
+            sender.sendall(b"x")
+            assert receiver.recv(100) == b"x"
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(1) == b""
+        for _ in range(4):
+            assert stays_quiet(client, LIMIT / 3)
+            server.sendall(b"x")
+            assert client.recv(100) == b"x"
+
+
+# Half-closed connections
+
+
+@pytest.mark.parametrize("who", ["client", "server"])
+def test_a_half_closed_connection_in_which_nothing_passes_is_reset(
+    pairs: dict[str, Pair], who: str
+) -> None:
+    with pairs["half"].open() as (client, server), pairs["half"].open() as (other, _):
+        first, second = (client, server) if who == "client" else (server, client)
+        first.shutdown(socket.SHUT_WR)
+        began = time.monotonic()
+        assert second.recv(1) == b""
+        took = seconds_until_readable(first, began)
+        print(f"reset after {took:.2f} s")
+        assert LIMIT <= took < LIMIT + LOOKS + 1
+        assert ending(first) == (b"", "reset")
+        assert is_open(other)
+    pairs["half"].superd.wait_until_left("half")
+
+
+@pytest.mark.parametrize("name", ["half", "endless"])
+def test_a_half_closed_connection_in_which_something_passes_goes_on(
+    pairs: dict[str, Pair], name: str
+) -> None:
+    with pairs[name].open() as (client, server):
+        client.shutdown(socket.SHUT_WR)
+        assert server.recv(1) == b""
+        for _ in range(5):
+            pause = LIMIT / 2 if name == "half" else LIMIT / 4
+            assert stays_quiet(client, pause)
+            server.sendall(b"x")
+            assert client.recv(100) == b"x"
+        server.close()
+        assert ending(client) == (b"", "fin")
+
+
+def test_a_reset_that_waits_behind_a_reader_who_has_stopped_ends_by_the_same_time(
+    pairs: dict[str, Pair],
+) -> None:
+    with pairs["half"].open() as (client, server):
+        Stream().fill(client)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        client.close()
+        until(lambda: pairs["half"].superd.counts("half")["active"] == 0, "its end", 5)
+        assert ending(server)[1] == "reset"
+
+
+# A target that does not answer
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_target_that_never_answers_costs_its_clients_connect_timeout_and_nobody_else(
+    pairs: dict[str, Pair], kind: str
+) -> None:
+    pair = pairs[f"black-hole-{kind}"]
+    delays = []
+    with pairs["free"].open_many(20) as others, contextlib.ExitStack() as stack:
+        began = time.monotonic()
+        clients = [stack.enter_context(pair.connect()) for _ in range(50)]
+        for client in clients:
+            client.sendall(b"is anybody there?")
+        while stays_quiet(clients[0], 0) and time.monotonic() - began < 5 * LIMIT:
+            for client, server in others:
+                sent_at = time.monotonic()
+                client.sendall(b"x")
+                assert server.recv(1) == b"x"
+                delays.append(time.monotonic() - sent_at)
+        took = [seconds_until_readable(client, began) for client in clients]
+        for client in clients:
+            assert ending(client) == (b"", "reset")
+    worst = sorted(delays)[int(len(delays) * 0.99)]
+    print(f"{min(took):.3f} to {max(took):.3f} s; others' p99 {worst * 1000:.2f} ms")
+    assert 0.9 * LIMIT <= min(took) <= max(took) <= 1.1 * LIMIT + 0.05
+    assert worst < 0.05
+    pair.superd.wait_until_left(pair.service)
+
+
+def test_a_target_that_answers_late_is_waited_for(pairs: dict[str, Pair]) -> None:
+    """On a unix socket nothing tells that there is room again, so it is looked for."""
+    with contextlib.ExitStack() as stack:
+        pair = pairs["black-hole-unix"]
+        client = stack.enter_context(pair.connect())
+        client.sendall(b"hello")
+        assert stays_quiet(client, 0.1)
+        stack.enter_context(pair.target.accept())  # who had filled it
+        server = stack.enter_context(pair.target.accept())
+        assert server.recv(100) == b"hello"
+        server.close()
+        assert ending(client) == (b"", "fin")
+        pair.target.fill_backlog(stack)
