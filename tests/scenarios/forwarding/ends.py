@@ -41,6 +41,7 @@ class Target:
             self.address = f"unix://@{name}"
             self.sock.bind(f"\0{name}")
         else:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self.sock.bind((host, 0))
             port = self.sock.getsockname()[1]
             self.address = f"tcp://[{host}]:{port}" if ":" in host else f"tcp://{host}:{port}"
@@ -166,11 +167,15 @@ class Stream:
             while (left := most - (self.count - before)) > 0:
                 part = memoryview(BLOCK)[self.offset : self.offset + left]
                 sent = sock.send(part)
-                self.digest.update(part[:sent])
-                self.count += sent
-                self.offset = (self.offset + sent) % len(BLOCK)
+                self.took(part[:sent])
         sock.settimeout(PATIENCE)
         return self.count - before
+
+    def took(self, part: memoryview) -> None:
+        """Take note of what has been sent."""
+        self.digest.update(part)
+        self.count += len(part)
+        self.offset = (self.offset + len(part)) % len(BLOCK)
 
     def fill(self, sock: socket.socket) -> None:
         """Send until nothing has been taken for a while."""
