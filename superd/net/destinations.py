@@ -11,7 +11,15 @@ import re
 from dataclasses import dataclass
 
 from superd.errors import shown
-from superd.net.addresses import ENDPOINT, Address, Transport, parse_port, parse_unix, unmapped
+from superd.net.addresses import (
+    ANY_IPV4,
+    ANY_IPV6,
+    ENDPOINT,
+    Address,
+    Transport,
+    parse_port,
+    parse_unix,
+)
 from superd.net.names import plausible_name
 
 TRANSPORTS = (Transport.TCP, Transport.UDP, Transport.UNIX, Transport.UNIXGRAM)
@@ -74,20 +82,26 @@ def parse_destination(text: str) -> Destination:
             raise ValueError("nothing follows the path of a socket that somebody else has made")
         return Destination(transport, path=parse_unix(transport, rest).path)
     match = ENDPOINT.fullmatch(rest)
-    if match is None:
+    if match is None or ":" in match["ports"]:
         raise ValueError(
             "expected a host and a port, such as tcp://127.0.0.1:80, tcp://[::1]:80 or HOST:80"
         )
-    host = match["bracketed"] if match["bracketed"] is not None else _host(match["host"])
+    host = _bracketed(match["bracketed"]) if match["host"] is None else _host(match["host"])
     port = parse_port(match["ports"], transport or Transport.TCP)
     if not port:
         raise ValueError("port 0 cannot be connected to")
-    if match["bracketed"] is not None:
-        try:
-            host = unmapped(str(ipaddress.IPv6Address(host)))
-        except ValueError:
-            raise ValueError(f"[{host}] is not an IPv6 address") from None
+    if host in (ANY_IPV4, ANY_IPV6):
+        raise ValueError(f"{host} stands for every address and is none to connect to")
     return Destination(transport, host, port)
+
+
+def _bracketed(text: str) -> str:
+    """Return an IPv6 address, or the IPv4 address that it is."""
+    try:
+        host = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError(f"[{text}] is not an IPv6 address") from None
+    return str(host.ipv4_mapped or host)
 
 
 def _host(text: str) -> str:
