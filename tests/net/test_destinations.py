@@ -1,0 +1,164 @@
+"""Where to forward to: what is read, what is written, what is refused and in which words."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import string
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from superd.net.addresses import LARGEST_PORT, LONGEST_PATH, Address, Transport
+from superd.net.destinations import TRANSPORTS, Destination, parse_destination
+
+INTERNET = (None, Transport.TCP, Transport.UDP)
+UNIX = (Transport.UNIX, Transport.UNIXGRAM)
+PORTS = st.integers(1, LARGEST_PORT)
+PATHS = st.text(string.ascii_letters + string.digits + "._-+ /:@é", min_size=1, max_size=40)
+LABELS = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True)
+NAMES = st.lists(LABELS, min_size=2, max_size=4).map(".".join)
+
+
+@given(st.sampled_from(INTERNET), st.ip_addresses(), PORTS)
+def test_a_numeric_host_is_read_as_it_is_written(
+    transport: Transport | None, host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
+) -> None:
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    assume(not (mapped or host).is_unspecified)
+    one = Destination(transport, str(mapped or host), port)
+    assert parse_destination(str(one)) == one
+    assert not one.is_name
+
+
+@given(st.sampled_from(INTERNET), NAMES, PORTS)
+def test_a_name_is_read_as_it_is_written_and_not_looked_up(
+    transport: Transport | None, name: str, port: int
+) -> None:
+    name += ".x"  # with a number at the end it would be an address
+    one = Destination(transport, name, port)
+    assert parse_destination(str(one)) == one
+    assert one.is_name
+
+
+@given(st.sampled_from(UNIX), st.sampled_from("/@"), PATHS)
+def test_a_unix_socket_is_read_as_it_is_written(
+    transport: Transport, start: str, path: str
+) -> None:
+    one = Destination(transport, path=start + path)
+    assert parse_destination(str(one)) == one
+    assert not one.is_name
+    assert one.address("", datagrams=transport.is_datagram) == Address(transport, path=start + path)
+
+
+NEARLY = r"((tcp|udp)://)?(\[[0-9a-f:.%]*\]|[0-9a-zé.*_-]*):[0-9a-z-]*|unix(gram)?://[a-z0-9?=@/]*"
+
+
+@given(st.one_of(st.text(), st.from_regex(NEARLY, fullmatch=True)))
+def test_any_text_is_a_destination_or_refused_in_words(text: str) -> None:
+    try:
+        one = parse_destination(text)
+    except ValueError as error:
+        told = str(error)
+        assert " " in told
+        assert "Error" not in told
+        assert "codec" not in told
+    else:
+        assert parse_destination(str(one)) == one
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("127.0.0.1:80", "127.0.0.1:80"),
+        ("tcp://127.0.0.1:0080", "tcp://127.0.0.1:80"),
+        ("udp://[2001:DB8:0:0::1]:53", "udp://[2001:db8::1]:53"),
+        ("[::1]:53", "[::1]:53"),
+        ("tcp://[::ffff:192.0.2.1]:80", "tcp://192.0.2.1:80"),
+        ("tcp://[fe80::1%lo]:80", "tcp://[fe80::1%lo]:80"),
+        ("tcp://Www.Example.org:80", "tcp://www.example.org:80"),
+        ("www.example.org.:80", "www.example.org.:80"),
+        ("tcp://_sip.example.org:80", "tcp://_sip.example.org:80"),
+        ("tcp://bücher.example:80", "tcp://xn--bcher-kva.example:80"),
+        ("tcp://例え.テスト:80", "tcp://xn--r8jz45g.xn--zckzah:80"),
+        ("unix:///run/a b.sock", "unix:///run/a b.sock"),
+        ("unixgram://@log", "unixgram://@log"),
+    ],
+)
+def test_what_a_target_means(text: str, found: str) -> None:
+    assert str(parse_destination(text)) == found
+
+
+@pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")
+def test_a_port_may_have_the_name_of_its_service() -> None:
+    assert parse_destination("tcp://127.0.0.1:finger").port == 79
+    assert parse_destination("udp://127.0.0.1:tftp").port == 69
+    assert parse_destination("127.0.0.1:domain").port == 53
+
+
+def test_without_a_transport_it_is_reached_by_the_one_that_fits() -> None:
+    one = parse_destination("127.0.0.1:53")
+    assert str(one.address("127.0.0.1", datagrams=False)) == "tcp://127.0.0.1:53"
+    assert str(one.address("127.0.0.1", datagrams=True)) == "udp://127.0.0.1:53"
+    assert one.serves(datagrams=False)
+    assert one.serves(datagrams=True)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_transport_takes_connections_or_datagrams(transport: Transport) -> None:
+    one = Destination(transport, "127.0.0.1", 53)
+    assert one.serves(datagrams=True) == transport.is_datagram
+    assert one.serves(datagrams=False) == (not transport.is_datagram)
+
+
+HOST = "expected a host and a port, such as tcp://127.0.0.1:80"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", HOST),
+        ("127.0.0.1", HOST),
+        ("tcp://127.0.0.1", HOST),
+        ("tcp://127.0.0.1:", HOST),
+        ("tcp://::1:80", HOST),
+        ("tcp://127.0.0.1/80", HOST),
+        ("tcp://127.0.0.1:0", "port 0 cannot be connected to"),
+        ("tcp://127.0.0.1:65536", "there is no port 65536 (the last is 65535)"),
+        ("tcp://127.0.0.1:-1", '"-1" is neither a port nor a name of /etc/services'),
+        ("tcp://127.0.0.1:80-81", '"80-81" is neither a port nor a name of /etc/services'),
+        ("tcp://127.0.0.1:80/x", '"80/x" is neither a port nor a name of /etc/services'),
+        ("tcp://*:80", "the host to connect to is missing"),
+        ("tcp://:80", "the host to connect to is missing"),
+        ("tcp://1.2.3:80", "1.2.3 is not an IPv4 address"),
+        ("tcp://127.0x1:80", '"127.0x1" is not a host'),
+        ("tcp://256.1.1.1:80", "256.1.1.1 is not an IPv4 address"),
+        ("tcp://[::x]:80", "[::x] is not an IPv6 address"),
+        ("tcp://[127.0.0.1]:80", "[127.0.0.1] is not an IPv6 address"),
+        ("tcp://a b:80", '"a b" is not a host'),
+        ("tcp://-a:80", '"-a" is not a host'),
+        ("tcp://a..b:80", '"a..b" is not a host'),
+        (f"tcp://{'a' * 64}:80", "is not a host"),
+        (f"tcp://{'a.' * 127}a:80", "is not a host"),
+        ("http://127.0.0.1:80", 'udp://, unix://, unixgram:// before the host, found "http"'),
+        ("TCP://127.0.0.1:80", 'before the host, found "TCP"'),
+        ("unixpacket:///run/a", 'before the host, found "unixpacket"'),
+        ("unix://run/a", "expected an absolute path (unix:///run/name.sock)"),
+        ("unix:///", "expected an absolute path"),
+        ("unixgram://@", "expected an absolute path (unixgram:///run/name.sock)"),
+        ("unix:///run/a\0b", "holds no NUL"),
+        (f"unix:///{'a' * LONGEST_PATH}", "has at most 107 bytes"),
+        ("unix:///run/a?mode=0660", "nothing follows the path of a socket that somebody else has"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_told(text: str, told: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(told)):
+        parse_destination(text)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
+def test_every_address_is_no_host_to_connect_to(host: str) -> None:
+    with pytest.raises(ValueError, match="every address and is none to connect to"):
+        parse_destination(f"tcp://{host}:80")
