@@ -63,7 +63,7 @@ class WeightedTarget(Section):
 def _targets(value: object) -> object:
     """Take one target or several, each as a string or as a table."""
     several = value if isinstance(value, list) else [value]
-    return [{"address": one} if isinstance(one, str) else one for one in several]
+    return [one if isinstance(one, dict) else {"address": one} for one in several]
 
 
 class ForwardOptions(Options):
@@ -131,10 +131,14 @@ class Forward(Service):
         for transport in dict.fromkeys(address.transport for address in entry.listen):
             kind = "datagrams" if transport.is_datagram else "connections"
             if transport.value == "unixpacket":
-                raise WrongOption("to", "forward carries no packets of unixpacket addresses")
+                text = (
+                    "nothing can be forwarded from unixpacket addresses; listen on unix:// instead"
+                )
+                raise WrongOption("to", text)
             if not self._places(datagrams=transport.is_datagram):
                 text = f"no target takes {kind}, and the service listens on {transport.value}"
-                raise WrongOption("to", text)
+                fitting = "udp:// or unixgram://" if transport.is_datagram else "tcp:// or unix://"
+                raise WrongOption("to", f"{text}; add one that starts with {fitting}")
         by_datagrams = any(address.transport.is_datagram for address in entry.listen)
         if by_datagrams and options.probe and not (options.probe.send and options.probe.expect):
             raise WrongOption("probe", "to probe by datagrams takes both send and expect")
@@ -147,6 +151,10 @@ class Forward(Service):
         for listener in entry.listen:
             if _is_same(place, listener):
                 raise WrongOption("to", f"{place} is where the service itself listens")
+        if not any(place.serves(datagrams=a.transport.is_datagram) for a in entry.listen):
+            raise WrongOption(
+                "to", f"{place} would get nothing: no address in listen is of its kind"
+            )
         folder = os.path.dirname(place.path)
         if entry.chroot and place.path.startswith("/") and not os.path.isdir(entry.chroot + folder):
             text = f"{place} cannot be reached from the chroot {entry.chroot}"

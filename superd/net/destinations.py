@@ -74,7 +74,7 @@ def parse_destination(text: str) -> Destination:
         transport = next((t for t in TRANSPORTS if t.value == prefix), None)
         if transport is None:
             known = ", ".join(f"{t.value}://" for t in TRANSPORTS)
-            raise ValueError(f"expected one of {known} before the host, found {shown(prefix)}")
+            raise ValueError(f"expected an address that starts with one of {known}")
     else:
         rest = text
     if transport is not None and transport.is_unix:
