@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from superd.config.model import Section
 from superd.config.model import Service as Entry
+from superd.net.addresses import ANY_IPV4, ANY_IPV6
 from superd.net.destinations import Destination, parse_destination
 from superd.net.proxy import proxy_header_v1, proxy_header_v2
 from superd.plugin import (
@@ -233,7 +234,14 @@ def _is_same(place: Destination, listener: Address) -> bool:
         return place.path == listener.path and bool(place.path)
     if place.port != listener.port:
         return False
-    return place.host == listener.host or (listener.is_wildcard and _is_own(place.host))
+    return place.host == listener.host or (_covers(listener, place) and _is_own(place.host))
+
+
+def _covers(listener: Address, place: Destination) -> bool:
+    """Tell whether it is a wildcard of the place's family; `[::]` is of IPv6 only."""
+    if place.is_name or listener.host == "*":
+        return listener.is_wildcard
+    return listener.host == (ANY_IPV6 if ":" in place.host else ANY_IPV4)
 
 
 def _is_own(host: str) -> bool:
