@@ -1,0 +1,118 @@
+"""Every mistake in the options of forward has its place, its key, and a remedy."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.config.configurations import written
+from tests.harness import superd
+
+ONE = "tcp://192.0.2.1:80"
+TCP, UDP, BOTH = "tcp://127.0.0.1:9901", "udp://127.0.0.1:9901", ["tcp://*:9902", "udp://*:9902"]
+STARTS = "expected an address that starts with one of tcp://, udp://, unix://, unixgram://"
+
+# how the service listens; its options, with ^ before what is wrong; its key; what is told
+MISTAKES = [
+    (TCP, "", "to", "is missing (one target or several: a string, or a table with address and"),
+    (TCP, "to = ^[]", "to", "expected an array of at least 1 element, found an empty array"),
+    (TCP, "to = ^80", "to", "expected an address such as tcp://10.0.0.5:8080, found 80"),
+    (TCP, f'to = ["{ONE}", ^80]', "to[1]", "expected an address such as tcp://10.0.0.5:8080"),
+    (TCP, 'to = ^"192.0.2.1"', "to", "expected a host and a port, such as tcp://127.0.0.1:80"),
+    (TCP, f'to = ["{ONE}", ^"http://a:1"]', "to[1]", f'{STARTS}, found "http://a:1"'),
+    (TCP, 'to = ^"tcp://192.0.2.1:0"', "to", "port 0 cannot be connected to"),
+    (TCP, 'to = ^"tcp://0.0.0.0:80"', "to", "0.0.0.0 stands for every address"),
+    (TCP, 'to = { address = ^"[::1]:99999" }', "to.address", "there is no port 99999"),
+    (TCP, f'to = [{{ address = "{ONE}", weight = ^0 }}]', "to[0].weight", "at least 1, found 0"),
+    (TCP, f'to = [{{ address = "{ONE}", weight = ^1001 }}]', "to[0].weight", "at most 1000"),
+    (TCP, f'to = [{{ address = "{ONE}", ^wieght = 2 }}]', "to[0].wieght", 'you mean "weight"?'),
+    (TCP, "to = [^{ weight = 2 }]", "to[0].address", "is missing (tcp://, udp://, unix://"),
+    (TCP, f'to = "{ONE}", ^balanse = "first"', "balanse", 'unknown key (did you mean'),
+    (TCP, f'to = "{ONE}", balance = ^"sources"', "balance", '(did you mean "source"?)'),
+    (TCP, f'to = ^"{TCP}"', "to", f"{TCP} is where the service itself listens"),
+    (UDP, 'to = ^"127.0.0.1:9901"', "to", "127.0.0.1:9901 is where the service itself listens"),
+    (BOTH, 'to = ^"127.8.8.8:9902"', "to", "127.8.8.8:9902 is where the service itself listens"),
+    (BOTH, 'to = ^"[::1]:9902"', "to", "[::1]:9902 is where the service itself listens"),
+    (BOTH, 'to = ^"localhost:9902"', "to", "localhost:9902 is where the service itself listens"),
+    ("tcp://[::]:9903", 'to = ^"[::1]:9903"', "to", "[::1]:9903 is where the service"),
+    ("unix:///run/a", 'to = ^"unix:///run/a"', "to", "unix:///run/a is where the service"),
+    (UDP, f'to = ^"{ONE}"', "to", "no target takes datagrams, and the service listens on udp"),
+    (TCP, 'to = ^"unixgram://@a"', "to", "no target takes connections, and the service listens"),
+    (BOTH, 'to = ^"unix://@a"', "to", "add one that starts with udp:// or unixgram://"),
+    (TCP, f'to = ^["{ONE}", "udp://192.0.2.1:80"]', "to", "udp://192.0.2.1:80 would get"),
+    ("unixpacket://@p", f'to = ^"{ONE}"', "to", "unixpacket addresses; listen on unix://"),
+    (TCP, f'to = "{ONE}", bind-to = ^"::1"', "bind-to", f"::1 is of another family than {ONE}"),
+    (TCP, f'to = "{ONE}", bind-to = ^"lo"', "bind-to", "expected an IPv4 or IPv6 address"),
+    (UDP, 'to = "[::1]:1", proxy-protocol = ^"v1"', "proxy-protocol", "v1 cannot precede"),
+    (TCP, f'to = "{ONE}", proxy-protocol = ^"v3"', "proxy-protocol", 'expected "v1" or "v2"'),
+    (UDP, 'to = "[::1]:1", probe = ^{ send = "x" }', "probe", "takes both send and expect"),
+    (TCP, f'to = "{ONE}", probe = {{ ^evry = "1s" }}', "probe.evry", '(did you mean "every"?)'),
+    (TCP, f'to = "{ONE}", probe = {{ fall = ^0 }}', "probe.fall", "at least 1, found 0"),
+    (TCP, f'to = "{ONE}", fail-after = ^-1', "fail-after", "at least 0, found -1"),
+    (TCP, f'to = "{ONE}", connect-timeout = ^0', "connect-timeout", "more than 0, found 0"),
+    (TCP, f'to = "{ONE}", retry-after = ^"x"', "retry-after", "expected a duration such as"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What `superd check` says of all of them at once, without the name of the file."""
+    text = "".join(
+        f'[service.s{number}]\nplugin = "forward"\nlisten = {json.dumps(listen)}\n'
+        f"options = {{ {options.replace('^', '')} }}\n"
+        for number, (listen, options, *_) in enumerate(MISTAKES)
+    )
+    file = written(tmp_path_factory.mktemp("mistakes"), text)
+    done = superd("check", str(file))
+    assert done.returncode == 78
+    return [line.removeprefix(f"{file}:") for line in done.stderr.splitlines()]
+
+
+@pytest.mark.parametrize("number", range(len(MISTAKES)))
+def test_a_mistake_is_told_at_its_place(told: list[str], number: int) -> None:
+    _, options, key, text = MISTAKES[number]
+    column = f"options = {{ {options}".find("^") + 1 or 1  # the whole, where something is missing
+    start = f"{number * 4 + 4}:{column}: service.s{number}.options.{key}: "
+    found = [line for line in told if line.startswith(start)]
+    assert len(found) == 1, [line for line in told if f"service.s{number}." in line]
+    assert text in found[0]
+
+
+def test_a_path_that_a_jail_does_not_have_is_told(tmp_path: Path) -> None:
+    text = (
+        f'[service.web]\nplugin = "forward"\nlisten = "tcp://127.0.0.1:0"\nchroot = "{tmp_path}"\n'
+        'options = { to = "unix:///run/app/sock" }\n'
+    )
+    file = written(tmp_path, text)
+    assert superd("check", str(file)).stderr == (
+        f"{file}:5:18: service.web.options.to: unix:///run/app/sock cannot be reached"
+        f' from the chroot {tmp_path}; set chroot = "", or use an abstract name (unix://@x)\n'
+    )
+    (tmp_path / "run/app").mkdir(parents=True)
+    assert superd("check", str(file)).stdout == "configuration OK\n"
+
+
+GOOD = """
+[service.near]
+plugin = "forward"
+listen = "tcp://[::]:9904"
+options = { to = "tcp://127.0.0.1:9904" }
+[service.udp]
+plugin = "forward"
+listen = ["udp://127.0.0.1:9904", "unixgram://@front"]
+options = { to = ["127.0.0.2:9904", "unixgram://@back"], proxy-protocol = "v2" }
+[service.probed]
+plugin = "forward"
+listen = "tcp://127.0.0.1:9905"
+[service.probed.options]
+bind-to = "127.0.0.9"
+to = [{ address = "www.example.org:80", weight = 1000 }, "unix:///nowhere", "unix://@x"]
+probe = { every = "1s", timeout = "100ms", send = "PING", expect = "PONG", fall = 1, rise = 1 }
+"""
+
+
+def test_what_is_no_mistake_is_taken(tmp_path: Path) -> None:
+    done = superd("check", str(written(tmp_path, GOOD)))
+    assert (done.stdout, done.stderr) == ("configuration OK\n", "")
