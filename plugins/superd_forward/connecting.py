@@ -12,7 +12,7 @@ import select
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterator
 from functools import partial
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -45,9 +45,9 @@ class Connecting:
         "attempts", "deadline", "next_at", "order", "relay", "started", "target", "ways", "why",
     )  # fmt: skip
 
-    def __init__(self, relay: ForwardedConnection, order: Iterable[Target]) -> None:
+    def __init__(self, relay: ForwardedConnection, order: Iterator[Target]) -> None:
         self.relay = relay
-        self.order = iter(order)
+        self.order = order
         self.attempts: list[Attempt] = []
         self.ways: deque[Way] | tuple[()] = ()  # that are still to be tried
         self.started = self.deadline = self.next_at = 0.0
@@ -116,7 +116,7 @@ class Connecting:
         target, self.target = self.target, None
         assert target is not None
         self._leave()
-        target.succeeded()
+        target.took()
         seconds = time.monotonic() - self.started
         self.relay.connected(attempt, target, seconds, events & INPUT, is_broken=is_broken)
 
@@ -151,7 +151,7 @@ class Connecting:
     def _next_target(self, why: str) -> None:
         target = self.target
         assert target is not None
-        target.failed(why)
+        target.failed(why.removeprefix(f"{target.name}: "))
         self.cancel()
         self.start(f"{target.name}: {why}")
 

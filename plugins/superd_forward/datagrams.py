@@ -177,6 +177,7 @@ class ForwardedDatagrams(DatagramRelay):
             if not self.has_answered:
                 self.has_answered = True
                 assert self.target is not None
+                self.target.took()
                 self.target.succeeded()
             self.moved += 1
             self._sent += size

@@ -7,9 +7,11 @@ unix(7) sockets know no reset; whoever is at one sees the end.
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import time
-from collections.abc import Iterable
+from operator import length_hint
 from typing import TYPE_CHECKING
 
 from superd.net.closing import reset_on_close, undelivered
@@ -23,6 +25,7 @@ from superd_forward.targets import Target
 if TYPE_CHECKING:
     from superd_forward.streams import Streams
 
+AT_ONCE = 1.0  # seconds in which a target may show that it does not want what it has taken
 PATIENCE = 10.0  # seconds that somebody may read nothing of what precedes a reset
 
 
@@ -31,7 +34,7 @@ class ForwardedConnection(Relay):
 
     __slots__ = (
         "chain", "client", "conn", "connecting", "cut_short", "deadline", "endpoint", "first",
-        "is_over", "seen", "streams", "target", "target_side", "unsent",
+        "is_over", "order", "seen", "streams", "target", "target_side", "unsent",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, sock: socket.SocketType, conn: Relayed) -> None:
@@ -56,10 +59,11 @@ class ForwardedConnection(Relay):
             self.unreachable(LOOP)
             return
         self.chain = (*chain, streams)
-        self._connect(streams.targets.order(conn))
+        self.order = iter(streams.targets.order(conn))
+        self._connect()
 
-    def _connect(self, order: Iterable[Target]) -> None:
-        self.connecting = Connecting(self, order)
+    def _connect(self) -> None:
+        self.connecting = Connecting(self, self.order)
         self.connecting.start()
 
     def __str__(self) -> str:
@@ -84,6 +88,9 @@ class ForwardedConnection(Relay):
         self.connecting, client = None, self.client
         sock, self.endpoint = attempt.sock, attempt.endpoint
         self.target = target
+        self.deadline = time.monotonic() + AT_ONCE
+        if target.is_doubted:
+            self.streams.poller.loop.call_later(AT_ONCE, self.lasts, target)
         self.conn.reached(attempt.way.name, seconds)
         self.streams.title.changed()
         side = self.target_side = Side(self, sock, self.streams.poller)
@@ -98,6 +105,11 @@ class ForwardedConnection(Relay):
             client.pull(client.unread)
         if events and side.sock.fileno() >= 0:
             side.ready(events)
+
+    def lasts(self, target: Target) -> None:
+        """Believe in a target that had failed, if it still has the connection."""
+        if self.target is target:
+            target.succeeded()
 
     def unreachable(self, why: str) -> None:
         """Give up: the client sees what it would see if there were no forwarder."""
@@ -181,19 +193,19 @@ class ForwardedConnection(Relay):
         target, side = self.target, self.target_side
         assert target is not None
         assert side is not None
-        if side.count or self.client.count or self.client.has_ended:
+        if side.count or self.client.count or self.first or time.monotonic() > self.deadline:
             return False
-        order = self.streams.targets.others(target)
-        if not order:
-            return False
-        target.failed("it has reset the connection at once")
+        target.failed(os.strerror(errno.ECONNRESET))
         target.left()
+        self.target = None
+        if not length_hint(self.order):
+            return False
         if self.endpoint is not None:
             forget(self.endpoint)
         side.close()
-        self.target = self.target_side = None
+        self.target_side = None
         self.client.other, self.client.unread = self.streams.nobody, INPUT
-        self._connect(order)
+        self._connect()
         return True
 
     # How it ends
@@ -258,3 +270,5 @@ class ForwardedConnection(Relay):
                 side.close()
         if self.target is not None:
             self.target.left()
+            self.target.succeeded()
+            self.target = None

@@ -78,6 +78,11 @@ class Target:
         """Tell whether clients are sent there, by the monotonic clock."""
         return not self.is_down and now >= self._out_until
 
+    @property
+    def is_doubted(self) -> bool:
+        """Whether it has failed, and not served since."""
+        return self._in_a_row > 0
+
     def entered(self) -> None:
         """Count a client that is being connected."""
         self.active += 1
@@ -86,16 +91,19 @@ class Target:
         """Count it no more."""
         self.active -= 1
 
-    def succeeded(self) -> None:
-        """Take note that it has taken a connection."""
+    def took(self) -> None:
+        """Count a client that it has taken, and may still send away."""
         self.served += 1
+
+    def succeeded(self) -> None:
+        """Take note that it serves."""
         if self._in_a_row:
             if self._out_until:
                 self._log("info", f"target {self.name} serves again")
             self._in_a_row, self._out_until = 0, 0.0
 
     def failed(self, why: str) -> None:
-        """Take note that it has not, and leave it out if that has happened too often."""
+        """Take note that it does not, and leave it out if that has happened too often."""
         self.failures += 1
         self._in_a_row += 1
         self.last_error = why
@@ -144,11 +152,6 @@ class Targets:
         able = [target for target in self.all if target.is_in(now)]
         unable = [target for target in self.all if target not in able]
         return (*self._order(able, client), *unable)
-
-    def others(self, target: Target) -> Sequence[Target]:
-        """Return who else there is."""
-        now = time.monotonic()
-        return [other for other in self.all if other is not target and other.is_in(now)]
 
 
 class RoundRobin:
