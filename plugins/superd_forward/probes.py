@@ -61,7 +61,8 @@ async def _ask(target: Target, probe: Probe, streams: Streams) -> str:
             return "its name has no address"
         way = target.at(hosts[0])
     with socket.socket(fileno=streams.connect(way).detach()) as sock:
-        await loop.sock_connect(sock, way.sockaddr)
+        if not way.is_unix:  # where it is done, or has failed, at once
+            await loop.sock_connect(sock, way.sockaddr)
         if probe.send:
             await loop.sock_sendall(sock, probe.send.encode())
         why = await _expectation(sock, probe.expect.encode()) if probe.expect else ""
@@ -78,9 +79,11 @@ async def _expectation(sock: socket.socket, expected: bytes) -> str:
     """Read until what is expected has come; return what is wrong, or nothing."""
     loop = asyncio.get_running_loop()
     answer = b""
-    while expected not in answer:
+    while len(answer) < MOST_EXPECTED:
         more = await loop.sock_recv(sock, MOST_EXPECTED)
         answer += more
-        if not more or len(answer) >= MOST_EXPECTED:
-            return f"it answered {answer[:60]!r}"
-    return ""
+        if expected in answer:
+            return ""
+        if not more:
+            break
+    return f"it answered {answer[:60]!r}" if answer else "it answered nothing"
