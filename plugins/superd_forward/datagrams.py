@@ -5,11 +5,13 @@ answers of one from those of another.
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import time
 from typing import TYPE_CHECKING
 
-from superd.plugin import DatagramRelay, End, RelayedDatagrams
+from superd.plugin import DatagramRelay, End, RelayedDatagrams, Unavailable
+from superd_forward.connecting import EXHAUSTED
 from superd_forward.hops import LOOP, Endpoint, chain_at, forget, remember
 from superd_forward.rounds import Rounds
 from superd_forward.targets import Target, Targets
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 BATCH = 64  # answers per wake-up: the others' turn comes before a flood is over
 MOST_WAITING = 64 * 1024  # bytes that wait for the address of a target
 LOOK = 0.25  # seconds
+BLAMELESS = EXHAUSTED | {errno.EMSGSIZE}  # a datagram is lost, by no fault of its target
 
 
 class Datagrams:
@@ -47,9 +50,9 @@ class ForwardedDatagrams(DatagramRelay):
         self.target: Target | None = None
         self.sock: socket.SocketType | None = None
         self.waiting: list[bytes] = []  # for the target's address
-        self.last = b""  # sent, and not known to have arrived
+        self.last: bytes | None = None  # sent, and not known to have arrived
         self.has_answered = self.is_over = False
-        self.replies = 0
+        self.due = 0  # answers, where they are counted
         self.moved = 0
         self.active_at = self.started = time.monotonic()
         header = shared.streams.header
@@ -80,6 +83,7 @@ class ForwardedDatagrams(DatagramRelay):
     def take(self, data: bytes) -> None:
         self._received += len(data)
         self.moved += 1
+        self.due += self.shared.replies
         if self.sock is not None:
             self._send(data)
         elif sum(map(len, self.waiting)) + len(data) <= MOST_WAITING:
@@ -96,15 +100,23 @@ class ForwardedDatagrams(DatagramRelay):
             return
         self.last = data
 
-    def _refused(self, error: OSError, data: bytes) -> None:
-        """Go to the next target, unless this one has answered: that one datagram is lost."""
-        if self.has_answered:
+    def _refused(self, error: OSError, unsent: bytes | None = None) -> None:
+        """Go to the next target with what this one has not taken; where it has answered before, it
+        has gone since or is a new one, and all are tried again.
+        """
+        target = self.target
+        assert target is not None
+        self.conn.note(f"{target.name}: {error.strerror}")
+        if error.errno in BLAMELESS:
             return
-        assert self.target is not None
-        self.target.failed(error.strerror or str(error))
-        self.conn.note(f"{self.target.name}: {error.strerror}")
+        target.failed(error.strerror or str(error))
+        if self.has_answered:
+            self.has_answered = False
+            self.order = iter(self.shared.targets.order(self.conn))
+        # udp(7) tells of the one before, unix(7) of the one that is sent
+        last = None if target.destination.path else self.last
+        self.waiting += [data for data in (last, unsent) if data is not None]
         self._leave_target()
-        self.waiting.append(data)
         self._next_target()
 
     def _next_target(self) -> None:
@@ -137,6 +149,10 @@ class ForwardedDatagrams(DatagramRelay):
                 why = error.strerror or str(error)
                 if sock is not None:
                     sock.close()
+                if error.errno in EXHAUSTED:
+                    self.cut()
+                    self.conn.failed(Unavailable(f"cannot connect to {address}: {why}"))
+                    return
                 continue
             self.sock = sock
             self.endpoint = remember(sock, self.chain) if way.may_loop else None
@@ -172,7 +188,7 @@ class ForwardedDatagrams(DatagramRelay):
             except BlockingIOError:
                 return
             except OSError as error:  # about an earlier datagram
-                self._refused(error, self.last)
+                self._refused(error)
                 continue
             if not self.has_answered:
                 self.has_answered = True
@@ -182,8 +198,8 @@ class ForwardedDatagrams(DatagramRelay):
             self.moved += 1
             self._sent += size
             self.conn.send(buffer[:size])
-            self.replies += 1
-            if self.replies == self.shared.replies:
+            self.due -= 1
+            if not self.due:
                 self._over(End.SERVER)
                 return
         if self.sock is not None:
@@ -224,4 +240,4 @@ class ForwardedDatagrams(DatagramRelay):
             self.shared.streams.poller.forget(self.sock.fileno())
             with contextlib.suppress(OSError):
                 self.sock.close()
-            self.sock = None
+            self.sock = self.last = None

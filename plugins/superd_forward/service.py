@@ -92,7 +92,8 @@ class ForwardOptions(Options):
         PositiveDuration, Field(description="without a datagram, until a source is forgotten")
     ] = 60.0
     datagram_replies: Annotated[
-        int, Field(ge=0, description="after so many answers, too; 1 for DNS, 0 for no end")
+        int,
+        Field(ge=0, description="after so many answers to each one, too; 1 for DNS, 0 for no end"),
     ] = 0
     bind_to: Annotated[
         str, AfterValidator(_host), Field(description="our address that targets see")
