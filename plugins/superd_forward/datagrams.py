@@ -151,7 +151,7 @@ class ForwardedDatagrams(DatagramRelay):
                     sock.close()
                 if error.errno in EXHAUSTED:
                     self.cut()
-                    self.conn.failed(Unavailable(f"cannot connect to {address}: {why}"))
+                    self.conn.failed(Unavailable(f"cannot connect to {way.name}: {why}"))
                     return
                 continue
             self.sock = sock

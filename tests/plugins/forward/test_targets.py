@@ -52,6 +52,7 @@ def target(
         datagrams=False,
         fail_after=fail_after,
         retry_after=retry_after,
+        is_ours=lambda transport, port: False,
         log=log or Log(),
     )
 
@@ -114,7 +115,7 @@ def test_of_equals_who_has_served_the_least_is_next() -> None:
     served: Counter[int] = Counter()
     for _ in range(9):
         first = order(several)[0]
-        first.succeeded()
+        first.took()
         served.update(ports([first]))
     assert served == {1: 3, 2: 3, 3: 3}
 
@@ -247,7 +248,7 @@ def test_probes_are_told_once_each_way_and_decide_beside_failures() -> None:
 def test_status_shows_what_becomes_of_a_target() -> None:
     one = target(80, 3)
     one.entered()
-    one.succeeded()
+    one.took()
     now = time.monotonic()
     row = {
         "target": "tcp://192.0.2.1:80", "state": "up", "weight": 3, "active": 1, "served": 1,
