@@ -144,5 +144,6 @@ class Side:
 
     def close(self) -> None:
         self.kept = TAKES_NOTHING
-        self.poller.forget(self.descriptor)
-        self.sock.close()
+        if self.sock.fileno() >= 0:  # else the descriptor may be another's by now
+            self.poller.forget(self.descriptor)
+            self.sock.close()
