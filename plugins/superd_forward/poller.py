@@ -11,6 +11,8 @@ import mmap
 import select
 from typing import Protocol
 
+from superd_forward.pipes import Pipes
+
 BATCH = 256  # sockets per wake-up: the others' turn comes before a flood is over
 PORTION = 128 * 1024  # bytes: the most that is read at once, and that waits for one side
 WITHOUT_MEMORY = 0.1  # seconds until it is tried again
@@ -42,6 +44,7 @@ class Poller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.buffer: memoryview | None = _new_buffer()
+        self.pipes = Pipes(loop)
         self._epoll = select.epoll()
         self._waiting: dict[int, Waiting] = {}
         self._again: list[tuple[int, Waiting]] = []

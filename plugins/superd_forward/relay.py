@@ -19,7 +19,7 @@ from superd.plugin import End, Relay, Relayed
 from superd_forward.connecting import Attempt, Connecting
 from superd_forward.hops import LOOP, Endpoint, chain_of, forget
 from superd_forward.poller import INPUT
-from superd_forward.side import TAKES_NOTHING, Side
+from superd_forward.side import Side
 from superd_forward.targets import Target
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ class ForwardedConnection(Relay):
     def refused(self, side: Side) -> None:
         """A side is broken, as sending to it has shown; what it has sent itself still counts."""
         side.is_broken = True
-        side.kept = TAKES_NOTHING
+        side.take_nothing()
         if side.other.is_broken:
             self._over(End.RESET)  # nobody is left to pass anything on to
         elif side.has_ended or self.cut_short is not None:
@@ -177,7 +177,7 @@ class ForwardedConnection(Relay):
             return
         self.cut_short = End.RESET if side is self.client else End.TARGET_RESET
         side.has_ended = True
-        side.kept = TAKES_NOTHING
+        side.take_nothing()
         self.seen = -1
         self.reset_once_read()
 

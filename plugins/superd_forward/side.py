@@ -1,7 +1,7 @@
 """One of the two ends of a forwarded connection: what it sends goes to the other one.
 
-The path of a byte is `ready`, a recv and a send. Whatever does not fit is kept, at most a buffer,
-and its sender is not read from until it has gone.
+The path of a byte is `ready`, a recv and a send; that of bulk leads through a pipe. Whatever does
+not fit is kept, at most a buffer or a pipe, and its sender is not read from until it has gone.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import socket
 from select import EPOLLOUT
 from typing import TYPE_CHECKING, Final
 
+from superd_forward.pipes import Pipe
 from superd_forward.poller import BROKEN, ENDED, INPUT, PORTION, URGENT, Poller
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 UNTIL_NONE = ENDED | URGENT  # a short read does not mean that there is no more
 TURNS = 8  # portions that one side may send before the others' turn
+LARGE = 64 * 1024  # bytes at once
+BULK = 8  # portions of that size in a row
 
 TAKES_NOTHING: Final = b""  # in the place of what is kept: not connected yet, or broken
 
@@ -36,7 +39,7 @@ class Side:
     """
 
     __slots__ = (
-        "count", "descriptor", "has_ended", "is_broken", "kept", "other", "poller",
+        "bulk", "count", "descriptor", "has_ended", "is_broken", "kept", "other", "poller",
         "receive", "relay", "send", "sock", "unread",
     )  # fmt: skip
 
@@ -50,7 +53,8 @@ class Side:
         self.receive = sock.recv_into
         self.send = sock.send
         self.count = 0
-        self.kept: bytes | memoryview | None = None
+        self.bulk = 0  # large portions in a row
+        self.kept: bytes | memoryview | Pipe | None = None
         self.unread = 0
         self.has_ended = self.is_broken = False
 
@@ -82,6 +86,8 @@ class Side:
         """
         other, poller = self.other, self.poller
         self.unread = 0
+        if self.bulk >= BULK and self._pull_bulk():
+            return
         for _ in range(TURNS):
             if (buffer := poller.buffer) is None:
                 break
@@ -96,6 +102,7 @@ class Side:
                 self.relay.ended(self)
                 return
             self.count += size
+            self.bulk = self.bulk + 1 if size >= LARGE else 0
             try:
                 sent = other.send(buffer[:size], AT_ONCE)
             except BlockingIOError:
@@ -113,6 +120,53 @@ class Side:
                 return
         poller.again(self.descriptor, self)
 
+    def _pull_bulk(self) -> bool:
+        """Pass on what there is to read through a pipe; tell whether that could be done."""
+        self.bulk = 0  # until it has shown again that it is bulk
+        if socket.AF_UNIX in (self.sock.family, self.other.sock.family):
+            return False
+        try:
+            pipe = self.poller.pipes.borrow()
+        except OSError:
+            return False
+        for side in (self, self.other):
+            side.sock.setblocking(False)  # splice(2) has no flag for that
+        self._splice(pipe)
+        if self.other.kept is not pipe:
+            self.poller.pipes.give_back(pipe)
+        return True
+
+    def _splice(self, pipe: Pipe) -> None:
+        """Pass on through a pipe until there is no more, or the other side takes no more."""
+        before = self.count
+        for _ in range(TURNS):
+            try:
+                size = pipe.fill(self.descriptor)
+            except BlockingIOError:
+                if self.count - before >= LARGE:
+                    self.bulk = BULK
+                return
+            except OSError:
+                self.relay.broke(self)
+                return
+            if not size:
+                self.relay.ended(self)
+                return
+            self.count += size
+            try:
+                is_empty = pipe.empty(self.other.descriptor)
+            except OSError:
+                self.relay.refused(self.other)
+                return
+            if not is_empty:
+                self.bulk, self.unread = BULK, INPUT
+                self.other.kept = pipe
+                if self.is_broken:
+                    self.relay.will_not_last()
+                return
+        self.bulk = BULK
+        self.poller.again(self.descriptor, self)
+
     def keep(self, rest: memoryview) -> None:
         """Keep what it has not taken; without memory for that, the buffer itself."""
         try:
@@ -123,19 +177,31 @@ class Side:
 
     def flush(self) -> None:
         """Send what was kept, as far as it is taken."""
-        assert self.kept
+        kept = self.kept
+        assert kept
         try:
-            sent = self.send(self.kept, AT_ONCE)
+            if isinstance(kept, Pipe):
+                if not kept.empty(self.descriptor):
+                    return
+                self.poller.pipes.give_back(kept)
+            else:
+                sent = self.send(kept, AT_ONCE)
+                if sent < len(kept):
+                    self.kept = memoryview(kept)[sent:]
+                    return
         except BlockingIOError:
             return
         except OSError:
             self.relay.refused(self)
             return
-        if sent < len(self.kept):
-            self.kept = memoryview(self.kept)[sent:]
-            return
         self.kept = None
         self.relay.flushed(self)
+
+    def take_nothing(self) -> None:
+        """Let go of what was kept, as it cannot be sent any more."""
+        if isinstance(self.kept, Pipe):
+            self.poller.pipes.give_back(self.kept)
+        self.kept = TAKES_NOTHING
 
     def end(self) -> None:
         """Say that nothing more comes."""
@@ -143,7 +209,7 @@ class Side:
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        self.kept = TAKES_NOTHING
+        self.take_nothing()
         if self.sock.fileno() >= 0:  # else the descriptor may be another's by now
             self.poller.forget(self.descriptor)
             self.sock.close()
