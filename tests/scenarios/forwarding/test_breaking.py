@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.clients import ending, reset
-from tests.harness import PATIENCE
+from tests.harness import PATIENCE, until
 from tests.scenarios.forwarding.ends import (
     Pair,
     Stream,
@@ -187,3 +187,17 @@ def test_connections_that_both_sides_break_off_are_forgotten(pair: Pair) -> None
     growth = private_memory(worker) - before
     print(f"{growth / 300:.0f} bytes a connection")
     assert growth < 300 * 1000
+
+
+def test_a_connection_that_ends_late_stops_no_other(pair: Pair) -> None:
+    """A new one has the descriptor of the side that was reset first."""
+    with pair.open() as (client, server):
+        server.sendall(os.urandom(WAITS_IN_THE_KERNEL))
+        wait_until_delivered(server)
+        reset(server)
+        with pair.open_many(3) as others:
+            assert ending(client)[1] == "reset"
+            until(lambda: pair.superd.counts("plain")["active"] == 3, "the first to be gone")
+            for other, its_server in others:
+                other.sendall(b"hello")
+                assert its_server.recv(100) == b"hello"

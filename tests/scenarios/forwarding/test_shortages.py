@@ -1,0 +1,227 @@
+"""Forwarding where the system runs short, and where clients or workers go: others lose nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import select
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import ending, is_open, reset
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, until
+from tests.scenarios.forwarding.ends import Pair, Stream, Target, digest_of, entry, stays_quiet
+from tests.usage import open_descriptors, processor_time
+
+FEW = 64  # descriptors
+
+Ends = tuple[socket.socket, socket.socket]
+
+
+@pytest.fixture
+def target() -> Iterator[Target]:
+    with contextlib.closing(Target()) as one:
+        yield one
+
+
+def talks(ends: Ends) -> bool:
+    """Tell whether both sides hear each other."""
+    client, server = ends
+    client.sendall(b"a question")
+    heard = server.recv(100)
+    server.sendall(b"an answer")
+    return (heard, client.recv(100)) == (b"a question", b"an answer")
+
+
+def arrives(ends: Ends, streams: tuple[Stream, Stream]) -> bool:
+    """End both sides, and tell whether all that they had sent has arrived."""
+    for end in ends:
+        end.shutdown(socket.SHUT_WR)
+    return [digest_of(end) for end in reversed(ends)] == [
+        (stream.count, stream.digest.hexdigest()) for stream in streams
+    ]
+
+
+# Clients that go
+
+
+def tear(pair: Pair, number: int) -> None:
+    """Begin a transfer, and break it off in one way or another."""
+    with pair.open() as (client, server):
+        for end in (client, server):
+            Stream().push(end, (1, 1000, 1 << 18)[number % 3])
+        if number % 4 == 1:
+            client.recv(100)
+        if number % 5 == 2:
+            client.shutdown(socket.SHUT_WR)
+        if number % 7 == 3:
+            reset(server)
+        reset(client)
+        with contextlib.suppress(ConnectionResetError):
+            while server.fileno() >= 0 and server.recv(1 << 17):
+                pass
+
+
+def tear_many(served: Superd, pair: Pair, number: int) -> None:
+    workers = served.workers()
+    tear(pair, 0)
+    served.wait_until_left("web")
+    before, start = open_descriptors(workers), len(served.log())
+    for n in range(number):
+        tear(pair, n)
+    served.wait_until_left("web", 5)
+    with pair.open() as ends:
+        assert talks(ends)
+    until(lambda: open_descriptors(workers) == before, "all descriptors to be given back")
+    assert served.workers() == workers
+    assert served.counts("web")["errors"] == 0
+    assert served.log()[start:] == ""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
+def test_clients_that_reset_in_the_middle_leave_nothing_behind(
+    start_superd: Start, target: Target, number: int, loop: str
+) -> None:
+    served = start_superd(f'[daemon]\nloop = "{loop}"\n' + entry("web", target))
+    tear_many(served, Pair(served, "web", target), number)
+
+
+# Too few descriptors
+
+
+def test_at_descriptor_exhaustion_old_sessions_lose_nothing_and_new_ones_come_later(
+    start_superd: Start, target: Target
+) -> None:
+    """A client that superd could take, and connect to nobody, is reset; those after it wait."""
+    served = start_superd(entry("web", target, more=f"\nrlimits = {{ nofile = {FEW} }}"))
+    pair = Pair(served, "web", target)
+    (worker,) = served.workers()
+    with contextlib.ExitStack() as stack:
+        sessions: list[Ends] = []
+        clients: list[socket.socket] = []
+        while len(sessions) < FEW:
+            clients.append(stack.enter_context(pair.connect()))
+            if not select.select([target.sock], [], [], 0.3)[0]:
+                break
+            sessions.append((clients[-1], stack.enter_context(target.accept())))
+        assert 10 < len(sessions) < FEW // 2
+        served.wait_for_log("Too many open files")
+        clients += [stack.enter_context(pair.connect()) for _ in range(10)]
+        before = processor_time(worker)
+        streams = []
+        for seed, ends in enumerate(sessions):
+            assert talks(ends)
+            pushed = Stream(seed), Stream(-seed)
+            for stream, end in zip(pushed, ends, strict=True):
+                stream.push(end, 1 << 20)
+            streams.append(pushed)
+        assert stays_quiet(target.sock, 1)
+        assert processor_time(worker) - before < 0.9, "it spins"
+        fates = [is_open(client) for client in clients[len(sessions) :]]
+        print(f"{len(sessions)} sessions; of {len(fates)} others {sum(fates)} wait")
+        for pushed, ends in zip(streams, sessions, strict=True):
+            assert arrives(ends, pushed)
+            ends[0].close()
+            ends[1].close()
+        for client in clients[len(sessions) :]:
+            if is_open(client):
+                assert talks((client, stack.enter_context(target.accept())))
+            else:
+                assert ending(client) == (b"", "fin")  # the reset has been told
+        with pair.open() as ends:
+            assert talks(ends)
+    assert served.workers() == [worker]
+    assert "Traceback" not in served.log()
+
+
+# Too little memory
+
+
+@pytest.mark.root
+def test_without_memory_sessions_lose_nothing(start_superd: Start, target: Target) -> None:
+    """What their readers do not take can be kept nowhere, until there is memory again."""
+    own = f"\nuser = {os.getuid()}\ngroup = {os.getgid()}"  # whose limits we may set
+    served = start_superd(entry("web", target, more=own))
+    pair = Pair(served, "web", target)
+    (worker,) = served.workers()
+    with contextlib.ExitStack() as stack:
+        sessions = [stack.enter_context(pair.open()) for _ in range(12)]
+        assert all(map(talks, sessions))
+        hard = resource.prlimit(worker, resource.RLIMIT_AS)[1]
+        resource.prlimit(worker, resource.RLIMIT_AS, (address_space(worker) + (128 << 10), hard))
+        streams = [(Stream(2 * n), Stream(2 * n + 1)) for n in range(len(sessions))]
+        for pushed, ends in zip(streams, sessions, strict=True):
+            for stream, end in zip(pushed, ends, strict=True):
+                stream.fill(end)
+        resource.prlimit(worker, resource.RLIMIT_AS, (hard, hard))
+        for pushed, ends in zip(streams, sessions, strict=True):
+            assert arrives(ends, pushed)
+    served.wait_until_left("web")
+    with pair.open() as ends:
+        assert talks(ends)
+    assert served.workers() == [worker]
+    assert served.counts("web")["errors"] == 0
+
+
+def address_space(pid: int) -> int:
+    """Return the bytes that count against RLIMIT_AS."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
+
+
+# Workers that go
+
+
+def test_a_killed_worker_takes_only_the_sessions_of_its_own_pool(start_superd: Start) -> None:
+    with contextlib.ExitStack() as stack:
+        targets = {name: stack.enter_context(contextlib.closing(Target())) for name in "ab"}
+        served = start_superd(
+            "".join(entry(name, t, more=f'\npool = "{name}"') for name, t in targets.items())
+        )
+        first, second = (Pair(served, name, target) for name, target in targets.items())
+        (client, server), ends = (
+            stack.enter_context(first.open()),
+            stack.enter_context(second.open()),
+        )
+        streams = Stream(1), Stream(2)
+        for stream, end in zip(streams, ends, strict=True):
+            stream.fill(end)
+        (victim,) = served.workers("a")
+        os.kill(victim, signal.SIGKILL)
+        for end in (client, server):
+            assert ending(end)[0] == b""
+        until(lambda: served.workers("a") not in ([], [victim]), "a successor")
+        with first.open() as others:
+            assert talks(others)
+        assert arrives(ends, streams)
+
+
+def test_a_drain_lets_sessions_finish(start_superd: Start, target: Target) -> None:
+    served = start_superd('[daemon]\ndrain-timeout = "60s"\n' + entry("web", target))
+    with Pair(served, "web", target).open() as ends:
+        streams = Stream(1), Stream(2)
+        for stream, end in zip(streams, ends, strict=True):
+            stream.fill(end)
+        served.signal(signal.SIGTERM)
+        until(lambda: served.answer()["state"] == "draining", "the drain")
+        assert arrives(ends, streams)
+    assert served.wait() == 0
+
+
+def test_the_end_of_the_drain_resets_who_has_not_finished(
+    start_superd: Start, target: Target
+) -> None:
+    served = start_superd('[daemon]\ndrain-timeout = "500ms"\n' + entry("web", target))
+    with Pair(served, "web", target).open() as ends:
+        assert talks(ends)
+        served.signal(signal.SIGTERM)
+        for end in ends:
+            assert ending(end) == (b"", "reset")
+    assert served.wait(PATIENCE) == 0
+    assert "1 connections cut at the end of drain-timeout" in served.log()
