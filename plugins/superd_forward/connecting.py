@@ -156,8 +156,9 @@ class Connecting:
         self.start(f"{target.name}: {why}")
 
     def _give_up(self, error: OSError) -> None:
+        assert self.target is not None
+        text = f"cannot connect to {self.target.name}: {error.strerror}"
         self.relay.cut()
-        text = f"cannot connect to {self.target and self.target.name}: {error.strerror}"
         self.relay.conn.failed(Unavailable(text, PAUSE))
 
     def _note(self, way: Way, why: str) -> None:
