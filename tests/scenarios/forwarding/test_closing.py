@@ -88,7 +88,7 @@ def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Iterator[Pai
     one = pairs[request.param]
     before = open_descriptors(one.superd.workers())
     yield one
-    one.superd.wait_until_left(one.service)
+    one.superd.wait_until_left(one.service, 5)
     assert open_descriptors(one.superd.workers()) == before
     assert one.superd.counts(one.service)["errors"] == 0
 
