@@ -6,13 +6,12 @@ like everything else.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import os
 
-SPARE_TIME = 0.25  # seconds that a pipe is kept for the next who wants one
 CAPACITY = 256 * 1024  # bytes, and at most so many are in one
+MOST_SPARE = 8
 
 AT_ONCE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
@@ -49,38 +48,24 @@ class Pipe:
 
 
 class Pipes:
-    """Those of one service. Making one takes longer than what goes through it at once, so that one
-    which is empty again is kept for a moment.
+    """Those of one service. Making one takes longer than what goes through it at once, so that some
+    are kept until nobody is connected any more.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
         self._spare: list[Pipe] = []
-        self._unwanted = 0  # how many of these nobody has wanted since the last look
-        self._is_due = False
 
     def borrow(self) -> Pipe:
         """Return an empty pipe. Raises OSError where there is no descriptor left."""
-        if not self._spare:
-            return Pipe()
-        pipe = self._spare.pop()
-        self._unwanted = min(self._unwanted, len(self._spare))
-        return pipe
+        return self._spare.pop() if self._spare else Pipe()
 
     def give_back(self, pipe: Pipe) -> None:
         """Take a pipe back, whatever is in it."""
-        if pipe.size:
+        if pipe.size or len(self._spare) >= MOST_SPARE:
             pipe.close()
-            return
-        self._spare.append(pipe)
-        if not self._is_due:
-            self._is_due = True
-            self._loop.call_later(SPARE_TIME, self._look)
+        else:
+            self._spare.append(pipe)
 
-    def _look(self) -> None:
-        for _ in range(self._unwanted):
+    def close_spare(self) -> None:
+        while self._spare:
             self._spare.pop().close()
-        self._unwanted = len(self._spare)
-        self._is_due = bool(self._spare)
-        if self._is_due:
-            self._loop.call_later(SPARE_TIME, self._look)

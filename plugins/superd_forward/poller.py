@@ -44,7 +44,7 @@ class Poller:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
         self.buffer: memoryview | None = _new_buffer()
-        self.pipes = Pipes(loop)
+        self.pipes = Pipes()
         self._epoll = select.epoll()
         self._waiting: dict[int, Waiting] = {}
         self._again: list[tuple[int, Waiting]] = []

@@ -268,6 +268,8 @@ class ForwardedConnection(Relay):
         for side in (self.client, self.target_side):
             if side is not None:
                 side.close()
+        if not self.streams.connections:
+            self.streams.poller.pipes.close_spare()
         if self.target is not None:
             self.target.left()
             self.target.succeeded()

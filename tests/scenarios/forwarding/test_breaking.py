@@ -48,7 +48,8 @@ def pair(all_pairs: dict[str, Pair]) -> Iterator[Pair]:
     before = open_descriptors(one.superd.workers())
     yield one
     one.superd.wait_until_left(one.service, 5)
-    assert open_descriptors(one.superd.workers()) == before
+    workers = one.superd.workers()
+    until(lambda: open_descriptors(workers) == before, "its descriptors to be closed", 5)
     assert one.superd.counts(one.service)["errors"] == 0
 
 

@@ -89,7 +89,8 @@ def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Iterator[Pai
     before = open_descriptors(one.superd.workers())
     yield one
     one.superd.wait_until_left(one.service, 5)
-    assert open_descriptors(one.superd.workers()) == before
+    workers = one.superd.workers()
+    until(lambda: open_descriptors(workers) == before, "its descriptors to be closed", 5)
     assert one.superd.counts(one.service)["errors"] == 0
 
 
