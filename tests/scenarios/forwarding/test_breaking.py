@@ -26,6 +26,12 @@ from tests.usage import open_descriptors, private_memory
 
 WAITS_IN_THE_KERNEL = 300_000  # more than a client's kernel takes for one that does not read
 
+ENTRIES = {
+    "plain": "",
+    "short": 'half-close-timeout = "0s"',
+    "header": 'proxy-protocol = "v1"',
+}
+
 
 @pytest.fixture(scope="module")
 def target() -> Iterator[Target]:
@@ -37,9 +43,9 @@ def target() -> Iterator[Target]:
 def all_pairs(
     target: Target, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Pair]]:
-    toml = entry("plain", target) + entry("short", target, more='half-close-timeout = "0s"')
+    toml = "".join(entry(name, target, more=more) for name, more in ENTRIES.items())
     with serving(tmp_path_factory.mktemp("superd"), toml) as superd:
-        yield {name: Pair(superd, name, target) for name in ("plain", "short")}
+        yield {name: Pair(superd, name, target) for name in ENTRIES}
 
 
 @pytest.fixture
@@ -137,8 +143,12 @@ def test_a_slow_reader_has_all_the_time_it_uses(pair: Pair) -> None:
     assert how == "reset"
 
 
-def test_a_target_that_answers_and_resets_before_it_is_looked_at(pair: Pair) -> None:
+@pytest.mark.parametrize("name", ["plain", "header"])
+def test_a_target_that_answers_and_resets_before_it_is_looked_at(
+    all_pairs: dict[str, Pair], name: str
+) -> None:
     """It has taken the connection, and what it has said is for the client."""
+    pair = all_pairs[name]
     for _ in range(5):
         with contextlib.ExitStack() as stack:
             with stopped(pair):
@@ -149,6 +159,7 @@ def test_a_target_that_answers_and_resets_before_it_is_looked_at(pair: Pair) -> 
                 reset(server)
             for client in clients:
                 assert ending(client) == (b"sorry", "reset")
+    pair.superd.wait_until_left(name)
 
 
 def test_out_of_band_data_does_no_harm(pair: Pair) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients import ending, is_open
+from tests.clients import ending, is_open, reset
 from tests.harness import until
 from tests.scenarios.forwarding.ends import (
     Pair,
@@ -131,13 +131,15 @@ def test_a_half_closed_connection_in_which_something_passes_goes_on(
         assert ending(client) == (b"", "fin")
 
 
+@pytest.mark.parametrize("both_ways", [False, True])
 def test_a_reset_that_waits_behind_a_reader_who_has_stopped_ends_by_the_same_time(
-    pairs: dict[str, Pair],
+    pairs: dict[str, Pair], both_ways: bool
 ) -> None:
     with pairs["half"].open() as (client, server):
         Stream().fill(client)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-        client.close()
+        if both_ways:
+            Stream().fill(server)
+        reset(client)
         until(lambda: pairs["half"].superd.counts("half")["active"] == 0, "its end", 5)
         assert ending(server)[1] == "reset"
 
