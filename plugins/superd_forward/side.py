@@ -132,7 +132,9 @@ class Side:
         for side in (self, self.other):
             side.sock.setblocking(False)  # splice(2) has no flag for that
         self._splice(pipe)
-        if self.other.kept is not pipe:
+        if self.relay.is_over:
+            pipe.close()
+        elif self.other.kept is not pipe:
             self.poller.pipes.give_back(pipe)
         return True
 
