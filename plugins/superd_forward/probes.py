@@ -76,7 +76,7 @@ def _settle(found: asyncio.Future[tuple[str, ...]], hosts: tuple[str, ...]) -> N
 
 
 async def _expectation(sock: socket.socket, expected: bytes) -> str:
-    """Read until what is expected has come; return what is wrong, or nothing."""
+    """Read until what is expected has come, of datagrams one; return what is wrong, or nothing."""
     loop = asyncio.get_running_loop()
     answer = b""
     while len(answer) < MOST_EXPECTED:
@@ -84,6 +84,6 @@ async def _expectation(sock: socket.socket, expected: bytes) -> str:
         answer += more
         if expected in answer:
             return ""
-        if not more:
+        if not more or sock.type is socket.SOCK_DGRAM:
             break
     return f"it answered {answer[:60]!r}" if answer else "it answered nothing"
