@@ -12,7 +12,7 @@ import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from tests.harness import PATIENCE, Address, Superd, until
 
@@ -55,10 +55,41 @@ class Place:
         return taken
 
 
-class Front:
+class Mailbox(Place):
+    """One target over udp; `refuse` leaves its port to nobody else who asks for any."""
+
+    def _bind(self, address: Address) -> None:
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.settimeout(PATIENCE)
+        self.sock.bind(("127.0.0.53", address[1]))
+        self.serves = True
+
+    def __str__(self) -> str:
+        return "udp://{}:{}".format(*self.address)
+
+    def serve(self) -> None:
+        if not self.serves:
+            self._bind(self.address)
+
+    def refuse(self) -> None:
+        self.sock.close()
+        self.serves = False
+
+    def receive(self) -> tuple[bytes, Address]:
+        data, source = self.sock.recvfrom(1 << 17)
+        return data, source
+
+    def answer(self, data: bytes, source: Address) -> None:
+        self.sock.sendto(data, source)
+
+
+P = TypeVar("P", bound=Place)
+
+
+class Front(Generic[P]):
     """A service that forwards, and its targets."""
 
-    def __init__(self, superd: Superd, service: str, places: list[Place]) -> None:
+    def __init__(self, superd: Superd, service: str, places: list[P]) -> None:
         self.superd = superd
         self.service = service
         self.places = places
@@ -116,14 +147,21 @@ class Front:
 
 
 @contextlib.contextmanager
-def fronts(directory: Path, services: dict[str, str], more: str = "") -> Iterator[dict[str, Front]]:
-    """Run services with these options: `$0` stands for a target over tcp, and `$to` for three.
+def fronts(
+    directory: Path,
+    services: dict[str, str],
+    kind: type[P],
+    *,
+    listen: str = "tcp://127.0.0.1:0",
+    daemon: str = "",
+) -> Iterator[dict[str, Front[P]]]:
+    """Run services with these options: `$0` stands for a target, and `$to` for three.
 
     What follows the first line is the entry's own. `{directory}` is superd's.
     """
     with contextlib.ExitStack() as stack:
-        toml = RECORDS + more
-        made = {name: [Place() for _ in range(3)] for name in services}
+        toml = RECORDS + daemon
+        made = {name: [kind() for _ in range(3)] for name in services}
         for places in made.values():
             for place in places:
                 stack.callback(place.close)
@@ -132,8 +170,8 @@ def fronts(directory: Path, services: dict[str, str], more: str = "") -> Iterato
             options = options.replace("$to", 'to = ["$0", "$1", "$2"]')
             for number, place in enumerate(made[name]):
                 options = options.replace(f"${number}", str(place))
-            listen = "" if "listen" in rest else 'listen = "tcp://127.0.0.1:0"\n'
-            toml += f'[service.{name}]\nplugin = "forward"\n{listen}{rest}\n'
+            where = "" if "listen" in rest else f'listen = "{listen}"\n'
+            toml += f'[service.{name}]\nplugin = "forward"\n{where}{rest}\n'
             toml += f"options = {{ {options} }}\n"
         superd = Superd(directory, toml.replace("{directory}", str(directory)))
         stack.callback(lambda: print(superd.log()))

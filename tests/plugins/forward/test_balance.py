@@ -12,7 +12,9 @@ import pytest
 
 from tests.clients import ending, fate, reset
 from tests.harness import PATIENCE, until
-from tests.plugins.forward.places import Front, fronts
+from tests.plugins.forward.places import Front, Place, fronts
+
+Made = dict[str, Front[Place]]
 
 SERVICES = {
     "even": "$to",
@@ -34,21 +36,21 @@ SERVICES = {
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Front]]:
-    with fronts(tmp_path_factory.mktemp("superd"), SERVICES) as made:
+def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
+    with fronts(tmp_path_factory.mktemp("superd"), SERVICES, Place) as made:
         yield made
 
 
-def test_clients_come_in_turn(front: dict[str, Front]) -> None:
+def test_clients_come_in_turn(front: Made) -> None:
     assert front["even"].visits(6) == [0, 1, 2, 0, 1, 2]
 
 
-def test_clients_come_by_weight(front: dict[str, Front]) -> None:
+def test_clients_come_by_weight(front: Made) -> None:
     for _ in range(3):
         assert Counter(front["weighted"].visits(5)) == {0: 1, 1: 3, 2: 1}
 
 
-def test_the_fewest_connections_are_next(front: dict[str, Front]) -> None:
+def test_the_fewest_connections_are_next(front: Made) -> None:
     least = front["least"]
     with contextlib.ExitStack() as stack:
         taken: dict[int, tuple[socket.socket, socket.socket]] = {}
@@ -68,7 +70,7 @@ def test_the_fewest_connections_are_next(front: dict[str, Front]) -> None:
 
 
 def test_a_source_keeps_its_target_and_only_those_of_a_failed_one_move(
-    front: dict[str, Front],
+    front: Made,
 ) -> None:
     several = front["source"]
     sources = [f"127.0.1.{number}" for number in range(12)]
@@ -83,7 +85,7 @@ def test_a_source_keeps_its_target_and_only_those_of_a_failed_one_move(
     }
 
 
-def test_a_target_that_refuses_is_left_out_and_logged_once(front: dict[str, Front]) -> None:
+def test_a_target_that_refuses_is_left_out_and_logged_once(front: Made) -> None:
     several = front["logged"]
     several.places[0].refuse()
     assert several.visits(3) == [1, 1, 1]
@@ -93,7 +95,7 @@ def test_a_target_that_refuses_is_left_out_and_logged_once(front: dict[str, Fron
     assert several.lines("is left out") == several.lines(text) == 1
 
 
-def test_it_is_tried_again_after_a_while(front: dict[str, Front]) -> None:
+def test_it_is_tried_again_after_a_while(front: Made) -> None:
     several = front["again"]
     several.places[0].refuse()
     assert several.visits(1) == [1]
@@ -102,7 +104,7 @@ def test_it_is_tried_again_after_a_while(front: dict[str, Front]) -> None:
     assert several.lines("is left out") == several.lines("serves again") == 1
 
 
-def test_where_all_are_left_out_they_are_tried_anyway(front: dict[str, Front]) -> None:
+def test_where_all_are_left_out_they_are_tried_anyway(front: Made) -> None:
     several = front["gone"]
     for place in several.places:
         place.refuse()
@@ -117,7 +119,7 @@ def test_where_all_are_left_out_they_are_tried_anyway(front: dict[str, Front]) -
     assert several.lines(f"target {several.places[1]} serves again") == 1
 
 
-def test_a_target_may_fail_a_few_times(front: dict[str, Front]) -> None:
+def test_a_target_may_fail_a_few_times(front: Made) -> None:
     several = front["third"]
     several.places[0].refuse()
     assert several.visits(2) == [1, 1]
@@ -132,13 +134,13 @@ def test_a_target_may_fail_a_few_times(front: dict[str, Front]) -> None:
     assert several.lines("is left out") == 1
 
 
-def turn_away(several: Front, number: int) -> None:
+def turn_away(several: Front[Place], number: int) -> None:
     """Have a target accept, and reset at once."""
     assert several.asked() == number
     reset(several.places[number].accept())
 
 
-def test_a_client_goes_on_where_a_target_accepts_and_resets(front: dict[str, Front]) -> None:
+def test_a_client_goes_on_where_a_target_accepts_and_resets(front: Made) -> None:
     several = front["resets"]
     for _ in range(3):
         with several.connect() as client:
@@ -156,7 +158,7 @@ def test_a_client_goes_on_where_a_target_accepts_and_resets(front: dict[str, Fro
     assert several.events("closed", 1)[0]["target"] == str(several.places[1])
 
 
-def test_each_target_is_tried_once_for_a_client(front: dict[str, Front]) -> None:
+def test_each_target_is_tried_once_for_a_client(front: Made) -> None:
     several = front["never"]
     with several.connect() as client:
         for number in range(3):
@@ -167,7 +169,7 @@ def test_each_target_is_tried_once_for_a_client(front: dict[str, Front]) -> None
     assert select.select([place.sock for place in several.places], [], [], 0)[0] == []
 
 
-def test_the_only_target_may_reset_too(front: dict[str, Front]) -> None:
+def test_the_only_target_may_reset_too(front: Made) -> None:
     alone = front["alone"]
     with alone.connect() as client:
         turn_away(alone, 0)
@@ -177,9 +179,7 @@ def test_the_only_target_may_reset_too(front: dict[str, Front]) -> None:
 
 
 @pytest.mark.parametrize("what", ["the client", "the target", "an end"])
-def test_nothing_is_tried_twice_once_something_has_passed(
-    front: dict[str, Front], what: str
-) -> None:
+def test_nothing_is_tried_twice_once_something_has_passed(front: Made, what: str) -> None:
     late = front["late"]
     with late.connect() as client:
         assert late.asked() == 0
@@ -200,7 +200,7 @@ def test_nothing_is_tried_twice_once_something_has_passed(
 
 
 @contextlib.contextmanager
-def black_hole(front: Front) -> Iterator[None]:
+def black_hole(front: Front[Place]) -> Iterator[None]:
     """Fill the backlog of the first target, so that the kernel drops whoever comes."""
     place = front.places[0]
     place.sock.listen(0)
@@ -211,7 +211,7 @@ def black_hole(front: Front) -> Iterator[None]:
 
 
 def test_what_a_client_sends_meanwhile_reaches_the_next_target_once(
-    front: dict[str, Front],
+    front: Made,
 ) -> None:
     slow = front["slow"]
     data = bytes(range(256)) * 2000
@@ -224,7 +224,7 @@ def test_what_a_client_sends_meanwhile_reaches_the_next_target_once(
     assert slow.lines("is left out for 10 s: Connection timed out") == 1
 
 
-def test_the_next_target_is_told_who_the_client_is_as_well(front: dict[str, Front]) -> None:
+def test_the_next_target_is_told_who_the_client_is_as_well(front: Made) -> None:
     several = front["proxied"]
     with several.connect() as client:
         turn_away(several, 0)
