@@ -30,14 +30,16 @@ class Probe(Section):
     rise: Annotated[int, Field(ge=1, description="successes in a row until it is up again")] = 2
 
 
-async def keep_probing(target: Target, probe: Probe, streams: Streams) -> None:
-    """Probe a target for ever; workers and targets each at their own moment."""
+async def keep_probing(target: Target, probe: Probe, streams: Streams, header: bytes) -> None:
+    """Probe a target for ever; workers and targets each at their own moment. `header` precedes
+    what is sent.
+    """
     in_a_row = 0
     was_good = True
     await asyncio.sleep(random.uniform(0, probe.every / 10))  # noqa: S311  no secret
     while True:
         try:
-            why = await asyncio.wait_for(_ask(target, probe, streams), probe.timeout)
+            why = await asyncio.wait_for(_ask(target, probe, streams, header), probe.timeout)
         except TimeoutError:
             why = "no answer in time"
         except OSError as error:
@@ -49,7 +51,7 @@ async def keep_probing(target: Target, probe: Probe, streams: Streams) -> None:
         await asyncio.sleep(probe.every)
 
 
-async def _ask(target: Target, probe: Probe, streams: Streams) -> str:
+async def _ask(target: Target, probe: Probe, streams: Streams, header: bytes) -> str:
     """Connect, send and read; return what is wrong, or nothing."""
     loop = asyncio.get_running_loop()
     way = target.way
@@ -63,8 +65,8 @@ async def _ask(target: Target, probe: Probe, streams: Streams) -> str:
     with socket.socket(fileno=streams.connect(way).detach()) as sock:
         if not way.is_unix:  # where it is done, or has failed, at once
             await loop.sock_connect(sock, way.sockaddr)
-        if probe.send:
-            await loop.sock_sendall(sock, probe.send.encode())
+        if question := header + probe.send.encode():
+            await loop.sock_sendall(sock, question)
         why = await _expectation(sock, probe.expect.encode()) if probe.expect else ""
         reset_on_close(sock)  # so that no port is left waiting
         return why

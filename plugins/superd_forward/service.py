@@ -15,7 +15,7 @@ from superd.config.model import Section
 from superd.config.model import Service as Entry
 from superd.net.addresses import ANY_IPV4, ANY_IPV6
 from superd.net.destinations import Destination, parse_destination
-from superd.net.proxy import proxy_header_v1, proxy_header_v2
+from superd.net.proxy import OWN_HEADER_V1, OWN_HEADER_V2, proxy_header_v1, proxy_header_v2
 from superd.plugin import (
     Address,
     DatagramRelay,
@@ -35,6 +35,7 @@ from superd_forward.streams import Streams
 from superd_forward.targets import POLICIES, Target, Targets
 
 MOST_WEIGHT = 1000
+OWN_HEADERS = {"v1": OWN_HEADER_V1, "v2": OWN_HEADER_V2, "": b""}
 HEADERS = {"v1": proxy_header_v1, "v2": proxy_header_v2, "": None}
 
 
@@ -187,8 +188,9 @@ class Forward(Service):
         )
         self.probing = set[asyncio.Task[None]]()
         if options.probe is not None:
+            header = OWN_HEADERS[options.proxy_protocol or ""]
             for target in (*self.streams.targets.all, *self.datagrams.targets.all):
-                probing = keep_probing(target, options.probe, self.streams)
+                probing = keep_probing(target, options.probe, self.streams, header)
                 self.probing.add(loop.create_task(probing))
 
     def relay(self, sock: socket.SocketType, conn: Relayed) -> Relay:

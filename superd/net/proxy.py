@@ -11,17 +11,22 @@ import os
 from superd.net.addresses import Address
 
 V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-_V2_PROXY = 0x21  # version 2, for somebody else
+_V2_PROXY, _V2_LOCAL = 0x21, 0x20  # version 2, for somebody else and on one's own account
 _INET, _INET6, _UNIX = 0x10, 0x20, 0x30
 _STREAM, _DGRAM = 0x01, 0x02
 _UNIX_PATH = 108  # bytes, filled up with NUL
+
+
+# what precedes a probe, which has no client
+OWN_HEADER_V1 = b"PROXY UNKNOWN\r\n"
+OWN_HEADER_V2 = V2_SIGNATURE + bytes((_V2_LOCAL, 0, 0, 0))
 
 
 def proxy_header_v1(peer: Address, local: Address) -> bytes:
     """Return the header in text, of at most 107 bytes; `UNKNOWN` for anything but tcp."""
     hosts = _numbers(peer, local)
     if hosts is None or peer.transport.is_datagram:
-        return b"PROXY UNKNOWN\r\n"
+        return OWN_HEADER_V1
     source, destination = hosts
     line = f"PROXY TCP{source.version} {source} {destination} {peer.port} {local.port}\r\n"
     return line.encode("ascii")
