@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import select
 import socket
+import time
 from collections import Counter
 from collections.abc import Iterator
 
@@ -31,6 +32,7 @@ SERVICES = {
     "alone": 'to = "$0"',
     "late": 'to = ["$0", "$1"], balance = "first"',
     "slow": 'to = ["$0", "$1"], balance = "first", connect-timeout = "200ms"',
+    "hole": 'to = "$0", connect-timeout = "1s"',
     "proxied": 'to = ["$0", "$1"], balance = "first", proxy-protocol = "v1"',
 }
 
@@ -222,6 +224,22 @@ def test_what_a_client_sends_meanwhile_reaches_the_next_target_once(
             client.shutdown(socket.SHUT_WR)
             assert b"".join(iter(lambda: taken.recv(65536), b"")) == data
     assert slow.lines("is left out for 10 s: Connection timed out") == 1
+
+
+def test_a_target_that_does_not_answer_delays_nobody_else(front: Made) -> None:
+    hole, even = front["hole"], front["even"]
+    with black_hole(hole), contextlib.ExitStack() as stack:
+        started = time.monotonic()
+        clients = [stack.enter_context(hole.connect()) for _ in range(20)]
+        even.visits(10)
+        assert time.monotonic() - started < 1, "they have not waited for the others"
+        assert [ending(client) for client in clients] == [(b"", "reset")] * 20
+        assert 1 <= time.monotonic() - started < 3
+    told = hole.events("closed", 20)[-1]
+    assert (told["end"], told["outcome"]) == (
+        "unreachable",
+        f"{hole.places[0]}: Connection timed out",
+    )
 
 
 def test_the_next_target_is_told_who_the_client_is_as_well(front: Made) -> None:

@@ -22,6 +22,7 @@ SERVICES = {
     "wild": 'to = "$0"\nlisten = "udp://*:0"',
     "into": f'to = "unixgram://@{NAME}-into"',
     "from": f'to = "$0"\nlisten = "unixgram://@{NAME}-from"',
+    "unnamed": f'to = "$0"\nlisten = "unixgram://@{NAME}-unnamed"',
     "brief": 'to = "$0", datagram-timeout = "300ms"',
     "once": 'to = "$0", datagram-replies = 1',
     "next": '$to, balance = "first", retry-after = "1h"',
@@ -35,6 +36,8 @@ SERVICES = {
     "rated": 'to = "$0"\nrate = "2/h"\nburst = 2',
     "denied": 'to = "$0"\ndeny = ["127.0.0.9"]',
     "guarded": 'to = "$0"',
+    "scarce": 'to = "$0", datagram-timeout = "300ms"'
+    '\nlisten = ["udp://127.0.0.1:0", "udp://127.0.0.2:0"]\nrlimits.nofile = 32',
     "bound": 'to = "$0"\nrlimits.nofile = 80',
 }
 ROOM = 80 // 4  # sources of `bound`
@@ -172,6 +175,17 @@ def test_from_a_unix_socket_to_udp(front: Made) -> None:
     assert front["from"].lines("is left out", 0) == 0
     peers = {event["peer"] for event in front["from"].events("accepted", 1)}
     assert all(peer.startswith("@") for peer in peers)
+
+
+def test_a_unix_client_without_a_name_is_heard_but_not_answered(front: Made) -> None:
+    unnamed, box = front["unnamed"], front["unnamed"].places[0]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.sendto(b"<13>hello", f"\0{NAME}-unnamed")
+        data, source = box.receive()
+        assert data == b"<13>hello"
+        box.answer(b"thanks", source)
+        count = "refused-unnamed"
+        until(lambda: unnamed.superd.counts("unnamed")[count] == 1, "its count")
 
 
 def test_a_quiet_source_is_forgotten_and_has_a_record(front: Made) -> None:
@@ -354,3 +368,19 @@ def test_who_was_quiet_for_the_longest_makes_room(front: Made) -> None:
         assert talk(clients[0], box) == seen[0]
         assert talk(clients[2], box) == seen[2]
         assert bound.superd.counts("bound")["active"] == ROOM
+
+
+def test_who_finds_no_descriptor_left_blames_no_target(front: Made) -> None:
+    scarce, box = front["scarce"], front["scarce"].places[0]
+    with contextlib.ExitStack() as stack:
+        for address in scarce.superd.addresses("scarce", "udp"):
+            for _ in range(32 // 4):
+                client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+                client.sendto(b"hello", address)
+        assert scarce.lines(f"error: cannot connect to {box}: Too many open files")
+    scarce.superd.wait_until_left("scarce")
+    assert scarce.lines("is left out", 0) == 0
+    while not is_quiet(box.sock):
+        box.receive()
+    with client_of(scarce) as client:
+        talk(client, box)

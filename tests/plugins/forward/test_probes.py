@@ -22,6 +22,8 @@ SERVICES = {
     "connect": f'$to, balance = "first", probe = {{ {FAST}, fall = 2, rise = 2 }}',
     "asks": f'to = "$0", probe = {{ {FAST}, send = "PING\\n", expect = "PONG", {ONCE} }}',
     "listens": f'to = "$0", probe = {{ {FAST}, expect = "220 ", {ONCE} }}',
+    "one": f'to = "$0", proxy-protocol = "v1", probe = {{ {FAST}, send = "PING", {ONCE} }}',
+    "two": f'to = "$0", proxy-protocol = "v2", probe = {{ {FAST}, {ONCE} }}',
     "mute": 'to = "$0", probe = { every = "30ms", timeout = "100ms", expect = "x", fall = 1 }',
     "unix": f'to = "unix://@{NAME}-probed", probe = {{ {FAST}, expect = "ok", {ONCE} }}',
 }
@@ -117,6 +119,20 @@ def test_a_probe_may_only_listen(front: Made) -> None:
     one = front["listens"]
     answer_until(one.places[0].sock, b"554 no", one, "is down: it answered b'554 no'")
     answer_until(one.places[0].sock, b"220 mail", one, "is up")
+
+
+@pytest.mark.parametrize(
+    ("service", "sent"),
+    [("one", b"PROXY UNKNOWN\r\nPING"), ("two", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")],
+)
+def test_a_probe_has_a_header_of_its_own(front: Made, service: str, sent: bytes) -> None:
+    def found() -> bool:  # a probe that only sends resets, perhaps before one has read
+        with front[service].places[0].accept() as taken, contextlib.suppress(ConnectionError):
+            return taken.recv(100) == sent
+        return False
+
+    until(found, "a probe with its header")
+    assert front[service].lines("is down", 0) == 0
 
 
 def test_no_answer_in_time_is_a_failure(front: Made) -> None:
