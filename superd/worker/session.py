@@ -174,7 +174,9 @@ class Session:
         """Report what a plugin raised and reset the connection: its output may be cut short."""
         self.end = self.end or End.ERROR
         if isinstance(error, Unavailable):
-            self.log("error", str(error))
+            text, where = str(error), self.peer.endpoint
+            record = Record("error", text, self.serving.name, self.id, where)
+            self.engine.flood_gate.report((self.serving.name, text), record)
             self.engine.pause(self.serving, error.pause)
             self.finish()
             return
