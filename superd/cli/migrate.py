@@ -1,7 +1,8 @@
 """`superd migrate`: another superserver's configuration as TOML.
 
-Runs in the command line. The configuration goes to standard output; what is different, or was left
-out, to standard error with file and line. Raises SuperdError where a file cannot be read.
+Runs in the command line; plugins run in processes that are thrown away. The configuration goes to
+standard output; what is different, or was left out, to standard error with file and line. Raises
+SuperdError where a file cannot be read.
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from superd.config.loading import Configuration
 from superd.config.migrating import inetd, xinetd
 from superd.config.migrating.entries import Entry, Note, as_toml
 from superd.config.migrating.proving import prove
-from superd.errors import ExitCode, SuperdError, printable, reason
+from superd.errors import ExitCode, Problem, SuperdError, printable, reason
+from superd.master.rehearsal import rehearse
+from superd.plugin.registry import installed
 
 # what is so for all services, and cannot be told of any one line
 OF_PROGRAMS = (
@@ -46,7 +50,7 @@ def migrate(dialect: str, path: Path) -> int:
             entries, notes = xinetd.read(path)
     except OSError as error:
         raise SuperdError(f"cannot read {reason(error)}") from None
-    notes += prove(entries)
+    notes += prove(entries, _problems)
     for note in _in_order(notes):
         print(printable(str(note)), file=sys.stderr)
     if all(entry.is_comment for entry in entries):
@@ -55,6 +59,10 @@ def migrate(dialect: str, path: Path) -> int:
         print(printable(f"{path}: {text}"), file=sys.stderr)
     print(as_toml(entries), end="")
     return int(ExitCode.OK)
+
+
+def _problems(configuration: Configuration) -> list[Problem]:
+    return rehearse(configuration, installed(), prepare=False).everything(configuration)
 
 
 def _in_order(notes: list[Note]) -> list[Note]:
