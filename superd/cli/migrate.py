@@ -25,6 +25,11 @@ OF_PROGRAMS = (
     "no-new-privs keeps programs from gaining privileges as set-user-ID ones do",
 )
 OF_INTERNAL = ("who answers by itself runs as nobody and not as root, unless there is a user",)
+OF_REDIRECTS = (
+    "who redirects runs as nobody and not as root, unless there is another user",
+    "what is redirected goes on one way once the other has ended, where xinetd ends both; see"
+    " half-close-timeout",
+)
 OF_INETD = (
     "programs have no groups but their own, and only PATH in their environment; see groups and"
     " pass-env",
@@ -75,7 +80,8 @@ def _about_all(dialect: str, entries: list[Entry]) -> list[str]:
     """Return what is different for all services together."""
     plugins = {entry.keys["plugin"] for entry in entries if not entry.is_comment}
     told = [*OF_PROGRAMS] if "exec" in plugins else []
-    told += OF_INTERNAL if plugins - {"exec"} else ()
+    told += OF_INTERNAL if plugins - {"exec", "forward"} else ()
+    told += OF_REDIRECTS if "forward" in plugins else ()
     if dialect == "inetd":
         told += OF_INETD if "exec" in plugins else OF_INETD[1:]
         told += OF_IPV4 if any("//0.0.0.0:" in str(one.keys["listen"]) for one in entries) else ()

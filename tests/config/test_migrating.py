@@ -170,6 +170,14 @@ XINETD = [
     ("no_access = 192.0.2.7", {"deny": ["192.0.2.7"]}),
     ("rlimit_as = 8M\nrlimit_cpu = 20\nrlimit_files = 100",
      {"rlimits": {"memory": "8MiB", "cpu": "20s", "nofile": 100}}),
+    ("redirect = 192.0.2.80 80", {"plugin": "forward", "options": {"to": "tcp://192.0.2.80:80"}}),
+    ("redirect = 2001:db8::1 http", {"options": {"to": "tcp://[2001:db8::1]:http"}}),
+    ("redirect = www.example http", {"options": {"to": "tcp://www.example:http"}}),
+    ("redirect = 10.1 80", {"options": {"to": "tcp://10.0.0.1:80"}}),
+    ("redirect = 192.0.2.80 80\nwait = yes", {"enabled": False}),
+    ("redirect = 192.0.2.80 80\nflags = NAMEINARGS", {"enabled": False}),
+    ("redirect = 192.0.2.53 53\nsocket_type = dgram",
+     {"options": {"to": "udp://192.0.2.53:53"}, "enabled": False}),
     ("disable = yes", {"enabled": False}),
 ]  # fmt: skip
 
@@ -203,7 +211,7 @@ TOLD = [
     ("cps = 5 10", "never closes the port"),
     ("only_from = 10.1.0.0\nno_access = 10.0.0.0", "10.1.0.0/16 of only_from is left out"),
     ("only_from = .example.com\nno_access = 10.0.0.0", "the more specific"),
-    ("redirect = 10.0.0.1 80", "needs the plugin forward"),
+    ("redirect = relay.example 80", "the name is looked up again"),
     ("type = RPC", "no RPC services"),
     ("type = TCPMUX", "its limits hold for who comes by tcpmux, too"),
     ("socket_type = raw", "no raw services"),

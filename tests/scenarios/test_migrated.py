@@ -12,10 +12,11 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from tests.clients import answer_to
+from tests.clients import answer_to, fate, sent_and_received
 from tests.config.test_corpus import CORPUS
 from tests.conftest import Start
 from tests.harness import Superd, ask_udp, exchange, superd, until
+from tests.programs import digest, noise
 
 LONG = b"x" * 600  # over udp no answer is longer than what it answers
 
@@ -24,7 +25,7 @@ def migrated(dialect: str, path: Path) -> str:
     """Return the TOML of a file, with free ports of loopback."""
     done = superd("migrate", dialect, str(path))
     assert done.returncode == 0, done.stderr
-    toml, number = re.subn(r'"(tcp|udp)://[^"]+"', r'"\1://127.0.0.1:0"', done.stdout)
+    toml, number = re.subn(r'(?<!to = )"(tcp|udp)://[^"]+"', r'"\1://127.0.0.1:0"', done.stdout)
     assert number >= done.stdout.count("[service.")
     return toml
 
@@ -59,6 +60,50 @@ def test_the_services_of_debians_xinetd_serve_once_they_are_switched_on(
     names = {service["name"] for service in served.answer()["services"]}
     assert len(names) == 11
     assert not any(name.endswith("-2") or name.startswith("serv") for name in names)
+
+
+REDIRECT = """
+service {name}
+{{
+    type = UNLISTED
+    socket_type = stream
+    protocol = tcp
+    port = {port}
+    wait = no
+    user = nobody
+    redirect = {to}
+    {more}
+}}
+"""
+
+
+def test_what_xinetd_redirects_is_forwarded(start_superd: Start, tmp_path: Path) -> None:
+    target = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
+    host, port = target.address("echo")
+    directory = tmp_path / "etc"
+    directory.mkdir()
+    services = {
+        "open": (f"{host} {port}", "flags = NODELAY KEEPALIVE"),
+        "single": (f"127.1 {port}", "instances = 1"),
+        "closed": (f"{host} {port}", "only_from = 192.0.2.0"),
+    }
+    (directory / "redirects").write_text(
+        "".join(
+            REDIRECT.format(name=name, port=7990 + number, to=to, more=more)
+            for number, (name, (to, more)) in enumerate(services.items())
+        )
+    )
+    served = start_superd(migrated("xinetd", directory))
+    data = noise(1_000_000)
+    with served.connect("open") as client:
+        assert sent_and_received(client, data, 1) == (digest(data), digest(data))
+    with served.connect("single") as first:
+        first.sendall(b"hello")
+        assert first.recv(10) == b"hello"
+        assert fate(served.address("single"), b"hello")[0] == b""
+    assert fate(served.address("closed"), b"hello")[0] == b""
+    assert target.counts("echo")["accepted"] == 2
+    assert served.counts("open")["accepted"] == 1
 
 
 def test_a_long_inetd_conf_serves(start_superd: Start) -> None:

@@ -1,4 +1,5 @@
-"""What xinetd takes an address of `only_from` and `no_access` for, which its page does not tell.
+"""What xinetd takes an address of `only_from`, `no_access` and `redirect` for, which its page does
+not tell.
 
 Runs in the command line. Never looks at the system. Raises ValueError for what xinetd does not
 serve with; other mistakes are words that it leaves out.
@@ -6,6 +7,7 @@ serve with; other mistakes are words that it leaves out.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import re
 import socket
@@ -14,6 +16,10 @@ from collections.abc import Iterable
 IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 NAMES = "a name counts only where a look-up there and back agrees, and /etc/networks is not asked"
+LOOKED_UP_AGAIN = (
+    "the name is looked up again as time goes by, and IPv6 counts; xinetd keeps the first IPv4"
+    " address that it had"
+)
 
 
 def patterns(text: str) -> tuple[list[str], str]:
@@ -113,3 +119,18 @@ def _networks(texts: list[str]) -> list[IPNetwork]:
 def is_name(pattern: str) -> bool:
     """Tell whether a pattern is of a host's name."""
     return not set(pattern) <= set("0123456789abcdefABCDEF:./") or pattern.startswith(".")
+
+
+def target(host: str, port: str) -> tuple[str, str]:
+    """Return what superd calls the two words of `redirect`, and what is different about it.
+
+    >>> target("127.1", "http")
+    ('127.0.0.1:http', '')
+    """
+    if ":" in host:
+        return f"[{host}]:{port}", ""
+    if re.fullmatch(r"[0-9.]+", host):
+        with contextlib.suppress(OSError):
+            host = socket.inet_ntoa(socket.inet_aton(host))
+        return f"{host}:{port}", ""
+    return f"{host}:{port}", LOOKED_UP_AGAIN

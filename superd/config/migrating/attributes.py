@@ -56,8 +56,9 @@ TOLD = {
     "mdns": "superd does not announce its services",
     "rpc_version": "superd has no RPC services",
     "rpc_number": "superd has no RPC services",
-    "server": "not run for an internal service",
-    "server_args": "not run for an internal service",
+    "redirect": "an internal service answers by itself",
+    "server": "nothing is run for this service",
+    "server_args": "nothing is run for this service",
     "env": "for programs only",
     "passenv": "for programs only",
 }

@@ -12,7 +12,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from superd.config.migrating.addresses import is_name, overruled
+from superd.config.migrating.addresses import is_name, overruled, target
 from superd.config.migrating.attributes import (
     ABOUT_FLAGS,
     AT_ONCE,
@@ -100,6 +100,8 @@ class _Service:
         self.types = {word.upper() for word in self._take("type")}
         self.flags = {word.upper() for word in self._take("flags")}
         self.is_internal = bool(self.types & {"INTERNAL"} or self.flags & {"SENSOR"})
+        self.is_redirect = "redirect" in self.given and not self.is_internal
+        self.is_program = not (self.is_internal or self.is_redirect)
         self.made = Entry(service_name(self.identity), section.file, section.line)
 
     def entry(self) -> Entry | None:
@@ -116,8 +118,10 @@ class _Service:
         else:
             self.made.keys["listen"] = self._listen(transport)
         self._identity()
-        if not self.is_internal:
+        if self.is_program:
             self._program()
+        elif self.is_redirect:
+            self._redirect(transport)
         self._access()
         self._limits()
         self._switches(transport)
@@ -166,9 +170,6 @@ class _Service:
             text = f"left out: there is no internal service {name} (servers, services, ...)"
             self._note(text, "type")
             return True
-        if redirect := self._one("redirect"):
-            self._note(f"left out: redirect to {redirect} needs the plugin forward", "redirect")
-            return True
         return False
 
     def _words(self, name: str) -> list[str]:
@@ -176,7 +177,9 @@ class _Service:
         return value.words if value else []
 
     def _plugin(self) -> None:
-        plugin = self.section.name.lower() if self.is_internal else "exec"
+        plugin = "exec" if self.is_program else "forward"
+        if self.is_internal:
+            plugin = self.section.name.lower()
         self.made.keys["plugin"] = "discard" if "SENSOR" in self.flags else plugin
 
     def _transport(self) -> str | None:
@@ -217,8 +220,8 @@ class _Service:
     def _identity(self) -> None:
         keys = self.made.keys
         user, group = self._one("user"), self._one("group")
-        if self.is_internal and user in ("root", "0"):
-            user = group = ""  # who answers needs nothing of root's
+        if not self.is_program and user in ("root", "0"):
+            user = group = ""  # who answers or forwards needs nothing of root's
         if user:
             keys["user"] = _number_or_name(user)
         if group:
@@ -226,7 +229,7 @@ class _Service:
         if self._says_yes("groups"):
             self._note("groups = yes: name the user's groups in groups = [...]", "groups")
         umask = self._one("umask")
-        if umask or not self.is_internal:
+        if umask or self.is_program:
             keys["umask"] = f"{int(umask or UMASK, 8):03o}"
         if nice := self._one("nice"):
             keys["nice"] = max(-20, min(19, int(nice)))
@@ -264,6 +267,18 @@ class _Service:
         for attribute in ("server", "user"):
             if not self._words(attribute):
                 self._off(f"it has no {attribute}")
+
+    def _redirect(self, transport: str) -> None:
+        place, remark = target(*self._take("redirect"))
+        self.made.keys["options"] = {"to": f"{transport}://{place}"}
+        if remark:
+            self._note(f"redirect: {remark}", "redirect")
+        if transport != "tcp":
+            self._off("it redirects tcp only", "redirect")
+        if " ".join(self._words("wait")).lower() == "yes":
+            self._off("a service with redirect must not wait", "wait")
+        if not self._words("user"):
+            self._off("it has no user")
 
     def _access(self) -> None:
         keys = self.made.keys
@@ -312,22 +327,23 @@ class _Service:
         waits = self._one("wait").lower()
         if not waits:
             self._off("it has no wait")
-        elif transport == "udp" and waits == "no" and not self.is_internal:
+        elif transport == "udp" and waits == "no" and self.is_program:
             self._note(f"wait = no: {NOWAIT}", "wait")
         if self.is_internal and transport == "udp" and keys["plugin"] != "discard":
             self._note(NO_REFLECTION)
-        elif not self.is_internal and waits == "yes":
+        elif self.is_program and waits == "yes":
             keys["wait"] = True
             if transport == "tcp" and keys.keys() & {"allow", "deny"}:
                 self._note("wait: nobody is judged whom the program itself accepts", "wait")
-        if "TRAFFIC" in {word.upper() for word in self._words("log_on_success")}:
+        is_counted = "TRAFFIC" in {word.upper() for word in self._words("log_on_success")}
+        if is_counted and "redirect" not in self.given:
             self._off("log_on_success has TRAFFIC, which is for redirect only", "log_on_success")
         for flag in ("NODELAY", "KEEPALIVE"):
             if flag in self.flags:
                 keys[flag.lower()] = True
         for flag in sorted(self.flags & ABOUT_FLAGS.keys()):
             self._note(f"flag {flag}: {ABOUT_FLAGS[flag]}", "flags")
-        if self.is_internal and "NAMEINARGS" in self.flags:
+        if not self.is_program and "NAMEINARGS" in self.flags:
             self._off("flag NAMEINARGS is for programs only", "flags")
         is_listed = _in(self.enabled, self.identity)
         is_off = self._says_yes("disable") or is_listed is False
