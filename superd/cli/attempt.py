@@ -6,6 +6,7 @@ Raises ConfigurationError, UsageError.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +18,32 @@ from superd.config.model import Service
 from superd.config.positions import Path as KeyPath
 from superd.config.positions import find_places
 from superd.config.problems import Document, dotted
-from superd.errors import Problem, UsageError, shown
-from superd.master.plan import plan
+from superd.errors import ConfigurationError, Problem, UsageError, shown
+from superd.master.plan import Plan, plan
 from superd.master.start import serve
 from superd.plugin.registry import installed
 
 
 def attempt(plugin: str, settings: list[str]) -> int:
     """Serve `plugin` with options and keys of an entry given as KEY=VALUE."""
-    arguments = Arguments(plugin, entry(plugin, settings))
-    configuration = check(arguments, Path.cwd() / arguments.name)
-    return serve(plan(configuration), in_background=False, ready=announce)
+    made = entry(plugin, settings)
+    is_free = not any(setting.startswith("listen=") for setting in settings)
+    found = _planned(plugin, made, made["listen"] if is_free else [])
+    return serve(found, in_background=False, ready=announce)
+
+
+def _planned(plugin: str, made: dict[str, Any], addresses: list[str]) -> Plan:
+    """Return the plan, for one of the addresses alone if the options do not go with all of them:
+    a forward to tcp:// has nothing to do with datagrams.
+    """
+    arguments = Arguments(plugin, made)
+    try:
+        return plan(check(arguments, Path.cwd() / arguments.name))
+    except ConfigurationError:
+        for address in addresses:
+            with contextlib.suppress(ConfigurationError):
+                return _planned(plugin, {**made, "listen": address}, [])
+        raise
 
 
 class Arguments(Document):
