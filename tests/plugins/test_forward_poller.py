@@ -1,0 +1,39 @@
+"""The poller of the plugin forward: who is told what, and when."""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+
+from superd_forward.poller import Poller
+
+
+class Waiter:
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def ready(self, events: int) -> None:
+        self.told.append(events)
+
+    def failed(self, error: BaseException) -> None:
+        raise error
+
+
+def test_who_goes_on_later_is_told_of_input_and_of_nothing_broken() -> None:
+    """It may have read up to the end by then: an error would be taken for a reset."""
+
+    async def run() -> list[int]:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            poller, waiter = Poller(asyncio.get_running_loop()), Waiter()
+            poller.add(ours.fileno(), waiter)
+            poller.again(ours.fileno(), waiter)
+            await asyncio.sleep(0)
+            poller.forget(ours.fileno())
+        return waiter.told
+
+    later, *_ = asyncio.run(run())
+    assert later & select.EPOLLIN
+    assert later & select.EPOLLRDHUP
+    assert not later & (select.EPOLLERR | select.EPOLLHUP)
