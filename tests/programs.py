@@ -18,6 +18,17 @@ from pathlib import Path
 NOBODY = 65534
 LONGEST = 60  # seconds that a client may take
 
+# whoever runs the tests has a configuration of their own
+OWN_GIT = {
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_AUTHOR_NAME": "superd",
+    "GIT_AUTHOR_EMAIL": "superd@localhost",
+    "GIT_COMMITTER_NAME": "superd",
+    "GIT_COMMITTER_EMAIL": "superd@localhost",
+    "GIT_TERMINAL_PROMPT": "0",
+}
+
 
 def run(*command: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[bytes]:
     """Run a client to its end."""
@@ -36,6 +47,17 @@ def output(*command: str, env: dict[str, str] | None = None) -> bytes:
     done = run(*command, env=env)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
+
+
+def git(directory: Path, *arguments: str) -> str:
+    return output("git", "-C", str(directory), *arguments, env=OWN_GIT).decode().strip()
+
+
+def fed(data: bytes, *command: str) -> bytes:
+    """Run a client that is to succeed with some input, and return what it wrote."""
+    return subprocess.run(
+        command, input=data, stdout=subprocess.PIPE, timeout=LONGEST, check=True
+    ).stdout
 
 
 def digest(data: bytes) -> str:

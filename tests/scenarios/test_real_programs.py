@@ -15,7 +15,18 @@ import pytest
 from tests.conftest import Start
 from tests.harness import Superd, until
 from tests.proc import children
-from tests.programs import LONGEST, NOBODY, digest, noise, output, public_directory, run
+from tests.programs import (
+    LONGEST,
+    NOBODY,
+    OWN_GIT,
+    digest,
+    git,
+    noise,
+    output,
+    public_directory,
+    run,
+)
+from tests.ssh import Ssh, separation
 
 CLONES = 8
 
@@ -27,17 +38,6 @@ listen = "{listen}"
 [service.{name}.options]
 command = {command}
 """
-
-# whoever runs the tests has a configuration of their own
-OWN_GIT = {
-    "GIT_CONFIG_NOSYSTEM": "1",
-    "GIT_CONFIG_GLOBAL": os.devnull,
-    "GIT_AUTHOR_NAME": "superd",
-    "GIT_AUTHOR_EMAIL": "superd@localhost",
-    "GIT_COMMITTER_NAME": "superd",
-    "GIT_COMMITTER_EMAIL": "superd@localhost",
-    "GIT_TERMINAL_PROMPT": "0",
-}
 
 
 def entry(name: str, listen: str, command: list[str], more: str = "") -> str:
@@ -75,10 +75,6 @@ def files(public: Path) -> Path:
 
 
 # git daemon --inetd
-
-
-def git(directory: Path, *arguments: str) -> str:
-    return output("git", "-C", str(directory), *arguments, env=OWN_GIT).decode().strip()
 
 
 @pytest.fixture
@@ -272,63 +268,23 @@ def test_fingerd_tells_of_a_user(start_superd: Start) -> None:
 # sshd -i
 
 
-@pytest.fixture
-def separation() -> Iterator[None]:
-    """The empty directory that sshd wants, which Debian's own start script makes."""
-    directory = Path("/run/sshd")
-    made = not directory.exists()
-    if made:
-        directory.mkdir(mode=0o755)
-    yield
-    if made:
-        directory.rmdir()
-
-
-SSHD = """
-HostKey {keys}/host
-AuthorizedKeysFile {keys}/user.pub
-PermitRootLogin prohibit-password
-StrictModes no
-UsePAM no
-PrintMotd no
-PidFile none
-"""
-
-
 @pytest.mark.root
 @pytest.mark.tool("sshd", "ssh", "ssh-keygen")
-@pytest.mark.usefixtures("separation")
 def test_sshd_runs_a_command_and_its_input_output_and_status_pass(
     start_superd: Start, tmp_path: Path
 ) -> None:
-    keys = tmp_path / "keys"
-    keys.mkdir()
-    for name in ("host", "user"):
-        output("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
-    configuration = keys / "sshd_config"
-    configuration.write_text(SSHD.format(keys=keys))
-    program = output("sh", "-c", "command -v sshd").decode().strip()  # it wants its whole path
-    command = [program, "-i", "-e", "-f", str(configuration)]
-    more = 'user = "root"\nno-new-privs = false'
-    served = start_superd(entry("ssh", "tcp://127.0.0.1:0", command, more))
-    host, port = served.address("ssh")
-    options = {
-        "BatchMode": "yes",
-        "StrictHostKeyChecking": "accept-new",
-        "UserKnownHostsFile": str(keys / "known"),
-        "IdentitiesOnly": "yes",
-        "IdentityFile": str(keys / "user"),
-        "LogLevel": "ERROR",
-    }
-    client = ["ssh", "-F", os.devnull, "-p", str(port)]
-    client += [f"-o{name}={value}" for name, value in options.items()]
-    done = subprocess.run(
-        [*client, f"root@{host}", "sha256sum; echo $SSH_CLIENT; exit 3"],
-        input=noise(1_000_000), capture_output=True, timeout=LONGEST, check=False,
-    )  # fmt: skip
-    assert done.returncode == 3, done.stderr.decode()
-    summed, told = done.stdout.decode().splitlines()
-    assert summed.split()[0] == digest(noise(1_000_000))
-    assert told.split()[0] == host
-    assert told.split()[2] == str(port)
-    nothing_is_left(served, "ssh")
+    with separation():
+        ssh = Ssh(tmp_path)
+        more = 'user = "root"\nno-new-privs = false'
+        served = start_superd(entry("ssh", "tcp://127.0.0.1:0", [*ssh.server, "-i"], more))
+        host, port = served.address("ssh")
+        done = subprocess.run(
+            [*ssh.client, "-p", str(port), f"root@{host}", "sha256sum; echo $SSH_CLIENT; exit 3"],
+            input=noise(1_000_000), capture_output=True, timeout=LONGEST, check=False,
+        )  # fmt: skip
+        assert done.returncode == 3, done.stderr.decode()
+        summed, told = done.stdout.decode().splitlines()
+        assert summed.split()[0] == digest(noise(1_000_000))
+        assert told.split()[0] == host
+        assert told.split()[2] == str(port)
+        nothing_is_left(served, "ssh")
