@@ -15,7 +15,8 @@ import pytest
 from superd.cli.attempt import entry, free_ports, toml_value
 from superd.errors import UsageError
 from tests.cli.conftest import Install, Say
-from tests.harness import PATIENCE, ask_udp, command, exchange, read_lines
+from tests.harness import PATIENCE, ask_udp, command, exchange, read_lines, until
+from tests.programs import output
 
 Trial = subprocess.Popen[str]
 
@@ -72,6 +73,55 @@ def test_options_and_keys_of_an_entry_are_given_by_name(
     assert ask_udp(where["udp"], b"") == b"just the one\r\n"
 
 
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+@pytest.mark.parametrize("scheme", ["", "tcp://", "udp://"])
+def test_one_line_forwards_over_all_that_the_target_takes(
+    started: list[Trial], tmp_path: Path, transport: str, scheme: str
+) -> None:
+    host, port = tried(started, tmp_path, "echo", f"listen={transport}://127.0.0.1:0")[transport]
+    where = tried(started, tmp_path, "forward", f"to={scheme}{host}:{port}")
+    assert set(where) == ({scheme.removesuffix("://")} if scheme else {"tcp", "udp"})
+    if transport in where:
+        assert echoed(where, transport) == b"hello"
+
+
+def test_one_line_forwards_from_where_it_is_told(started: list[Trial], tmp_path: Path) -> None:
+    host, port = tried(started, tmp_path, "echo")["udp"]
+    listen = "listen=udp://127.0.0.1:0"
+    where = tried(started, tmp_path, "forward", f"to={host}:{port}", listen)
+    assert set(where) == {"udp"}
+    assert echoed(where, "udp") == b"hello"
+
+
+def echoed(where: dict[str, tuple[str, int]], transport: str) -> bytes:
+    if transport == "udp":
+        return ask_udp(where["udp"], b"hello")
+    return exchange(connection(where["tcp"]), b"hello")
+
+
+@pytest.mark.tool("ps")
+def test_ps_shows_who_is_forwarded_to_whom(started: list[Trial], tmp_path: Path) -> None:
+    host, port = tried(started, tmp_path, "echo", "listen=tcp://127.0.0.1:0")["tcp"]
+    where = tried(started, tmp_path, "forward", f"to={host}:{port}")
+    master = started[-1].pid
+
+    def titles() -> str:
+        return output("ps", "-o", "args=", "--ppid", str(master)).decode()
+
+    with connection(where["tcp"]) as client:
+        source, number = client.getsockname()
+        shown = f"{source}:{number} > tcp://{host}:{port}"
+        until(lambda: shown in titles(), "the connection in the title")
+        enough = 3 * len(titles().splitlines())  # that one of them has more than it shows
+        more = [connection(where["tcp"]) for _ in range(enough)]
+        try:
+            until(lambda: re.search(r" and \d+ more$", titles(), re.MULTILINE), "a number")
+        finally:
+            for one in more:
+                one.close()
+    until(lambda: " > " not in titles(), "a title without connections")
+
+
 def connection(address: tuple[str, int]) -> socket.socket:
     return socket.create_connection(address, timeout=PATIENCE)
 
@@ -89,6 +139,7 @@ def connection(address: tuple[str, int]) -> socket.socket:
         (["echo", "user=rooot"], 'superd try echo: user: there is no user "rooot" (did you mean "root"?)'),
         (["echo", "listen=tcp://127.0.0.1:70000"], 'superd try echo: listen: there is no port 70000 (the last is 65535), found "tcp://127.0.0.1:70000"'),
         (["echo", 'listen=["unix://@a", "x"]'], 'superd try echo: listen[1]: expected an address that starts with one of tcp://, udp://, unix://, unixgram://, unixpacket://, tcpmux://, found "x"'),
+        (["forward", "to=tcp://127.0.0.1:1", "listen=udp://127.0.0.1:0"], "superd try forward: to: no target takes datagrams, and the service listens on udp; add one that starts with udp:// or unixgram://"),
         (["\x1b[2J"], 'superd try \\x1b[2J: a service\'s name has letters, digits and . _ + - only, 64 at most'),
     ],
 )  # fmt: skip
