@@ -185,6 +185,8 @@ class ForwardedConnection(Relay):
         """A side was reset while the other takes nothing: that is not waited for without end."""
         if self.cut_short is not None:
             self._over(self.cut_short)
+        elif self.connecting is not None:
+            self._over(End.RESET)  # nobody is to be connected to any more
         else:
             self.streams.half_closed.add(self)
 

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
     from superd.worker.engine import Engine
 
+LOOK = 0.25  # seconds between looks at the sources while draining
+QUIET = 2.0  # seconds without a datagram, until a source has all of its answers
 PART = 4  # of all descriptors: one service's sources have at most every fourth
 
 _ACCEPTED = int(Count.ACCEPTED)
@@ -90,14 +92,30 @@ class FlowListener(DatagramListener):
         """Leave that to the sessions."""
 
     def let_go(self) -> None:
+        """Wait for the answers that sources are still to have, before the socket is closed."""
         if not self.flows:
             self.sock.close()
+            return
+        for flow in self.flows.values():
+            flow.active_at = self.engine.loop.time()
+        self.engine.loop.call_later(LOOK, self._end_quiet)
+
+    def _end_quiet(self) -> None:
+        """End the sessions of sources that nothing has come for; what they send goes elsewhere."""
+        now = self.engine.loop.time()
+        for flow in list(self.flows.values()):
+            if (passed := sum(flow.progress())) != flow.seen:
+                flow.seen, flow.active_at = passed, now
+            elif now - flow.active_at >= QUIET:
+                flow.expire(End.DRAIN)
+        if self.flows:
+            self.engine.loop.call_later(LOOK, self._end_quiet)
 
     def forget(self, flow: FlowSession) -> None:
         """Take note that a session is over."""
         self.flows.pop(flow.key, None)
-        if self.stopped:
-            self.let_go()
+        if self.stopped and not self.flows:
+            self.sock.close()
 
 
 class FlowSession(Session, RelayedDatagrams):

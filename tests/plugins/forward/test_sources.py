@@ -12,7 +12,6 @@ from tests.harness import PATIENCE, Address, until
 from tests.plugins.forward.places import Front, Mailbox, fronts
 
 SERVICE = {"dns": 'to = "$0"'}
-BRIEF = {"dns": 'to = "$0", datagram-timeout = "1s"'}
 
 
 @contextlib.contextmanager
@@ -60,7 +59,8 @@ def test_a_source_has_one_socket_to_its_target_whichever_worker_it_meets(tmp_pat
 
 
 def test_sources_still_have_their_answers_when_superd_stops(tmp_path: Path) -> None:
-    with dns(tmp_path, BRIEF) as front, clients_of(front, 3) as clients:
+    """And superd does not wait for its drain-timeout once they have them."""
+    with dns(tmp_path, SERVICE) as front, clients_of(front, 3) as clients:
         box = front.places[0]
         sources = [asked(client, box) for client in clients]
         front.superd.signal(signal.SIGTERM)
@@ -70,7 +70,7 @@ def test_sources_still_have_their_answers_when_superd_stops(tmp_path: Path) -> N
         assert [client.recv(100) for client in clients] == [b"0", b"1", b"2"]
         assert front.superd.wait() == 0
         ends = [event["end"] for event in front.events("closed", 3)]
-        assert ends == ["idle-timeout"] * 3
+        assert ends == ["drain"] * 3
 
 
 def test_the_end_of_the_drain_is_the_end_of_sources(tmp_path: Path) -> None:

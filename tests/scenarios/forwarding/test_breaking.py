@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -213,3 +214,17 @@ def test_a_connection_that_ends_late_stops_no_other(pair: Pair) -> None:
             for other, its_server in others:
                 other.sendall(b"hello")
                 assert its_server.recv(100) == b"hello"
+
+
+def test_a_client_that_breaks_off_is_not_connected_any_more(tmp_path: Path) -> None:
+    """Its target takes nobody: the queue of those that wait is full."""
+    with contextlib.closing(Target(backlog=0)) as busy, contextlib.ExitStack() as stack:
+        for _ in range(4):  # more than are queued; what comes then has no answer
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(busy.sock.getsockname())
+        with serving(tmp_path, entry("busy", busy, more='connect-timeout = "1m"')) as superd:
+            client = superd.connect("busy")
+            until(lambda: superd.counts("busy")["active"] == 1, "the client to be served")
+            reset(client)
+            superd.wait_until_left("busy", 5)
