@@ -14,7 +14,7 @@ from typing import Protocol
 from superd_forward.pipes import Pipes
 
 BATCH = 256  # sockets per wake-up: the others' turn comes before a flood is over
-PORTION = 128 * 1024  # bytes: the most that is read at once, and that waits for one side
+PORTION = 64 * 1024  # bytes: the most that is read at once, and that waits for one side
 WITHOUT_MEMORY = 0.1  # seconds until it is tried again
 
 URGENT = select.EPOLLPRI  # a byte out of band, where reading stops although there may be more
@@ -48,12 +48,14 @@ class Poller:
         self._epoll = select.epoll()
         self._waiting: dict[int, Waiting] = {}
         self._again: list[tuple[int, Waiting]] = []
+        self._new: set[int] = set()  # added since epoll was asked: what it told is about others
         loop.add_reader(self._epoll.fileno(), self._run)
 
     def add(self, descriptor: int, who: Waiting) -> None:
         """Wait for a socket. Raises OSError where the system has no room for it."""
         self._epoll.register(descriptor, EVENTS)
         self._waiting[descriptor] = who
+        self._new.add(descriptor)
 
     def hand_over(self, descriptor: int, who: Waiting) -> None:
         """Have somebody else wait for a socket."""
@@ -83,10 +85,11 @@ class Poller:
         self._run_again()
 
     def _run(self) -> None:
-        find = self._waiting.get
+        find, new = self._waiting.get, self._new
+        new.clear()
         for descriptor, events in self._epoll.poll(0, BATCH):
             who = find(descriptor)
-            if who is not None:
+            if who is not None and descriptor not in new:
                 try:
                     who.ready(events)
                 except BaseException as error:  # noqa: BLE001  the others are to go on

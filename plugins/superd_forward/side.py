@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 UNTIL_NONE = ENDED | URGENT  # a short read does not mean that there is no more
 TURNS = 8  # portions that one side may send before the others' turn
-LARGE = 64 * 1024  # bytes at once
+LARGE = 32 * 1024  # bytes at once
 BULK = 8  # portions of that size in a row
 
 TAKES_NOTHING: Final = b""  # in the place of what is kept: not connected yet, or broken

@@ -63,7 +63,7 @@ def test_how_a_class_can_serve(methods: dict[str, object], models: tuple[str, ..
         (made(respond=sync)(None), "which is not a subclass of Service"),  # type: ignore[arg-type]
         (object, "which is not a subclass of Service"),
         (made("", respond=sync), "Made.name is empty"),
-        (made(), "Made has none of the methods protocol, stream, takeover, respond"),
+        (made(), "Made has none of the methods relay, protocol, stream, takeover, respond"),
         (made(stream=generator), "Made.stream is a generator"),
         (made(takeover=sync), "Made.takeover is not async"),
         (made(respond=asynchronous), "Made.respond is async"),

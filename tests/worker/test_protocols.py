@@ -21,6 +21,7 @@ from superd.net.addresses import Address, Transport
 from superd.observe.connections import End, ServiceRecords, parsed
 from superd.observe.records import Record
 from superd.plugin import Connection, Options, Request, Service
+from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
 from superd.worker.engine import Engine, new_loop
 from superd.worker.protocols import PORTION, ProtocolSession, advance
 from superd.worker.serving import Serving
@@ -104,9 +105,8 @@ class Bench:
         entry = Entry.model_construct(plugin="everything", listen=())
         gate = Gate.of("test", entry, Daemon(), books, None)
         records = ServiceRecords(self.engine.connection_log, "test", entry.record)
-        found: Any = dict.fromkeys(("protocol", "stream", "takeover", "respond"))
+        found: Any = dict.fromkeys((*STREAM_METHODS, *DATAGRAM_METHODS))
         found[method] = getattr(self.plugin, method)
-        found |= {"datagram": None, "listener": None}
         self.serving = Serving(
             "test", entry, self.plugin, gate.counts, gate, records, blocking=None, **found
         )
