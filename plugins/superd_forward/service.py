@@ -7,7 +7,7 @@ import ipaddress
 import os.path
 import socket
 import time
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
@@ -62,6 +62,21 @@ class WeightedTarget(Section):
     ] = 1
 
 
+_ONE: list[dict[str, Any]] = [
+    {"type": "string"},
+    {
+        "type": "object",
+        "properties": {
+            "address": {"type": "string"},
+            "weight": {"type": "integer", "minimum": 1, "maximum": MOST_WEIGHT},
+        },
+        "required": ["address"],
+        "additionalProperties": False,
+    },
+]
+TARGETS = {"anyOf": [*_ONE, {"type": "array", "items": {"anyOf": _ONE}}]}
+
+
 def _targets(value: object) -> object:
     """Take one target or several, each as a string or as a table."""
     several = value if isinstance(value, list) else [value]
@@ -72,6 +87,7 @@ class ForwardOptions(Options):
     to: Annotated[
         tuple[WeightedTarget, ...],
         BeforeValidator(_targets),
+        WithJsonSchema(TARGETS),
         Field(
             min_length=1,
             examples=["tcp://127.0.0.1:8080"],

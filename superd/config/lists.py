@@ -113,8 +113,8 @@ Windows = Annotated[
     JsonSchema(one_or_more(_WINDOW)),
 ]
 Events = Annotated[
-    tuple[Literal["accepted", "closed", "refused"], ...],
+    tuple[Literal["accepted", "closed", "refused", "noted"], ...],
     BeforeValidator(listed),
-    JsonSchema(one_or_more({"enum": ["accepted", "closed", "refused"]})),
+    JsonSchema(one_or_more({"enum": ["accepted", "closed", "refused", "noted"]})),
 ]
 TimeZone = Annotated[str, BeforeValidator(_time_zone), JsonSchema(_STRING)]

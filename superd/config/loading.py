@@ -105,6 +105,7 @@ class _Loader:
         services = {
             name: entry for name in self.homes if (entry := self._service(name)) is not None
         }
+        services = _without_what_others_want(services)
         settings = Settings.model_construct(file=self.file, daemon=daemon, services=services)
         found = Configuration(settings, (), self.locate)
         if not self.problems:
@@ -250,6 +251,33 @@ class _Loader:
             elif address is not None and service.wait:
                 message = f"{address} has no listening socket that wait = true could hand over"
                 yield found.address_problem(name, address, message)
+
+
+def _without_what_others_want(services: dict[str, Service]) -> dict[str, Service]:
+    """Take from ranges of ports what another service that is enabled names by itself."""
+    wanted = {
+        (one, entry.device)
+        for entry in services.values()
+        if entry.enabled
+        for address in entry.listen
+        if not address.is_of_range
+        for one in address.expanded()
+    }
+    ports = {one.port for one, _ in wanted}
+
+    def left(address: Address, device: str) -> tuple[Address, ...]:
+        if not address.is_of_range or address.port not in ports:
+            return (address,)
+        expanded = address.expanded()
+        free = tuple(one for one in expanded if (one, device) not in wanted)
+        return (address,) if free == expanded else free
+
+    found = {}
+    for name, entry in services.items():
+        listen = tuple(one for address in entry.listen for one in left(address, entry.device))
+        changed = listen and listen != entry.listen
+        found[name] = entry.model_copy(update={"listen": listen}) if changed else entry
+    return found
 
 
 def _expanded(text: object) -> list[Address]:

@@ -242,7 +242,7 @@ class Service(Confinement, Access, Limits):
 
     record: Annotated[
         Events, Field(description="which events of a connection are recorded; [] for none")
-    ] = ("accepted", "closed", "refused")
+    ] = ("accepted", "closed", "refused", "noted")
 
     amplify: Annotated[
         bool, Field(description="datagrams: an answer may be longer than its request")

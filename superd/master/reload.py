@@ -116,7 +116,7 @@ class Reload:
             if any(getattr(daemon, key) != getattr(before, key) for key in keys):
                 self._log = log_of(settings, in_background=master.in_background)
             master.roster.add(list(plan.services))
-            self._listeners = listen(plan.services, old.watch.listeners)
+            self._listeners = listen(plan.services, old.watch.listeners, plan.notices)
             taken = {place.number for place in master.places}
             watch = Watch(self._listeners, master.log)
             number = old.number + 1

@@ -36,7 +36,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # from here on none may end superd half-way: there is what to undo
-        listeners = listen(plan.services)
+        listeners = listen(plan.services, notices=plan.notices)
         for listener in listeners:
             undo.callback(listener.close)
         pid_file = _pid_file(settings)

@@ -15,6 +15,8 @@ from superd.master.logs import Log
 from superd.net.addresses import Address, Transport
 from superd.net.listeners import Listener, renew
 
+MOST_AT_ONCE = 500  # listeners that are looked at: others are to have their turn, too
+
 BROKEN = "a listener of its was broken for good"
 WITHOUT = "it was started without one of its listeners"
 
@@ -26,6 +28,7 @@ class Watch:
         self.listeners = listeners
         self.log = log
         self._lost: set[Address] = set()
+        self._next = 0  # who is looked at next
 
     def sockets(self, services: Container[str]) -> list[tuple[str, Address, socket.socket]]:
         """Return what workers that serve `services` listen on."""
@@ -52,9 +55,11 @@ class Watch:
         return frozenset(a.port for a in addresses if a.transport is transport)
 
     def look(self) -> Iterator[tuple[str, str]]:
-        """Repair; yield each service whose workers have to be replaced, and why."""
+        """Repair some, in turn; yield each service whose workers have to be replaced, and why."""
         yield from self.renew_lost()
-        for listener in self.listeners:
+        first = self._next if self._next < len(self.listeners) else 0
+        self._next = first + MOST_AT_ONCE
+        for listener in self.listeners[first : self._next]:
             if listener.address in self._lost:
                 continue
             try:
@@ -71,7 +76,7 @@ class Watch:
 
     def renew_lost(self) -> Iterator[tuple[str, str]]:
         """Listen again on lost addresses, as soon as no worker holds them; yield as `look` does."""
-        for number, listener in enumerate(self.listeners):
+        for number, listener in enumerate(self.listeners if self._lost else ()):
             if listener.address in self._lost:
                 try:
                     self.listeners[number] = renew(listener)

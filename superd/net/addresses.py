@@ -37,18 +37,14 @@ class Transport(enum.Enum):
     UNIXPACKET = "unixpacket"
     TCPMUX = "tcpmux"
 
-    @property
-    def is_unix(self) -> bool:
-        return self in (Transport.UNIX, Transport.UNIXGRAM, Transport.UNIXPACKET)
+    def __init__(self, prefix: str) -> None:
+        self.is_unix = prefix.startswith("unix")
+        self.is_datagram = prefix in ("udp", "unixgram")
 
     @property
     def of_clients(self) -> Transport:
         """What clients come by: those of tcpmux by tcp."""
         return Transport.TCP if self is Transport.TCPMUX else self
-
-    @property
-    def is_datagram(self) -> bool:
-        return self in (Transport.UDP, Transport.UNIXGRAM)
 
     @property
     def socket_type(self) -> socket.SocketKind:
@@ -64,7 +60,8 @@ class Address:
     `host` is numeric, or "*" for every IPv4 and IPv6 address; `path` is a file, or "@name" in
     the abstract namespace, or the name by which tcpmux knows a service. `mode`, `uid` and `gid` are
     for the socket's file, if it is to be made. `greets` tells whether superd says `+Go` to who
-    comes by tcpmux, and not the service itself.
+    comes by tcpmux, and not the service itself. One that is of a range of ports gives way to who
+    wants that very address.
     """
 
     transport: Transport
@@ -75,6 +72,7 @@ class Address:
     uid: int = field(default=-1, compare=False)
     gid: int = field(default=-1, compare=False)
     greets: bool = field(default=True, compare=False)
+    is_of_range: bool = field(default=False, compare=False)
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -158,7 +156,10 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
         raise ValueError(f"expected a host and a port, such as {example}")
     hosts = _parse_host(match["bracketed"], match["host"])
     ports = _parse_ports(match["ports"], transport)
-    return tuple(Address(transport, host, port) for port in ports for host in hosts)
+    is_range = len(ports) > 1
+    return tuple(
+        Address(transport, host, port, is_of_range=is_range) for port in ports for host in hosts
+    )
 
 
 def _parse_host(bracketed: str | None, plain: str | None) -> tuple[str, ...]:

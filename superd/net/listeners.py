@@ -10,6 +10,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import resource
 import select
 import socket
 import struct
@@ -24,6 +25,13 @@ from superd.net.binding import bind, identity, limit_accept, set_options_of_clie
 Entrance = socket.socket
 MADE_BY = ("mode", "uid", "gid", "greets")  # what addresses that are the same may differ in
 SO_MEMINFO = 55  # Linux; socket has no name for it
+
+
+SHOWN = 5  # addresses, where there are many
+
+
+class TooManyAddresses(SuperdError):
+    """There are more addresses than descriptors."""
 
 
 @dataclass
@@ -102,8 +110,14 @@ class Listener:
         return int(struct.unpack_from("@I", info, 28)[0])
 
 
-def listen(services: Mapping[str, Service], existing: Sequence[Listener] = ()) -> list[Listener]:
+def listen(
+    services: Mapping[str, Service],
+    existing: Sequence[Listener] = (),
+    notices: list[str] | None = None,
+) -> list[Listener]:
     """Bind every address of every service, or none; then listen.
+
+    What other processes have of a range of ports they keep, as is added to `notices`.
 
     What is in `existing` already goes on with the same socket, and belongs to the returned listener
     from `adopt` on; until then nothing of it is changed but SO_REUSEPORT.
@@ -126,31 +140,48 @@ def listen(services: Mapping[str, Service], existing: Sequence[Listener] = ()) -
             listener.shares_port = True
     found: list[Listener] = []
     failures: list[SuperdError] = []
+    taken: dict[str, set[Address]] = {}  # by others, of ranges, by service
 
     ours = {_end(listener.address) for listener in existing}
     for name, service, address in wanted:
         if address in shared and _end(address) not in ours:
-            with _gathering(failures, name, service, address):
+            with _gathering(failures, name, address, service, taken):
                 bind(service, address, share=False).close()
     if failures:
         # all that is in the way is to be told at once; what was tried has been told
         wanted = [one for one in wanted if one[2] not in shared]
     made: list[Listener] = []
     for number, (name, service, address) in enumerate(wanted):
-        with _gathering(failures, name, service, address):
+        if address in taken.get(name, ()):
+            continue
+        with _gathering(failures, name, address, service, taken):
             if number in kept:
                 found.append(replace(kept[number], service=name, entry=service))
             else:
                 made.append(_listener(name, service, address, share=address in shared))
                 found.append(made[-1])
+        if failures and isinstance(failures[-1], TooManyAddresses):
+            break  # it would be the same with each of those that are left
     for listener in made if not failures else ():
-        with _gathering(failures, listener.service, listener.entry, listener.address):
+        with _gathering(failures, listener.service, listener.address, listener.entry, taken):
             listener.start()
+    for name, addresses in taken.items():
+        if not any(one.service == name and one.address not in addresses for one in found):
+            failures.append(AddressInUse(f"service.{name}: others listen on all of its addresses"))
+        if notices is not None:
+            notices.append(f"service.{name}: others have of its ports: {_some(addresses)}")
     if failures:
         for listener in made:
             listener.close()
         raise type(failures[0])("\n".join(str(failure) for failure in failures))
-    return found
+    return [one for one in found if one.address not in taken.get(one.service, ())]
+
+
+def _some(addresses: Iterable[Address]) -> str:
+    """Return the first of many addresses, and how many more there are."""
+    texts = sorted(map(str, addresses))
+    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
+    return ", ".join(texts[:SHOWN]) + more
 
 
 def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[Listener]:
@@ -178,12 +209,14 @@ def _kept(
 ) -> dict[int, Listener]:
     """Return which of the wanted sockets are there already, by their number."""
     kept: dict[int, Listener] = {}
-    free = list(existing)
+    free: dict[Address, list[Listener]] = {}
+    for listener in existing:
+        free.setdefault(listener.asked, []).append(listener)
     for number, (name, service, address) in enumerate(wanted):
-        for listener in free:
+        for listener in free.get(address, ()):
             if _is_same(listener, name, service, address):
                 kept[number] = listener
-                free.remove(listener)
+                free[address].remove(listener)
                 break
     return kept
 
@@ -278,12 +311,19 @@ def _is_connected(sock: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def _gathering(
-    failures: list[SuperdError], name: str, service: Service, address: Address
+    failures: list[SuperdError],
+    name: str,
+    address: Address,
+    service: Service,
+    taken: dict[str, set[Address]],
 ) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        failures.append(_explained(error, name, service, address))
+        if error.errno == errno.EADDRINUSE and address.is_of_range:
+            taken.setdefault(name, set()).add(address)
+        else:
+            failures.append(_explained(error, name, service, address))
 
 
 def _explained(error: OSError, name: str, service: Service, address: Address) -> SuperdError:
@@ -294,6 +334,12 @@ def _explained(error: OSError, name: str, service: Service, address: Address) ->
         return SuperdError(
             f"{start}: this machine does not have the address;"
             " free-bind = true listens all the same"
+        )
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return TooManyAddresses(
+            f"{start} and what comes after it: superd may have {most} files open;"
+            " raise that limit (LimitNOFILE=, ulimit -n)"
         )
     if error.errno == errno.ENODEV:
         return SuperdError(f"{start}: there is no network interface {service.device!r}")

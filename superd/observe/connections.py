@@ -24,6 +24,7 @@ LONGEST_FIELD = LONGEST_LINE // 4  # bytes of a text: three of them, and the res
 IN_FULL = 20  # refusals of a kind in a second that are told one by one; the others are counted
 _AT_ONCE = ',"duration":0.000000,"in":0,"out":'
 _UNUSUAL = re.compile(r"[^!#-<>-~]")  # what text has escaped, or in quotes
+_FACT_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _ESCAPE = 12  # bytes that JSON takes for one character, at most
 
 # an event, byte for byte as ServiceRecords writes it
@@ -32,15 +33,18 @@ _NUMBER = rb"(?:0|[1-9][0-9]{0,19})"
 _WORD = rb'"[a-z-]{1,32}"'
 _ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b' % (_TEXT, _TEXT)
 _SECONDS = rb"%b\.[0-9]{6}" % _NUMBER
+_FACT = rb'"[a-z][a-z0-9-]{0,31}":%b' % _TEXT
 _COUNTS = rb'"duration":%b,"in":%b,"out":%b' % (_SECONDS, _NUMBER, _NUMBER)
 _EVENT = (
     rb'(?:"accepted",%b|"closed",%b,%b,"end":%b(?:,"target":%b,"connect":%b)?(?:,"outcome":%b)?'
-    rb'|"refused","peer":%b,"local":%b,"reason":%b(?:,"count":%b)?)'
+    rb'|"refused","peer":%b,"local":%b,"reason":%b(?:,"count":%b)?'
+    rb'|"noted",%b,"text":%b(?:,"facts":\{%b(?:,%b)*+\})?)'
 ) % (
     _ENDS, _ENDS, _COUNTS, _WORD, _TEXT, _SECONDS, _TEXT, _TEXT, _TEXT, _WORD, _NUMBER,
+    _ENDS, _TEXT, _FACT, _FACT,
 )  # fmt: skip
 
-ACCEPTED, CLOSED, REFUSED = "accepted", "closed", "refused"
+ACCEPTED, CLOSED, REFUSED, NOTED = EVENTS = "accepted", "closed", "refused", "noted"
 
 
 class End(enum.Enum):
@@ -111,6 +115,7 @@ class ServiceRecords:
         self._accepted = f'{head}"{ACCEPTED}","conn":"' if ACCEPTED in events else ""
         self._closed = f'{head}"{CLOSED}","conn":"' if CLOSED in events else ""
         self._refused = f'{head}"{REFUSED}","peer":"' if REFUSED in events else ""
+        self._noted = f'{head}"{NOTED}","conn":"' if NOTED in events else ""
         self._refusals: dict[str, list[Any]] = {}  # by reason: how many, and the last one's line
 
     def accepted(self, ends: str) -> None:
@@ -147,6 +152,23 @@ class ServiceRecords:
             lines += f'{{"time":{now}{self._closed}{ends}{_AT_ONCE}{sent},"end":"{end}"}}\n'
         if lines:
             self._log.add(lines)
+
+    def noted(self, ends: str, text: str, facts: Mapping[str, str]) -> None:
+        """Write what a plugin has to say of a client: a text, and facts by their names, which are
+        lower-case words. What does not fit into a line is left out.
+        """
+        if not self._noted:
+            return
+        line = f'{{"time":{time.time():.3f}{self._noted}{ends},"text":"{safe(text)}"'
+        room = LONGEST_LINE - len(line) - len(',"facts":{}}\n')
+        told = []
+        for key, value in facts.items():
+            fact = f'"{key}":"{safe(value)}"'
+            if _FACT_NAME.fullmatch(key) and len(fact) < room:
+                room -= len(fact) + 1
+                told.append(fact)
+        more = f',"facts":{{{",".join(told)}}}' if told else ""
+        self._log.add(f"{line}{more}}}\n")
 
     def refused(self, peer: str, local: str, reason: str) -> None:
         """Write a refusal in full, unless there were many of its kind in this second."""
@@ -205,7 +227,7 @@ def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:
 def parsed(line: str | bytes) -> dict[str, Any]:
     """Return an event; ValueError where a line is none."""
     event = json.loads(line)
-    if not isinstance(event, dict) or event.get("event") not in (ACCEPTED, CLOSED, REFUSED):
+    if not isinstance(event, dict) or event.get("event") not in EVENTS:
         raise ValueError("not an event")
     if not isinstance(event.get("time"), float) or not isinstance(event.get("service"), str):
         raise ValueError("not an event")
@@ -214,6 +236,12 @@ def parsed(line: str | bytes) -> dict[str, Any]:
 
 def message_of(event: Mapping[str, Any]) -> str:
     """Return an event as the message of a log line: `accepted service=echo conn=1-2 ...`."""
+    if event["event"] == NOTED:
+        facts = event.get("facts", {})
+        known = {"service": event["service"], "conn": event["conn"], **facts}
+        return " ".join(
+            [event["text"], *(f"{key}={_shown(value)}" for key, value in known.items())]
+        )
     pairs = ((key, value) for key, value in event.items() if key not in ("time", "pid", "event"))
     return " ".join([event["event"], *(f"{key}={_shown(value)}" for key, value in pairs)])
 
@@ -275,6 +303,8 @@ def xinetd_message_of(event: Mapping[str, Any]) -> str:
         how = re.match(r"(status|signal) (\d+)", str(event.get("outcome", "")))
         status = f"{how[1]}={how[2]}" if how else "status=0"
         return f"EXIT: {service} {status} pid=0 duration={seconds}(sec)"
+    if event["event"] == NOTED:
+        return f"NOTE: {service}{origin} {escaped(str(event['text']))}"
     reason = str(event.get("reason", ""))
     return f"FAIL: {service} {_OF_XINETD.get(reason, escaped(reason))}{origin}"
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Protocol, cast
 
@@ -16,7 +16,7 @@ from pydantic import ConfigDict
 from superd.config.model import BLOCKING_MODELS, Section
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
-from superd.plugin.connection import Connection
+from superd.plugin.connection import Client, Connection
 
 
 class Options(Section):
@@ -139,7 +139,9 @@ class Service:
     options_model: ClassVar[type[Options]] = Options
     preload: ClassVar[tuple[str, ...]] = ()  # modules that are imported late, after confinement
 
-    looks_up = False  # whether it calls `look_up`, for which a resolver has to run; set by `check`
+    looks_up = (
+        False  # whether it calls `look_up` or `name_of`, which take a resolver; set by `check`
+    )
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -167,6 +169,21 @@ class Service:
     def log(self, level: str, text: str) -> None:
         """Write a line to superd's log that is about no connection; level as in Client.log."""
         self._server.log(level, text)
+
+    def record(
+        self, of: Client | Request, text: str, facts: Mapping[str, str] | None = None
+    ) -> None:
+        """Record something of a connection or a datagram: a text, and facts by their names, which
+        are lower-case words. It goes where connections are recorded, as the event "noted". What
+        does not fit into a line is left out; a client cannot forge any.
+        """
+        self._server.record(of, text, facts or {})
+
+    def name_of(self, peer: Address, found: Callable[[str], None]) -> None:
+        """Have `found` called with the name of a client's host, perhaps at once: what a reverse
+        look-up says, if a forward look-up confirms it; "" for none. Never blocks.
+        """
+        self._server.name_of(peer, found)
 
     def ban(self, peer: Address, seconds: float, reason: str = "") -> None:
         """Have every service of this superd refuse `peer`, with its netblock as the entry says,
@@ -202,6 +219,10 @@ class Server(Protocol):
     """What a worker does for one of its services: see the methods of the same names there."""
 
     def log(self, level: str, text: str) -> None: ...
+
+    def record(self, of: Client | Request, text: str, facts: Mapping[str, str]) -> None: ...
+
+    def name_of(self, peer: Address, found: Callable[[str], None]) -> None: ...
 
     def ban(self, peer: Address, seconds: float, reason: str) -> None: ...
 

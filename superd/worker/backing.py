@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 from superd.admission.limits import netblock_of
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
+from superd.observe.connections import ServiceRecords, ends_of, safe
 from superd.observe.records import Record
-from superd.plugin.connection import Connection
+from superd.plugin.connection import Client, Connection
+from superd.plugin.service import Request
 from superd.worker.channel import Channel
+from superd.worker.session import Session, connection_id
 from superd.worker.takeovers import TakenSession
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class Backing:
         entry: Entry,
         entrances: Mapping[str, socket.socket],
         ports: Mapping[Transport, frozenset[int]],
+        records: ServiceRecords,
     ) -> None:
         self._engine = engine
         self._channel = channel
@@ -40,9 +44,24 @@ class Backing:
         self._entry = entry
         self._entrances = entrances
         self._ports = ports
+        self._records = records
 
     def log(self, level: str, text: str) -> None:
         self._engine.report(Record(level, text, service=self._name))
+
+    def record(self, of: Client | Request, text: str, facts: Mapping[str, str]) -> None:
+        if isinstance(of, Session):
+            ends = of.ends
+        else:
+            number = connection_id(self._engine, self._engine.next_number())
+            ends = ends_of(number, safe(of.peer.endpoint), safe(str(of.local)))
+        self._records.noted(ends, text, facts)
+
+    def name_of(self, peer: Address, found: Callable[[str], None]) -> None:
+        if peer.transport.is_unix:
+            found("")
+        else:
+            self._engine.names.ask(peer.host, found)
 
     def ban(self, peer: Address, seconds: float, reason: str) -> None:
         if not peer.transport.is_unix:

@@ -44,8 +44,9 @@ class ConfinementError(SuperdError):
 
 def keep_only(descriptors: Sequence[int]) -> None:
     """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
+    kept = {0, 1, 2, *descriptors}
     for number in open_descriptors():
-        if number > 2 and number not in descriptors:
+        if number not in kept:
             with contextlib.suppress(OSError):
                 os.close(number)
     null = os.open(os.devnull, os.O_RDONLY)

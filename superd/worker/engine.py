@@ -39,6 +39,7 @@ Dispatch = Callable[[Any, Any, Ticket, str], None]
 GO = b"+Go\r\n"  # RFC 1078
 SWEEP = 0.25  # seconds between looks at the time-outs
 FLOOD_WINDOW = 1.0
+MOST_CHECKED = 1000  # listeners at once
 SHOW = 1.0  # seconds between looks at what services have to show
 GRACE = 1.0  # seconds that cancelled plugins have to clean up
 
@@ -80,6 +81,7 @@ class Engine:
         self.held = 0
         self.own_descriptors = 0
         self._last_number = 0
+        self._next_check = 0  # which listener is looked at next
         self._shown: dict[str, Rows] = {}
 
     def add(self, serving: Serving, crew: Crew | None = None) -> None:
@@ -192,9 +194,10 @@ class Engine:
 
     def end_if_drained(self) -> None:
         """Stop the loop once nobody is left."""
-        busy = self.sessions or self.lingering or self.names or self.held
-        if self.draining and not busy:
-            self._end()
+        if self.draining:
+            busy = self.sessions or self.lingering or self.names or self.held
+            if not busy:
+                self._end()
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve; return once drained."""
@@ -253,12 +256,12 @@ class Engine:
         self.loop.is_serving = False
         self.loop.stop()
 
-    def check_listeners(self) -> None:
+    def check_listeners(self, first: int = 0, last: int | None = None) -> None:
         """End at once where a plugin has closed a listener, or put another file in its place.
 
         The loop could never let go of it. The master has it still, and starts another worker.
         """
-        for serving, sock, inode in self.inodes if not self.draining else ():
+        for serving, sock, inode in self.inodes[first:last] if not self.draining else ():
             if not _has_inode(sock, inode):
                 message = "a plugin closed a listener that was not its own; the worker ends"
                 self.report(Record("error", message, service=serving.name))
@@ -294,7 +297,9 @@ class Engine:
         self.flood_gate.flush()
         for serving in self.servings:
             serving.records.end_window()
-        self.check_listeners()
+        first = self._next_check if self._next_check < len(self.inodes) else 0
+        self._next_check = first + MOST_CHECKED
+        self.check_listeners(first, self._next_check)
         self.loop.call_later(FLOOD_WINDOW, self._flush)
 
     def _sweep(self) -> None:

@@ -205,7 +205,8 @@ class Session:
                 self.ends, duration, *bytes_each_way, end, self.outcome, self.target
             )
             self.give_place_back()
-            serving.resume()
+            if serving.waiting:
+                serving.resume()
 
     def give_place_back(self) -> None:
         """Be counted by limits no more."""

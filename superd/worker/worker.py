@@ -228,7 +228,7 @@ def _serve(
         servings[name] = Serving.of(name, entry, plugin, gate, records)
         entrances = assignment.entrances if entry.plugin == TCPMUX else {}
         ports = assignment.served_ports
-        plugin._server = Backing(engine, channel, name, entry, entrances, ports)
+        plugin._server = Backing(engine, channel, name, entry, entrances, ports, records)
         engine.add(servings[name], _crew(engine, servings[name], channel, kept))
     for name, address, sock in assignment.sockets:
         by_source = address.transport.is_datagram and servings[name].relay_datagrams is not None

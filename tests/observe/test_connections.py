@@ -28,7 +28,7 @@ from superd.observe.connections import (
 )
 
 PID = 4711
-ALL = ("accepted", "closed", "refused")
+ALL = ("accepted", "closed", "refused", "noted")
 WHERE = ("127.0.0.1:5", "tcp://127.0.0.1:7")
 
 
