@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from select import EPOLLOUT
+from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Final
 
 from superd_forward.pipes import Pipe
@@ -17,6 +17,7 @@ from superd_forward.poller import BROKEN, ENDED, INPUT, PORTION, URGENT, Poller
 if TYPE_CHECKING:
     from superd_forward.relay import ForwardedConnection
 
+USUAL = EPOLLIN | EPOLLOUT  # there is input, and nothing else to be seen to
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 UNTIL_NONE = ENDED | URGENT  # a short read does not mean that there is no more
 TURNS = 8  # portions that one side may send before the others' turn
@@ -60,6 +61,9 @@ class Side:
 
     def ready(self, events: int) -> None:
         """Do what can be done, by what epoll(7) says."""
+        if events == USUAL and self.other.kept is self.kept is None:
+            self.pull(events)
+            return
         if self.kept and events & EPOLLOUT:
             self.flush()
             if self.is_broken:
@@ -84,13 +88,11 @@ class Side:
         """Pass on what there is to read. Where nothing tells of an end, less than a whole portion
         means that there is no more.
         """
-        other, poller = self.other, self.poller
-        self.unread = 0
         if self.bulk >= BULK and self._pull_bulk():
             return
-        for _ in range(TURNS):
-            if (buffer := poller.buffer) is None:
-                break
+        other, poller = self.other, self.poller
+        self.unread = turns = 0
+        while (buffer := poller.buffer) is not None and turns < TURNS:
             try:
                 size = self.receive(buffer, 0, AT_ONCE)
             except BlockingIOError:
@@ -102,7 +104,10 @@ class Side:
                 self.relay.ended(self)
                 return
             self.count += size
-            self.bulk = self.bulk + 1 if size >= LARGE else 0
+            if size >= LARGE:
+                self.bulk += 1
+            elif self.bulk:
+                self.bulk = 0
             try:
                 sent = other.send(buffer[:size], AT_ONCE)
             except BlockingIOError:
@@ -118,11 +123,12 @@ class Side:
                 return
             if size < PORTION and not events & UNTIL_NONE:
                 return
+            turns += 1
         poller.again(self.descriptor, self)
 
     def _pull_bulk(self) -> bool:
         """Pass on what there is to read through a pipe; tell whether that could be done."""
-        self.bulk = 0  # until it has shown again that it is bulk
+        self.bulk = self.unread = 0  # until it has shown again that it is bulk
         if socket.AF_UNIX in (self.sock.family, self.other.sock.family):
             return False
         try:
