@@ -7,7 +7,6 @@ what was expected; pydantic turns it into a problem with a position.
 from __future__ import annotations
 
 import grp
-import math
 import os
 import pwd
 import re
@@ -27,6 +26,9 @@ from pydantic import (
 from pydantic import WithJsonSchema as JsonSchema
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
+from superd.config.durations import DURATION
+from superd.config.durations import duration_text as duration_text
+from superd.config.durations import parse_duration as parse_duration
 from superd.errors import shown
 from superd.net.addresses import (
     LARGEST_ID,
@@ -37,42 +39,18 @@ from superd.net.addresses import (
     parse_addresses,
 )
 
-_DURATION_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _SIZE_UNITS = {
     "": 1, "B": 1, "kB": 1000, "KB": 1000, "MB": 1000**2, "GB": 1000**3,
     "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30,
 }  # fmt: skip
 _RATE_UNITS = {"s": 1, "sec": 1, "min": 60, "m": 60, "h": 3600, "hour": 3600}
 
-_DURATION = r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+"
 _SIZE = rf"([0-9]{{1,15}}) ?({'|'.join(_SIZE_UNITS)})"
 _RATE = rf"([0-9]{{1,9}})/({'|'.join(_RATE_UNITS)})"
 _UMASK = r"0?[0-7]{3}"
 
 LOG_SINKS = ("stderr", "syslog", "journal")
 LARGEST_SIZE = (1 << 63) - 1  # what setrlimit(2) takes
-
-
-def parse_duration(value: object) -> float:
-    """Return seconds from "30s", "1h30m", "250ms"; a bare 0 means none."""
-    if value == 0 and not isinstance(value, bool):
-        return 0.0
-    if isinstance(value, str) and re.fullmatch(_DURATION, value):
-        parts = re.findall(r"([0-9.]+)(ms|[smhd])", value)
-        seconds = sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts)
-        if math.isfinite(seconds) and seconds <= 366 * 86400:
-            return seconds
-        raise ValueError("expected a duration of at most a year")
-    raise ValueError('expected a duration such as "250ms", "30s", "5m", "1h30m" or "2d"')
-
-
-def duration_text(seconds: float) -> str:
-    """Return a duration as it is written, to the millisecond."""
-    left, text = round(seconds * 1000), ""
-    for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
-        count, left = divmod(left, length)
-        text += f"{count}{unit}" if count else ""
-    return text + (f"{left}ms" if left else "") or "0s"
 
 
 def parse_size(value: object) -> int:
@@ -233,14 +211,14 @@ Duration = Annotated[
     float,
     BeforeValidator(parse_duration),
     PlainSerializer(duration_text, when_used="json"),
-    JsonSchema({"anyOf": [_matching(_DURATION, "30s", "1h30m"), {"const": 0}]}),
+    JsonSchema({"anyOf": [_matching(DURATION, "30s", "1h30m"), {"const": 0}]}),
 ]
 PositiveDuration = Annotated[
     float,
     BeforeValidator(parse_duration),
     Field(gt=0),
     PlainSerializer(duration_text, when_used="json"),
-    JsonSchema(_matching(_DURATION, "30s", "1h30m")),
+    JsonSchema(_matching(DURATION, "30s", "1h30m")),
 ]
 Size = Annotated[
     int,
