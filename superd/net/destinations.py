@@ -64,16 +64,16 @@ class Destination:
         return Address(transport, host, self.port, self.path)
 
 
-def parse_destination(text: str) -> Destination:
+def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS) -> Destination:
     """Return what `tcp://HOST:PORT`, `udp://HOST:PORT`, `HOST:PORT`, `unix://PATH` or
     `unixgram://PATH` means.
     """
     prefix, separator, rest = text.partition("://")
     transport = None
     if separator:
-        transport = next((t for t in TRANSPORTS if t.value == prefix), None)
+        transport = next((t for t in transports if t.value == prefix), None)
         if transport is None:
-            known = ", ".join(f"{t.value}://" for t in TRANSPORTS)
+            known = ", ".join(f"{t.value}://" for t in transports)
             raise ValueError(f"expected an address that starts with one of {known}")
     else:
         rest = text
