@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent / "superd"
 
 # who may import whom: a layer may import itself and those after it
 LAYERS = (
-    "cli", "master", "resolver", "worker", "admission", "plugin", "observe", "config", "net",
-    "errors",
+    "cli", "client", "master", "resolver", "worker", "admission", "plugin", "observe", "config",
+    "net", "errors",
 )  # fmt: skip
 EXTRA = {("net", "config")}  # a listener is made as its entry says
 
@@ -37,6 +37,11 @@ def test_imports_point_down_only(layer: str) -> None:
     allowed |= {target for source, target in EXTRA if source == layer}
     for file in files:
         assert imports_of(file) <= allowed, file
+
+
+def test_the_clients_know_nothing_of_the_server() -> None:
+    for file in (ROOT / "client").glob("*.py"):
+        assert imports_of(file) <= {"client", "config", "net", "errors"}, file
 
 
 def test_every_module_belongs_to_a_layer() -> None:

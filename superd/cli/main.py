@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from superd import __version__
+from superd.cli.clients import add_clients
 from superd.errors import ExitCode, SuperdError
 
 Command = Callable[[argparse.Namespace], int]
@@ -107,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     attempt.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="the plugin's options, or keys of an entry"
     )
+    add_clients(add)
     return top
 
 

@@ -1,0 +1,56 @@
+"""The commands that are clients of other services: their arguments, and what runs them.
+
+Runs in the command line. Imports a client when it runs, so that the others start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+Command = Callable[[argparse.Namespace], int]
+Add = Callable[[str, Command, str], argparse.ArgumentParser]
+
+ADDRESS = "such as tcp://HOST:PORT, HOST:PORT, udp://HOST:PORT, unix:///PATH or unix://@NAME"
+
+
+def add_clients(add: Add) -> None:
+    """Add the commands to those of superd."""
+    connect = add(
+        "connect",
+        _connect,
+        "connect standard input and output with an address; exit 0 when both sides have ended",
+    )
+    connect.add_argument("address", metavar="ADDRESS", help=ADDRESS)
+    connect.add_argument(
+        "--line", action="store_true", help="at a terminal: edit a line, then send it; udp: by line"
+    )
+    connect.add_argument(
+        "--no-half-close", action="store_true", help="do not tell that the input has ended"
+    )
+    connect.add_argument(
+        "--timeout",
+        metavar="TIME",
+        help="to connect, and without a byte; udp: after the last answer (default: 1s)",
+    )
+    connect.add_argument("--source", default="", metavar="HOST", help="own address to come from")
+    connect.add_argument("--tls", action="store_true", help="encrypt; the certificate is verified")
+    connect.add_argument("--ca", metavar="FILE", help="trust these certificates, not the system's")
+    connect.add_argument("--server-name", metavar="NAME", help="whose certificate it has to be")
+    connect.add_argument("--insecure", action="store_true", help="do not verify the certificate")
+
+
+def _connect(options: argparse.Namespace) -> int:
+    from superd.client.connect import Manner, connect_two_ways
+
+    manner = Manner(
+        half_close=not options.no_half_close,
+        by_lines=options.line,
+        timeout=options.timeout,
+        source=options.source,
+        tls=options.tls,
+        authorities=options.ca,
+        server_name=options.server_name,
+        insecure=options.insecure,
+    )
+    return connect_two_ways(options.address, manner)

@@ -1,0 +1,106 @@
+"""`superd connect`: standard input to another side, and what it says to standard output.
+
+Runs in the command line. Never changes a byte. Raises UsageError, SuperdError, BrokenPipeError.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from superd.client.packets import QUIET, Datagrams
+from superd.client.reaching import Deadline, connect, datagram_sockets, duration, parse
+from superd.client.standard import Input, Output
+from superd.client.streams import BUFFER, PACKET, Conversation, Plain, Stream
+from superd.errors import ExitCode, UsageError
+from superd.net.addresses import Transport
+from superd.net.destinations import Destination
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the two sides are to be connected."""
+
+    half_close: bool = True
+    by_lines: bool = False
+    timeout: str | None = None
+    source: str = ""
+    tls: bool = False
+    authorities: str | None = None
+    server_name: str | None = None
+    insecure: bool = False
+
+
+def connect_two_ways(address: str, manner: Manner) -> int:
+    """Connect standard input and output with an address; exit 0 when both sides have ended."""
+    target = parse(address)
+    seconds = duration("--timeout", manner.timeout)
+    is_datagram = target.transport is not None and target.transport.is_datagram
+    is_stream = target.transport in (None, Transport.TCP, Transport.UNIX)
+    if manner.tls and not is_stream:
+        raise UsageError(f"--tls goes with tcp and unix, not with {target}")
+    if manner.source and target.path:
+        raise UsageError(f"--source goes with tcp and udp, not with {target}")
+    if not manner.tls and (manner.authorities or manner.server_name or manner.insecure):
+        raise UsageError("--ca, --server-name and --insecure go with --tls")
+    with contextlib.ExitStack() as stack:
+        if is_datagram:
+            sockets = datagram_sockets(target, Deadline(seconds), manner.source)
+            source, sink = stack.enter_context(_standard(manner.by_lines))
+            quiet = QUIET if seconds is None else seconds
+            datagrams = Datagrams(
+                target, sockets, source, sink, quiet=quiet, by_lines=manner.by_lines
+            )
+            stack.callback(datagrams.close)
+            datagrams.run()
+            return int(ExitCode.OK)
+        stream = stack.enter_context(_stream(target, manner, Deadline(seconds)))
+        source, sink = stack.enter_context(_standard(manner.by_lines))
+        conversation = Conversation(
+            str(target),
+            stream,
+            source,
+            sink,
+            half_close=manner.half_close,
+            idle=seconds,
+            size=BUFFER if is_stream else PACKET,
+        )
+        conversation.run()
+    return int(ExitCode.OK)
+
+
+@contextlib.contextmanager
+def _standard(by_lines: bool) -> Iterator[tuple[Input, Output]]:
+    from superd.client.editing import edited_lines  # late: few commands need a terminal
+
+    sink = Output()
+    try:
+        if not by_lines:
+            yield Input(), sink
+            return
+        with edited_lines() as source:
+            yield source, sink
+    finally:
+        sink.close()
+
+
+@contextlib.contextmanager
+def _stream(target: Destination, manner: Manner, deadline: Deadline) -> Iterator[Stream]:
+    """Yield a connection, encrypted where that is asked for."""
+    if not manner.tls:
+        connection, _ = connect(target, deadline, manner.source)
+        with connection:
+            yield Plain(connection)
+        return
+    from superd.client.encryption import Trust, encrypted  # late: it brings OpenSSL
+
+    server_name = target.host if manner.server_name is None else manner.server_name
+    trust = Trust(server_name, manner.authorities, insecure=manner.insecure)
+    connection, _ = connect(target, deadline, manner.source)
+    with connection:
+        stream = encrypted(connection, str(target), trust, deadline)
+        try:
+            yield stream
+        finally:
+            stream.close()

@@ -1,0 +1,166 @@
+"""The two-way client of datagrams: each read of standard input is one, answers are written.
+
+Runs in the command line. Datagrams have no end, so it ends when nothing has come for a while after
+the end of the input; that nobody answers is no failure, that somebody refuses is. Raises
+SuperdError, BrokenPipeError where nobody reads the output.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from superd.client.reaching import Deadline, unreachable
+from superd.client.standard import Input, Output
+from superd.errors import SuperdError, reason
+from superd.net.addresses import Address
+from superd.net.destinations import Destination
+
+LARGEST = 65507  # bytes of a datagram (RFC 768, in IPv4)
+ROOM = 256 * 1024  # one of a unix socket can be larger
+QUIET = 1.0  # seconds without an answer that are the end
+
+
+class Datagrams:
+    """What goes both ways between standard input, output and one destination."""
+
+    def __init__(
+        self,
+        target: Destination,
+        sockets: Iterator[tuple[socket.socket, Address]],
+        source: Input,
+        sink: Output,
+        *,
+        quiet: float,
+        by_lines: bool,
+    ) -> None:
+        self.target = target
+        self.sockets = sockets
+        self.source = source
+        self.sink = sink
+        self.quiet = quiet
+        self.by_lines = by_lines
+        self.client, self.address = next(sockets)
+        self.client.setblocking(False)
+        self.sent = b""  # last, for the next address where this one refuses
+        self.is_known = False  # whether somebody has answered from this address
+        self.pending = b""  # a line without its end
+        self.ended = False
+
+    def run(self) -> None:
+        """Return once the input has ended and nothing has come for a while."""
+        room = memoryview(bytearray(LARGEST))
+        while True:
+            poll = select.poll()
+            poll.register(self.client, select.POLLIN)
+            if not self.ended:
+                poll.register(self.source.descriptor, select.POLLIN)
+            poll.register(self.sink.descriptor, 0)
+            events = dict(poll.poll(self.quiet * 1000 if self.ended else None))
+            if not events:
+                return
+            if self.sink.descriptor in events:
+                raise BrokenPipeError
+            if self.client.fileno() in events:
+                self._receive()
+            if self.source.descriptor in events:
+                self._read(room)
+
+    def _read(self, room: memoryview) -> None:
+        try:
+            size = self.source.read(room)
+        except BlockingIOError:
+            return
+        self.ended = not size
+        data = bytes(room[:size])
+        if not self.by_lines:
+            parts = [data] if data else []
+        else:
+            *lines, self.pending = (self.pending + data).split(b"\n")
+            parts = [line + b"\n" for line in lines]
+            if self.ended and self.pending:
+                parts.append(self.pending)
+        for part in parts:
+            self._send(part)
+
+    def _send(self, data: bytes) -> None:
+        while True:
+            self.sent = data
+            try:
+                self.client.send(data)
+            except BlockingIOError:
+                poll = select.poll()
+                poll.register(self.client, select.POLLOUT)
+                poll.poll()
+            except ConnectionRefusedError as error:
+                self._next(error)  # tells of the datagram before
+            except OSError as error:
+                what = f"a datagram of {len(data)} bytes"
+                raise SuperdError(f"cannot send {what} to {self.target}: {reason(error)}") from None
+            else:
+                return
+
+    def _receive(self) -> None:
+        try:
+            answer = self.client.recv(ROOM)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._next(error)
+            if self.sent:
+                self._send(self.sent)
+            return
+        self.is_known = True
+        self.sink.write_all(answer)
+
+    def _next(self, error: OSError) -> None:
+        """Go on to the next address where this one refuses; SuperdError if there is none."""
+        other = None if self.is_known else next(self.sockets, None)
+        if other is None:
+            raise unreachable(self.target, [(self.address, reason(error))]) from None
+        self.client.close()
+        self.client, self.address = other
+        self.client.setblocking(False)
+
+    def close(self) -> None:
+        self.client.close()
+
+
+class NoAnswer(SuperdError):
+    """Nothing has come in the time that there was."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was said, by whom, and when the question had gone."""
+
+    data: bytes
+    address: Address
+    asked_at: float  # seconds since 1970
+    round_trip: float
+
+
+def ask(
+    target: Destination,
+    sockets: Iterator[tuple[socket.socket, Address]],
+    data: bytes,
+    deadline: Deadline,
+) -> Answer:
+    """Send one datagram and return the answer; the next address is tried where one refuses."""
+    failures = []
+    for client, address in sockets:
+        with client:
+            client.settimeout(deadline.left_to_wait)
+            asked_at, start = time.time(), time.monotonic()
+            try:
+                client.send(data)
+                answer = client.recv(ROOM)
+                return Answer(answer, address, asked_at, time.monotonic() - start)
+            except TimeoutError:
+                raise NoAnswer(f"no answer from {target} in {deadline}") from None
+            except OSError as error:
+                failures.append((address, reason(error)))
+    raise unreachable(target, failures)

@@ -1,0 +1,264 @@
+"""The two-way client of a connection: standard input to the other side, and back.
+
+Runs in the command line. One poll(2) loop, one buffer each way: a side is read only once the other
+has taken all of what came before, so a slow reader slows its writer and nothing piles up. Never
+waits anywhere else. Raises SuperdError, BrokenPipeError where nobody reads the output.
+
+The end, as seen from here:
+1. Standard input ends: what is left is sent, then this side of the connection is ended.
+2. The other side ends: what is left is written. At a terminal that is the end of all, as with
+   telnet; else standard input is still sent to its end, for the other side may only have
+   finished what it says. A connection that is gone altogether is the end as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from typing import Protocol
+
+from superd.client.standard import Input, Output
+from superd.errors import SuperdError, reason
+
+BUFFER = 256 * 1024  # a pipe takes 64 KiB; a socket that is read at full speed has more
+PACKET = 64 * 1024  # that a unixpacket socket takes with the kernel's default buffers
+IN, OUT = select.POLLIN, select.POLLOUT
+GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
+
+
+class Stream(Protocol):
+    """A connection, encrypted or not, that never blocks."""
+
+    socket: socket.socket
+
+    def fileno(self) -> int:
+        """Return what poll(2) knows it by."""
+
+    def events(self, wanted: int) -> int:
+        """Return what poll(2) is to wait for, so that what is wanted can be done."""
+
+    def ready(self, events: int) -> int:
+        """Return what can be done, by what poll(2) has said."""
+
+    @property
+    def has_more(self) -> bool:
+        """Whether there may be something to receive that poll(2) does not know of."""
+
+    @property
+    def has_unsent(self) -> bool:
+        """Whether something was taken that has not gone yet."""
+
+    def receive(self, room: memoryview) -> int:
+        """Return how much was received; 0 at the end. BlockingIOError, OSError, SuperdError."""
+
+    def send(self, data: memoryview) -> int:
+        """Return how much was taken. BlockingIOError, OSError."""
+
+    def end(self) -> None:
+        """Tell the other side that nothing follows. BlockingIOError: call it again."""
+
+
+class Plain:
+    """A connection as the kernel has it."""
+
+    has_more = False
+    has_unsent = False
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+
+    def fileno(self) -> int:
+        return self.socket.fileno()
+
+    def events(self, wanted: int) -> int:
+        return wanted
+
+    def ready(self, events: int) -> int:
+        return events
+
+    def receive(self, room: memoryview) -> int:
+        return self.socket.recv_into(room)
+
+    def send(self, data: memoryview) -> int:
+        return self.socket.send(data)
+
+    def end(self) -> None:
+        with contextlib.suppress(OSError):  # the other side may be gone
+            self.socket.shutdown(socket.SHUT_WR)
+
+
+class Flow:
+    """One direction: what was read and is not written yet."""
+
+    def __init__(self, size: int) -> None:
+        self.room = memoryview(bytearray(size))
+        self.left = self.room[:0]
+        self.ended = False  # nothing more can be read
+        self.failure: Exception | None = None
+
+    @property
+    def wants_more(self) -> bool:
+        return not self.left and not self.ended
+
+    @property
+    def is_done(self) -> bool:
+        return self.ended and not self.left
+
+    def fail(self, failure: Exception) -> None:
+        self.ended, self.failure, self.left = True, failure, self.room[:0]
+
+
+class Conversation:
+    """Everything that goes both ways between standard input, output and one stream."""
+
+    def __init__(
+        self,
+        name: str,
+        stream: Stream,
+        source: Input,
+        sink: Output,
+        *,
+        half_close: bool = True,
+        idle: float | None = None,
+        size: int = BUFFER,
+    ) -> None:
+        self.name = name
+        self.stream = stream
+        self.source = source
+        self.sink = sink
+        self.half_close = half_close
+        self.idle = idle
+        self.up, self.down = Flow(size), Flow(size)
+        self.ending = False  # the stream is being ended, which may take more than one attempt
+        self.gone = False
+        self.moved = time.monotonic()
+        self._poll = select.poll()
+        self._watched: dict[int, int] = {}
+
+    def run(self) -> None:
+        """Return when both sides have said all."""
+        while not self._is_over():
+            events = self._wait()
+            ready = self.stream.ready(events.get(self.stream.fileno(), 0))
+            if self.stream.has_more:
+                ready |= IN
+            if self.up.wants_more and events.get(self.source.descriptor):
+                self._read()
+            elif ready & (OUT | GONE) and (self.up.left or self.ending):
+                self._send()
+            if ready and self.down.wants_more:
+                self._receive()
+            elif ready & GONE and not self.up.left and not self.ending:
+                self._lose()
+            out = events.get(self.sink.descriptor, 0)
+            if out & OUT and self.down.left:
+                self._write()
+            elif out & GONE:
+                raise BrokenPipeError
+        for flow in (self.down, self.up):
+            if flow.failure:
+                raise flow.failure
+
+    def _is_over(self) -> bool:
+        if not self.down.is_done:
+            return False
+        if self.gone or self.up.failure or self.down.failure:
+            return True
+        if self.ending or self.up.left or self.stream.has_unsent:
+            return False
+        return self.up.ended or self.source.is_terminal
+
+    def _wait(self) -> dict[int, int]:
+        """Wait until something can be done; return what has happened, by descriptor."""
+        up, down = self.up, self.down
+        wanted = IN if down.wants_more else 0
+        if up.left or self.ending:
+            wanted |= OUT
+        # Without a wish a connection is watched only where its end would be news: one that is gone
+        # already would be reported over and over.
+        is_news = down.ended and not self.gone and not up.ended
+        wanted = self.stream.events(wanted)
+        self._watch(self.stream.fileno(), wanted, wanted or is_news)
+        self._watch(self.source.descriptor, IN, up.wants_more and not (self.gone or up.failure))
+        self._watch(self.sink.descriptor, OUT if down.left else 0, True)
+        timeout: float | None = None
+        if self.stream.has_more and down.wants_more:
+            timeout = 0
+        elif self.idle is not None and not down.left:
+            timeout = max(0.0, self.moved + self.idle - time.monotonic()) * 1000
+        events = dict(self._poll.poll(timeout))
+        if not events and self.idle is not None and time.monotonic() >= self.moved + self.idle:
+            raise SuperdError(f"no byte to or from {self.name} in {self.idle:g} s")
+        return events
+
+    def _watch(self, descriptor: int, events: int, wanted: object) -> None:
+        events = events if wanted else -1
+        if self._watched.get(descriptor, -1) == events:
+            return
+        self._watched[descriptor] = events
+        if wanted:
+            self._poll.register(descriptor, events)
+        else:
+            self._poll.unregister(descriptor)
+
+    def _read(self) -> None:
+        try:
+            size = self.source.read(self.up.room)
+        except BlockingIOError:
+            return
+        if size:
+            self.up.left = self.up.room[:size]
+            self._send()
+            return
+        self.up.ended = True
+        if self.half_close:
+            self.ending = True
+            self._send()
+
+    def _send(self) -> None:
+        try:
+            if self.up.left:
+                self.up.left = self.up.left[self.stream.send(self.up.left) :]
+                self.moved = time.monotonic()
+            elif self.ending:
+                self.stream.end()
+                self.ending = False
+        except BlockingIOError:
+            pass
+        except (OSError, SuperdError) as error:
+            self.ending = False
+            # what the other side has said before it went can still be read
+            why = reason(error) if isinstance(error, OSError) else str(error)
+            self.up.fail(SuperdError(f"{self.name} closed before all was sent: {why}"))
+
+    def _lose(self) -> None:
+        """Find out whether the other side has gone without having read all."""
+        self.gone = True
+        number = self.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if number:
+            why = os.strerror(number)
+            self.up.fail(SuperdError(f"{self.name} closed before all was sent: {why}"))
+
+    def _receive(self) -> None:
+        try:
+            size = self.stream.receive(self.down.room)
+        except BlockingIOError:
+            return
+        except SuperdError as error:
+            self.down.fail(error)
+            return
+        except OSError as error:
+            self.down.fail(SuperdError(f"{self.name} broke the connection: {reason(error)}"))
+            return
+        self.moved = time.monotonic()
+        if size:
+            self.down.left = self.down.room[:size]
+            self._write()
+        else:
+            self.down.ended = True
+
+    def _write(self) -> None:
+        self.down.left = self.down.left[self.sink.write(self.down.left) :]

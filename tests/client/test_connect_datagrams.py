@@ -1,0 +1,93 @@
+"""`superd connect` with datagrams: one for each read or line, and answers to the output."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterator
+
+from tests.client.peers import connect, connecting, free_port
+from tests.harness import PATIENCE, Superd
+
+TOML = """
+[service.echo]
+plugin = "echo"
+listen = ["udp://127.0.0.1:0", "udp://[::1]:0", "unixgram://{directory}/datagram"]
+"""
+
+SHORT = ("--timeout", "150ms")
+
+
+@contextlib.contextmanager
+def listening() -> Iterator[tuple[socket.socket, str]]:
+    """Yield a socket for datagrams and its address."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(PATIENCE)
+        yield server, f"udp://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_datagram_comes_back_by_ipv6(served: Superd) -> None:
+    host, port = served.addresses("echo", "udp")[1]
+    assert connect(*SHORT, f"udp://[{host}]:{port}", data=b"hello").stdout == b"hello"
+
+
+def test_a_unix_socket_can_answer(served: Superd) -> None:
+    at = f"unixgram://{served.directory}/datagram"
+    assert connect(*SHORT, at, data=bytes(60_000)).stdout == bytes(60_000)
+
+
+def test_each_read_is_a_datagram() -> None:
+    with listening() as (server, at), connecting(*SHORT, at) as process:
+        assert process.stdin is not None
+        for data in (b"one", b"two\nthree\n"):
+            process.stdin.write(data)
+            process.stdin.flush()
+            got, client = server.recvfrom(100)
+            assert got == data
+        server.sendto(b"answer", client)
+        process.stdin.close()
+        assert process.stdout is not None
+        assert process.stdout.read() == b"answer"
+        assert process.wait(PATIENCE) == 0
+
+
+def test_by_line_each_line_is_a_datagram() -> None:
+    with listening() as (server, at):
+        connect("--line", *SHORT, at, data=b"one\n\ntwo\r\nthree")
+        assert [server.recv(100) for _ in range(4)] == [b"one\n", b"\n", b"two\r\n", b"three"]
+
+
+def test_a_datagram_that_is_lost_is_no_failure() -> None:
+    with listening() as (server, at):
+        done = connect(*SHORT, at, data=b"lost")
+        assert (done.stdout, done.stderr) == (b"", b"")
+        assert server.recv(100) == b"lost"
+
+
+def test_answers_put_off_the_end() -> None:
+    with listening() as (server, at), connecting("--timeout", "400ms", at) as process:
+        assert process.stdin is not None
+        process.stdin.write(b"question")
+        process.stdin.close()
+        _, client = server.recvfrom(100)
+        server.settimeout(0.2)
+        for _ in range(3):
+            with contextlib.suppress(TimeoutError):  # that much later, there is one more
+                server.recv(1)
+            server.sendto(b".", client)
+        assert process.stdout is not None
+        assert process.stdout.read() == b"..."
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_refusal_is_told() -> None:
+    at = f"udp://127.0.0.1:{free_port()}"
+    told = connect(at, data=b"hello", code=1).stderr.decode()
+    assert told == f"superd: cannot connect to {at}: Connection refused\n"
+
+
+def test_where_one_address_of_a_name_refuses_the_next_is_tried(served: Superd) -> None:
+    port = served.address("echo", "udp")[1]
+    at = f"udp://localhost:{port}"  # may be ::1 first, where nobody listens
+    assert connect(*SHORT, at, data=b"hello").stdout == b"hello"

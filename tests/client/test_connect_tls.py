@@ -1,0 +1,175 @@
+"""`superd connect --tls`: who is trusted, what arrives, and an end that is none."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.client.peers import connect, peer, program
+from tests.clients import reset
+from tests.harness import receive_all
+from tests.programs import noise
+
+pytestmark = pytest.mark.tool("openssl")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate that vouches for itself, for localhost and 127.0.0.1."""
+
+    file: str
+    key: str
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    directory = tmp_path_factory.mktemp("certificate")
+    made = Certificate(str(directory / "certificate"), str(directory / "key"))
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+            "-nodes", "-days", "2", "-keyout", made.key, "-out", made.file,
+            "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return made
+
+
+@contextlib.contextmanager
+def tls_peer(certificate: Certificate, handle: Callable[[ssl.SSLSocket], object]) -> Iterator[str]:
+    """Serve one connection; the handshake is made first."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate.file, certificate.key)
+
+    def serve(client: socket.socket) -> None:
+        with context.wrap_socket(client, server_side=True) as wrapped:
+            handle(wrapped)
+
+    with peer(serve) as (address, _):
+        yield address
+
+
+@contextlib.contextmanager
+def s_server(certificate: Certificate, *arguments: str) -> Iterator[str]:
+    """Run openssl's server; yield its port."""
+    files = ("-cert", certificate.file, "-key", certificate.key)
+    listen = ("openssl", "s_server", "-accept", "127.0.0.1:0", *files, *arguments)
+    with program(r"^ACCEPT .*:(\d+)$", *listen) as port:
+        yield port
+
+
+@pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
+def test_a_line_to_openssl_and_back(certificate: Certificate, version: str) -> None:
+    with s_server(certificate, "-rev", version) as port:
+        trusted = ("--tls", "--ca", certificate.file)
+        done = connect(*trusted, f"localhost:{port}", data=b"hello\nCLOSE\n")
+    assert done.stdout == b"olleh\n"
+
+
+def test_a_certificate_that_nobody_vouches_for(certificate: Certificate) -> None:
+    with s_server(certificate) as port:
+        told = connect("--tls", f"localhost:{port}", code=1).stderr.decode()
+    assert told.startswith(
+        f"superd: the certificate of localhost:{port} is not to be trusted: self"
+    )
+    assert "--ca FILE" in told
+    assert told.count("\n") == 1
+
+
+def test_a_certificate_of_somebody_else(certificate: Certificate) -> None:
+    trusted = ("--tls", "--ca", certificate.file)
+    with s_server(certificate, "-rev") as port:
+        told = connect(
+            *trusted, "--server-name", "example.org", f"localhost:{port}", code=1
+        ).stderr.decode()
+        assert "example.org" in told
+        done = connect(*trusted, f"127.0.0.1:{port}", data=b"an address\nCLOSE\n")
+        assert done.stdout == b"sserdda na\n"
+
+
+def test_whoever_answers_if_that_is_asked_for(certificate: Certificate) -> None:
+    with s_server(certificate, "-rev") as port:
+        done = connect("--tls", "--insecure", f"127.0.0.1:{port}", data=b"x\nCLOSE\n")
+    assert done.stdout == b"x\n"
+
+
+@pytest.mark.tool("socat")
+def test_30_mb_there_and_back(certificate: Certificate) -> None:
+    data = noise(30_000_000)
+    listen = (
+        f"OPENSSL-LISTEN:0,bind=127.0.0.1,cert={certificate.file},key={certificate.key},verify=0"
+    )
+    with program(r"listening on .*:(\d+)$", "socat", "-dd", "-t", "10", listen, "PIPE") as port:
+        done = connect("--tls", "--ca", certificate.file, f"localhost:{port}", data=data)
+    assert done.stdout == data
+
+
+def test_the_end_of_the_input_is_a_close_notify_and_the_answer_is_awaited(
+    certificate: Certificate,
+) -> None:
+    def handle(client: ssl.SSLSocket) -> None:
+        # the answer is on its way while close_notify is sent
+        client.sendall(noise(1_000_000))
+        assert receive_all(client) == b"question"
+        client.sendall(b"answer")
+        client.unwrap()
+
+    with tls_peer(certificate, handle) as address:
+        done = connect("--tls", "--ca", certificate.file, address, data=b"question")
+    assert done.stdout == noise(1_000_000) + b"answer"
+
+
+def close_only(client: ssl.SSLSocket) -> None:
+    client.close()
+
+
+@pytest.mark.parametrize("end", [close_only, reset])
+def test_an_end_without_close_notify_is_told(
+    certificate: Certificate, end: Callable[[ssl.SSLSocket], None]
+) -> None:
+    def handle(client: ssl.SSLSocket) -> None:
+        client.sendall(b"half a mess")
+        assert client.recv(10) == b"read"
+        end(client)
+
+    with tls_peer(certificate, handle) as address:
+        done = connect(
+            "--tls", "--no-half-close", "--ca", certificate.file, address, data=b"read", code=1
+        )
+    assert done.stdout == b"half a mess"
+    assert "without ending TLS: what came may be cut short" in done.stderr.decode()
+
+
+def test_who_does_not_speak_tls_is_told_of() -> None:
+    def handle(client: socket.socket) -> None:
+        client.recv(1000)
+        client.sendall(b"220 welcome to a service of another kind\r\n")
+
+    with peer(handle) as (address, _):
+        told = connect("--tls", "--insecure", address, code=1).stderr.decode()
+    assert told == f"superd: no TLS with {address}: wrong version number\n"
+
+
+def test_a_handshake_takes_no_longer_than_it_may() -> None:
+    with peer(receive_all) as (address, _):
+        told = connect("--tls", "--insecure", "--timeout", "200ms", address, code=1).stderr.decode()
+    assert told == f"superd: no TLS with {address} in 0.2 s\n"
+
+
+def test_tls_over_a_unix_socket(certificate: Certificate, tmp_path: Path) -> None:
+    path = str(tmp_path / "socket")
+    trusted = ("--tls", "--ca", certificate.file, "--server-name", "localhost")
+    with (
+        s_server(certificate, "-rev") as port,
+        program(r"(listening) on", "socat", "-dd", f"UNIX-LISTEN:{path}", f"TCP:127.0.0.1:{port}"),
+    ):
+        done = connect(*trusted, f"unix://{path}", data=b"hello\nCLOSE\n")
+    assert done.stdout == b"olleh\n"
