@@ -38,6 +38,16 @@ def add_clients(add: Add) -> None:
     connect.add_argument("--ca", metavar="FILE", help="trust these certificates, not the system's")
     connect.add_argument("--server-name", metavar="NAME", help="whose certificate it has to be")
     connect.add_argument("--insecure", action="store_true", help="do not verify the certificate")
+    clock = add(
+        "clock", _clock, "tell how far another host's clock is from this one (RFC 868, udp)"
+    )
+    clock.add_argument("host", metavar="HOST[:PORT]", help="default port: 37")
+    clock.add_argument("--tcp", action="store_true", help="ask by tcp")
+    message = add("message", _message, "send a text, usually as a datagram, and print the answer")
+    message.add_argument("address", metavar="ADDRESS", help=ADDRESS)
+    message.add_argument("text", metavar="TEXT", help="- for standard input")
+    for one in (clock, message):
+        one.add_argument("--timeout", metavar="TIME", help="default: 2s")
 
 
 def _connect(options: argparse.Namespace) -> int:
@@ -54,3 +64,15 @@ def _connect(options: argparse.Namespace) -> int:
         insecure=options.insecure,
     )
     return connect_two_ways(options.address, manner)
+
+
+def _clock(options: argparse.Namespace) -> int:
+    from superd.client.clock import clock
+
+    return clock(options.host, by_tcp=options.tcp, timeout=options.timeout)
+
+
+def _message(options: argparse.Namespace) -> int:
+    from superd.client.message import message
+
+    return message(options.address, options.text, options.timeout)
