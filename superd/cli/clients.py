@@ -46,7 +46,15 @@ def add_clients(add: Add) -> None:
     message = add("message", _message, "send a text, usually as a datagram, and print the answer")
     message.add_argument("address", metavar="ADDRESS", help=ADDRESS)
     message.add_argument("text", metavar="TEXT", help="- for standard input")
-    for one in (clock, message):
+    whoami = add("whoami", _whoami, "show this machine's names and addresses")
+    whoami.add_argument(
+        "address",
+        nargs="?",
+        metavar="ADDRESS",
+        help="as whom one there would see this side; tcp:// connects, else nothing is sent",
+    )
+    whoami.add_argument("--json", action="store_true", help="as JSON")
+    for one in (clock, message, whoami):
         one.add_argument("--timeout", metavar="TIME", help="default: 2s")
 
 
@@ -76,3 +84,9 @@ def _message(options: argparse.Namespace) -> int:
     from superd.client.message import message
 
     return message(options.address, options.text, options.timeout)
+
+
+def _whoami(options: argparse.Namespace) -> int:
+    from superd.client.whoami import whoami
+
+    return whoami(options.address, as_json=options.json, timeout=options.timeout)
