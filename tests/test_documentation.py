@@ -27,7 +27,7 @@ EXAMPLE = ROOT / "conf" / "example.toml"
 
 COMMANDS = [
     "run", "start", "stop", "reload", "status", "ban", "unban", "bans", "explain", "check",
-    "schema", "plugins", "try", "migrate",
+    "schema", "plugins", "try", "migrate", "connect", "clock", "message", "whoami",
 ]  # fmt: skip
 
 
