@@ -98,8 +98,7 @@ class Datagrams:
             except ConnectionRefusedError as error:
                 self._next(error)  # tells of the datagram before
             except OSError as error:
-                what = f"a datagram of {len(data)} bytes"
-                raise SuperdError(f"cannot send {what} to {self.target}: {reason(error)}") from None
+                raise _unsendable(self.target, data, error) from None
             else:
                 return
 
@@ -127,6 +126,11 @@ class Datagrams:
 
     def close(self) -> None:
         self.client.close()
+
+
+def _unsendable(target: Destination, data: bytes, error: OSError) -> SuperdError:
+    what = f"a datagram of {len(data)} bytes"
+    return SuperdError(f"cannot send {what} to {target}: {reason(error)}")
 
 
 class NoAnswer(SuperdError):
@@ -161,6 +165,8 @@ def ask(
                 return Answer(answer, address, asked_at, time.monotonic() - start)
             except TimeoutError:
                 raise NoAnswer(f"no answer from {target} in {deadline}") from None
-            except OSError as error:
+            except ConnectionRefusedError as error:
                 failures.append((address, reason(error)))
+            except OSError as error:
+                raise _unsendable(target, data, error) from None
     raise unreachable(target, failures)

@@ -123,4 +123,5 @@ def test_a_datagram_that_is_too_long_is_told() -> None:
             command("message", at, "-"), input=bytes(70_000), capture_output=True, check=False
         )
     assert done.returncode == 1
-    assert done.stderr.decode() == f"superd: cannot connect to {at}: Message too long\n"
+    told = f"cannot send a datagram of 70000 bytes to {at}: Message too long"
+    assert done.stderr.decode() == f"superd: {told}\n"
