@@ -46,6 +46,7 @@ class Datagrams:
         self.client, self.address = next(sockets)
         self.client.setblocking(False)
         self.sent = b""  # last, for the next address where this one refuses
+        self.failures: list[tuple[Address, str]] = []
         self.is_known = False  # whether somebody has answered from this address
         self.pending = b""  # a line without its end
         self.ended = False
@@ -117,9 +118,10 @@ class Datagrams:
 
     def _next(self, error: OSError) -> None:
         """Go on to the next address where this one refuses; SuperdError if there is none."""
+        self.failures.append((self.address, reason(error)))
         other = None if self.is_known else next(self.sockets, None)
         if other is None:
-            raise unreachable(self.target, [(self.address, reason(error))]) from None
+            raise unreachable(self.target, self.failures) from None
         self.client.close()
         self.client, self.address = other
         self.client.setblocking(False)

@@ -1,0 +1,51 @@
+"""Clients and names: every address of one is tried, by tcp and by udp."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.client.peers import free_port
+from tests.harness import PATIENCE, Superd, command
+
+pytestmark = [pytest.mark.root, pytest.mark.tool("unshare", "mount")]
+
+TOML = """
+[service.echo]
+plugin = "echo"
+listen = ["tcp://127.0.0.3:0", "udp://127.0.0.3:0"]
+"""
+
+HOSTS = "127.0.0.2 both.example\\n127.0.0.3 both.example\\n::1 both.example\\n"
+PRIVATE = 'printf "$1" > "$0" && mount --bind "$0" /etc/hosts && shift && exec "$@"'
+
+
+def run(directory: Path, *arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """Run a command of superd for which both.example has three addresses."""
+    wrapper = ("unshare", "--mount", "sh", "-c", PRIVATE, str(directory / "hosts"), HOSTS)
+    return subprocess.run(
+        [*wrapper, *command(*arguments)],
+        input=data, capture_output=True, timeout=PATIENCE, check=False,
+    )  # fmt: skip
+
+
+def test_the_next_address_is_tried_where_one_refuses(served: Superd, tmp_path: Path) -> None:
+    at = f"both.example:{served.address('echo')[1]}"
+    done = run(tmp_path, "connect", at, data=b"by tcp")
+    assert (done.stdout, done.stderr) == (b"by tcp", b"")
+    at = f"udp://both.example:{served.address('echo', 'udp')[1]}"
+    done = run(tmp_path, "connect", at, data=b"by udp")
+    assert (done.stdout, done.stderr) == (b"by udp", b"")
+    done = run(tmp_path, "message", at, "a message")
+    assert (done.stdout, done.stderr) == (b"a message", b"")
+
+
+def test_a_refusal_of_all_is_told_once_with_each(tmp_path: Path) -> None:
+    for at in (f"both.example:{free_port()}", f"udp://both.example:{free_port()}"):
+        told = run(tmp_path, "connect", at, data=b"hello").stderr.decode()
+        assert told.startswith(f"superd: cannot connect to {at} (")
+        assert told.endswith("): Connection refused\n")
+        for host in ("127.0.0.2", "127.0.0.3", "::1"):
+            assert host in told
