@@ -166,6 +166,11 @@ class Service:
 
     # What superd does for the service, once it serves: in step 4
 
+    @property
+    def entry_name(self) -> str:
+        """The name of the entry in the configuration that is served."""
+        return self._server.name
+
     def log(self, level: str, text: str) -> None:
         """Write a line to superd's log that is about no connection; level as in Client.log."""
         self._server.log(level, text)
@@ -217,6 +222,9 @@ class Service:
 
 class Server(Protocol):
     """What a worker does for one of its services: see the methods of the same names there."""
+
+    @property
+    def name(self) -> str: ...
 
     def log(self, level: str, text: str) -> None: ...
 

@@ -40,14 +40,14 @@ class Backing:
     ) -> None:
         self._engine = engine
         self._channel = channel
-        self._name = name
+        self.name = name
         self._entry = entry
         self._entrances = entrances
         self._ports = ports
         self._records = records
 
     def log(self, level: str, text: str) -> None:
-        self._engine.report(Record(level, text, service=self._name))
+        self._engine.report(Record(level, text, service=self.name))
 
     def record(self, of: Client | Request, text: str, facts: Mapping[str, str]) -> None:
         if isinstance(of, Session):
@@ -66,7 +66,7 @@ class Backing:
     def ban(self, peer: Address, seconds: float, reason: str) -> None:
         if not peer.transport.is_unix:
             network = netblock_of(peer.host, self._entry.source_netblock)
-            self._channel.ban(self._name, str(network), float(seconds), str(reason))
+            self._channel.ban(self.name, str(network), float(seconds), str(reason))
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
         self._engine.names.addresses(host, found)
@@ -79,6 +79,6 @@ class Backing:
 
     def pass_on(self, conn: Connection, name: str) -> bool:
         if name not in self._entrances:
-            raise RuntimeError(f"{self._name} has nobody to pass a connection on to")
+            raise RuntimeError(f"{self.name} has nobody to pass a connection on to")
         assert isinstance(conn, TakenSession)
         return conn.pass_on(self._entrances[name])

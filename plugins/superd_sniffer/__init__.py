@@ -1,0 +1,14 @@
+"""sniffer: logs who knocks on which port, what it says first, and bans whoever knocks too often.
+
+Options: capture, banner, tarpit, names, output, pcap, file-size, files, ban.
+Example: plugin = "sniffer", listen = "tcp://*:1-1024", options = { capture = {} }
+See also: nmap(1), services(5), pcap-savefile(5)
+"""
+
+from superd.plugin import Service, hookimpl
+from superd_sniffer.service import Sniffer
+
+
+@hookimpl
+def superd_services() -> list[type[Service]]:
+    return [Sniffer]

@@ -1,0 +1,83 @@
+"""A file that never grows beyond a size: when it is full its content goes to one of its older ones.
+
+All of them are opened once, before confinement: in a jail there is nothing to open or rename. The
+file keeps its name and is emptied, as `tail -F` understands; the older ones are PATH.1, PATH.2, ...
+of which the one that was written first is next. Workers that share a file wait for each other for
+as long as a write takes. Raises OSError where it cannot be opened, and only then.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+MODE = 0o640
+PORTION = 1 << 20
+
+
+class RotatingFile:
+    """Holds `size` bytes, and as much in each of `files - 1` older ones. Each begins with `head`.
+
+    What the file system does not take is counted in `lost`, as pieces.
+    """
+
+    def __init__(self, path: Path, size: int, files: int, head: bytes = b"") -> None:
+        self.size = size
+        self.head = head
+        self.lost = 0
+        self._file = _opened(path, os.O_APPEND)
+        self._older = [_opened(Path(f"{path}.{number}"), 0) for number in range(1, files)]
+
+    def write(self, pieces: list[bytes]) -> None:
+        """Append pieces, each of which is in one file as a whole."""
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        try:
+            while pieces:
+                pieces = pieces[self._write_what_fits(pieces) :]
+        except OSError:
+            self.lost += len(pieces)
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+
+    def _write_what_fits(self, pieces: list[bytes]) -> int:
+        """Append some pieces, at least one; return how many."""
+        used = os.fstat(self._file).st_size
+        if used and used + len(pieces[0]) > self.size:
+            self._rotate()
+            used = 0
+        if not used and self.head:
+            used = os.write(self._file, self.head)
+        number = 0
+        for piece in pieces:
+            used += len(piece)
+            if number and used > self.size:
+                break
+            number += 1
+        data = memoryview(b"".join(pieces[:number]))
+        before = os.fstat(self._file).st_size
+        try:
+            while data:
+                data = data[os.write(self._file, data) :]
+        except OSError:
+            os.ftruncate(self._file, before)  # no half of a piece
+            raise
+        return number
+
+    def _rotate(self) -> None:
+        if self._older:
+            oldest = min(self._older, key=lambda file: os.fstat(file).st_mtime_ns)
+            os.ftruncate(oldest, 0)
+            os.lseek(oldest, 0, os.SEEK_SET)
+            offset = 0
+            while sent := os.sendfile(oldest, self._file, offset, PORTION):
+                offset += sent
+        os.ftruncate(self._file, 0)
+
+    def close(self) -> None:
+        for file in (self._file, *self._older):
+            os.close(file)
+
+
+def _opened(path: Path, flag: int) -> int:
+    return os.open(path, flag | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
