@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from superd.client.encryption import Encrypted, Trust, encrypted
+from superd.client.reaching import Deadline
 from tests.client.peers import connect, peer, program
 from tests.clients import reset
-from tests.harness import receive_all
+from tests.harness import PATIENCE, receive_all
 from tests.programs import noise
 
 pytestmark = pytest.mark.tool("openssl")
@@ -26,6 +30,12 @@ class Certificate:
 
     file: str
     key: str
+
+    def server(self) -> ssl.SSLContext:
+        """Return what a server makes its handshakes with."""
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.file, self.key)
+        return context
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +56,9 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 @contextlib.contextmanager
 def tls_peer(certificate: Certificate, handle: Callable[[ssl.SSLSocket], object]) -> Iterator[str]:
     """Serve one connection; the handshake is made first."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate.file, certificate.key)
 
     def serve(client: socket.socket) -> None:
-        with context.wrap_socket(client, server_side=True) as wrapped:
+        with certificate.server().wrap_socket(client, server_side=True) as wrapped:
             handle(wrapped)
 
     with peer(serve) as (address, _):
@@ -173,3 +181,41 @@ def test_tls_over_a_unix_socket(certificate: Certificate, tmp_path: Path) -> Non
     ):
         done = connect(*trusted, f"unix://{path}", data=b"hello\nCLOSE\n")
     assert done.stdout == b"olleh\n"
+
+
+def received(stream: Encrypted, size: int) -> bytes:
+    """Receive some bytes as the loop of `superd connect` does, in small pieces."""
+    room, data = memoryview(bytearray(100)), b""
+    while len(data) < size:
+        if not stream.has_more:
+            assert select.select([stream], [], [], PATIENCE)[0], f"stuck after {len(data)} bytes"
+        with contextlib.suppress(BlockingIOError):
+            got = stream.receive(room[: size - len(data)])
+            assert got
+            data += room[:got]
+    return data
+
+
+def test_what_has_come_is_kept_while_this_side_ends(certificate: Certificate) -> None:
+    """Three records are here, one of them is decrypted: close_notify must not meet them."""
+
+    def serve(client: socket.socket) -> None:
+        with certificate.server().wrap_socket(client, server_side=True) as wrapped:
+            wrapped.settimeout(PATIENCE)
+            wrapped.sendall(noise(40_000))
+            assert wrapped.recv(10) == b""
+            wrapped.sendall(b"answer")
+            wrapped.unwrap()
+
+    ours, theirs = socket.socketpair()
+    trust = Trust("localhost", certificate.file, insecure=False)
+    with ours, theirs, ThreadPoolExecutor(1) as pool:
+        served = pool.submit(serve, theirs)
+        stream = encrypted(ours, "peer", trust, Deadline(PATIENCE))
+        data = received(stream, 100)
+        stream.end()
+        assert data + received(stream, 39_900) == noise(40_000)
+        assert received(stream, 6) == b"answer"
+        assert select.select([stream], [], [], PATIENCE)[0]
+        assert stream.receive(memoryview(bytearray(1))) == 0
+        served.result(PATIENCE)
