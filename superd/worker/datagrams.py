@@ -76,6 +76,11 @@ class DatagramListener(ABC):
         self.bound = Destination(address, self.is_unix or is_single_host(address.host))
         self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
         self.guard = guard if serving.entry.reflection_guard and not self.is_unix else None
+        self.set_up()
+
+    @abstractmethod
+    def set_up(self) -> None:
+        """Make what `serve` needs."""
 
     def start(self) -> None:
         """Poll the socket."""
@@ -188,15 +193,8 @@ class DatagramListener(ABC):
 class Answering(DatagramListener):
     """Has a plugin answer each datagram at once."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        serving: Serving,
-        address: Address,
-        sock: socket.socket,
-        guard: ReflectionGuard,
-    ) -> None:
-        super().__init__(engine, serving, address, sock, guard)
+    def set_up(self) -> None:
+        serving = self.serving
         handle = serving.datagram or serving.respond
         assert handle is not None
         self.handle: Callable[[Request], bytes | None] = handle

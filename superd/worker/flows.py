@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from superd.admission.access import Verdict
 from superd.admission.gate import Ticket
-from superd.admission.reflection import ReflectionGuard
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
@@ -23,13 +22,10 @@ from superd.observe.connections import End, safe
 from superd.plugin.relay import DatagramRelay, RelayedDatagrams
 from superd.worker.datagrams import DatagramListener
 from superd.worker.scratch import LARGEST, SCRATCH
-from superd.worker.serving import Serving
 from superd.worker.session import SLOTS, Session
 
 if TYPE_CHECKING:
-    import socket
-
-    from superd.worker.engine import Engine
+    pass
 
 LOOK = 0.25  # seconds between looks at the sources while draining
 QUIET = 2.0  # seconds without a datagram, until a source has all of its answers
@@ -42,15 +38,7 @@ _ANSWERS = int(Count.ANSWERS)
 class FlowListener(DatagramListener):
     """Serves one bound socket, and goes on sending until its last session has ended."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        serving: Serving,
-        address: Address,
-        sock: socket.socket,
-        guard: ReflectionGuard,
-    ) -> None:
-        super().__init__(engine, serving, address, sock, guard)
+    def set_up(self) -> None:
         self.flows: dict[tuple[Any, str], FlowSession] = {}  # who was quiet for the longest first
         self.most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART)
 
