@@ -28,6 +28,7 @@ from superd.master.reload import Reload
 from superd.master.requests import answer
 from superd.master.resolving import Resolving
 from superd.master.signals import Signals
+from superd.master.supervising import Supervisor
 from superd.master.watch import Watch
 from superd.net.addresses import Transport
 from superd.net.listeners import Listener
@@ -58,10 +59,12 @@ class Master:
         listeners: list[Listener],
         log: Log,
         signals: Signals,
+        supervisor: Supervisor,
         *,
         in_background: bool,
     ) -> None:
         self.log = log
+        self.supervisor = supervisor
         self.in_background = in_background
         self.state = State.STARTING
         self.since = time.time()
@@ -125,6 +128,7 @@ class Master:
                     ready()
                 except SuperdError as error:
                     self._give_up(error.exit_code, str(error))
+            self.supervisor.look(self)
         self.close()
         return self.failure[0] if self.failure else ExitCode.OK
 

@@ -21,6 +21,7 @@ from superd.master.master import Master
 from superd.master.pidfile import PidFile
 from superd.master.plan import Plan
 from superd.master.signals import Signals
+from superd.master.supervising import Supervisor
 from superd.net.listeners import Listener, listen
 from superd.observe.records import failure
 
@@ -29,6 +30,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
     """Bind, fork and serve; return the exit code. `ready` is called once all workers are."""
     settings = plan.settings
     raise_file_limit()
+    supervisor = Supervisor()
     setproctitle(f"superd: master {settings.file}")
     log = log_of(settings, in_background=in_background)
     if not log.sinks:
@@ -48,7 +50,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
             log.error(f"not served: {why}", name)
         gc.collect()
         gc.freeze()  # what workers share with the master stays shared
-        master = Master(plan, listeners, log, signals, in_background=in_background)
+        master = Master(plan, listeners, log, signals, supervisor, in_background=in_background)
         undo.callback(master.close)
         master.open_control()
 

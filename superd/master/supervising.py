@@ -1,0 +1,88 @@
+"""Tells who has started superd how it is, as sd_notify(3) has it: systemd, or whoever speaks it.
+
+Runs in the master. The socket's name is taken out of the environment, so that no worker or program
+could speak for superd. Never raises: that nobody listens is no reason not to serve.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING
+
+from superd.errors import printable
+
+if TYPE_CHECKING:
+    from superd.master.master import Master
+
+EXTENSION = 5.0  # seconds that are asked for at a time while connections may finish
+OFTEN = 1.0
+
+
+class Supervisor:
+    """Looks at the master now and then, and tells what has changed since.
+
+    The watchdog is fed for as long as the master's loop turns; it looks after the workers itself.
+    """
+
+    def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
+        self._address = environment.pop("NOTIFY_SOCKET", "")
+        interval = environment.pop("WATCHDOG_USEC", "")
+        who = environment.pop("WATCHDOG_PID", "")
+        is_meant = interval.isdigit() and who in ("", str(os.getpid()))
+        self._feed_every = int(interval) / 2e6 if is_meant else 0.0
+        self._feed_at = 0.0
+        self._extend_at = 0.0
+        self._phase = ""
+
+    def look(self, master: Master) -> None:
+        """Tell what is news; to be called at each turn of the master's loop."""
+        if not self._address:
+            return
+        now = time.monotonic()
+        phase = _phase(master)
+        if phase != self._phase:
+            self._phase = phase
+            self._tell(*_news(phase), f"STATUS={_status(master)}")
+        if phase == "draining" and now >= self._extend_at:
+            self._extend_at = now + OFTEN
+            self._tell(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}")
+        if self._feed_every and now >= self._feed_at:
+            self._feed_at = now + self._feed_every
+            self._tell("WATCHDOG=1")
+
+    def _tell(self, *lines: str) -> None:
+        address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
+        with (
+            contextlib.suppress(OSError, ValueError),
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line,
+        ):
+            line.setblocking(False)
+            line.sendto("\n".join(lines).encode(errors="replace"), address)
+
+
+def _phase(master: Master) -> str:
+    """Return in a word what superd does."""
+    if master.state.value == "serving" and master.reloads and not master.reloads[-1].is_over:
+        return "reloading"
+    return master.state.value
+
+
+def _news(phase: str) -> tuple[str, ...]:
+    if phase == "serving":
+        return ("READY=1", f"MAINPID={os.getpid()}")
+    if phase == "reloading":
+        return ("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+    return ("STOPPING=1",) if phase in ("draining", "stopping") else ()
+
+
+def _status(master: Master) -> str:
+    """Return one line for `systemctl status`."""
+    services = len(master.current.plan.services)
+    text = f"{_phase(master)}: {services} services, generation {master.current.number}"
+    if master.reloads and master.reloads[-1].state == "failed":
+        text += f"; the last reload failed: {' '.join(master.reloads[-1].problems[:1])}"
+    return printable(text)
