@@ -1,5 +1,5 @@
-"""Protocols of single datagrams: NTP, SNMP, TFTP, STUN, IPMI, RADIUS, syslog, and those of games.
-Pure; raises nothing but `Unreadable`.
+"""Protocols of single datagrams: NTP, SNMP, TFTP, STUN, IPMI, RADIUS, syslog. Pure; raises nothing
+but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ def ntp(data: bytes) -> Details | None:
     if mode in (1, 3):
         require(len(data) == 48 or (48 < len(data) <= 512 and len(data) % 4 == 0))
         require(data[1] <= 16 and (data[2] <= 17 or data[2] >= 0xE0))  # stratum and poll
+        require(data[4] == data[8] == 0)  # a delay, and a dispersion, of less than minutes
     elif mode == 6:
         count = int.from_bytes(data[10:12], "big")
         require(len(data) >= 12 and data[0] < 0x40 and 1 <= data[1] <= 31)
@@ -79,25 +80,6 @@ def stun(data: bytes) -> Details | None:
     reader.take(12)
     require(reader.left >= size)
     return {"method": _STUN_METHODS.get(kind & 0x3EEF, f"0x{kind:04x}")}
-
-
-_QUERIES = {0x54: "info", 0x55: "players", 0x56: "rules", 0x57: "challenge", 0x69: "ping"}
-
-
-def steam(data: bytes) -> Details | None:
-    """Valve's server queries."""
-    if not data.startswith(b"\xff\xff\xff\xff") or len(data) < 5 or data[4] not in _QUERIES:
-        return None
-    is_info = data[4:25] == b"TSource Engine Query\0"
-    return {"query": _QUERIES[data[4]]} if is_info or (data[4] != 0x54 and len(data) <= 9) else None
-
-
-def quake(data: bytes) -> Details | None:
-    """The connectionless packets of Quake III's engine and its kin."""
-    word = data[4:64].split()[:1]
-    known = (b"getstatus", b"getinfo", b"status", b"getchallenge", b"getservers", b"rcon")
-    is_one = data.startswith(b"\xff\xff\xff\xff") and word and word[0] in known
-    return {"query": text(word[0])} if is_one else None
 
 
 def ipmi(data: bytes) -> Details | None:

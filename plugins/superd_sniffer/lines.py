@@ -126,8 +126,12 @@ def ident(data: bytes) -> Details | None:
 
 
 def probe(data: bytes) -> Details | None:
-    """Empty lines and words for help, which many servers answer: nobody's protocol."""
+    """What is nobody's protocol: empty lines and words for help, which many servers answer, and the
+    marks of surveys.
+    """
     if len(data) <= 4 and b"\n" in data and not data.strip(b"\r\n"):
         return {"kind": "empty lines"}
+    if data.startswith(b"MGLNDD_"):  # a survey of the Internet, with the address that it asks
+        return {"kind": "magellan", "line": text(data.partition(b"\n")[0])}
     verb, rest = _verb(data)
-    return {"kind": "help"} if verb in ("HELP", "?") and not rest else None
+    return {"kind": "help"} if verb == "HELP" and not rest else None

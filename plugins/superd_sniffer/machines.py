@@ -14,7 +14,7 @@ def mqtt(data: bytes) -> Details | None:
     """MQTT 5.0, 3.1: CONNECT, and whose."""
     reader = Reader(data)
     require(reader.number(1) == 0x10)
-    require(_varint(reader) >= 10)
+    require(reader.varint() >= 10)
     length = reader.number(2)
     require(length in (4, 6))
     name = reader.take(length)
@@ -24,23 +24,12 @@ def mqtt(data: bytes) -> Details | None:
         details = {"version": _MQTT_VERSIONS.get(level, str(level))}
         reader.take(3)
         if level == 5:
-            properties = reader.part(_varint(reader))
+            properties = reader.part(reader.varint())
             properties.take(properties.left)
         client = reader.vector(2)
         return {**details, "client": text(client.take(client.left))}
     except Short:
         return {}
-
-
-def _varint(reader: Reader) -> int:
-    value = 0
-    for shift in (0, 7, 14, 21):
-        one = reader.number(1)
-        value |= (one & 0x7F) << shift
-        if one < 0x80:
-            return value
-    require(False)
-    return value
 
 
 def amqp(data: bytes) -> Details | None:

@@ -24,6 +24,8 @@ STREAMS = (
     ("distcc", begins(b"DIST0000")),
     ("mqseries", begins(b"TSH \x00\x00")),
     ("nomachine", begins(b"NXSH-")),
+    ("weblogic", begins(b"t3 1", b"t3 7", b"t3 8", b"t3 9", b"t3s 1")),
+    ("gh0st", begins(b"Gh0st")),  # a trojan's own
     ("epmd", begins(b"\x00\x01n")),  # Erlang: which nodes are there?
     ("radmin", begins(b"\x01\x00\x00\x00\x01\x00\x00\x00\x08\x08")),
 )

@@ -84,6 +84,16 @@ class Reader:
         """Read a length of `width` bytes, and return a reader of what it announces."""
         return self.part(self.number(width))
 
+    def varint(self) -> int:
+        """Read a number in groups of seven bits, the least first, of four bytes at most or five."""
+        value = 0
+        for shift in range(0, 35, 7):
+            one = self.number(1)
+            value |= (one & 0x7F) << shift
+            if one < 0x80:
+                return value
+        raise Malformed
+
     def until(self, end: bytes, most: int = 1024) -> bytes:
         """Read what precedes an end mark, and the mark."""
         found = self._data.find(end, self._at, self._at + most + len(end))

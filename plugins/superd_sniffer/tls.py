@@ -17,6 +17,7 @@ from superd_sniffer.reading import Malformed, Reader, Short, require
 
 _HANDSHAKE, _CLIENT_HELLO = 0x16, 1
 _LONGEST_RECORD = 1 << 14
+_MOST_RECORDS = 1024  # some send a hello in records of a byte each
 _LONGEST_HELLO = 1 << 14  # more than anybody sends, though a length of three bytes may say more
 _SERVER_NAME, _SIGNATURE_ALGORITHMS, _ALPN, _SUPPORTED_VERSIONS = 0, 13, 16, 43
 
@@ -57,7 +58,7 @@ def begins_hello(data: bytes) -> bool:
         and data[0] == _HANDSHAKE
         and data[1] == 3
         and data[2] <= 4
-        and 4 <= int.from_bytes(data[3:5], "big") <= _LONGEST_RECORD
+        and 1 <= int.from_bytes(data[3:5], "big") <= _LONGEST_RECORD
         and data[5] == _CLIENT_HELLO
     )
 
@@ -107,7 +108,9 @@ def _joined(data: bytes) -> bytes:
     """Return the contents of the records that hold the first message, as far as they are there."""
     found = bytearray()
     at = 0
-    while at + 5 <= len(data) and len(found) < _LONGEST_HELLO:
+    for _ in range(_MOST_RECORDS):
+        if at + 5 > len(data):
+            break
         length = int.from_bytes(data[at + 3 : at + 5], "big")
         require(data[at] == _HANDSHAKE and data[at + 1] == 3 and 0 < length <= _LONGEST_RECORD)
         found += data[at + 5 : at + 5 + length]
