@@ -122,6 +122,7 @@ class Service:
        `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
        was sent is delivered and the socket closed, unless it was closed or detached already.
        `relay(sock, conn) -> Relay` has it without a coroutine, until it calls `conn.ended(end)`;
+       each call there has to say that it must not wait, as the socket itself might;
        `relay_datagrams(conn) -> DatagramRelay` does so for all datagrams of one source, which is
        counted, limited and recorded as a connection is.
        `async listener(sock, waiting)` has the listening or datagram socket itself, if the entry
