@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import socket
 
 CAPACITY = 256 * 1024  # bytes, and at most so many are in one
 MOST_SPARE = 8
+
+SIOCATMARK = 0x8905  # what sockatmark(3) calls, which Python does not offer
 
 AT_ONCE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
@@ -45,6 +48,16 @@ class Pipe:
     def close(self) -> None:
         os.close(self.reader)
         os.close(self.writer)
+
+
+def is_at_mark(source: socket.SocketType) -> bool:
+    """Tell whether a byte out of band is next: splice(2) stops there, and says that there is no
+    more or, once all has come, that this is the end. Where that is not told, it may be.
+    """
+    try:
+        return any(fcntl.ioctl(source.fileno(), SIOCATMARK, bytes(4)))
+    except OSError:
+        return True
 
 
 class Pipes:

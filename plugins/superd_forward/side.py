@@ -11,7 +11,7 @@ import socket
 from select import EPOLLIN, EPOLLOUT
 from typing import TYPE_CHECKING, Final
 
-from superd_forward.pipes import Pipe
+from superd_forward.pipes import Pipe, is_at_mark
 from superd_forward.poller import BROKEN, ENDED, INPUT, PORTION, URGENT, Poller
 
 if TYPE_CHECKING:
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 USUAL = EPOLLIN | EPOLLOUT  # there is input, and nothing else to be seen to
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-UNTIL_NONE = ENDED | URGENT  # a short read does not mean that there is no more
+UNTIL_NONE = ENDED | URGENT
+ANY_EVENT = -1
 TURNS = 8  # portions that one side may send before the others' turn
 LARGE = 32 * 1024  # bytes at once
 BULK = 8  # portions of that size in a row
@@ -37,11 +38,12 @@ class Side:
     """`count` is how many bytes it has sent. `kept` is what it has not taken yet, None if it takes
     more. `unread` is what epoll(7) has told of input that the other side has no room for;
     `is_broken` that it was reset, so that it takes nothing, whatever the kernel still counts.
+    With an event of `until_none`, a short read does not mean that there is no more.
     """
 
     __slots__ = (
         "bulk", "count", "descriptor", "has_ended", "is_broken", "kept", "other", "poller",
-        "receive", "relay", "send", "sock", "unread",
+        "receive", "relay", "send", "sock", "unread", "until_none",
     )  # fmt: skip
 
     other: Side
@@ -57,6 +59,8 @@ class Side:
         self.bulk = 0  # large portions in a row
         self.kept: bytes | memoryview | Pipe | None = None
         self.unread = 0
+        # reading from unix(7) stops where a descriptor was sent along
+        self.until_none = ANY_EVENT if sock.family == socket.AF_UNIX else UNTIL_NONE
         self.has_ended = self.is_broken = False
 
     def ready(self, events: int) -> None:
@@ -121,13 +125,13 @@ class Side:
                 if self.is_broken:
                     self.relay.will_not_last()
                 return
-            if size < PORTION and not events & UNTIL_NONE:
+            if size < PORTION and not events & self.until_none:
                 return
             turns += 1
         poller.again(self.descriptor, self)
 
     def _pull_bulk(self) -> bool:
-        """Pass on what there is to read through a pipe; tell whether that could be done."""
+        """Pass on what there is to read through a pipe; tell whether that is all."""
         self.bulk = self.unread = 0  # until it has shown again that it is bulk
         if socket.AF_UNIX in (self.sock.family, self.other.sock.family):
             return False
@@ -137,43 +141,50 @@ class Side:
             return False
         for side in (self, self.other):
             side.sock.setblocking(False)  # splice(2) has no flag for that
-        self._splice(pipe)
+        is_done = self._splice(pipe)
         if self.relay.is_over:
             pipe.close()
         elif self.other.kept is not pipe:
             self.poller.pipes.give_back(pipe)
-        return True
+        return is_done
 
-    def _splice(self, pipe: Pipe) -> None:
-        """Pass on through a pipe until there is no more, or the other side takes no more."""
+    def _splice(self, pipe: Pipe) -> bool:
+        """Pass on through a pipe until there is no more, or the other side takes no more; False
+        where only copying goes on.
+        """
         before = self.count
         for _ in range(TURNS):
             try:
                 size = pipe.fill(self.descriptor)
             except BlockingIOError:
+                if is_at_mark(self.sock):
+                    return False
                 if self.count - before >= LARGE:
                     self.bulk = BULK
-                return
+                return True
             except OSError:
                 self.relay.broke(self)
-                return
+                return True
             if not size:
+                if is_at_mark(self.sock):
+                    return False
                 self.relay.ended(self)
-                return
+                return True
             self.count += size
             try:
                 is_empty = pipe.empty(self.other.descriptor)
             except OSError:
                 self.relay.refused(self.other)
-                return
+                return True
             if not is_empty:
                 self.bulk, self.unread = BULK, INPUT
                 self.other.kept = pipe
                 if self.is_broken:
                     self.relay.will_not_last()
-                return
+                return True
         self.bulk = BULK
         self.poller.again(self.descriptor, self)
+        return True
 
     def keep(self, rest: memoryview) -> None:
         """Keep what it has not taken; without memory for that, the buffer itself."""

@@ -39,4 +39,5 @@ class Title:
         shown = ", ".join(map(str, islice(connections, SHOWN)))
         more = f" and {len(connections) - SHOWN} more" if len(connections) > SHOWN else ""
         _parts[self] = shown + more
-        setproctitle(" ".join(part for part in (_base, *_parts.values()) if part))
+        title = " ".join(part for part in (_base, *_parts.values()) if part)
+        setproctitle(title.encode(errors="replace").decode())  # paths may be no text

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import os
 import select
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -124,6 +125,17 @@ def serving(directory: Path, toml: str) -> Iterator[Superd]:
     finally:
         one.stop()
         print(f"--- log of {one.file}\n{one.log()}")
+
+
+@contextlib.contextmanager
+def stopped(pair: Pair) -> Iterator[None]:
+    """Have what happens meanwhile reach the worker all at once."""
+    (worker,) = pair.superd.workers()
+    os.kill(worker, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(worker, signal.SIGCONT)
 
 
 def wait_until_delivered(sock: socket.socket) -> None:

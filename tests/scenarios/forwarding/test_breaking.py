@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
+import select
 import socket
 import threading
 import time
@@ -21,6 +21,7 @@ from tests.scenarios.forwarding.ends import (
     Target,
     entry,
     serving,
+    stopped,
     wait_until_delivered,
 )
 from tests.usage import open_descriptors, private_memory
@@ -58,17 +59,6 @@ def pair(all_pairs: dict[str, Pair]) -> Iterator[Pair]:
     workers = one.superd.workers()
     until(lambda: open_descriptors(workers) == before, "its descriptors to be closed", 5)
     assert one.superd.counts(one.service)["errors"] == 0
-
-
-@contextlib.contextmanager
-def stopped(pair: Pair) -> Iterator[None]:
-    """Have what happens meanwhile reach the worker all at once."""
-    (worker,) = pair.superd.workers()
-    os.kill(worker, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(worker, signal.SIGCONT)
 
 
 def test_a_target_that_resets_while_much_waits_for_it(pair: Pair) -> None:
@@ -178,6 +168,34 @@ def test_out_of_band_data_does_no_harm(pair: Pair) -> None:
         client.send(b"?", socket.MSG_OOB)
         client.close()
         assert ending(server) == (b"", "fin")
+
+
+@pytest.mark.parametrize("ends", [True, False])
+def test_nothing_is_lost_after_a_byte_out_of_band_amid_bulk(pair: Pair, ends: bool) -> None:
+    """splice(2) stops there, and says at the end of input that this is all."""
+    stream = Stream()
+    with pair.open() as (client, server):
+
+        def finish() -> None:
+            client.send(b"!", socket.MSG_OOB)
+            stream.push(client, 1 << 16)
+            if ends:
+                client.shutdown(socket.SHUT_WR)
+
+        stream.fill(client)
+        finishing = threading.Thread(target=finish)
+        finishing.start()
+        got = 0
+        while finishing.is_alive():
+            if select.select([server], [], [], 0.1)[0]:
+                got += len(server.recv(1 << 20))
+        while got < stream.count:
+            part = server.recv(1 << 20)
+            assert part
+            got += len(part)
+        assert got == stream.count
+        if ends:
+            assert server.recv(1) == b""
 
 
 @pytest.mark.root

@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
 import random
 import socket
 import threading
@@ -14,6 +15,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +30,7 @@ from tests.scenarios.forwarding.ends import (
     digest_of,
     entry,
     serving,
+    stopped,
     wait_until_delivered,
 )
 from tests.usage import open_descriptors, private_memory
@@ -53,6 +56,36 @@ def pairs(
 
 def is_clean(superd: Superd, before: list[int]) -> None:
     until(lambda: open_descriptors(superd.workers()) == before, "all descriptors to be given back")
+
+
+def test_what_follows_a_descriptor_passes_without_waiting_for_more(
+    pairs: dict[str, Pair],
+) -> None:
+    """Reading from unix(7) stops behind it, and nothing tells of what is there already."""
+    pair = pairs["unix-tcp"]
+    with pair.open() as (client, server):
+        with stopped(pair):
+            socket.send_fds(client, [b"one"], [client.fileno()])
+            client.sendall(b"two")
+        got = b""
+        while len(got) < 6:
+            got += server.recv(100)
+        assert got == b"onetwo"
+
+
+def test_a_client_whose_name_is_no_text_is_forwarded_and_shown(
+    pairs: dict[str, Pair], tmp_path: Path
+) -> None:
+    pair = pairs["unix-tcp"]
+    (worker,) = pair.superd.workers()
+    title = Path(f"/proc/{worker}/cmdline")
+    with socket.socket(socket.AF_UNIX) as client:
+        client.bind(os.fsencode(tmp_path) + b"/\xff")
+        client.connect(str(pair.superd.directory / pair.service))
+        with pair.target.accept() as server:
+            client.sendall(b"x")
+            assert server.recv(1) == b"x"
+            until(lambda: b"/? > " in title.read_bytes(), "the client in the title")
 
 
 # Whoever does not read
