@@ -40,6 +40,7 @@ class FlowListener(DatagramListener):
 
     def set_up(self) -> None:
         self.flows: dict[tuple[Any, str], FlowSession] = {}  # who was quiet for the longest first
+        self.is_let_go = False
         self.most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART)
 
     def serve(self, size: int, peer: Any, asked: Destination) -> None:
@@ -81,6 +82,7 @@ class FlowListener(DatagramListener):
 
     def let_go(self) -> None:
         """Wait for the answers that sources are still to have, before the socket is closed."""
+        self.is_let_go = True
         if not self.flows:
             self.sock.close()
             return
@@ -102,7 +104,7 @@ class FlowListener(DatagramListener):
     def forget(self, flow: FlowSession) -> None:
         """Take note that a session is over."""
         self.flows.pop(flow.key, None)
-        if self.stopped and not self.flows:
+        if self.is_let_go and not self.flows:
             self.sock.close()
 
 

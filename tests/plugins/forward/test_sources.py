@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,6 +84,23 @@ def test_the_end_of_the_drain_is_the_end_of_sources(tmp_path: Path) -> None:
         front.superd.signal(signal.SIGTERM)
         assert front.superd.wait() == 0
         assert front.events("closed", 1)[0]["end"] == "drain"
+
+
+def test_sources_that_cannot_be_served_do_not_keep_superd_from_stopping(tmp_path: Path) -> None:
+    """What waits at the socket is taken before it is closed, and not after."""
+    service = {"dns": 'to = "unixgram://@superd-test-nobody"'}
+    with dns(tmp_path, service) as front, clients_of(front, 1) as (client,):
+        (worker,) = front.superd.workers()
+        os.kill(worker, signal.SIGSTOP)
+        for _ in range(200):  # more than are taken in one turn
+            client.send(b"hello")
+        front.superd.signal(signal.SIGTERM)
+        front.superd.wait_for_log("stopping: connections may finish")
+        time.sleep(0.2)  # until the worker has been told
+        os.kill(worker, signal.SIGCONT)
+        assert front.superd.wait() == 0
+        assert "Traceback" not in front.superd.log()
+        front.events("closed", 200)
 
 
 def test_a_reload_gives_new_datagrams_new_targets_and_old_ones_their_answers(
