@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from itertools import zip_longest
+from operator import length_hint
 from typing import TYPE_CHECKING
 
 from superd.plugin import Unavailable
@@ -31,9 +32,7 @@ TIMED_OUT = os.strerror(errno.ETIMEDOUT)
 PAUSE = 0.25  # seconds that clients wait in the backlog where superd itself has run out
 
 # what no target is to blame for
-EXHAUSTED = frozenset(
-    (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, errno.ENOSPC)
-)
+EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC))
 
 BROKEN_SINCE = frozenset((errno.ECONNRESET, errno.EPIPE))  # after it had been connected
 
@@ -101,7 +100,8 @@ class Connecting:
         except BlockingIOError:  # the backlog of a unix socket is full, and nothing tells its end
             self.ways = deque((way, *self.ways))
         except OSError as error:
-            if error.errno in EXHAUSTED:
+            others = self.why or self.ways or self.attempts or length_hint(self.order)
+            if has_run_out(error, others=bool(others)):
                 self._give_up(error)
             else:
                 self._note(way, error.strerror or str(error))
@@ -164,6 +164,13 @@ class Connecting:
     def _note(self, way: Way, why: str) -> None:
         assert self.target is not None
         self.why = why if way is self.target.way else f"{way.address.endpoint}: {why}"
+
+
+def has_run_out(error: OSError, *, others: bool) -> bool:
+    """Tell whether nobody can be connected to now. An address towards which no port is left, or
+    whose family is switched off here, leaves `others` to be tried.
+    """
+    return error.errno in EXHAUSTED or (error.errno == errno.EADDRNOTAVAIL and not others)
 
 
 class Attempt:

@@ -8,10 +8,11 @@ import contextlib
 import errno
 import socket
 import time
+from operator import length_hint
 from typing import TYPE_CHECKING
 
 from superd.plugin import DatagramRelay, End, RelayedDatagrams, Unavailable
-from superd_forward.connecting import EXHAUSTED
+from superd_forward.connecting import EXHAUSTED, has_run_out
 from superd_forward.hops import LOOP, Endpoint, chain_at, forget, remember
 from superd_forward.rounds import Rounds
 from superd_forward.targets import Target, Targets
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 BATCH = 64  # answers per wake-up: the others' turn comes before a flood is over
 MOST_WAITING = 64 * 1024  # bytes that wait for the address of a target
 LOOK = 0.25  # seconds
-BLAMELESS = EXHAUSTED | {errno.EMSGSIZE}  # a datagram is lost, by no fault of its target
+
+# a datagram is lost, by no fault of its target
+BLAMELESS = EXHAUSTED | {errno.EADDRNOTAVAIL, errno.EMSGSIZE}
 
 
 class Datagrams:
@@ -149,7 +152,8 @@ class ForwardedDatagrams(DatagramRelay):
                 why = error.strerror or str(error)
                 if sock is not None:
                     sock.close()
-                if error.errno in EXHAUSTED:
+                others = len(hosts) > 1 or length_hint(self.order) > 0
+                if has_run_out(error, others=others):
                     self.cut()
                     self.conn.failed(Unavailable(f"cannot connect to {way.name}: {why}"))
                     return

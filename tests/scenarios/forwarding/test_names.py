@@ -204,6 +204,25 @@ def test_bind_to_leaves_out_addresses_of_the_other_family(net: Net) -> None:
         assert source[0] == "127.0.0.9"
 
 
+def test_where_ipv6_is_switched_off_the_other_targets_are_left(net: Net) -> None:
+    """The kernel says what it says when all ports are used up: no address can be assigned."""
+    net.space.sysctl("net.ipv6.conf.all.disable_ipv6=1")
+    to = '["[::1]:7002", "127.0.0.2:7002"]'
+    text = BY_NAME.replace('"{to}"', "{to}").format(jail=net.jail, to=to, more="balance = 'first'")
+    net.served = net.start(text, *net.space.wrapper)
+    with net.listener("127.0.0.2") as target:
+        assert passes(net, target)
+    with net.space.inside():
+        target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with target, client:
+        target.settimeout(PATIENCE)
+        target.bind(("127.0.0.2", 7002))
+        client.sendto(b"hello", ("127.0.0.1", 7001))
+        assert target.recv(100) == b"hello"
+    net.served.wait_for_log(r"target tcp://\[::1\]:7002 is left out for 10 s: Cannot assign")
+
+
 def test_a_reload_that_brings_the_first_name_brings_a_resolver(net: Net) -> None:
     net.names.addresses[b"app.example"] = "127.0.0.3"
     served = net.serve(to="127.0.0.2:7002")
