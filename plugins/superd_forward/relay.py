@@ -52,15 +52,15 @@ class ForwardedConnection(Relay):
         self.unsent = 0  # bytes of the target that the client never took
         self.connecting: Connecting | None = None
         self.endpoint: Endpoint | None = None  # of our socket to the target
-        streams.poller.add(self.client.descriptor, self.client)
-        streams.connections[self] = None
         chain = chain_of(sock)
-        if streams in chain:
-            self.unreachable(LOOP)
-            return
         self.chain = (*chain, streams)
         self.order = iter(streams.targets.order(conn))
-        self._connect()
+        streams.poller.add(self.client.descriptor, self.client)
+        streams.connections[self] = None
+        if streams in chain:
+            self.unreachable(LOOP)
+        else:
+            self._connect()
 
     def _connect(self) -> None:
         self.connecting = Connecting(self, self.order)
@@ -204,6 +204,7 @@ class ForwardedConnection(Relay):
             return False
         if self.endpoint is not None:
             forget(self.endpoint)
+            self.endpoint = None
         side.close()
         self.target_side = None
         self.client.other, self.client.unread = self.streams.nobody, INPUT

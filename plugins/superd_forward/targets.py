@@ -190,7 +190,8 @@ def by_source(targets: Sequence[Target], client: Client) -> Sequence[Target]:
     source = peer.host or peer.path
 
     def score(target: Target) -> float:
-        digest = hashlib.blake2b(f"{source}\0{target.name}".encode(), digest_size=8).digest()
+        both = f"{source}\0{target.name}".encode(errors="surrogateescape")  # paths may be no text
+        digest = hashlib.blake2b(both, digest_size=8).digest()
         fraction = (int.from_bytes(digest, "big") + 1) / ((1 << 64) + 1)
         return math.log(fraction) / target.weight
 

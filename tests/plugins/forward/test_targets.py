@@ -160,6 +160,12 @@ def test_clients_of_a_unix_socket_are_told_apart_by_their_names() -> None:
     assert found == {1, 2, 3}
 
 
+def test_a_client_whose_name_is_no_text_has_its_target_too() -> None:
+    several = targets("source", 1, 1)
+    client = Visitor(Address(Transport.UNIX, path="/run/\udcff"))
+    assert set(asked(several, 1, client)) <= {1, 2}
+
+
 def test_the_first_has_all_while_it_is_able() -> None:
     several = targets("first", 1, 1, 1)
     assert asked(several, 3) == [1, 1, 1]
