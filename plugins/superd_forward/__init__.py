@@ -1,7 +1,7 @@
 """forward: passes each connection, and each source's datagrams, on to another server.
 
-Options: to, balance, connect-timeout, half-close-timeout, datagram-timeout, bind-to,
-         proxy-protocol, fail-after, retry-after, probe.
+Options: to, balance, connect-timeout, half-close-timeout, datagram-timeout,
+         datagram-replies, bind-to, proxy-protocol, fail-after, retry-after, probe.
 Example: plugin = "forward", listen = "tcp://*:80", options = { to = "tcp://10.0.0.5:8080" }
 See also: socat(1), haproxy(1), systemd-socket-proxyd(8)
 """

@@ -47,7 +47,7 @@ class Poller:
         self.pipes = Pipes()
         self._epoll = select.epoll()
         self._waiting: dict[int, Waiting] = {}
-        self._again: list[tuple[int, Waiting]] = []
+        self._again: dict[int, Waiting] = {}
         self._new: set[int] = set()  # added since epoll was asked: what it told is about others
         loop.add_reader(self._epoll.fileno(), self._run)
 
@@ -69,7 +69,7 @@ class Poller:
         """Have it go on with its input when the others have had their turn."""
         if not self._again:
             self.loop.call_soon(self._run_again)
-        self._again.append((descriptor, who))
+        self._again[descriptor] = who
 
     def give_away(self) -> None:
         """Let the buffer belong to who has read into it last; make another."""
@@ -97,8 +97,8 @@ class Poller:
 
     def _run_again(self) -> None:
         if self.buffer is not None:
-            waiting, self._again = self._again, []
-            for descriptor, who in waiting:
+            waiting, self._again = self._again, {}
+            for descriptor, who in waiting.items():
                 if self._waiting.get(descriptor) is who:
                     try:
                         who.ready(MORE)

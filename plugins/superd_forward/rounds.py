@@ -31,9 +31,11 @@ class Rounds(Generic[T]):
         self._members.pop(member, None)
 
     def _go_round(self) -> None:
-        for member in list(self._members):
-            if member in self._members:
-                self._look(member)
-        self._is_due = bool(self._members)
-        if self._is_due:
-            self._loop.call_later(self._interval, self._go_round)
+        try:
+            for member in list(self._members):
+                if member in self._members:
+                    self._look(member)
+        finally:
+            self._is_due = bool(self._members)
+            if self._is_due:
+                self._loop.call_later(self._interval, self._go_round)
