@@ -62,7 +62,8 @@ class ForwardedDatagrams(DatagramRelay):
         self.header = b"" if header is None else header(conn.peer, conn.local)
         self._received = self._sent = 0
         self.endpoint: Endpoint | None = None  # of our socket to the target
-        chain = chain_at((conn.peer.host, conn.peer.port))
+        peer = conn.peer
+        chain = chain_at((peer.host or peer.path, peer.port))
         self.chain = (*chain, shared)
         shared.all.add(self)
         shared.streams.connections[self] = None

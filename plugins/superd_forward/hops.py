@@ -1,15 +1,18 @@
 """Forwards that lead back to themselves: a chain of own connections would soon use up everything.
 
-Each socket that a forward in this process connects to a port of superd's own is remembered, with
-the services it comes through. Whoever comes from there has come that way, so a service finds itself
-in the chain.
+Each socket that a forward in this process connects to a port of superd's own, or to a unix socket,
+is remembered with the services it comes through. Whoever comes from there has come that way, so a
+service finds itself in the chain.
 """
 
 from __future__ import annotations
 
 import socket
+from typing import Any
 
-Endpoint = tuple[str, int]
+from superd.plugin import Address, Transport
+
+Endpoint = tuple[str, int]  # a host and a port, or a path and 0
 Chain = tuple[object, ...]
 
 LOOP = "it comes from this very service: the target leads back here"
@@ -19,10 +22,10 @@ _chains: dict[Endpoint, Chain] = {}
 
 def chain_of(sock: socket.SocketType) -> Chain:
     """Return the services that a client has come through."""
-    if not _chains or sock.family == socket.AF_UNIX:
+    if not _chains:
         return ()
     try:
-        return chain_at(sock.getpeername()[:2])
+        return chain_at(_endpoint(sock.getpeername()))
     except OSError:  # it has gone already
         return ()
 
@@ -32,9 +35,15 @@ def chain_at(endpoint: Endpoint) -> Chain:
     return _chains.get(endpoint, ())
 
 
+def _endpoint(name: Any) -> Endpoint:
+    if isinstance(name, tuple):
+        return name[0], name[1]
+    return Address.of_socket(Transport.UNIX, name).path, 0
+
+
 def remember(sock: socket.SocketType, chain: Chain) -> Endpoint:
     """Take note that what comes from our end of a socket has come through `chain`."""
-    endpoint: Endpoint = sock.getsockname()[:2]
+    endpoint = _endpoint(sock.getsockname())
     _chains[endpoint] = chain
     return endpoint
 

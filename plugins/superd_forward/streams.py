@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from superd.plugin import Address, Transport
+from superd.plugin import Address
 from superd_forward.connecting import Connecting
 from superd_forward.poller import Poller
 from superd_forward.rounds import Rounds
@@ -79,8 +79,8 @@ class Streams:
                 with contextlib.suppress(OSError):  # an old kernel does without
                     sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((self.bind_to, 0))
-            elif way.address.transport is Transport.UNIXGRAM:
-                sock.bind("")  # the kernel picks an abstract name, to be answered at (unix(7))
+            elif way.is_unix:
+                sock.bind("")  # an abstract name, to be answered at, or known by (unix(7))
             error = sock.connect_ex(way.sockaddr)
             if error and error != errno.EINPROGRESS:
                 raise OSError(error, os.strerror(error))

@@ -72,7 +72,8 @@ class Target:
     def at(self, host: str) -> Way:
         """Return the way to it on one of the hosts that its name stands for."""
         address = self.destination.address(host, datagrams=self.datagrams)
-        return Way(address, may_loop=self._is_ours(address.transport, address.port))
+        is_ours = self._is_ours(address.transport, address.port)
+        return Way(address, may_loop=is_ours or address.transport.is_unix)
 
     def is_in(self, now: float) -> bool:
         """Tell whether clients are sent there, by the monotonic clock."""
