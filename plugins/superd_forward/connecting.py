@@ -182,7 +182,9 @@ class Attempt:
         self.connecting = connecting
         self.sock = sock
         self.way = way
-        self.endpoint = remember(sock, connecting.relay.chain) if way.may_loop else None
+        self.endpoint = None
+        if way.may_loop:
+            self.endpoint = remember(sock, way.address.port, connecting.relay.chain)
 
     def ready(self, events: int) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0

@@ -63,7 +63,7 @@ class ForwardedDatagrams(DatagramRelay):
         self._received = self._sent = 0
         self.endpoint: Endpoint | None = None  # of our socket to the target
         peer = conn.peer
-        chain = chain_at((peer.host or peer.path, peer.port))
+        chain = chain_at((peer.host or peer.path, peer.port, conn.local.port))
         self.chain = (*chain, shared)
         shared.all.add(self)
         shared.streams.connections[self] = None
@@ -160,7 +160,8 @@ class ForwardedDatagrams(DatagramRelay):
                     return
                 continue
             self.sock = sock
-            self.endpoint = remember(sock, self.chain) if way.may_loop else None
+            port = way.address.port
+            self.endpoint = remember(sock, port, self.chain) if way.may_loop else None
             streams.title.changed()
             self.conn.reached(way.name, time.monotonic() - self.started)
             waiting, self.waiting = self.waiting, []

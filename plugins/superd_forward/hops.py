@@ -12,7 +12,9 @@ from typing import Any
 
 from superd.plugin import Address, Transport
 
-Endpoint = tuple[str, int]  # a host and a port, or a path and 0
+# A host, its port and the port that it is connected to: the kernel gives its own ports away to
+# several connections that lead elsewhere. Or a path, and 0 twice.
+Endpoint = tuple[str, int, int]
 Chain = tuple[object, ...]
 
 LOOP = "it comes from this very service: the target leads back here"
@@ -25,7 +27,7 @@ def chain_of(sock: socket.SocketType) -> Chain:
     if not _chains:
         return ()
     try:
-        return chain_at(_endpoint(sock.getpeername()))
+        return chain_at(_endpoint(sock.getpeername(), _port(sock.getsockname())))
     except OSError:  # it has gone already
         return ()
 
@@ -35,15 +37,19 @@ def chain_at(endpoint: Endpoint) -> Chain:
     return _chains.get(endpoint, ())
 
 
-def _endpoint(name: Any) -> Endpoint:
+def _port(name: Any) -> int:
+    return name[1] if isinstance(name, tuple) else 0
+
+
+def _endpoint(name: Any, port: int) -> Endpoint:
     if isinstance(name, tuple):
-        return name[0], name[1]
-    return Address.of_socket(Transport.UNIX, name).path, 0
+        return name[0], name[1], port
+    return Address.of_socket(Transport.UNIX, name).path, 0, port
 
 
-def remember(sock: socket.SocketType, chain: Chain) -> Endpoint:
-    """Take note that what comes from our end of a socket has come through `chain`."""
-    endpoint = _endpoint(sock.getsockname())
+def remember(sock: socket.SocketType, port: int, chain: Chain) -> Endpoint:
+    """Take note that what comes to `port` from our end of a socket has come through `chain`."""
+    endpoint = _endpoint(sock.getsockname(), port)
     _chains[endpoint] = chain
     return endpoint
 

@@ -12,6 +12,7 @@ from tests.clients import connect_tcp, connect_unix
 from tests.conftest import Start
 from tests.daemons import free_ports
 from tests.harness import Superd, until
+from tests.namespaces import network_namespace
 from tests.usage import open_descriptors
 
 PORT = free_ports(1)[0]
@@ -61,3 +62,32 @@ def test_who_comes_round_again_is_turned_away(start_superd: Start, kind: str) ->
         until(lambda: entered(served) == [2, 1], "it to have come round once")
         assert open_descriptors(served.workers())[0] - before[0] < 8
     assert entered(served) == [2, 1]
+
+
+CHAIN = """
+[service.front]
+plugin = "forward"
+listen = "tcp://127.0.0.1:7001"
+options = { to = "tcp://127.0.0.1:7002" }
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:7002"
+"""
+
+
+@pytest.mark.root
+@pytest.mark.tool("ip")
+def test_a_client_that_has_the_port_of_a_connection_elsewhere_is_served(
+    start_superd: Start,
+) -> None:
+    """The kernel gives a port to connections to different places."""
+    with network_namespace() as space, contextlib.ExitStack() as stack:
+        space.sysctl("net.ipv4.ip_local_port_range=40000 40003")
+        served = start_superd(CHAIN, *space.wrapper)
+        stack.callback(served.stop)
+        for _ in range(4):
+            with space.inside():
+                client = stack.enter_context(connect_tcp(("127.0.0.1", 7001)))
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
