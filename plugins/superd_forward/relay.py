@@ -70,6 +70,10 @@ class ForwardedConnection(Relay):
         return f"{self.conn.peer.endpoint} > {self.target.name if self.target else '...'}"
 
     @property
+    def _sides(self) -> tuple[Side, Side | None]:
+        return self.client, self.target_side
+
+    @property
     def received(self) -> int:
         return self.client.count
 
@@ -188,6 +192,7 @@ class ForwardedConnection(Relay):
         elif self.connecting is not None:
             self._over(End.RESET)  # nobody is to be connected to any more
         else:
+            self.seen = -1
             self.streams.half_closed.add(self)
 
     def _may_try_another(self) -> bool:
@@ -230,11 +235,14 @@ class ForwardedConnection(Relay):
         self._over(self.cut_short)
 
     def look_if_half_closed_too_long(self) -> None:
-        """End it where one side has ended, and nothing has passed for a while."""
+        """End it where one side has ended or was reset, and nothing has passed for a while."""
         if self.cut_short is not None:
             return  # the deadline is that of the reset
         now, limit = time.monotonic(), self.streams.half_close_timeout
-        if (passed := self.received + self.sent) != self.seen:
+        if not limit and any(side is not None and side.is_broken for side in self._sides):
+            limit = PATIENCE
+        waiting = sum(len(s.kept or ()) + undelivered(s.sock) for s in self._sides if s is not None)
+        if (passed := self.received + self.sent - waiting) != self.seen:
             self.seen, self.deadline = passed, now + limit
         elif limit and now >= self.deadline:
             self._reset_both()
@@ -245,7 +253,7 @@ class ForwardedConnection(Relay):
         self._close()
 
     def _reset_both(self) -> None:
-        for side in (self.client, self.target_side):
+        for side in self._sides:
             if side is not None and side.sock.fileno() >= 0:
                 reset_on_close(side.sock)
 
@@ -268,7 +276,7 @@ class ForwardedConnection(Relay):
         self.streams.title.changed()
         self.streams.half_closed.discard(self)
         self.streams.breaking.discard(self)
-        for side in (self.client, self.target_side):
+        for side in self._sides:
             if side is not None:
                 side.close()
         if not self.streams.connections:

@@ -117,6 +117,17 @@ def test_a_reset_after_a_half_close_waits_for_a_slow_reader(all_pairs: dict[str,
         assert ending(client) == (data, "reset")
 
 
+def test_a_client_that_resets_is_forgotten_where_its_target_reads_nothing(
+    all_pairs: dict[str, Pair],
+) -> None:
+    """Also where half-closed connections have all the time there is."""
+    pair = all_pairs["short"]
+    with pair.open() as (client, _):
+        Stream().fill(client)
+        reset(client)
+        pair.superd.wait_until_left(pair.service)
+
+
 @pytest.mark.soak
 def test_a_slow_reader_has_all_the_time_it_uses(pair: Pair) -> None:
     data, got = os.urandom(600_000), b""
