@@ -24,6 +24,7 @@ from superd.net.binding import bind, identity, limit_accept, set_options_of_clie
 
 Entrance = socket.socket
 MADE_BY = ("mode", "uid", "gid", "greets")  # what addresses that are the same may differ in
+SETTABLE = ("backlog", "keepalive", "nodelay", "wait")  # of an entry, while its socket lives
 SO_MEMINFO = 55  # Linux; socket has no name for it
 
 
@@ -192,15 +193,16 @@ def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[L
     """
     sockets = {listener.socket for listener in listeners}
     left = [one for one in existing if one.socket not in sockets]
+    before = {one.socket: one.entry for one in existing}
     for listener in listeners:
-        for one in existing:
-            if one.socket is listener.socket and one.entry != listener.entry:
-                if listener.address.transport is Transport.TCP:
-                    set_options_of_clients(listener.socket, listener.entry)
-                if not listener.address.transport.is_datagram:
-                    limit_accept(listener.socket, listener.entry)
-                with contextlib.suppress(OSError):
-                    listener.start()
+        entry = before.get(listener.socket, listener.entry)
+        if any(getattr(entry, key) != getattr(listener.entry, key) for key in SETTABLE):
+            if listener.address.transport is Transport.TCP:
+                set_options_of_clients(listener.socket, listener.entry)
+            if not listener.address.transport.is_datagram:
+                limit_accept(listener.socket, listener.entry)
+            with contextlib.suppress(OSError):
+                listener.start()
     return left
 
 
