@@ -1,0 +1,166 @@
+"""A file that is rotated: never too large, each piece in one file as a whole, what is lost told."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from superd_sniffer.rotating import RotatingFile
+
+from tests.harness import until
+from tests.proc import descriptors
+
+
+def contents(path: Path) -> list[bytes]:
+    """Return what is in the file and its older ones, in the order of their names."""
+    return [p.read_bytes() for p in sorted(path.parent.glob(f"{path.name}*"))]
+
+
+def wait_for_a_tick(path: Path) -> None:
+    """Wait until what is written now is younger than `path`: file systems' clocks are coarse."""
+    probe = path.parent / "probe"
+
+    def is_younger() -> bool:
+        probe.write_bytes(b"")
+        return probe.stat().st_mtime_ns > path.stat().st_mtime_ns
+
+    until(is_younger, "the clock of the file system")
+
+
+def test_pieces_go_on_where_the_file_ended(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for text in (b"one\n", b"two\n"):
+        file = RotatingFile(path, 1000, 1)
+        file.write([text, text])
+        file.close()
+    assert contents(path) == [b"one\none\ntwo\ntwo\n"]
+
+
+def test_the_older_file_that_was_written_first_is_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    file = RotatingFile(path, 10, 4, b"h")
+    pieces = [bytes([number]) * 9 for number in range(10)]
+    for number, piece in enumerate(pieces, 1):
+        wait_for_a_tick(path)
+        file.write([piece])
+        kept = pieces[max(0, number - 4) : number]
+        assert sorted(filter(None, contents(path))) == [b"h" + one for one in kept]
+        assert contents(path)[0] == b"h" + piece
+    file.close()
+
+
+def test_without_older_files_it_is_emptied(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    file = RotatingFile(path, 10, 1)
+    file.write([b"12345678", b"abcdefgh"])
+    file.close()
+    assert contents(path) == [b"abcdefgh"]
+
+
+def test_it_keeps_its_inode_and_gives_its_content_away(tmp_path: Path) -> None:
+    """As `tail -F` and whoever has it open expect."""
+    path = tmp_path / "file"
+    file = RotatingFile(path, 10, 2)
+    inode = path.stat().st_ino
+    file.write([b"12345678"])
+    file.write([b"abcdefgh"])
+    file.close()
+    assert path.stat().st_ino == inode
+    assert contents(path) == [b"abcdefgh", b"12345678"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.binary(min_size=1, max_size=40), max_size=6), max_size=20),
+    st.integers(1, 3),
+    st.binary(max_size=4),
+)
+def test_no_file_is_too_large_and_no_piece_torn(
+    tmp_path_factory: pytest.TempPathFactory,
+    batches: list[list[bytes]],
+    files: int,
+    head: bytes,
+) -> None:
+    path = tmp_path_factory.mktemp("rotating") / "file"
+    file = RotatingFile(path, 64, files, head)
+    for batch in batches:
+        file.write(batch)
+        assert all(len(content) <= 64 for content in contents(path))
+    file.close()
+    left = [piece for batch in batches for piece in batch]
+    newest, *older = contents(path)
+    rest = newest.removeprefix(head)
+    while rest:
+        assert rest.endswith(left[-1])
+        rest = rest.removesuffix(left.pop())
+    whole = b"".join(left)
+    assert all(content.removeprefix(head) in whole for content in older)
+
+
+def test_what_the_file_system_does_not_take_is_counted_and_leaves_no_half(tmp_path: Path) -> None:
+    code = (
+        "import resource, signal, sys; from pathlib import Path\n"
+        "from superd_sniffer.rotating import RotatingFile\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "file = RotatingFile(Path(sys.argv[1]), 10_000, 1)\n"
+        "file.write([b'a' * 90])\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n"
+        "file.write([b'b' * 20, b'c' * 20, b'd' * 20])\n"
+        "print(file.lost)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))\n"
+        "file.write([b'e' * 20])\n"
+        "print(file.lost)\n"
+    )
+    path = tmp_path / "file"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.stdout.split() == ["3", "3"], done.stderr
+    assert path.read_bytes() == b"a" * 90 + b"e" * 20
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from superd_sniffer.rotating import RotatingFile
+file = RotatingFile(Path(sys.argv[1]), 4000, 50)
+for number in range(300):
+    file.write([b"%s %d %s\\n" % (sys.argv[2].encode(), number, b"x" * (number % 50))] * 2)
+file.close()
+"""
+
+
+def test_writers_in_several_processes_lose_and_tear_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in "abcd"]
+    assert [writer.wait(30) for writer in writers] == [0] * 4
+    files = contents(path)
+    assert all(len(content) <= 4000 for content in files)
+    found = sorted(line for content in files for line in content.splitlines())
+    wanted = [f"{w} {n} {'x' * (n % 50)}".encode() for w in "abcd" for n in range(300)] * 2
+    assert len([content for content in files if content]) > 10
+    assert found == sorted(wanted)
+
+
+def test_all_is_opened_at_once_and_closed(tmp_path: Path) -> None:
+    before = {one.number for one in descriptors(os.getpid())}
+    file = RotatingFile(tmp_path / "file", 100, 3)
+    new = [one for one in descriptors(os.getpid()) if one.number not in before]
+    names = {Path(one.target).name for one in new if one.target.startswith(str(tmp_path))}
+    assert names == {"file", "file.1", "file.2"}
+    assert not any(one.is_inherited for one in new)
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
+    file.close()
+    assert {one.number for one in descriptors(os.getpid())} == before
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "file.1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        RotatingFile(tmp_path / "file", 100, 2)
+    assert not (tmp_path / "elsewhere").exists()
