@@ -7,8 +7,9 @@ groups and jails only, and never at a plugin. Raises ConfigurationError.
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,7 +30,14 @@ from superd.config.problems import Document, Locate, problems_of
 from superd.config.reading import included_files, read_document
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, Problem, shown
-from superd.net.addresses import MOST_ADDRESSES, Address, Transport, parse_addresses
+from superd.net.addresses import (
+    ANY_IPV4,
+    ANY_IPV6,
+    MOST_ADDRESSES,
+    Address,
+    Transport,
+    parse_addresses,
+)
 
 SECTIONS = ("daemon", "defaults", "service")
 TIMEOUTS = ("first-byte-timeout", "idle-timeout", "session-timeout")
@@ -254,7 +262,9 @@ class _Loader:
 
 
 def _without_what_others_want(services: dict[str, Service]) -> dict[str, Service]:
-    """Take from ranges of ports what another service that is enabled names by itself."""
+    """Take from ranges of ports what another service that is enabled names by itself, be it with
+    the wildcard: its clients are not to end elsewhere at some addresses.
+    """
     wanted = {
         (one, entry.device)
         for entry in services.values()
@@ -265,11 +275,15 @@ def _without_what_others_want(services: dict[str, Service]) -> dict[str, Service
     }
     ports = {one.port for one, _ in wanted}
 
+    def is_wanted(one: Address, device: str) -> bool:
+        any_host = ANY_IPV6 if one.family == socket.AF_INET6 else ANY_IPV4
+        return (one, device) in wanted or (replace(one, host=any_host), device) in wanted
+
     def left(address: Address, device: str) -> tuple[Address, ...]:
         if not address.is_of_range or address.port not in ports:
             return (address,)
         expanded = address.expanded()
-        free = tuple(one for one in expanded if (one, device) not in wanted)
+        free = tuple(one for one in expanded if not is_wanted(one, device))
         return (address,) if free == expanded else free
 
     found = {}
