@@ -1,0 +1,95 @@
+"""Thousands of ports in one entry: as many as the limit of descriptors allows, within reason."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import resource
+import socket
+import threading
+import time
+
+import pytest
+
+from tests.conftest import Start
+from tests.harness import ask_udp
+from tests.plugins.sniffer.knocking import lines
+from tests.plugins.sniffer.test_ranges import echo, is_echo, reload, sniffer
+from tests.proc import children, memory
+
+LOW = 10_000
+ECHO = LOW + 5
+ROOM = 500  # descriptors for everything else
+
+
+def thousands(number: int) -> str:
+    wide = sniffer(f'"tcp://127.0.0.9:{LOW}-{LOW + number - 1}"') + 'record = ["noted"]\n'
+    real = echo(f'"tcp://127.0.0.9:{ECHO}", "udp://127.0.0.9:{ECHO}"')
+    large = wide.replace("{ capture", '{ file-size = "1GiB", capture')
+    return f"[daemon]\nworkers = 2\n{large}{real}"
+
+
+@pytest.mark.parametrize("number", [4_000, pytest.param(15_000, marks=pytest.mark.soak)])
+def test_thousands_of_ports(start: Start, number: int) -> None:
+    if number + ROOM > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
+        pytest.skip("the limit of descriptors is too low")
+    toml = thousands(number)
+    began = time.monotonic()
+    served = start(toml)
+    assert time.monotonic() - began < 15
+    assert memory(served.pid) < 200_000  # kB
+    assert all(memory(pid) < 250_000 for pid in children(served.pid))
+    assert len(served.status()["services"][0]["listen"]) == number - 1
+
+    slowest = 0.0
+    is_over = threading.Event()
+
+    def poll() -> None:
+        nonlocal slowest
+        while not is_over.wait(0.1):
+            began = time.monotonic()
+            served.answer()
+            slowest = max(slowest, time.monotonic() - began)
+
+    poller = threading.Thread(target=poll)
+    poller.start()
+    try:
+        began = time.monotonic()
+        more = toml + echo(f'"tcp://127.0.0.9:{ECHO + 1}"', "other")
+        assert "other: added" in reload(served, more)
+        assert is_echo(ECHO + 1, "127.0.0.9")
+        assert "other: removed" in reload(served, toml)
+        assert time.monotonic() - began < 30
+    finally:
+        is_over.set()
+        poller.join()
+    assert slowest < 3, "the master did not answer for so many seconds"
+
+    ports = [port for port in range(LOW, LOW + number) if port != ECHO]
+    random.Random(1).shuffle(ports)
+    echoed = 0
+    scanned = threading.Event()
+
+    def talk() -> None:
+        nonlocal echoed
+        while not scanned.is_set():
+            assert is_echo(ECHO, "127.0.0.9")
+            assert ask_udp(("127.0.0.9", ECHO), b"datagram") == b"datagram"
+            echoed += 1
+
+    talker = threading.Thread(target=talk)
+    talker.start()
+    try:
+        for port in ports:
+            with (
+                contextlib.suppress(ConnectionError),
+                socket.create_connection(("127.0.0.9", port), 15),
+            ):
+                pass
+    finally:
+        scanned.set()
+        talker.join()
+    told = lines(served.directory / "sniffer.out", len(ports), 30)
+    assert sorted(line["port"] for line in told) == sorted(ports)
+    assert echoed > 5
+    assert "Traceback" not in served.log()

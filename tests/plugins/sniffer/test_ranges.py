@@ -1,0 +1,235 @@
+"""A sniffer on a range of ports, beside services and other processes that have ports of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Start
+from tests.harness import Superd, ask_udp, exchange, refused
+from tests.plugins.sniffer.knocking import Knocks, knock, send_udp
+
+DAEMON = "[daemon]\nworkers = 1\n"
+
+
+def sniffer(listen: str, name: str = "sniffer") -> str:
+    """Return an entry; `listen` is what stands between the brackets."""
+    return (
+        f'[service.{name}]\nplugin = "sniffer"\nlisten = [{listen}]\n'
+        f'options = {{ capture = {{}}, output = "{{directory}}/{name}.out" }}\n'
+    )
+
+
+def echo(listen: str, name: str = "echo") -> str:
+    return f'[service.{name}]\nplugin = "echo"\nlisten = [{listen}]\n'
+
+
+def free_range(number: int, start: int = 20_000) -> int:
+    """Return the first of so many ports in a row that nobody has, of tcp and udp."""
+    for first in range(start, 32_000, number):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            for port in range(first, first + number):
+                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+                    probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
+                    probe.bind(("0.0.0.0", port))
+            return first
+    raise AssertionError("there is no such range")
+
+
+@pytest.fixture
+def low() -> int:
+    """The first of ten free ports."""
+    return free_range(10)
+
+
+def is_echo(port: int, host: str = "127.0.0.1") -> bool:
+    with socket.create_connection((host, port), 15) as client:
+        return exchange(client, b"real") == b"real"
+
+
+HOSTS = [("*", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("*", "*"), ("127.0.0.1", "*")]
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_a_real_service_keeps_its_port(start: Start, is_first: bool) -> None:
+    toml, firsts = DAEMON, []
+    for number, (wide, narrow) in enumerate(HOSTS):
+        low = free_range(10, 20_000 + 100 * number)
+        firsts.append(low)
+        ends = f"{low}-{low + 9}"
+        entries = [
+            sniffer(f'"tcp://{wide}:{ends}", "udp://{wide}:{ends}"', f"sniffer-{number}"),
+            echo(f'"tcp://{narrow}:{low + 4}", "udp://{narrow}:{low + 5}"', f"echo-{number}"),
+        ]
+        toml += "".join(entries if is_first else entries[::-1])
+    served = start(toml)
+    assert " warning: " not in served.log()
+    for number, low in enumerate(firsts):
+        knocks = Knocks(served, f"sniffer-{number}")
+        assert is_echo(low + 4), HOSTS[number]
+        assert ask_udp(("127.0.0.1", low + 5), b"real") == b"real"
+        for port in (low, low + 3, low + 5, low + 9):
+            knock(("127.0.0.1", port), b"x")
+        for port in (low, low + 4, low + 6, low + 9):
+            send_udp(("127.0.0.1", port), b"x")
+        told = sorted((line["transport"], line["port"] - low) for line in knocks.next(8))
+        assert told == [("tcp", n) for n in (0, 3, 5, 9)] + [("udp", n) for n in (0, 4, 6, 9)]
+
+
+def test_the_wildcard_takes_who_comes_to_another_address(start: Start, low: int) -> None:
+    served = start(
+        DAEMON + sniffer(f'"tcp://*:{low}-{low + 9}"') + echo(f'"tcp://127.0.0.1:{low + 4}"')
+    )
+    knocks = Knocks(served, "sniffer")
+    assert is_echo(low + 4)
+    knock(("127.0.0.2", low + 4))
+    (line,) = knocks.next()
+    assert line["local"] == f"127.0.0.2:{low + 4}"
+
+
+@contextlib.contextmanager
+def taken(*ports: int, kind: int = socket.SOCK_STREAM) -> Iterator[None]:
+    """Have ports, as another process would."""
+    with contextlib.ExitStack() as stack:
+        for port in ports:
+            sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
+            sock.bind(("127.0.0.1", port))
+            if kind == socket.SOCK_STREAM:
+                sock.listen()
+        yield
+
+
+def notices(superd: Superd) -> list[str]:
+    return [line for line in superd.log().splitlines() if "others have of its ports" in line]
+
+
+@pytest.mark.parametrize("wide", ["*", "127.0.0.1"])
+def test_what_others_have_is_left_out_and_told_once(start: Start, low: int, wide: str) -> None:
+    others = range(low + 1, low + 8)
+    with taken(*others), taken(low, kind=socket.SOCK_DGRAM):
+        listen = f'"tcp://{wide}:{low}-{low + 9}", "udp://{wide}:{low}-{low + 1}"'
+        served = start(DAEMON + sniffer(listen))
+        knocks = Knocks(served, "sniffer")
+        for port in (low, low + 8, low + 9):
+            knock(("127.0.0.1", port))
+        send_udp(("127.0.0.1", low + 1), b"x")
+        assert sorted(line["port"] for line in knocks.next(4)) == [low, low + 1, low + 8, low + 9]
+        (notice,) = notices(served)
+        assert "service.sniffer: others have of its ports: tcp://" in notice
+        assert notice.endswith(" and 3 more")
+        done = served.run("reload")
+        assert done.returncode == 0
+        assert "others have of its ports" in done.stderr
+        assert len(notices(served)) == 2
+    # what has become free is taken by the next reload
+    assert served.run("reload").stderr == ""
+    knock(("127.0.0.1", low + 4))
+    (line,) = knocks.next()
+    assert line["port"] == low + 4
+
+
+def reload(superd: Superd, toml: str) -> str:
+    """Go over to another configuration; return what is told of it."""
+    superd.toml = toml.replace("{directory}", str(superd.directory))
+    superd.write()
+    done = superd.run("reload")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    return done.stdout
+
+
+@pytest.mark.parametrize("wide", ["*", "127.0.0.1"])
+def test_a_reload_gives_a_port_to_a_service_and_back(start: Start, low: int, wide: str) -> None:
+    ends = f"{low}-{low + 9}"
+    plain = DAEMON + sniffer(f'"tcp://{wide}:{ends}", "udp://{wide}:{ends}"')
+    served = start(plain)
+    knocks = Knocks(served, "sniffer")
+    knock(("127.0.0.1", low + 4), b"before")
+    knocks.next()
+    real = plain + echo(f'"tcp://127.0.0.1:{low + 4}", "udp://127.0.0.1:{low + 4}"')
+    for _ in range(2):
+        assert "echo: added" in reload(served, real)
+        assert is_echo(low + 4)
+        assert ask_udp(("127.0.0.1", low + 4), b"real") == b"real"
+        knock(("127.0.0.1", low + 5), b"beside")
+        assert [(line["port"], line["text"]) for line in knocks.next()] == [(low + 5, "beside")]
+        assert "echo: removed" in reload(served, plain)
+        knock(("127.0.0.1", low + 4), b"after")
+        send_udp(("127.0.0.1", low + 4), b"after")
+        told = [(line["port"], line["text"]) for line in knocks.next(2)]
+        assert told == [(low + 4, "after")] * 2
+
+
+def test_a_connection_outlives_the_loss_of_its_port(start: Start, low: int) -> None:
+    plain = DAEMON + sniffer(f'"tcp://127.0.0.1:{low}-{low + 9}"')
+    served = start(plain)
+    knocks = Knocks(served, "sniffer")
+    with socket.create_connection(("127.0.0.1", low + 4), 15) as client:
+        client.sendall(b"half")
+        reload(served, plain + echo(f'"tcp://127.0.0.1:{low + 4}"'))
+        client.sendall(b"whole")
+        client.shutdown(socket.SHUT_WR)
+        assert client.recv(1) == b""
+        assert is_echo(low + 4)
+    assert [line["text"] for line in knocks.next()] == ["halfwhole"]
+
+
+MISTAKES = [
+    ('"tcp://127.0.0.1:20000-29999"', '"tcp://127.0.0.1:29990-40000"', 29990),
+    ('"tcp://*:20000-29999"', '"tcp://*:29999-30000"', 29999),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "port"), MISTAKES)
+def test_ranges_that_overlap_are_one_mistake(
+    tmp_path: Path, one: str, other: str, port: int
+) -> None:
+    code, told = checked(tmp_path, sniffer(one) + sniffer(other, "second"))
+    assert code == 78
+    repeated = f":{port} is listened on by service.sniffer already"
+    assert re.fullmatch(rf".* service\.second\.listen\[0\]: tcp://[0-9.]+{repeated}\n", told)
+
+
+def test_a_range_may_not_have_an_address_twice(tmp_path: Path) -> None:
+    listen = '"tcp://127.0.0.1:20000-20010", "tcp://127.0.0.1:20010-20020"'
+    code, told = checked(tmp_path, sniffer(listen))
+    assert code == 78
+    assert "tcp://127.0.0.1:20010 is listened on by service.sniffer already" in told
+    assert told.count("\n") == 1
+
+
+def checked(directory: Path, toml: str) -> tuple[int, str]:
+    """Return what `superd check` says."""
+    one = Superd(directory, toml.replace("{directory}", str(directory)))
+    one.write()
+    done = one.run("check")
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("wide", ["*", "127.0.0.1"])
+def test_a_range_that_others_have_as_a_whole_is_an_error(
+    tmp_path: Path, low: int, wide: str
+) -> None:
+    toml = sniffer(f'"tcp://{wide}:{low}-{low + 2}"').replace("{directory}", str(tmp_path))
+    with taken(*range(low, low + 3)), contextlib.ExitStack() as stack:
+        for port in range(low, low + 3) if wide == "*" else ():
+            sock = stack.enter_context(socket.socket(socket.AF_INET6))
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(("::", port))
+            sock.listen()
+        _, told = refused(tmp_path, toml)
+    assert "service.sniffer: others listen on all of its addresses" in told
+
+
+@pytest.mark.tool("prlimit")
+def test_more_addresses_than_descriptors_is_one_error(tmp_path: Path) -> None:
+    toml = sniffer('"tcp://127.0.0.1:20000-22999"').replace("{directory}", str(tmp_path))
+    code, told = refused(tmp_path, toml, "prlimit", "--nofile=1000:1000")
+    assert code == 1
+    assert "superd may have 1000 files open; raise that limit (LimitNOFILE=, ulimit -n)" in told
+    assert told.count("tcp://") == 1
