@@ -153,7 +153,13 @@ class Connecting:
         assert target is not None
         target.failed(why.removeprefix(f"{target.name}: "))
         self.cancel()
-        self.start(f"{target.name}: {why}")
+        # not at once, as all of many targets may fail at once
+        go_on = partial(self._go_on, f"{target.name}: {why}")
+        self.relay.streams.poller.loop.call_soon(go_on)
+
+    def _go_on(self, last: str) -> None:
+        if not self.relay.is_over:
+            self.start(last)
 
     def _give_up(self, error: OSError) -> None:
         assert self.target is not None

@@ -8,6 +8,7 @@ import contextlib
 import errno
 import socket
 import time
+from functools import partial
 from operator import length_hint
 from typing import TYPE_CHECKING
 
@@ -121,23 +122,28 @@ class ForwardedDatagrams(DatagramRelay):
         last = None if target.destination.path else self.last
         self.waiting += [data for data in (last, unsent) if data is not None]
         self._leave_target()
-        self._next_target()
+        self._next_target_soon()
 
     def _next_target(self) -> None:
+        if self.is_over:
+            return
         target = self.target = next(self.order, None)
         if target is None:
             self._over(End.UNREACHABLE)
             return
         target.entered()
         if target.way is not None:
-            self._found((target.host,))
+            self._found(target, (target.host,))
         else:
-            self.shared.streams.look_up(target.host, self._found)
+            self.shared.streams.look_up(target.host, partial(self._found, target))
 
-    def _found(self, hosts: tuple[str, ...]) -> None:
-        target = self.target
-        if self.is_over or target is None:
-            return
+    def _next_target_soon(self) -> None:
+        """Not at once, as all of many targets may fail at once."""
+        self.shared.streams.poller.loop.call_soon(self._next_target)
+
+    def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
+        if self.is_over or target is not self.target:
+            return  # it was too late, and another is tried
         streams = self.shared.streams
         bind_to = streams.bind_to
         why = "its name has no address"
@@ -171,7 +177,7 @@ class ForwardedDatagrams(DatagramRelay):
         target.failed(why)
         self.conn.note(f"{target.name}: {why}")
         self._leave_target()
-        self._next_target()
+        self._next_target_soon()
 
     def take_again(self, data: bytes) -> None:
         """Send what has waited, to whichever target it is now."""

@@ -44,6 +44,8 @@ async def keep_probing(target: Target, probe: Probe, streams: Streams, header: b
             why = "no answer in time"
         except OSError as error:
             why = error.strerror or str(error)
+        except Exception as error:  # noqa: BLE001  the next probe may go well
+            why = f"cannot be probed: {error!r}"
         in_a_row = in_a_row + 1 if was_good == (not why) else 1
         was_good = not why
         if in_a_row >= (probe.rise if was_good else probe.fall):

@@ -7,6 +7,7 @@ import ipaddress
 import os.path
 import socket
 import time
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
@@ -165,6 +166,30 @@ class Forward(Service):
             raise WrongOption("proxy-protocol", "v1 cannot precede datagrams, only v2 can")
         for place in options.to:
             self._check_place(place.address, entry)
+
+    @classmethod
+    def check_all(cls, services: Mapping[str, Forward]) -> Iterator[tuple[str, WrongOption]]:
+        """Complain of services that forward in a circle."""
+        leads_to = {
+            name: [other for other in services if service._leads_to(services[other])]
+            for name, service in services.items()
+        }
+        for name in services:
+            reached, new = set[str](), leads_to[name]
+            while new:
+                reached.update(new)
+                new = [far for near in new for far in leads_to[near] if far not in reached]
+            if name in reached:
+                others = ", ".join(f"service.{other}" for other in sorted(reached - {name}))
+                text = f"what is forwarded comes back here, by way of {others}"
+                yield name, WrongOption("to", text)
+
+    def _leads_to(self, other: Forward) -> bool:
+        return any(
+            _is_same(place.address, listener)
+            for place in self.options.to
+            for listener in other.entry.listen
+        )
 
     def _check_place(self, place: Destination, entry: Entry) -> None:
         for listener in entry.listen:

@@ -111,6 +111,7 @@ class _Rehearsal:
         problems: list[Problem] = []
         broken: dict[str, str] = {}
         looking_up: list[str] = []
+        built: dict[str, PluginService] = {}
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
             if entry.wait and not hasattr(kind, "listener"):
@@ -124,8 +125,12 @@ class _Rehearsal:
                     service.prepare()
                 if service is not None and service.looks_up:
                     looking_up.append(name)
+                if service is not None and entry.enabled:
+                    built[name] = service
             except BaseException as error:  # noqa: BLE001  a plugin may raise anything
                 broken[name] = f"plugin {self.plugin.name} failed: {reason(error)}"
+        for name, wrong in kind.check_all(built):
+            problems.append(self._wrong(name, wrong))
         told = [asdict(problem) for problem in problems]
         return {"problems": told, "broken": broken, "looking_up": looking_up}
 
@@ -141,10 +146,14 @@ class _Rehearsal:
             problems += problems_of(error, model, entry.options, self._locator(name))
             return None
         except WrongOption as error:
-            path = ("options", error.key) if error.key in entry.options else ("options",)
-            problems.append(self.configuration.problem(name, path, str(error)))
+            problems.append(self._wrong(name, error))
             return None
         return service
+
+    def _wrong(self, name: str, error: WrongOption) -> Problem:
+        has_key = error.key in self.services[name].options
+        path = ("options", error.key) if has_key else ("options",)
+        return self.configuration.problem(name, path, str(error))
 
     def _locator(self, name: str) -> Locate:
         return lambda path: self.configuration.locate(name, ("options", *path))

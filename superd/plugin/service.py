@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn, Protocol, cast
 
@@ -157,6 +157,13 @@ class Service:
 
     def check(self, entry: Entry) -> None:
         """Raise WrongOption where the options do not go with the rest of the entry."""
+
+    @classmethod
+    def check_all(cls, services: Mapping[str, Any]) -> Iterator[tuple[str, WrongOption]]:
+        """Yield, by name, what is wrong with services of this class that only shows when all of
+        those that are enabled are seen together. Each has been checked by itself.
+        """
+        yield from ()
 
     def start(self) -> None:
         """Start what runs beside the connections."""

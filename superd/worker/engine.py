@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import os
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -76,6 +77,7 @@ class Engine:
         self.inodes: list[tuple[Serving, socket.socket, int]] = []  # what listeners are known by
         self.servings: list[Serving] = []
         self.crews: dict[Serving, Crew] = {}  # of those whose handlers block
+        self.flows = Counter[str]()  # sources of datagrams, by service
         self.draining = False
         self.over = False
         self.held = 0

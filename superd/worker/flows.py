@@ -61,12 +61,20 @@ class FlowListener(DatagramListener):
         if isinstance(ticket, Refusal):
             self.turn_away(ticket, peer, asked)
             return
-        if len(self.flows) >= self.most:
-            next(iter(self.flows.values())).expire(End.EVICTED)
+        if self.engine.flows[self.serving.name] >= self.most:
+            self._make_room()
         self.serving.counts[_ACCEPTED] += 1
         flow = FlowSession()
         flow.open(self, key, peer, asked, ticket)
         flow.take(size)
+
+    def _make_room(self) -> None:
+        """End the session of this socket that was quiet for the longest; of another if need be."""
+        others = (other for other in self.engine.listeners if isinstance(other, FlowListener))
+        for listener in (self, *(other for other in others if other.serving is self.serving)):
+            if listener.flows:
+                next(iter(listener.flows.values())).expire(End.EVICTED)
+                return
 
     def _admit(self, who: Any) -> Ticket | Refusal:
         """Decide as for a connection; nobody is asked for a name, and nobody waits."""
@@ -103,7 +111,8 @@ class FlowListener(DatagramListener):
 
     def forget(self, flow: FlowSession) -> None:
         """Take note that a session is over."""
-        self.flows.pop(flow.key, None)
+        if self.flows.pop(flow.key, None) is not None:
+            self.engine.flows[self.serving.name] -= 1
         if self.is_let_go and not self.flows:
             self.sock.close()
 
@@ -129,6 +138,7 @@ class FlowSession(Session, RelayedDatagrams):
         """Enter the books, and have the plugin make its relay."""
         self.listener, self.key, self.asked, self.relay = listener, key, asked, None
         listener.flows[key] = self
+        listener.engine.flows[listener.serving.name] += 1
         serving = listener.serving
         local = safe(str(asked.address))
         self.begin(listener.engine, serving, listener.transport, peer, ticket, local)
