@@ -29,7 +29,7 @@ def thousands(number: int) -> str:
     return f"[daemon]\nworkers = 2\n{large}{real}"
 
 
-@pytest.mark.parametrize("number", [4_000, pytest.param(15_000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("number", [2_500, pytest.param(15_000, marks=pytest.mark.soak)])
 def test_thousands_of_ports(start: Start, number: int) -> None:
     if number + ROOM > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
         pytest.skip("the limit of descriptors is too low")

@@ -108,11 +108,10 @@ def notices(superd: Superd) -> list[str]:
     return [line for line in superd.log().splitlines() if "others have of its ports" in line]
 
 
-@pytest.mark.parametrize("wide", ["*", "127.0.0.1"])
-def test_what_others_have_is_left_out_and_told_once(start: Start, low: int, wide: str) -> None:
+def test_what_others_have_is_left_out_and_told_once(start: Start, low: int) -> None:
     others = range(low + 1, low + 8)
     with taken(*others), taken(low, kind=socket.SOCK_DGRAM):
-        listen = f'"tcp://{wide}:{low}-{low + 9}", "udp://{wide}:{low}-{low + 1}"'
+        listen = f'"tcp://*:{low}-{low + 9}", "udp://*:{low}-{low + 1}"'
         served = start(DAEMON + sniffer(listen))
         knocks = Knocks(served, "sniffer")
         for port in (low, low + 8, low + 9):
@@ -152,17 +151,16 @@ def test_a_reload_gives_a_port_to_a_service_and_back(start: Start, low: int, wid
     knock(("127.0.0.1", low + 4), b"before")
     knocks.next()
     real = plain + echo(f'"tcp://127.0.0.1:{low + 4}", "udp://127.0.0.1:{low + 4}"')
-    for _ in range(2):
-        assert "echo: added" in reload(served, real)
-        assert is_echo(low + 4)
-        assert ask_udp(("127.0.0.1", low + 4), b"real") == b"real"
-        knock(("127.0.0.1", low + 5), b"beside")
-        assert [(line["port"], line["text"]) for line in knocks.next()] == [(low + 5, "beside")]
-        assert "echo: removed" in reload(served, plain)
-        knock(("127.0.0.1", low + 4), b"after")
-        send_udp(("127.0.0.1", low + 4), b"after")
-        told = [(line["port"], line["text"]) for line in knocks.next(2)]
-        assert told == [(low + 4, "after")] * 2
+    assert "echo: added" in reload(served, real)
+    assert is_echo(low + 4)
+    assert ask_udp(("127.0.0.1", low + 4), b"real") == b"real"
+    knock(("127.0.0.1", low + 5), b"beside")
+    assert [(line["port"], line["text"]) for line in knocks.next()] == [(low + 5, "beside")]
+    assert "echo: removed" in reload(served, plain)
+    knock(("127.0.0.1", low + 4), b"after")
+    send_udp(("127.0.0.1", low + 4), b"after")
+    told = [(line["port"], line["text"]) for line in knocks.next(2)]
+    assert told == [(low + 4, "after")] * 2
 
 
 def test_a_connection_outlives_the_loss_of_its_port(start: Start, low: int) -> None:

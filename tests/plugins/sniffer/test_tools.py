@@ -6,6 +6,7 @@ import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -66,10 +67,12 @@ output = "{{directory}}/greeting.out"
 
 
 @contextlib.contextmanager
-def running(command: list[str]) -> Iterator[None]:
+def running(command: list[str], directory: Path) -> Iterator[None]:
     """Run a program that waits for an answer in vain, at a terminal that says nothing."""
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=quiet, stderr=quiet) as process:
+    pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+    with subprocess.Popen(
+        command, stdin=pipe, stdout=quiet, stderr=quiet, cwd=directory
+    ) as process:
         try:
             yield
         finally:
@@ -93,7 +96,8 @@ def told(served: Superd) -> dict[str, Line]:
         for command, (tcp, udp) in zip(TOOLS, free, strict=True):
             if shutil.which(command.split()[0]):
                 ports[command] = tcp if "{tcp}" in command else udp
-                stack.enter_context(running(command.format(tcp=tcp, udp=udp).split()))
+                words = command.format(tcp=tcp, udp=udp).split()
+                stack.enter_context(running(words, served.directory))
         file = served.directory / "silent.out"
         until(lambda: {one["port"] for one in lines(file, 1)} >= set(ports.values()), "all of them")
     first: dict[int, Line] = {}
@@ -136,7 +140,8 @@ def test_a_fingerprint_is_the_same_each_time_and_another_for_each_program(
     prints: dict[str, set[str]] = {}
     for command, line in told.items():
         if line["protocol"] == "tls":
-            with running(command.format(tcp=line["port"], udp=0).split()):
+            words = command.format(tcp=line["port"], udp=0).split()
+            with running(words, served.directory):
                 again = knocks.next()[0]
             assert again["base64"] != line["base64"]  # there is a random number in it
             prints[command] = {again["details"]["ja4"], line["details"]["ja4"]}
