@@ -31,10 +31,9 @@ class Listening(asyncio.Protocol):
         self.peer, self.local = self.conn.peer, self.conn.local
         if options.banner:
             transport.write(options.banner.encode())
-        if options.capture is None:
-            self._enough()
-        else:
-            self.timer = self.sniffer.loop.call_later(options.capture.time, self._enough)
+        # not from in here: uvloop begins to read only after this, and could not be told to pause
+        seconds = options.capture.time if options.capture else 0.0
+        self.timer = self.sniffer.loop.call_later(seconds, self._enough)
 
     def data_received(self, data: bytes) -> None:
         capture = self.sniffer.options.capture
