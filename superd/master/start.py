@@ -39,8 +39,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
         undo.callback(log.close)
         signals = Signals()  # from here on none may end superd half-way: there is what to undo
         listeners = listen(plan.services, notices=plan.notices)
-        for listener in listeners:
-            undo.callback(listener.close)
+        undo.callback(_close, listeners)
         pid_file = _pid_file(settings)
         if pid_file is not None:
             undo.callback(pid_file.remove)
@@ -73,6 +72,11 @@ def _failed(code: int, text: str) -> SuperdError:
     error = SuperdError(text)
     error.exit_code = ExitCode(code)
     return error
+
+
+def _close(listeners: list[Listener]) -> None:
+    for listener in listeners:
+        listener.close()
 
 
 def _pid_file(settings: Settings) -> PidFile | None:
