@@ -236,11 +236,10 @@ class Journal(Socket):
     def _write_event(self, line: bytes) -> None:
         event = connections.parsed(line)
         fields = {key: value for key, value in event.items() if key not in ("time", "pid", "facts")}
-        facts = {key.replace("-", "_"): value for key, value in event.get("facts", {}).items()}
-        fields = facts | fields
         for key in _SECONDS & fields.keys():
             fields[key] = round(fields[key] * 1e6)
-        self._log("info", event["pid"], connections.message_of(event), fields)
+        facts = {key.replace("-", "_"): value for key, value in event.get("facts", {}).items()}
+        self._log("info", event["pid"], connections.message_of(event), facts | fields)
 
     def _log(self, level: str, pid: int, message: str, fields: Mapping[str, Any]) -> None:
         all_fields = {

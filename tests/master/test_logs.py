@@ -404,6 +404,17 @@ def test_the_journal_gets_fields_of_its_own(syslog: Syslog) -> None:
     log.close()
 
 
+def test_facts_that_are_called_as_a_field_is_are_texts_all_the_same(syslog: Syslog) -> None:
+    log = Log(["journal"], "text", journal_socket=str(syslog.path))
+    facts = {"connect": "proxy", "user-agent": "nmap", "service": "another"}
+    log.write_events(event("noted", text="Connection", facts=facts))
+    heard = fields(syslog.socket.recv(65536))
+    assert heard["SUPERD_CONNECT_USEC"] == "proxy"
+    assert heard["SUPERD_USER_AGENT"] == "nmap"
+    assert heard["SUPERD_SERVICE"] == "echo"
+    log.close()
+
+
 def test_events_that_are_lost_are_counted_one_by_one(log_to: LogTo) -> None:
     log = log_to("/dev/full")
     log.write_events(event() * 5)
