@@ -16,7 +16,7 @@ _parts: dict[Title, str] = {}
 
 
 class Title:
-    """The part that one service has in the title; `pairs` are its connections, each as a text."""
+    """The part that one service has in the title; each of its connections tells its own text."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, connections: Callable[[], Collection[object]]

@@ -102,13 +102,17 @@ class Engine:
         elif is_datagram:
             made = FlowListener if serving.relay_datagrams else Answering
             self.listeners.append(made(self, serving, address, sock, self.guard))
-        elif serving.relay:
-            start = self._greeting(address, self._relay(serving, address.transport.of_clients))
-            self.listeners.append(Acceptor(self, serving, address, sock, start, socket.SocketType))
-        elif serving.blocking or serving.protocol or serving.stream or serving.takeover:
+        elif (
+            serving.relay
+            or serving.blocking
+            or serving.protocol
+            or serving.stream
+            or serving.takeover
+        ):
             start = self._greeting(address, self._starter(serving, address.transport.of_clients))
             crew = self.crews.get(serving)
-            self.listeners.append(Acceptor(self, serving, address, sock, start, Accepted, crew))
+            make = socket.SocketType if serving.relay else Accepted
+            self.listeners.append(Acceptor(self, serving, address, sock, start, make, crew))
         else:
             answerer = Answerer(self, serving, address.transport.of_clients)
             answer = self._greeting(address, answerer.dispatch)
@@ -145,19 +149,16 @@ class Engine:
             session.begin(self, serving, kind, sockaddr, ticket, local)
             session.give(sock, self.crews[serving])
 
-        if serving.blocking:
-            return delegate
-        return attach if serving.protocol or serving.stream else give
-
-    def _relay(self, serving: Serving, kind: Transport) -> Dispatch:
-        """Have a plugin carry the bytes of a service itself."""
-
         def relay(sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
             session = RelayedSession()
             session.begin(self, serving, kind, sockaddr, ticket, local)
             session.give(sock)
 
-        return relay
+        if serving.relay:
+            return relay
+        if serving.blocking:
+            return delegate
+        return attach if serving.protocol or serving.stream else give
 
     def enter(self, session: Session) -> int:
         """Book a connection and return its number."""
@@ -196,10 +197,8 @@ class Engine:
 
     def end_if_drained(self) -> None:
         """Stop the loop once nobody is left."""
-        if self.draining:
-            busy = self.sessions or self.lingering or self.names or self.held
-            if not busy:
-                self._end()
+        if self.draining and not (self.sessions or self.lingering or self.names or self.held):
+            self._end()
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve; return once drained."""

@@ -200,9 +200,8 @@ class Session:
             duration = self.engine.loop.time() - self.started
             counts[duration_column(duration)] += 1
             end = "server" if self.end is None else self.end.value
-            bytes_each_way = self.received, self.sent
             serving.records.closed(
-                self.ends, duration, *bytes_each_way, end, self.outcome, self.target
+                self.ends, duration, self.received, self.sent, end, self.outcome, self.target
             )
             self.give_place_back()
             if serving.waiting:
