@@ -49,6 +49,14 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
+    def ask(self, kind: str, **content: object) -> bool:
+        """Send a worker what it is to do; False where its line is full, or gone."""
+        try:
+            self.channel.send(json.dumps({"kind": kind, **content}).encode("ascii"))
+        except OSError:
+            return False
+        return True
+
     def end(self, why: str) -> None:
         """Kill a worker that cannot be relied on any more."""
         self.ended_for = self.ended_for or why

@@ -1,8 +1,8 @@
-"""A worker's line to the master: log records, bans, `ready`, and why it could not start.
+"""A worker's line to the master: log records, bans, `ready`, and why it could not start; and what
+the master wants of it.
 
-Messages are datagrams of JSON, or batches of events, one way only; the master going away is the end
-of the file. Sending never blocks: what does not fit is dropped and counted, and the count follows.
-Never raises.
+Messages are datagrams of JSON, or batches of events; the master going away is the end of the file.
+Sending never blocks: what does not fit is dropped and counted, and the count follows. Never raises.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,7 +33,22 @@ class Channel:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.dropped = 0
+        self.is_closed = False
         sock.setblocking(False)
+
+    def heard(self) -> Iterator[dict[str, Any]]:
+        """Yield what the master has asked for; `is_closed` tells that it has gone."""
+        while not self.is_closed:
+            try:
+                data = self.sock.recv(LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                yield json.loads(data)
+            else:
+                self.is_closed = True
 
     def ready(self) -> None:
         self._send(READY, {})

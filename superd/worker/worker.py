@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -236,10 +236,14 @@ def _serve(
             engine.listen(servings[name], address, sock)
     loop = engine.loop
 
-    def orphaned() -> None:
-        """The channel is readable only once the master has gone."""
-        loop.remove_reader(channel.sock)
-        engine.drain()
+    def hear() -> None:
+        for message in channel.heard():
+            requests[message.pop("kind")](**message)
+        if channel.is_closed:
+            loop.remove_reader(channel.sock)
+            engine.drain()
+
+    requests: dict[str, Callable[..., None]] = {}
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
@@ -250,7 +254,7 @@ def _serve(
     signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # uvloop loses those before it runs
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
-    loop.add_reader(channel.sock, orphaned)
+    loop.add_reader(channel.sock, hear)
     _hear_of_strays(engine.flood_gate)
     loop.run_until_complete(_started(plugins))
     engine.run(ready)
