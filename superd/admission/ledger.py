@@ -8,11 +8,10 @@ the master gives it back when the worker dies. Never raises.
 from __future__ import annotations
 
 import fcntl
-import mmap
-import os
-import tempfile
+import secrets
 import time
 
+from superd.admission.memory import CELL, Memory
 from superd.admission.scoreboard import Roster
 
 SLOTS = 1 << 15  # sources that can be counted at a time
@@ -21,20 +20,16 @@ TRIES = 50  # for the lock, which is held for microseconds, until it is tried no
 NAP = 0.0005  # seconds between these tries
 NAPS = 400  # and then its holder has been stopped
 
-_CELL = 8
+_BITS = 256  # of each of two secret numbers
+_FACTOR, _STEP, _RATES = 0, 4, 8  # where these numbers start, and the rates that follow them
 _KEY, _DUE, _COUNTS = 0, 1, 2  # columns of a source's slot; one count for each worker's place
 
 
 class Lock:
     """A lock between processes that the kernel takes back from one that dies (fcntl(2))."""
 
-    def __init__(self) -> None:
-        if hasattr(os, "memfd_create"):
-            self.descriptor = os.memfd_create("superd-ledger")
-        else:
-            file, path = tempfile.mkstemp()
-            os.unlink(path)
-            self.descriptor = file
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
 
     def acquire(self) -> bool:
         """Take the lock; False where another process does not let go of it."""
@@ -55,14 +50,19 @@ class Ledger:
     """The rates of services and of the daemon, and a table of sources.
 
     A rate is kept as the time, in ns of the monotonic clock, at which its next event is due.
+    `descriptor` is that of an earlier one's memory, of the same roster.
     """
 
-    def __init__(self, roster: Roster) -> None:
-        self.lock = Lock()
+    def __init__(self, roster: Roster, descriptor: int | None = None) -> None:
         self._roster = roster
-        self._rates = _memory(roster.capacity)
         self._width = _COUNTS + roster.places
-        self._sources = _memory(SLOTS * self._width)
+        first = _RATES + roster.capacity
+        self.memory = Memory("ledger", first + SLOTS * self._width, descriptor)
+        self.lock = Lock(self.memory.descriptor)
+        if descriptor is None:
+            self.memory.cells[:_RATES] = memoryview(secrets.token_bytes(_RATES * CELL)).cast("Q")
+        self._rates = self.memory.cells[_RATES:first]
+        self._sources = self.memory.cells[first:]
 
     def rate(self, scope: str) -> memoryview:
         """Return the one cell that tells when the next event of a service is due."""
@@ -71,7 +71,10 @@ class Ledger:
 
     def sources(self, scope: str, place: int) -> Sources:
         """Return the sources of a service, or of the daemon, as the worker at `place` has them."""
-        return Sources(self._sources, self._width, self._roster.number(scope), place)
+        number = self._roster.number(scope)
+        factor = int.from_bytes(self.memory.cells[_FACTOR:_STEP], "little")
+        step = int.from_bytes(self.memory.cells[_STEP:_RATES], "little")
+        return Sources(self._sources, self._width, factor, step * (number + 1), place)
 
     def vacate(self, place: int) -> None:
         """Give back what the worker at `place` had taken; it has gone."""
@@ -83,19 +86,22 @@ class Ledger:
 class Sources:
     """The sources of one scope: how many connections each has, and when its next one is due.
 
-    A slot is found by a hash of the source with Python's secret seed, which the workers have from
-    the master; so nobody can choose addresses that crowd into the same few slots.
+    A slot is found by the highest bits of `factor` times the source plus `offset`, both secret
+    (multiply-shift hashing); so nobody can choose addresses that crowd into the same few slots.
+    Python's own hash would not do: the program after an upgrade has another seed.
     """
 
-    def __init__(self, cells: memoryview, width: int, scope: int, place: int) -> None:
+    def __init__(self, cells: memoryview, width: int, factor: int, offset: int, place: int) -> None:
         self._cells = cells
         self._width = width
-        self._salt = hash(b"scope %d" % scope)
+        self._factor = factor
+        self._offset = offset
         self._column = _COUNTS + place
 
     def slot(self, source: bytes, now: int) -> int:
         """Return the slot of a source, an unused one where it has none; -1 where all are in use."""
-        key = (hash(source) ^ self._salt) & 0xFFFF_FFFF_FFFF_FFFF or 1
+        number = self._factor * int.from_bytes(source, "big") + self._offset
+        key = number >> _BITS - 64 & 0xFFFF_FFFF_FFFF_FFFF or 1
         cells, width = self._cells, self._width
         slot = key % SLOTS * width
         if cells[slot] == key:
@@ -141,8 +147,3 @@ class Sources:
         the slot stays the source's.
         """
         self._cells[slot + self._column] -= 1
-
-
-def _memory(cells: int) -> memoryview:
-    """Return shared cells of unsigned 64 bits; the kernel gives a page when it is written to."""
-    return memoryview(mmap.mmap(-1, cells * _CELL)).cast("Q")

@@ -8,10 +8,10 @@ reload brings more services than there is memory for.
 from __future__ import annotations
 
 import enum
-import mmap
 from bisect import bisect_left
 from collections.abc import Sequence
 
+from superd.admission.memory import Memory
 from superd.admission.refusals import Refusal
 from superd.errors import SuperdError
 
@@ -35,8 +35,6 @@ REFUSALS = tuple(Refusal)
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)  # seconds; the last is beyond
 _FIRST_DURATION = len(Count) + len(REFUSALS)
 _COLUMNS = _FIRST_DURATION + len(DURATIONS) + 1
-_CELL = 8
-
 
 LEAST_SERVICES = 256
 LEAST_PLACES = 16
@@ -79,14 +77,14 @@ class Roster:
 class Scoreboard:
     """A table of unsigned 64-bit counters: a row for each worker's place, a cell per service.
 
-    The kernel gives a page of it when it is first written to.
+    `descriptor` is that of an earlier one's memory, of the same roster.
     """
 
-    def __init__(self, roster: Roster) -> None:
+    def __init__(self, roster: Roster, descriptor: int | None = None) -> None:
         self._roster = roster
         self._width = roster.capacity * _COLUMNS
-        self._memory = mmap.mmap(-1, roster.places * self._width * _CELL)
-        self._cells = memoryview(self._memory).cast("Q")
+        self.memory = Memory("scoreboard", roster.places * self._width, descriptor)
+        self._cells = self.memory.cells
 
     def row(self, place: int, service: str) -> memoryview:
         """Return the writable counters of one service at one worker's place.

@@ -15,6 +15,7 @@ import pytest
 
 from superd.admission.gate import NO_SOURCE, Gate, Ticket
 from superd.admission.ledger import Lock
+from superd.admission.memory import nameless_file
 from superd.admission.rules import Rules
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
@@ -87,7 +88,13 @@ class Bench:
         self.counts = memoryview(bytearray(8 * len(Count))).cast("Q")
         rules = Rules(None, None, None)
         gate = Gate(
-            rules, (), Lock(), self.counts, self.counts, waits=False, clock=time.monotonic_ns
+            rules,
+            (),
+            Lock(nameless_file("test")),
+            self.counts,
+            self.counts,
+            waits=False,
+            clock=time.monotonic_ns,
         )
         serving: Any = SimpleNamespace(
             name="test", counts=self.counts, entry=entry, gate=gate, waiting=set()

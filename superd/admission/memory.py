@@ -1,0 +1,39 @@
+"""Memory that the master shares with all workers, and with the program that takes over from it.
+
+Made by the master before it forks. It is a file without a name, so an upgrade in place passes it on
+as a descriptor (memfd_create(2)). Raises ValueError for a descriptor that is something else.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+
+CELL = 8
+
+
+def nameless_file(purpose: str) -> int:
+    """Return a descriptor of an empty file that nobody else can open; `purpose` is for lsof(8)."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(f"superd-{purpose}")
+    descriptor, path = tempfile.mkstemp()
+    os.unlink(path)
+    return descriptor
+
+
+class Memory:
+    """Shared cells of unsigned 64 bits; the kernel gives a page when it is first written to.
+
+    Made anew, full of zeros, or found where `descriptor` has it.
+    """
+
+    def __init__(self, purpose: str, cells: int, descriptor: int | None = None) -> None:
+        size = cells * CELL
+        if descriptor is None:
+            descriptor = nameless_file(purpose)
+            os.truncate(descriptor, size)
+        elif os.fstat(descriptor).st_size != size:
+            raise ValueError(f"the memory of the {purpose} has another size")
+        self.descriptor = descriptor
+        self.cells = memoryview(mmap.mmap(descriptor, size)).cast("Q")
