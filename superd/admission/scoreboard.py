@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from superd.admission.memory import Memory
 from superd.admission.refusals import Refusal
@@ -36,6 +36,11 @@ DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)  # seconds; the l
 _FIRST_DURATION = len(Count) + len(REFUSALS)
 _COLUMNS = _FIRST_DURATION + len(DURATIONS) + 1
 
+_COUNTED = (
+    *(count.name.lower().replace("_", "-") for count in Count),
+    *(f"refused-{refusal.value}" for refusal in REFUSALS),
+)
+
 LEAST_SERVICES = 256
 LEAST_PLACES = 16
 SPARE = 4  # times as much as is needed at the start: reloads may bring more
@@ -50,28 +55,41 @@ class NoRoom(SuperdError):
 class Roster:
     """Which services and how many places there is room for in shared memory.
 
-    A service keeps its number for as long as the master lives, over reloads too; so does the
-    daemon, which is number 0.
+    A service keeps its number for as long as the master lives, over reloads and upgrades too; so
+    does the daemon, which is number 0.
     """
 
-    def __init__(self, services: Sequence[str], places: int) -> None:
-        self.capacity = max(LEAST_SERVICES, SPARE * len(services))
-        self.places = max(LEAST_PLACES, SPARE * places)
-        self._numbers = {ALL: 0}
-        self.add(services)
+    def __init__(self, capacity: int, places: int, numbers: Mapping[str, int]) -> None:
+        self.capacity = capacity
+        self.places = places
+        self.numbers = dict(numbers)
+
+    @classmethod
+    def of(cls, services: Sequence[str], places: int) -> Roster:
+        """Return a new one for these services and so many places, with room for more."""
+        roster = cls(
+            max(LEAST_SERVICES, SPARE * len(services)), max(LEAST_PLACES, SPARE * places), {ALL: 0}
+        )
+        roster.add(services)
+        return roster
 
     def add(self, services: Sequence[str]) -> None:
         """Give each service that is new a number."""
-        new = [name for name in services if name not in self._numbers]
-        if len(self._numbers) + len(new) > self.capacity:
+        new = [name for name in services if name not in self.numbers]
+        if len(self.numbers) + len(new) > self.capacity:
             raise NoRoom(f"there is room for {self.capacity - 1} services; a restart makes more")
-        self._numbers |= {name: len(self._numbers) + n for n, name in enumerate(new)}
+        self.numbers |= {name: len(self.numbers) + n for n, name in enumerate(new)}
 
     def number(self, service: str) -> int:
-        return self._numbers[service]
+        return self.numbers[service]
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.numbers)
+
+
+def columns() -> list[str]:
+    """Return what each column of the scoreboard counts: two that differ cannot share memory."""
+    return [*_COUNTED, *(f"up to {seconds} s" for seconds in DURATIONS), "longer"]
 
 
 class Scoreboard:
@@ -109,10 +127,7 @@ class Scoreboard:
 
     def totals(self, service: str) -> dict[str, int]:
         """Return the sums over all workers by name; refusals as `refused-REASON`."""
-        sums = self._sums(service)[:_FIRST_DURATION]
-        names = [count.name.lower().replace("_", "-") for count in Count]
-        names += [f"refused-{refusal.value}" for refusal in REFUSALS]
-        return dict(zip(names, sums, strict=True))
+        return dict(zip(_COUNTED, self._sums(service)[:_FIRST_DURATION], strict=True))
 
     def durations(self, service: str) -> list[int]:
         """Return how many connections lasted up to each of DURATIONS, and longer than the last."""

@@ -51,7 +51,7 @@ class Arguments(Document):
 
     def __init__(self, plugin: str, made: dict[str, Any]) -> None:
         data = {"service": {plugin: made}, "daemon": {"drain-timeout": "2s"}}
-        super().__init__(f"superd try {plugin}", find_places(""), data)
+        super().__init__(f"superd try {plugin}", "", find_places(""), data)
 
     def problem(self, path: KeyPath, message: str, *, at_key: bool = False) -> Problem:
         typed = path[2:] if path[2:3] != ("options",) else path[3:]

@@ -51,12 +51,32 @@ def stop(file: Path | None) -> int:
 def reload(file: Path | None) -> int:
     """Have the daemon read its configuration anew; return once it has gone over to it, or not."""
     settings = read(file).partial  # its mistakes are the daemon's to tell
-    number = asked(settings, "reload")["number"]
+    return _told(_outcome(settings, "reload"))
+
+
+def upgrade(file: Path | None) -> int:
+    """Have the daemon go over to the program that is installed now; return once it has, or not."""
+    settings = read(file).partial
+    answer = _outcome(settings, "upgrade")
+    if "version" in answer:
+        print(f"superd {answer['before']} -> {answer['version']}")
+        if answer["state"] == "failed":
+            print("superd: the workers stay those of before:", file=sys.stderr)
+    return _told(answer)
+
+
+def _outcome(settings: Settings, request: str) -> Any:
+    """Ask for a change that takes a while; return how it ended."""
+    number = asked(settings, request)["number"]
     while True:
-        answer = asked(settings, "reload-state", number=number)
+        answer = asked(settings, f"{request}-state", number=number)
         if answer["state"] in ("done", "failed"):
-            break
+            return answer
         select.select([], [], [], LOOK)
+
+
+def _told(answer: Any) -> int:
+    """Print how a change ended; return the exit code."""
     for notice in answer["notices"]:
         print(f"superd: {notice}", file=sys.stderr)
     for problem in answer["problems"]:

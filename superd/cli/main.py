@@ -75,6 +75,9 @@ def parser() -> argparse.ArgumentParser:
         add("stop", _stop, "stop the daemon, connections may finish; returns when it is gone")
     )
     with_file(add("reload", _reload, "read the configuration anew; exit 78 if it has a mistake"))
+    with_file(
+        add("upgrade", _upgrade, "go over to the program that is installed now; connections go on")
+    )
     status = with_file(
         add("status", _status, "show workers, services and counts; exit 3 if stopped")
     )
@@ -134,6 +137,12 @@ def _reload(options: argparse.Namespace) -> int:
     from superd.cli.control import reload
 
     return reload(options.config)
+
+
+def _upgrade(options: argparse.Namespace) -> int:
+    from superd.cli.control import upgrade
+
+    return upgrade(options.config)
 
 
 def _status(options: argparse.Namespace) -> int:

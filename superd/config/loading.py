@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,7 +27,7 @@ from superd.config.model import (
 )
 from superd.config.positions import Path as KeyPath
 from superd.config.problems import Document, Locate, problems_of
-from superd.config.reading import included_files, read_document
+from superd.config.reading import document_of, included_files, read_document
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, Problem, shown
 from superd.net.addresses import (
@@ -94,19 +94,32 @@ def check(document: Document, file: Path) -> Configuration:
     return _Loader(document, file).configuration()
 
 
+def load_again(file: Path, texts: Mapping[str, str]) -> Configuration:
+    """Return the configuration that was read from `texts` (see Settings), whatever the files say
+    now; raises ConfigurationError where these are not TOML.
+    """
+    main, *included = [document_of(name, text) for name, text in texts.items()]
+    return _Loader(main, file, included).configuration()
+
+
 class _Loader:
     """Gathers the problems of one configuration while it is turned into settings."""
 
-    def __init__(self, main: Document, file: Path) -> None:
+    def __init__(
+        self, main: Document, file: Path, included: Sequence[Document] | None = None
+    ) -> None:
         self.main = main
+        self.included = included  # None: what the main file includes is to be read
         self.file = file.absolute()
         self.context = {"directory": self.file.parent}
         self.problems: list[Problem] = []
         self.homes: dict[str, Document] = {}
+        self.texts: dict[str, str] = {}
 
     def configuration(self) -> Configuration:
         daemon = self._valid(Daemon, self._table("daemon"), self._in_main("daemon")) or Daemon()
         for document in self._documents(daemon):
+            self.texts[document.name] = document.text
             self._names(document)
         if defaults := self._table("defaults"):
             self._valid(Defaults, defaults, self._in_main("defaults"))
@@ -114,7 +127,9 @@ class _Loader:
             name: entry for name in self.homes if (entry := self._service(name)) is not None
         }
         services = _without_what_others_want(services)
-        settings = Settings.model_construct(file=self.file, daemon=daemon, services=services)
+        settings = Settings.model_construct(
+            file=self.file, texts=self.texts, daemon=daemon, services=services
+        )
         found = Configuration(settings, (), self.locate)
         if not self.problems:
             self.problems += self._nothing_to_serve(found)
@@ -152,6 +167,9 @@ class _Loader:
 
     def _documents(self, daemon: Daemon) -> Iterator[Document]:
         yield self.main
+        if self.included is not None:
+            yield from self.included
+            return
         seen = {os.path.realpath(self.file)}
         for number, pattern in enumerate(daemon.include):
             try:

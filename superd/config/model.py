@@ -320,9 +320,12 @@ class Daemon(Limits):
 
 
 class Settings(Section):
-    """A whole configuration, checked: what the master works from."""
+    """A whole configuration, checked: what the master works from. `texts` are the files that it was
+    read from, by name, the main one first.
+    """
 
     file: Path
+    texts: dict[str, str]
     daemon: Daemon
     services: dict[str, Service]
 

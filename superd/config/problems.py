@@ -21,10 +21,11 @@ from superd.errors import Problem, shown
 
 
 class Document:
-    """One file of a configuration: its name, its data, and where its keys stand."""
+    """One file of a configuration: its name, its text and data, and where its keys stand."""
 
-    def __init__(self, name: str, places: Places, data: dict[str, Any]) -> None:
+    def __init__(self, name: str, text: str, places: Places, data: dict[str, Any]) -> None:
         self.name = name
+        self.text = text
         self.places = places
         self.data = data
 

@@ -26,14 +26,17 @@ LEFT_BEHIND = re.compile(r"[.#].*|.*(?:~|#|\.bak|\.old|\.orig|\.rej|\.(?:dpkg|rp
 
 def read_document(file: Path) -> Document:
     """Read one file of TOML and find where its keys stand."""
-    name = str(file)
-    text = _read_text(file)
+    return document_of(str(file), _read_text(file))
+
+
+def document_of(name: str, text: str) -> Document:
+    """Return what a file of this name and text says."""
     try:
         places = find_places(text)
     except TooMuch as error:
         raise ConfigurationError([Problem(name, *error.position, "", str(error))]) from None
     try:
-        return Document(name, places, tomli.loads(text))
+        return Document(name, text, places, tomli.loads(text))
     except tomli.TOMLDecodeError as error:
         if places.repeated and error.msg.startswith("Cannot "):
             path, first, again = places.repeated

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass
 from heapq import nsmallest
 from pathlib import Path
@@ -68,6 +68,11 @@ class Bans:
         """Return all bans as JSON, those that end first first."""
         ordered = sorted(self._bans.values(), key=lambda ban: ban.until)
         return [_as_json(ban) for ban in ordered]
+
+    def take_up(self, listed: Iterable[Any]) -> None:
+        """Go on with bans that another program has listed."""
+        for data in listed:
+            self._enter(ban_of(data))
 
     def protecting(self, network: IPNetwork) -> IPNetwork | None:
         """Return the network of never-ban that a ban would touch."""

@@ -41,11 +41,11 @@ class ControlSocket:
     """Answers requests; `answer(request)` gives what is to be sent as JSON."""
 
     def __init__(
-        self, path: Path, selector: selectors.BaseSelector, answer: Callable[[str], Any]
+        self, listener: Listener, selector: selectors.BaseSelector, answer: Callable[[str], Any]
     ) -> None:
         self.selector = selector
         self.answer = answer
-        self.listener = _listener(path)
+        self.listener = listener
         self.clients: set[Client] = set()
         self.is_accepting = False
         self.look()
@@ -119,7 +119,8 @@ class ControlSocket:
         self.listener.close()
 
 
-def _listener(path: Path) -> Listener:
+def control_listener(path: Path) -> Listener:
+    """Listen on the control socket."""
     address = Address(Transport.UNIX, path=str(path), mode=0o600)
     entry = Service.model_construct(plugin="(control)", listen=(address,), backlog=MOST_CLIENTS)
     try:

@@ -32,16 +32,17 @@ class Place:
 class Generation:
     """What one plan needs: places for workers, and the listeners that they serve."""
 
-    def __init__(
-        self, number: int, plan: Plan, watch: Watch, taken: Collection[int], most: int
-    ) -> None:
+    def __init__(self, number: int, plan: Plan, watch: Watch) -> None:
         self.number = number
         self.plan = plan
         self.watch = watch
         self.places: list[Place] = []
         self.kill_at: float | None = None  # when those that still drain are ended
+
+    def make_places(self, taken: Collection[int], most: int) -> None:
+        """Make places for all workers of the plan; raises NoRoom beyond `most`."""
         free = (n for n in range(most) if n not in taken)
-        for pool in plan.pools:
+        for pool in self.plan.pools:
             throttle = Throttle()
             for number in range(pool.workers):
                 place = next(free, None)

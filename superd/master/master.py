@@ -10,26 +10,25 @@ from __future__ import annotations
 import selectors
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import partial
 
-from superd.admission.ledger import Ledger
-from superd.admission.scoreboard import Roster, Scoreboard
+from superd.admission.tally import Tally
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.bans import Bans
+from superd.master.changes import Changes
 from superd.master.children import ALLOWANCE, Child, reap
-from superd.master.control import ControlSocket
+from superd.master.control import ControlSocket, control_listener
 from superd.master.generation import Generation, Place
 from superd.master.hearing import Hearing
 from superd.master.logs import Log
+from superd.master.pidfile import PidFile
 from superd.master.plan import Plan
-from superd.master.reload import Reload
 from superd.master.requests import answer
 from superd.master.resolving import Resolving
 from superd.master.signals import Signals
 from superd.master.supervising import Supervisor
-from superd.master.watch import Watch
 from superd.net.addresses import Transport
 from superd.net.listeners import Listener
 from superd.worker.engine import GRACE
@@ -39,7 +38,6 @@ from superd.worker.worker import main as worker_main
 
 WATCH = 0.4  # seconds between looks at the listeners: sabotage is repaired within a second
 START_LIMIT = 30.0  # seconds that a worker may take until it is ready
-KEPT_RELOADS = 10
 LAST_WORD = 0.5  # seconds from asking a worker to end at once to killing it
 
 
@@ -55,34 +53,35 @@ class Master:
 
     def __init__(
         self,
-        plan: Plan,
-        listeners: list[Listener],
+        current: Generation,
+        tally: Tally,
         log: Log,
         signals: Signals,
         supervisor: Supervisor,
         *,
         in_background: bool,
+        pid_file: PidFile | None = None,
+        resolving: Resolving | None = None,
     ) -> None:
+        plan = current.plan
         self.log = log
         self.supervisor = supervisor
         self.in_background = in_background
+        self.pid_file = pid_file
         self.state = State.STARTING
         self.since = time.time()
         self.failure: tuple[int, str] | None = None
-        self.roster = Roster(list(plan.services), sum(pool.workers for pool in plan.pools))
-        self.scoreboard = Scoreboard(self.roster)
-        self.ledger = Ledger(self.roster)
-        self.current = Generation(1, plan, Watch(listeners, log), (), self.roster.places)
+        self.tally = tally
+        self.current = current
         self.generations = [self.current]  # of which the others start, or drain
-        self.reloads: list[Reload] = []  # the last ones
-        self.reload_again = False
+        self.changes = Changes(self)
         self.bans = Bans(plan.settings.daemon.ban_file, log)
-        self.resolving: Resolving | None = None
+        self.resolving = resolving
         self.configured(plan)
         self.selector = selectors.DefaultSelector()
         self.hearing = Hearing(self.selector, log, self.bans)
         self.control: ControlSocket | None = None
-        self._serial = 0
+        self.serial = 0  # of the last worker
         self._kill_at: float | None = None
         self._watch_at = 0.0
         self._signals = signals
@@ -92,6 +91,15 @@ class Master:
     def places(self) -> list[Place]:
         """Those of all generations."""
         return [place for generation in self.generations for place in generation.places]
+
+    def take_up(self, older: Sequence[Generation], bans: Iterable[object]) -> None:
+        """Go on with what another program had besides: generations that drain, all workers' lines,
+        and bans.
+        """
+        self.generations = [*older, self.current]
+        for child in (place.child for place in self.places if place.child):
+            self.hearing.listen_to(child)
+        self.bans.take_up(bans)
 
     def configured(self, plan: Plan) -> None:
         """Go by a plan in what is the daemon's own."""
@@ -109,11 +117,12 @@ class Master:
             self.resolving = self.resolving or Resolving(self.log)
             self.resolving.serve(plan.pools)
 
-    def open_control(self) -> None:
-        """Answer `superd status`."""
+    def open_control(self, listener: Listener | None = None) -> None:
+        """Answer `superd status`, by a listener that is there already or a new one."""
         path = self.current.plan.settings.daemon.control_socket
         if path is not None:
-            self.control = ControlSocket(path, self.selector, partial(answer, self))
+            listener = listener or control_listener(path)
+            self.control = ControlSocket(listener, self.selector, partial(answer, self))
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call `ready` once all of them are, and serve; return the exit code."""
@@ -194,11 +203,13 @@ class Master:
         """HUP: read the configuration anew and go over to it; connections go on under the old one.
         With a mistake in it nothing changes, and the log tells what it is.
         """
-        self.reload_again = True  # at once, or after what is under way
+        self.changes.wants_reload = True  # at once, or after what is under way
 
     def handle_usr2(self) -> None:
-        """USR2: nothing yet; it is kept for an upgrade in place."""
-        self.log.warning("USR2: an upgrade takes a restart; the service goes on")
+        """USR2: go over to the program that is installed now, in this very process; connections go
+        on. Where it could not serve nothing changes, and the log tells why.
+        """
+        self.changes.wants_upgrade = True  # at once, or after what is under way
 
     def handle_usr1(self) -> None:
         """USR1: open log files anew, after they were renamed."""
@@ -215,15 +226,9 @@ class Master:
                     self._ended(place, place.child, code)
 
     @property
-    def may_reload(self) -> bool:
-        return self.state is State.SERVING and (not self.reloads or self.reloads[-1].is_over)
-
-    def reload(self) -> Reload:
-        """Start a reload and return it; where one is under way, that is to be over before."""
-        self.reload_again = False
-        number = self.reloads[-1].number + 1 if self.reloads else 1
-        self.reloads = [*self.reloads[1 - KEPT_RELOADS :], Reload(self, number)]
-        return self.reloads[-1]
+    def may_change(self) -> bool:
+        """Whether it serves, and neither a reload nor an upgrade is under way."""
+        return self.state is State.SERVING and not self.changes.is_under_way
 
     def retire(self, generation: Generation) -> None:
         """Have the workers of a generation drain; none of them is replaced."""
@@ -241,8 +246,7 @@ class Master:
 
     def _let_go(self) -> None:
         """Listen no more, since superd stops."""
-        if self.reloads:
-            self.reloads[-1].abandon()
+        self.changes.abandon()
         self.current.watch.close()
 
     # Workers
@@ -266,9 +270,9 @@ class Master:
     def _start(self, place: Place) -> None:
         generation, pool = place.generation, place.pool
         self._end_workers(generation.watch.renew_lost())
-        self._serial += 1
+        self.serial += 1
         assignment = Assignment(
-            serial=self._serial,
+            serial=self.serial,
             place=place.number,
             is_first=place.is_first,
             pool=pool.name,
@@ -281,8 +285,8 @@ class Master:
                 transport: generation.watch.ports(transport)
                 for transport in (Transport.TCP, Transport.UDP)
             },
-            scoreboard=self.scoreboard,
-            ledger=self.ledger,
+            scoreboard=self.tally.scoreboard,
+            ledger=self.tally.ledger,
             bans=self.bans.table,
             limits=generation.plan.settings.daemon,
             directory=generation.plan.settings.file.parent,
@@ -304,8 +308,8 @@ class Master:
         """A worker is gone and reaped: hear its last words, then see to its successor."""
         self.hearing.hear_last_words(child)
         place.child = None
-        lost = self.scoreboard.vacate(place.number)
-        self.ledger.vacate(place.number)
+        lost = self.tally.scoreboard.vacate(place.number)
+        self.tally.ledger.vacate(place.number)
         ended_for = child.ended_for if code == -signal.SIGKILL else ""
         exit_code, why = child.failure or (ExitCode.FAILED, ended_for)
         what = f"worker {child.pid} of pool {place.pool.name} {how_it_ended(code)}"
@@ -322,7 +326,7 @@ class Master:
         elif self.state is State.STARTING:
             self._give_up(exit_code, what)
         elif self.state is State.SERVING and generation is not self.current:
-            self.reloads[-1].worker_failed(what, exit_code)
+            self.changes.reloads[-1].worker_failed(what, exit_code)
         elif self.state is State.SERVING:
             now = time.monotonic()
             delay = place.throttle.delay(now, was_ready=was_ready)
@@ -350,10 +354,8 @@ class Master:
             if generation.kill_at is not None and now >= generation.kill_at:
                 generation.kill_at = now + LAST_WORD
                 generation.signal(signal.SIGKILL)
-        if self._is_up and self.reloads:
-            self.reloads[-1].keep_time(now)
-        if self.reload_again and self.may_reload:
-            self.reload()
+        if self._is_up:
+            self.changes.keep_time(now, may_start=self.state is State.SERVING)
         if now >= self._watch_at:
             self._watch_at = now + WATCH
             self._watch_workers(now)

@@ -21,13 +21,16 @@ _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 
 
 class PidFile:
-    """A locked pid file. Keep it referenced for as long as the master lives."""
+    """A locked pid file. Keep it referenced for as long as the master lives.
 
-    def __init__(self, path: Path) -> None:
+    `descriptor` is that of the program before an upgrade: the lock is the process's (fcntl(2)).
+    """
+
+    def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.path = path
-        self._descriptor = self._locked()
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+        self.descriptor = self._locked() if descriptor is None else descriptor
+        os.ftruncate(self.descriptor, 0)
+        os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def _locked(self) -> int:
         while True:
@@ -55,9 +58,9 @@ class PidFile:
     def remove(self) -> None:
         """Remove the file, then give up the lock."""
         with contextlib.suppress(OSError):
-            if self._is_still(self._descriptor):
+            if self._is_still(self.descriptor):
                 os.unlink(self.path)
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 def holder(path: Path) -> int | None:

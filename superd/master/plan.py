@@ -31,7 +31,12 @@ class Plan:
     plugins: dict[str, Plugin]
     broken: dict[str, str]
     needs_resolver: bool
+    looking_up: list[str]  # services whose plugin needs a resolver
     notices: list[str] = field(default_factory=list)
+
+    @property
+    def workers(self) -> int:
+        return sum(pool.workers for pool in self.pools)
 
     @property
     def services(self) -> dict[str, Service]:
@@ -64,7 +69,7 @@ def plan_of(
     notices += _backlog_notice(services)
     by_name = any(needs_names(entry) for entry in services.values())
     needs_resolver = by_name or not services.keys().isdisjoint(looking_up)
-    return Plan(settings, pools, plugins, broken, needs_resolver, notices)
+    return Plan(settings, pools, plugins, broken, needs_resolver, list(looking_up), notices)
 
 
 def _backlog_notice(services: dict[str, Service]) -> list[str]:

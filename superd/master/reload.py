@@ -69,6 +69,16 @@ class Reload:
     def is_over(self) -> bool:
         return self.state in ("done", "failed")
 
+    def report(self) -> dict[str, Any]:
+        """Return how it goes as JSON."""
+        return {
+            "state": self.state,
+            "problems": self.problems,
+            "code": self.code,
+            "changes": self.changes,
+            "notices": self.notices,
+        }
+
     def keep_time(self, now: float) -> None:
         """Go over once all workers of the new generation are ready, or give up."""
         if self.state == "starting" and self._next is not None and self._next.is_ready:
@@ -115,12 +125,13 @@ class Reload:
             keys = ("log", "log_format", "record_log", "record_format")
             if any(getattr(daemon, key) != getattr(before, key) for key in keys):
                 self._log = log_of(settings, in_background=master.in_background)
-            master.roster.add(list(plan.services))
+            master.tally.roster.add(list(plan.services))
             self._listeners = listen(plan.services, old.watch.listeners, plan.notices)
             taken = {place.number for place in master.places}
             watch = Watch(self._listeners, master.log)
             number = old.number + 1
-            self._next = Generation(number, plan, watch, taken, master.roster.places)
+            self._next = Generation(number, plan, watch)
+            self._next.make_places(taken, master.tally.roster.places)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
             return
@@ -189,19 +200,25 @@ class Reload:
 
 
 def checked(file: Path) -> dict[str, Any]:
-    """Read, check and rehearse a configuration; runs in a child. Services that would not work
-    are problems: the running ones might.
-    """
+    """Read, check and rehearse a configuration; runs in a child."""
     try:
-        configuration = load(file)
-        verdict = rehearse(configuration, installed(), prepare=not configuration.problems)
-        if problems := verdict.everything(configuration):
-            raise ConfigurationError(problems)
+        settings, looking_up = examined(file)
     except ConfigurationError as error:
         return {"problems": str(error).splitlines()}
-    settings = configuration.settings
     pickled = base64.b64encode(pickle.dumps(settings)).decode("ascii")
-    return {"settings": pickled, "looking_up": verdict.looking_up}
+    return {"settings": pickled, "looking_up": looking_up}
+
+
+def examined(file: Path) -> tuple[Settings, list[str]]:
+    """Read, check and rehearse a configuration; return it, and which services need a resolver.
+
+    Raises ConfigurationError, also for services that would not work: the running ones might.
+    """
+    configuration = load(file)
+    verdict = rehearse(configuration, installed(), prepare=not configuration.problems)
+    if problems := verdict.everything(configuration):
+        raise ConfigurationError(problems)
+    return configuration.settings, verdict.looking_up
 
 
 def differences(old: Mapping[str, Service], new: Mapping[str, Service]) -> dict[str, str]:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Answer = dict[str, Any]
 
+BUSY = "a reload or an upgrade is under way, or superd starts or stops; try again"
+
 
 def answer(master: Master, request: str) -> Answer:
     """Return the answer to a request; an object with `error` where it cannot be fulfilled."""
@@ -59,22 +61,29 @@ def _unban(master: Master, address: str) -> Answer:
 
 def _reload(master: Master) -> Answer:
     """Start a reload; how it goes is to be asked for by its number."""
-    if not master.may_reload:
-        return {"error": "a reload is under way, or superd starts or stops; try again"}
-    return {"number": master.reload().number}
+    if not master.may_change:
+        return {"error": BUSY}
+    return {"number": master.changes.reload().number}
 
 
 def _reload_state(master: Master, number: int) -> Answer:
-    for reload in master.reloads:
+    for reload in master.changes.reloads:
         if reload.number == number:
-            return {
-                "state": reload.state,
-                "problems": reload.problems,
-                "code": reload.code,
-                "changes": reload.changes,
-                "notices": reload.notices,
-            }
+            return reload.report()
     return {"error": f"there is no reload {number}"}
+
+
+def _upgrade(master: Master) -> Answer:
+    """Start an upgrade; how it goes is to be asked for by its number, of both programs."""
+    if not master.may_change:
+        return {"error": BUSY}
+    return {"number": master.changes.start_upgrade().number}
+
+
+def _upgrade_state(master: Master, number: int) -> Answer:
+    if master.changes.upgrade is None or master.changes.upgrade.number != number:
+        return {"error": f"there is no upgrade {number}"}
+    return master.changes.upgrade.report()
 
 
 REQUESTS: dict[str, Callable[..., Answer]] = {
@@ -84,4 +93,6 @@ REQUESTS: dict[str, Callable[..., Answer]] = {
     "unban": _unban,
     "reload": _reload,
     "reload-state": _reload_state,
+    "upgrade": _upgrade,
+    "upgrade-state": _upgrade_state,
 }

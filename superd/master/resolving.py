@@ -28,19 +28,19 @@ BACKLOG = 256
 
 
 class Resolving:
-    """Keeps a resolver running. Its listener stays, so that workers find its successor."""
+    """Keeps a resolver running. Its listener stays, so that workers find its successor; over an
+    upgrade, too.
+    """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, listener: socket.socket | None = None) -> None:
         self.log = log
         self.pid: int | None = None
         self.due = 0.0  # when to start the next one
         self._line: socket.socket | None = None
         self._throttle = Throttle()
         self._users = {os.geteuid()}
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._listener.bind("")  # the kernel picks an abstract name, which is there in a jail too
-        self._listener.listen(BACKLOG)
-        name: bytes = self._listener.getsockname()
+        self.listener = listener or _new_listener()
+        name: bytes = self.listener.getsockname()
         self.address = name.decode("ascii")
 
     def serve(self, pools: Iterable[Pool]) -> None:
@@ -60,7 +60,7 @@ class Resolving:
         if os.geteuid() == 0:
             user, group = nobody()
             confinement = Confinement(user=user, group=group)
-        job = partial(main, self._listener, self._users, confinement)
+        job = partial(main, self.listener, self._users, confinement)
         try:
             self.pid, self._line = fork_child(job)
         except OSError as error:
@@ -89,7 +89,7 @@ class Resolving:
 
     def close(self) -> None:
         """End it, and let go of its socket."""
-        self._listener.close()
+        self.listener.close()
         pid, self.pid = self.pid, None
         if self._line is not None:
             self._line.close()
@@ -97,3 +97,10 @@ class Resolving:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
+
+
+def _new_listener() -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listener.bind("")  # the kernel picks an abstract name, which is there in a jail too
+    listener.listen(BACKLOG)
+    return listener

@@ -14,14 +14,17 @@ from pathlib import Path
 
 from setproctitle import setproctitle
 
+from superd.admission.tally import Tally
 from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
+from superd.master.generation import Generation
 from superd.master.logs import log_of
 from superd.master.master import Master
 from superd.master.pidfile import PidFile
 from superd.master.plan import Plan
 from superd.master.signals import Signals
 from superd.master.supervising import Supervisor
+from superd.master.watch import Watch
 from superd.net.listeners import Listener, listen
 from superd.observe.records import failure
 
@@ -49,7 +52,12 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
             log.error(f"not served: {why}", name)
         gc.collect()
         gc.freeze()  # what workers share with the master stays shared
-        master = Master(plan, listeners, log, signals, supervisor, in_background=in_background)
+        tally = Tally.of(list(plan.services), plan.workers)
+        first = Generation(1, plan, Watch(listeners, log))
+        first.make_places((), tally.roster.places)
+        master = Master(
+            first, tally, log, signals, supervisor, in_background=in_background, pid_file=pid_file
+        )
         undo.callback(master.close)
         master.open_control()
 
@@ -57,15 +65,20 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
             log.info(f"ready: {len(plan.services)} services on {len(listeners)} addresses")
             ready(master.current.watch.listeners)
 
-        try:
-            code = master.run(announce)
-        except Exception as error:
-            log.write(failure("the master failed", error))
-            raise
-        if master.failure is not None:
-            raise _failed(*master.failure)
-        log.info("stopped")
-        return code
+        return run(master, announce)
+
+
+def run(master: Master, ready: Callable[[], None]) -> int:
+    """Run the master to its end; raises SuperdError where it gave up, or whatever broke it."""
+    try:
+        code = master.run(ready)
+    except Exception as error:
+        master.log.write(failure("the master failed", error))
+        raise
+    if master.failure is not None:
+        raise _failed(*master.failure)
+    master.log.info("stopped")
+    return code
 
 
 def _failed(code: int, text: str) -> SuperdError:

@@ -40,6 +40,7 @@ def status(master: Master) -> dict[str, Any]:
         "broken": master.current.plan.broken,
         "generation": master.current.number,
         "reload": _reload(master),
+        "upgrade": _upgrade(master),
     }
 
 
@@ -61,10 +62,16 @@ def _worker(place: Place) -> dict[str, Any]:
 
 def _reload(master: Master) -> dict[str, Any] | None:
     """Return how the last reload went."""
-    if not master.reloads:
+    if not master.changes.reloads:
         return None
-    last = master.reloads[-1]
+    last = master.changes.reloads[-1]
     return {"number": last.number, "state": last.state, "problems": last.problems}
+
+
+def _upgrade(master: Master) -> dict[str, Any] | None:
+    """Return how the last upgrade went."""
+    upgrade = master.changes.upgrade
+    return None if upgrade is None else {"number": upgrade.number, **upgrade.report()}
 
 
 def _rows(master: Master, service: str) -> Rows:
@@ -86,7 +93,7 @@ def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
         "plugin": pool.services[name].plugin,
         "pool": pool.name,
         "listen": [str(address) for address, _ in sockets],
-        "counts": {**master.scoreboard.totals(name), "dropped": full},
-        "durations": master.scoreboard.durations(name),
+        "counts": {**master.tally.scoreboard.totals(name), "dropped": full},
+        "durations": master.tally.scoreboard.durations(name),
         "rows": _rows(master, name),
     }

@@ -18,6 +18,7 @@ from superd.errors import printable
 if TYPE_CHECKING:
     from superd.master.master import Master
 
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 EXTENSION = 5.0  # seconds that are asked for at a time while connections may finish
 OFTEN = 1.0
 
@@ -29,9 +30,12 @@ class Supervisor:
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:
-        self._address = environment.pop("NOTIFY_SOCKET", "")
-        interval = environment.pop("WATCHDOG_USEC", "")
-        who = environment.pop("WATCHDOG_PID", "")
+        self.environment = {  # to be passed on to who takes this program's place
+            name: environment.pop(name) for name in VARIABLES if name in environment
+        }
+        self._address = self.environment.get("NOTIFY_SOCKET", "")
+        interval = self.environment.get("WATCHDOG_USEC", "")
+        who = self.environment.get("WATCHDOG_PID", "")
         is_meant = interval.isdigit() and who in ("", str(os.getpid()))
         self._feed_every = int(interval) / 2e6 if is_meant else 0.0
         self._feed_at = 0.0
@@ -66,7 +70,7 @@ class Supervisor:
 
 def _phase(master: Master) -> str:
     """Return in a word what superd does."""
-    if master.state.value == "serving" and master.reloads and not master.reloads[-1].is_over:
+    if master.state.value == "serving" and not master.may_change:
         return "reloading"
     return master.state.value
 
@@ -83,6 +87,6 @@ def _status(master: Master) -> str:
     """Return one line for `systemctl status`."""
     services = len(master.current.plan.services)
     text = f"{_phase(master)}: {services} services, generation {master.current.number}"
-    if master.reloads and master.reloads[-1].state == "failed":
-        text += f"; the last reload failed: {' '.join(master.reloads[-1].problems[:1])}"
+    if master.changes.reloads and master.changes.reloads[-1].state == "failed":
+        text += f"; the last reload failed: {' '.join(master.changes.reloads[-1].problems[:1])}"
     return printable(text)

@@ -27,7 +27,7 @@ class Watch:
     def __init__(self, listeners: list[Listener], log: Log) -> None:
         self.listeners = listeners
         self.log = log
-        self._lost: set[Address] = set()
+        self._lost = {one.address for one in listeners if one.socket.fileno() < 0}
         self._next = 0  # who is looked at next
 
     def sockets(self, services: Container[str]) -> list[tuple[str, Address, socket.socket]]:

@@ -46,7 +46,7 @@ class Gates:
     clock: Clock = field(default_factory=Clock)
 
     def __post_init__(self) -> None:
-        roster = Roster(("web", "other"), self.workers)
+        roster = Roster.of(("web", "other"), self.workers)
         self.board = Scoreboard(roster)
         self.ledger = Ledger(roster)
         self.gates = [

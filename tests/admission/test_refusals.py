@@ -16,5 +16,5 @@ def test_each_refusal_is_a_word_of_its_own() -> None:
 
 
 def test_each_refusal_has_a_counter_of_its_name() -> None:
-    counters = Scoreboard(Roster(["echo"], 1)).totals("echo")
+    counters = Scoreboard(Roster.of(["echo"], 1)).totals("echo")
     assert {f"refused-{refusal.value}" for refusal in Refusal} <= set(counters)

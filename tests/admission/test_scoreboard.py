@@ -13,7 +13,7 @@ SERVICES = ("echo", "daytime", "qotd")
 
 
 def board_of(places: int) -> Scoreboard:
-    return Scoreboard(Roster(SERVICES, places))
+    return Scoreboard(Roster.of(SERVICES, places))
 
 
 def test_all_counters_start_at_zero() -> None:
@@ -63,12 +63,12 @@ def test_a_worker_that_has_gone_leaves_its_counts_but_no_connections() -> None:
 
 
 def test_a_board_without_services_or_places_is_none_the_worse() -> None:
-    assert Scoreboard(Roster((), 3)).vacate(2) == 0
+    assert Scoreboard(Roster.of((), 3)).vacate(2) == 0
     assert not any(board_of(0).totals("echo").values())
 
 
 def test_a_service_that_comes_later_keeps_the_counts_of_the_others() -> None:
-    roster = Roster(SERVICES, 1)
+    roster = Roster.of(SERVICES, 1)
     board = Scoreboard(roster)
     board.row(0, "qotd")[Count.ACCEPTED] = 5
     roster.add(["qotd", "finger", "echo"])
@@ -78,7 +78,7 @@ def test_a_service_that_comes_later_keeps_the_counts_of_the_others() -> None:
 
 
 def test_there_is_room_for_many_more_services_and_an_end_to_it() -> None:
-    roster = Roster([f"s{n}" for n in range(100)], 1)
+    roster = Roster.of([f"s{n}" for n in range(100)], 1)
     roster.add([f"t{n}" for n in range(299)])
     with pytest.raises(NoRoom, match="room for 399 services"):
         roster.add(["one", "more"])

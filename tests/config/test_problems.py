@@ -263,7 +263,7 @@ class Many(Options):
 def options_mistakes(text: str, model: type[BaseModel] = Many) -> list[str]:
     """Return what is wrong with a document that holds options of a plugin."""
     data = tomli.loads(text)
-    document = Document("o", find_places(text), data)
+    document = Document("o", text, find_places(text), data)
     try:
         model.model_validate(data)
     except ValidationError as error:

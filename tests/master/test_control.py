@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from superd.errors import AddressInUse, NotPermitted, SuperdError
-from superd.master.control import MOST_CLIENTS, ControlSocket, ask
+from superd.master.control import MOST_CLIENTS, ControlSocket, ask, control_listener
 from superd.master.isolated import run_isolated
 from tests.harness import PATIENCE, until
 
@@ -25,7 +25,9 @@ class Answering:
     def __init__(self, path: Path, answer: Any) -> None:
         self.path = path
         self.selector = selectors.DefaultSelector()
-        self.control = ControlSocket(path, self.selector, lambda request: [request, answer])
+        self.control = ControlSocket(
+            control_listener(path), self.selector, lambda request: [request, answer]
+        )
         self.stop, end = socket.socketpair()
         self.selector.register(end, selectors.EVENT_READ, None)
         self.end = end
@@ -103,7 +105,7 @@ def test_those_who_come_when_all_places_are_taken_are_turned_away(answering: Ans
 
 def test_a_client_that_was_dropped_in_the_same_turn_is_forgotten(tmp_path: Path) -> None:
     selector = selectors.DefaultSelector()
-    control = ControlSocket(tmp_path / "control", selector, json.dumps)
+    control = ControlSocket(control_listener(tmp_path / "control"), selector, json.dumps)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(tmp_path / "control"))
         control.accept()
@@ -120,13 +122,13 @@ def test_a_client_that_was_dropped_in_the_same_turn_is_forgotten(tmp_path: Path)
 
 def test_a_second_master_does_not_get_the_socket_of_the_first(answering: Answering) -> None:
     with pytest.raises(AddressInUse, match=r"^control socket: cannot listen on unix://.*in use"):
-        ControlSocket(answering.path, selectors.DefaultSelector(), str)
+        ControlSocket(control_listener(answering.path), selectors.DefaultSelector(), str)
     assert ask(answering.path, "status")[0] == "status"
 
 
 def test_a_path_that_is_too_long_is_named(tmp_path: Path) -> None:
     with pytest.raises(SuperdError, match=r"^control socket: cannot listen on .*too long"):
-        ControlSocket(tmp_path / ("x" * 120), selectors.DefaultSelector(), str)
+        ControlSocket(control_listener(tmp_path / ("x" * 120)), selectors.DefaultSelector(), str)
 
 
 def test_asking_where_nobody_answers_says_so(tmp_path: Path) -> None:
@@ -141,7 +143,7 @@ def test_asking_where_nobody_answers_says_so(tmp_path: Path) -> None:
 @pytest.mark.root
 def test_another_user_is_not_permitted_to_ask(tmp_path: Path) -> None:
     selector = selectors.DefaultSelector()
-    control = ControlSocket(tmp_path / "control", selector, str)
+    control = ControlSocket(control_listener(tmp_path / "control"), selector, str)
     tmp_path.chmod(0o755)
 
     def as_another_user() -> str:

@@ -56,10 +56,14 @@ def test_signals_at_random_fail_no_client(start_superd: Start, loop: str) -> Non
         storm.join()
     assert served
     assert superd.answer()["state"] == "serving"
-    until(
-        lambda: superd.answer()["reload"]["state"] == "done" and len(superd.workers()) == 1,
-        "the reloads to be over",
-    )
+
+    def are_over() -> bool:
+        now = superd.answer()
+        changes = [now["reload"], now["upgrade"]]
+        return all(change and change["state"] == "done" for change in changes)
+
+    until(are_over, "the last reload and the last upgrade to be over", 60)
+    until(lambda: len(superd.workers()) == 1, "the old workers to go")
     superd.signal(signal.SIGTERM)
     assert superd.wait() == 0
     assert "Traceback" not in superd.log()
@@ -81,13 +85,6 @@ def test_two_term_at_once_are_a_stop_at_once_or_a_drain_that_ends(start_superd: 
     for _ in range(2):
         superd.signal(signal.SIGTERM)
     assert superd.wait() == 0
-
-
-def test_usr2_says_that_the_service_goes_on(start_superd: Start) -> None:
-    superd = start_superd(ECHO.replace("{loop}", "auto"))
-    superd.signal(signal.SIGUSR2)
-    superd.wait_for_log("warning: USR2: an upgrade takes a restart; the service goes on")
-    assert exchange(superd.connect("echo"), b"hello") == b"hello"
 
 
 def test_usr1_opens_the_log_anew_after_it_was_renamed(start_superd: Start) -> None:

@@ -100,7 +100,7 @@ class Bench:
             self.loop, 1, self.log.append, self.take_events, ReflectionGuard([]), 1.0
         )
         self.plugin = Everything()
-        roster = Roster(["test"], 1)
+        roster = Roster.of(["test"], 1)
         books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
         entry = Entry.model_construct(plugin="everything", listen=())
         gate = Gate.of("test", entry, Daemon(), books, None)

@@ -11,12 +11,9 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import tomli
-
 from superd.config.loading import Configuration, check
 from superd.config.migrating.entries import Entry, Note, as_toml
-from superd.config.positions import find_places
-from superd.config.problems import Document
+from superd.config.reading import document_of
 from superd.errors import Problem
 
 Examine = Callable[[Configuration], Iterable[Problem]]
@@ -35,7 +32,7 @@ def _mistakes(entries: list[Entry], examine: Examine) -> list[tuple[Entry, str]]
     text = as_toml(entries)
     lines = [entry.text(entry.name).count("\n") + 1 for entry in entries]
     starts = [1 + sum(lines[:number]) for number in range(len(lines))]
-    document = Document("", find_places(text), tomli.loads(text))
+    document = document_of("", text)
     reasons: dict[int, str] = {}
     for problem in examine(check(document, Path("migrated.toml"))):
         if problem.line and not _is_of_all(problem):

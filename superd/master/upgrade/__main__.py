@@ -1,0 +1,126 @@
+"""`python -m superd.master.upgrade DESCRIPTOR [trial]`: the program that an upgrade goes over to.
+
+Runs as the master; or for a trial as a process that is thrown away, which touches nothing of what
+is passed on. Prints what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import sys
+from pathlib import Path
+
+from setproctitle import setproctitle
+
+from superd import __version__
+from superd.admission.tally import Tally
+from superd.errors import SuperdError
+from superd.master.generation import Generation
+from superd.master.logs import Log, log_of
+from superd.master.master import Master
+from superd.master.master import State as Phase
+from superd.master.pidfile import PidFile
+from superd.master.plan import Plan, plan_of
+from superd.master.reload import examined
+from superd.master.signals import Signals
+from superd.master.start import run
+from superd.master.supervising import Supervisor
+from superd.master.upgrade.state import RUNTIME_FILES, State, read
+from superd.master.upgrade.upgrade import TRIAL
+from superd.master.upgrade.upgraded import (
+    Upgraded,
+    generations_of,
+    listener_of,
+    listeners_of,
+    plan_in_force,
+    resolver_of,
+    tally_of,
+)
+from superd.master.watch import Watch
+from superd.plugin.registry import installed
+from superd.worker import preload
+
+
+def main() -> int:
+    """Take the place of the program before, or try to; return the exit code."""
+    descriptor, *words = sys.argv[1:]
+    try:
+        state = read(int(descriptor))
+        preload.warm_up()
+        return try_out(state) if TRIAL in words else go_on(state)
+    except SuperdError as error:
+        print(error, file=sys.stderr)
+        return int(error.exit_code)
+
+
+def go_on(state: State) -> int:
+    """Be the master from here on."""
+    supervisor = Supervisor()
+    plan = plan_in_force(state)
+    setproctitle(f"superd: master {plan.settings.file}")
+    log = _log_of(plan, in_background=state["in background"])
+    with contextlib.ExitStack() as undo:
+        undo.callback(log.close)
+        path, pid_file = plan.settings.daemon.pid_file, None
+        if path is not None and state["pid file"] is not None:
+            pid_file = PidFile(path, state["pid file"])
+            undo.callback(pid_file.remove)
+        tally = tally_of(state, plan, log)
+        watch = Watch(listeners_of(state, plan.services), log)
+        *older, current = generations_of(state, plan, watch)
+        gc.collect()
+        gc.freeze()  # what workers share with the master stays shared
+        master = Master(
+            current,
+            tally,
+            log,
+            Signals(),
+            supervisor,
+            in_background=state["in background"],
+            pid_file=pid_file,
+            resolving=resolver_of(state, log),
+        )
+        undo.callback(master.close)
+        master.take_up(older, state["bans"])
+        master.since, master.serial = state["since"], state["serial"]
+        master.changes.reload_number = state["reload"]
+        if state["control"] is not None:
+            master.open_control(listener_of(state["control"], {}))
+        master.state = Phase.SERVING
+        log.info(f"upgrade: superd {__version__} goes on in place of {state['version']}")
+        master.changes.upgrade = Upgraded(master, state["upgrade"], state["version"])
+        return run(master, ready=lambda: None)
+
+
+def _log_of(plan: Plan, *, in_background: bool) -> Log:
+    """Return the log of a plan; where it cannot be opened any more, standard error has to do."""
+    try:
+        return log_of(plan.settings, in_background=in_background)
+    except SuperdError as error:
+        log = Log(["stderr"], "text")
+        log.error(str(error))
+        return log
+
+
+def try_out(state: State) -> int:
+    """Do all that `go_on` and its reload would do, but for what others would notice."""
+    plan = plan_in_force(state)
+    listeners_of(state, plan.services)
+    generations_of(state, plan, Watch([], Log([], "text")))
+    tally_of(state, plan, Log([], "text"))
+
+    settings, looking_up = examined(Path(state["file"]))
+    alone = settings.daemon.model_copy(update=dict.fromkeys(RUNTIME_FILES))
+    plan = plan_of(settings.model_copy(update={"daemon": alone}), installed(), {}, looking_up)
+    log = Log([], "text")
+    tally = Tally.of(list(plan.services), plan.workers)
+    first = Generation(1, plan, Watch([], log))
+    first.make_places((), tally.roster.places)
+    master = Master(first, tally, log, Signals(), Supervisor({}), in_background=False)
+    with contextlib.closing(master):
+        return run(master, ready=master.handle_int)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""The running program's half of an upgrade: it tries the new one, and gives its place to it.
+
+Runs in the master; the trial runs in a child. Never raises: `problems` says what kept it from
+succeeding, and then nothing has changed.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from superd.errors import ExitCode, SuperdError, printable, reason
+from superd.master.isolated import Job, start_isolated
+from superd.master.upgrade.state import write
+
+if TYPE_CHECKING:
+    from superd.master.master import Master
+
+PROGRAM = "superd.master.upgrade"
+TRIAL = "trial"
+PATIENCE = 60.0  # seconds for a trial
+POLITE = 5.0  # seconds at most for answers that are still on their way
+MOST_LINES = 40  # of what a failed trial has to say
+
+
+class Upgrade:
+    """One upgrade. `state` is "trying", then "ready" or "failed"; the rest the next program has to
+    tell.
+    """
+
+    def __init__(self, master: Master, number: int) -> None:
+        self.master = master
+        self.number = number
+        self.state = "trying"
+        self.problems: list[str] = []
+        self.code = int(ExitCode.OK)
+        self._deadline = time.monotonic() + PATIENCE
+        self._trial: Job | None = None
+        master.log.info("upgrade: trying the program that is installed now")
+        try:
+            descriptor, passed = write(master, number)
+            try:
+                trial = partial(tried, command(descriptor, TRIAL), passed)
+                self._trial = start_isolated(trial, PATIENCE)
+            finally:
+                os.close(descriptor)
+        except (OSError, SuperdError) as error:
+            self._fail([reason(error)], ExitCode.FAILED)
+        else:
+            master.selector.register(self._trial.reader, selectors.EVENT_READ, self._hear)
+
+    @property
+    def is_over(self) -> bool:
+        return self.state == "failed"
+
+    def report(self) -> dict[str, Any]:
+        """Return how it goes as JSON, with the keys of a reload's report."""
+        told = {"state": self.state, "problems": self.problems, "code": self.code}
+        return {**told, "changes": {}, "notices": []}
+
+    def keep_time(self, now: float) -> None:
+        """Give up a trial that takes too long; go over once whoever asks something is answered."""
+        control = self.master.control
+        is_late = now >= self._deadline
+        if self.state == "ready" and (control is None or not control.clients or is_late):
+            self._go_over()
+        elif self.state == "trying" and is_late:
+            self._fail([f"the trial took longer than {PATIENCE:.0f} s"], ExitCode.FAILED)
+
+    def abandon(self) -> None:
+        """Leave it, since superd stops."""
+        if not self.is_over:
+            self._fail(["superd stops"], ExitCode.FAILED)
+
+    def _hear(self) -> None:
+        assert self._trial is not None
+        if not self._trial.read():
+            return
+        outcome = self._end_trial()
+        if outcome.failure:
+            self._fail([outcome.failure], ExitCode.FAILED)
+        elif outcome.result["code"] != ExitCode.OK:
+            self._fail(outcome.result["problems"], outcome.result["code"])
+        else:
+            self.state = "ready"
+            self._deadline = time.monotonic() + POLITE
+
+    def _end_trial(self) -> Any:
+        assert self._trial is not None
+        self.master.selector.unregister(self._trial.reader)
+        trial, self._trial = self._trial, None
+        return trial.finish()
+
+    def _go_over(self) -> None:
+        """Execute the new program. No signal is lost: those that come meanwhile are its own."""
+        master = self.master
+        master.log.info("upgrade: the new program takes over")
+        master.bans.save()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        passed: list[int] = []
+        try:
+            descriptor, passed = write(master, self.number)
+            for number in passed:
+                os.set_inheritable(number, True)
+            environment = {**os.environ, **master.supervisor.environment}
+            os.execve(sys.executable, command(descriptor), environment)  # noqa: S606  no shell
+        except OSError as error:
+            for number in passed:
+                os.set_inheritable(number, False)
+            os.close(descriptor)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            self._fail([f"{sys.executable}: {reason(error)}"], ExitCode.FAILED)
+
+    def _fail(self, problems: Sequence[str], code: int) -> None:
+        self.state, self.code = "failed", int(code)
+        self.problems = [printable(line) for line in problems]
+        if self._trial is not None:
+            self._end_trial()
+        for line in self.problems:
+            self.master.log.error(f"not upgraded: {line}")
+        self.master.log.error("the program stays as it was")
+
+
+def command(*arguments: object) -> list[str]:
+    """Return how the new program is called: by the same interpreter, with the same options, and
+    never from whatever directory this one happens to be in.
+    """
+    options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    options = options[:-2] if options[-2:-1] == ["-m"] else options[:-1]
+    safe = [] if "-P" in options else ["-P"]
+    return [sys.executable, *options, *safe, "-m", PROGRAM, *map(str, arguments)]
+
+
+def tried(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
+    """Call the new program; return its exit code, and of its last words what tells why."""
+    done = subprocess.run(  # noqa: S603  it is superd
+        call,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        pass_fds=passed,
+        check=False,
+    )
+    code = done.returncode if done.returncode in set(ExitCode) else ExitCode.FAILED
+    lines = done.stderr.decode(errors="replace").splitlines()
+    return {"code": code, "problems": lines[-MOST_LINES:] or [f"the trial ended with code {code}"]}
