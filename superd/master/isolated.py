@@ -104,7 +104,7 @@ def _run(job: Callable[[], Any], writer: int, patience: float) -> NoReturn:
     try:
         gc.freeze()  # what is shared with the parent stays shared
         reset_signals()
-        os.setpgid(0, 0)
+        os.setsid()
         signal.setitimer(signal.ITIMER_REAL, patience + 1)  # in case the parent has gone by then
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)

@@ -59,7 +59,8 @@ class Master:
         signals: Signals,
         supervisor: Supervisor,
         *,
-        in_background: bool,
+        in_background: bool = False,
+        is_trial: bool = False,
         pid_file: PidFile | None = None,
         resolving: Resolving | None = None,
     ) -> None:
@@ -67,6 +68,7 @@ class Master:
         self.log = log
         self.supervisor = supervisor
         self.in_background = in_background
+        self.is_trial = is_trial
         self.pid_file = pid_file
         self.state = State.STARTING
         self.since = time.time()
@@ -293,6 +295,7 @@ class Master:
             resolver="" if self.resolving is None else self.resolving.address,
             drain_timeout=generation.plan.settings.daemon.drain_timeout,
             loop=generation.plan.settings.daemon.loop,
+            is_trial=self.is_trial,
         )
         try:
             pid, line = fork_child(partial(worker_main, assignment))

@@ -54,7 +54,7 @@ def keep_only(descriptors: Sequence[int]) -> None:
     os.close(null)
 
 
-def limit(confinement: Confinement) -> None:
+def limit(confinement: Confinement, *, has_own_session: bool = True) -> None:
     """Take the steps that hold from the start: those that plugins are loaded under.
 
     The worker leaves the master's session, lest it type commands into a terminal that it shares
@@ -62,7 +62,8 @@ def limit(confinement: Confinement) -> None:
     niceness and all about capabilities is each thread's own and passed on to those it starts:
     so a thread that a plugin starts in `prepare` is confined too.
     """
-    os.setsid()
+    if has_own_session:
+        os.setsid()
     os.umask(confinement.umask)
     if confinement.nice:
         with _doing(f"set niceness {confinement.nice}", "CAP_SYS_NICE"):

@@ -71,6 +71,7 @@ class Assignment:
     drain_timeout: float
     resolver: str  # the address of its socket; "" for none
     loop: str
+    is_trial: bool  # it serves nobody, and is ended with the process group of who tries it
 
 
 def main(assignment: Assignment, line: socket.socket) -> NoReturn:
@@ -111,7 +112,7 @@ def _live(assignment: Assignment, channel: Channel) -> None:
     lock = assignment.ledger.lock.descriptor
     keep_only([channel.sock.fileno(), lock, *(sock.fileno() for sock in sockets)])
     clean_environment()
-    limit(assignment.confinement)
+    limit(assignment.confinement, has_own_session=not assignment.is_trial)
 
     plugins = _prepared(assignment)
     forks = any(entry.forks for entry in assignment.services.values())

@@ -1,7 +1,7 @@
 """`python -m superd.master.upgrade DESCRIPTOR [trial]`: the program that an upgrade goes over to.
 
 Runs as the master; or for a trial as a process that is thrown away, which touches nothing of what
-is passed on. Prints what is wrong.
+is passed on. Prints what is wrong, or that nothing is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from superd.master.signals import Signals
 from superd.master.start import run
 from superd.master.supervising import Supervisor
 from superd.master.upgrade.state import RUNTIME_FILES, State, read
-from superd.master.upgrade.upgrade import TRIAL
+from superd.master.upgrade.upgrade import SERVED, TRIAL
 from superd.master.upgrade.upgraded import (
     Upgraded,
     generations_of,
@@ -117,9 +117,11 @@ def try_out(state: State) -> int:
     tally = Tally.of(list(plan.services), plan.workers)
     first = Generation(1, plan, Watch([], log))
     first.make_places((), tally.roster.places)
-    master = Master(first, tally, log, Signals(), Supervisor({}), in_background=False)
+    master = Master(first, tally, log, Signals(), Supervisor({}), is_trial=True)
     with contextlib.closing(master):
-        return run(master, ready=master.handle_int)
+        code = run(master, ready=master.handle_int)
+    sys.stdout.write(SERVED)
+    return code
 
 
 if __name__ == "__main__":

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from superd.errors import ExitCode, SuperdError, printable, reason
 from superd.master.isolated import Job, start_isolated
 from superd.master.upgrade.state import write
+from superd.worker.forking import how_it_ended
 
 if TYPE_CHECKING:
     from superd.master.master import Master
 
 PROGRAM = "superd.master.upgrade"
 TRIAL = "trial"
+SERVED = "could serve\n"  # the last word of a trial that has succeeded
 PATIENCE = 60.0  # seconds for a trial
 POLITE = 5.0  # seconds at most for answers that are still on their way
 MOST_LINES = 40  # of what a failed trial has to say
@@ -86,7 +88,7 @@ class Upgrade:
         outcome = self._end_trial()
         if outcome.failure:
             self._fail([outcome.failure], ExitCode.FAILED)
-        elif outcome.result["code"] != ExitCode.OK:
+        elif outcome.result["problems"]:
             self._fail(outcome.result["problems"], outcome.result["code"])
         else:
             self.state = "ready"
@@ -141,15 +143,19 @@ def command(*arguments: object) -> list[str]:
 
 
 def tried(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
-    """Call the new program; return its exit code, and of its last words what tells why."""
+    """Call the new program; return its exit code, and why it cannot serve."""
     done = subprocess.run(  # noqa: S603  it is superd
         call,
         stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         pass_fds=passed,
         check=False,
     )
-    code = done.returncode if done.returncode in set(ExitCode) else ExitCode.FAILED
-    lines = done.stderr.decode(errors="replace").splitlines()
-    return {"code": code, "problems": lines[-MOST_LINES:] or [f"the trial ended with code {code}"]}
+    if done.returncode == ExitCode.OK and done.stdout.endswith(SERVED.encode()):
+        return {"code": ExitCode.OK, "problems": []}
+    lines = done.stderr.decode(errors="replace").splitlines()[-MOST_LINES:]
+    known = done.returncode in set(ExitCode) - {ExitCode.OK}
+    return {
+        "code": done.returncode if known else ExitCode.FAILED,
+        "problems": lines or [f"its trial {how_it_ended(done.returncode)}"],
+    }

@@ -1,0 +1,506 @@
+"""Upgrade in place: the same process, another program, and nobody who is connected notices."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from superd import __version__
+from superd.master.pidfile import holder
+from tests.clients import answer_to, connect_tcp, connect_unix, crowd
+from tests.conftest import Start
+from tests.daemons import end, free_port, free_ports, logged
+from tests.harness import (
+    PATIENCE,
+    Superd,
+    ask_udp,
+    exchange,
+    is_alive,
+    make_plugin,
+    until,
+)
+from tests.proc import children, descriptors, listener
+from tests.scenarios.test_access import is_admitted
+from tests.scenarios.test_supervisors import Listener
+
+ECHO = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+ROOT = Path(__file__).parents[2]
+
+
+def upgrade(served: Superd) -> str:
+    """Upgrade, and return what the command says of it."""
+    done = served.run("upgrade")
+    assert (done.returncode, done.stderr) == (0, ""), served.log()
+    return done.stdout
+
+
+def failed_upgrade(served: Superd) -> tuple[int, str]:
+    done = served.run("upgrade")
+    assert done.returncode != 0
+    return done.returncode, done.stderr
+
+
+def copy_of_superd(directory: Path) -> Path:
+    """Copy what is installed to where a test may change it; `environment` has it found."""
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(ROOT / "plugins", directory, ignore=ignored)
+    shutil.copytree(ROOT / "superd", directory / "superd", ignore=ignored)
+    return directory
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    return copy_of_superd(tmp_path / "installed")
+
+
+def environment(installed: Path) -> dict[str, str]:
+    path = [str(installed), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def test_the_process_the_listeners_and_the_connections_go_on(
+    start_superd: Start, installed: Path, tmp_path: Path
+) -> None:
+    toml = f"""
+        [service.echo]
+        plugin = "echo"
+        listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix://{tmp_path}/echo"]
+
+        [service.child]
+        plugin = "exec"
+        listen = "tcp://127.0.0.1:0"
+        options = {{ command = "/bin/cat" }}
+        """
+    served = start_superd(toml, env=environment(installed))
+    address, udp, child = (
+        served.address("echo"),
+        served.address("echo", "udp"),
+        served.address("child"),
+    )
+    pid = served.pid
+    before = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    version = installed / "superd" / "__init__.py"
+    version.write_text(version.read_text().replace(__version__, "99.0"))
+    with (
+        connect_tcp(address) as one,
+        connect_unix(tmp_path / "echo") as other,
+        connect_tcp(child) as third,
+    ):
+        for client in (one, other, third):
+            client.sendall(b"before")
+            assert client.recv(100) == b"before"
+        said = upgrade(served)
+        assert said == f"superd {__version__} -> 99.0\nchild: unchanged\necho: unchanged\n"
+        for client in (one, other, third):
+            client.sendall(b"after")
+            assert client.recv(100) == b"after"
+        now = served.answer()
+        assert (now["pid"], now["version"], now["generation"]) == (pid, "99.0", 2)
+        assert served.counts("echo")["active"] == 2
+        states = {worker["generation"]: worker["state"] for worker in now["workers"]}
+        assert states == {1: "draining", 2: "ready"}
+        for at in (connect_tcp(address), connect_unix(tmp_path / "echo"), connect_tcp(child)):
+            assert exchange(at, b"new") == b"new"
+        assert ask_udp(udp, b"new") == b"new"
+    until(lambda: len(served.answer()["workers"]) == 1, "the old worker to end")
+    after = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    assert after == before
+    assert served.counts("echo")["bytes-in"] == len(b"beforeafter") * 2 + len(b"new") * 3
+    assert served.pid == pid == holder(served.directory / "pid")
+    served.signal(signal.SIGTERM)
+    assert served.wait() == 0
+    assert {entry.name for entry in served.directory.iterdir()} == {"superd.toml", "log"}
+    assert not (tmp_path / "echo").exists()
+
+
+def test_nothing_is_left_over_from_upgrades(start_superd: Start) -> None:
+    served = start_superd(ECHO)
+
+    def open_files() -> list[str]:
+        return sorted(d.target.partition(":")[0] for d in descriptors(served.pid))
+
+    upgrade(served)
+    until(lambda: len(served.answer()["workers"]) == 1, "the old worker to end")
+    before = until(open_files, "its descriptors")
+    for _ in range(3):
+        upgrade(served)
+    until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
+    until(lambda: open_files() == before, "as many descriptors as before")
+    assert children(served.pid) == served.workers()
+    inherited = [d for d in descriptors(served.pid) if d.number > 2 and d.is_inherited]
+    assert inherited == []
+
+
+# how an installation is broken: the file, what is replaced in it, by what, and what is told
+BROKEN = {
+    "syntax": ("errors.py", "import enum", "import enum(", "SyntaxError"),
+    "exit": ("master/upgrade/__main__.py", "import gc", "raise SystemExit", "ended with code 0"),
+    "import": ("worker/worker.py", "import gc", "import nowhere", "No module named 'nowhere'"),
+    "crash": ("master/pools.py", "import os", "import os; os.abort()", "was ended by SIGABRT"),
+    "worker": ("worker/engine.py", "self.serial = serial", "unknown()", "'unknown' is not defined"),
+    "format": (
+        "master/upgrade/state.py",
+        "FORMAT = 1",
+        "FORMAT = 2",
+        f"superd {__version__} cannot go on from {__version__}: restart it instead",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Superd, Path]]:
+    """One superd with a program of its own, which no test upgrades."""
+    directory = tmp_path_factory.mktemp("superd")
+    program = copy_of_superd(directory / "installed")
+    served = Superd(directory, ECHO, env=environment(program))
+    try:
+        yield served.start(), program
+    finally:
+        served.stop()
+
+
+@pytest.mark.parametrize("way", BROKEN)
+def test_a_program_that_could_not_serve_does_not_get_to(
+    running: tuple[Superd, Path], way: str
+) -> None:
+    served, program = running
+    name, whole, part, said = BROKEN[way]
+    workers = served.workers()
+    file = program / "superd" / name
+    text = file.read_text()
+    assert whole in text
+    with served.connect("echo") as client:
+        file.write_text(text.replace(whole, part, 1))
+        try:
+            code, told = failed_upgrade(served)
+        finally:
+            file.write_text(text)
+        assert (code, said in told) == (1, True)
+        assert f"not upgraded: {told.splitlines()[-1]}\n" in served.log()
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        assert exchange(served.connect("echo"), b"x") == b"x"
+    assert served.workers() == workers
+
+
+def test_one_that_was_repaired_gets_to(start_superd: Start, installed: Path) -> None:
+    served = start_superd(ECHO, env=environment(installed))
+    file = installed / "superd" / "worker" / "engine.py"
+    aside = file.rename(file.with_suffix(".aside"))
+    failed_upgrade(served)
+    with served.connect("echo") as client:
+        aside.rename(file)
+        upgrade(served)
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+    assert exchange(served.connect("echo"), b"x") == b"x"
+
+
+def test_a_mistake_in_the_configuration_is_told_with_its_place(start_superd: Start) -> None:
+    served = start_superd(ECHO)
+    served.file.write_text(served.file.read_text() + 'colour = "red"\n')
+    code, text = failed_upgrade(served)
+    assert code == 78
+    line = served.file.read_text().count("\n")
+    assert text.startswith(f"{served.file}:{line}:1: service.echo.colour: unknown key")
+    assert served.answer()["generation"] == 1
+    assert exchange(served.connect("echo"), b"x") == b"x"
+
+
+def test_an_interpreter_that_is_gone_is_told(tmp_path: Path, installed: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    env = environment(installed)
+    env["PYTHONPATH"] += os.pathsep + sysconfig.get_path("purelib")
+    served = Superd(tmp_path, ECHO, env=env, python=str(python))
+    try:
+        served.start()
+        upgrade(served)
+        python.unlink()
+        code, text = failed_upgrade(served)
+        assert (code, text) == (1, f"No such file or directory: {python}\n")
+        assert exchange(served.connect("echo"), b"x") == b"x"
+    finally:
+        served.stop()
+
+
+HANGS = """
+    import os, time
+    from superd.plugin import Service, hookimpl
+
+    class Hangs(Service):
+        name = "hangs"
+
+        def start(self):
+            if os.path.exists({flag!r}):
+                {then}
+
+        def respond(self, request):
+            return b"served\\n"
+
+    @hookimpl
+    def superd_services():
+        return [Hangs]
+    """
+HANGING = '[service.h]\nplugin = "hangs"\nlisten = "tcp://127.0.0.1:0"\nuser = "root"\n'
+
+
+def test_a_stop_does_not_wait_for_a_trial_that_hangs(start_superd: Start, tmp_path: Path) -> None:
+    flag = tmp_path / "flag"
+    source = HANGS.format(flag=str(flag), then="time.sleep(600)")
+    served = start_superd(HANGING, env=make_plugin(tmp_path / "plugins", "hangs", source))
+    flag.touch()
+    served.signal(signal.SIGUSR2)
+    trial = until(lambda: set(children(served.pid)) - set(served.workers()), "the trial").pop()
+    below = until(lambda: children(trial), "the new program's trial")
+    until(lambda: children(below[0]), "the trial's worker")
+    workers = children(below[0])
+    done = served.run("upgrade")
+    assert (done.returncode, "is under way" in done.stderr) == (1, True)
+    assert answer_to(served.connect("h")) == b"served\n"
+    served.signal(signal.SIGTERM)
+    assert served.wait() == 0
+    assert "not upgraded: superd stops" in served.log()
+    until(lambda: not any(map(is_alive, [trial, *below, *workers])), "the end of the trial")
+
+
+def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    flag = tmp_path / "flag"
+    then = f"time.sleep(0) if not os.path.exists({str(flag)!r} + '2') else os._exit(3)"
+    source = HANGS.format(flag=str(flag), then=f"{then}; open({str(flag)!r} + '2', 'w')")
+    served = start_superd(HANGING, env=make_plugin(tmp_path / "plugins", "hangs", source))
+    pid, workers = served.pid, served.workers()
+    flag.touch()  # now the first start succeeds, which is the trial's, and the next one fails
+    code, text = failed_upgrade(served)
+    assert code == 1
+    assert text.startswith("superd: the workers stay those of before:\n")
+    assert re.search(r"^worker \d+ of pool root ended with code 3$", text, re.MULTILINE)
+    assert (served.pid, served.workers()) == (pid, workers)
+    assert answer_to(served.connect("h")) == b"served\n"
+    os.kill(workers[0], signal.SIGKILL)
+    flag.unlink()
+    assert answer_to(served.connect("h")) == b"served\n"
+    assert served.run("reload").returncode == 0
+    assert answer_to(served.connect("h")) == b"served\n"
+
+
+def test_limits_bans_and_rates_hold_over_an_upgrade(start_superd: Start) -> None:
+    toml = """
+        [daemon]
+        workers = 2
+
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        max-connections = 5
+        max-per-source = 3
+        on-limit = "reject"
+
+        [service.slow]
+        plugin = "daytime"
+        listen = "tcp://127.0.0.1:0"
+        rate = "1/h"
+        burst = 3
+        on-limit = "reject"
+        """
+    served = start_superd(toml)
+    assert served.run("ban", "127.0.0.9", "--reason", "rude").returncode == 0
+    bans = served.run("bans").stdout
+    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True] * 2
+    clients = [served.connect("echo", f"127.0.0.{source}") for source in (2, 2, 2, 3)]
+    try:
+        for client in clients:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+        upgrade(served)
+        assert served.counts("echo")["active"] == 4
+        assert not is_admitted(served, "echo", "127.0.0.2")
+        clients.append(served.connect("echo", "127.0.0.4"))
+        clients[-1].sendall(b"x")
+        assert clients[-1].recv(1) == b"x"
+        assert not is_admitted(served, "echo", "127.0.0.5")
+        assert served.counts("echo")["refused-max-per-source"] == 1
+        assert served.counts("echo")["refused-max-connections"] == 1
+    finally:
+        for client in clients:
+            client.close()
+    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True, False]
+    assert not is_admitted(served, "echo", "127.0.0.9")
+    assert served.run("bans").stdout == bans
+
+
+def test_what_drains_already_goes_on_draining(start_superd: Start) -> None:
+    port, other = free_ports(2)
+    toml = f"""
+        [daemon]
+        drain-timeout = "20s"
+        [service.a]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:{port}"
+        """
+    more = f"""
+        [service.b]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:{other}"
+        user = "daemon"
+        """
+    served = start_superd(toml + more)
+    with connect_tcp(("127.0.0.1", other)) as gone, connect_tcp(("127.0.0.1", port)) as kept:
+        for client in (gone, kept):
+            client.sendall(b"1")
+            assert client.recv(1) == b"1"
+        served.toml = toml
+        served.write()
+        assert served.run("reload").returncode == 0
+        upgrade(served)
+        states = [(w["generation"], w["state"]) for w in served.answer()["workers"]]
+        assert sorted(state for state in states if state[0] != 2) == [
+            (1, "draining"),
+            (1, "draining"),
+            (3, "ready"),
+        ]
+        for client in (gone, kept):
+            client.sendall(b"2")
+            assert client.recv(1) == b"2"
+    until(lambda: len(served.answer()["workers"]) == 1, "those who drain to end")
+
+
+def test_a_worker_that_dies_is_replaced_after_an_upgrade(start_superd: Start) -> None:
+    served = start_superd(ECHO)
+    upgrade(served)
+    until(lambda: len(served.workers()) == 1, "one worker")
+    (worker,) = served.workers()
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: served.workers() not in ([], [worker]), "another worker")
+    assert exchange(served.connect("echo"), b"x") == b"x"
+    served.wait_for_log(rf"worker {worker} of pool \S+ was ended by SIGKILL")
+
+
+def test_models_tcpmux_and_names_go_on(start_superd: Start) -> None:
+    toml = """
+        [service.mux]
+        plugin = "tcpmux"
+        listen = "tcp://127.0.0.1:0"
+
+        [service.echo]
+        plugin = "echo"
+        listen = "tcpmux://echo"
+
+        [service.named]
+        plugin = "daytime"
+        listen = "tcp://127.0.0.1:0"
+        deny = ".example"
+
+        [service.passed]
+        plugin = "forward"
+        listen = "udp://127.0.0.1:0"
+        options = { to = "udp://localhost:9" }
+        """
+    served = start_superd(toml)
+    for _ in range(2):
+        assert exchange(served.connect("mux"), b"echo\r\nhello") == b"+Go\r\nhello"
+        assert len(answer_to(served.connect("named"))) == 26
+        upgrade(served)
+    until(lambda: served.answer()["resolver"], "the next resolver")
+
+
+def test_a_daemon_is_upgraded_too(tmp_path: Path) -> None:
+    port = free_port()
+    served = Superd(tmp_path, logged(port))
+    served.write()
+    try:
+        assert served.run("start").returncode == 0
+        pid = served.pid
+        upgrade(served)
+        assert served.pid == pid
+        assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"
+        assert "goes on in place of" in (tmp_path / "log").read_text()
+        assert served.run("stop").returncode == 0
+        assert not is_alive(pid)
+    finally:
+        end(served)
+
+
+def test_a_supervisor_is_told_of_an_upgrade(start_superd: Start, tmp_path: Path) -> None:
+    told = Listener(str(tmp_path / "notify"))
+    with told.socket:
+        served = start_superd(ECHO, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
+        told.until("READY")
+        upgrade(served)
+        assert int(told.until("RELOADING")["MONOTONIC_USEC"])
+        ready = told.until("READY")
+        assert int(ready["MAINPID"]) == served.pid
+        assert ready["STATUS"] == "serving: 1 services, generation 2"
+
+
+@pytest.mark.parametrize("number", [3, pytest.param(20, marks=pytest.mark.soak)])
+def test_upgrades_under_load_lose_nobody(start_superd: Start, tmp_path: Path, number: int) -> None:
+    toml = f"""
+        [daemon]
+        workers = 2
+
+        [service.echo]
+        plugin = "echo"
+        listen = ["tcp://127.0.0.1:0", "unix://{tmp_path}/echo"]
+        """
+    served = start_superd(toml)
+    address = served.address("echo")
+    over = threading.Event()
+    failures: list[str] = []
+    echoes = threading.Semaphore(0)
+
+    def client(connect: str) -> None:
+        while not over.is_set():
+            try:
+                at = connect_tcp(address) if connect == "tcp" else connect_unix(tmp_path / "echo")
+                if exchange(at, b"hello") != b"hello":
+                    failures.append("cut short")
+            except OSError as error:
+                failures.append(f"{connect}: {error}")
+            echoes.release()
+
+    threads = [threading.Thread(target=client, args=(kind,)) for kind in ("tcp", "tcp", "unix")]
+    for thread in threads:
+        thread.start()
+    try:
+        with crowd(address, 5) as sessions:
+            for n in range(number):
+                upgrade(served)
+                for session in sessions:
+                    session.sendall(b"%d" % n)
+                    assert session.recv(10) == b"%d" % n
+                for _ in range(20):
+                    assert echoes.acquire(timeout=PATIENCE)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+    assert failures == []
+    assert served.answer()["generation"] == 1 + number
+
+
+def test_signals_of_the_moment_are_not_lost(start_superd: Start) -> None:
+    served = start_superd(ECHO)
+    for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        served.signal(number)
+    served.wait_for_log("goes on in place of")
+    served.wait_for_log("reloaded: ")
+    served.signal(signal.SIGTERM)
+    assert served.wait() == 0
+    assert "Traceback" not in served.log()
