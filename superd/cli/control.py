@@ -23,6 +23,7 @@ from superd.master.pidfile import holder
 from superd.observe.rows import table
 
 LOOK = 0.02  # seconds between two questions how a reload goes
+SILENCE = 30.0  # seconds without an answer, until nobody is taken to answer any more
 MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
 
 
@@ -68,10 +69,17 @@ def upgrade(file: Path | None) -> int:
 def _outcome(settings: Settings, request: str) -> Any:
     """Ask for a change that takes a while; return how it ended."""
     number = asked(settings, request)["number"]
+    answered = time.monotonic()
     while True:
-        answer = asked(settings, f"{request}-state", number=number)
-        if answer["state"] in ("done", "failed"):
-            return answer
+        try:
+            answer = asked(settings, f"{request}-state", number=number)
+        except SuperdError:  # a program that has just taken over on a busy machine needs a while
+            if holder_of(settings) is None or time.monotonic() - answered > SILENCE:
+                raise
+        else:
+            answered = time.monotonic()
+            if answer["state"] in ("done", "failed"):
+                return answer
         select.select([], [], [], LOOK)
 
 
