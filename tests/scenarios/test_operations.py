@@ -8,10 +8,7 @@ import os
 import random
 import signal
 import socket
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,10 +16,9 @@ import pytest
 from tests.clients import connect_tcp, connect_unix
 from tests.conftest import Start
 from tests.daemons import free_ports
-from tests.harness import PATIENCE, Superd, exchange, until
+from tests.harness import Superd, until
+from tests.loads import Stream, hello, under
 from tests.proc import children, descriptors, listener
-
-CHUNK = 4096
 
 # services of three pools: the workers of the first are killed, those of the others are not
 TOML = """
@@ -58,63 +54,6 @@ listen = "tcp://127.0.0.1:{other}"
 """
 
 
-@dataclass
-class Load:
-    """Clients that come, are served and go, one after the other; what they met with."""
-
-    connect: Callable[[], socket.socket]
-    served: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    def run(self, over: threading.Event) -> None:
-        while not over.is_set():
-            try:
-                answer = exchange(self.connect(), b"hello")
-                if answer != b"hello":
-                    self.failures.append(f"cut short: {answer!r}")
-            except OSError as error:
-                self.failures.append(str(error))
-            self.served += 1
-            over.wait(0.005)
-
-
-@dataclass
-class Stream:
-    """One long conversation: numbered chunks, each echoed before the next is sent."""
-
-    connection: socket.socket
-    sent: int = 0
-    failures: list[str] = field(default_factory=list)
-
-    def run(self, over: threading.Event) -> None:
-        try:
-            with self.connection:
-                while not over.is_set():
-                    chunk = self.sent.to_bytes(8, "big") * (CHUNK // 8)
-                    self.connection.sendall(chunk)
-                    found = b""
-                    while len(found) < CHUNK and (part := self.connection.recv(CHUNK)):
-                        found += part
-                    assert found == chunk
-                    self.sent += 1
-                    over.wait(0.02)
-        except (OSError, AssertionError) as error:
-            self.failures.append(f"after {self.sent} chunks: {error!r}")
-
-
-@contextmanager
-def under(*loads: Load | Stream) -> Iterator[None]:
-    """Run loads until the end of the block."""
-    over = threading.Event()
-    threads = [threading.Thread(target=load.run, args=(over,)) for load in loads]
-    with ExitStack() as stack:
-        for thread in threads:
-            thread.start()
-            stack.callback(thread.join, PATIENCE)
-        stack.callback(over.set)
-        yield
-
-
 @pytest.mark.parametrize(
     ("reloads", "upgrades", "kills"),
     [(4, 2, 4), pytest.param(100, 20, 100, marks=pytest.mark.soak)],
@@ -131,8 +70,8 @@ def test_nobody_is_lost(
     def client(name: str) -> Callable[[], socket.socket]:
         return lambda: connect_tcp(("127.0.0.1", port[name]))
 
-    loads = {name: Load(client(name)) for name in ("killed", "kept", "passed", "program")}
-    loads["unix"] = Load(lambda: connect_unix(tmp_path / "kept"))
+    loads = {name: hello(client(name)) for name in ("killed", "kept", "passed", "program")}
+    loads["unix"] = hello(lambda: connect_unix(tmp_path / "kept"))
     streams = [Stream(client(name)()) for name in ("kept", "kept", "passed", "program")]
     inodes = {name: listener(port[name]) for name in port if name != "other"}
     operations = ["reload"] * reloads + ["upgrade"] * upgrades + ["kill"] * kills

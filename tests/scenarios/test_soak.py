@@ -1,0 +1,194 @@
+"""Years of use in minutes: everything that superd has is on and busy, and nothing grows."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.clients import answer_to, connect_tcp, connect_unix
+from tests.conftest import Start
+from tests.daemons import free_ports
+from tests.harness import Superd, ask_udp, exchange, make_plugin, until
+from tests.loads import Load, Stream, hello, under
+from tests.proc import children, descriptors, memory, zombies
+
+WARM_UP = 60.0  # seconds until memory is measured for the first time
+STEADY = 240.0  # seconds without any change, in which workers must not grow
+CHANGING = 300.0  # seconds with a change every few of them
+BETWEEN = 5.0
+GROWTH = 1.05
+SLACK = 2048  # kB
+
+TOML = """
+[daemon]
+workers = 2
+drain-timeout = "20s"
+log = "{directory}/log"
+record-log = "{directory}/records"
+
+[defaults]
+max-per-source = 500
+allow = ["127.0.0.0/8", ".localdomain"]
+
+[service.echo]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:{echo}", "udp://127.0.0.1:{echo}", "unix://{directory}/echo"]
+
+[service.thread]
+plugin = "upper"
+listen = "tcp://127.0.0.1:{thread}"
+model = "thread"
+
+[service.fork]
+plugin = "upper"
+listen = "tcp://127.0.0.1:{fork}"
+model = "fork"
+
+[service.prefork]
+plugin = "upper"
+listen = "tcp://127.0.0.1:{prefork}"
+model = "prefork"
+max-requests = 50
+
+[service.cat]
+plugin = "exec"
+listen = "tcp://127.0.0.1:{cat}"
+chroot = ""
+options = {{ command = "/bin/cat" }}
+
+[service.passed]
+plugin = "forward"
+listen = "tcp://127.0.0.1:{passed}"
+options = {{ to = "tcp://localhost:{echo}" }}
+
+[service.mux]
+plugin = "tcpmux"
+listen = "tcp://127.0.0.1:{mux}"
+
+[service.by-name]
+plugin = "echo"
+listen = "tcpmux://echo"
+
+[service.knocks]
+plugin = "sniffer"
+listen = "tcp://127.0.0.1:{knocks}"
+options = {{ capture = {{ bytes = 100, time = "100ms" }}, output = "{directory}/knocks" }}
+
+[service.day]
+plugin = "daytime"
+listen = ["tcp://127.0.0.1:{day}", "udp://127.0.0.1:{day}"]
+amplify = true
+"""
+UPPER = """
+    from superd.plugin import Service, hookimpl
+
+    class Upper(Service):
+        name = "upper"
+
+        def stream(self, conn):
+            for line in conn:
+                conn.send(line.upper())
+
+    @hookimpl
+    def superd_services():
+        return [Upper]
+    """
+NAMES = (
+    "echo", "thread", "fork", "prefork", "cat", "passed", "mux", "knocks", "day",
+)  # fmt: skip
+
+
+def loads(port: dict[str, int], directory: Path) -> list[Load | Stream]:
+    """Return clients of everything."""
+
+    def client(name: str) -> Callable[[], socket.socket]:
+        return lambda: connect_tcp(("127.0.0.1", port[name]))
+
+    def shouted(name: str) -> Load:
+        return Load(lambda: exchange(client(name)(), b"hello\n"), b"HELLO\n".__eq__)
+
+    def is_day(answer: bytes) -> bool:
+        return len(answer) == 26
+
+    echo, day = ("127.0.0.1", port["echo"]), ("127.0.0.1", port["day"])
+    return [
+        *(hello(client(name)) for name in ("echo", "cat", "passed")),
+        hello(lambda: connect_unix(directory / "echo")),
+        *(shouted(name) for name in ("thread", "fork", "prefork")),
+        Load(lambda: exchange(client("mux")(), b"echo\r\nhello"), b"+Go\r\nhello".__eq__),
+        Load(lambda: exchange(client("knocks")(), b"GET / HTTP/1.0\r\n\r\n"), b"".__eq__),
+        Load(lambda: answer_to(client("day")()), is_day),
+        Load(lambda: ask_udp(day, b""), is_day),
+        Load(lambda: ask_udp(echo, b"hello")),
+        *(Stream(client(name)()) for name in ("echo", "passed", "cat")),
+    ]
+
+
+def sizes(served: Superd) -> dict[int, int]:
+    """Return the memory of the master and of all its children, in kB."""
+    return {pid: memory(pid) for pid in (served.pid, *children(served.pid))}
+
+
+def settled(served: Superd) -> dict[str, int]:
+    """Return how many processes, zombies and descriptors there are once nobody drains."""
+
+    def is_quiet() -> bool:
+        now = served.answer()
+        return {one["generation"] for one in now["workers"]} == {now["generation"]} and all(
+            one["state"] == "ready" for one in now["workers"]
+        )
+
+    until(is_quiet, "the old workers to end", 60)
+    return {
+        "processes": len(children(served.pid)),
+        "zombies": len(zombies(served.pid)),
+        "descriptors": len(descriptors(served.pid)),
+    }
+
+
+@pytest.mark.soak
+def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
+    port = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
+    served = start_superd(
+        TOML.format(directory=tmp_path, **port), env=make_plugin(tmp_path / "p", "upper", UPPER)
+    )
+    clients = loads(port, tmp_path)
+    never = threading.Event()
+    with under(*clients):
+        assert served.run("upgrade").returncode == 0  # compared are programs of one kind
+        never.wait(WARM_UP)
+        before, open_before = sizes(served), settled(served)
+        never.wait(STEADY)
+        after = sizes(served)
+        grown = {
+            pid: (before[pid], size)
+            for pid, size in after.items()
+            if pid in before and size > before[pid] * GROWTH + SLACK
+        }
+        assert grown == {}
+        assert len(before.keys() & after.keys()) >= len(served.workers()) + 1
+        end = time.monotonic() + CHANGING
+        for change in itertools.cycle(["reload", "kill", "reload", "upgrade"]):
+            if time.monotonic() > end:
+                break
+            if change == "kill":
+                os.kill(served.workers()[0], signal.SIGKILL)
+            else:
+                done = served.run(change)
+                assert (done.returncode, done.stderr) == (0, "")
+            never.wait(BETWEEN)
+        assert settled(served) == open_before
+        assert memory(served.pid) < before[served.pid] * GROWTH + SLACK
+    failures = [failure for client in clients for failure in client.failures]
+    print(f"{sum(one.served for one in clients if isinstance(one, Load))} served, {failures}")
+    kills = served.log().count("SIGKILL") + (tmp_path / "log").read_text().count("SIGKILL")
+    assert len(failures) <= kills * len(clients)  # who was with a worker that was killed
+    assert "Traceback" not in (tmp_path / "log").read_text()
