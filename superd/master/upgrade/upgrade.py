@@ -118,9 +118,10 @@ class Upgrade:
         except OSError as error:
             for number in passed:
                 os.set_inheritable(number, False)
-            os.close(descriptor)
+            if passed:
+                os.close(descriptor)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            self._fail([f"{sys.executable}: {reason(error)}"], ExitCode.FAILED)
+            self._fail([f"cannot execute {sys.executable}: {reason(error)}"], ExitCode.FAILED)
 
     def _fail(self, problems: Sequence[str], code: int) -> None:
         self.state, self.code = "failed", int(code)
