@@ -167,6 +167,22 @@ def test_a_mistake_leaves_everything_as_it_was(served: Superd, mistake: str, how
     assert served.answer()["generation"] == generation + 1
 
 
+def test_a_plugin_that_hangs_at_import_leaves_everything_as_it_was(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    source = "import time\ntime.sleep(600)\n"
+    served = start_superd(TOML, env=make_plugin(tmp_path / "plugins", "hangs", source))
+    rewrite(served, TOML + '[service.h]\nplugin = "hangs"\nlisten = "tcp://127.0.0.1:0"\n')
+    done = served.run("reload")
+    assert done.returncode == 78
+    line = served.file.read_text().splitlines().index('plugin = "hangs"') + 1
+    assert done.stderr.startswith(
+        f"{served.file}:{line}:10: service.h.plugin: plugin hangs: it took"
+    )
+    assert served.answer()["generation"] == 1
+    assert exchange(served.connect("echo"), b"x") == b"x"
+
+
 def test_a_port_that_is_taken_leaves_everything_as_it_was(start_superd: Start) -> None:
     port, other = free_port(), free_port()
     served = start_superd(ECHO.format(port=port))
