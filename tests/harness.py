@@ -17,7 +17,7 @@ import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -67,6 +67,10 @@ class Superd:
 
     def start(self, *wrapper: str) -> Superd:
         """Start in the foreground, under `wrapper` if given, and wait for `ready`."""
+        return self.launch(*wrapper).wait_until_ready()
+
+    def launch(self, *wrapper: str, pass_fds: Collection[int] = ()) -> Superd:
+        """Start in the foreground, under `wrapper` if given."""
         self.write()
         with open(self.log_file, "a") as log:
             self.process = subprocess.Popen(
@@ -77,7 +81,12 @@ class Superd:
                 text=True,
                 cwd=self.directory,
                 env={**os.environ, **(self.env or {})},
+                pass_fds=tuple(pass_fds),
             )
+        return self
+
+    def wait_until_ready(self) -> Superd:
+        assert self.process is not None
         assert self.process.stdout is not None
         for line in read_lines(self.process.stdout):
             self.announced.append(line)

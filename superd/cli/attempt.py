@@ -21,6 +21,7 @@ from superd.config.problems import Document, dotted
 from superd.errors import ConfigurationError, Problem, UsageError, shown
 from superd.master.plan import Plan, plan
 from superd.master.start import serve
+from superd.net.inherited import Inheritance
 from superd.plugin.registry import installed
 
 
@@ -29,7 +30,7 @@ def attempt(plugin: str, settings: list[str]) -> int:
     made = entry(plugin, settings)
     is_free = not any(setting.startswith("listen=") for setting in settings)
     found = _planned(plugin, made, made["listen"] if is_free else [])
-    return serve(found, in_background=False, ready=announce)
+    return serve(found, Inheritance(), in_background=False, ready=announce)
 
 
 def _planned(plugin: str, made: dict[str, Any], addresses: list[str]) -> Plan:

@@ -69,7 +69,10 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("-c", "--config", type=Path, metavar="FILE", help="configuration file")
         return added
 
-    with_file(add("run", _run, "serve in the foreground; prints `ready` once it does"))
+    run = with_file(add("run", _run, "serve in the foreground; prints `ready` once it does"))
+    run.add_argument(
+        "--ready-fd", type=int, metavar="N", help="write a newline there, too, as s6 expects it"
+    )
     with_file(add("start", _start, "serve as a daemon; returns once it does, or why it does not"))
     with_file(
         add("stop", _stop, "stop the daemon, connections may finish; returns when it is gone")
@@ -118,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from superd.cli.serve import run
 
-    return run(options.config)
+    return run(options.config, options.ready_fd)
 
 
 def _start(options: argparse.Namespace) -> int:

@@ -5,8 +5,10 @@ Runs in the command line, and becomes the master.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
@@ -21,17 +23,20 @@ from superd.master.plan import Plan, plan
 from superd.master.signals import end_on_term
 from superd.master.start import make_runtime_directory, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
+from superd.net.inherited import Inheritance, take_inherited
 from superd.net.listeners import Listener
 
 SHOWN = 12  # addresses of one service: a range may have thousands
 
 
-def run(file: Path | None) -> int:
+def run(file: Path | None, ready_fd: int | None = None) -> int:
     """Serve in the foreground."""
     end_on_term()
+    inheritance = take_inherited()
+    ready = announce if ready_fd is None else _announcing_on(ready_fd)
     planned = planned_from(file)
     say(f"superd {__version__}: {planned.settings.file}")
-    return serve(planned, in_background=False, ready=announce)
+    return serve(planned, inheritance, in_background=False, ready=ready)
 
 
 def start(file: Path | None) -> int:
@@ -39,19 +44,24 @@ def start(file: Path | None) -> int:
     if os.getpid() == 1:
         raise UsageError("process 1 must not go into the background; use `superd run`")
     end_on_term()
+    inheritance = take_inherited()
     planned = planned_from(file)
     launch = detach()
     if isinstance(launch, Launch):
-        _become_daemon(planned, launch)
+        _become_daemon(planned, inheritance, launch)
     if launch.text:
         print(launch.text, file=sys.stderr)
     return launch.code
 
 
-def _become_daemon(planned: Plan, launch: Launch) -> NoReturn:
+def _become_daemon(planned: Plan, inheritance: Inheritance, launch: Launch) -> NoReturn:
     code = int(ExitCode.FAILED)
+
+    def ready(_: object) -> None:
+        launch.tell(_verdict(planned))
+
     try:
-        code = serve(planned, in_background=True, ready=lambda _: launch.tell(_verdict(planned)))
+        code = serve(planned, inheritance, in_background=True, ready=ready)
     except SuperdError as error:
         code = int(error.exit_code)
         launch.tell(Verdict(code, f"superd: {error}"))
@@ -119,6 +129,23 @@ def announce(listeners: list[Listener]) -> None:
         if len(addresses) > SHOWN:
             lines.append(f"{service:<{width}}  ... and {len(addresses) - SHOWN} more")
     say(*lines, "ready")
+
+
+def _announcing_on(descriptor: int) -> Callable[[list[Listener]], None]:
+    """Return what announces, and writes a newline where a supervisor such as s6 waits for it."""
+    try:
+        os.set_inheritable(descriptor, False)
+    except (OSError, OverflowError):
+        raise UsageError(f"--ready-fd: descriptor {descriptor} is not open") from None
+
+    def ready(listeners: list[Listener]) -> None:
+        announce(listeners)
+        with contextlib.suppress(OSError):
+            os.write(descriptor, b"\n")
+        if descriptor > 2:
+            os.close(descriptor)
+
+    return ready
 
 
 def line_to_try(address: Address) -> str:

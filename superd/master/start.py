@@ -25,12 +25,21 @@ from superd.master.plan import Plan
 from superd.master.signals import Signals
 from superd.master.supervising import Supervisor
 from superd.master.watch import Watch
+from superd.net.inherited import Inheritance, match
 from superd.net.listeners import Listener, listen
 from superd.observe.records import failure
 
 
-def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], None]) -> int:
-    """Bind, fork and serve; return the exit code. `ready` is called once all workers are."""
+def serve(
+    plan: Plan,
+    inheritance: Inheritance,
+    *,
+    in_background: bool,
+    ready: Callable[[list[Listener]], None],
+) -> int:
+    """Bind what was not inherited, fork and serve; return the exit code. `ready` is called once all
+    workers are.
+    """
     settings = plan.settings
     raise_file_limit()
     supervisor = Supervisor()
@@ -41,7 +50,7 @@ def serve(plan: Plan, *, in_background: bool, ready: Callable[[list[Listener]], 
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # from here on none may end superd half-way: there is what to undo
-        listeners = listen(plan.services, notices=plan.notices)
+        listeners = _bound(plan, inheritance)
         undo.callback(_close, listeners)
         pid_file = _pid_file(settings)
         if pid_file is not None:
@@ -79,6 +88,16 @@ def run(master: Master, ready: Callable[[], None]) -> int:
         raise _failed(*master.failure)
     master.log.info("stopped")
     return code
+
+
+def _bound(plan: Plan, inheritance: Inheritance) -> list[Listener]:
+    """Listen on all addresses, on those with sockets that are there already."""
+    existing = match(plan.services, inheritance, plan.notices)
+    try:
+        return listen(plan.services, existing, plan.notices)
+    except SuperdError:
+        _close(existing)
+        raise
 
 
 def _failed(code: int, text: str) -> SuperdError:

@@ -6,6 +6,7 @@ owner and mode. Raises OSError.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
@@ -40,12 +41,7 @@ def bind(service: Service, address: Address, *, share: bool) -> socket.socket:
             if share:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(address.sockaddr)
-        if kind.is_datagram:
-            # a unix datagram waits in its sender's buffer: ours bounds the answers
-            which = socket.SO_SNDBUF if kind.is_unix else socket.SO_RCVBUF
-            sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER)
-        else:
-            limit_accept(sock, service)
+        _set_options_of_queue(sock, address, service)
     except BaseException:
         sock.close()
         raise
@@ -65,12 +61,34 @@ def _set_internet_options(sock: socket.socket, address: Address, service: Servic
         sock.setsockopt(level, option, 1)
     if service.device:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, service.device.encode())
+    if not address.transport.is_datagram:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _set_options_of_traffic(sock, address, service)
+
+
+def prepare(sock: socket.socket, address: Address, service: Service) -> None:
+    """Set on a socket that somebody else has bound what can still be set as `bind` would."""
+    sock.setblocking(False)
+    if not address.transport.is_unix:
+        _set_options_of_traffic(sock, address, service)
+    _set_options_of_queue(sock, address, service)
+
+
+def _set_options_of_traffic(sock: socket.socket, address: Address, service: Service) -> None:
+    if not address.transport.is_datagram:
+        set_options_of_clients(sock, service)
+    elif address.is_wildcard:
+        ask_for_destination(sock)
+
+
+def _set_options_of_queue(sock: socket.socket, address: Address, service: Service) -> None:
     if address.transport.is_datagram:
-        if address.is_wildcard:
-            ask_for_destination(sock)
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    set_options_of_clients(sock, service)
+        # a unix datagram waits in its sender's buffer: ours bounds the answers
+        is_unix = address.transport.is_unix
+        which = socket.SO_SNDBUF if is_unix else socket.SO_RCVBUF
+        sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER)
+    else:
+        limit_accept(sock, service)
 
 
 def limit_accept(sock: socket.socket, service: Service) -> None:
@@ -128,3 +146,13 @@ def identity(path: str) -> tuple[int, int]:
     """Return device and inode of a file, which no other has at the same time."""
     status = os.lstat(path)
     return (status.st_dev, status.st_ino)
+
+
+def unlink_own(path: str, file: tuple[int, int]) -> None:
+    """Remove a socket's file where it is still the one with that identity.
+
+    To be called while the socket is open: until then no other file can get its inode.
+    """
+    with contextlib.suppress(OSError):
+        if identity(path) == file:
+            os.unlink(path)

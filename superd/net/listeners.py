@@ -19,8 +19,14 @@ from dataclasses import dataclass, replace
 
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
-from superd.net.addresses import ANY_IPV6, Address, Transport
-from superd.net.binding import bind, identity, limit_accept, set_options_of_clients
+from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
+from superd.net.binding import (
+    bind,
+    identity,
+    limit_accept,
+    set_options_of_clients,
+    unlink_own,
+)
 
 Entrance = socket.socket
 MADE_BY = ("mode", "uid", "gid", "greets")  # what addresses that are the same may differ in
@@ -50,16 +56,18 @@ class Listener:
     file: tuple[int, int] | None = None  # device and inode of a unix socket's file
     entrance: Entrance | None = None  # where connections are put in that tcpmux passes on
     backlog: int = 0  # what the kernel made of the entry's
+    is_given: bool = False  # it belongs to who started superd, and so does its file
+
+    @property
+    def takes_ipv4(self) -> bool:
+        """Whether it serves IPv4, too, as none does that superd has bound to [::]."""
+        is_wildcard = self.address.host == ANY_IPV6
+        return is_wildcard and not self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
     def close(self) -> None:
-        """Remove the socket's file where it is still ours, and close the socket.
-
-        In this order: while the socket is open, no other file can get its inode.
-        """
+        """Remove the socket's file where it is still ours, and close the socket."""
         if self.file is not None:
-            with contextlib.suppress(OSError):
-                if identity(self.address.path) == self.file:
-                    os.unlink(self.address.path)
+            unlink_own(self.address.path, self.file)
             self.file = None
         self.socket.close()
         if self.entrance is not None:
@@ -131,7 +139,7 @@ def listen(
         (name, service, address)
         for name, service in services.items()
         for listed in service.listen
-        for address in _sockets_of(listed)
+        for address in sockets_of(listed)
     ]
     kept = _kept(wanted, existing)
     shared = _shared([address for *_, address in wanted] + [one.address for one in existing])
@@ -142,6 +150,11 @@ def listen(
     found: list[Listener] = []
     failures: list[SuperdError] = []
     taken: dict[str, set[Address]] = {}  # by others, of ranges, by service
+    taken_along = {  # IPv4 by a socket for both
+        (wanted[number][0], replace(wanted[number][2], host=ANY_IPV4))
+        for number, listener in kept.items()
+        if listener.takes_ipv4
+    }
 
     ours = {_end(listener.address) for listener in existing}
     for name, service, address in wanted:
@@ -153,7 +166,9 @@ def listen(
         wanted = [one for one in wanted if one[2] not in shared]
     made: list[Listener] = []
     for number, (name, service, address) in enumerate(wanted):
-        if address in taken.get(name, ()):
+        if address in taken.get(name, ()) or (
+            number not in kept and (name, address) in taken_along
+        ):
             continue
         with _gathering(failures, name, address, service, taken):
             if number in kept:
@@ -252,7 +267,7 @@ def dropped(sock: socket.socket) -> int:
     return int(struct.unpack("@9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[-1])
 
 
-def _sockets_of(address: Address) -> tuple[Address, ...]:
+def sockets_of(address: Address) -> tuple[Address, ...]:
     """Return one address a socket: "*" is IPv4, and IPv6 where this machine has it."""
     if address.host != "*" or _has_ipv6():
         return address.expanded()

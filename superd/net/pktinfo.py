@@ -21,7 +21,8 @@ _LINK_LOCAL = b"\xfe\x80"
 
 Ancillary = tuple[int, int, bytes]
 
-SPACE = socket.CMSG_SPACE(_IPV6.size)
+# a socket for both tells of IPv4 in either form
+SPACE = socket.CMSG_SPACE(_IPV6.size) + socket.CMSG_SPACE(_IPV4.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +41,18 @@ def ask_for_destination(sock: socket.socket) -> None:
     """Make the kernel tell the destination of each datagram of a wildcard socket."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
+            return
+    sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
 def destination(bound: Address, ancillary: tuple[Ancillary, ...]) -> Destination:
     """Return where a datagram to a wildcard socket came to; `bound`, if the kernel did not tell."""
-    for level, kind, data in ancillary:
+    for level, kind, data in sorted(ancillary):  # IPv4 first: only there a broadcast can be known
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
             _, ours, asked = _IPV4.unpack(data)
+            if not any(ours):  # it came before the kernel was asked, in the time of another process
+                ours = asked
             answer = _IPV4.pack(0, ours, bytes(4))
             address = replace(bound, host=socket.inet_ntop(socket.AF_INET, ours))
             return Destination(address, ours == asked, ((level, kind, answer),))

@@ -25,6 +25,19 @@ def server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
         yield sock
 
 
+@pytest.fixture(params=["ipv4", "both"])
+def ipv4_server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
+    """A wildcard socket for IPv4, or for IPv4 and IPv6 as systemd makes them."""
+    family = socket.AF_INET6 if request.param == "both" else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(10)
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        ask_for_destination(sock)
+        sock.bind(("", 0))
+        yield sock
+
+
 def received(server: socket.socket) -> tuple[Destination, Any]:
     data, ancillary, _, peer = server.recvmsg(100, SPACE)
     assert data == b"hello"
@@ -46,35 +59,40 @@ def test_the_address_that_was_asked_is_told_and_answered_from(server: socket.soc
             assert client.recv(100) == b"answer", "a connected client takes it from nowhere else"
 
 
-def test_a_broadcast_is_told_from_a_datagram_for_one_host() -> None:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
-    ):
-        server.settimeout(10)
-        ask_for_destination(server)
-        server.bind(("", 0))
+def test_a_broadcast_is_told_from_a_datagram_for_one_host(ipv4_server: socket.socket) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
-        client.sendto(b"hello", ("127.255.255.255", server.getsockname()[1]))
-        asked, _ = received(server)
+        client.sendto(b"hello", ("127.255.255.255", ipv4_server.getsockname()[1]))
+        asked, _ = received(ipv4_server)
     assert not asked.is_one_host
 
 
-def test_a_multicast_is_told_from_a_datagram_for_one_host() -> None:
+def test_a_multicast_is_told_from_a_datagram_for_one_host(ipv4_server: socket.socket) -> None:
     group, loopback = "239.77.7.7", socket.inet_aton("127.0.0.1")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        membership = socket.inet_aton(group) + loopback
+        ipv4_server.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
+        client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+        client.sendto(b"hello", (group, ipv4_server.getsockname()[1]))
+        asked, _ = received(ipv4_server)
+    assert not asked.is_one_host
+
+
+def test_a_datagram_that_came_before_the_kernel_was_asked_is_answered() -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
     ):
-        server.settimeout(10)
-        ask_for_destination(server)
+        for sock in (server, client):
+            sock.settimeout(10)
         server.bind(("", 0))
-        membership = socket.inet_aton(group) + loopback
-        server.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, membership)
-        client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
-        client.sendto(b"hello", (group, server.getsockname()[1]))
-        asked, _ = received(server)
-    assert not asked.is_one_host
+        client.connect(("127.0.0.2", server.getsockname()[1]))
+        client.send(b"hello")
+        ask_for_destination(server)
+        asked, peer = received(server)
+        assert asked.address.host == "127.0.0.2"
+        server.sendmsg([b"answer"], asked.control, 0, peer)
+        assert client.recv(100) == b"answer"
 
 
 def test_what_the_kernel_does_not_tell_is_the_wildcard_itself() -> None:

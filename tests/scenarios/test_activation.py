@@ -1,0 +1,299 @@
+"""Sockets that are passed to superd when it is started (sd_listen_fds(3), systemd.socket(5))."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import PATIENCE, Superd, ask_udp, exchange, until
+from tests.passing import passed
+
+ECHO = """
+[service.echo]
+plugin = "echo"
+listen = "{listen}"
+"""
+CLOSED = "is in the listen of no service and is closed; add it there"
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[list[Superd]]:
+    """All superds of a test, which are stopped in the end."""
+    started: list[Superd] = []
+    yield started
+    for one in started:
+        one.stop()
+        print(f"--- log of {one.file}\n{one.log()}")
+
+
+def superd_of(make: list[Superd], directory: Path, toml: str) -> Superd:
+    made = directory / f"superd-{len(make)}"
+    made.mkdir()
+    make.append(Superd(made, toml))
+    return make[-1]
+
+
+@contextlib.contextmanager
+def bound(
+    sockaddr: object, kind: socket.SocketKind = socket.SOCK_STREAM, *, both: bool = False
+) -> Iterator[socket.socket]:
+    """Bind as systemd does, and listen."""
+    family = socket.AF_INET
+    if isinstance(sockaddr, str):
+        family = socket.AF_UNIX
+    elif isinstance(sockaddr, tuple) and ":" in sockaddr[0]:
+        family = socket.AF_INET6
+    with socket.socket(family, kind) as sock:
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not both)
+        sock.bind(sockaddr)  # type: ignore[arg-type]
+        if kind != socket.SOCK_DGRAM:
+            sock.listen(8)
+        yield sock
+
+
+def echoes(address: object) -> bool:
+    """Tell whether something at an address echoes."""
+    if isinstance(address, str):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE)
+            client.connect(address)
+            client.sendall(b"hello")
+            return client.recv(5) == b"hello"
+    assert isinstance(address, tuple)
+    return exchange(socket.create_connection(address[:2], PATIENCE), b"hello") == b"hello"
+
+
+def test_what_is_passed_is_served_and_the_rest_is_bound(make: list[Superd], tmp_path: Path) -> None:
+    with bound(("127.0.0.1", 0)) as given:
+        port = given.getsockname()[1]
+        # a client that has come before superd has is served by it
+        early = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        listen = f'["tcp://127.0.0.1:{port}", "tcp://127.0.0.1:0"]'
+        superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', listen))
+        passed(superd, [given.fileno()]).wait_until_ready()
+    assert exchange(early, b"early") == b"early"
+    addresses = superd.addresses("echo")
+    assert addresses[0] == ("127.0.0.1", port)
+    assert all(echoes(address) for address in addresses)
+    assert "warning" not in superd.log()
+
+
+@pytest.mark.parametrize("names", [["echo"], ["superd.socket"], []])
+def test_by_name_or_address(make: list[Superd], tmp_path: Path, names: list[str]) -> None:
+    with bound(("127.0.0.1", 0), socket.SOCK_DGRAM) as given:
+        port = given.getsockname()[1]
+        superd = superd_of(make, tmp_path, ECHO.format(listen=f"udp://127.0.0.1:{port}"))
+        passed(superd, [given.fileno()], names).wait_until_ready()
+    assert ask_udp(("127.0.0.1", port), b"hello") == b"hello"
+    assert "warning" not in superd.log()
+
+
+@pytest.mark.parametrize("transport", ["unix", "unixgram", "unixpacket"])
+def test_a_unix_socket_and_its_file_stay_the_supervisors(
+    make: list[Superd], tmp_path: Path, transport: str
+) -> None:
+    kind = {"unix": socket.SOCK_STREAM, "unixgram": socket.SOCK_DGRAM}.get(
+        transport, socket.SOCK_SEQPACKET
+    )
+    with tempfile.TemporaryDirectory() as name, bound(f"{name}/echo", kind) as given:
+        superd = superd_of(make, tmp_path, ECHO.format(listen=f"{transport}://{name}/echo"))
+        passed(superd, [given.fileno()]).wait_until_ready()
+        with socket.socket(socket.AF_UNIX, kind) as client:
+            client.settimeout(PATIENCE)
+            client.bind(f"{name}/client")
+            os.chmod(f"{name}/client", 0o777)
+            os.chmod(name, 0o755)
+            client.connect(f"{name}/echo")
+            client.send(b"hello")
+            assert client.recv(5) == b"hello"
+        assert superd.run("reload").returncode == 0
+        assert superd.stop() == 0
+        assert Path(name, "echo").is_socket()
+
+
+def test_one_socket_for_both_ipv4_and_ipv6(make: list[Superd], tmp_path: Path) -> None:
+    with (
+        bound(("::", 0), both=True) as given,
+        bound(("::", given.getsockname()[1]), socket.SOCK_DGRAM, both=True) as datagrams,
+    ):
+        port = given.getsockname()[1]
+        toml = f'["tcp://*:{port}", "udp://*:{port}"]\ndeny = "127.0.0.2"'
+        superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', toml))
+        # as it may be asked before superd has told the kernel what it wants to know of datagrams
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as early:
+            early.settimeout(PATIENCE)
+            early.connect(("127.0.0.1", port))
+            early.send(b"early")
+            passed(superd, [given.fileno(), datagrams.fileno()]).wait_until_ready()
+            assert early.recv(5) == b"early"
+    for host in ("127.0.0.1", "::1", "127.0.0.3"):
+        assert echoes((host, port))
+        assert ask_udp((host, port), b"hello") == b"hello"
+    assert superd.answer()["services"][0]["listen"] == [f"tcp://[::]:{port}", f"udp://[::]:{port}"]
+    with socket.create_connection(("127.0.0.1", port), source_address=("127.0.0.2", 0)) as denied:
+        until(lambda: superd.counts("echo")["refused-access"] == 1, "the refusal")
+        assert denied.getsockname()
+    assert superd.run("reload").returncode == 0
+    assert echoes(("127.0.0.1", port))
+    assert "warning" not in superd.log()
+
+
+def test_a_socket_that_takes_more_than_listen_says_is_told_of(
+    make: list[Superd], tmp_path: Path
+) -> None:
+    with bound(("::", 0), both=True) as given:
+        port = given.getsockname()[1]
+        superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://[::]:{port}"))
+        passed(superd, [given.fileno()]).wait_until_ready()
+    assert f"tcp://[::]:{port} takes IPv4, too; BindIPv6Only=ipv6-only" in superd.log()
+
+
+def test_a_socket_by_name_takes_the_place_of_another_address(
+    make: list[Superd], tmp_path: Path
+) -> None:
+    with bound(("127.0.0.1", 0)) as given, bound(("127.0.0.1", 0)) as listed:
+        port, other = given.getsockname()[1], listed.getsockname()[1]
+        listed.close()
+        superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{other}"))
+        passed(superd, [given.fileno()], ["echo"]).wait_until_ready()
+    assert echoes(("127.0.0.1", port))
+    assert superd.addresses("echo") == [("127.0.0.1", port)]
+    assert (
+        f"service.echo: its socket unit has it listen on tcp://127.0.0.1:{port}"
+        f" (descriptor 3, named echo), in place of tcp://127.0.0.1:{other}, which is in listen"
+    ) in superd.log()
+    assert superd.run("reload").returncode == 0
+    assert echoes(("127.0.0.1", port))
+
+
+def test_what_no_service_wants_is_closed(make: list[Superd], tmp_path: Path) -> None:
+    superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+    with (
+        bound(("127.0.0.1", 0)) as web,
+        bound(("127.0.0.1", 0), socket.SOCK_DGRAM) as datagrams,
+    ):
+        numbers = [web.fileno(), datagrams.fileno()]
+        passed(superd, numbers, ["web.socket", "echo"]).wait_until_ready()
+        ports = [sock.getsockname()[1] for sock in (web, datagrams)]
+    shown = [
+        f"tcp://127.0.0.1:{ports[0]} (descriptor 3, named web.socket)",
+        f"udp://127.0.0.1:{ports[1]} (descriptor 4, named echo)",
+    ]
+    for one in shown:
+        assert f"{one} was passed to superd, but {CLOSED}" in superd.log()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", ports[0]))
+
+
+def test_sockets_for_another_process_are_left_alone(make: list[Superd], tmp_path: Path) -> None:
+    with bound(("127.0.0.1", 0)) as given:
+        superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+        passed(superd, [given.fileno()], pid="1").wait_until_ready()
+        assert superd.addresses("echo") != [given.getsockname()]
+    assert "warning" not in superd.log()
+
+
+def test_nothing_of_it_reaches_a_program(make: list[Superd], tmp_path: Path) -> None:
+    toml = """
+    [service.env]
+    plugin = "exec"
+    listen = "tcp://127.0.0.1:0"
+    options.command = ["/bin/sh", "-c", "env; ls /proc/self/fd"]
+    options.pass-env = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]
+    """
+    superd = superd_of(make, tmp_path, toml)
+    with bound(("127.0.0.1", 0)) as given:
+        passed(superd, [given.fileno()], ["env"]).wait_until_ready()
+        with superd.connect("env") as client:
+            shown = client.makefile().read().split("\n")
+    assert not [line for line in shown if line.startswith("LISTEN_")]
+    assert {"0", "1", "2"} <= set(shown)
+    assert not {"4", "5", "6"} & set(shown)  # 3 is the directory that ls reads
+
+
+def test_descriptors_that_are_no_sockets_to_serve(make: list[Superd], tmp_path: Path) -> None:
+    superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+    with (
+        open(tmp_path / "file", "w") as file,
+        socket.socket(socket.AF_INET, socket.SOCK_STREAM) as idle,
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as netlink,
+    ):
+        idle.bind(("127.0.0.1", 0))
+        numbers = [file.fileno(), idle.fileno(), netlink.fileno()]
+        names = ["a\x1b[31mfile", "idle", "netlink"]
+        passed(superd, numbers, names).wait_until_ready()
+    log = superd.log()
+    assert r"descriptor 3, named a\x1b[31mfile was passed to superd, but is not a socket" in log
+    assert "named idle was passed to superd, but tcp://127.0.0.1:" in log
+    assert "does not listen; it is closed" in log
+    assert "named netlink was passed to superd, but is neither tcp nor udp nor a unix" in log
+    assert echoes(superd.address("echo"))
+
+
+@pytest.mark.parametrize("count", ["2", "-1", "3x", "99999999999999999999", "", "9999999"])
+def test_a_wrong_number_of_descriptors(make: list[Superd], tmp_path: Path, count: str) -> None:
+    superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+    script = 'LISTEN_PID=$$ LISTEN_FDS="$0" exec "$@"'
+    superd.start("/bin/sh", "-c", script, count)
+    wrong = "descriptor 4 was passed to superd, but is not open"
+    if count != "2":
+        wrong = f'LISTEN_FDS="{count}" is no number of open descriptors'
+    assert wrong in superd.log()
+    assert echoes(superd.address("echo"))
+
+
+def test_superd_does_not_serve_one_connection_only(make: list[Superd], tmp_path: Path) -> None:
+    with (
+        bound(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as client,
+        listener.accept()[0] as accepted,
+    ):
+        superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+        passed(superd, [accepted.fileno()], ["connection"])
+        assert client.getsockname()
+        assert superd.wait() == 2
+    assert "descriptor 3, named connection is a connection: superd is to accept" in superd.log()
+    assert "Accept=no" in superd.log()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "udp", "unix"])
+@pytest.mark.tool("systemd-socket-activate")
+def test_the_first_client_of_systemd_socket_activate(
+    make: list[Superd], tmp_path: Path, kind: str
+) -> None:
+    with bound(("127.0.0.1", 0)) as free, tempfile.TemporaryDirectory() as directory:
+        os.chmod(directory, 0o755)
+        port = free.getsockname()[1]
+        free.close()
+        where = f"{directory}/echo" if kind == "unix" else f"127.0.0.1:{port}"
+        superd = superd_of(make, tmp_path, ECHO.format(listen=f"{kind}://{where}"))
+        options = ["--datagram"] if kind == "udp" else []
+        superd.launch("systemd-socket-activate", *options, "-l", where, "--fdname=echo")
+        superd.wait_for_log("Listening on")
+        if kind == "udp":
+            assert ask_udp(("127.0.0.1", port), b"hello") == b"hello"
+        else:
+            assert echoes(where if kind == "unix" else ("127.0.0.1", port))
+        superd.wait_until_ready()
+        assert "warning" not in superd.log()
+        assert superd.stop() == 0
+
+
+@pytest.mark.tool("systemd-socket-activate")
+def test_accept_yes_of_systemd_socket_activate(make: list[Superd], tmp_path: Path) -> None:
+    with bound(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{port}"))
+    superd.launch("systemd-socket-activate", "--accept", "-l", f"127.0.0.1:{port}")
+    superd.wait_for_log("Listening on")
+    with socket.create_connection(("127.0.0.1", port), PATIENCE):
+        superd.wait_for_log("Accept=no")
+    assert superd.process is not None
+    superd.process.kill()
