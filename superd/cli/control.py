@@ -6,6 +6,7 @@ Raises NotPermitted where it is another user's.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -38,6 +39,8 @@ def stop(file: Path | None) -> int:
     descriptor = _pidfd(pid)
     if descriptor is None or holder_of(settings) != pid:
         return int(ExitCode.OK)  # it has gone by itself
+    with contextlib.suppress(SuperdError):  # it may have no control socket; and the signal counts
+        asked(settings, "forget-sockets")
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)
     except PermissionError:

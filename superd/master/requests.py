@@ -86,6 +86,12 @@ def _upgrade_state(master: Master, number: int) -> Answer:
     return master.changes.upgrade.report()
 
 
+def _forget_sockets(master: Master) -> Answer:
+    """Have the supervisor keep no socket, as superd is about to be stopped for good."""
+    master.supervisor.store.stays_empty = True
+    return {}
+
+
 REQUESTS: dict[str, Callable[..., Answer]] = {
     "status": _status,
     "bans": _bans,
@@ -95,4 +101,5 @@ REQUESTS: dict[str, Callable[..., Answer]] = {
     "reload-state": _reload_state,
     "upgrade": _upgrade,
     "upgrade-state": _upgrade_state,
+    "forget-sockets": _forget_sockets,
 }

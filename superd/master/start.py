@@ -50,7 +50,7 @@ def serve(
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # from here on none may end superd half-way: there is what to undo
-        listeners = _bound(plan, inheritance)
+        listeners = _bound(plan, inheritance, supervisor)
         undo.callback(_close, listeners)
         pid_file = _pid_file(settings)
         if pid_file is not None:
@@ -90,9 +90,10 @@ def run(master: Master, ready: Callable[[], None]) -> int:
     return code
 
 
-def _bound(plan: Plan, inheritance: Inheritance) -> list[Listener]:
+def _bound(plan: Plan, inheritance: Inheritance, supervisor: Supervisor) -> list[Listener]:
     """Listen on all addresses, on those with sockets that are there already."""
     existing = match(plan.services, inheritance, plan.notices)
+    supervisor.store.resume(inheritance, existing)
     try:
         return listen(plan.services, existing, plan.notices)
     except SuperdError:

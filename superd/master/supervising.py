@@ -6,14 +6,16 @@ could speak for superd. Never raises: that nobody listens is no reason not to se
 
 from __future__ import annotations
 
-import contextlib
+import array
+import errno
 import os
 import socket
 import time
-from collections.abc import MutableMapping
+from collections.abc import Iterable, MutableMapping
 from typing import TYPE_CHECKING
 
 from superd.errors import printable
+from superd.master.store import Store
 
 if TYPE_CHECKING:
     from superd.master.master import Master
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 EXTENSION = 5.0  # seconds that are asked for at a time while connections may finish
 OFTEN = 1.0
+NO_ROOM = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
 
 
 class Supervisor:
@@ -41,6 +44,7 @@ class Supervisor:
         self._feed_at = 0.0
         self._extend_at = 0.0
         self._phase = ""
+        self.store = Store(self._tell, environment)
 
     def look(self, master: Master) -> None:
         """Tell what is news; to be called at each turn of the master's loop."""
@@ -48,9 +52,9 @@ class Supervisor:
             return
         now = time.monotonic()
         phase = _phase(master)
-        if phase != self._phase:
+        if phase != self._phase and self._tell(*_news(phase), f"STATUS={_status(master)}"):
             self._phase = phase
-            self._tell(*_news(phase), f"STATUS={_status(master)}")
+        self.store.look(master)
         if phase == "draining" and now >= self._extend_at:
             self._extend_at = now + OFTEN
             self._tell(f"EXTEND_TIMEOUT_USEC={int(EXTENSION * 1e6)}")
@@ -58,14 +62,18 @@ class Supervisor:
             self._feed_at = now + self._feed_every
             self._tell("WATCHDOG=1")
 
-    def _tell(self, *lines: str) -> None:
+    def _tell(self, *lines: str, descriptors: Iterable[int] = ()) -> bool:
+        """Send; False where there is no room for it just now. Nobody has to listen."""
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
-        with (
-            contextlib.suppress(OSError, ValueError),
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line,
-        ):
-            line.setblocking(False)
-            line.sendto("\n".join(lines).encode(errors="replace"), address)
+        numbers = array.array("i", descriptors)
+        passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
+                line.setblocking(False)
+                line.sendmsg(["\n".join(lines).encode(errors="replace")], passed, 0, address)
+        except (OSError, ValueError) as error:
+            return getattr(error, "errno", 0) not in NO_ROOM
+        return True
 
 
 def _phase(master: Master) -> str:

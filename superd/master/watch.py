@@ -27,6 +27,7 @@ class Watch:
     def __init__(self, listeners: list[Listener], log: Log) -> None:
         self.listeners = listeners
         self.log = log
+        self.changes = 0  # how many sockets were closed or made anew
         self._lost = {one.address for one in listeners if one.socket.fileno() < 0}
         self._next = 0  # who is looked at next
 
@@ -66,6 +67,7 @@ class Watch:
                 done = listener.repair()
             except OSError as error:
                 listener.close()
+                self.changes += 1
                 self._lost.add(listener.address)
                 what = f"was broken for good ({reason(error)}); it is made anew, with new workers"
                 self.log.error(f"{listener.address} {what}", listener.service)
@@ -82,6 +84,7 @@ class Watch:
                     self.listeners[number] = renew(listener)
                 except OSError:
                     continue
+                self.changes += 1
                 self._lost.remove(listener.address)
                 self.log.warning(f"{listener.address} is listened on again", listener.service)
                 yield from self._concerned(listener, WITHOUT)

@@ -1,0 +1,256 @@
+"""Sockets that a supervisor keeps for superd over a crash and a restart (FDSTORE)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.harness import PATIENCE, Superd, exchange, is_alive, until
+from tests.namespaces import network_namespace
+from tests.passing import NotifySocket
+
+TOML = """
+[service.echo]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix://{directory}/echo?mode=0600"]
+
+[service.more]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+@pytest.fixture
+def supervisor(tmp_path: Path) -> Iterator[NotifySocket]:
+    listener = NotifySocket(tmp_path / "notify")
+    yield listener
+    listener.close()
+
+
+@pytest.fixture
+def superd(supervisor: NotifySocket, tmp_path: Path) -> Iterator[Superd]:
+    """A superd that has told its supervisor all, to be killed and started anew."""
+    env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    one = Superd(tmp_path, TOML.format(directory=tmp_path), env=env)
+    one.start()
+    until(lambda: len(supervisor.names()) == 4, "four sockets in the store")
+    yield one
+    one.stop()
+    print(f"--- log of {one.file}\n{one.log()}")
+
+
+def crash(superd: Superd) -> None:
+    """Kill the master, and all that is left, as systemd would."""
+    workers = superd.workers()
+    os.kill(superd.pid, signal.SIGKILL)
+    ended(superd)
+    for pid in workers:
+        until(lambda pid=pid: not is_alive(pid), f"the end of worker {pid}")  # type: ignore[misc]
+
+
+def ended(superd: Superd) -> int:
+    """Wait for the end, be ready for another start, and return the exit code."""
+    code = superd.wait()
+    assert superd.process is not None
+    assert superd.process.stdout is not None
+    superd.process.stdout.close()
+    superd.announced.clear()
+    return code
+
+
+def test_a_crash_loses_no_client_and_no_port(superd: Superd, supervisor: NotifySocket) -> None:
+    before = list(superd.announced)
+    address, udp = superd.address("echo"), superd.address("echo", "udp")
+    path = str(superd.directory / "echo")
+    file = os.stat(path).st_ino
+    crash(superd)
+    with (
+        socket.create_connection(address, PATIENCE) as client,
+        socket.socket(socket.AF_UNIX) as local,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
+    ):
+        local.settimeout(PATIENCE)
+        local.connect(path)
+        datagrams.settimeout(PATIENCE)
+        datagrams.connect(udp)
+        for one in (client, local, datagrams):
+            one.sendall(b"waited")
+        supervisor.pass_on(superd).wait_until_ready()
+        for one in (client, local, datagrams):
+            assert one.recv(6) == b"waited"
+    assert superd.announced[1:] == before[1:]
+    assert os.stat(path).st_ino == file
+    assert len(supervisor.names()) == 4
+    assert superd.status()["state"] == "serving"
+    assert superd.stop() == 0
+    assert not os.path.lexists(path)
+
+
+def test_what_the_configuration_does_not_want_any_more_is_let_go(
+    superd: Superd, supervisor: NotifySocket
+) -> None:
+    gone, path = superd.address("more"), superd.directory / "echo"
+    crash(superd)
+    # a wildcard that the stored socket would be in the way of; and another mode takes a new file
+    superd.toml = superd.toml.replace("mode=0600", "mode=0666")
+    superd.toml = superd.toml.split("[service.more]")[0]
+    superd.toml += f'[service.wild]\nplugin = "echo"\nlisten = "tcp://0.0.0.0:{gone[1]}"\n'
+    supervisor.pass_on(superd)
+    until(lambda: supervisor.next().get("READY"), "superd to be ready")
+    superd.wait_until_ready()
+    until(
+        lambda: {name.split("/")[1] for name in supervisor.names()} == {"echo", "wild"},
+        "other sockets in the store",
+    )
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    assert exchange(socket.create_connection(gone, PATIENCE), b"new") == b"new"
+    assert "warning" not in superd.log()
+
+
+def test_a_file_that_somebody_has_replaced_is_not_taken_for_its_own(
+    superd: Superd, supervisor: NotifySocket
+) -> None:
+    path = superd.directory / "echo"
+    crash(superd)
+    path.unlink()
+    supervisor.pass_on(superd)
+    until(lambda: supervisor.next().get("READY"), "superd to be ready")
+    superd.wait_until_ready()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE)
+        client.connect(str(path))
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+
+
+def test_a_reload_tells_what_is_new_and_what_is_gone(
+    superd: Superd, supervisor: NotifySocket
+) -> None:
+    text = superd.file.read_text()
+    superd.file.write_text(
+        text.replace(
+            'more]\nplugin = "echo"\nlisten = "tcp', 'new]\nplugin = "echo"\nlisten = "udp'
+        )
+    )
+    supervisor.told.clear()
+    assert superd.run("reload").returncode == 0
+    until(lambda: "superd/new" in supervisor.names(), "the new socket")
+    assert len(supervisor.names()) == 4
+    changes = [(m["FDNAME"], m.get("FDSTORE")) for m in supervisor.told if "FDNAME" in m]
+    assert changes == [("superd/more", None), ("superd/new", "1")]
+
+
+def test_a_restart_keeps_what_has_no_file_and_a_stop_nothing(
+    superd: Superd, supervisor: NotifySocket
+) -> None:
+    address = superd.address("echo")
+    with superd.connect("echo") as held:  # so that it drains
+        held.sendall(b"x")
+        held.recv(1)
+        superd.signal(signal.SIGTERM)
+        supervisor.until("STOPPING")
+        until(lambda: len(supervisor.names()) == 3, "the file's socket to be let go")
+        with socket.create_connection(address, PATIENCE) as client:
+            held.close()
+            assert ended(superd) == 0
+            client.sendall(b"waited")
+            supervisor.pass_on(superd).wait_until_ready()
+            assert client.recv(6) == b"waited"
+    until(lambda: len(supervisor.names()) == 4, "four sockets in the store")
+    assert superd.run("stop").returncode == 0
+    assert supervisor.names() == []
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(address)
+
+
+def test_a_start_that_fails_leaves_the_store_to_the_next(
+    superd: Superd, supervisor: NotifySocket
+) -> None:
+    address = superd.address("echo")
+    crash(superd)
+    good = superd.toml
+    superd.toml += '[service.bad]\nplugin = "echo"\nlisten = "tcp://192.0.2.77:1"\n'
+    supervisor.pass_on(superd)
+    assert ended(superd) == 1
+    assert "does not have the address" in superd.log()
+    superd.toml = good
+    supervisor.pass_on(superd)
+    until(lambda: supervisor.next().get("READY"), "superd to be ready")
+    superd.wait_until_ready()
+    assert superd.address("echo") == address
+
+
+def test_no_more_than_there_is_room_for(supervisor: NotifySocket, tmp_path: Path) -> None:
+    directory = tmp_path / "small"
+    directory.mkdir()
+    env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "FDSTORE": "2"}
+    one = Superd(directory, TOML.format(directory=directory), env=env).start()
+    try:
+        until(lambda: len(supervisor.names()) == 2, "two sockets in the store")
+        assert one.run("reload").returncode == 0
+        supervisor.until("READY")
+        assert len(supervisor.names()) == 2
+    finally:
+        one.stop()
+    shutil.rmtree(directory)
+
+
+def test_thousands_go_by_the_hundred(supervisor: NotifySocket, tmp_path: Path) -> None:
+    directory = tmp_path / "many"
+    directory.mkdir()
+    env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+    toml = '[service.many]\nplugin = "echo"\nlisten = "tcp://127.0.0.9:21000-21599"\n'
+    one = Superd(directory, toml, env=env).start()
+    try:
+        until(lambda: len(supervisor.names()) >= 500, "all sockets in the store")
+        assert set(supervisor.names()) == {"superd/many"}
+        assert sum("FDSTORE" in message for message in supervisor.told) == 3
+    finally:
+        one.stop()
+
+
+def test_a_socket_that_was_made_anew_takes_the_place_of_the_broken_one(
+    superd: Superd, supervisor: NotifySocket
+) -> None:
+    [broken] = [number for name, number in supervisor.stored if name.count("/") == 2]
+    with socket.socket(fileno=os.dup(broken)) as shared:
+        before = os.fstat(broken).st_ino
+        shared.shutdown(socket.SHUT_RDWR)
+    superd.wait_for_log("is listened on again")
+    until(lambda: before not in stored_inodes(supervisor), "the broken socket to be let go")
+    until(lambda: len(supervisor.names()) == 4, "the new socket in the store")
+
+
+def stored_inodes(supervisor: NotifySocket) -> set[int]:
+    supervisor.hear_all()
+    return {os.fstat(number).st_ino for _, number in supervisor.stored}
+
+
+@pytest.mark.root
+@pytest.mark.tool("ip", "sysctl")
+def test_a_supervisor_that_is_slow_is_told_later_and_holds_up_nobody(tmp_path: Path) -> None:
+    with network_namespace() as machine:
+        machine.sysctl("net.unix.max_dgram_qlen=2")
+        with machine.inside():
+            slow = NotifySocket(tmp_path / "slow")
+        directory = tmp_path / "told"
+        directory.mkdir()
+        toml = "".join(
+            f'[service.echo-{number}]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+            for number in range(12)
+        )
+        one = Superd(directory, toml, env={"NOTIFY_SOCKET": str(tmp_path / "slow")}).start()
+        try:
+            assert exchange(one.connect("echo-11"), b"hello") == b"hello"
+            until(lambda: len(slow.names()) == 12, "all sockets in the store")
+            assert [message for message in slow.told if "READY" in message]
+        finally:
+            one.stop()
+            slow.close()
