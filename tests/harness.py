@@ -46,6 +46,7 @@ class Superd:
         self.toml = toml
         self.env = env
         self.log_file = directory / "log"
+        self.own_files = True  # False where superd is to choose its pid file and the like itself
         self.process: subprocess.Popen[str] | None = None
         self.announced: list[str] = []
 
@@ -55,7 +56,7 @@ class Superd:
         own = "".join(
             f'{key} = "{self.directory}/{name}"\n'
             for key, name in paths.items()
-            if f"{key} =" not in self.toml
+            if f"{key} =" not in self.toml and self.own_files
         )
         if "record-log" not in self.toml:
             own += f'record-log = "{os.devnull}"\n'  # tests read the log, and count its lines

@@ -57,7 +57,9 @@ def with_runtime_files(configuration: Configuration) -> Configuration:
 
 
 def runtime_directory() -> Path:
-    """Return /run/superd, or what stands for it for another user than root."""
+    """Return what systemd has made, or /run/superd, or what stands for it for another user."""
+    if made := _made_by_systemd("RUNTIME_DIRECTORY"):
+        return made
     if os.geteuid() == 0:
         return SYSTEM_DIRECTORY
     for parent in (os.environ.get("XDG_RUNTIME_DIR"), f"/run/user/{os.geteuid()}"):
@@ -68,9 +70,17 @@ def runtime_directory() -> Path:
 
 
 def state_directory() -> Path:
-    """Return /var/lib/superd, or what stands for it for another user than root."""
+    """Return what systemd has made, or /var/lib/superd, or what stands for it for another user."""
+    if made := _made_by_systemd("STATE_DIRECTORY"):
+        return made
     home = None if os.geteuid() == 0 else _home("XDG_STATE_HOME", "~/.local/state")
     return SYSTEM_STATE if home is None else Path(home, "superd")
+
+
+def _made_by_systemd(variable: str) -> Path | None:
+    """Return the first directory that a unit names (RuntimeDirectory=, StateDirectory=)."""
+    first = os.environ.get(variable, "").partition(":")[0]
+    return Path(first) if first.startswith("/") else None
 
 
 def _home(variable: str, custom: str) -> Path | None:
