@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Protocol
 
 from superd.net.inherited import Inheritance, has_file, name_to_store
@@ -38,8 +38,8 @@ class Store:
     supervisor is to let go of all of them, lest clients wait for nobody.
     """
 
-    def __init__(self, tell: Tell, environment: MutableMapping[str, str]) -> None:
-        most = environment.pop("FDSTORE", "")  # since systemd 254
+    def __init__(self, tell: Tell, environment: Mapping[str, str]) -> None:
+        most = environment.get("FDSTORE", "")  # since systemd 254
         self._most = int(most) if most.isdigit() else None
         self._tell = tell
         self._stored: dict[str, set[int]] = {}
@@ -57,6 +57,14 @@ class Store:
         if any(inodes - wanted.get(name, {}).keys() for name, inodes in self._stored.items()):
             self._bring_to(wanted)
             self._wait()
+
+    def passed_on(self) -> dict[str, list[int]]:
+        """Return as JSON what another program needs to go on."""
+        return {name: list(inodes) for name, inodes in self._stored.items()}
+
+    def take_up(self, passed: Mapping[str, Iterable[int]]) -> None:
+        """Go on where another program was: the supervisor has these sockets."""
+        self._stored = {name: set(inodes) for name, inodes in passed.items()}
 
     def look(self, master: Master) -> None:
         """Tell what has changed since; to be called at each turn of the master's loop."""

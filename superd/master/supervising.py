@@ -20,7 +20,7 @@ from superd.master.store import Store
 if TYPE_CHECKING:
     from superd.master.master import Master
 
-VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "FDSTORE")
 EXTENSION = 5.0  # seconds that are asked for at a time while connections may finish
 OFTEN = 1.0
 NO_ROOM = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
@@ -44,7 +44,7 @@ class Supervisor:
         self._feed_at = 0.0
         self._extend_at = 0.0
         self._phase = ""
-        self.store = Store(self._tell, environment)
+        self.store = Store(self._tell, self.environment)
 
     def look(self, master: Master) -> None:
         """Tell what is news; to be called at each turn of the master's loop."""

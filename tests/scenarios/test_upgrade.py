@@ -29,9 +29,9 @@ from tests.harness import (
     make_plugin,
     until,
 )
+from tests.passing import NotifySocket
 from tests.proc import children, descriptors, listener
 from tests.scenarios.test_access import is_admitted
-from tests.scenarios.test_supervisors import Listener
 
 ECHO = """
 [service.echo]
@@ -437,16 +437,25 @@ def test_a_daemon_is_upgraded_too(tmp_path: Path) -> None:
         end(served)
 
 
-def test_a_supervisor_is_told_of_an_upgrade(start_superd: Start, tmp_path: Path) -> None:
-    told = Listener(str(tmp_path / "notify"))
-    with told.socket:
+def test_a_supervisor_is_told_of_an_upgrade_and_keeps_the_same_sockets(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    told = NotifySocket(tmp_path / "notify")
+    try:
         served = start_superd(ECHO, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
         told.until("READY")
+        told.until("FDSTORE")
         upgrade(served)
         assert int(told.until("RELOADING")["MONOTONIC_USEC"])
         ready = told.until("READY")
         assert int(ready["MAINPID"]) == served.pid
         assert ready["STATUS"] == "serving: 1 services, generation 2"
+        served.toml = ECHO.replace("echo]", "other]")
+        served.write()
+        assert served.run("reload").returncode == 0
+        assert told.until("FDSTOREREMOVE")["FDNAME"] == "superd/echo"
+    finally:
+        told.close()
 
 
 @pytest.mark.parametrize("number", [3, pytest.param(20, marks=pytest.mark.soak)])

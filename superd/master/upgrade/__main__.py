@@ -57,6 +57,7 @@ def main() -> int:
 def go_on(state: State) -> int:
     """Be the master from here on."""
     supervisor = Supervisor()
+    supervisor.store.take_up(state["stored"])
     plan = plan_in_force(state)
     setproctitle(f"superd: master {plan.settings.file}")
     log = _log_of(plan, in_background=state["in background"])

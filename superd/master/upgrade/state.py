@@ -71,6 +71,7 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
         "serial": master.serial,
         "tally": tally,
         "bans": master.bans.listed(),
+        "stored": master.supervisor.store.passed_on(),
         "pid file": None if master.pid_file is None else found.noted(master.pid_file.descriptor),
         "control": None if master.control is None else _listener(master.control.listener, found),
         "resolver": None
@@ -113,6 +114,7 @@ def _listener(listener: Listener, found: _Descriptors) -> State:
         "shares port": listener.shares_port,
         "file": listener.file,
         "backlog": listener.backlog,
+        "is given": listener.is_given,
     }
 
 
