@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from superd.admission.memory import Memory
 from superd.admission.refusals import Refusal
@@ -34,7 +35,8 @@ class Count(enum.IntEnum):
 REFUSALS = tuple(Refusal)
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)  # seconds; the last is beyond
 _FIRST_DURATION = len(Count) + len(REFUSALS)
-_COLUMNS = _FIRST_DURATION + len(DURATIONS) + 1
+LOST = _FIRST_DURATION + len(DURATIONS) + 1  # lines that did not get to the master; of ALL only
+_COLUMNS = LOST + 1
 
 _COUNTED = (
     *(count.name.lower().replace("_", "-") for count in Count),
@@ -89,7 +91,15 @@ class Roster:
 
 def columns() -> list[str]:
     """Return what each column of the scoreboard counts: two that differ cannot share memory."""
-    return [*_COUNTED, *(f"up to {seconds} s" for seconds in DURATIONS), "longer"]
+    return [*_COUNTED, *(f"up to {seconds} s" for seconds in DURATIONS), "longer", "lost"]
+
+
+class Sums(NamedTuple):
+    """What was counted for one service: by Count, by REFUSALS, and by DURATIONS and beyond."""
+
+    counts: list[int]
+    refused: list[int]
+    durations: list[int]
 
 
 class Scoreboard:
@@ -107,7 +117,7 @@ class Scoreboard:
     def row(self, place: int, service: str) -> memoryview:
         """Return the writable counters of one service at one worker's place.
 
-        Indexed by `Count`, and by what `refusal_column` and `duration_column` tell.
+        Indexed by `Count`, by what `refusal_column` and `duration_column` tell, and by `LOST`.
         """
         start = place * self._width + self._roster.number(service) * _COLUMNS
         return self._cells[start : start + _COLUMNS]
@@ -127,15 +137,24 @@ class Scoreboard:
 
     def totals(self, service: str) -> dict[str, int]:
         """Return the sums over all workers by name; refusals as `refused-REASON`."""
-        return dict(zip(_COUNTED, self._sums(service)[:_FIRST_DURATION], strict=True))
+        sums = self.sums(service)
+        return dict(zip(_COUNTED, sums.counts + sums.refused, strict=True))
 
     def durations(self, service: str) -> list[int]:
         """Return how many connections lasted up to each of DURATIONS, and longer than the last."""
-        return self._sums(service)[_FIRST_DURATION:]
+        return self.sums(service).durations
 
-    def _sums(self, service: str) -> list[int]:
+    def sums(self, service: str) -> Sums:
+        """Return all sums over all workers."""
         start = self._roster.number(service) * _COLUMNS
-        return [sum(self._cells[start + n :: self._width]) for n in range(_COLUMNS)]
+        sums = [sum(self._cells[start + n :: self._width]) for n in range(_COLUMNS)]
+        first = len(Count)
+        return Sums(sums[:first], sums[first:_FIRST_DURATION], sums[_FIRST_DURATION:LOST])
+
+    def lost(self) -> int:
+        """Return how many lines of log and records workers could not send to the master."""
+        first = self._roster.number(ALL) * _COLUMNS + LOST
+        return sum(self._cells[first :: self._width])
 
 
 def refusal_column(refusal: Refusal) -> int:

@@ -127,20 +127,29 @@ def holder_of(settings: Settings) -> int | None:
     return None if path is None else holder(path)
 
 
-def status(file: Path | None, *, as_json: bool) -> int:
-    """Show what the daemon does; exit 3 where none runs."""
+def status(file: Path | None, form: str) -> int:
+    """Show what the daemon does, as "text", "json" or "prometheus"; exit 3 where none runs."""
     settings = read(file).partial  # mistakes made since the start do not matter here
     assert settings.daemon.control_socket is not None
     try:
-        answer = ask(settings.daemon.control_socket, "status")
+        request = "metrics" if form == "prometheus" else "status"
+        answer = ask(settings.daemon.control_socket, request)
     except NotPermitted:
         raise
     except SuperdError:
         if holder_of(settings) is not None:
             raise
-        print('{"state": "stopped"}' if as_json else "superd is not running")
+        if form == "prometheus":
+            print("superd is not running", file=sys.stderr)
+        else:
+            print('{"state": "stopped"}' if form == "json" else "superd is not running")
         return int(ExitCode.NOT_RUNNING)
-    print(json.dumps(answer, indent=2) if as_json else "\n".join(_lines(answer)))
+    if "error" in answer:
+        raise SuperdError(answer["error"])  # of a daemon that is older than this command
+    if form == "prometheus":
+        print(answer["text"], end="")
+    else:
+        print(json.dumps(answer, indent=2) if form == "json" else "\n".join(_lines(answer)))
     return int(ExitCode.OK)
 
 

@@ -84,7 +84,11 @@ def parser() -> argparse.ArgumentParser:
     status = with_file(
         add("status", _status, "show workers, services and counts; exit 3 if stopped")
     )
-    status.add_argument("--json", action="store_true", help="as JSON")
+    forms = status.add_mutually_exclusive_group()
+    for form, text in (("json", "as JSON"), ("prometheus", "as metrics for Prometheus")):
+        forms.add_argument(
+            f"--{form}", dest="form", action="store_const", const=form, default="text", help=text
+        )
     ban = with_file(add("ban", _ban, "keep an address out of all services for a time"))
     ban.add_argument("address", metavar="ADDRESS", help="an address or a network")
     ban.add_argument("--for", dest="duration", default="1h", metavar="TIME", help="default: 1h")
@@ -151,7 +155,7 @@ def _upgrade(options: argparse.Namespace) -> int:
 def _status(options: argparse.Namespace) -> int:
     from superd.cli.control import status
 
-    return status(options.config, as_json=options.json)
+    return status(options.config, options.form)
 
 
 def _ban(options: argparse.Namespace) -> int:

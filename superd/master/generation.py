@@ -6,6 +6,7 @@ Runs in the master. Never raises but NoRoom, where more workers are wanted than 
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -34,6 +35,7 @@ class Generation:
 
     def __init__(self, number: int, plan: Plan, watch: Watch) -> None:
         self.number = number
+        self.since = time.time()
         self.plan = plan
         self.watch = watch
         self.places: list[Place] = []

@@ -10,6 +10,7 @@ from __future__ import annotations
 import selectors
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
 from functools import partial
@@ -77,6 +78,7 @@ class Master:
         self.current = current
         self.generations = [self.current]  # of which the others start, or drain
         self.changes = Changes(self)
+        self.restarts = Counter[str]()  # of workers, by pool
         self.bans = Bans(plan.settings.daemon.ban_file, log)
         self.resolving = resolving
         self.configured(plan)
@@ -334,6 +336,7 @@ class Master:
             now = time.monotonic()
             delay = place.throttle.delay(now, was_ready=was_ready)
             place.due = now + delay
+            self.restarts[place.pool.name] += 1
             when = f"in {delay:.0f} s" if delay else "now"
             self.log.error(f"{what}; its successor starts {when}")
 

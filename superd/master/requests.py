@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from superd.errors import shown
+from superd.master.metrics import metrics
 from superd.master.status import status
 from superd.net.patterns import parse_network, shown_network
 
@@ -37,6 +38,10 @@ def answer(master: Master, request: str) -> Answer:
 
 def _status(master: Master) -> Answer:
     return status(master)
+
+
+def _metrics(master: Master) -> Answer:
+    return {"text": metrics(master)}
 
 
 def _bans(master: Master) -> Answer:
@@ -94,6 +99,7 @@ def _forget_sockets(master: Master) -> Answer:
 
 REQUESTS: dict[str, Callable[..., Answer]] = {
     "status": _status,
+    "metrics": _metrics,
     "bans": _bans,
     "ban": _ban,
     "unban": _unban,

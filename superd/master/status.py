@@ -44,20 +44,29 @@ def status(master: Master) -> dict[str, Any]:
     }
 
 
-def _worker(place: Place) -> dict[str, Any]:
-    child = place.child
-    if child is None:
-        state = "ended" if place.due is None else "throttled"
-        return {"pool": place.pool.name, "pid": None, "state": state}
-    state = "ready" if child.ready else "starting"
+def why_not_ready(master: Master) -> str:
+    """Return what keeps superd from serving all that it is to serve; "" for nothing."""
+    if master.state.value != "serving":
+        return f"superd is {master.state.value}"
+    ready = {place.pool.name for place in master.current.places if state_of(place) == "ready"}
+    missing = [pool.name for pool in master.current.plan.pools if pool.name not in ready]
+    return f"no worker of pool {', '.join(missing)} is ready" if missing else ""
+
+
+def state_of(place: Place) -> str:
+    """Return what the worker of a place is doing, or why there is none."""
+    if place.child is None:
+        return "ended" if place.due is None else "throttled"
     if place.generation.drains:
-        state = "draining"
-    return {
-        "pool": place.pool.name,
-        "pid": child.pid,
-        "state": state,
-        "generation": place.generation.number,
-    }
+        return "draining"
+    return "ready" if place.child.ready else "starting"
+
+
+def _worker(place: Place) -> dict[str, Any]:
+    told: dict[str, Any] = {"pool": place.pool.name, "pid": None, "state": state_of(place)}
+    if place.child is not None:
+        told |= {"pid": place.child.pid, "generation": place.generation.number}
+    return told
 
 
 def _reload(master: Master) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from superd.admission.scoreboard import LOST
 from superd.observe.records import Record, cut, encoded
 from superd.observe.rows import Rows
 
@@ -28,10 +29,11 @@ LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters 
 
 
 class Channel:
-    """The worker's end of the line."""
+    """The worker's end of the line; `counts` are the daemon's in the worker's row."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, counts: memoryview | list[int] | None = None) -> None:
         self.sock = sock
+        self._counts = [0] * (LOST + 1) if counts is None else counts
         self.dropped = 0
         self.is_closed = False
         sock.setblocking(False)
@@ -71,6 +73,7 @@ class Channel:
         try:
             self.sock.send(batch)
         except OSError:
+            self._counts[LOST] += batch.count(b"\n")
             return False
         return True
 
@@ -83,6 +86,7 @@ class Channel:
             self.dropped = 0
         else:
             self.dropped += 1
+            self._counts[LOST] += 1
 
     def _send(self, kind: str, content: dict[str, Any]) -> bool:
         message = json.dumps({"kind": kind, **content}).encode("ascii")

@@ -28,7 +28,7 @@ from superd.admission.gate import Books, Gate
 from superd.admission.ledger import Ledger
 from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
-from superd.admission.scoreboard import Scoreboard
+from superd.admission.scoreboard import ALL, Scoreboard
 from superd.config.model import TCPMUX, Confinement, Limits, Service
 from superd.errors import ExitCode, SuperdError, reason
 from superd.net.addresses import Address, Transport
@@ -76,7 +76,7 @@ class Assignment:
 
 def main(assignment: Assignment, line: socket.socket) -> NoReturn:
     """Serve until drained, then exit. Called right after the fork, with all signals blocked."""
-    channel = Channel(line)
+    channel = Channel(line, assignment.scoreboard.row(assignment.place, ALL))
     code = int(ExitCode.FAILED)
     try:
         reset_signals()

@@ -7,7 +7,15 @@ import os
 import pytest
 
 from superd.admission.refusals import Refusal
-from superd.admission.scoreboard import Count, NoRoom, Roster, Scoreboard, refusal_column
+from superd.admission.scoreboard import (
+    ALL,
+    LOST,
+    Count,
+    NoRoom,
+    Roster,
+    Scoreboard,
+    refusal_column,
+)
 
 SERVICES = ("echo", "daytime", "qotd")
 
@@ -48,6 +56,16 @@ def test_totals_are_named_after_what_is_counted() -> None:
     assert totals["bytes-in"] == 5
     assert totals["refused-source-port"] == 7
     assert sum(totals.values()) == 12
+
+
+def test_lines_that_were_lost_are_counted_once_for_all_services() -> None:
+    board = board_of(2)
+    for place in range(2):
+        board.row(place, ALL)[LOST] += 3
+    assert board.lost() == 6
+    for service in SERVICES:
+        assert not any(board.totals(service).values())
+        assert not any(board.durations(service))
 
 
 def test_a_worker_that_has_gone_leaves_its_counts_but_no_connections() -> None:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from superd.admission.scoreboard import LOST
 from superd.observe.records import LONGEST_DETAIL, LONGEST_TEXT, Record, decoded
 from superd.worker.channel import LARGEST, Channel
 from tests.clients import fate
@@ -78,6 +79,17 @@ def test_a_full_line_drops_records_and_tells_how_many(line: Line) -> None:
     assert heard(master).message == "after (10 lines lost)"
     channel.log(Record("info", "later"))
     assert heard(master).message == "later"
+
+
+def test_what_is_lost_is_counted_where_the_master_sees_it() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    counts = [0] * (LOST + 1)
+    with ours, theirs:
+        channel = Channel(theirs, counts)
+        while not channel.dropped:
+            channel.log(Record("info", "x" * 1000))
+        assert not channel.events(b"one\ntwo\n" * 100)
+    assert counts[LOST] == sum(counts) == 201
 
 
 def test_a_master_that_has_gone_is_no_error(line: Line) -> None:
