@@ -38,6 +38,7 @@ from superd.config.values import (
 
 LARGEST_LIMIT = 1 << 30  # more than any machine has, and within what setrlimit(2) takes
 
+METRICS = "metrics"  # the plugin that tells of superd itself
 TCPMUX = "tcpmux"  # the plugin that passes connections on to who listens on tcpmux://NAME
 
 BLOCKING_MODELS = ("thread", "fork", "prefork")

@@ -15,11 +15,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
 from superd.observe.rows import Rows
 from superd.worker.channel import LARGEST
 
 EVENT = b'{"time"'  # no other message starts so
+MOST_UNREAD = 8 * 1024  # bytes, as the kernel counts them: some messages
 ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer than a flood
 
 
@@ -53,6 +55,19 @@ class Child:
         """Send a worker what it is to do; False where its line is full, or gone."""
         try:
             self.channel.send(json.dumps({"kind": kind, **content}).encode("ascii"))
+        except OSError:
+            return False
+        return True
+
+    def hand(self, kind: str, file: int, **content: object) -> bool:
+        """Send a worker an open file. One that leaves what it is sent gets no more: it would keep
+        all of these files from being forgotten.
+        """
+        if undelivered(self.channel) > MOST_UNREAD:
+            return False
+        message = json.dumps({"kind": kind, **content}).encode("ascii")
+        try:
+            socket.send_fds(self.channel, [message], [file])
         except OSError:
             return False
         return True

@@ -1,4 +1,4 @@
-"""What workers say, and what the master makes of it: log records, events, bans, `ready`.
+"""What workers say, and what the master makes of it: log records, events, bans, questions.
 
 Runs in the master. Believes a worker as far as its own services go; one that sends anything else
 is not listened to any more, and so is ended. Never raises.
@@ -7,6 +7,7 @@ is not listened to any more, and so is ended. Never raises.
 from __future__ import annotations
 
 import selectors
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,22 @@ from superd.worker import channel
 
 
 class Hearing:
-    """Listens to workers by way of the master's selector, as far as their allowance goes."""
+    """Listens to workers by way of the master's selector, as far as their allowance goes.
 
-    def __init__(self, selector: selectors.BaseSelector, log: Log, bans: Bans) -> None:
+    `answer` answers what a worker wants to know of superd, or raises ValueError.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        log: Log,
+        bans: Bans,
+        answer: Callable[[Child, object], None],
+    ) -> None:
         self.selector = selector
         self.log = log
         self.bans = bans
+        self.answer = answer
 
     def listen_to(self, child: Child) -> None:
         """Wait for what a worker says."""
@@ -75,6 +86,8 @@ class Hearing:
             self._ban(child, **message)
         elif kind == channel.STATUS:
             self._show(child, **message)
+        elif kind == channel.OBSERVE:
+            self._answer(child, **message)
         else:
             raise ValueError(f"unknown kind {kind!r}")
 
@@ -83,6 +96,10 @@ class Hearing:
         if service not in child.services:
             raise ValueError("the state of a service that is not its own")
         child.rows[service] = checked(rows)
+
+    def _answer(self, child: Child, *, what: object) -> None:
+        """Tell a worker how superd is, if it may know."""
+        self.answer(child, what)
 
     def _ban(
         self, child: Child, *, service: str, network: str, seconds: float, reason: str

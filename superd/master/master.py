@@ -24,6 +24,7 @@ from superd.master.control import ControlSocket, control_listener
 from superd.master.generation import Generation, Place
 from superd.master.hearing import Hearing
 from superd.master.logs import Log
+from superd.master.observing import Observing
 from superd.master.pidfile import PidFile
 from superd.master.plan import Plan
 from superd.master.requests import answer
@@ -83,7 +84,7 @@ class Master:
         self.resolving = resolving
         self.configured(plan)
         self.selector = selectors.DefaultSelector()
-        self.hearing = Hearing(self.selector, log, self.bans)
+        self.hearing = Hearing(self.selector, log, self.bans, Observing(self).answer)
         self.control: ControlSocket | None = None
         self.serial = 0  # of the last worker
         self._kill_at: float | None = None

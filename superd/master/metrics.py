@@ -104,7 +104,7 @@ def _configuration(master: Master) -> Iterator[str]:
     yield from counter(
         "superd_config_reloads_total",
         "Reloads, those that failed among them.",
-        [("", master.changes.reloads[-1].number if master.changes.reloads else 0)],
+        [("", master.changes.reload_number)],
     )
     yield from gauge(
         "superd_services",

@@ -1,6 +1,7 @@
 """How a connection is closed, beyond close(2).
 
-Runs in the worker. Never raises: the other side may have gone.
+Runs in the worker; the master asks what a worker has not taken. Never raises: the other side may
+have gone.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Connections that one process passes to another over a unix socket (unix(7), SCM_RIGHTS).
+"""Descriptors that one process passes to another over a unix socket (unix(7), SCM_RIGHTS).
 
 For a service that is reached by name (RFC 1078) a pair of sockets stands for the listener: the
 master makes it and keeps both ends, workers of the service have the one to take from, and those of
-tcpmux services the other. Used in workers and in processes that they fork. Raises OSError.
+tcpmux services the other. Used in workers, which are handed files by the master, too, and in
+processes that they fork. Raises OSError.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 from typing import Any
 
 PASSED = b"+"
+CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # not every system has it
 ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)
 
 
@@ -55,6 +57,13 @@ def take_passed(way_out: socket.socket) -> tuple[int, Any]:
         sock.close()
         raise _lost()
     return sock.detach(), sockaddr
+
+
+def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
+    """Return a message, and the descriptor that came with it, if there is one and room for it."""
+    data, control, *_ = sock.recvmsg(size, ONE_DESCRIPTOR, CLOSED_ON_EXEC)
+    passed = array.array("i", b"".join(rights for *_, rights in control))
+    return data, passed[0] if passed else None
 
 
 def _lost() -> OSError:

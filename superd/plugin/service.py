@@ -9,7 +9,7 @@ import inspect
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, Protocol, cast
+from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast
 
 from pydantic import ConfigDict
 
@@ -211,6 +211,18 @@ class Service:
         """
         self._server.look_up(host, found)
 
+    @property
+    def drains(self) -> bool:
+        """Whether this worker accepts no more, and waits for its connections to end."""
+        return self._server.drains
+
+    async def observe(self, what: Literal["metrics", "readiness"]) -> bytes:
+        """Ask how superd is as a whole: its metrics, as Prometheus reads them, or what keeps it
+        from serving all that it is to serve, b"" for nothing. Metrics may be a moment old.
+        Raises TimeoutError where the master does not answer. For metrics only.
+        """
+        return await self._server.observe(what)
+
     def listens_on(self, transport: Transport, port: int) -> bool:
         """Tell whether this superd listens on a port of tcp or udp, at whatever address."""
         return self._server.listens_on(transport, port)
@@ -243,6 +255,11 @@ class Server(Protocol):
     def ban(self, peer: Address, seconds: float, reason: str) -> None: ...
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None: ...
+
+    @property
+    def drains(self) -> bool: ...
+
+    async def observe(self, what: str) -> bytes: ...
 
     def listens_on(self, transport: Transport, port: int) -> bool: ...
 

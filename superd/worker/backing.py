@@ -1,7 +1,7 @@
 """What a worker does for one of its services: see the methods of the same names in Service.
 
-Runs in the worker, once it serves. Never blocks; never raises but for a service that is not tcpmux
-and passes a connection on.
+Runs in the worker, once it serves. Never blocks; never raises but for a service that passes a
+connection on and is not tcpmux, or observes and is not metrics, and where observing fails.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from superd.admission.limits import netblock_of
+from superd.config.model import METRICS
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import ServiceRecords, ends_of, safe
@@ -18,6 +19,7 @@ from superd.observe.records import Record
 from superd.plugin.connection import Client, Connection
 from superd.plugin.service import Request
 from superd.worker.channel import Channel
+from superd.worker.observing import Observer
 from superd.worker.session import Session, connection_id
 from superd.worker.takeovers import TakenSession
 
@@ -37,6 +39,7 @@ class Backing:
         entrances: Mapping[str, socket.socket],
         ports: Mapping[Transport, frozenset[int]],
         records: ServiceRecords,
+        observer: Observer,
     ) -> None:
         self._engine = engine
         self._channel = channel
@@ -45,6 +48,7 @@ class Backing:
         self._entrances = entrances
         self._ports = ports
         self._records = records
+        self._observer = observer
 
     def log(self, level: str, text: str) -> None:
         self._engine.report(Record(level, text, service=self.name))
@@ -70,6 +74,15 @@ class Backing:
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
         self._engine.names.addresses(host, found)
+
+    @property
+    def drains(self) -> bool:
+        return self._engine.draining
+
+    async def observe(self, what: str) -> bytes:
+        if self._entry.plugin != METRICS:
+            raise RuntimeError(f"{self.name} is not there to tell of superd")
+        return await self._observer.observe(what)
 
     def listens_on(self, transport: Transport, port: int) -> bool:
         return port in self._ports.get(transport, ())

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from superd.admission.scoreboard import LOST
+from superd.net.passing import receive
 from superd.observe.records import Record, cut, encoded
 from superd.observe.rows import Rows
 
@@ -24,6 +25,10 @@ FAILED = "failed"
 LOG = "log"
 BAN = "ban"
 STATUS = "status"
+
+OBSERVE = "observe"  # a worker asks for one of these
+METRICS = "metrics"
+READINESS = "readiness"
 
 LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters it has
 
@@ -39,16 +44,18 @@ class Channel:
         sock.setblocking(False)
 
     def heard(self) -> Iterator[dict[str, Any]]:
-        """Yield what the master has asked for; `is_closed` tells that it has gone."""
+        """Yield what the master has asked for, and what it has answered; a file that came with it
+        is `file`, to be closed by who takes it. `is_closed` tells that the master has gone.
+        """
         while not self.is_closed:
             try:
-                data = self.sock.recv(LARGEST)
+                data, file = receive(self.sock, LARGEST)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             if data:
-                yield json.loads(data)
+                yield json.loads(data) | ({} if file is None else {"file": file})
             else:
                 self.is_closed = True
 
@@ -67,6 +74,10 @@ class Channel:
     def status(self, service: str, rows: Rows) -> None:
         """Tell what a service has to show."""
         self._send(STATUS, {"service": service, "rows": rows})
+
+    def observe(self, what: str) -> bool:
+        """Ask the master how superd is; False where it cannot be asked."""
+        return self._send(OBSERVE, {"what": what})
 
     def events(self, batch: bytes) -> bool:
         """Send lines of connections.ConnectionLog; tell whether the master takes them."""

@@ -41,10 +41,11 @@ from superd.worker.backing import Backing
 from superd.worker.blocking.processes import Forks, Preforks
 from superd.worker.blocking.session import Crew
 from superd.worker.blocking.threads import Threads
-from superd.worker.channel import Channel
+from superd.worker.channel import OBSERVE, Channel
 from superd.worker.confinement import confine, keep_only, limit, open_descriptors
 from superd.worker.engine import Engine, WorkerLoop, new_loop
 from superd.worker.environment import clean_environment
+from superd.worker.observing import Observer
 from superd.worker.serving import Serving
 from superd.worker.signals import reset_signals
 
@@ -221,6 +222,7 @@ def _serve(
     kept: Collection[int],
 ) -> None:
     servings = {}
+    observer = Observer(engine.loop, channel.observe)
     books = Books(assignment.ledger, assignment.scoreboard, assignment.place, Load())
     for name, plugin in plugins.items():
         entry = assignment.services[name]
@@ -229,7 +231,7 @@ def _serve(
         servings[name] = Serving.of(name, entry, plugin, gate, records)
         entrances = assignment.entrances if entry.plugin == TCPMUX else {}
         ports = assignment.served_ports
-        plugin._server = Backing(engine, channel, name, entry, entrances, ports, records)
+        plugin._server = Backing(engine, channel, name, entry, entrances, ports, records, observer)
         engine.add(servings[name], _crew(engine, servings[name], channel, kept))
     for name, address, sock in assignment.sockets:
         by_source = address.transport.is_datagram and servings[name].relay_datagrams is not None
@@ -244,7 +246,7 @@ def _serve(
             loop.remove_reader(channel.sock)
             engine.drain()
 
-    requests: dict[str, Callable[..., None]] = {}
+    requests: dict[str, Callable[..., None]] = {OBSERVE: observer.answered}
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)

@@ -7,7 +7,7 @@ import selectors
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -19,6 +19,10 @@ from superd.master.logs import Log
 BAN = {"kind": "ban", "service": "echo", "network": "192.0.2.1", "seconds": 60, "reason": "x"}
 
 
+def refuse(child: Child, what: object) -> NoReturn:
+    raise ValueError(f"worker {child.pid} may not ask for {what}")
+
+
 @pytest.fixture
 def hearing(tmp_path: Path) -> Iterator[tuple[Hearing, Child, socket.socket]]:
     """The master's ear, a worker that it listens to, and the worker's end of the line."""
@@ -27,7 +31,7 @@ def hearing(tmp_path: Path) -> Iterator[tuple[Hearing, Child, socket.socket]]:
     log = Log([str(tmp_path / "log")], "text")
     with ours, theirs, selectors.DefaultSelector() as selector:
         child = Child(123, ours, 0.0, frozenset(["echo"]))
-        yield Hearing(selector, log, Bans(None, log)), child, theirs
+        yield Hearing(selector, log, Bans(None, log), refuse), child, theirs
     log.close()
 
 
@@ -38,6 +42,16 @@ def test_a_plugin_of_the_worker_may_ban(hearing: tuple[Hearing, Child, socket.so
     assert not child.has_closed
     (ban,) = ear.bans.listed()
     assert (ban["network"], ban["by"]) == ("192.0.2.1", "service echo")
+
+
+@pytest.mark.parametrize("question", [{"what": "metrics"}, {"what": []}, {}, {"why": 1}], ids=str)
+def test_a_question_that_a_worker_must_not_ask_ends_it(
+    hearing: tuple[Hearing, Child, socket.socket], question: dict[str, Any]
+) -> None:
+    ear, child, worker = hearing
+    worker.send(json.dumps({"kind": "observe", **question}).encode())
+    ear.hear_last_words(child)
+    assert child.has_closed
 
 
 @pytest.mark.parametrize(
