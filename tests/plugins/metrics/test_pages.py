@@ -1,0 +1,173 @@
+"""The plugin metrics speaks HTTP: to those who do, and to those who only pretend."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from superd.master.processes import usage_of
+from tests.harness import Superd, exchange, until
+from tests.programs import output
+from tests.scrapes import SERVICE, answers, asked, page, persistent
+
+TOML = f"""
+[daemon]
+loop = "{{loop}}"
+{SERVICE}
+[service.hasty]
+plugin = "metrics"
+listen = "tcp://127.0.0.1:0"
+options = {{ timeout = "300ms" }}
+"""
+
+ALIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+LAST = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+MANY = 20 << 20  # bytes of memory: a part of what all of these answers have
+
+
+@pytest.fixture(scope="module", params=["uvloop", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "text"),
+    [
+        ("GET", "/livez", 200, "superd is alive\n"),
+        ("GET", "/readyz?verbose", 200, "superd is ready\n"),
+        ("HEAD", "/readyz", 200, ""),
+        ("HEAD", "/metrics", 200, ""),
+        ("GET", "/", 404, "there are /metrics, /livez, /readyz\n"),
+        ("POST", "/metrics", 405, "there is GET and HEAD\n"),
+        ("DELETE", "/other", 404, "there are /metrics, /livez, /readyz\n"),
+    ],
+)
+def test_each_page_is_there_and_no_other(
+    served: Superd, method: str, path: str, status: int, text: str
+) -> None:
+    assert page(served, path, method) == (status, text)
+
+
+def test_the_headers_say_what_it_is(served: Superd) -> None:
+    with persistent(served) as connection:
+        for method in ("GET", "HEAD"):
+            connection.request(method, "/metrics")
+            with connection.getresponse() as response:
+                kind = "text/plain; version=0.0.4; charset=utf-8"
+                assert response.headers["Content-Type"] == kind
+                length = int(response.headers["Content-Length"])
+                assert len(response.read()) == (length if method == "GET" else 0)
+                assert length > 1000
+        connection.request("PUT", "/livez")
+        with connection.getresponse() as response:
+            assert response.headers["Allow"] == "GET, HEAD"
+
+
+def test_a_connection_lasts_for_many_requests(served: Superd) -> None:
+    before = served.counts("metrics")["accepted"]
+    with persistent(served) as connection:
+        for path in ("/livez", "/metrics", "/nothing", "/readyz") * 5:
+            status, _ = asked(connection, path)
+            assert status == (404 if path == "/nothing" else 200)
+    assert served.counts("metrics")["accepted"] == before + 1
+
+
+def test_requests_in_one_piece_are_answered_in_their_order(served: Superd) -> None:
+    with served.connect("metrics") as client:
+        client.sendall(ALIVE * 20 + LAST + ALIVE)
+        found = list(answers(client))
+    assert found == [(200, b"superd is alive\n")] * 20 + [(200, b"superd is ready\n")]
+
+
+def test_a_request_in_many_pieces_is_answered_once(served: Superd) -> None:
+    with served.connect("metrics") as client:
+        for byte in LAST:
+            client.sendall(bytes([byte]))
+        assert list(answers(client)) == [(200, b"superd is ready\n")]
+
+
+def test_a_client_of_old_is_answered_and_left(served: Superd) -> None:
+    answer = exchange(served.connect("metrics"), b"GET /livez HTTP/1.0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert b"\r\nConnection: close\r\n" in answer
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"\x16\x03\x01\x02\x00", 400),
+        (b"GET /livez\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\n\r\n" + ALIVE, 400),
+        (b"GET /livez HTTP/1.1\r\nX: " + b"x" * 100_000, 431),
+        (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 33\r\n\r\n" + ALIVE, 405),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + ALIVE, 200),
+    ],
+    ids=["tls", "old", "no host", "long", "body", "chunks"],
+)
+def test_what_could_mean_anything_has_one_answer_and_the_end(
+    served: Superd, data: bytes, status: int
+) -> None:
+    with served.connect("metrics") as client:
+        client.sendall(data)
+        assert [code for code, _ in answers(client)] == [status]
+
+
+def test_half_a_request_is_answered_at_its_end_or_when_its_time_is_over(served: Superd) -> None:
+    answer = exchange(served.connect("metrics"), ALIVE[:20])
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    with served.connect("hasty") as client:
+        client.sendall(ALIVE[:20])
+        assert [code for code, _ in answers(client)] == [408]
+    with served.connect("hasty") as silent:
+        assert silent.recv(1) == b""
+
+
+def test_who_takes_no_answer_is_cut_off_and_costs_no_memory(served: Superd) -> None:
+    [worker] = served.workers()
+    before = usage_of(worker)
+    assert before is not None
+    scrapes = b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n" * 10_000
+    with served.connect("hasty") as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        with contextlib.suppress(ConnectionError):
+            while True:
+                client.sendall(scrapes)
+    served.wait_until_left("hasty")
+    after = usage_of(worker)
+    assert after is not None
+    assert after.memory - before.memory < MANY
+    assert served.workers() == [worker]
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.binary(max_size=200) | st.sampled_from([ALIVE, b"GET ", b"\r\n"]), max_size=5))
+def test_a_hostile_client_harms_nobody(served: Superd, parts: list[bytes]) -> None:
+    before = served.workers()
+    with served.connect("metrics") as client:
+        client.sendall(b"".join(parts))
+        client.shutdown(socket.SHUT_WR)
+        assert all(code in (200, 400) for code, _ in answers(client))
+    assert served.workers() == before
+    assert served.counts("metrics")["errors"] == 0
+
+
+@pytest.mark.tool("curl")
+def test_curl_sees_what_it_expects(served: Superd) -> None:
+    host, port = served.address("metrics")
+    url = f"http://{host}:{port}"
+    assert output("curl", "-sSf", f"{url}/livez", f"{url}/readyz").split(b"\n")[:2] == [
+        b"superd is alive",
+        b"superd is ready",
+    ]
+    assert output("curl", "-sSfI", f"{url}/metrics").startswith(b"HTTP/1.1 200 OK\r\n")
+    assert output("curl", "-sS", "-o", "-", "-w", "%{http_code}", "-d", "x", url)[-3:] == b"404"
+
+
+def test_each_request_that_was_answered_is_no_failure(served: Superd) -> None:
+    until(lambda: served.counts("metrics")["active"] == 0, "the clients of other tests to go")
+    assert served.counts("metrics")["errors"] == served.counts("hasty")["errors"] == 0
+    assert "error" not in served.log()
