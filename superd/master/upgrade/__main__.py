@@ -70,6 +70,7 @@ def go_on(state: State) -> int:
         tally = tally_of(state, plan, log)
         watch = Watch(listeners_of(state, plan.services), log)
         *older, current = generations_of(state, plan, watch)
+        current.since = state["generation since"]
         gc.collect()
         gc.freeze()  # what workers share with the master stays shared
         master = Master(
@@ -85,6 +86,7 @@ def go_on(state: State) -> int:
         undo.callback(master.close)
         master.take_up(older, state["bans"])
         master.since, master.serial = state["since"], state["serial"]
+        master.restarts.update(state["restarts"])
         master.changes.reload_number = state["reload"]
         if state["control"] is not None:
             master.open_control(listener_of(state["control"], {}))
