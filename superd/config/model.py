@@ -277,6 +277,12 @@ class Defaults(Service):
 LogFormat = Literal["text", "json", "xinetd"]
 
 
+def _watchdog(seconds: float) -> float:
+    if 0 < seconds < 1:
+        raise ValueError('expected "1s" or more, or "0s" for never; less could hit the innocent')
+    return seconds
+
+
 class Daemon(Limits):
     """The [daemon] table: the process as a whole. Its limits are for all services together."""
 
@@ -308,6 +314,11 @@ class Daemon(Limits):
     drain_timeout: Annotated[
         Duration, Field(description="how long connections may go on after a stop")
     ] = 30.0
+    watchdog: Annotated[
+        Duration,
+        AfterValidator(_watchdog),
+        Field(description="how long a worker may stand still until it is replaced"),
+    ] = 4.0
     include: Annotated[
         Strings, Field(description="files with more services, relative to this one")
     ] = ()

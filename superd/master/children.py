@@ -13,12 +13,17 @@ import signal
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
 from superd.observe.rows import Rows
 from superd.worker.channel import LARGEST
+from superd.worker.forking import fork_child
+from superd.worker.lifeline import Lifeline
+from superd.worker.worker import Assignment
+from superd.worker.worker import main as worker_main
 
 EVENT = b'{"time"'  # no other message starts so
 MOST_UNREAD = 8 * 1024  # bytes, as the kernel counts them: some messages
@@ -98,6 +103,20 @@ class Child:
         if not self._events.fullmatch(data):
             raise ValueError("events that are not its own")
         return data
+
+
+def start_worker(assignment: Assignment) -> tuple[int, socket.socket, Lifeline]:
+    """Fork a worker; return its pid and the master's ends of its lines. OSError where none can be
+    had.
+    """
+    lifeline = Lifeline()
+    try:
+        pid, line = fork_child(partial(worker_main, assignment, lifeline))
+    except OSError:
+        lifeline.close()
+        raise
+    lifeline.let_go_of_writer()
+    return pid, line, lifeline
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from superd.admission.tally import Tally
 from superd.errors import ExitCode, SuperdError, reason
 from superd.master.bans import Bans
 from superd.master.changes import Changes
-from superd.master.children import ALLOWANCE, Child, reap
+from superd.master.children import ALLOWANCE, Child, reap, start_worker
 from superd.master.control import ControlSocket, control_listener
 from superd.master.generation import Generation, Place
 from superd.master.hearing import Hearing
@@ -31,12 +31,12 @@ from superd.master.requests import answer
 from superd.master.resolving import Resolving
 from superd.master.signals import Signals
 from superd.master.supervising import Supervisor
+from superd.master.watchdog import Watchdog
 from superd.net.addresses import Transport
 from superd.net.listeners import Listener
 from superd.worker.engine import GRACE
-from superd.worker.forking import fork_child, how_it_ended
+from superd.worker.forking import how_it_ended
 from superd.worker.worker import Assignment
-from superd.worker.worker import main as worker_main
 
 WATCH = 0.4  # seconds between looks at the listeners: sabotage is repaired within a second
 START_LIMIT = 30.0  # seconds that a worker may take until it is ready
@@ -85,6 +85,7 @@ class Master:
         self.configured(plan)
         self.selector = selectors.DefaultSelector()
         self.hearing = Hearing(self.selector, log, self.bans, Observing(self).answer)
+        self.watchdog = Watchdog(log)
         self.control: ControlSocket | None = None
         self.serial = 0  # of the last worker
         self._kill_at: float | None = None
@@ -301,7 +302,7 @@ class Master:
             is_trial=self.is_trial,
         )
         try:
-            pid, line = fork_child(partial(worker_main, assignment))
+            pid, line, lifeline = start_worker(assignment)
         except OSError as error:
             what = f"cannot start a worker of pool {pool.name}: {reason(error)}"
             self._fill_again(place, what, ExitCode.FAILED, was_ready=False)
@@ -309,10 +310,12 @@ class Master:
         place.child = Child(pid, line, time.monotonic(), frozenset(pool.services))
         place.due = None
         self.hearing.listen_to(place.child)
+        self.watchdog.watch(place.child, lifeline)
 
     def _ended(self, place: Place, child: Child, code: int) -> None:
         """A worker is gone and reaped: hear its last words, then see to its successor."""
         self.hearing.hear_last_words(child)
+        self.watchdog.forget(child)
         place.child = None
         lost = self.tally.scoreboard.vacate(place.number)
         self.tally.ledger.vacate(place.number)
@@ -366,6 +369,8 @@ class Master:
         if now >= self._watch_at:
             self._watch_at = now + WATCH
             self._watch_workers(now)
+            if self._is_up:
+                self.watchdog.look(self.places, now)
             self.bans.keep_time(now)
             if self.control is not None:
                 self.control.look()

@@ -29,7 +29,10 @@ NO_ROOM = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
 class Supervisor:
     """Looks at the master now and then, and tells what has changed since.
 
-    The watchdog is fed for as long as the master's loop turns; it looks after the workers itself.
+    The watchdog is fed for as long as the master's loop turns, whatever its workers do: those that
+    hang are replaced by the master, and the services of others go on meanwhile. To be started anew
+    would end these too, and not help: a plugin that hangs would hang again, and a process that the
+    kernel does not let go of would outlive its master, with the listeners that it holds.
     """
 
     def __init__(self, environment: MutableMapping[str, str] = os.environ) -> None:

@@ -133,7 +133,9 @@ class Service:
        datagrams the first of relay_datagrams, datagram and respond.
     5. `close()` when the worker has drained.
 
-    What a method raises is logged with the connection's id and costs that connection only.
+    What a method raises is logged with the connection's id and costs that connection only. One that
+    runs on the loop and holds it up is logged with its stack; if it does not come back, the worker
+    is ended. SIGALRM and its timer serve for that, so they are not a plugin's.
     """
 
     name: ClassVar[str] = ""

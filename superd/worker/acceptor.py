@@ -136,6 +136,8 @@ class Acceptor:
         local = self.local
         waits, asks_user = gate.waits, self.is_unix and gate.asks_user
         has_more, crew = self.poll.poll, self.crew
+        if self.engine.pulse.is_slow:
+            self.engine.pulse.quicken()
         for number in range(BATCH):
             # an accept in vain costs more than to look first, and so does a place given back
             if number and not has_more(0):

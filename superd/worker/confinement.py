@@ -13,7 +13,7 @@ import os
 import resource
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 
 from superd.config.model import Confinement
 from superd.errors import NotPermitted, SuperdError, reason
@@ -42,7 +42,7 @@ class ConfinementError(SuperdError):
     """A step could not be taken, or did not have its effect."""
 
 
-def keep_only(descriptors: Sequence[int]) -> None:
+def keep_only(descriptors: Collection[int]) -> None:
     """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
     kept = {0, 1, 2, *descriptors}
     for number in open_descriptors():

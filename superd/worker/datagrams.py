@@ -103,6 +103,8 @@ class DatagramListener(ABC):
     def receive(self) -> bool:
         """Take datagrams until none waits, but no more than BATCH; tell whether more may wait."""
         taken = answered = bytes_in = bytes_out = 0
+        if self.engine.pulse.is_slow:
+            self.engine.pulse.quicken()
         for _ in range(BATCH):
             try:
                 if self.asks_destination:

@@ -29,6 +29,7 @@ from superd.worker.flows import FlowListener
 from superd.worker.handovers import Handover
 from superd.worker.names import Names
 from superd.worker.protocols import ProtocolSession, advance
+from superd.worker.pulse import Pulse
 from superd.worker.refused import Tarpit
 from superd.worker.relays import RelayedSession
 from superd.worker.serving import Serving
@@ -56,6 +57,7 @@ class Engine:
         send_events: Callable[[bytes], bool],
         guard: ReflectionGuard,
         drain_timeout: float,
+        pulse: Pulse,
         resolver: str = "",
     ) -> None:
         def lost(number: int) -> None:
@@ -70,6 +72,7 @@ class Engine:
         self.drain_timeout = drain_timeout
         self.loop.set_exception_handler(self._loop_failed)
         self.sessions: dict[int, Session] = {}
+        self.pulse = pulse
         self.names = Names(loop, resolver)
         self.lingering = Lingering(self)
         self.tarpit = Tarpit(self)
@@ -89,6 +92,7 @@ class Engine:
     def add(self, serving: Serving, crew: Crew | None = None) -> None:
         """Make the engine responsible for a service; one whose handlers block has a crew."""
         self.servings.append(serving)
+        self.pulse.add(serving)
         if crew is not None:
             self.crews[serving] = crew
 
@@ -212,6 +216,7 @@ class Engine:
         if any(_has_timeouts(serving) for serving in self.servings):
             self.loop.call_later(SWEEP, self._sweep)
         self.loop.is_serving = True
+        self.pulse.start(self.flood_gate, self.sessions)
         while not self.over:
             try:
                 self.loop.run_forever()
@@ -220,6 +225,7 @@ class Engine:
             except BaseException as error:  # noqa: BLE001  SystemExit from a plugin's own task
                 record = failure("a plugin tried to end the worker", error)
                 self.flood_gate.report(("loop", *kind_of(error)), record)
+        self.pulse.stop()
         for crew in self.crews.values():
             crew.end_all()
         self.flood_gate.flush()

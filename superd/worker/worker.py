@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -45,7 +45,9 @@ from superd.worker.channel import OBSERVE, Channel
 from superd.worker.confinement import confine, keep_only, limit, open_descriptors
 from superd.worker.engine import Engine, WorkerLoop, new_loop
 from superd.worker.environment import clean_environment
+from superd.worker.lifeline import Lifeline
 from superd.worker.observing import Observer
+from superd.worker.pulse import Pulse
 from superd.worker.serving import Serving
 from superd.worker.signals import reset_signals
 
@@ -75,13 +77,13 @@ class Assignment:
     is_trial: bool  # it serves nobody, and is ended with the process group of who tries it
 
 
-def main(assignment: Assignment, line: socket.socket) -> NoReturn:
+def main(assignment: Assignment, lifeline: Lifeline, line: socket.socket) -> NoReturn:
     """Serve until drained, then exit. Called right after the fork, with all signals blocked."""
     channel = Channel(line, assignment.scoreboard.row(assignment.place, ALL))
     code = int(ExitCode.FAILED)
     try:
         reset_signals()
-        _live(assignment, channel)
+        _live(assignment, channel, lifeline)
         code = int(ExitCode.OK)
     except BaseException as error:  # noqa: BLE001  the master is told, whatever it is
         code = _tell(channel, error)
@@ -106,19 +108,21 @@ def _tell(channel: Channel, error: BaseException) -> int:
     return code
 
 
-def _live(assignment: Assignment, channel: Channel) -> None:
+def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     """The steps of `superd.plugin.Service`, as the worker takes them."""
     setproctitle(f"superd: worker {assignment.pool}")
     sockets = [*(sock for *_, sock in assignment.sockets), *assignment.entrances.values()]
     lock = assignment.ledger.lock.descriptor
-    keep_only([channel.sock.fileno(), lock, *(sock.fileno() for sock in sockets)])
+    ours = {channel.sock.fileno(), lock, *lifeline.ends, *(sock.fileno() for sock in sockets)}
+    keep_only(ours)
     clean_environment()
     limit(assignment.confinement, has_own_session=not assignment.is_trial)
 
     plugins = _prepared(assignment)
     forks = any(entry.forks for entry in assignment.services.values())
-    kept = _opened_by_plugins(assignment, channel) if forks else ()
+    kept = _opened_by_plugins(assignment, ours) if forks else ()
     loop = _ready_loop(assignment.loop)
+    pulse = Pulse(loop, lifeline)
 
     if assignment.confinement.chroot:
         preload.find_name_services()
@@ -138,6 +142,7 @@ def _live(assignment: Assignment, channel: Channel) -> None:
         channel.events,
         guard,
         assignment.drain_timeout,
+        pulse,
         assignment.resolver,
     )
     _serve(assignment, engine, plugins, channel, kept)
@@ -169,14 +174,12 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
     return plugins
 
 
-def _opened_by_plugins(assignment: Assignment, channel: Channel) -> Collection[int]:
+def _opened_by_plugins(assignment: Assignment, ours: Container[int]) -> Collection[int]:
     """Return the descriptors that processes keep, and tell of what no process can have."""
     if threading.active_count() > 1:
         names = ", ".join(assignment.services)
         text = "a plugin started a thread in prepare, and no process that is forked would have it"
         raise SuperdError(f'services {names}: {text}; use model = "thread"')
-    ours = {channel.sock.fileno(), assignment.ledger.lock.descriptor}
-    ours |= {sock.fileno() for *_, sock in assignment.sockets}
     return [number for number in open_descriptors() if number not in ours and _is_open(number)]
 
 

@@ -23,7 +23,9 @@ from superd.observe.records import Record
 from superd.plugin import Connection, Options, Request, Service
 from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
 from superd.worker.engine import Engine, new_loop
+from superd.worker.lifeline import Lifeline
 from superd.worker.protocols import PORTION, ProtocolSession, advance
+from superd.worker.pulse import Pulse
 from superd.worker.serving import Serving
 
 LOOPS = ["uvloop", "asyncio"]
@@ -94,10 +96,12 @@ class Bench:
 
     def __init__(self, kind: str, method: str) -> None:
         self.loop = new_loop(kind)
+        self.lifeline = Lifeline()
         self.log: list[Record] = []
         self.events: list[dict[str, Any]] = []
+        pulse = Pulse(self.loop, self.lifeline)
         self.engine = Engine(
-            self.loop, 1, self.log.append, self.take_events, ReflectionGuard([]), 1.0
+            self.loop, 1, self.log.append, self.take_events, ReflectionGuard([]), 1.0, pulse
         )
         self.plugin = Everything()
         roster = Roster.of(["test"], 1)
@@ -149,6 +153,7 @@ class Bench:
             self.turn(lambda: not self.engine.sessions and not self.engine.lingering)
         finally:
             self.engine.lingering.epoll.close()
+            self.lifeline.close()
             self.loop.close()
 
 

@@ -160,11 +160,11 @@ def _has_descriptors() -> bool:
 
 
 def _forget_handlers() -> None:
-    """Forget the worker's handlers, which are two, and let signals in; the rest is as it should be,
-    and to set all of them anew would take as long as half a fork.
+    """Forget the worker's handlers, of three signals, and let signals in; the rest is as it should
+    be, and to set all of them anew would take as long as half a fork.
     """
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGQUIT):
+    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM):
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 

@@ -1,0 +1,93 @@
+"""Where a worker stands: the stack that faulthandler has written of it, and whose code that is.
+
+Runs in the worker, and in the master for a worker that has hung. Reads text only, and believes
+nothing of it: whoever wrote it may be hostile. Never opens a file but where `with_source` asks for
+lines, never imports what a stack names, never raises.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+LARGEST = 64 * 1024  # bytes that are read of what was written
+MOST_FRAMES = 28  # as a record shows them, two lines each; the innermost tell the most
+
+_HEAD = b"Stack (most recent call first):"
+_FRAME = re.compile(rb'  File "([^"\n]{1,600})", line ([0-9]{1,7}) in ([^\n]{1,600})')
+_RUN = ("superd/worker/engine.py", "run")  # what is outside of it is the same in every stack
+_AT_REST = ("asyncio/base_events.py", "selectors.py")  # where asyncio waits; uvloop has no frames
+
+Owners = Mapping[str, Sequence[str]]  # the services of a plugin, by its module's first name
+
+
+class Frame(NamedTuple):
+    file: str
+    line: int
+    function: str
+
+
+class Stack(NamedTuple):
+    """Frames of handlers and what they have called, innermost last; `is_known` is whether any
+    stack was written, of the loop itself at least.
+    """
+
+    frames: tuple[Frame, ...]
+    is_known: bool
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether nobody's code was running but the loop's own."""
+        return self.is_known and all(frame.file.endswith(_AT_REST) for frame in self.frames)
+
+    def place(self, owners: Owners) -> tuple[str, str]:
+        """Return the service whose plugin has the innermost frame, "" where several share the
+        plugin or none has any, and words for the place.
+        """
+        for frame in reversed(self.frames):
+            parts = frame.file.split("/")
+            for number, part in enumerate(parts):
+                services = owners.get(part.removesuffix(".py"))
+                if services:
+                    text = f"in plugin {_shown(frame, parts[number:])}"
+                    if len(services) == 1:
+                        return services[0], text
+                    return "", f"{text}, of services {', '.join(services)}"
+        if self.frames:
+            frame = self.frames[-1]
+            parts = frame.file.split("/")
+            return "", f"in {_shown(frame, parts[-3:])}"
+        return "", "nobody knows where"
+
+    def lines(self, *, with_source: bool) -> tuple[str, ...]:
+        """Return the stack as a traceback has it, for a record's detail."""
+        lines = []
+        for file, line, function in self.frames[-MOST_FRAMES:]:
+            lines.append(f'  File "{file}", line {line}, in {function}')
+            if with_source and (source := linecache.getline(file, line).strip()):
+                lines.append(f"    {source}")
+        return ("Stack (most recent call last):", *lines) if lines else ()
+
+
+def stack_of(written: bytes) -> Stack:
+    """Return the last stack in what faulthandler has written."""
+    _, head, text = written.rpartition(_HEAD)
+    if not head:
+        return Stack((), is_known=False)
+    frames = []
+    for file, line, function in _FRAME.findall(text):
+        frame = Frame(_decoded(file), int(line), _decoded(function))
+        if frame.file.endswith(_RUN[0]) and frame.function == _RUN[1]:
+            break
+        frames.append(frame)
+    return Stack(tuple(reversed(frames)), is_known=True)
+
+
+def _shown(frame: Frame, parts: Sequence[str]) -> str:
+    return f"{'/'.join(parts)}:{frame.line}, {frame.function}"
+
+
+def _decoded(text: bytes) -> str:
+    return text.decode("ascii", "backslashreplace")

@@ -1,0 +1,57 @@
+"""What a worker shows of its loop, even while that stands still: memory and a pipe.
+
+Made by the master for each worker, before the fork. The worker writes when its loop ought to turn
+next, and faulthandler where it stands; the master reads, and believes it as far as this worker is
+concerned. Raises OSError where no descriptor is left for the pipe.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+
+from superd.observe.stacks import LARGEST, Stack, stack_of
+
+
+class Lifeline:
+    """The worker has both ends of the pipe, since it tells of its own standstills once they are
+    over; the master reads only of a worker that does not come round.
+    """
+
+    def __init__(self) -> None:
+        self._due = memoryview(mmap.mmap(-1, 8)).cast("q")  # ns of the monotonic clock
+        self.reader, self.writer = os.pipe()
+        for end in self.ends:
+            os.set_blocking(end, False)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The pipe's."""
+        return self.reader, self.writer
+
+    def expect(self, due: float) -> None:
+        """Say when the loop turns next, by the monotonic clock."""
+        self._due[0] = int(due * 1e9)
+
+    def lateness(self, now: float) -> float:
+        """Return for how many seconds the loop ought to have turned; 0 before its first turn."""
+        due = self._due[0]
+        return max(0.0, now - due / 1e9) if due else 0.0
+
+    def stack(self) -> Stack:
+        """Take what was written since the last time."""
+        try:
+            written = os.read(self.reader, LARGEST)
+        except OSError:  # nothing, for the most part
+            written = b""
+        return stack_of(written)
+
+    def let_go_of_writer(self) -> None:
+        """Leave writing to the worker."""
+        os.close(self.writer)
+        self.writer = -1
+
+    def close(self) -> None:
+        for end in self.ends:
+            if end >= 0:
+                os.close(end)

@@ -1,0 +1,237 @@
+"""A handler that holds up the event loop is named, and a worker that hangs is replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.clients import ending
+from tests.conftest import Start
+from tests.harness import Superd, exchange, make_plugin, until
+
+BLOCK = """
+    import itertools, signal, time
+    from superd.plugin import Service, hookimpl
+
+    class Block(Service):
+        name = "block"
+
+        async def stream(self, conn):
+            async for line in conn:
+                await conn.send(b"now: ")
+                getattr(self, line.decode().strip())()
+                await conn.send(line)
+
+        def sleep(self):
+            time.sleep(0.6)
+
+        def spin(self):
+            end = time.thread_time() + 0.6
+            while time.thread_time() < end:
+                pass
+
+        def hold(self):
+            # one call that lets no other Python run, long enough on a machine of any speed
+            number, took = 1 << 20, 0.0
+            while took < 0.6:
+                number, began = number * 2, time.thread_time()
+                sum(range(number))
+                took = time.thread_time() - began
+
+        def sleep_on(self):
+            time.sleep(3600)
+
+        def spin_on(self):
+            while True:
+                pass
+
+        def hold_on(self):
+            sum(itertools.repeat(0))
+
+        def nothing(self):
+            pass
+
+    @hookimpl
+    def superd_services():
+        return [Block]
+"""
+
+BLOCKS = [("sleep", "time.sleep(0.6)"), ("spin", ""), ("hold", "sum(range(number))")]
+
+TOML = """
+[daemon]
+loop = "{loop}"
+watchdog = "{watchdog}"
+
+[service.block]
+plugin = "block"
+listen = "tcp://127.0.0.1:0"
+
+[service.echo]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0"]
+"""
+
+OTHER = """
+[service.other]
+plugin = "block"
+listen = "tcp://127.0.0.1:0"
+pool = "other"
+"""
+
+
+@pytest.fixture(params=["uvloop", "asyncio"])
+def loop(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def env(tmp_path: Path) -> dict[str, str]:
+    return make_plugin(tmp_path / "plugins", "block", BLOCK)
+
+
+def told(superd: Superd) -> list[str]:
+    """Return what the log says of standstills."""
+    return [line for line in superd.log().splitlines() if "stood still" in line]
+
+
+@pytest.mark.parametrize(("act", "line"), BLOCKS, ids=[act for act, _ in BLOCKS])
+def test_a_handler_that_blocks_is_named_with_its_stack(
+    start_superd: Start, env: dict[str, str], loop: str, act: str, line: str
+) -> None:
+    superd = start_superd(TOML.format(loop=loop, watchdog="30s"), env=env)
+    assert exchange(superd.connect("block"), b"nothing\n") == b"now: nothing\n"
+    assert not told(superd)
+    assert exchange(superd.connect("block"), f"{act}\n".encode()) == f"now: {act}\n".encode()
+    found = superd.wait_for_log(
+        r"superd\[(\d+)\] warning: the worker stood still for (\d+\.\d\d) s or more, "
+        rf"in plugin superd_block\.py:\d+, {act} service=block\n"
+    )
+    assert int(found[1]) in superd.workers()
+    assert 0.15 <= float(found[2]) < 15
+    detail = superd.log()[found.end() :]
+    assert re.search(rf'\|   File "[^"]*/superd_block\.py", line \d+, in {act}\n', detail)
+    assert line in detail
+    assert "worker.py" not in detail  # how the loop came to run is in every stack
+
+
+def test_a_block_of_a_quiet_connection_is_told_too(
+    start_superd: Start, env: dict[str, str], loop: str
+) -> None:
+    superd = start_superd(TOML.format(loop=loop, watchdog="30s"), env=env)
+    with superd.connect("block") as client:
+        client.sendall(b"sleep\n")
+        superd.wait_for_log("stood still")
+        client.sendall(b"sleep\n")
+        until(lambda: len(told(superd)) == 2, "another line")
+
+
+@pytest.mark.parametrize("act", ["sleep_on", "spin_on", "hold_on"])
+def test_a_worker_that_hangs_is_replaced_and_nobody_is_refused(
+    start_superd: Start, env: dict[str, str], loop: str, act: str
+) -> None:
+    superd = start_superd(TOML.format(loop=loop, watchdog="1s"), env=env)
+    (worker,) = superd.workers()
+    with superd.connect("block") as stuck:
+        stuck.sendall(f"{act}\n".encode())
+        assert stuck.recv(5) == b"now: "
+        assert exchange(superd.connect("echo"), b"waited") == b"waited"
+        assert ending(stuck)[0] == b""
+    place = rf"in plugin superd_block\.py:\d+, {act}"
+    found = superd.wait_for_log(
+        rf"error: worker {worker} has stood still for [\d.]+ s, {place}; "
+        r"it is ended service=block\n"
+        r".*\| Stack \(most recent call last\):\n"
+    )
+    assert re.search(rf"superd_block\.py\", line \d+, in {act}\n", superd.log()[found.end() :])
+    superd.wait_for_log(
+        rf"error: worker {worker} of pool \S+ was ended by SIGKILL: it stood still, {place}; "
+        "1 connections were lost with it; its successor starts now\n"
+    )
+    assert worker not in superd.workers()
+    assert exchange(superd.connect("block"), b"nothing\n") == b"now: nothing\n"
+
+
+def test_a_plugin_of_several_services_is_named_with_all_of_them(
+    start_superd: Start, env: dict[str, str]
+) -> None:
+    more = '[service.more]\nplugin = "block"\nlisten = "tcp://127.0.0.1:0"\n'
+    superd = start_superd(TOML.format(loop="auto", watchdog="30s") + more, env=env)
+    assert exchange(superd.connect("more"), b"sleep\n") == b"now: sleep\n"
+    superd.wait_for_log(r"superd_block\.py:\d+, sleep, of services block, more\n")
+
+
+def test_a_stopped_worker_is_left_alone(
+    start_superd: Start, env: dict[str, str], loop: str
+) -> None:
+    superd = start_superd(TOML.format(loop=loop, watchdog="1s") + OTHER, env=env)
+    (stopped,) = set(superd.workers()) - set(superd.workers("other"))
+    os.kill(stopped, signal.SIGSTOP)
+    try:
+        with superd.connect("other") as stuck:  # another one hangs for as long as that takes
+            stuck.sendall(b"sleep_on\n")
+            superd.wait_for_log("its successor starts now")
+    finally:
+        os.kill(stopped, signal.SIGCONT)
+    assert exchange(superd.connect("echo"), b"on") == b"on"
+    assert stopped in superd.workers()
+    assert not [line for line in told(superd) if str(stopped) in line]
+
+
+@pytest.mark.parametrize("model", ["fork", "prefork"])
+def test_a_process_of_a_handler_may_block_and_has_no_timer(
+    start_superd: Start, tmp_path: Path, model: str
+) -> None:
+    source = """
+        import signal, time
+        from superd.plugin import Service, hookimpl
+
+        class Patient(Service):
+            name = "patient"
+
+            def stream(self, conn):
+                time.sleep(0.6)
+                handler = signal.getsignal(signal.SIGALRM)
+                conn.send(f"{handler!r} {signal.getitimer(signal.ITIMER_REAL)}".encode())
+
+        @hookimpl
+        def superd_services():
+            return [Patient]
+    """
+    toml = f"""
+        [daemon]
+        watchdog = "1s"
+
+        [service.patient]
+        plugin = "patient"
+        model = "{model}"
+        listen = "tcp://127.0.0.1:0"
+    """
+    superd = start_superd(toml, env=make_plugin(tmp_path / "plugins", "patient", source))
+    answer = exchange(superd.connect("patient"), b"")
+    assert answer == f"{signal.SIG_DFL!r} (0.0, 0.0)".encode()
+    assert not told(superd)
+
+
+def test_a_worker_has_no_thread_for_it(start_superd: Start, env: dict[str, str], loop: str) -> None:
+    superd = start_superd(TOML.format(loop=loop, watchdog="30s"), env=env)
+    (worker,) = superd.workers()
+    assert len(os.listdir(f"/proc/{worker}/task")) == 1
+
+
+@pytest.mark.soak
+def test_without_a_watchdog_a_worker_that_hangs_is_only_told_of(
+    start_superd: Start, env: dict[str, str]
+) -> None:
+    superd = start_superd(TOML.format(loop="auto", watchdog="0s"), env=env)
+    (worker,) = superd.workers()
+    with superd.connect("block") as stuck:
+        stuck.sendall(b"spin_on\n")
+        superd.wait_for_log(
+            rf"worker {worker} has stood still for .* it is left alone service=block"
+        )
+        assert superd.workers() == [worker]
