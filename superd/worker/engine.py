@@ -301,6 +301,7 @@ class Engine:
         self.loop.call_later(SHOW, self.show, tell)
 
     def _flush(self) -> None:
+        self.pulse.beat()
         self.flood_gate.flush()
         for serving in self.servings:
             serving.records.end_window()
@@ -311,6 +312,7 @@ class Engine:
 
     def _sweep(self) -> None:
         """Close the connections whose time is over."""
+        self.pulse.beat()
         self.loop.call_later(SWEEP, self._sweep)
         now = self.loop.time()
         late = [(session, _late(session, now)) for session in self.sessions.values()]

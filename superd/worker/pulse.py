@@ -6,7 +6,7 @@ never rings while all is well, has faulthandler write the stack from within the 
 SIGALRM is superd's own. Never raises.
 
 What is told, with its stack: each standstill of 250 ms or more in a worker that is busy or has just
-been come to, of 400 ms or more where connections are open but quiet, and of 1.15 s or more where
+been come to, of 450 ms or more where connections are open but quiet, and of 1.25 s or more where
 there is nobody; and none below 150 ms, as what is measured starts at the beat that was missed.
 Time in which the worker could not run, for others had the processor or the interpreter, does not
 count, and neither does that of a worker that was stopped while it waited for clients.
@@ -15,6 +15,7 @@ count, and neither does that of a worker that was stopped while it waited for cl
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import os
 import signal
@@ -28,8 +29,8 @@ from superd.worker.serving import Serving
 
 SLACK = 0.15  # seconds that a beat may be late
 BUSY = 0.1  # seconds between beats
-QUIET = 0.25
-LONELY = 1.0
+QUIET = 0.3  # a little more than what the engine wakes up for anyway: that is a beat as well
+LONELY = 1.1
 BUSY_SHARE = 0.01  # of a processor; the beats themselves take a twentieth of that
 
 # of the calling thread, in ns: it ran, and waited for a processor (proc(5), sched-stats)
@@ -83,11 +84,12 @@ class Pulse:
 
     def quicken(self) -> None:
         """Watch more closely, for somebody has come."""
+        self.beat(is_come_to=True)
+
+    def beat(self, *, is_come_to: bool = False) -> None:
+        """Note that the loop turns; whoever has to wake up anyway spares it a beat of its own."""
         if self._timer is not None:
             self._timer.cancel()
-        self._beat(is_come_to=True)
-
-    def _beat(self, *, is_come_to: bool = False) -> None:
         now = time.monotonic()
         used = self._usage()
         if now - self._due > SLACK:
@@ -104,7 +106,7 @@ class Pulse:
         self._due = now + period
         self._lifeline.expect(self._due)
         signal.setitimer(signal.ITIMER_REAL, period + SLACK)
-        self._timer = self._loop.call_later(period, self._beat)
+        self._timer = self._loop.call_later(period, self.beat)
 
     def _look_back(self, late: float, used: _Usage) -> None:
         """Tell of a beat that came late, if it was somebody's fault."""
@@ -121,6 +123,6 @@ class Pulse:
     def _usage(self) -> _Usage:
         own = time.thread_time()
         waited = 0.0
-        if self._scheduled >= 0:
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it may be closed by a plugin
             waited = int(os.pread(self._scheduled, 100, 0).split()[1]) / 1e9
         return _Usage(own, waited + time.process_time() - own)
