@@ -92,9 +92,11 @@ class Pulse:
             self._timer.cancel()
         now = time.monotonic()
         used = self._usage()
-        if now - self._due > SLACK:
-            self._look_back(now - self._due, used)
-        if is_come_to or used.own - self._used.own > BUSY_SHARE * (now - self._last):
+        late = now - self._due
+        if late > SLACK:
+            self._look_back(late, used)
+        has_worked = used.own - self._used.own > BUSY_SHARE * (now - self._last)
+        if is_come_to or has_worked or late > SLACK:
             period = BUSY
         else:
             period = QUIET if self._connected else LONELY
@@ -102,7 +104,7 @@ class Pulse:
         self._set(now, period)
 
     def _set(self, now: float, period: float) -> None:
-        self.is_slow = period is not BUSY
+        self.is_slow = period > BUSY
         self._due = now + period
         self._lifeline.expect(self._due)
         signal.setitimer(signal.ITIMER_REAL, period + SLACK)

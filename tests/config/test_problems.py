@@ -72,6 +72,11 @@ def service(line: str) -> str:
             '2:14: daemon.log-format: expected "text", "json" or "xinetd", found an empty table',
         ),
         ('drain-timeout = "soon"', f'2:17: daemon.drain-timeout: {DURATION}, found "soon"'),
+        (
+            'watchdog = "900ms"',
+            '2:12: daemon.watchdog: expected "1s" or more, or "0s" for never; less could hit the'
+            ' innocent, found "900ms"',
+        ),
         ("drain-timeout = 30", f"2:17: daemon.drain-timeout: {DURATION}, found 30"),
         ('include = ["a.toml", 1979-05-27]', "2:22: daemon.include[1]: expected a string, found 1979-05-27"),
         ("drain_timeout = 0", '2:1: daemon.drain_timeout: unknown key (did you mean "drain-timeout"?)'),
