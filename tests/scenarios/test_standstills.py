@@ -14,7 +14,7 @@ from tests.conftest import Start
 from tests.harness import Superd, exchange, make_plugin, until
 
 BLOCK = """
-    import itertools, signal, time
+    import contextlib, itertools, os, stat, time
     from superd.plugin import Service, hookimpl
 
     class Block(Service):
@@ -51,6 +51,16 @@ BLOCK = """
 
         def hold_on(self):
             sum(itertools.repeat(0))
+
+        def forge(self):
+            # its own stack, as something else would have it, and as often as there is room
+            forged = b"Stack (most recent call first):\\n"
+            forged += b'  File "/etc/passwd", line 1 in \\x1b[2J\\n'
+            for number in range(3, 100):
+                with contextlib.suppress(OSError):
+                    if stat.S_ISFIFO(os.fstat(number).st_mode):
+                        os.write(number, forged * 1000)
+            self.spin_on()
 
         def nothing(self):
             pass
@@ -154,6 +164,15 @@ def test_a_worker_that_hangs_is_replaced_and_nobody_is_refused(
     )
     assert worker not in superd.workers()
     assert exchange(superd.connect("block"), b"nothing\n") == b"now: nothing\n"
+
+
+def test_what_a_worker_forges_harms_itself_only(start_superd: Start, env: dict[str, str]) -> None:
+    superd = start_superd(TOML.format(loop="auto", watchdog="1s"), env=env)
+    with superd.connect("block") as hostile:
+        hostile.sendall(b"forge\n")
+        superd.wait_for_log(r"has stood still for .*, in /etc/passwd:1, \\x1b\[2J; it is ended\n")
+    assert exchange(superd.connect("echo"), b"on") == b"on"
+    assert "root:" not in superd.log()
 
 
 def test_a_plugin_of_several_services_is_named_with_all_of_them(
