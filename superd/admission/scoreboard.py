@@ -36,7 +36,8 @@ REFUSALS = tuple(Refusal)
 DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)  # seconds; the last is beyond
 _FIRST_DURATION = len(Count) + len(REFUSALS)
 LOST = _FIRST_DURATION + len(DURATIONS) + 1  # lines that did not get to the master; of ALL only
-_COLUMNS = LOST + 1
+DUE = LOST + 1  # when a worker's loop turns next, in ns of the monotonic clock; of ALL only
+_COLUMNS = DUE + 1
 
 _COUNTED = (
     *(count.name.lower().replace("_", "-") for count in Count),
@@ -91,7 +92,7 @@ class Roster:
 
 def columns() -> list[str]:
     """Return what each column of the scoreboard counts: two that differ cannot share memory."""
-    return [*_COUNTED, *(f"up to {seconds} s" for seconds in DURATIONS), "longer", "lost"]
+    return [*_COUNTED, *(f"up to {seconds} s" for seconds in DURATIONS), "longer", "lost", "due"]
 
 
 class Sums(NamedTuple):
@@ -121,6 +122,11 @@ class Scoreboard:
         """
         start = place * self._width + self._roster.number(service) * _COLUMNS
         return self._cells[start : start + _COLUMNS]
+
+    def due(self, place: int) -> memoryview:
+        """Return the one cell in which the worker at `place` says when its loop turns next."""
+        start = place * self._width + DUE
+        return self._cells[start : start + 1]
 
     def vacate(self, place: int) -> int:
         """Note that the worker at `place` has gone; return how many connections went with it."""

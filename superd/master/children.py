@@ -109,7 +109,7 @@ def start_worker(assignment: Assignment) -> tuple[int, socket.socket, Lifeline]:
     """Fork a worker; return its pid and the master's ends of its lines. OSError where none can be
     had.
     """
-    lifeline = Lifeline()
+    lifeline = Lifeline(assignment.scoreboard.due(assignment.place))
     try:
         pid, line = fork_child(partial(worker_main, assignment, lifeline))
     except OSError:

@@ -11,7 +11,7 @@ import selectors
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 
@@ -36,6 +36,7 @@ from superd.net.addresses import Transport
 from superd.net.listeners import Listener
 from superd.worker.engine import GRACE
 from superd.worker.forking import how_it_ended
+from superd.worker.lifeline import Lifeline
 from superd.worker.worker import Assignment
 
 WATCH = 0.4  # seconds between looks at the listeners: sabotage is repaired within a second
@@ -98,13 +99,21 @@ class Master:
         """Those of all generations."""
         return [place for generation in self.generations for place in generation.places]
 
-    def take_up(self, older: Sequence[Generation], bans: Iterable[object]) -> None:
-        """Go on with what another program had besides: generations that drain, all workers' lines,
-        and bans.
+    def take_up(
+        self,
+        older: Sequence[Generation],
+        readers: Mapping[int, int],
+        bans: Iterable[object],
+    ) -> None:
+        """Go on with what another program had besides: generations that drain, the lines of all
+        workers (`readers` are those of their lifelines, by pid), and bans.
         """
         self.generations = [*older, self.current]
-        for child in (place.child for place in self.places if place.child):
-            self.hearing.listen_to(child)
+        for place in self.places:
+            if place.child is not None:
+                self.hearing.listen_to(place.child)
+                due = self.tally.scoreboard.due(place.number)
+                self.watchdog.watch(place.child, Lifeline(due, readers[place.child.pid]))
         self.bans.take_up(bans)
 
     def configured(self, plan: Plan) -> None:

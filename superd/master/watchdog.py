@@ -77,6 +77,10 @@ class Watchdog:
         """Watch a worker from now on."""
         self._lifelines[child] = lifeline
 
+    def lifeline(self, child: Child) -> Lifeline:
+        """Return what a worker is watched by."""
+        return self._lifelines[child]
+
     def forget(self, child: Child) -> None:
         """Watch a worker no more, for it has ended."""
         self._standstills.pop(child, None)

@@ -7,7 +7,6 @@ concerned. Raises OSError where no descriptor is left for the pipe.
 
 from __future__ import annotations
 
-import mmap
 import os
 
 from superd.observe.stacks import LARGEST, Stack, stack_of
@@ -16,10 +15,16 @@ from superd.observe.stacks import LARGEST, Stack, stack_of
 class Lifeline:
     """The worker has both ends of the pipe, since it tells of its own standstills once they are
     over; the master reads only of a worker that does not come round.
+
+    `due` is the cell that Scoreboard.due gives. `reader` is that of a worker that lives already.
     """
 
-    def __init__(self) -> None:
-        self._due = memoryview(mmap.mmap(-1, 8)).cast("q")  # ns of the monotonic clock
+    def __init__(self, due: memoryview, reader: int | None = None) -> None:
+        self._due = due
+        if reader is not None:
+            self.reader, self.writer = reader, -1
+            return
+        due[0] = 0
         self.reader, self.writer = os.pipe()
         for end in self.ends:
             os.set_blocking(end, False)

@@ -96,7 +96,7 @@ class Bench:
 
     def __init__(self, kind: str, method: str) -> None:
         self.loop = new_loop(kind)
-        self.lifeline = Lifeline()
+        self.lifeline = Lifeline(memoryview(bytearray(8)).cast("Q"))
         self.log: list[Record] = []
         self.events: list[dict[str, Any]] = []
         pulse = Pulse(self.loop, self.lifeline)

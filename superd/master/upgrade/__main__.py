@@ -34,6 +34,7 @@ from superd.master.upgrade.upgraded import (
     listener_of,
     listeners_of,
     plan_in_force,
+    readers_of,
     resolver_of,
     tally_of,
 )
@@ -84,7 +85,7 @@ def go_on(state: State) -> int:
             resolving=resolver_of(state, log),
         )
         undo.callback(master.close)
-        master.take_up(older, state["bans"])
+        master.take_up(older, readers_of(state), state["bans"])
         master.since, master.serial = state["since"], state["serial"]
         master.restarts.update(state["restarts"])
         master.changes.reload_number = state["reload"]

@@ -80,7 +80,7 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
         if master.resolving is None
         else found.noted(master.resolving.listener.fileno()),
         "listeners": [_listener(one, found) for one in master.current.watch.listeners],
-        "places": [_place(place, found) for place in master.places],
+        "places": [_place(place, master, found) for place in master.places],
     }
     text = json.dumps({**state, "descriptors": list(found.inodes.items())})
     descriptor = nameless_file("state")
@@ -120,7 +120,7 @@ def _listener(listener: Listener, found: _Descriptors) -> State:
     }
 
 
-def _place(place: Place, found: _Descriptors) -> State:
+def _place(place: Place, master: Master, found: _Descriptors) -> State:
     child = place.child
     return {
         "number": place.number,
@@ -133,6 +133,7 @@ def _place(place: Place, found: _Descriptors) -> State:
         else {
             "pid": child.pid,
             "channel": found.noted(child.channel.fileno()),
+            "lifeline": found.noted(master.watchdog.lifeline(child).reader),
             "started": child.started,
             "services": sorted(child.services),
             "ready": child.ready,

@@ -142,3 +142,9 @@ def _child(passed: State) -> Child:
         ready=passed["ready"],
         rows=passed["rows"],
     )
+
+
+def readers_of(state: State) -> dict[int, int]:
+    """Return the master's ends of the lifelines of all workers, by pid."""
+    children = [passed["child"] for passed in state["places"] if passed["child"] is not None]
+    return {child["pid"]: child["lifeline"] for child in children}
