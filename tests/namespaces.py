@@ -54,6 +54,14 @@ class Namespace:
         return Path("/run/netns", self.name)
 
 
+def need(*command: str) -> None:
+    """Skip the test where a command, such as unshare(1), is not permitted."""
+    try:
+        _run(*command)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"not permitted here: {error}")
+
+
 @contextlib.contextmanager
 def network_namespace() -> Iterator[Namespace]:
     """Make a namespace, and remove it in the end; skip the test where that is not permitted."""

@@ -18,7 +18,7 @@ from superd.admission.tally import Tally
 from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
 from superd.master.generation import Generation
-from superd.master.logs import log_of
+from superd.master.logs import Log, log_of
 from superd.master.master import Master
 from superd.master.pidfile import PidFile
 from superd.master.plan import Plan
@@ -50,7 +50,7 @@ def serve(
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # from here on none may end superd half-way: there is what to undo
-        listeners = _bound(plan, inheritance, supervisor)
+        listeners = _bound(plan, inheritance, supervisor, log)
         undo.callback(_close, listeners)
         pid_file = _pid_file(settings)
         if pid_file is not None:
@@ -90,13 +90,17 @@ def run(master: Master, ready: Callable[[], None]) -> int:
     return code
 
 
-def _bound(plan: Plan, inheritance: Inheritance, supervisor: Supervisor) -> list[Listener]:
+def _bound(
+    plan: Plan, inheritance: Inheritance, supervisor: Supervisor, log: Log
+) -> list[Listener]:
     """Listen on all addresses, on those with sockets that are there already."""
     existing = match(plan.services, inheritance, plan.notices)
     supervisor.store.resume(inheritance, existing)
     try:
         return listen(plan.services, existing, plan.notices)
     except SuperdError:
+        for notice in plan.notices:  # a socket that nobody wanted may be what is in the way
+            log.warning(notice)
         _close(existing)
         raise
 

@@ -192,6 +192,17 @@ def test_what_no_service_wants_is_closed(make: list[Superd], tmp_path: Path) -> 
         socket.create_connection(("127.0.0.1", ports[0]))
 
 
+def test_what_is_in_the_way_is_told_where_superd_cannot_start(
+    make: list[Superd], tmp_path: Path
+) -> None:
+    with bound(("::", 0), both=True) as given:
+        port = given.getsockname()[1]
+        superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://0.0.0.0:{port}"))
+        passed(superd, [given.fileno()])
+        assert superd.wait() == 69
+    assert f"tcp://[::]:{port} (descriptor 3) was passed to superd, but {CLOSED}" in superd.log()
+
+
 def test_sockets_for_another_process_are_left_alone(make: list[Superd], tmp_path: Path) -> None:
     with bound(("127.0.0.1", 0)) as given:
         superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))

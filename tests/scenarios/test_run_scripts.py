@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import PATIENCE, Superd, exchange, is_alive, until
+from tests.namespaces import need
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 TOML = """
@@ -207,9 +208,11 @@ def test_process_1_reaps_orphans_reloads_and_drains(tmp_path: Path) -> None:
     user = "root"
     options.command = ["/bin/sh", "-c", "setsid sleep 300 >/dev/null 2>&1 <&1 & echo left"]
     """
+    wrapper = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+    need(*wrapper, "true")
     superd = FirstProcess(tmp_path, toml)
     try:
-        superd.start("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
+        superd.start(*wrapper)
         known = set(children(superd.pid))
         assert exchange(superd.connect("orphan"), b"") == b"left\n"
         orphans = until(lambda: set(children(superd.pid)) - known, "the orphan")

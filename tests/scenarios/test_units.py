@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import PATIENCE, Superd, ask_udp, exchange, receive_all
+from tests.namespaces import need
 from tests.programs import public_directory
 from tests.units import STRANGER, UNITS, settings, wrapper
 
@@ -105,6 +106,7 @@ DIRECTORIES = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")
     [(ROOT, 'user = "nobody"\nchroot = "{directory}/jail"'), (UNPRIVILEGED, "")],
 )
 def test_superd_serves_shut_in_as_its_unit_says(directory: Path, unit: str, defaults: str) -> None:
+    need("unshare", "--mount", "mount", "-t", "proc", "-o", "subset=pid", "proc", "/proc")
     superd = shut_in(directory, unit, defaults.format(directory=directory))
     try:
         superd.start(*wrapper(unit, directory))
