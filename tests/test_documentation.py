@@ -26,8 +26,9 @@ EXAMPLE = ROOT / "conf" / "example.toml"
 
 
 COMMANDS = [
-    "run", "start", "stop", "reload", "status", "ban", "unban", "bans", "explain", "check",
-    "schema", "plugins", "try", "migrate", "connect", "clock", "message", "whoami",
+    "run", "start", "stop", "reload", "reopen", "status", "top", "connections", "kill", "disable",
+    "enable", "log-level", "ban", "unban", "bans", "explain", "check", "schema", "plugins", "try",
+    "migrate", "connect", "clock", "message", "whoami",
 ]  # fmt: skip
 
 

@@ -141,6 +141,12 @@ class Scoreboard:
         """Return the cells with the numbers of connections that a service has, one a place."""
         return self._cells[self._roster.number(service) * _COLUMNS + Count.ACTIVE :: self._width]
 
+    def accepted(self, service: str) -> int:
+        """Return how many connections and datagrams a service has had, in all places."""
+        start = self._roster.number(service) * _COLUMNS
+        of_both = (Count.ACCEPTED, Count.DATAGRAMS)
+        return sum(sum(self._cells[start + count :: self._width]) for count in of_both)
+
     def totals(self, service: str) -> dict[str, int]:
         """Return the sums over all workers by name; refusals as `refused-REASON`."""
         sums = self.sums(service)

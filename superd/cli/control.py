@@ -1,4 +1,4 @@
-"""`superd stop`, `reload` and `status`: talking to a daemon that runs.
+"""`superd stop`, `reload`, `reopen`, `disable`, `enable`, `log-level`: a daemon is told what to do.
 
 Runs in the command line. Finds the daemon by the lock on its pid file, never by a number alone.
 Raises NotPermitted where it is another user's.
@@ -7,21 +7,21 @@ Raises NotPermitted where it is another user's.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from superd.cli.files import read
 from superd.config.model import Settings
-from superd.errors import ExitCode, NotPermitted, SuperdError
-from superd.master.control import ask
+from superd.config.values import did_you_mean
+from superd.errors import ExitCode, NotPermitted, SuperdError, UsageError, shown
+from superd.master.control import Line
 from superd.master.pidfile import holder
-from superd.observe.rows import table
 
 LOOK = 0.02  # seconds between two questions how a reload goes
 SILENCE = 30.0  # seconds without an answer, until nobody is taken to answer any more
@@ -55,7 +55,18 @@ def stop(file: Path | None) -> int:
 def reload(file: Path | None) -> int:
     """Have the daemon read its configuration anew; return once it has gone over to it, or not."""
     settings = read(file).partial  # its mistakes are the daemon's to tell
-    return _told(_outcome(settings, "reload"))
+    answer = _outcome(settings, "reload")
+    return _told_with_changes(answer)
+
+
+def enable(file: Path | None, service: str, *, enabled: bool) -> int:
+    """Have a service served, or not, whatever its entry says; return once it is so, or not."""
+    settings = read(file).partial
+    if service not in settings.services:
+        hint = did_you_mean(service, list(settings.services))
+        raise UsageError(f"there is no service {shown(service)}{hint}")
+    started = asked(settings, "enable", service=service, enabled=enabled)
+    return _told(_followed(settings, "reload", started["number"]))
 
 
 def upgrade(file: Path | None) -> int:
@@ -66,12 +77,16 @@ def upgrade(file: Path | None) -> int:
         print(f"superd {answer['before']} -> {answer['version']}")
         if answer["state"] == "failed":
             print("superd: the workers stay those of before:", file=sys.stderr)
-    return _told(answer)
+    return _told_with_changes(answer)
 
 
 def _outcome(settings: Settings, request: str) -> Any:
     """Ask for a change that takes a while; return how it ended."""
-    number = asked(settings, request)["number"]
+    return _followed(settings, request, asked(settings, request)["number"])
+
+
+def _followed(settings: Settings, request: str, number: int) -> Any:
+    """Wait until a change is over, and return how it ended."""
     answered = time.monotonic()
     while True:
         try:
@@ -92,26 +107,65 @@ def _told(answer: Any) -> int:
         print(f"superd: {notice}", file=sys.stderr)
     for problem in answer["problems"]:
         print(problem, file=sys.stderr)
-    for name, change in answer["changes"].items() if answer["state"] == "done" else ():
-        print(f"{name}: {change}")
     return int(answer["code"])
 
 
-def asked(settings: Settings, request: str, **arguments: object) -> Any:
-    """Return the daemon's answer; SuperdError where it says no, or does not run."""
+def _told_with_changes(answer: Any) -> int:
+    """The same, and what has become of each service."""
+    code = _told(answer)
+    for name, change in answer["changes"].items() if answer["state"] == "done" else ():
+        print(f"{name}: {change}")
+    return code
+
+
+def reopen(file: Path | None) -> int:
+    """Have the daemon open its log files anew."""
+    asked(read(file).partial, "reopen")
+    return int(ExitCode.OK)
+
+
+def log_level(file: Path | None, level: str | None) -> int:
+    """Show the least severe level that is logged, or change it."""
+    answer = asked(read(file).partial, "log-level", level=level)
+    if level is None:
+        print(answer["level"])
+    return int(ExitCode.OK)
+
+
+@contextlib.contextmanager
+def connected(settings: Settings) -> Iterator[Line]:
+    """Provide a line to the daemon; SuperdError where it does not run."""
     assert settings.daemon.control_socket is not None
     try:
-        text = f"{request} {json.dumps(arguments)}" if arguments else request
-        answer = ask(settings.daemon.control_socket, text)
+        line = Line(settings.daemon.control_socket)
     except NotPermitted:
         raise
     except SuperdError:
         if holder_of(settings) is not None:
             raise
         raise SuperdError("it is not running") from None
-    if "error" in answer:
-        raise SuperdError(answer["error"])
-    return answer
+    with line:
+        yield line
+
+
+def asked(settings: Settings, request: str, **arguments: object) -> Any:
+    """Return the daemon's answer; SuperdError where it says no, or does not run."""
+    with connected(settings) as line:
+        return asked_on(line, request, **arguments)
+
+
+def asked_on(line: Line, request: str, **arguments: object) -> Any:
+    """Return the daemon's answer to one request of several."""
+    return without_error(line.ask(request, **arguments))
+
+
+def without_error(answer: Any) -> Any:
+    """Return an answer; SuperdError where the daemon says that it cannot."""
+    if "error" not in answer:
+        return answer
+    error = SuperdError(answer["error"])
+    error.exit_code = ExitCode(answer.get("code", ExitCode.FAILED))
+    raise error
 
 
 def _pidfd(pid: int) -> int | None:
@@ -125,59 +179,3 @@ def holder_of(settings: Settings) -> int | None:
     """Return the process that runs with these settings; 0 where it is in another container."""
     path = settings.daemon.pid_file
     return None if path is None else holder(path)
-
-
-def status(file: Path | None, form: str) -> int:
-    """Show what the daemon does, as "text", "json" or "prometheus"; exit 3 where none runs."""
-    settings = read(file).partial  # mistakes made since the start do not matter here
-    assert settings.daemon.control_socket is not None
-    try:
-        request = "metrics" if form == "prometheus" else "status"
-        answer = ask(settings.daemon.control_socket, request)
-    except NotPermitted:
-        raise
-    except SuperdError:
-        if holder_of(settings) is not None:
-            raise
-        if form == "prometheus":
-            print("superd is not running", file=sys.stderr)
-        else:
-            print('{"state": "stopped"}' if form == "json" else "superd is not running")
-        return int(ExitCode.NOT_RUNNING)
-    if "error" in answer:
-        raise SuperdError(answer["error"])  # of a daemon that is older than this command
-    if form == "prometheus":
-        print(answer["text"], end="")
-    else:
-        print(json.dumps(answer, indent=2) if form == "json" else "\n".join(_lines(answer)))
-    return int(ExitCode.OK)
-
-
-def _lines(answer: dict[str, Any]) -> list[str]:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer["since"]))
-    lines = [
-        f"superd {answer['version']} is {answer['state']} since {since}, process {answer['pid']}",
-        f"configuration {answer['configuration']}",
-        "",
-    ]
-    lines += [
-        f"worker {worker['pid'] or '-'}  pool {worker['pool']}  {worker['state']}"
-        for worker in answer["workers"]
-    ]
-    if answer["resolver"]:
-        lines.append(f"resolver {answer['resolver']}")
-    lines.append("")
-    names = [service["name"] for service in answer["services"]]
-    width = max(map(len, names), default=0)
-    for service in answer["services"]:
-        counts = {key: value for key, value in service["counts"].items() if value}
-        told = ", ".join(f"{key} {value}" for key, value in counts.items()) or "nothing yet"
-        lines.append(f"{service['name']:<{width}}  {' '.join(service['listen'])}")
-        lines.append(f"{'':<{width}}  {told}")
-        lines += [f"{'':<{width}}  {line}" for line in table(service["rows"])]
-    lines += [f"{name:<{width}}  not served: {why}" for name, why in answer["broken"].items()]
-    if answer["bans"]:
-        lines += ["", f"{answer['bans']} bans; `superd bans` lists them"]
-    if answer["log-failures"]:
-        lines += ["", f"{answer['log-failures']} log records were lost"]
-    return lines

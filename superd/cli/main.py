@@ -17,6 +17,7 @@ from pathlib import Path
 from superd import __version__
 from superd.cli.clients import add_clients
 from superd.errors import ExitCode, SuperdError
+from superd.observe.records import LEVELS
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -74,13 +75,18 @@ def parser() -> argparse.ArgumentParser:
         "--ready-fd", type=int, metavar="N", help="write a newline there, too, as s6 expects it"
     )
     with_file(add("start", _start, "serve as a daemon; returns once it does, or why it does not"))
-    with_file(
+    stop = with_file(
         add("stop", _stop, "stop the daemon, connections may finish; returns when it is gone")
     )
-    with_file(add("reload", _reload, "read the configuration anew; exit 78 if it has a mistake"))
+    reload = with_file(
+        add("reload", _reload, "read the configuration anew; exit 78 if it has a mistake")
+    )
+    for waiting in (stop, reload):
+        waiting.add_argument("--wait", action="store_true", help="as it does anyway")
     with_file(
         add("upgrade", _upgrade, "go over to the program that is installed now; connections go on")
     )
+    with_file(add("reopen", _reopen, "open log files anew, after they were renamed"))
     status = with_file(
         add("status", _status, "show workers, services and counts; exit 3 if stopped")
     )
@@ -89,6 +95,23 @@ def parser() -> argparse.ArgumentParser:
         forms.add_argument(
             f"--{form}", dest="form", action="store_const", const=form, default="text", help=text
         )
+    top_ = with_file(add("top", _top, "show services and workers live, with rates; q ends it"))
+    top_.add_argument("--once", action="store_true", help="one look, in plain text")
+    connections = with_file(
+        add("connections", _connections, "list who is connected; exit 1 if some cannot be told")
+    )
+    connections.add_argument("service", nargs="?", metavar="SERVICE", help="only of this one")
+    connections.add_argument("--json", action="store_true", help="as JSON")
+    kill = with_file(add("kill", _kill, "end a connection; exit 1 if there is none"))
+    kill.add_argument("id", metavar="ID", help="as `superd connections` and the log have it")
+    disable = with_file(
+        add("disable", _disable, "listen no more for a service, until superd is stopped")
+    )
+    disable.add_argument("service", metavar="SERVICE")
+    enable = with_file(add("enable", _enable, "serve a service, whatever its entry says"))
+    enable.add_argument("service", metavar="SERVICE")
+    level = with_file(add("log-level", _log_level, "show or change which records are logged"))
+    level.add_argument("level", nargs="?", choices=LEVELS, help="the least severe that is")
     ban = with_file(add("ban", _ban, "keep an address out of all services for a time"))
     ban.add_argument("address", metavar="ADDRESS", help="an address or a network")
     ban.add_argument("--for", dest="duration", default="1h", metavar="TIME", help="default: 1h")
@@ -152,10 +175,52 @@ def _upgrade(options: argparse.Namespace) -> int:
     return upgrade(options.config)
 
 
+def _reopen(options: argparse.Namespace) -> int:
+    from superd.cli.control import reopen
+
+    return reopen(options.config)
+
+
+def _enable(options: argparse.Namespace) -> int:
+    from superd.cli.control import enable
+
+    return enable(options.config, options.service, enabled=True)
+
+
+def _disable(options: argparse.Namespace) -> int:
+    from superd.cli.control import enable
+
+    return enable(options.config, options.service, enabled=False)
+
+
+def _log_level(options: argparse.Namespace) -> int:
+    from superd.cli.control import log_level
+
+    return log_level(options.config, options.level)
+
+
+def _top(options: argparse.Namespace) -> int:
+    from superd.cli.top import top
+
+    return top(options.config, once=options.once)
+
+
 def _status(options: argparse.Namespace) -> int:
-    from superd.cli.control import status
+    from superd.cli.status import status
 
     return status(options.config, options.form)
+
+
+def _connections(options: argparse.Namespace) -> int:
+    from superd.cli.connections import connections
+
+    return connections(options.config, options.service, as_json=options.json)
+
+
+def _kill(options: argparse.Namespace) -> int:
+    from superd.cli.connections import kill
+
+    return kill(options.config, options.id)
 
 
 def _ban(options: argparse.Namespace) -> int:

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -40,6 +41,7 @@ from superd.net.addresses import (
 )
 
 SECTIONS = ("daemon", "defaults", "service")
+NO_OVERRIDES: Mapping[str, bool] = MappingProxyType({})
 TIMEOUTS = ("first-byte-timeout", "idle-timeout", "session-timeout")
 
 S = TypeVar("S", bound=Section)
@@ -81,36 +83,47 @@ class Configuration:
         return document.problem(path, message)
 
 
-def load(file: Path) -> Configuration:
+def load(file: Path, enabled: Mapping[str, bool] = NO_OVERRIDES) -> Configuration:
     """Read `file` and what it includes, and check everything that needs no plugin.
+
+    `enabled` says of services, by name, whether they are, whatever their entries say.
 
     Raises ConfigurationError only where nothing can be told but that `file` cannot be read.
     """
-    return check(read_document(file), file)
+    return check(read_document(file), file, enabled)
 
 
-def check(document: Document, file: Path) -> Configuration:
+def check(
+    document: Document, file: Path, enabled: Mapping[str, bool] = NO_OVERRIDES
+) -> Configuration:
     """Return the configuration of which `document` is the main file."""
-    return _Loader(document, file).configuration()
+    return _Loader(document, file, enabled).configuration()
 
 
-def load_again(file: Path, texts: Mapping[str, str]) -> Configuration:
+def load_again(
+    file: Path, texts: Mapping[str, str], enabled: Mapping[str, bool] = NO_OVERRIDES
+) -> Configuration:
     """Return the configuration that was read from `texts` (see Settings), whatever the files say
     now; raises ConfigurationError where these are not TOML.
     """
     main, *included = [document_of(name, text) for name, text in texts.items()]
-    return _Loader(main, file, included).configuration()
+    return _Loader(main, file, enabled, included).configuration()
 
 
 class _Loader:
     """Gathers the problems of one configuration while it is turned into settings."""
 
     def __init__(
-        self, main: Document, file: Path, included: Sequence[Document] | None = None
+        self,
+        main: Document,
+        file: Path,
+        enabled: Mapping[str, bool],
+        included: Sequence[Document] | None = None,
     ) -> None:
         self.main = main
         self.included = included  # None: what the main file includes is to be read
         self.file = file.absolute()
+        self.enabled = enabled
         self.context = {"directory": self.file.parent}
         self.problems: list[Problem] = []
         self.homes: dict[str, Document] = {}
@@ -227,7 +240,9 @@ class _Loader:
             document, path = self.locate(name, ("chroot",))
             self.problems.append(document.problem(path, mistake))
         self._in_vain(name, service)
-        return service
+        is_enabled = self.enabled.get(name, service.enabled)
+        same = is_enabled == service.enabled
+        return service if same else service.model_copy(update={"enabled": is_enabled})
 
     def _in_vain(self, name: str, service: Service) -> None:
         """Complain of an entry's own time-outs where it is the plugin that has the connections."""

@@ -275,6 +275,7 @@ class Defaults(Service):
 
 
 LogFormat = Literal["text", "json", "xinetd"]
+LogLevel = Literal["debug", "info", "warning", "error"]
 
 
 def _watchdog(seconds: float) -> float:
@@ -301,6 +302,9 @@ class Daemon(Limits):
         Field(description='"stderr", "syslog", "journal" or a file\'s path, or several of them'),
     ] = ("stderr",)
     log_format: Annotated[LogFormat, Field(description="form of a log line")] = "text"
+    log_level: Annotated[
+        LogLevel, Field(description="least severe level that is logged; events have none")
+    ] = "info"
     record_log: Annotated[
         LogSinks, Field(description="where connections are recorded; the default is the log")
     ] = ()

@@ -5,6 +5,7 @@ Runs in the master. Never raises.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from superd.master.reload import Reload
@@ -35,14 +36,15 @@ class Changes:
         last = [*self.reloads[-1:], *([self.upgrade] if self.upgrade is not None else [])]
         return not all(change.is_over for change in last)
 
-    def reload(self) -> Reload:
-        """Start a reload; nothing else may be under way."""
+    def reload(self, overrides: Mapping[str, bool] | None = None) -> Reload:
+        """Start a reload; nothing else may be under way. `overrides` take the place of those that
+        the master has, if it succeeds.
+        """
         self.wants_reload = False
         self.reload_number += 1
-        self.reloads = [
-            *self.reloads[1 - KEPT_RELOADS :],
-            Reload(self._master, self.reload_number),
-        ]
+        wanted = self._master.overrides if overrides is None else overrides
+        reload = Reload(self._master, self.reload_number, wanted)
+        self.reloads = [*self.reloads[1 - KEPT_RELOADS :], reload]
         return self.reloads[-1]
 
     def start_upgrade(self) -> Upgrade:

@@ -14,7 +14,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
@@ -24,6 +24,9 @@ from superd.worker.forking import fork_child
 from superd.worker.lifeline import Lifeline
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
+
+if TYPE_CHECKING:
+    from superd.master.inquiries import Inquiry
 
 EVENT = b'{"time"'  # no other message starts so
 MOST_UNREAD = 8 * 1024  # bytes, as the kernel counts them: some messages
@@ -36,7 +39,8 @@ class Child:
 
     `allowance` is how many messages are still read for now: those of a worker that floods wait in
     its socket until that is full, and then the worker drops them. `ended_for` says why the master
-    ended it. `rows` is what its services have to show.
+    ended it. `rows` is what its services have to show, `inquiries` what it has been asked and is
+    still to answer, by number.
     """
 
     pid: int
@@ -49,6 +53,7 @@ class Child:
     has_closed: bool = False
     ended_for: str = ""
     rows: dict[str, Rows] = field(default_factory=dict)
+    inquiries: dict[int, Inquiry] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._events = pattern_of(self.pid, self.services)

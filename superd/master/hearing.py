@@ -51,6 +51,8 @@ class Hearing:
         child.allowance = ALLOWANCE
         self._take_all(child)
         child.channel.close()
+        for inquiry in list(child.inquiries.values()):
+            inquiry.lost(child)
 
     def _is_listened_to(self, child: Child) -> bool:
         return child.channel.fileno() >= 0 and child.channel in self.selector.get_map()
@@ -88,6 +90,8 @@ class Hearing:
             self._show(child, **message)
         elif kind == channel.OBSERVE:
             self._answer(child, **message)
+        elif kind == channel.ANSWER:
+            self._answered(child, **message)
         else:
             raise ValueError(f"unknown kind {kind!r}")
 
@@ -100,6 +104,13 @@ class Hearing:
     def _answer(self, child: Child, *, what: object) -> None:
         """Tell a worker how superd is, if it may know."""
         self.answer(child, what)
+
+    def _answered(self, child: Child, *, inquiry: int, content: object, is_last: bool) -> None:
+        """Take an answer, or a part of one; what comes after its time is over is of no use."""
+        if not isinstance(inquiry, int) or not isinstance(is_last, bool):
+            raise ValueError("an answer to no inquiry")
+        if (asked := child.inquiries.get(inquiry)) is not None:
+            asked.take(child, content, is_last=is_last)
 
     def _ban(
         self, child: Child, *, service: str, network: str, seconds: float, reason: str

@@ -25,7 +25,7 @@ from superd.master.sinks import (
     Syslog,
     Untaken,
 )
-from superd.observe.records import Record
+from superd.observe.records import LEVELS, Record, Threshold
 
 
 def log_of(settings: Settings, *, in_background: bool) -> Log:
@@ -36,6 +36,7 @@ def log_of(settings: Settings, *, in_background: bool) -> Log:
         daemon.log_format,
         record_sinks=_places(settings, daemon.record_log, in_background=in_background),
         record_format=daemon.record_format or "",
+        level=daemon.log_level,
     )
 
 
@@ -54,7 +55,8 @@ def _places(settings: Settings, names: Iterable[str], *, in_background: bool) ->
 
 class Log:
     """Writes records to `sinks`, and events to those of `record_sinks`; none of these means to
-    the same. `failures` counts the lines that one of them did not take.
+    the same. `failures` counts the lines that one of them did not take. `threshold` is what workers
+    go by, and may spoil.
     """
 
     def __init__(
@@ -66,8 +68,11 @@ class Log:
         record_sinks: Sequence[str] = (),
         record_format: str = "",
         journal_socket: str = JOURNAL_SOCKET,
+        level: str = "debug",
     ) -> None:
         self.failures = 0
+        self.level = level
+        self.threshold = Threshold(level)
         sockets = {"syslog": syslog_socket, "journal": journal_socket}
         self.sinks = [_opened(name, log_format, sockets) for name in sinks]
         self.record_sinks = self.sinks
@@ -78,6 +83,8 @@ class Log:
 
     def write(self, record: Record) -> None:
         """Write a record; the master's own have no pid and no time yet."""
+        if LEVELS.index(record.level) < LEVELS.index(self.level):
+            return
         record = record if record.time else _stamped(record)
         for sink in self.sinks:
             self._write(sink, lambda sink=sink: sink.write(record), 1)  # type: ignore[misc]
@@ -110,6 +117,11 @@ class Log:
 
     def error(self, message: str, service: str = "") -> None:
         self.write(Record("error", message, service=service))
+
+    def log_from(self, level: str) -> None:
+        """Log what is as severe as `level`, here and in all workers."""
+        self.level = level
+        self.threshold.set(level)
 
     def reopen(self) -> None:
         """Open files anew, after they were renamed; one that cannot be is written on as it is."""

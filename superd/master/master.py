@@ -27,6 +27,7 @@ from superd.master.logs import Log
 from superd.master.observing import Observing
 from superd.master.pidfile import PidFile
 from superd.master.plan import Plan
+from superd.master.rates import Rates
 from superd.master.requests import answer
 from superd.master.resolving import Resolving
 from superd.master.signals import Signals
@@ -77,10 +78,12 @@ class Master:
         self.since = time.time()
         self.failure: tuple[int, str] | None = None
         self.tally = tally
+        self.rates = Rates(tally.scoreboard)
         self.current = current
         self.generations = [self.current]  # of which the others start, or drain
         self.changes = Changes(self)
         self.restarts = Counter[str]()  # of workers, by pool
+        self.overrides: dict[str, bool] = {}  # which services operators have enabled, or disabled
         self.bans = Bans(plan.settings.daemon.ban_file, log)
         self.resolving = resolving
         self.configured(plan)
@@ -303,6 +306,7 @@ class Master:
             scoreboard=self.tally.scoreboard,
             ledger=self.tally.ledger,
             bans=self.bans.table,
+            threshold=self.log.threshold,
             limits=generation.plan.settings.daemon,
             directory=generation.plan.settings.file.parent,
             resolver="" if self.resolving is None else self.resolving.address,
@@ -381,6 +385,7 @@ class Master:
             if self._is_up:
                 self.watchdog.look(self.places, now)
             self.bans.keep_time(now)
+            self.rates.look(now, self.current.plan.services)
             if self.control is not None:
                 self.control.look()
             self._end_workers(self.current.watch.look())

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from superd.config.loading import load
 from superd.config.model import Service, Settings
-from superd.errors import ConfigurationError, ExitCode, SuperdError, printable
+from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, shown
 from superd.master.generation import Generation
 from superd.master.isolated import Job, start_isolated
 from superd.master.logs import Log, log_of
@@ -44,9 +44,10 @@ FIXED = ("pid_file", "control_socket", "ban_file")  # where running superd is fo
 class Reload:
     """One reload. `state` is "checking", "starting", and in the end "done" or "failed"."""
 
-    def __init__(self, master: Master, number: int) -> None:
+    def __init__(self, master: Master, number: int, overrides: Mapping[str, bool]) -> None:
         self.master = master
         self.number = number
+        self.overrides = overrides  # which become the master's
         self.state = "checking"
         self.problems: list[str] = []
         self.code = int(ExitCode.OK)
@@ -59,7 +60,7 @@ class Reload:
         file = master.current.plan.settings.file
         self._check: Job | None = None
         try:
-            self._check = start_isolated(partial(checked, file), PATIENCE)
+            self._check = start_isolated(partial(checked, file, overrides), PATIENCE)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
         else:
@@ -120,6 +121,8 @@ class Reload:
         master, old = self.master, self.master.current
         settings = self._with_fixed_files(settings, old.plan.settings)
         try:
+            for name in self.overrides.keys() - master.overrides.keys() - settings.services.keys():
+                raise SuperdError(f"there is no service {shown(name)}")
             plan = plan_of(settings, installed(), {}, looking_up)
             daemon, before = settings.daemon, old.plan.settings.daemon
             keys = ("log", "log_format", "record_log", "record_format")
@@ -163,6 +166,9 @@ class Reload:
             self._log = None
         left = adopt(self._listeners, old.watch.listeners)
         old.watch.forget()
+        master.overrides = dict(self.overrides)
+        if new.plan.settings.daemon.log_level != old.plan.settings.daemon.log_level:
+            master.log.log_from(new.plan.settings.daemon.log_level)
         master.current = new
         master.configured(new.plan)
         master.retire(old)
@@ -199,22 +205,22 @@ class Reload:
         self.master.log.error("the configuration stays as it was")
 
 
-def checked(file: Path) -> dict[str, Any]:
+def checked(file: Path, overrides: Mapping[str, bool]) -> dict[str, Any]:
     """Read, check and rehearse a configuration; runs in a child."""
     try:
-        settings, looking_up = examined(file)
+        settings, looking_up = examined(file, overrides)
     except ConfigurationError as error:
         return {"problems": str(error).splitlines()}
     pickled = base64.b64encode(pickle.dumps(settings)).decode("ascii")
     return {"settings": pickled, "looking_up": looking_up}
 
 
-def examined(file: Path) -> tuple[Settings, list[str]]:
+def examined(file: Path, overrides: Mapping[str, bool]) -> tuple[Settings, list[str]]:
     """Read, check and rehearse a configuration; return it, and which services need a resolver.
 
     Raises ConfigurationError, also for services that would not work: the running ones might.
     """
-    configuration = load(file)
+    configuration = load(file, overrides)
     verdict = rehearse(configuration, installed(), prepare=not configuration.problems)
     if problems := verdict.everything(configuration):
         raise ConfigurationError(problems)

@@ -1,4 +1,4 @@
-"""What the control socket can be asked: a word, and for some an object of JSON behind it.
+"""What the control socket can be asked: objects of JSON, whose "request" says what is wanted.
 
 Runs in the master. Never raises for what somebody asked: the answer says what is wrong with it.
 """
@@ -10,9 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from superd.errors import shown
+from superd.master.control import Later, line_of
+from superd.master.inquiries import Connections, Kill, Traffic
 from superd.master.metrics import metrics
 from superd.master.status import status
 from superd.net.patterns import parse_network, shown_network
+from superd.observe.records import LEVELS
 
 if TYPE_CHECKING:
     from superd.master.master import Master
@@ -22,17 +25,25 @@ Answer = dict[str, Any]
 BUSY = "a reload or an upgrade is under way, or superd starts or stops; try again"
 
 
-def answer(master: Master, request: str) -> Answer:
+def answer(master: Master, line: bytes) -> bytes | Later:
     """Return the answer to a request; an object with `error` where it cannot be fulfilled."""
-    word, _, rest = request.partition(" ")
+    found = _answer(master, line)
+    return line_of(found) if isinstance(found, dict) else found
+
+
+def _answer(master: Master, line: bytes) -> Answer | Later:
+    try:
+        arguments = json.loads(line)
+        if not isinstance(arguments, dict) or not isinstance(arguments.get("request"), str):
+            raise ValueError("not an object")
+    except (ValueError, RecursionError):
+        return {"error": 'a request is a line such as {"request": "status"}'}
+    word = arguments.pop("request")
     if word not in REQUESTS:
         return {"error": f"there is no request {shown(word)}, only {', '.join(REQUESTS)}"}
     try:
-        arguments = json.loads(rest) if rest else {}
-        if not isinstance(arguments, dict):
-            raise ValueError("expected an object")
         return REQUESTS[word](master, **arguments)
-    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         return {"error": f"{word}: {error}"}
 
 
@@ -42,6 +53,21 @@ def _status(master: Master) -> Answer:
 
 def _metrics(master: Master) -> Answer:
     return {"text": metrics(master)}
+
+
+def _connections(master: Master, service: str | None = None) -> Answer | Later:
+    known = {name for generation in master.generations for name in generation.plan.services}
+    if service is not None and str(service) not in known:
+        return {"error": f"there is no service {shown(service)}"}
+    return Connections(master.places, service)
+
+
+def _kill(master: Master, id: str) -> Later:  # noqa: A002  the name that the request has
+    return Kill(master.places, str(id), master.log)
+
+
+def _traffic(master: Master) -> Later:
+    return Traffic(master.places, master.tally.scoreboard, list(master.current.plan.services))
 
 
 def _bans(master: Master) -> Answer:
@@ -64,11 +90,34 @@ def _unban(master: Master, address: str) -> Answer:
     return {}
 
 
+def _reopen(master: Master) -> Answer:
+    master.handle_usr1()
+    return {}
+
+
 def _reload(master: Master) -> Answer:
     """Start a reload; how it goes is to be asked for by its number."""
     if not master.may_change:
         return {"error": BUSY}
     return {"number": master.changes.reload().number}
+
+
+def _enable(master: Master, service: str, enabled: bool) -> Answer:
+    """Have a service served, or not, whatever its entry says; by a reload, as above."""
+    if not isinstance(service, str) or not isinstance(enabled, bool):
+        raise ValueError("expected a service's name, and true or false")
+    if not master.may_change:
+        return {"error": BUSY}
+    return {"number": master.changes.reload({**master.overrides, service: enabled}).number}
+
+
+def _log_level(master: Master, level: str | None = None) -> Answer:
+    """Tell which level is logged from, after changing it if one is named."""
+    if level is not None:
+        if level not in LEVELS:
+            return {"error": f"there is no level {shown(level)}, only {', '.join(LEVELS)}"}
+        master.log.log_from(level)
+    return {"level": master.log.level}
 
 
 def _reload_state(master: Master, number: int) -> Answer:
@@ -97,15 +146,21 @@ def _forget_sockets(master: Master) -> Answer:
     return {}
 
 
-REQUESTS: dict[str, Callable[..., Answer]] = {
+REQUESTS: dict[str, Callable[..., Answer | Later]] = {
     "status": _status,
     "metrics": _metrics,
+    "connections": _connections,
+    "kill": _kill,
+    "traffic": _traffic,
     "bans": _bans,
     "ban": _ban,
     "unban": _unban,
+    "reopen": _reopen,
     "reload": _reload,
     "reload-state": _reload_state,
     "upgrade": _upgrade,
     "upgrade-state": _upgrade_state,
     "forget-sockets": _forget_sockets,
+    "enable": _enable,
+    "log-level": _log_level,
 }

@@ -60,7 +60,7 @@ class Resolving:
         if os.geteuid() == 0:
             user, group = nobody()
             confinement = Confinement(user=user, group=group)
-        job = partial(main, self.listener, self._users, confinement)
+        job = partial(main, self.listener, self._users, confinement, self.log.threshold)
         try:
             self.pid, self._line = fork_child(job)
         except OSError as error:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superd import __version__
@@ -30,6 +32,8 @@ def status(master: Master) -> dict[str, Any]:
         "configuration": str(master.current.plan.settings.file),
         "log-failures": master.log.failures,
         "bans": len(master.bans),
+        "log-level": master.log.level,
+        "overrides": master.overrides,
         "workers": [_worker(place) for place in master.places],
         "resolver": master.resolving.pid if master.resolving is not None else None,
         "services": [
@@ -63,10 +67,26 @@ def state_of(place: Place) -> str:
 
 
 def _worker(place: Place) -> dict[str, Any]:
-    told: dict[str, Any] = {"pool": place.pool.name, "pid": None, "state": state_of(place)}
-    if place.child is not None:
-        told |= {"pid": place.child.pid, "generation": place.generation.number}
-    return told
+    child = place.child
+    known: dict[str, Any] = {
+        "pool": place.pool.name,
+        "generation": place.generation.number,
+        "state": state_of(place),
+    }
+    if child is None:
+        return {**known, "pid": None, "uptime": None, "cpu": None, "memory": None}
+    uptime = round(time.monotonic() - child.started, 3)
+    return {**known, "pid": child.pid, "uptime": uptime, **_used(child.pid)}
+
+
+def _used(pid: int) -> dict[str, float | int | None]:
+    """Return what a process has used: seconds of processor time, and bytes of memory (proc(5))."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return {"cpu": cpu, "memory": int(fields[21]) * os.sysconf("SC_PAGE_SIZE")}
+    except (OSError, ValueError, IndexError):  # not every system has it
+        return {"cpu": None, "memory": None}
 
 
 def _reload(master: Master) -> dict[str, Any] | None:
@@ -103,6 +123,7 @@ def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
         "pool": pool.name,
         "listen": [str(address) for address, _ in sockets],
         "counts": {**master.tally.scoreboard.totals(name), "dropped": full},
+        "rate": master.rates.rate(time.monotonic(), name),
         "durations": master.tally.scoreboard.durations(name),
         "rows": _rows(master, name),
     }

@@ -62,6 +62,7 @@ class End(enum.Enum):
     UNREACHABLE = "unreachable"  # there is nobody to serve it
     HALF_CLOSE = "half-close-timeout"
     EVICTED = "evicted"  # others needed its place
+    KILLED = "killed"  # by the operator
 
 
 class ConnectionLog:

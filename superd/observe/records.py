@@ -7,6 +7,7 @@ escaped, and long texts are cut. Never raises, but ValueError for a record that 
 from __future__ import annotations
 
 import json
+import mmap
 import time
 import traceback
 from collections.abc import Callable
@@ -20,6 +21,7 @@ LONGEST_DETAIL = 60  # lines of a traceback
 LATEST = 1e11  # a time after it, in the year 5138, is none
 
 LEVELS = ("debug", "info", "warning", "error")
+_SEVERITY = {level: number for number, level in enumerate(LEVELS)}
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,23 @@ class Record:
 
 
 Report = Callable[[Record], None]
+
+
+class Threshold:
+    """The least severe level that is logged, in memory that those who are forked later share: what
+    the master sets holds for all of them at once.
+    """
+
+    def __init__(self, level: str) -> None:
+        self._cell = mmap.mmap(-1, 1)
+        self.set(level)
+
+    def set(self, level: str) -> None:
+        self._cell[0] = _SEVERITY[level]
+
+    def admits(self, level: str) -> bool:
+        """Tell whether a record is wanted; one whose level is none is for others to complain of."""
+        return _SEVERITY.get(level, len(LEVELS)) >= self._cell[0]
 
 
 def failure(message: str, error: BaseException, **context: Any) -> Record:

@@ -48,7 +48,9 @@ class Client(ABC):
 
     @abstractmethod
     def log(self, level: str, text: str) -> None:
-        """Write a line to superd's log, with this connection's id: "info", "warning", "error"."""
+        """Write a line to superd's log, with this connection's id: "debug", "info", "warning",
+        "error". What is less severe than `log-level` is left out.
+        """
 
     @abstractmethod
     def note(self, outcome: str) -> None:

@@ -22,6 +22,7 @@ from superd.config.model import Confinement
 from superd.errors import ExitCode, reason
 from superd.net.credentials import ids_of_peer
 from superd.net.names import confirmed_name, plausible_name
+from superd.observe.records import Threshold
 from superd.resolver import addresses
 from superd.resolver.addresses import Addresses, Found
 from superd.worker.channel import Channel
@@ -40,10 +41,14 @@ FAILURE_IS_VALID = 60.0
 
 
 def main(
-    listener: socket.socket, users: Collection[int], confinement: Confinement, line: socket.socket
+    listener: socket.socket,
+    users: Collection[int],
+    confinement: Confinement,
+    threshold: Threshold,
+    line: socket.socket,
 ) -> NoReturn:
     """Serve until the master goes. Called right after the fork, with all signals blocked."""
-    channel = Channel(line)
+    channel = Channel(line, threshold)
     code = int(ExitCode.FAILED)
     try:
         reset_signals()

@@ -17,7 +17,7 @@ from typing import Any
 
 from superd.admission.scoreboard import LOST
 from superd.net.passing import receive
-from superd.observe.records import Record, cut, encoded
+from superd.observe.records import Record, Threshold, cut, encoded
 from superd.observe.rows import Rows
 
 READY = "ready"
@@ -25,6 +25,12 @@ FAILED = "failed"
 LOG = "log"
 BAN = "ban"
 STATUS = "status"
+ANSWER = "answer"
+
+# what the master asks
+CONNECTIONS = "connections"
+KILL = "kill"
+TRAFFIC = "traffic"
 
 OBSERVE = "observe"  # a worker asks for one of these
 METRICS = "metrics"
@@ -36,8 +42,14 @@ LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters 
 class Channel:
     """The worker's end of the line; `counts` are the daemon's in the worker's row."""
 
-    def __init__(self, sock: socket.socket, counts: memoryview | list[int] | None = None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        threshold: Threshold,
+        counts: memoryview | list[int] | None = None,
+    ) -> None:
         self.sock = sock
+        self.threshold = threshold
         self._counts = [0] * (LOST + 1) if counts is None else counts
         self.dropped = 0
         self.is_closed = False
@@ -79,6 +91,10 @@ class Channel:
         """Ask the master how superd is; False where it cannot be asked."""
         return self._send(OBSERVE, {"what": what})
 
+    def answer(self, inquiry: int, content: object, *, is_last: bool) -> bool:
+        """Send an answer, or a part of one; tell whether the master takes it just now."""
+        return self._send(ANSWER, {"inquiry": inquiry, "content": content, "is_last": is_last})
+
     def events(self, batch: bytes) -> bool:
         """Send lines of connections.ConnectionLog; tell whether the master takes them."""
         try:
@@ -89,7 +105,9 @@ class Channel:
         return True
 
     def log(self, record: Record) -> None:
-        """Send a record to the master's log."""
+        """Send a record to the master's log, if it is wanted there."""
+        if not self.threshold.admits(record.level):
+            return
         stamped = replace(record, pid=os.getpid(), time=time.time())
         if self.dropped:
             stamped = replace(stamped, message=f"{record.message} ({self.dropped} lines lost)")

@@ -18,7 +18,7 @@ from superd.admission.gate import Ticket
 from superd.admission.reflection import ReflectionGuard
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import ConnectionLog, End
-from superd.observe.records import FloodGate, Record, Report, failure, kind_of
+from superd.observe.records import FloodGate, Record, Report, Threshold, failure, kind_of
 from superd.observe.rows import Rows, fitting
 from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
@@ -54,6 +54,7 @@ class Engine:
         loop: WorkerLoop,
         serial: int,
         report: Report,
+        threshold: Threshold,
         send_events: Callable[[bytes], bool],
         guard: ReflectionGuard,
         drain_timeout: float,
@@ -67,6 +68,7 @@ class Engine:
         self.serial = serial
         self.guard = guard
         self.report = report
+        self.threshold = threshold
         self.connection_log = ConnectionLog(os.getpid(), send_events, self.loop.call_later, lost)
         self.flood_gate = FloodGate(report)
         self.drain_timeout = drain_timeout
@@ -323,7 +325,7 @@ class Engine:
     def _expire_all(self) -> None:
         for listener in self.listeners:
             if isinstance(listener, Handover):
-                listener.cancel()
+                listener.cancel(End.DRAIN)
         for session in list(self.sessions.values()):
             session.expire(End.DRAIN)
 

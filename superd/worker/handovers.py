@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from superd.admission.gate import NO_SOURCE
@@ -36,6 +37,18 @@ _ACCEPTED = int(Count.ACCEPTED)
 _DATAGRAMS = int(Count.DATAGRAMS)
 
 
+@dataclass(eq=False)
+class Run:
+    """One time that a plugin has the socket."""
+
+    number: int
+    where: str  # whose datagram is the first, if it is one
+    ends: str
+    began: float
+    task: asyncio.Task[None] | None = None
+    end: End | None = None  # why it was cancelled
+
+
 class Handover:
     """One socket of such a service."""
 
@@ -47,7 +60,7 @@ class Handover:
         self.address = address
         self.sock = sock
         self.is_datagram = address.transport.is_datagram
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.runs: set[Run] = set()
         self.stopped = False
         self.quick = 0
 
@@ -60,12 +73,17 @@ class Handover:
         """Poll no more; who has the socket may finish."""
         self.stopped = True
         self.engine.loop.remove_reader(self.sock)
-        if not self.tasks:
+        if not self.runs:
             self.sock.close()
 
-    def cancel(self) -> None:
-        for task in self.tasks:
-            task.cancel()
+    def cancel(self, end: End, number: int | None = None) -> bool:
+        """End the run of this number, or all of them; tell whether there was any."""
+        found = [run for run in self.runs if number in (None, run.number)]
+        for run in found:
+            run.end = run.end or end
+            if run.task is not None:
+                run.task.cancel()
+        return bool(found)
 
     def _ready(self) -> None:
         peer = self._first_peer() if self.is_datagram else None
@@ -80,9 +98,10 @@ class Handover:
             self._poll_again_in(delay / 1e9)
             return
         self.engine.loop.remove_reader(self.sock)
-        task = self.engine.loop.create_task(self._run(peer))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        run = self._begun(peer)
+        run.task = self.engine.loop.create_task(self._run(run, peer))
+        self.runs.add(run)
+        run.task.add_done_callback(lambda _: self.runs.discard(run))
         if not self.serving.entry.wait:
             self._poll_again_in(NEXT)
 
@@ -107,19 +126,23 @@ class Handover:
         self.engine.loop.remove_reader(self.sock)
         self.engine.loop.call_later(seconds, self.start)
 
-    async def _run(self, peer: Any) -> None:
+    def _begun(self, peer: Any) -> Run:
+        """Book a run, before the plugin has begun."""
+        number = self.engine.next_number()
+        where = "" if peer is None else endpoint_text(self.address.transport, peer)
+        ends = ends_of(connection_id(self.engine, number), where, safe(str(self.address)))
+        return Run(number, where, ends, self.engine.loop.time())
+
+    async def _run(self, run: Run, peer: Any) -> None:
         engine, serving, address = self.engine, self.serving, self.address
         assert serving.listener is not None
         engine.held += 1
-        began = engine.loop.time()
-        number = connection_id(engine, engine.next_number())
-        where = "" if peer is None else endpoint_text(address.transport, peer)
-        ends = ends_of(number, where, safe(str(address)))
+        connection = connection_id(engine, run.number)
         serving.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
-        serving.records.accepted(ends)
+        serving.records.accepted(run.ends)
 
         def log(level: str, text: str) -> None:
-            engine.report(Record(level, text, serving.name, number, where))
+            engine.report(Record(level, text, serving.name, connection, run.where))
 
         whose = None if peer is None else Address.of_socket(address.transport, peer)
         end, outcome, pause = End.SERVER, "", 0.0
@@ -132,12 +155,13 @@ class Handover:
             end = End.DRAIN
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             end = End.ERROR
-            report_failure(engine, serving, error, number, whose or address)
+            report_failure(engine, serving, error, connection, whose or address)
         if end is End.ERROR and self.is_datagram:
             self._throw_away()
-        duration = engine.loop.time() - began
+        duration = engine.loop.time() - run.began
         serving.counts[duration_column(duration)] += 1
-        serving.records.closed(ends, duration, 0, 0, end.value, outcome)
+        ended_by = end if run.end is None else run.end
+        serving.records.closed(run.ends, duration, 0, 0, ended_by.value, outcome)
         if serving.entry.wait:
             serving.gate.leave(NO_SOURCE)
         self._go_on(duration, pause)

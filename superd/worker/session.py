@@ -187,6 +187,8 @@ class Session:
         self.outcome = outcome
 
     def log(self, level: str, text: str) -> None:
+        if not self.engine.threshold.admits(level):
+            return
         where = self.peer.endpoint
         self.engine.report(Record(level, text, self.serving.name, self.id, where))
 

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -33,7 +33,7 @@ from superd.config.model import TCPMUX, Confinement, Limits, Service
 from superd.errors import ExitCode, SuperdError, reason
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import ServiceRecords
-from superd.observe.records import FloodGate, Record, failure
+from superd.observe.records import FloodGate, Record, Threshold, failure
 from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.worker import preload
@@ -48,6 +48,7 @@ from superd.worker.environment import clean_environment
 from superd.worker.lifeline import Lifeline
 from superd.worker.observing import Observer
 from superd.worker.pulse import Pulse
+from superd.worker.requests import Requests
 from superd.worker.serving import Serving
 from superd.worker.signals import reset_signals
 
@@ -69,6 +70,7 @@ class Assignment:
     scoreboard: Scoreboard
     ledger: Ledger
     bans: BanTable
+    threshold: Threshold
     limits: Limits  # the daemon's
     directory: Path  # of the configuration: relative paths in options start there
     drain_timeout: float
@@ -79,7 +81,8 @@ class Assignment:
 
 def main(assignment: Assignment, lifeline: Lifeline, line: socket.socket) -> NoReturn:
     """Serve until drained, then exit. Called right after the fork, with all signals blocked."""
-    channel = Channel(line, assignment.scoreboard.row(assignment.place, ALL))
+    row = assignment.scoreboard.row(assignment.place, ALL)
+    channel = Channel(line, assignment.threshold, row)
     code = int(ExitCode.FAILED)
     try:
         reset_signals()
@@ -139,6 +142,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         loop,
         assignment.serial,
         channel.log,
+        assignment.threshold,
         channel.events,
         guard,
         assignment.drain_timeout,
@@ -249,7 +253,7 @@ def _serve(
             loop.remove_reader(channel.sock)
             engine.drain()
 
-    requests: dict[str, Callable[..., None]] = {OBSERVE: observer.answered}
+    requests = {**Requests(engine, channel).by_kind, OBSERVE: observer.answered}
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)

@@ -172,4 +172,4 @@ def test_a_broken_service_fails_the_start_but_not_the_other_services(
     assert "superd: service.bad is not served: plugin broken" in done.stderr
     assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
     assert "bad" in superd.answer()["broken"]
-    assert "bad   not served: plugin broken" in superd_here("status", "-c", str(superd.file)).stdout
+    assert "bad  not served: plugin broken" in superd_here("status", "-c", str(superd.file)).stdout

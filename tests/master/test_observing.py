@@ -9,6 +9,7 @@ import pytest
 
 from superd.master.children import Child
 from superd.master.observing import file_with
+from superd.observe.records import Threshold
 from superd.worker.channel import Channel
 
 
@@ -20,7 +21,7 @@ def test_a_worker_has_the_text_of_any_length_and_cannot_change_it_for_others() -
     with ours, theirs:
         assert Child(1, ours, 0.0, frozenset()).hand("observe", file, what="metrics")
         os.close(file)
-        [message] = Channel(theirs).heard()
+        [message] = Channel(theirs, Threshold("debug")).heard()
     taken = message.pop("file")
     assert message == {"kind": "observe", "what": "metrics"}
     assert os.pread(taken, 1 << 20, 0) == text
@@ -41,7 +42,7 @@ def test_a_worker_that_takes_nothing_gets_a_few_files_and_no_more() -> None:
         while child.hand("observe", file, what="metrics"):
             sent += 1
         assert 1 <= sent < 20
-        for message in Channel(theirs).heard():
+        for message in Channel(theirs, Threshold("debug")).heard():
             os.close(message["file"])
         assert child.hand("observe", file, what="metrics")
     os.close(file)

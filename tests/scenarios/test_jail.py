@@ -119,7 +119,10 @@ def test_a_late_import_without_a_jail_works_and_is_told_for_the_day_there_is_one
     start_superd: Start, tmp_path: Path
 ) -> None:
     toml, env = services_late_and_early(tmp_path, "")
-    rooted = f'[defaults]\nuser = "root"\n{toml}'  # the interpreter may be hidden from others
+    chatty = '[daemon]\nlog-level = "debug"\n'
+    rooted = (
+        f'{chatty}[defaults]\nuser = "root"\n{toml}'  # the interpreter may be hidden from others
+    )
     superd = start_superd(rooted, env=env)
     for _ in range(2):
         assert exchange(superd.connect("late"), b"colorsys") == b"colorsys"

@@ -218,7 +218,7 @@ def test_a_master_that_cannot_fork_goes_on_and_tries_again(start_superd: Start) 
     os.kill(victim, signal.SIGKILL)
     with connect_unix(superd.directory / "control") as asking:  # whom nobody can be spared for
         before = processor_time(superd.pid)
-        asking.sendall(b"status")
+        asking.sendall(b"status\n")
         superd.wait_for_log("its successor starts in 2 s")
         assert processor_time(superd.pid) - before < 0.5, "the master spins"
     superd.wait_for_log(

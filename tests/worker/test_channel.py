@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superd.admission.scoreboard import LOST
-from superd.observe.records import LONGEST_DETAIL, LONGEST_TEXT, Record, decoded
+from superd.observe.records import LONGEST_DETAIL, LONGEST_TEXT, Record, Threshold, decoded
 from superd.worker.channel import LARGEST, Channel
 from tests.clients import fate
 from tests.conftest import Start
@@ -28,7 +28,7 @@ def line() -> Iterator[Line]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         ours.setblocking(False)
-        yield Channel(theirs), ours
+        yield Channel(theirs, Threshold("debug")), ours
 
 
 def heard(master: socket.socket) -> Record:
@@ -59,7 +59,8 @@ def test_a_record_of_any_length_and_any_characters_arrives_as_a_message(
 def test_what_is_sent_is_what_is_heard(message: str, detail: list[str]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        Channel(theirs).log(Record("info", message, service="echo", detail=tuple(detail)))
+        sent = Record("info", message, service="echo", detail=tuple(detail))
+        Channel(theirs, Threshold("debug")).log(sent)
         record = heard(ours)
     assert (record.level, record.message, record.service) == ("info", message, "echo")
     assert record.detail == tuple(detail)
@@ -85,7 +86,7 @@ def test_what_is_lost_is_counted_where_the_master_sees_it() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     counts = [0] * (LOST + 1)
     with ours, theirs:
-        channel = Channel(theirs, counts)
+        channel = Channel(theirs, Threshold("debug"), counts)
         while not channel.dropped:
             channel.log(Record("info", "x" * 1000))
         assert not channel.events(b"one\ntwo\n" * 100)

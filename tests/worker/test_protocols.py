@@ -19,7 +19,7 @@ from superd.config.model import Daemon
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import End, ServiceRecords, parsed
-from superd.observe.records import Record
+from superd.observe.records import Record, Threshold
 from superd.plugin import Connection, Options, Request, Service
 from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
 from superd.worker.engine import Engine, new_loop
@@ -100,8 +100,9 @@ class Bench:
         self.log: list[Record] = []
         self.events: list[dict[str, Any]] = []
         pulse = Pulse(self.loop, self.lifeline)
+        threshold, guard = Threshold("debug"), ReflectionGuard([])
         self.engine = Engine(
-            self.loop, 1, self.log.append, self.take_events, ReflectionGuard([]), 1.0, pulse
+            self.loop, 1, self.log.append, threshold, self.take_events, guard, 1.0, pulse
         )
         self.plugin = Everything()
         roster = Roster.of(["test"], 1)

@@ -89,6 +89,7 @@ def go_on(state: State) -> int:
         master.since, master.serial = state["since"], state["serial"]
         master.restarts.update(state["restarts"])
         master.changes.reload_number = state["reload"]
+        master.overrides = state["overrides"]
         if state["control"] is not None:
             master.open_control(listener_of(state["control"], {}))
         master.state = Phase.SERVING
@@ -114,7 +115,7 @@ def try_out(state: State) -> int:
     generations_of(state, plan, Watch([], Log([], "text")))
     tally_of(state, plan, Log([], "text"))
 
-    settings, looking_up = examined(Path(state["file"]))
+    settings, looking_up = examined(Path(state["file"], state["overrides"]))
     alone = settings.daemon.model_copy(update=dict.fromkeys(RUNTIME_FILES))
     plan = plan_of(settings.model_copy(update={"daemon": alone}), installed(), {}, looking_up)
     log = Log([], "text")

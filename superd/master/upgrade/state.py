@@ -65,6 +65,7 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
             for path in [getattr(plan.settings.daemon, key)]
         },
         "broken": plan.broken,
+        "overrides": master.overrides,
         "looking up": plan.looking_up,
         "generation": master.current.number,
         "generation since": master.current.since,

@@ -54,7 +54,7 @@ class Upgraded:
 
 def plan_in_force(state: State) -> Plan:
     """Return the plan that the old workers serve by, whatever the files say now."""
-    settings = load_again(Path(state["file"]), state["texts"]).partial
+    settings = load_again(Path(state["file"]), state["texts"], state["overrides"]).partial
     files = {key: path and Path(path) for key, path in state["runtime files"].items()}
     daemon = settings.daemon.model_copy(update=files)
     settings = settings.model_copy(update={"daemon": daemon})

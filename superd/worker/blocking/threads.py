@@ -72,7 +72,8 @@ class Threads(Crew):
         return partial(self._give_up, job)
 
     def _say(self, record: Record) -> None:
-        self.engine.loop.call_soon_threadsafe(self.engine.report, record)
+        if self.engine.threshold.admits(record.level):
+            self.engine.loop.call_soon_threadsafe(self.engine.report, record)
 
     def _work(self, first: Job) -> None:
         """Serve one after another, in a thread."""

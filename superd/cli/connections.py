@@ -1,0 +1,56 @@
+"""`superd connections` and `superd kill`: who is connected, and ending one of these.
+
+Runs in the command line, and asks the daemon. Raises SuperdError where it does not run, or where
+there is no such service or connection.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from superd.cli.control import asked
+from superd.cli.figures import UNKNOWN, age, size
+from superd.cli.files import read
+from superd.errors import ExitCode
+from superd.observe.rows import table
+
+
+def connections(file: Path | None, service: str | None, *, as_json: bool) -> int:
+    """List the connections of all workers, or those of one service; exit 1 if some are not told."""
+    answer = asked(read(file).partial, "connections", service=service)
+    rows = sorted(answer["connections"], key=lambda row: (row["service"], -row["age"]))
+    if as_json:
+        print(json.dumps({**answer, "connections": rows}, indent=2))
+    else:
+        print("\n".join(table([_shown(row) for row in rows]) or ["nobody is connected"]))
+    for one in answer["untold"]:
+        text = f"worker {one['worker']} of generation {one['generation']} did not answer"
+        print(f"superd: {text}, so its connections are not listed, or not all", file=sys.stderr)
+    if answer["left-out"]:
+        print(f"superd: {answer['left-out']} more connections are not listed", file=sys.stderr)
+    return int(ExitCode.FAILED if answer["untold"] or answer["left-out"] else ExitCode.OK)
+
+
+def kill(file: Path | None, connection: str) -> int:
+    """End one connection."""
+    asked(read(file).partial, "kill", id=connection)
+    return int(ExitCode.OK)
+
+
+def _shown(row: dict[str, Any]) -> dict[str, str | int | float]:
+    counts = {key: UNKNOWN if row[key] is None else size(row[key]) for key in ("in", "out")}
+    return {
+        "id": row["id"],
+        "service": row["service"],
+        "peer": row["peer"] or UNKNOWN,
+        "local": row["local"],
+        "age": age(row["age"]),
+        **counts,
+        "state": row["state"],
+        "target": row["target"] or UNKNOWN,
+        "worker": row["worker"],
+        "generation": row["generation"],
+    }

@@ -1,0 +1,131 @@
+"""`superd status`: what the daemon does, as a table for a person or as JSON for a program.
+
+Runs in the command line. Raises NotPermitted where the daemon is another user's.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from superd.cli.control import holder_of, without_error
+from superd.cli.figures import UNKNOWN, age, size
+from superd.cli.files import read
+from superd.errors import ExitCode, NotPermitted, SuperdError
+from superd.master.control import ask
+from superd.observe.rows import table
+
+SHOWN = 4  # addresses of one service: a range may have thousands
+REFUSED = "refused-"
+
+
+def status(file: Path | None, form: str) -> int:
+    """Show what the daemon does, as "text", "json" or "prometheus"; exit 3 where none runs."""
+    settings = read(file).partial  # mistakes made since the start do not matter here
+    assert settings.daemon.control_socket is not None
+    try:
+        request = "metrics" if form == "prometheus" else "status"
+        answer = without_error(ask(settings.daemon.control_socket, request))
+    except NotPermitted:
+        raise
+    except SuperdError:
+        if holder_of(settings) is not None:
+            raise
+        if form == "prometheus":
+            print("superd is not running", file=sys.stderr)
+        else:
+            print('{"state": "stopped"}' if form == "json" else "superd is not running")
+        return int(ExitCode.NOT_RUNNING)
+    if form == "prometheus":
+        print(answer["text"], end="")
+    else:
+        print(json.dumps(answer, indent=2) if form == "json" else "\n".join(_lines(answer)))
+    return int(ExitCode.OK)
+
+
+def refusals_of(counts: Mapping[str, int]) -> dict[str, int]:
+    """Return how many were refused, by reason, without those that nobody was refused for."""
+    return {
+        key.removeprefix(REFUSED): value
+        for key, value in counts.items()
+        if key.startswith(REFUSED) and value
+    }
+
+
+def worker_row(worker: Mapping[str, Any]) -> dict[str, str | int | float]:
+    """Return a line of the table of workers."""
+    pid, uptime, cpu, memory = (worker[key] for key in ("pid", "uptime", "cpu", "memory"))
+    return {
+        "worker": UNKNOWN if pid is None else pid,
+        "pool": worker["pool"],
+        "state": worker["state"],
+        "generation": worker["generation"],
+        "uptime": UNKNOWN if uptime is None else age(uptime),
+        "cpu": UNKNOWN if cpu is None else age(cpu),
+        "memory": UNKNOWN if memory is None else size(memory),
+    }
+
+
+def _lines(answer: Mapping[str, Any]) -> list[str]:
+    lines = _head(answer)
+    lines += ["", *table([worker_row(worker) for worker in answer["workers"]])]
+    if answer["resolver"]:
+        lines.append(f"resolver {answer['resolver']}")
+    lines += ["", *table([_service_row(service) for service in answer["services"]])]
+    lines += [f"{name}  not served: {why}" for name, why in answer["broken"].items()]
+    for name, enabled in answer["overrides"].items():
+        lines.append(f"{name}  {'enabled' if enabled else 'disabled'} by the operator")
+    for service in answer["services"]:
+        lines += _details(service)
+    if answer["bans"]:
+        lines += ["", f"{answer['bans']} bans; `superd bans` lists them"]
+    if answer["log-failures"]:
+        lines += ["", f"{answer['log-failures']} log records were lost"]
+    return lines
+
+
+def _head(answer: Mapping[str, Any]) -> list[str]:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(answer["since"]))
+    lines = [
+        f"superd {answer['version']} is {answer['state']} since {since}, process {answer['pid']}",
+        f"configuration {answer['configuration']}",
+        f"generation {answer['generation']}, log level {answer['log-level']}",
+    ]
+    reload = answer["reload"]
+    if reload is not None:
+        what = "is under way" if reload["state"] not in ("done", "failed") else reload["state"]
+        lines.append(": ".join([f"last reload {what}", *reload["problems"][:1]]))
+    return lines
+
+
+def _service_row(service: Mapping[str, Any]) -> dict[str, str | int | float]:
+    counts = service["counts"]
+    listen = service["listen"]
+    more = [f"... and {len(listen) - SHOWN} more"] if len(listen) > SHOWN else []
+    return {
+        "service": service["name"],
+        "active": counts["active"],
+        "accepted": counts["accepted"] + counts["datagrams"],
+        "per second": UNKNOWN if service["rate"] is None else f"{service['rate']:.1f}",
+        "refused": sum(refusals_of(counts).values()),
+        "errors": counts["errors"],
+        "in": size(counts["bytes-in"]),
+        "out": size(counts["bytes-out"]),
+        "pool": service["pool"],
+        "listen": " ".join([*listen[:SHOWN], *more]),
+    }
+
+
+def _details(service: Mapping[str, Any]) -> list[str]:
+    """Return why clients were refused, and what the plugin has to show, such as targets."""
+    counts = service["counts"]
+    why = [f"{reason} {number}" for reason, number in refusals_of(counts).items()]
+    told = [f"refused: {', '.join(why)}"] if why else []
+    if counts["dropped"]:
+        told.append(f"dropped by the kernel: {counts['dropped']}")
+    told += table(service["rows"])
+    return ["", service["name"], *(f"  {line}" for line in told)] if told else []

@@ -1,0 +1,190 @@
+"""`superd top`: what the daemon does just now, looked at each second.
+
+Runs in the command line. On a terminal it draws until q or Ctrl-C; elsewhere it prints one look.
+Raises SuperdError where the daemon does not run, or ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from superd.cli.control import asked_on, connected
+from superd.cli.figures import UNKNOWN, size
+from superd.cli.files import read
+from superd.cli.status import refusals_of
+from superd.config.model import Settings
+from superd.errors import ExitCode
+from superd.observe.rows import table
+
+INTERVAL = 1.0  # seconds between two looks
+
+Cells = dict[str, str | int | float]
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was to be seen at a moment: services and workers, with counts since their start."""
+
+    moment: float
+    status: dict[str, Any]
+    traffic: dict[str, dict[str, int]]
+
+    @classmethod
+    def at(cls, settings: Settings) -> Look:
+        with connected(settings) as line:  # anew: who pauses for long is dropped
+            traffic = asked_on(line, "traffic")["traffic"]
+            return cls(time.monotonic(), asked_on(line, "status"), traffic)
+
+
+def top(file: Path | None, *, once: bool) -> int:
+    """Show services and workers with their rates."""
+    settings = read(file).partial
+    before = Look.at(settings)
+    if once or not sys.stdout.isatty():
+        select.select([], [], [], INTERVAL)
+        print("\n".join(_as_text(before, Look.at(settings))))
+    else:
+        _draw(settings, before)
+    return int(ExitCode.OK)
+
+
+def _draw(settings: Settings, before: Look) -> None:
+    from rich.console import Group
+    from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
+
+    def drawn(rows: list[Cells]) -> Table:
+        made = Table(box=None, pad_edge=False, header_style="bold")
+        for key in rows[0] if rows else ():
+            made.add_column(key, justify="left" if key in _TEXTS else "right", no_wrap=True)
+        for row in rows:
+            made.add_row(*(Text(str(value)) for value in row.values()))
+        return made
+
+    with _keys() as keys, Live(screen=True, auto_refresh=False) as live:
+        while not _wants_to_leave(keys):
+            now = Look.at(settings)
+            title = Text(f"{_title(now)}\nq ends this", no_wrap=True, overflow="ellipsis")
+            services, workers = drawn(_services(before, now)), drawn(_workers(before, now))
+            live.update(Group(title, Text(), services, Text(), workers), refresh=True)
+            before = now
+
+
+def _wants_to_leave(keys: int | None) -> bool:
+    """Wait for the time of the next look; tell whether q was typed before."""
+    end = time.monotonic() + INTERVAL
+    while (left := end - time.monotonic()) > 0:
+        typed, _, _ = select.select([] if keys is None else [keys], [], [], left)
+        for descriptor in typed:
+            keys_typed = os.read(descriptor, 64).lower()
+            if not keys_typed or b"q" in keys_typed:  # or the terminal has gone
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _keys() -> Iterator[int | None]:
+    """Have keys told at once and not shown, for a while."""
+    import termios
+    import tty
+
+    if not sys.stdin.isatty():
+        yield None
+        return
+    keys = sys.stdin.fileno()
+    before = termios.tcgetattr(keys)
+    try:
+        tty.setcbreak(keys)
+        yield keys
+    finally:
+        termios.tcsetattr(keys, termios.TCSADRAIN, before)
+
+
+def _as_text(before: Look, now: Look) -> list[str]:
+    return [
+        _title(now), "", *table(_services(before, now)), "", *table(_workers(before, now))
+    ]  # fmt: skip
+
+
+def _title(now: Look) -> str:
+    status = now.status
+    return f"superd is {status['state']}, process {status['pid']}, {status['configuration']}"
+
+
+_TEXTS = ("service", "pool", "state")
+
+
+def _services(before: Look, now: Look) -> list[Cells]:
+    counted = {one["name"]: one["counts"] for one in before.status["services"]}
+    seconds = now.moment - before.moment
+    rows: list[Cells] = []
+    for service in now.status["services"]:
+        name, counts = service["name"], service["counts"]
+        was = counted.get(name)
+        rows.append(
+            {
+                "service": name,
+                "active": counts["active"],
+                "accepted/s": _rate(_accepted, was, counts, seconds),
+                "refused/s": _rate(_refused, was, counts, seconds),
+                "in/s": _bytes(before.traffic.get(name), now.traffic.get(name), "in", seconds),
+                "out/s": _bytes(before.traffic.get(name), now.traffic.get(name), "out", seconds),
+            }
+        )
+    return rows
+
+
+def _workers(before: Look, now: Look) -> list[Cells]:
+    used = {one["pid"]: one["cpu"] for one in before.status["workers"]}
+    seconds = now.moment - before.moment
+    rows: list[Cells] = []
+    for worker in now.status["workers"]:
+        then, cpu, memory = used.get(worker["pid"]), worker["cpu"], worker["memory"]
+        share = UNKNOWN if None in (then, cpu) else f"{(cpu - then) / seconds:.0%}"
+        rows.append(
+            {
+                "worker": UNKNOWN if worker["pid"] is None else worker["pid"],
+                "pool": worker["pool"],
+                "state": worker["state"],
+                "generation": worker["generation"],
+                "cpu": share,
+                "memory": UNKNOWN if memory is None else size(memory),
+            }
+        )
+    return rows
+
+
+def _accepted(counts: Mapping[str, int]) -> int:
+    return counts["accepted"] + counts["datagrams"]
+
+
+def _refused(counts: Mapping[str, int]) -> int:
+    return sum(refusals_of(counts).values())
+
+
+def _rate(
+    of: Callable[[Mapping[str, int]], int],
+    was: Mapping[str, int] | None,
+    now: Mapping[str, int],
+    seconds: float,
+) -> str:
+    """Return how many more there are in a second; a service that is new has no rate yet."""
+    return UNKNOWN if was is None else f"{(of(now) - of(was)) / seconds:.0f}"
+
+
+def _bytes(
+    was: Mapping[str, int] | None, now: Mapping[str, int] | None, key: str, seconds: float
+) -> str:
+    """The same of bytes. Those of a worker that has crashed are lost, so there may be fewer."""
+    if was is None or now is None:
+        return UNKNOWN
+    return size(max(0, now[key] - was[key]) / seconds)

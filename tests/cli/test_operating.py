@@ -1,0 +1,318 @@
+"""What operators change while superd runs: which services there are, what is logged, and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.clients import answer_to, ending
+from tests.conftest import Start
+from tests.daemons import free_port
+from tests.harness import PATIENCE, Superd, command, exchange, make_plugin, until
+
+TOML = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:{port}"
+
+[service.daytime]
+plugin = "daytime"
+listen = "tcp://127.0.0.1:0"
+
+[service.off]
+enabled = false
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+@pytest.fixture
+def served(start_superd: Start) -> Superd:
+    return start_superd(TOML.replace("{port}", str(free_port())))
+
+
+def services(served: Superd) -> set[str]:
+    return {service["name"] for service in served.answer()["services"]}
+
+
+def test_a_service_that_is_disabled_listens_no_more_and_its_clients_finish(served: Superd) -> None:
+    with served.connect("echo") as client:
+        client.sendall(b"before")
+        assert client.recv(100) == b"before"
+        done = served.run("disable", "echo")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        with pytest.raises(ConnectionRefusedError):
+            served.connect("echo")
+        assert exchange(client, b"after") == b"after"
+    assert len(answer_to(served.connect("daytime"))) == 26
+    assert services(served) == {"daytime"}
+    assert served.answer()["overrides"] == {"echo": False}
+    assert "\necho  disabled by the operator\n" in served.run("status").stdout
+
+
+def test_it_stays_so_over_reloads_until_it_is_enabled_or_superd_stops(served: Superd) -> None:
+    assert served.run("disable", "echo").returncode == 0
+    served.signal(signal.SIGHUP)
+    until(lambda: served.answer()["generation"] == 3, "a reload")
+    assert services(served) == {"daytime"}
+    assert served.run("reload").stdout == "daytime: unchanged\n"
+    assert services(served) == {"daytime"}
+    assert served.run("enable", "echo").returncode == 0
+    assert exchange(served.connect("echo"), b"back") == b"back"
+    assert served.run("disable", "echo").returncode == 0
+    assert served.stop() == 0
+    served.start()
+    assert served.answer()["overrides"] == {}
+    assert services(served) == {"daytime", "echo"}
+
+
+def test_a_service_that_its_entry_disables_can_be_enabled(served: Superd) -> None:
+    assert served.run("enable", "off").returncode == 0
+    assert services(served) == {"daytime", "echo", "off"}
+    assert "\noff  enabled by the operator\n" in served.run("status").stdout
+
+
+def test_nothing_changes_where_there_is_no_such_service_or_no_other(served: Superd) -> None:
+    done = served.run("disable", "ehco")
+    told = 'superd: there is no service "ehco" (did you mean "echo"?)\n'
+    assert (done.returncode, done.stderr) == (2, told)
+    assert served.run("disable", "echo").returncode == 0
+    done = served.run("disable", "daytime")
+    assert done.returncode == 78
+    assert done.stderr.endswith("service.echo.enabled: no service is enabled\n")
+    assert served.answer()["overrides"] == {"echo": False}
+    assert len(answer_to(served.connect("daytime"))) == 26
+
+
+def test_the_daemon_refuses_an_unknown_service_itself(served: Superd) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(served.directory / "control"))
+        client.sendall(b'{"request": "enable", "service": "none", "enabled": false}\n')
+        client.sendall(b'{"request": "enable", "service": "echo", "enabled": "no"}\n')
+        with client.makefile() as answers:
+            assert json.loads(answers.readline()).keys() == {"number"}
+            assert json.loads(answers.readline()).keys() == {"error"}
+    served.wait_for_log('not reloaded: there is no service "none"')
+    assert served.answer()["overrides"] == {}
+
+
+def test_a_reload_with_a_mistake_changes_no_override(served: Superd) -> None:
+    served.toml = served.toml.replace('"daytime"', '"dyatime"')
+    served.write()
+    assert served.run("disable", "echo").returncode == 78
+    assert served.answer()["overrides"] == {}
+    assert exchange(served.connect("echo"), b"x") == b"x"
+
+
+CHATTY = """
+    from superd.plugin import Service, hookimpl
+
+    class Chatty(Service):
+        name = "chatty"
+
+        {async_}def stream(self, conn):
+            {async_}for line in conn:
+                level = line.decode().strip()
+                conn.log(level, f"said at {level}")
+                {await_}conn.send(line)
+
+    @hookimpl
+    def superd_services():
+        return [Chatty]
+    """
+
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def said(served: Superd, client: socket.socket) -> list[str]:
+    """Have a plugin say something at each level, and return at which of them it was logged."""
+    before = len(served.log())
+    for level in LEVELS:
+        client.sendall(f"{level}\n".encode())
+        assert client.recv(100) == f"{level}\n".encode()
+    served.wait_for_log(rf"(?s)(?<=.{{{before}}}).*said at error")
+    return re.findall(r" said at ([a-z]+)", served.log()[before:])
+
+
+@pytest.mark.parametrize("model", ["loop", "thread", "fork", "prefork"])
+def test_the_level_changes_at_once_for_everybody(
+    start_superd: Start, tmp_path: Path, model: str
+) -> None:
+    words = ("async ", "await ") if model == "loop" else ("", "")
+    source = CHATTY.replace("{async_}", words[0]).replace("{await_}", words[1])
+    toml = f"""
+        [service.chatty]
+        plugin = "chatty"
+        model = "{model}"
+        listen = "tcp://127.0.0.1:0"
+        """
+    served = start_superd(toml, env=make_plugin(tmp_path / "plugins", "chatty", source))
+    with served.connect("chatty") as client:
+        assert said(served, client) == ["info", "warning", "error"]
+        assert served.run("log-level").stdout == "info\n"
+        for level, logged in (("error", LEVELS[3:]), ("debug", LEVELS), ("warning", LEVELS[2:])):
+            done = served.run("log-level", level)
+            assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+            assert said(served, client) == list(logged)
+    assert served.answer()["log-level"] == "warning"
+
+
+def test_the_configuration_has_the_level_and_a_reload_takes_what_has_changed_there(
+    start_superd: Start,
+) -> None:
+    toml = f'[daemon]\nlog-level = "warning"\n{TOML.replace("{port}", str(free_port()))}'
+    served = start_superd(toml)
+    assert "ready:" not in served.log()
+    assert served.run("log-level", "error").returncode == 0
+    assert served.run("reload").returncode == 0
+    assert served.answer()["log-level"] == "error"  # the file says what it said
+    served.toml = toml.replace('"warning"', '"debug"')
+    served.write()
+    assert served.run("reload").returncode == 0
+    assert served.answer()["log-level"] == "debug"
+
+
+def test_what_is_no_level_is_refused(served: Superd) -> None:
+    assert served.run("log-level", "loud").returncode == 2
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(served.directory / "control"))
+        client.sendall(b'{"request": "log-level", "level": ["info"]}\n')
+        with client.makefile() as answers:
+            assert "error" in json.loads(answers.readline())
+    assert served.answer()["log-level"] == "info"
+
+
+def test_log_files_are_opened_anew(start_superd: Start) -> None:
+    served = start_superd(f'[daemon]\nlog = "./own"\n{TOML.replace("{port}", "0")}')
+    own = served.directory / "own"
+    own.rename(served.directory / "old")
+    done = served.run("reopen")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert "log files reopened" in own.read_text()
+
+
+def test_stop_takes_wait_and_waits(served: Superd) -> None:
+    assert served.run("stop", "--wait").returncode == 0
+    assert served.wait() == 0
+    for name in ("connections", "top", "reopen", "log-level"):
+        done = served.run(name)
+        assert (done.returncode, done.stderr) == (1, "superd: it is not running\n")
+
+
+def test_status_shows_rates_reasons_and_what_workers_use(start_superd: Start) -> None:
+    served = start_superd(
+        '[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\ndeny = "127.0.0.2"\n'
+    )
+    assert exchange(served.connect("echo"), b"hello") == b"hello"
+    for _ in range(2):
+        with served.connect("echo", "127.0.0.2") as refused:
+            ending(refused)
+    until(lambda: served.counts("echo")["refused-access"] == 2, "two refusals")
+    until(lambda: served.answer()["services"][0]["rate"] is not None, "a rate")
+    answer = served.answer()
+    [worker] = answer["workers"]
+    assert 0 < worker["uptime"] < 600
+    assert 0 < worker["cpu"] < 600
+    assert worker["memory"] > 1 << 20
+    assert worker["generation"] == answer["generation"] == 1
+    text = served.run("status").stdout
+    assert "\n  refused: access 2\n" in text
+    head, line = re.findall(r"^(?:service|echo) .*", text, re.MULTILINE)
+    cells = dict(zip(re.split(r"  +", head), re.split(r"  +", line), strict=True))
+    assert cells["accepted"] == "3"  # by accept(2), and two of them were turned away
+    assert cells["refused"] == "2"
+    assert (cells["in"], cells["out"]) == ("5B", "5B")
+    assert cells["listen"] == "tcp://{}:{}".format(*served.address("echo"))
+    assert re.fullmatch(r"\d+\.\d", cells["per second"])
+
+
+def test_one_look_of_top_shows_services_and_workers(served: Superd) -> None:
+    for arguments in (("--once",), ()):  # where there is no terminal it is the same
+        with served.connect("echo"):
+            done = served.run("top", *arguments)
+        assert (done.returncode, done.stderr) == (0, "")
+        lines = done.stdout.splitlines()
+        assert lines[0].startswith(f"superd is serving, process {served.pid}")
+        assert lines[2].split() == [
+            "service", "active", "accepted/s", "refused/s", "in/s", "out/s",
+        ]  # fmt: skip
+        assert lines[3].split() == ["echo", "1", "0", "0", "0B", "0B"]
+        [worker] = served.workers()
+        assert lines[-1].split()[:4] == [str(worker), *lines[-1].split()[1:2], "ready", "1"]
+
+
+@pytest.fixture
+def screen(served: Superd) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """`superd top` at a terminal, and the other side of that."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command("top", "-c", str(served.file)),
+        stdin=theirs, stdout=theirs, stderr=theirs,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+        start_new_session=True,
+    )  # fmt: skip
+    os.close(theirs)
+    yield process, ours
+    process.kill()
+    process.wait()
+    os.close(ours)
+
+
+def shown(screen: int, text: bytes) -> None:
+    """Wait until the screen has a text."""
+    seen = b""
+
+    def has_come() -> bool:
+        nonlocal seen
+        if select.select([screen], [], [], 0)[0]:
+            seen += os.read(screen, 10_000)
+        return text in seen
+
+    until(has_come, f"{text!r} on the screen")
+
+
+def rest_of(screen: int, process: subprocess.Popen[bytes]) -> bytes:
+    """Return what comes to the screen until the process has ended."""
+    seen = b""
+
+    def is_over() -> bool:
+        nonlocal seen
+        if select.select([screen], [], [], 0)[0]:
+            try:
+                seen += os.read(screen, 10_000)
+            except OSError:  # nobody has the other side any more
+                return process.poll() is not None
+        return False
+
+    until(is_over, "the end of the process")
+    return seen
+
+
+@pytest.mark.parametrize("how", ["q", "interrupt", "the daemon ends"])
+def test_top_draws_again_and_again_until_it_is_ended(
+    served: Superd, screen: tuple[subprocess.Popen[bytes], int], how: str
+) -> None:
+    process, terminal = screen
+    for _ in range(2):
+        shown(terminal, b"q ends this")
+        shown(terminal, b"daytime")
+    if how == "q":
+        os.write(terminal, b"q")
+    elif how == "interrupt":
+        process.send_signal(signal.SIGINT)
+    else:
+        served.stop()
+    rest = rest_of(terminal, process)
+    assert process.wait(PATIENCE) == {"q": 0, "interrupt": 130}.get(how, 1)
+    assert b"\x1b[?1049l" in rest  # what was on the screen before is there again
+    assert b"Traceback" not in rest

@@ -1,0 +1,319 @@
+"""What operators see of connections, and end: of each kind, of every worker and generation."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from superd.master.control import ask
+from superd.observe.connections import End
+from tests.clients import crowd, ending, is_open
+from tests.conftest import Start
+from tests.harness import PATIENCE, Superd, is_alive, until
+from tests.proc import children
+
+PLUGINS = {
+    "lines": """
+        from superd.plugin import Service, hookimpl
+
+        class Lines(Service):
+            name = "lines"
+
+            async def stream(self, conn):
+                async for line in conn:
+                    await conn.send(line)
+
+        @hookimpl
+        def superd_services():
+            return [Lines]
+        """,
+    "blocking": """
+        from superd.plugin import Service, hookimpl
+
+        class Blocking(Service):
+            name = "blocking"
+
+            def stream(self, conn):
+                for line in conn:
+                    conn.send(line)
+
+        @hookimpl
+        def superd_services():
+            return [Blocking]
+        """,
+}
+
+TOML = """
+[daemon]
+record-log = "{directory}/records"
+record-format = "json"
+
+[defaults]
+listen = "tcp://127.0.0.1:0"
+user = "root"
+
+[service.echo]
+plugin = "echo"
+listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix://{directory}/echo"]
+
+[service.lines]
+plugin = "lines"
+
+[service.thread]
+plugin = "blocking"
+
+[service.fork]
+plugin = "blocking"
+model = "fork"
+
+[service.prefork]
+plugin = "blocking"
+model = "prefork"
+processes = 2
+
+[service.cat]
+plugin = "exec"
+options = { command = ["cat"] }
+
+[service.timed]
+plugin = "exec"
+idle-timeout = "1h"
+options = { command = ["cat"] }
+
+[service.forward]
+plugin = "forward"
+options = { to = "unix://{directory}/echo" }
+
+[service.datagrams]
+plugin = "forward"
+listen = "udp://127.0.0.1:0"
+options = { to = "unixgram://@superd-operating-{pid}" }
+
+[service.waiting]
+plugin = "exec"
+wait = true
+options = { command = ["sleep", "3600"] }
+""".replace("{pid}", str(os.getpid()))
+
+STREAMS = ("echo", "lines", "thread", "fork", "prefork", "cat", "timed", "forward")
+UNCOUNTED = ("cat",)  # nobody asks the kernel, as the entry has no time-outs
+
+
+def listed(served: Superd, service: str | None = None) -> list[dict[str, Any]]:
+    """Return the rows of `superd connections`, without the time that a command takes."""
+    answer = ask(served.directory / "control", "connections", service=service)
+    assert (answer["untold"], answer["left-out"]) == ([], 0)
+    rows: list[dict[str, Any]] = answer["connections"]
+    return rows
+
+
+def kill(served: Superd, row: dict[str, Any]) -> None:
+    assert ask(served.directory / "control", "kill", id=row["id"]) == {}
+
+
+def ended(served: Superd, connection: str) -> dict[str, Any]:
+    """Wait for the record of how a connection ended."""
+
+    def found() -> dict[str, Any] | None:
+        lines = (served.directory / "records").read_text().splitlines(keepends=True)
+        events = (json.loads(line) for line in lines if line.endswith("\n"))
+        known = (e for e in events if e["event"] == "closed" and e["conn"] == connection)
+        return next(known, None)
+
+    return until(found, f"the end of {connection}")
+
+
+@pytest.fixture
+def talking(served: Superd, request: pytest.FixtureRequest) -> Iterator[tuple[str, socket.socket]]:
+    """A client that has sent five bytes and got them back."""
+    with served.connect(request.param) as client:
+        client.sendall(b"1234\n")
+        assert client.recv(100) == b"1234\n"
+        yield request.param, client
+
+
+@pytest.mark.parametrize("talking", STREAMS, indirect=True)
+def test_a_connection_is_listed_and_ends_when_it_is_killed(
+    served: Superd, talking: tuple[str, socket.socket]
+) -> None:
+    service, client = talking
+    [row] = listed(served, service)
+    host, port = client.getsockname()
+    assert (row["service"], row["peer"]) == (service, f"{host}:{port}")
+    assert row["local"] == "tcp://{}:{}".format(*client.getpeername())
+    assert (row["in"], row["out"]) == ((None, None) if service in UNCOUNTED else (5, 5))
+    assert (row["state"], row["generation"]) == ("open", 1)
+    assert 0 <= row["age"] < PATIENCE
+    assert row["worker"] in served.workers()
+    assert row["target"] == (f"unix://{served.directory}/echo" if service == "forward" else "")
+    kill(served, row)
+    assert ending(client)[0] == b""
+    record = ended(served, row["id"])
+    assert (record["end"], record["service"]) == (End.KILLED.value, service)
+    assert listed(served, service) == []
+    served.wait_for_log(f"info: connection {row['id']} is ended, by the operator")
+    again = ask(served.directory / "control", "kill", id=row["id"])
+    assert again == {"error": f"there is no connection {row['id']}"}
+
+
+def test_the_program_behind_a_connection_ends_with_it(served: Superd) -> None:
+    with served.connect("cat") as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        [row] = listed(served, "cat")
+        [program] = children(row["worker"])
+        kill(served, row)
+        until(lambda: not is_alive(program), "the program to end")
+    assert ended(served, row["id"])["outcome"].startswith("signal 15")
+
+
+def test_a_source_of_datagrams_is_listed_and_ends_as_a_connection_does(served: Superd) -> None:
+    name = f"\0superd-operating-{os.getpid()}"
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as target,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
+    ):
+        target.bind(name)
+        target.settimeout(PATIENCE)
+        client.connect(served.address("datagrams", "udp"))
+        client.send(b"hello")
+        assert target.recv(100) == b"hello"
+        [row] = listed(served, "datagrams")
+        assert (row["in"], row["state"]) == (5, "open")
+        assert row["peer"] == "{}:{}".format(*client.getsockname())
+        kill(served, row)
+        assert ended(served, row["id"])["end"] == "killed"
+        assert listed(served, "datagrams") == []
+
+
+def test_a_program_that_has_the_listening_socket_is_listed_and_ends(served: Superd) -> None:
+    with served.connect("waiting"):
+        rows = until(lambda: listed(served, "waiting"), "the program")
+        row = rows[0]
+        assert (row["state"], row["in"], row["out"]) == ("running", None, None)
+        kill(served, row)
+        assert ended(served, row["id"])["end"] == "killed"
+
+
+def test_a_client_that_says_no_more_is_half_closed_and_killed_all_the_same(served: Superd) -> None:
+    with served.connect("forward") as client, served.connect("lines") as other:
+        other.sendall(b"no end")
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        [row] = listed(served, "lines")
+        other.shutdown(socket.SHUT_WR)
+        assert ending(other)[0] == b"no end"
+        assert ended(served, row["id"])["end"] == "client"
+        [row] = listed(served, "forward")
+        kill(served, row)
+        assert ended(served, row["id"])["end"] == "killed"
+
+
+def test_nobody_and_nothing_is_told_as_such(served: Superd) -> None:
+    assert served.run("connections", "echo").stdout == "nobody is connected\n"
+    done = served.run("connections", "ehco")
+    assert (done.returncode, done.stderr) == (1, 'superd: there is no service "ehco"\n')
+    for name in ("ff-ff", "1-ffff"):
+        done = served.run("kill", name)
+        assert (done.returncode, done.stderr) == (1, f"superd: there is no connection {name}\n")
+    assert "a connection's id is such as 1-2f" in served.run("kill", "all").stderr
+
+
+def test_the_list_for_people_has_a_line_for_each(served: Superd) -> None:
+    with served.connect("echo") as client:
+        client.sendall(b"x" * 2048)
+        until(lambda: listed(served, "echo")[0]["out"] == 2048, "what was sent")
+        head, line = served.run("connections", "echo").stdout.splitlines()
+    assert head.split() == [
+        "id", "service", "peer", "local", "age", "in", "out", "state", "target", "worker",
+        "generation",
+    ]  # fmt: skip
+    assert line.split()[5:9] == ["2.0KiB", "2.0KiB", "open", "-"]
+
+
+def test_those_of_a_generation_that_drains_are_listed_and_killed_too(start_superd: Start) -> None:
+    served = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
+    with served.connect("echo") as old, served.connect("echo") as kept:
+        until(lambda: len(listed(served)) == 2, "both")
+        assert served.run("reload", "--wait").returncode == 0
+        with served.connect("echo") as new:
+            until(lambda: len(listed(served)) == 3, "the third")
+            rows = {row["peer"]: row for row in listed(served)}
+            of = {who: rows["{}:{}".format(*who.getsockname())] for who in (old, kept, new)}
+            assert [of[who]["generation"] for who in (old, kept, new)] == [1, 1, 2]
+            assert of[old]["worker"] == of[kept]["worker"] != of[new]["worker"]
+            kill(served, of[old])
+            assert ending(old) == (b"", "fin")
+            assert is_open(kept)
+            assert is_open(new)
+
+
+def test_the_commands_list_and_kill(served: Superd) -> None:
+    with served.connect("echo") as client:
+        client.sendall(b"x")
+        assert client.recv(1) == b"x"
+        [row] = json.loads(served.run("connections", "echo", "--json").stdout)["connections"]
+        assert row["peer"] == "{}:{}".format(*client.getsockname())
+        done = served.run("kill", row["id"])
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert ending(client) == (b"", "fin")
+
+
+def test_a_worker_that_hangs_is_named_and_holds_up_nobody(start_superd: Start) -> None:
+    served = start_superd(
+        '[daemon]\nworkers = 2\n[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+    )
+    hanging, _ = served.workers()
+    os.kill(hanging, signal.SIGSTOP)
+    with ThreadPoolExecutor() as both:
+        listing = both.submit(served.run, "connections")
+        killing = both.submit(served.run, "kill", "1-1")
+        assert served.answer()["state"] == "serving"
+        told = f"superd: worker {hanging} of generation 1 did not answer"
+        assert listing.result().returncode == 1
+        assert listing.result().stderr.startswith(told)
+        told = f"as far as is known: worker {hanging} did not answer"
+        assert told in killing.result().stderr
+    os.kill(hanging, signal.SIGCONT)
+    assert listed(served) == []
+    assert hanging in served.workers()
+
+
+@pytest.mark.parametrize(
+    "number",
+    [1500, pytest.param(8000, marks=pytest.mark.soak)],
+)
+def test_none_of_a_crowd_is_missed(start_superd: Start, number: int) -> None:
+    served = start_superd(
+        '[daemon]\nworkers = 2\n[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+    )
+    with crowd(served.address("echo"), number) as clients:
+        until(lambda: served.counts("echo")["active"] == number, "all to be accepted")
+        rows = listed(served)
+        peers = {"{}:{}".format(*client.getsockname()) for client in clients}
+        assert {row["peer"] for row in rows} == peers
+        assert len(rows) == number == len({row["id"] for row in rows})
+
+
+def test_what_was_counted_of_ended_and_living_connections_is_one_sum(
+    start_superd: Start,
+) -> None:
+    served = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
+
+    def traffic() -> Any:
+        return ask(served.directory / "control", "traffic")["traffic"]["echo"]
+
+    with served.connect("echo") as client:
+        client.sendall(b"12345")
+        assert client.recv(10) == b"12345"
+        assert traffic() == {"in": 5, "out": 5}
+        assert served.counts("echo")["bytes-in"] == 0
+    until(lambda: served.counts("echo")["bytes-in"] == 5, "the end")
+    assert traffic() == {"in": 5, "out": 5}
