@@ -68,6 +68,7 @@ def go_on(state: State) -> int:
         if path is not None and state["pid file"] is not None:
             pid_file = PidFile(path, state["pid file"])
             undo.callback(pid_file.remove)
+        log.log_from(state["log level"])
         tally = tally_of(state, plan, log)
         watch = Watch(listeners_of(state, plan.services), log)
         *older, current = generations_of(state, plan, watch)
@@ -115,7 +116,7 @@ def try_out(state: State) -> int:
     generations_of(state, plan, Watch([], Log([], "text")))
     tally_of(state, plan, Log([], "text"))
 
-    settings, looking_up = examined(Path(state["file"], state["overrides"]))
+    settings, looking_up = examined(Path(state["file"]), state["overrides"])
     alone = settings.daemon.model_copy(update=dict.fromkeys(RUNTIME_FILES))
     plan = plan_of(settings.model_copy(update={"daemon": alone}), installed(), {}, looking_up)
     log = Log([], "text")

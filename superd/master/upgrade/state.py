@@ -66,6 +66,7 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
         },
         "broken": plan.broken,
         "overrides": master.overrides,
+        "log level": master.log.level,
         "looking up": plan.looking_up,
         "generation": master.current.number,
         "generation since": master.current.since,
