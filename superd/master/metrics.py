@@ -119,7 +119,7 @@ def _configuration(master: Master) -> Iterator[str]:
 def _workers(master: Master) -> Iterator[str]:
     counts: Counter[str] = Counter()
     each: list[Sample] = []
-    for place in master.places:
+    for place in master.workers.places:
         of = {"pool": place.pool.name, "generation": str(place.generation.number)}
         state = state_of(place)
         for possible in WORKER_STATES:
@@ -129,7 +129,7 @@ def _workers(master: Master) -> Iterator[str]:
             each.append((labels(**of, **named, state=state), 1))
     yield from gauge("superd_workers", "Workers by pool, generation and state.", counts.items())
     yield from gauge("superd_worker_info", "Each worker, by the number of its place.", each)
-    pools = {pool.name: 0 for pool in master.current.plan.pools} | master.restarts
+    pools = {pool.name: 0 for pool in master.current.plan.pools} | master.workers.restarts
     yield from counter(
         "superd_worker_restarts_total",
         "Workers that have ended and were replaced.",
@@ -139,7 +139,7 @@ def _workers(master: Master) -> Iterator[str]:
 
 def _processes(master: Master) -> Iterator[str]:
     pids = {labels(process="master"): os.getpid()}
-    for place in master.places:
+    for place in master.workers.places:
         if place.child is not None:
             of = labels(process="worker", pool=place.pool.name, worker=str(place.number))
             pids[of] = place.child.pid

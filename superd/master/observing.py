@@ -50,7 +50,7 @@ class Observing:
     def _may_ask(self, child: Child) -> bool:
         return any(
             entry.plugin == METRICS
-            for place in self.master.places
+            for place in self.master.workers.places
             if place.child is child
             for entry in place.pool.services.values()
         )

@@ -130,7 +130,7 @@ class Reload:
                 self._log = log_of(settings, in_background=master.in_background)
             master.tally.roster.add(list(plan.services))
             self._listeners = listen(plan.services, old.watch.listeners, plan.notices)
-            taken = {place.number for place in master.places}
+            taken = {place.number for place in master.workers.places}
             watch = Watch(self._listeners, master.log)
             number = old.number + 1
             self._next = Generation(number, plan, watch)
@@ -143,7 +143,7 @@ class Reload:
         self.state = "starting"
         self._deadline = time.monotonic() + PATIENCE
         master.provide_resolver(plan)
-        master.generations.append(self._next)
+        master.workers.generations.append(self._next)
 
     def _with_fixed_files(self, settings: Settings, running: Settings) -> Settings:
         """Keep the files by which the running superd is known."""
@@ -169,9 +169,9 @@ class Reload:
         master.overrides = dict(self.overrides)
         if new.plan.settings.daemon.log_level != old.plan.settings.daemon.log_level:
             master.log.log_from(new.plan.settings.daemon.log_level)
-        master.current = new
+        master.workers.current = new
         master.configured(new.plan)
-        master.retire(old)
+        master.workers.retire(old)
         for listener in left:
             listener.close()
         self.state = "done"
@@ -194,7 +194,7 @@ class Reload:
         new, self._next = self._next, None
         if new is not None:
             new.signal(signal.SIGKILL)
-            self.master.retire(new)
+            self.master.workers.retire(new)
             self.master.configured(self.master.current.plan)
         running = {listener.socket for listener in self.master.current.watch.listeners}
         for listener in self._listeners:

@@ -56,18 +56,20 @@ def _metrics(master: Master) -> Answer:
 
 
 def _connections(master: Master, service: str | None = None) -> Answer | Later:
-    known = {name for generation in master.generations for name in generation.plan.services}
+    known = {name for generation in master.workers.generations for name in generation.plan.services}
     if service is not None and str(service) not in known:
         return {"error": f"there is no service {shown(service)}"}
-    return Connections(master.places, service)
+    return Connections(master.workers.places, service)
 
 
 def _kill(master: Master, id: str) -> Later:  # noqa: A002  the name that the request has
-    return Kill(master.places, str(id), master.log)
+    return Kill(master.workers.places, str(id), master.log)
 
 
 def _traffic(master: Master) -> Later:
-    return Traffic(master.places, master.tally.scoreboard, list(master.current.plan.services))
+    return Traffic(
+        master.workers.places, master.tally.scoreboard, list(master.current.plan.services)
+    )
 
 
 def _bans(master: Master) -> Answer:

@@ -34,7 +34,7 @@ def status(master: Master) -> dict[str, Any]:
         "bans": len(master.bans),
         "log-level": master.log.level,
         "overrides": master.overrides,
-        "workers": [_worker(place) for place in master.places],
+        "workers": [_worker(place) for place in master.workers.places],
         "resolver": master.resolving.pid if master.resolving is not None else None,
         "services": [
             _service(master, pool, name)

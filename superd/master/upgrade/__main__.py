@@ -86,9 +86,10 @@ def go_on(state: State) -> int:
             resolving=resolver_of(state, log),
         )
         undo.callback(master.close)
-        master.take_up(older, readers_of(state), state["bans"])
-        master.since, master.serial = state["since"], state["serial"]
-        master.restarts.update(state["restarts"])
+        master.workers.take_up(older, readers_of(state))
+        master.bans.take_up(state["bans"])
+        master.since, master.workers.serial = state["since"], state["serial"]
+        master.workers.restarts.update(state["restarts"])
         master.changes.reload_number = state["reload"]
         master.overrides = state["overrides"]
         if state["control"] is not None:

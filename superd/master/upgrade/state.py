@@ -71,8 +71,8 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
         "generation": master.current.number,
         "generation since": master.current.since,
         "reload": master.changes.reload_number,
-        "serial": master.serial,
-        "restarts": master.restarts,
+        "serial": master.workers.serial,
+        "restarts": master.workers.restarts,
         "tally": tally,
         "bans": master.bans.listed(),
         "stored": master.supervisor.store.passed_on(),
@@ -82,7 +82,7 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
         if master.resolving is None
         else found.noted(master.resolving.listener.fileno()),
         "listeners": [_listener(one, found) for one in master.current.watch.listeners],
-        "places": [_place(place, master, found) for place in master.places],
+        "places": [_place(place, master, found) for place in master.workers.places],
     }
     text = json.dumps({**state, "descriptors": list(found.inodes.items())})
     descriptor = nameless_file("state")
@@ -135,7 +135,7 @@ def _place(place: Place, master: Master, found: _Descriptors) -> State:
         else {
             "pid": child.pid,
             "channel": found.noted(child.channel.fileno()),
-            "lifeline": found.noted(master.watchdog.lifeline(child).reader),
+            "lifeline": found.noted(master.workers.watchdog.lifeline(child).reader),
             "started": child.started,
             "services": sorted(child.services),
             "ready": child.ready,
