@@ -45,7 +45,7 @@ _COUNTED = (
 )
 
 LEAST_SERVICES = 256
-LEAST_PLACES = 16
+LEAST_PLACES = 32
 SPARE = 4  # times as much as is needed at the start: reloads may bring more
 
 ALL = ""  # the daemon: all services together

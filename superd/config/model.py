@@ -318,6 +318,12 @@ class Daemon(Limits):
     drain_timeout: Annotated[
         Duration, Field(description="how long connections may go on after a stop")
     ] = 30.0
+    reload_drain_timeout: Annotated[
+        Duration,
+        Field(
+            description="how long connections may go on after a reload or an upgrade; 0 for ever"
+        ),
+    ] = 0.0
     watchdog: Annotated[
         Duration,
         AfterValidator(_watchdog),

@@ -39,7 +39,8 @@ class Generation:
         self.plan = plan
         self.watch = watch
         self.places: list[Place] = []
-        self.kill_at: float | None = None  # when those that still drain are ended
+        self.drains = False
+        self.kill_at: float | None = None  # when those that still drain are ended, if ever
 
     def make_places(self, taken: Collection[int], most: int) -> None:
         """Make places for all workers of the plan; raises NoRoom beyond `most`."""
@@ -49,19 +50,29 @@ class Generation:
             for number in range(pool.workers):
                 place = next(free, None)
                 if place is None:
-                    raise NoRoom(f"there is room for {most} workers; a restart makes more")
+                    raise NoRoom(
+                        f"there is room for {most} workers, with those that drain: `superd"
+                        " connections` shows for whom they do, reload-drain-timeout limits it,"
+                        " and a restart makes more room"
+                    )
                 self.places.append(Place(place, self, pool, throttle, is_first=number == 0))
 
     @property
     def is_ready(self) -> bool:
         return all(place.child and place.child.ready for place in self.places)
 
+    def retire(self, kill_at: float | None) -> None:
+        """Have its workers drain, since others accept; none of them is replaced."""
+        self.drains = True
+        self.kill_at = kill_at
+        for place in self.places:
+            if place.child:
+                # one that is not ready does not know the other signal yet, and ends
+                place.child.signal(signal.SIGUSR1 if place.child.ready else signal.SIGTERM)
+        self.places = [place for place in self.places if place.child]
+
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all of its workers."""
         for place in self.places:
             if place.child:
                 place.child.signal(number)
-
-    @property
-    def drains(self) -> bool:
-        return self.kill_at is not None

@@ -133,8 +133,8 @@ class Reload:
             taken = {place.number for place in master.workers.places}
             watch = Watch(self._listeners, master.log)
             number = old.number + 1
-            self._next = Generation(number, plan, watch)
-            self._next.make_places(taken, master.tally.roster.places)
+            new = Generation(number, plan, watch)
+            new.make_places(taken, master.tally.roster.places)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
             return
@@ -143,7 +143,8 @@ class Reload:
         self.state = "starting"
         self._deadline = time.monotonic() + PATIENCE
         master.provide_resolver(plan)
-        master.workers.generations.append(self._next)
+        self._next = new
+        master.workers.generations.append(new)
 
     def _with_fixed_files(self, settings: Settings, running: Settings) -> Settings:
         """Keep the files by which the running superd is known."""

@@ -87,11 +87,11 @@ class Watchdog:
         self._lifelines.pop(child).close()
 
     def look(self, places: Iterable[Place], now: float) -> None:
-        """End workers that have stood still for as long as `watchdog` says, but for those that
-        drain: their time is limited anyway.
+        """End workers that have stood still for as long as `watchdog` says, but for those whose
+        time is limited anyway, since they drain.
         """
         for place in places:
-            if place.child is not None and not place.generation.drains:
+            if place.child is not None and place.generation.kill_at is None:
                 self._look(place, place.child, now)
 
     def _look(self, place: Place, child: Child, now: float) -> None:

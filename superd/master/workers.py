@@ -79,9 +79,8 @@ class Workers:
 
     def retire(self, generation: Generation) -> None:
         """Have the workers of a generation drain; none of them is replaced."""
-        generation.kill_at = time.monotonic() + drain_time(generation)
-        generation.signal(signal.SIGTERM)
-        generation.places = [place for place in generation.places if place.child]
+        limit = generation.plan.settings.daemon.reload_drain_timeout
+        generation.retire(time.monotonic() + limit + 2 * GRACE if limit else None)
         self._forget_if_gone(generation)
 
     def ended(self, pid: int, code: int) -> None:
@@ -139,6 +138,7 @@ class Workers:
             directory=settings.file.parent,
             resolver="" if master.resolving is None else master.resolving.address,
             drain_timeout=settings.daemon.drain_timeout,
+            retire_timeout=settings.daemon.reload_drain_timeout,
             loop=settings.daemon.loop,
             threshold=master.log.threshold,
             is_trial=master.is_trial,
@@ -166,6 +166,8 @@ class Workers:
         what = f"worker {child.pid} of pool {place.pool.name} {how_it_ended(code)}"
         what += f": {why}" if why else ""
         what += f"; {lost} connections were lost with it" if lost else ""
+        if place.generation.drains and (lost or ended_for):
+            self._master.log.error(what)
         self._fill_again(place, what, exit_code, was_ready=child.ready)
 
     def _fill_again(self, place: Place, what: str, exit_code: int, *, was_ready: bool) -> None:
@@ -192,5 +194,5 @@ class Workers:
 
 
 def drain_time(generation: Generation) -> float:
-    """Return how many seconds the workers of a generation may take to drain."""
+    """Return how many seconds the workers of a generation may take until superd stops."""
     return generation.plan.settings.daemon.drain_timeout + 2 * GRACE

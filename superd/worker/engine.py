@@ -27,6 +27,7 @@ from superd.worker.blocking.session import BlockingSession, Crew
 from superd.worker.datagrams import Answering, DatagramListener
 from superd.worker.flows import FlowListener
 from superd.worker.handovers import Handover
+from superd.worker.loop import WorkerLoop
 from superd.worker.names import Names
 from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.pulse import Pulse
@@ -58,6 +59,7 @@ class Engine:
         send_events: Callable[[bytes], bool],
         guard: ReflectionGuard,
         drain_timeout: float,
+        retire_timeout: float,
         pulse: Pulse,
         resolver: str = "",
     ) -> None:
@@ -72,6 +74,7 @@ class Engine:
         self.connection_log = ConnectionLog(os.getpid(), send_events, self.loop.call_later, lost)
         self.flood_gate = FloodGate(report)
         self.drain_timeout = drain_timeout
+        self.retire_timeout = retire_timeout
         self.loop.set_exception_handler(self._loop_failed)
         self.sessions: dict[int, Session] = {}
         self.pulse = pulse
@@ -84,6 +87,7 @@ class Engine:
         self.crews: dict[Serving, Crew] = {}  # of those whose handlers block
         self.flows = Counter[str]()  # sources of datagrams, by service
         self.draining = False
+        self.is_to_end = False
         self.over = False
         self.held = 0
         self.own_descriptors = 0
@@ -235,15 +239,29 @@ class Engine:
             serving.records.end_window()
         self.connection_log.flush()
 
-    def drain(self) -> None:
-        """Accept no more; end once the last connection has, or when the time is over."""
+    def retire(self) -> None:
+        """Accept no more, since others do; end once the last connection has, however long that may
+        take, or when reload-drain-timeout is over.
+        """
         if not self.draining:
-            self.draining = True
-            for listener in self.listeners:
-                listener.stop()
-            self.tarpit.let_all_go()
-            self.loop.call_later(self.drain_timeout, self._cut)
-            self.end_if_drained()
+            self._accept_no_more()
+            if self.retire_timeout:
+                self.loop.call_later(self.retire_timeout, self._cut, "reload-drain-timeout")
+
+    def drain(self) -> None:
+        """Accept no more; end once the last connection has, or when drain-timeout is over."""
+        if not self.is_to_end:
+            self.is_to_end = True
+            self.loop.call_later(self.drain_timeout, self._cut, "drain-timeout")
+            if not self.draining:
+                self._accept_no_more()
+
+    def _accept_no_more(self) -> None:
+        self.draining = True
+        for listener in self.listeners:
+            listener.stop()
+        self.tarpit.let_all_go()
+        self.end_if_drained()
 
     def stop(self) -> None:
         """End at once, whoever is connected."""
@@ -253,9 +271,9 @@ class Engine:
         self._expire_all()
         self._end()
 
-    def _cut(self) -> None:
+    def _cut(self, limit: str) -> None:
         if number := len(self.sessions) + self.held:
-            message = f"{number} connections cut at the end of drain-timeout"
+            message = f"{number} connections cut at the end of {limit}"
             self.report(Record("warning", message))
         self._expire_all()
         self.loop.call_later(GRACE, self._end)
@@ -369,29 +387,3 @@ def _late(session: Session, now: float) -> End | None:
     if entry.idle_timeout and now - session.active_at >= entry.idle_timeout:
         return End.IDLE
     return None
-
-
-class WorkerLoop(asyncio.AbstractEventLoop):
-    """An event loop that a plugin cannot stop: while it serves that raises in the plugin."""
-
-    is_serving = False
-
-    def stop(self) -> None:
-        if self.is_serving:
-            raise RuntimeError("a plugin cannot stop the event loop: it is everybody's")
-        super().stop()
-
-
-def new_loop(kind: str) -> WorkerLoop:
-    """Return a loop of "uvloop" or "asyncio"; "auto" is uvloop where it is installed."""
-    made: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
-    if kind != "asyncio":
-        try:
-            import uvloop
-        except ImportError:
-            if kind == "uvloop":
-                raise
-        else:
-            made = uvloop.Loop
-    loop: WorkerLoop = type("Loop", (WorkerLoop, made), {})()
-    return loop

@@ -43,9 +43,10 @@ from superd.worker.blocking.session import Crew
 from superd.worker.blocking.threads import Threads
 from superd.worker.channel import OBSERVE, Channel
 from superd.worker.confinement import confine, keep_only, limit, open_descriptors
-from superd.worker.engine import Engine, WorkerLoop, new_loop
+from superd.worker.engine import Engine
 from superd.worker.environment import clean_environment
 from superd.worker.lifeline import Lifeline
+from superd.worker.loop import WorkerLoop, new_loop
 from superd.worker.observing import Observer
 from superd.worker.pulse import Pulse
 from superd.worker.requests import Requests
@@ -74,6 +75,7 @@ class Assignment:
     limits: Limits  # the daemon's
     directory: Path  # of the configuration: relative paths in options start there
     drain_timeout: float
+    retire_timeout: float  # 0 for none
     resolver: str  # the address of its socket; "" for none
     loop: str
     is_trial: bool  # it serves nobody, and is ended with the process group of who tries it
@@ -146,6 +148,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         channel.events,
         guard,
         assignment.drain_timeout,
+        assignment.retire_timeout,
         pulse,
         assignment.resolver,
     )
@@ -260,7 +263,11 @@ def _serve(
         engine.show(channel.status)
         channel.ready()
 
-    handlers = {signal.SIGTERM: engine.drain, signal.SIGQUIT: engine.stop}
+    handlers = {
+        signal.SIGTERM: engine.drain,
+        signal.SIGQUIT: engine.stop,
+        signal.SIGUSR1: engine.retire,
+    }
     signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # uvloop loses those before it runs
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import threading
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import answer_to, connect_tcp, connect_unix, crowd
+from superd.admission.scoreboard import LEAST_PLACES
+from tests.clients import answer_to, connect_tcp, connect_unix, crowd, ending
 from tests.conftest import Start
 from tests.daemons import free_port
 from tests.harness import PATIENCE, Superd, exchange, make_plugin, until
@@ -382,6 +384,76 @@ def test_a_reload_under_load_loses_nobody(start_superd: Start) -> None:
     (worker,) = served.workers()
     assert len([d for d in descriptors(served.pid) if d.target.startswith("socket:")]) < 12
     assert worker
+
+
+LIMITED = """
+[daemon]
+loop = "{loop}"
+drain-timeout = "200ms"
+reload-drain-timeout = "{limit}"
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_connections_outlast_a_reload_until_superd_is_stopped(
+    start_superd: Start, loop: str
+) -> None:
+    toml = LIMITED.format(loop=loop, limit="0s")
+    served = start_superd(toml)
+    with served.connect("echo") as client:
+        client.sendall(b"1")
+        assert client.recv(1) == b"1"
+        reload(served, toml)
+        begun = time.monotonic()
+        # what would have cut it after drain-timeout has had its time: a later one was cut by that
+        with served.connect("echo") as other:
+            other.sendall(b"1")
+            assert other.recv(1) == b"1"
+            os.kill(served.workers()[0], signal.SIGTERM)
+            assert ending(other)[0] == b""
+        assert time.monotonic() - begun > 0.2
+        client.sendall(b"2")
+        assert client.recv(1) == b"2"
+        assert "draining" in {worker["state"] for worker in served.answer()["workers"]}
+        served.signal(signal.SIGTERM)
+        assert ending(client)[0] == b""
+    assert served.wait() == 0
+    assert len(re.findall("1 connections cut at the end of drain-timeout", served.log())) == 2
+
+
+def test_a_limit_for_those_from_before_a_reload_is_kept(start_superd: Start) -> None:
+    toml = LIMITED.format(loop="auto", limit="300ms")
+    served = start_superd(toml)
+    with served.connect("echo") as client:
+        client.sendall(b"1")
+        assert client.recv(1) == b"1"
+        reload(served, toml)
+        assert ending(client)[0] == b""
+    served.wait_for_log("1 connections cut at the end of reload-drain-timeout")
+    until(lambda: len(served.answer()["workers"]) == 1, "the old worker to end")
+
+
+@pytest.mark.soak
+def test_when_there_is_no_room_for_workers_it_is_said_what_makes_room(start_superd: Start) -> None:
+    served = start_superd(LIMITED.format(loop="auto", limit="0s"))
+    with contextlib.ExitStack() as stack:
+        for _ in range(LEAST_PLACES - 1):
+            client = stack.enter_context(served.connect("echo"))
+            client.sendall(b"1")
+            assert client.recv(1) == b"1"
+            reload(served, served.toml)
+        client = stack.enter_context(served.connect("echo"))
+        client.sendall(b"1")
+        assert client.recv(1) == b"1"
+        done = served.run("reload")
+        assert done.returncode == 1
+        assert f"there is room for {LEAST_PLACES} workers, with those that drain" in done.stderr
+    until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
+    reload(served, served.toml)
 
 
 def test_many_signals_at_once_end_in_one_good_state(start_superd: Start) -> None:

@@ -22,8 +22,9 @@ from superd.observe.connections import End, ServiceRecords, parsed
 from superd.observe.records import Record, Threshold
 from superd.plugin import Connection, Options, Request, Service
 from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
-from superd.worker.engine import Engine, new_loop
+from superd.worker.engine import Engine
 from superd.worker.lifeline import Lifeline
+from superd.worker.loop import new_loop
 from superd.worker.protocols import PORTION, ProtocolSession, advance
 from superd.worker.pulse import Pulse
 from superd.worker.serving import Serving
@@ -102,7 +103,7 @@ class Bench:
         pulse = Pulse(self.loop, self.lifeline)
         threshold, guard = Threshold("debug"), ReflectionGuard([])
         self.engine = Engine(
-            self.loop, 1, self.log.append, threshold, self.take_events, guard, 1.0, pulse
+            self.loop, 1, self.log.append, threshold, self.take_events, guard, 1.0, 0.0, pulse
         )
         self.plugin = Everything()
         roster = Roster.of(["test"], 1)

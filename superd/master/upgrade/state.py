@@ -127,6 +127,7 @@ def _place(place: Place, master: Master, found: _Descriptors) -> State:
     return {
         "number": place.number,
         "generation": place.generation.number,
+        "drains": place.generation.drains,
         "kill at": place.generation.kill_at,
         "pool": place.pool.name,
         "is first": place.is_first,

@@ -128,7 +128,7 @@ def generations_of(state: State, plan: Plan, watch: Watch) -> list[Generation]:
             child,
             due=0.0 if child is None else None,
         )
-        generation.kill_at = passed["kill at"]
+        generation.drains, generation.kill_at = passed["drains"], passed["kill at"]
         generation.places.append(place)
     return [generations[number] for number in numbers]
 

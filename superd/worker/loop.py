@@ -1,0 +1,34 @@
+"""The event loop of a worker, which belongs to all of its services.
+
+Runs in the worker. Raises ImportError where the loop that is wanted is not installed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class WorkerLoop(asyncio.AbstractEventLoop):
+    """An event loop that a plugin cannot stop: while it serves that raises in the plugin."""
+
+    is_serving = False
+
+    def stop(self) -> None:
+        if self.is_serving:
+            raise RuntimeError("a plugin cannot stop the event loop: it is everybody's")
+        super().stop()
+
+
+def new_loop(kind: str) -> WorkerLoop:
+    """Return a loop of "uvloop" or "asyncio"; "auto" is uvloop where it is installed."""
+    made: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
+    if kind != "asyncio":
+        try:
+            import uvloop
+        except ImportError:
+            if kind == "uvloop":
+                raise
+        else:
+            made = uvloop.Loop
+    loop: WorkerLoop = type("Loop", (WorkerLoop, made), {})()
+    return loop
