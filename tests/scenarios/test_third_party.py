@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -42,10 +43,15 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> str:
     ours = sysconfig.get_path("purelib")
     (site / "superd.pth").write_text(f"import site; site.addsitedir({ours!r})\n")
     assert "shout" not in superd(str(python), "plugins")
-    pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet"]
-    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
-    subprocess.run([*pip, *offline, str(PROJECT)], check=True, timeout=120)
+    install(str(python), PROJECT)
     return str(python)
+
+
+def install(python: str, project: Path) -> None:
+    """Install a distribution, or a newer version of it."""
+    pip = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--upgrade"]
+    offline = ["--no-index", "--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, *offline, str(project)], check=True, timeout=120)
 
 
 def superd(python: str, *arguments: str) -> str:
@@ -82,3 +88,28 @@ def test_it_is_described(python: str) -> None:
 def test_it_is_the_plugin_that_the_readme_shows() -> None:
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert (PROJECT / "superd_shout.py").read_text() == source
+
+
+def test_a_newer_version_serves_after_a_reload_and_the_old_one_finishes(
+    served: Superd, python: str, tmp_path: Path
+) -> None:
+    newer = tmp_path / "superd-shout"
+    shutil.copytree(PROJECT, newer)
+    for name, old, new in [
+        ("pyproject.toml", 'version = "1.0"', 'version = "2.0"'),
+        ("superd_shout.py", "line.upper()", 'line.upper() + b"!"'),
+    ]:
+        text = (newer / name).read_text()
+        assert old in text
+        (newer / name).write_text(text.replace(old, new))
+    with served.connect("shout") as before:
+        before.sendall(b"one\n")
+        assert before.recv(100) == b"ONE\n"
+        install(python, newer)
+        assert exchange(served.connect("shout"), b"two\n") == b"TWO\n"  # until it is told to look
+        done = served.run("reload")
+        assert (done.returncode, done.stdout) == (0, "echo: unchanged\nshout: unchanged\n")
+        assert exchange(served.connect("shout"), b"three\n") == b"THREE\n!"
+        before.sendall(b"four\n")
+        assert before.recv(100) == b"FOUR\n"
+    assert re.search(r"^shout +superd-shout +2\.0 ", superd(python, "plugins"), re.M)
