@@ -262,6 +262,7 @@ class Master:
         if self._is_up:
             self.workers.watchdog.look(self.workers.places, now)
         self.bans.keep_time(now)
+        self.rates.look(now, self.current.plan.services)
         if self.control is not None:
             self.control.look()
         self.workers.end_serving(self.current.watch.look())
