@@ -26,7 +26,9 @@ from superd.config.model import Limits, Service
 RETRY = 20_000_000  # ns until it is looked again whether a connection has ended elsewhere
 LOCKED_RETRY = 1_000_000
 
+# looked up once: they are used for each connection
 _ACTIVE = int(Count.ACTIVE)
+_ADMITTED = Verdict.ADMITTED
 
 OWN = {word for words in (OF_SERVICE, OF_DAEMON) for word in words[:3]}  # not those of a source
 
@@ -144,7 +146,7 @@ class Gate:
         return self._admit(host, self.rules.judge_named(host, name, time.time()))
 
     def _admit(self, who: Who, judgement: Refusal | Verdict) -> Ticket | Refusal | Verdict:
-        if judgement is not Verdict.ADMITTED:
+        if judgement is not _ADMITTED:
             self.unreserve()
             return judgement
         if not self.scopes:

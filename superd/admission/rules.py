@@ -19,6 +19,8 @@ from superd.net.patterns import HostName
 
 Who = str | UnixPeer  # a numeric host, or the peer of a unix socket
 
+_ADMITTED = Verdict.ADMITTED  # looking up enumerations takes time
+
 NOBODY_KNOWN = UnixPeer(-1)  # who sends to a unixgram socket does not say who it is
 
 
@@ -51,9 +53,9 @@ class Rules:
             return Refusal.BANNED
         if self.access is not None:
             verdict = self.access.verdict(who)
-            if verdict is not Verdict.ADMITTED:
+            if verdict is not _ADMITTED:
                 return Refusal.ACCESS if verdict is Verdict.REFUSED else verdict
-        return self._by_time(now)
+        return self._by_time(now) if self.times is not None else _ADMITTED
 
     def judge_named(self, host: str, name: str, now: float) -> Refusal | Verdict:
         """Judge a host whose name was asked for; "" where it could not be confirmed."""
@@ -63,7 +65,7 @@ class Rules:
 
     def _by_time(self, now: float) -> Refusal | Verdict:
         is_open = self.times is None or self.times.admits(now)
-        return Verdict.ADMITTED if is_open else Refusal.TIMES
+        return _ADMITTED if is_open else Refusal.TIMES
 
 
 def access_list(

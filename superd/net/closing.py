@@ -18,8 +18,9 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 def undelivered(sock: Any) -> int:
     """Return how many bytes the kernel holds that the other side has not taken (tcp(7))."""
+    queued = bytearray(4)
     try:
-        queued = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4))
+        fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
     except OSError:
         return 0
     return int.from_bytes(queued, sys.byteorder)

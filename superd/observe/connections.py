@@ -112,6 +112,7 @@ class ServiceRecords:
 
     def __init__(self, log: ConnectionLog, service: str, events: Collection[str]) -> None:
         self._log = log
+        self.wants_any = bool(events)
         head = f',"pid":{log.pid},"service":{json.dumps(service)},"event":'
         self._accepted = f'{head}"{ACCEPTED}","conn":"' if ACCEPTED in events else ""
         self._closed = f'{head}"{CLOSED}","conn":"' if CLOSED in events else ""

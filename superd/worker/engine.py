@@ -179,7 +179,8 @@ class Engine:
     def leave(self, session: Session) -> bool:
         """Strike a connection off; tell whether it was still booked."""
         known = self.sessions.pop(session.number, None) is not None
-        self.end_if_drained()
+        if self.draining:
+            self.end_if_drained()
         return known
 
     def pause(self, serving: Serving, seconds: float) -> None:

@@ -34,8 +34,8 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 
 SLOTS = (
-    "active_at", "end", "ends", "engine", "number", "outcome", "received", "seen", "sent",
-    "serving", "sockaddr", "started", "target", "task", "ticket", "transport_kind",
+    "_ends", "active_at", "end", "engine", "local_text", "number", "outcome", "received", "seen",
+    "sent", "serving", "sockaddr", "started", "target", "task", "ticket", "transport_kind",
 )  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class Session:
     """What all kinds of connection have in common.
 
     `received` and `sent` count bytes; `started` and `active_at` are the loop's time. `end` is how
-    it ended, where that was not by the service; `ends` is what the record says in each event.
+    it ended, where that was not by the service; `local_text` is our address, as the record has it.
     """
 
     engine: Engine
@@ -52,8 +52,9 @@ class Session:
     transport_kind: Transport
     sockaddr: Any
     ticket: Ticket
-    ends: str
+    local_text: str
     end: End | None
+    _ends: str
     outcome: str
     received: int
     sent: int
@@ -90,8 +91,18 @@ class Session:
         self.task = self.target = None
         self.number = engine.enter(self)
         self.started = self.active_at = engine.loop.time()
-        self.ends = ends_of(self.id, endpoint_text(kind, sockaddr), local)
-        serving.records.accepted(self.ends)
+        self.local_text = local
+        self._ends = ""
+        if serving.records.wants_any:
+            serving.records.accepted(self.ends)
+
+    @property
+    def ends(self) -> str:
+        """What the record says in each event: made when somebody wants to know it."""
+        if not self._ends:
+            peer = endpoint_text(self.transport_kind, self.sockaddr)
+            self._ends = ends_of(self.id, peer, self.local_text)
+        return self._ends
 
     @property
     def id(self) -> str:
@@ -201,10 +212,11 @@ class Session:
             counts[_BYTES_OUT] += self.sent
             duration = self.engine.loop.time() - self.started
             counts[duration_column(duration)] += 1
-            end = "server" if self.end is None else self.end.value
-            serving.records.closed(
-                self.ends, duration, self.received, self.sent, end, self.outcome, self.target
-            )
+            if serving.records.wants_any:
+                end = "server" if self.end is None else self.end.value
+                serving.records.closed(
+                    self.ends, duration, self.received, self.sent, end, self.outcome, self.target
+                )
             self.give_place_back()
             if serving.waiting:
                 serving.resume()

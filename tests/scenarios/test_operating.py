@@ -272,6 +272,18 @@ def test_the_commands_list_and_kill(served: Superd) -> None:
         assert ending(client) == (b"", "fin")
 
 
+def test_those_of_whom_nothing_is_recorded_are_listed_in_full(start_superd: Start) -> None:
+    toml = '[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\nrecord = []\n'
+    served = start_superd(toml)
+    with served.connect("echo") as client:
+        until(lambda: listed(served), "the client")
+        [row] = listed(served)
+        assert row["peer"] == "{}:{}".format(*client.getsockname())
+        assert row["local"] == "tcp://{}:{}".format(*client.getpeername())
+        kill(served, row)
+        assert ending(client) == (b"", "fin")
+
+
 def test_a_worker_that_hangs_is_named_and_holds_up_nobody(start_superd: Start) -> None:
     served = start_superd(
         '[daemon]\nworkers = 2\n[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
