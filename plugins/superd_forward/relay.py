@@ -34,7 +34,7 @@ class ForwardedConnection(Relay):
 
     __slots__ = (
         "chain", "client", "conn", "connecting", "cut_short", "deadline", "endpoint", "first",
-        "is_over", "order", "seen", "streams", "target", "target_side", "unsent",
+        "is_over", "order", "passed", "seen", "streams", "target", "target_side",
     )  # fmt: skip
 
     def __init__(self, streams: Streams, sock: socket.SocketType, conn: Relayed) -> None:
@@ -49,7 +49,7 @@ class ForwardedConnection(Relay):
         self.is_over = False
         self.seen = -1  # bytes, when it was looked at how a half-closed or broken one goes on
         self.deadline = 0.0
-        self.unsent = 0  # bytes of the target that the client never took
+        self.passed = 0, 0  # bytes received and sent, once it is over
         self.connecting: Connecting | None = None
         self.endpoint: Endpoint | None = None  # of our socket to the target
         chain = chain_of(sock)
@@ -75,13 +75,15 @@ class ForwardedConnection(Relay):
 
     @property
     def received(self) -> int:
-        return self.client.count
+        return self.passed[0] if self.is_over else self.client.count
 
     @property
     def sent(self) -> int:
+        if self.is_over:
+            return self.passed[1]
         if self.target_side is None:
             return 0
-        return self.target_side.count - (self.unsent or len(self.client.kept or ()))
+        return self.target_side.count - len(self.client.kept or ())
 
     # What connecting calls
 
@@ -249,8 +251,9 @@ class ForwardedConnection(Relay):
             self._over(End.HALF_CLOSE)
 
     def cut(self) -> None:
-        self._reset_both()
-        self._close()
+        if not self.is_over:
+            self._reset_both()
+            self._close()
 
     def _reset_both(self) -> None:
         for side in self._sides:
@@ -264,10 +267,8 @@ class ForwardedConnection(Relay):
 
     def _close(self) -> None:
         """Close both sides and forget everything."""
-        if self.is_over:
-            return
+        self.passed = self.received, self.sent
         self.is_over = True
-        self.unsent = len(self.client.kept or ())
         if self.connecting is not None:
             self.connecting.cancel()
         if self.endpoint is not None:
@@ -276,12 +277,15 @@ class ForwardedConnection(Relay):
         self.streams.title.changed()
         self.streams.half_closed.discard(self)
         self.streams.breaking.discard(self)
+        nobody = self.streams.nobody
         for side in self._sides:
             if side is not None:
                 side.close()
+                side.other = nobody
         if not self.streams.connections:
             self.streams.poller.pipes.close_spare()
         if self.target is not None:
             self.target.left()
             self.target.succeeded()
             self.target = None
+        self.client, self.target_side = nobody, None  # circles would wait to be collected

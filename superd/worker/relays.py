@@ -49,7 +49,7 @@ class RelayedSession(Session, Relayed):
 
     def ended(self, end: End) -> None:
         self.end = self.end or end
-        self.progress()
+        self._let_go()
         self.leave()
 
     def expire(self, end: End) -> None:
@@ -68,6 +68,11 @@ class RelayedSession(Session, Relayed):
         self.finish()
 
     def finish(self) -> None:
-        self.progress()
+        self._let_go()
         self.sock.close()
         self.leave()
+
+    def _let_go(self) -> None:
+        """Let go of the relay, which has us: a circle would wait for the garbage collector."""
+        self.progress()
+        self.relay = None
