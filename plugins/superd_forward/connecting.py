@@ -107,7 +107,8 @@ class Connecting:
                 self._note(way, error.strerror or str(error))
                 self._try_next()
             return
-        self.next_at = time.monotonic() + NEXT_ADDRESS
+        if self.ways:
+            self.next_at = time.monotonic() + NEXT_ADDRESS
         streams.connecting.add(self)
 
     def won(self, attempt: Attempt, events: int, *, is_broken: bool) -> None:
@@ -117,8 +118,7 @@ class Connecting:
         assert target is not None
         self._leave()
         target.took()
-        seconds = time.monotonic() - self.started
-        self.relay.connected(attempt, target, seconds, events & INPUT, is_broken=is_broken)
+        self.relay.connected(attempt, target, self.started, events & INPUT, is_broken=is_broken)
 
     def lost(self, attempt: Attempt, why: str) -> None:
         """Go on where an address has not taken the connection."""
@@ -144,9 +144,8 @@ class Connecting:
     def _leave(self) -> None:
         self.relay.streams.connecting.discard(self)
         self.ways = ()
-        for attempt in self.attempts:
-            attempt.close()
-        self.attempts.clear()
+        while self.attempts:
+            self.attempts.pop().close()
 
     def _next_target(self, why: str) -> None:
         target = self.target
@@ -190,7 +189,8 @@ class Attempt:
         self.way = way
         self.endpoint = None
         if way.may_loop:
-            self.endpoint = remember(sock, way.address.port, connecting.relay.chain)
+            relay = connecting.relay
+            self.endpoint = remember(sock, way.address.port, (*relay.chain, relay.streams))
 
     def ready(self, events: int) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0

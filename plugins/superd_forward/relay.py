@@ -52,12 +52,11 @@ class ForwardedConnection(Relay):
         self.passed = 0, 0  # bytes received and sent, once it is over
         self.connecting: Connecting | None = None
         self.endpoint: Endpoint | None = None  # of our socket to the target
-        chain = chain_of(sock)
-        self.chain = (*chain, streams)
+        self.chain = chain_of(sock)  # the services that it has come through
         self.order = iter(streams.targets.order(conn))
         streams.poller.add(self.client.descriptor, self.client)
         streams.connections[self] = None
-        if streams in chain:
+        if streams in self.chain:
             self.unreachable(LOOP)
         else:
             self._connect()
@@ -88,16 +87,19 @@ class ForwardedConnection(Relay):
     # What connecting calls
 
     def connected(
-        self, attempt: Attempt, target: Target, seconds: float, events: int, *, is_broken: bool
+        self, attempt: Attempt, target: Target, started: float, events: int, *, is_broken: bool
     ) -> None:
-        """Go on with a socket that is connected and in the poller, which has told of `events`."""
+        """Go on with a socket that is connected and in the poller, which has told of `events`;
+        `started` is when the target was first tried.
+        """
         self.connecting, client = None, self.client
         sock, self.endpoint = attempt.sock, attempt.endpoint
         self.target = target
-        self.deadline = time.monotonic() + AT_ONCE
-        if target.is_doubted:
+        now = time.monotonic()
+        self.deadline = now + AT_ONCE
+        if target.in_a_row:
             self.streams.poller.loop.call_later(AT_ONCE, self.lasts, target)
-        self.conn.reached(attempt.way.name, seconds)
+        self.conn.reached(attempt.way.name, now - started)
         self.streams.title.changed()
         side = self.target_side = Side(self, sock, self.streams.poller)
         side.other, client.other = client, side

@@ -36,7 +36,8 @@ class Way:
 
 
 class Target:
-    """One place to forward to. `way` is None where a name has to be looked up first.
+    """One place to forward to. `way` is None where a name has to be looked up first; `in_a_row`
+    is how often it has failed without serving since.
 
     It is left out for `retry_after` seconds once it has failed `fail_after` times in a row, and
     while probes find it down.
@@ -63,7 +64,7 @@ class Target:
         self.active = self.served = self.failures = 0
         self.last_error = ""
         self.is_down = False  # as probes have found
-        self._in_a_row = 0
+        self.in_a_row = 0
         self._out_until = 0.0
         self._fail_after = fail_after
         self._retry_after = retry_after
@@ -79,11 +80,6 @@ class Target:
         """Tell whether clients are sent there, by the monotonic clock."""
         return not self.is_down and now >= self._out_until
 
-    @property
-    def is_doubted(self) -> bool:
-        """Whether it has failed, and not served since."""
-        return self._in_a_row > 0
-
     def entered(self) -> None:
         """Count a client that is being connected."""
         self.active += 1
@@ -98,17 +94,17 @@ class Target:
 
     def succeeded(self) -> None:
         """Take note that it serves."""
-        if self._in_a_row:
+        if self.in_a_row:
             if self._out_until:
                 self._log("info", f"target {self.name} serves again")
-            self._in_a_row, self._out_until = 0, 0.0
+            self.in_a_row, self._out_until = 0, 0.0
 
     def failed(self, why: str) -> None:
         """Take note that it does not, and leave it out if that has happened too often."""
         self.failures += 1
-        self._in_a_row += 1
+        self.in_a_row += 1
         self.last_error = why
-        if self._fail_after and self._in_a_row >= self._fail_after:
+        if self._fail_after and self.in_a_row >= self._fail_after:
             if not self._out_until:
                 text = f"target {self.name} is left out for {self._retry_after:g} s: {why}"
                 self._log("warning", text)

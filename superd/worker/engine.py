@@ -172,7 +172,7 @@ class Engine:
 
     def enter(self, session: Session) -> int:
         """Book a connection and return its number."""
-        number = self.next_number()
+        number = self._last_number = self._last_number + 1
         self.sessions[number] = session
         return number
 
