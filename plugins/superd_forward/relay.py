@@ -177,8 +177,6 @@ class ForwardedConnection(Relay):
             self._over(self.cut_short or End.RESET)
             return
         if side is self.client and self.connecting is not None:
-            self.connecting.cancel()
-            self.connecting = None
             self._over(End.RESET)
             return
         if side is not self.client and self._may_try_another():
@@ -273,6 +271,7 @@ class ForwardedConnection(Relay):
         self.is_over = True
         if self.connecting is not None:
             self.connecting.cancel()
+            self.connecting = None
         if self.endpoint is not None:
             forget(self.endpoint)
         del self.streams.connections[self]

@@ -15,7 +15,7 @@ import pytest
 
 from tests.clients import ending, is_open, reset
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, until
+from tests.harness import PATIENCE, Superd, exchange, make_plugin, until
 from tests.scenarios.forwarding.ends import Pair, Stream, Target, digest_of, entry, stays_quiet
 from tests.usage import open_descriptors, processor_time
 
@@ -91,6 +91,49 @@ def test_clients_that_reset_in_the_middle_leave_nothing_behind(
 ) -> None:
     served = start_superd(f'[daemon]\nloop = "{loop}"\n' + entry("web", target))
     tear_many(served, Pair(served, "web", target), number)
+
+
+UNCOLLECTED = """
+    import gc
+
+    from superd.plugin import Service, hookimpl
+
+    class Uncollected(Service):
+        name = "uncollected"
+
+        def start(self):
+            gc.disable()
+
+        async def stream(self, conn):
+            kinds = [type(it).__name__ for it in gc.get_objects()]
+            await conn.send(str(sum(map(kinds.count, ("Side", "ForwardedConnection")))).encode())
+
+    @hookimpl
+    def superd_services():
+        return [Uncollected]
+"""
+
+
+def test_nothing_of_a_connection_waits_for_the_garbage_collector(
+    start_superd: Start, target: Target, tmp_path: Path
+) -> None:
+    toml = (
+        entry("web", target)
+        + """
+    [service.uncollected]
+    plugin = "uncollected"
+    listen = "tcp://127.0.0.1:0"
+    """
+    )
+    served = start_superd(toml, env=make_plugin(tmp_path / "plugins", "uncollected", UNCOLLECTED))
+    pair = Pair(served, "web", target)
+    with pair.open() as ends:
+        assert talks(ends)
+        assert exchange(served.connect("uncollected"), b"") == b"3"  # it, and its two sides
+        for number in range(3 * 4 * 5 * 7):
+            tear(pair, number)
+    served.wait_until_left("web")
+    assert exchange(served.connect("uncollected"), b"") == b"0"
 
 
 # Too few descriptors
