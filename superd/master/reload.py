@@ -159,7 +159,7 @@ class Reload:
 
     def _go_over(self, new: Generation) -> None:
         master, old = self.master, self.master.current
-        if any(listener.socket.fileno() < 0 for listener in self._listeners):
+        if new.watch.is_overtaken:
             self._fail("a listener was broken meanwhile; reload once more", ExitCode.FAILED)
             return
         if self._log is not None:

@@ -28,8 +28,13 @@ class Watch:
         self.listeners = listeners
         self.log = log
         self.changes = 0  # how many sockets were closed or made anew
-        self._lost = {one.address for one in listeners if one.socket.fileno() < 0}
+        self._lost = {one.address for one in listeners if one.is_closed}
         self._next = 0  # who is looked at next
+
+    @property
+    def is_overtaken(self) -> bool:
+        """Whether another watch, of the same sockets, has found one broken."""
+        return any(one.is_closed and one.address not in self._lost for one in self.listeners)
 
     def sockets(self, services: Container[str]) -> list[tuple[str, Address, socket.socket]]:
         """Return what workers that serve `services` listen on."""

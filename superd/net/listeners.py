@@ -61,13 +61,20 @@ class Listener:
     @property
     def takes_ipv4(self) -> bool:
         """Whether it serves IPv4, too, as none does that superd has bound to [::]."""
-        is_wildcard = self.address.host == ANY_IPV6
-        return is_wildcard and not self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+        if self.is_closed or self.address.host != ANY_IPV6:
+            return False
+        return not self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was past mending, and nobody has made it anew yet."""
+        return self.socket.fileno() < 0
 
     def close(self) -> None:
         """Remove the socket's file where it is still ours, and close the socket."""
         if self.file is not None:
-            unlink_own(self.address.path, self.file)
+            if not self.is_closed:  # by the copy that a reload has of it
+                unlink_own(self.address.path, self.file)
             self.file = None
         self.socket.close()
         if self.entrance is not None:
@@ -129,7 +136,8 @@ def listen(
     What other processes have of a range of ports they keep, as is added to `notices`.
 
     What is in `existing` already goes on with the same socket, and belongs to the returned listener
-    from `adopt` on; until then nothing of it is changed but SO_REUSEPORT.
+    from `adopt` on; until then nothing of it is changed but SO_REUSEPORT. One that is closed stays
+    so: who holds its address is no reason for the others not to go on.
 
     Services may share a port on different local addresses: Linux takes a specific address beside
     the wildcard only with SO_REUSEPORT on both. That option would also let another superd of the
@@ -144,7 +152,7 @@ def listen(
     kept = _kept(wanted, existing)
     shared = _shared([address for *_, address in wanted] + [one.address for one in existing])
     for listener in existing:
-        if listener.address in shared:
+        if listener.address in shared and not listener.is_closed:
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.shares_port = True
     found: list[Listener] = []
@@ -210,6 +218,8 @@ def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[L
     left = [one for one in existing if one.socket not in sockets]
     before = {one.socket: one.entry for one in existing}
     for listener in listeners:
+        if listener.is_closed:
+            continue
         entry = before.get(listener.socket, listener.entry)
         if any(getattr(entry, key) != getattr(listener.entry, key) for key in SETTABLE):
             if listener.address.transport is Transport.TCP:

@@ -539,6 +539,38 @@ def test_a_datagram_listener_that_shares_its_port_is_made_anew_beside_the_other(
     renewed.close()
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::]"])
+def test_a_listener_that_is_lost_stays_so_and_keeps_nothing_else_from_going_on(host: str) -> None:
+    port = free_port(socket.SOCK_DGRAM)
+    wanted = {
+        "echo": service(f"udp://{host}:{port}", "tcp://127.0.0.1:0"),
+        "other": service(f"udp://127.0.0.2:{port}", f"udp://0.0.0.0:{port}"),
+    }
+    before = listen(wanted)
+    try:
+        before[0].close()
+        changed = {**wanted, "echo": wanted["echo"].model_copy(update={"backlog": 1})}
+        after = listen(changed, before)
+        assert [one.is_closed for one in after] == [True, False, False, False]
+        assert adopt(after, before) == []
+    finally:
+        for listener in before:
+            listener.close()
+
+
+def test_a_copy_of_a_listener_that_was_closed_removes_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    entry = service(f"unix://{path}")
+    (listener,) = listen({"echo": entry})
+    (copy,) = listen({"echo": entry}, [listener])
+    os.link(path, tmp_path / "same-inode")  # as that of a new file may be, once the old one is gone
+    listener.close()
+    assert not path.exists()
+    os.rename(tmp_path / "same-inode", path)
+    copy.close()
+    assert path.exists()
+
+
 @pytest.mark.root
 def test_a_port_below_1024_is_not_permitted_to_another_user() -> None:
     if int(UNPRIVILEGED.read_text()) <= 1:
