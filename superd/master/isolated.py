@@ -84,7 +84,10 @@ def start_isolated(job: Callable[[], Any], patience: float) -> Job:
     """Start a job in a child that ends itself after `patience` seconds."""
     sys.stdout.flush()  # the child would write what is left in there once more
     sys.stderr.flush()
-    reader, writer = os.pipe()
+    try:
+        reader, writer = os.pipe()
+    except OSError as error:
+        raise SuperdError(f"cannot start a process: {reason(error)}") from None
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
         pid = os.fork()

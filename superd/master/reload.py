@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from superd.config.loading import load
 from superd.config.model import Service, Settings
-from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, shown
+from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, reason, shown
 from superd.master.generation import Generation
 from superd.master.isolated import Job, start_isolated
 from superd.master.logs import Log, log_of
@@ -135,14 +135,17 @@ class Reload:
             number = old.number + 1
             new = Generation(number, plan, watch)
             new.make_places(taken, master.tally.roster.places)
+            master.provide_resolver(plan)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
+            return
+        except OSError as error:  # such as that no descriptor is free
+            self._fail(reason(error), ExitCode.FAILED)
             return
         self.notices += plan.notices
         self.changes = differences(old.plan.services, plan.services)
         self.state = "starting"
         self._deadline = time.monotonic() + PATIENCE
-        master.provide_resolver(plan)
         self._next = new
         master.workers.generations.append(new)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import resource
 import signal
 import socket
 import threading
@@ -302,7 +303,7 @@ def test_a_plugin_that_was_upgraded_serves_and_the_old_one_finishes(
 
             async def stream(self, conn):
                 async for _ in conn:
-                    await conn.send(b"one\\n")
+                    await conn.send(b"one\n")
 
         @hookimpl
         def superd_services():
@@ -454,6 +455,28 @@ def test_when_there_is_no_room_for_workers_it_is_said_what_makes_room(start_supe
         assert f"there is room for {LEAST_PLACES} workers, with those that drain" in done.stderr
     until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
     reload(served, served.toml)
+
+
+@pytest.mark.root
+def test_a_reload_without_free_descriptors_fails_and_superd_serves_on(start_superd: Start) -> None:
+    served = start_superd(TOML)
+    before = len(descriptors(served.pid))
+    named = served.toml.replace("[service.echo]", '[service.echo]\ndeny = ".example"')
+    for free in range(8):
+        rewrite(served, named)
+        seen = len(re.findall("not reloaded: |reloaded: ", served.log()))
+        resource.prlimit(served.pid, resource.RLIMIT_NOFILE, (before + free, before + 4096))
+        served.signal(signal.SIGHUP)
+        until(
+            lambda n=seen: len(re.findall("not reloaded: |reloaded: ", served.log())) > n,  # type: ignore[misc]
+            "the reload to be over",
+        )
+        assert exchange(served.connect("echo"), b"x") == b"x"
+    resource.prlimit(served.pid, resource.RLIMIT_NOFILE, (before + 4096, before + 4096))
+    until(lambda: len(served.answer()["workers"]) == 1, "one worker")
+    assert served.run("reload").returncode == 0
+    assert exchange(served.connect("echo"), b"x") == b"x"
+    assert "not reloaded: Too many open files" in served.log()
 
 
 def test_many_signals_at_once_end_in_one_good_state(start_superd: Start) -> None:
