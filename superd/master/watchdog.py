@@ -122,8 +122,11 @@ class Watchdog:
 
 def _owners(place: Place) -> Owners:
     owners: dict[str, list[str]] = {}
+    plugins = place.generation.plan.plugins
     for name, entry in place.pool.services.items():
-        module = place.generation.plan.plugins[entry.plugin].entry_point.module
+        if entry.plugin not in plugins:
+            continue  # an upgrade has found it gone; its worker is from before
+        module = plugins[entry.plugin].entry_point.module
         owners.setdefault(module.partition(".")[0], []).append(name)
     return owners
 

@@ -392,6 +392,41 @@ def test_a_worker_that_dies_is_replaced_after_an_upgrade(start_superd: Start) ->
     served.wait_for_log(rf"worker {worker} of pool \S+ was ended by SIGKILL")
 
 
+def test_a_worker_whose_plugin_was_removed_is_watched_to_its_end(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    source = """
+        import time
+        from superd.plugin import Service, hookimpl
+
+        class Hogs(Service):
+            name = "hogs"
+
+            async def stream(self, conn):
+                async for line in conn:
+                    await conn.send(line)
+                    time.sleep(600 if line == b"hog\\n" else 0)
+
+        @hookimpl
+        def superd_services():
+            return [Hogs]
+        """
+    watched = '[daemon]\nwatchdog = "2s"\n' + ECHO
+    hogs = '[service.hogs]\nplugin = "hogs"\nlisten = "tcp://127.0.0.1:0"\nuser = "root"\n'
+    served = start_superd(watched + hogs, env=make_plugin(tmp_path / "plugins", "hogs", source))
+    with served.connect("hogs") as client:
+        client.sendall(b"x\n")
+        assert client.recv(9)
+        served.toml = watched
+        served.write()
+        shutil.rmtree(tmp_path / "plugins")
+        upgrade(served)
+        client.sendall(b"hog\n")
+        assert client.recv(9)
+        served.wait_for_log(r"worker \d+ of pool root was ended by SIGKILL: it stood still")
+    assert exchange(served.connect("echo"), b"x") == b"x"
+
+
 def test_models_tcpmux_and_names_go_on(start_superd: Start) -> None:
     toml = """
         [service.mux]
