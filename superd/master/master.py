@@ -79,8 +79,8 @@ class Master:
         self.control: ControlSocket | None = None
         self._kill_at: float | None = None
         self._watch_at = 0.0
-        self._signals = signals
-        self.selector.register(self._signals, selectors.EVENT_READ, self._signalled)
+        self.signals = signals
+        self.selector.register(self.signals, selectors.EVENT_READ, self._signalled)
 
     @property
     def current(self) -> Generation:
@@ -169,7 +169,7 @@ class Master:
             signal.SIGUSR2: self.handle_usr2,
             signal.SIGCHLD: self.handle_chld,
         }
-        for number in self._signals.taken():
+        for number in self.signals.taken():
             handlers[signal.Signals(number)]()
 
     def handle_term(self) -> None:

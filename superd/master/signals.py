@@ -7,6 +7,7 @@ that the master's loop reads. Never raises.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import sys
 
@@ -50,6 +51,13 @@ class Signals:
 
     def fileno(self) -> int:
         return self._reader
+
+    @property
+    def are_waiting(self) -> bool:
+        """Whether any has come that was not taken yet."""
+        poll = select.poll()
+        poll.register(self._reader, select.POLLIN)
+        return bool(poll.poll(0))
 
     def taken(self) -> list[int]:
         """Return each signal that has come, once, in order; two TERM are a TERM and an INT."""

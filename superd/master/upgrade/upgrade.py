@@ -101,15 +101,20 @@ class Upgrade:
         return trial.finish()
 
     def _go_over(self) -> None:
-        """Execute the new program. No signal is lost: those that come meanwhile are its own."""
+        """Execute the new program. No signal is lost: those that came before are heeded first, at
+        the next turn of the loop, and those that come from here on are the new program's.
+        """
         master = self.master
-        master.log.info("upgrade: the new program takes over")
-        master.bans.save()
-        sys.stdout.flush()
-        sys.stderr.flush()
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        if master.signals.are_waiting:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            return
         passed: list[int] = []
         try:
+            master.log.info("upgrade: the new program takes over")
+            master.bans.save()
+            sys.stdout.flush()
+            sys.stderr.flush()
             descriptor, passed = write(master, self.number)
             for number in passed:
                 os.set_inheritable(number, True)
