@@ -132,7 +132,7 @@ class Reload:
             self._listeners = listen(plan.services, old.watch.listeners, plan.notices)
             taken = {place.number for place in master.workers.places}
             watch = Watch(self._listeners, master.log)
-            number = old.number + 1
+            number = 1 + max(one.number for one in master.workers.generations)
             new = Generation(number, plan, watch)
             new.make_places(taken, master.tally.roster.places)
             master.provide_resolver(plan)

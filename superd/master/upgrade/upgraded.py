@@ -99,7 +99,8 @@ def tally_of(state: State, plan: Plan, log: Log) -> Tally:
         return Tally.taken_up(state["tally"])
     except ValueError as error:
         log.warning(f"limits and counters start anew: {error}")
-        return Tally.of(list(plan.services), plan.workers)
+        taken = max((passed["number"] + 1 for passed in state["places"]), default=0)
+        return Tally.of(list(plan.services), max(plan.workers, taken))
 
 
 def resolver_of(state: State, log: Log) -> Resolving | None:
@@ -110,8 +111,12 @@ def resolver_of(state: State, log: Log) -> Resolving | None:
 
 
 def generations_of(state: State, plan: Plan, watch: Watch) -> list[Generation]:
-    """Return all generations with their places, the current one last."""
-    numbers = sorted({passed["generation"] for passed in state["places"]} | {state["generation"]})
+    """Return all generations with their places, the current one last: one that a failed reload
+    has left, and that is not gone yet, has a higher number.
+    """
+    current = state["generation"]
+    older = {passed["generation"] for passed in state["places"]} - {current}
+    numbers = [*sorted(older), current]
     generations = {number: Generation(number, plan, watch) for number in numbers}
     pools = {pool.name: pool for pool in plan.pools}
     throttles = {name: Throttle() for name in pools}
