@@ -28,7 +28,10 @@ class PidFile:
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.path = path
-        self.descriptor = self._locked() if descriptor is None else descriptor
+        if descriptor is not None:
+            self.descriptor = descriptor  # what it has written is still true
+            return
+        self.descriptor = self._locked()
         os.ftruncate(self.descriptor, 0)
         os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
 

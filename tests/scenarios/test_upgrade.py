@@ -221,6 +221,18 @@ def test_a_mistake_in_the_configuration_is_told_with_its_place(start_superd: Sta
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
+def test_a_log_that_the_new_program_could_not_open_keeps_the_old_one(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    (tmp_path / "logs").mkdir()
+    served = start_superd(f'[daemon]\nlog = "{tmp_path}/logs/log"\n' + ECHO)
+    (tmp_path / "logs").rename(tmp_path / "aside")
+    code, text = failed_upgrade(served)
+    assert (code, f"cannot log to {tmp_path}/logs/log: No such file" in text) == (1, True)
+    assert "the program stays as it was" in (tmp_path / "aside" / "log").read_text()
+    assert exchange(served.connect("echo"), b"x") == b"x"
+
+
 def test_an_interpreter_that_is_gone_is_told(tmp_path: Path, installed: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"

@@ -118,6 +118,7 @@ def try_out(state: State) -> int:
     tally_of(state, plan, Log([], "text"))
 
     settings, looking_up = examined(Path(state["file"]), state["overrides"])
+    log_of(settings, in_background=state["in background"]).close()
     alone = settings.daemon.model_copy(update=dict.fromkeys(RUNTIME_FILES))
     plan = plan_of(settings.model_copy(update={"daemon": alone}), installed(), {}, looking_up)
     log = Log([], "text")

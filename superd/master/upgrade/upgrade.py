@@ -30,6 +30,7 @@ SERVED = "could serve\n"  # the last word of a trial that has succeeded
 PATIENCE = 60.0  # seconds for a trial
 POLITE = 5.0  # seconds at most for answers that are still on their way
 MOST_LINES = 40  # of what a failed trial has to say
+MOST_BYTES = 32 * 1024
 
 
 class Upgrade:
@@ -159,7 +160,7 @@ def tried(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
     )
     if done.returncode == ExitCode.OK and done.stdout.endswith(SERVED.encode()):
         return {"code": ExitCode.OK, "problems": []}
-    lines = done.stderr.decode(errors="replace").splitlines()[-MOST_LINES:]
+    lines = done.stderr[-MOST_BYTES:].decode(errors="replace").splitlines()[-MOST_LINES:]
     known = done.returncode in set(ExitCode) - {ExitCode.OK}
     return {
         "code": done.returncode if known else ExitCode.FAILED,
