@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -24,7 +25,8 @@ if TYPE_CHECKING:
     from superd.master.generation import Place
     from superd.master.logs import Log
 
-_numbers = itertools.count(1)
+# after an upgrade others, as workers may still answer what the program before has asked
+_numbers = itertools.count(time.monotonic_ns())
 
 
 class Inquiry(ABC):

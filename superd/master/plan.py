@@ -78,5 +78,5 @@ def _backlog_notice(services: dict[str, Service]) -> list[str]:
         most = int(SOMAXCONN.read_text())
     except (OSError, ValueError):
         return []
-    wanted = max(entry.backlog for entry in services.values())
+    wanted = max((entry.backlog for entry in services.values()), default=0)
     return [f"backlog is {wanted}, but {SOMAXCONN} is {most}"] if wanted > most else []
