@@ -70,7 +70,11 @@ class Bans:
         return [_as_json(ban) for ban in ordered]
 
     def take_up(self, listed: Iterable[Any]) -> None:
-        """Go on with bans that another program has listed."""
+        """Go on with the bans that another program has listed, and none else: the file may be older
+        than some were lifted.
+        """
+        for network in list(self._bans):
+            self.lift(network)
         for data in listed:
             self._enter(ban_of(data))
 

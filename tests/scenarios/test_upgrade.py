@@ -357,6 +357,22 @@ def test_limits_bans_and_rates_hold_over_an_upgrade(start_superd: Start) -> None
     assert served.run("bans").stdout == bans
 
 
+def test_a_ban_that_was_lifted_stays_lifted_though_its_file_could_not_be_written(
+    start_superd: Start,
+) -> None:
+    served = start_superd(ECHO)
+    assert served.run("ban", "127.0.0.9").returncode == 0
+    file = served.directory / "bans"
+    until(lambda: file.exists() and "127.0.0.9" in file.read_text(), "the ban in its file")
+    (served.directory / "bans.new").mkdir()  # is in the way
+    assert served.run("unban", "127.0.0.9").returncode == 0
+    served.wait_for_log("bans cannot be kept")
+    upgrade(served)
+    assert "127.0.0.9" in file.read_text()
+    assert "127.0.0.9" not in served.run("bans").stdout
+    assert is_admitted(served, "echo", "127.0.0.9")
+
+
 def test_what_drains_already_goes_on_draining(start_superd: Start) -> None:
     port, other = free_ports(2)
     toml = f"""
