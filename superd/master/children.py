@@ -100,7 +100,7 @@ class Child:
                 data = b""
             if data:
                 self.allowance -= 1
-                yield self._checked(data) if data.startswith(EVENT) else _parsed(data)
+                yield self._checked(data) if data.startswith(EVENT) else parsed(data)
             else:
                 self.has_closed = True
 
@@ -124,7 +124,8 @@ def start_worker(assignment: Assignment) -> tuple[int, socket.socket, Lifeline]:
     return pid, line, lifeline
 
 
-def _parsed(data: bytes) -> dict[str, Any]:
+def parsed(data: bytes) -> dict[str, Any]:
+    """Return a message; ValueError where it is none."""
     try:
         message = json.loads(data)
     except (ValueError, RecursionError) as error:

@@ -7,17 +7,17 @@ socket that cannot be made.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
 from collections.abc import Iterable
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from superd.config.model import Confinement
 from superd.errors import reason
-from superd.master.children import Throttle
+from superd.master.children import ALLOWANCE, Throttle, parsed
 from superd.master.logs import Log
 from superd.master.pools import Pool, nobody
 from superd.resolver.resolver import main
@@ -70,20 +70,22 @@ class Resolving:
     def ended(self, code: int, now: float) -> None:
         """It is gone and reaped."""
         self.pid = None
-        kinds = {message["kind"]: message for message in self._last_words()}
-        failure = kinds.get(FAILED, {}).get("text", "")
-        delay = self._throttle.delay(now, was_ready=READY in kinds)
+        said = self._last_words()
+        failure = next((m.get("text", "") for m in said if m.get("kind") == FAILED), "")
+        was_ready = any(message.get("kind") == READY for message in said)
+        delay = self._throttle.delay(now, was_ready=was_ready)
         self.due = now + delay
         why = f": {failure}" if failure else ""
         when = f"in {delay:.0f} s" if delay else "now"
         self.log.error(f"the resolver {how_it_ended(code)}{why}; its successor starts {when}")
 
     def _last_words(self) -> list[dict[str, Any]]:
-        """Return all that it has said."""
+        """Return what it has said, as far as that are messages: it may have been taken over."""
         said: list[dict[str, Any]] = []
         if self._line is not None:
             with contextlib.suppress(OSError, ValueError), self._line as line:
-                said += [json.loads(data) for data in iter(lambda: line.recv(LARGEST), b"")]
+                words = islice(iter(lambda: line.recv(LARGEST), b""), ALLOWANCE)
+                said.extend(map(parsed, words))
         self._line = None
         return said
 
