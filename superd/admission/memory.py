@@ -6,6 +6,7 @@ as a descriptor (memfd_create(2)). Raises ValueError for a descriptor that is so
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import tempfile
@@ -16,7 +17,7 @@ CELL = 8
 def nameless_file(purpose: str) -> int:
     """Return a descriptor of an empty file that nobody else can open; `purpose` is for lsof(8)."""
     if hasattr(os, "memfd_create"):
-        return os.memfd_create(f"superd-{purpose}")
+        return os.memfd_create(f"superd-{purpose}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     descriptor, path = tempfile.mkstemp()
     os.unlink(path)
     return descriptor
@@ -24,6 +25,9 @@ def nameless_file(purpose: str) -> int:
 
 class Memory:
     """Shared cells of unsigned 64 bits; the kernel gives a page when it is first written to.
+
+    Where there are seals (F_ADD_SEALS in fcntl(2)) its size is fixed: a worker that has the
+    descriptor, to lock it, could end all others and the master by taking the memory away (SIGBUS).
 
     Made anew, full of zeros, or found where `descriptor` has it.
     """
@@ -33,6 +37,9 @@ class Memory:
         if descriptor is None:
             descriptor = nameless_file(purpose)
             os.truncate(descriptor, size)
+            if hasattr(os, "memfd_create"):
+                fixed = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+                fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fixed)
         elif os.fstat(descriptor).st_size != size:
             raise ValueError(f"the memory of the {purpose} has another size")
         self.descriptor = descriptor
