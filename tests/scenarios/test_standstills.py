@@ -14,7 +14,7 @@ from tests.conftest import Start
 from tests.harness import Superd, exchange, make_plugin, until
 
 BLOCK = """
-    import contextlib, itertools, os, stat, time
+    import contextlib, itertools, os, signal, socket, time
     from superd.plugin import Service, hookimpl
 
     class Block(Service):
@@ -56,11 +56,20 @@ BLOCK = """
             # its own stack, as something else would have it, and as often as there is room
             forged = b"Stack (most recent call first):\\n"
             forged += b'  File "/etc/passwd", line 1 in \\x1b[2J\\n'
+            forged = forged.ljust(128, b"\\n")  # a part of what the master reads at a time
+            for number in range(3, 100):
+                with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
+                    if (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
+                        sock.send(forged * 1000, socket.MSG_DONTWAIT)
+            self.spin_on()
+
+        def make_blocking(self):
+            # whatever the master might read from, and then there is nothing to be read
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
             for number in range(3, 100):
                 with contextlib.suppress(OSError):
-                    if stat.S_ISFIFO(os.fstat(number).st_mode):
-                        os.write(number, forged * 1000)
-            self.spin_on()
+                    os.set_blocking(number, True)
+            self.sleep_on()
 
         def nothing(self):
             pass
@@ -173,6 +182,16 @@ def test_what_a_worker_forges_harms_itself_only(start_superd: Start, env: dict[s
         superd.wait_for_log(r"has stood still for .*, in /etc/passwd:1, \\x1b\[2J; it is ended\n")
     assert exchange(superd.connect("echo"), b"on") == b"on"
     assert "root:" not in superd.log()
+
+
+def test_a_worker_that_hangs_cannot_have_the_master_wait_for_it(
+    start_superd: Start, env: dict[str, str]
+) -> None:
+    superd = start_superd(TOML.format(loop="auto", watchdog="1s"), env=env)
+    with superd.connect("block") as hostile:
+        hostile.sendall(b"make_blocking\n")
+        superd.wait_for_log(r"has stood still for .*, nobody knows where; it is ended\n")
+    assert exchange(superd.connect("echo"), b"on") == b"on"
 
 
 def test_a_plugin_of_several_services_is_named_with_all_of_them(
