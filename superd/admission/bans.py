@@ -7,10 +7,11 @@ deadline is the last that is written of a ban, and the first that is taken away.
 from __future__ import annotations
 
 import ipaddress
-import mmap
 import socket
 from collections.abc import Iterator
 
+from superd.admission.hashing import CELLS, key_of, make_secret, secret_of
+from superd.admission.memory import Memory
 from superd.net.addresses import unmapped
 from superd.net.patterns import IPNetwork
 
@@ -18,19 +19,24 @@ MOST = 10_000
 SLOTS = 1 << 15
 PROBES = 32  # slots that one ban may be found in
 
-_CELL = 8
-_NUMBER, _LENGTHS, _FIRST = 0, 1, 5  # cells: bans, then bits for the lengths in use, then slots
+# cells: a secret, the number of bans, then bits for the lengths in use, then slots
+_NUMBER = CELLS
+_LENGTHS, _FIRST = _NUMBER + 1, _NUMBER + 5
 
 
 class BanTable:
     """A table of deadlines, in ns of the monotonic clock, by network.
 
-    A slot is found by a hash with Python's secret seed, which the workers have from the master.
+    A slot is found by a secret: see superd.admission.hashing. `descriptor` is that of another
+    program's table.
     """
 
-    def __init__(self) -> None:
-        memory = mmap.mmap(-1, (_FIRST + 2 * SLOTS) * _CELL)
-        self._cells = memoryview(memory).cast("Q")
+    def __init__(self, descriptor: int | None = None) -> None:
+        self.memory = Memory("bans", _FIRST + 2 * SLOTS, descriptor)
+        self._cells = self.memory.cells
+        if descriptor is None:
+            make_secret(self._cells)
+        self._secret = secret_of(self._cells)
         self._lengths: dict[tuple[int, int], int] = {}  # how many bans; known to the master only
 
     def __len__(self) -> int:
@@ -49,7 +55,7 @@ class BanTable:
             packed, version, width = socket.inet_aton(host), 4, 32
         address = int.from_bytes(packed, "big")
         for length in self._lengths_in_use(version):
-            key = _key(version, length, address >> (width - length))
+            key = self._key(version, length, address >> (width - length))
             slot = self._slot(key)
             if slot is not None and cells[slot + 1] > now:
                 return True
@@ -57,7 +63,7 @@ class BanTable:
 
     def add(self, network: IPNetwork, until: int) -> bool:
         """Ban a network, or ban it for longer or shorter; False where there is no room."""
-        key = _key_of(network)
+        key = self._key_of(network)
         slot = self._slot(key)
         if slot is None or not self._cells[slot + 1]:
             slot = self._unused(key) if slot is None else slot
@@ -69,10 +75,26 @@ class BanTable:
         return True
 
     def remove(self, network: IPNetwork) -> None:
-        slot = self._slot(_key_of(network))
+        slot = self._slot(self._key_of(network))
         if slot is not None and self._cells[slot + 1]:
             self._cells[slot + 1] = 0
             self._count(network, -1)
+
+    def knows(self, network: IPNetwork) -> bool:
+        """Tell whether another program has put a ban into the table, and go on with it."""
+        slot = self._slot(self._key_of(network))
+        if slot is None or not self._cells[slot + 1]:
+            return False
+        kind = (network.version, network.prefixlen)
+        self._lengths[kind] = self._lengths.get(kind, 0) + 1
+        return True
+
+    def _key_of(self, network: IPNetwork) -> int:
+        bits = network.max_prefixlen - network.prefixlen
+        return self._key(network.version, network.prefixlen, int(network.network_address) >> bits)
+
+    def _key(self, version: int, length: int, prefix: int) -> int:
+        return key_of((prefix << 8 | length) << 8 | version, *self._secret)
 
     def _count(self, network: IPNetwork, change: int) -> None:
         kind = (network.version, network.prefixlen)
@@ -113,15 +135,6 @@ class BanTable:
 def network_of(host: str) -> IPNetwork:
     """Return a numeric host as a network of one address; IPv4-mapped IPv6 is IPv4."""
     return ipaddress.ip_network(unmapped(host).partition("%")[0])
-
-
-def _key_of(network: IPNetwork) -> int:
-    bits = network.max_prefixlen - network.prefixlen
-    return _key(network.version, network.prefixlen, int(network.network_address) >> bits)
-
-
-def _key(version: int, length: int, prefix: int) -> int:
-    return hash((version, length, prefix.to_bytes(16, "big"))) & 0xFFFF_FFFF_FFFF_FFFF or 1
 
 
 def _bit(version: int, length: int) -> tuple[int, int]:

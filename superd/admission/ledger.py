@@ -8,10 +8,10 @@ the master gives it back when the worker dies. Never raises.
 from __future__ import annotations
 
 import fcntl
-import secrets
 import time
 
-from superd.admission.memory import CELL, Memory
+from superd.admission.hashing import CELLS, key_of, make_secret, secret_of
+from superd.admission.memory import Memory
 from superd.admission.scoreboard import Roster
 
 SLOTS = 1 << 15  # sources that can be counted at a time
@@ -20,8 +20,6 @@ TRIES = 50  # for the lock, which is held for microseconds, until it is tried no
 NAP = 0.0005  # seconds between these tries
 NAPS = 400  # and then its holder has been stopped
 
-_BITS = 256  # of each of two secret numbers
-_FACTOR, _STEP, _RATES = 0, 4, 8  # where these numbers start, and the rates that follow them
 _KEY, _DUE, _COUNTS = 0, 1, 2  # columns of a source's slot; one count for each worker's place
 
 
@@ -56,12 +54,12 @@ class Ledger:
     def __init__(self, roster: Roster, descriptor: int | None = None) -> None:
         self._roster = roster
         self._width = _COUNTS + roster.places
-        first = _RATES + roster.capacity
+        first = CELLS + roster.capacity
         self.memory = Memory("ledger", first + SLOTS * self._width, descriptor)
         self.lock = Lock(self.memory.descriptor)
         if descriptor is None:
-            self.memory.cells[:_RATES] = memoryview(secrets.token_bytes(_RATES * CELL)).cast("Q")
-        self._rates = self.memory.cells[_RATES:first]
+            make_secret(self.memory.cells)
+        self._rates = self.memory.cells[CELLS:first]
         self._sources = self.memory.cells[first:]
 
     def rate(self, scope: str) -> memoryview:
@@ -72,8 +70,7 @@ class Ledger:
     def sources(self, scope: str, place: int) -> Sources:
         """Return the sources of a service, or of the daemon, as the worker at `place` has them."""
         number = self._roster.number(scope)
-        factor = int.from_bytes(self.memory.cells[_FACTOR:_STEP], "little")
-        step = int.from_bytes(self.memory.cells[_STEP:_RATES], "little")
+        factor, step = secret_of(self.memory.cells)
         return Sources(self._sources, self._width, factor, step * (number + 1), place)
 
     def vacate(self, place: int) -> None:
@@ -86,9 +83,7 @@ class Ledger:
 class Sources:
     """The sources of one scope: how many connections each has, and when its next one is due.
 
-    A slot is found by the highest bits of `factor` times the source plus `offset`, both secret
-    (multiply-shift hashing); so nobody can choose addresses that crowd into the same few slots.
-    Python's own hash would not do: the program after an upgrade has another seed.
+    A slot is found by a secret `factor` and `offset`: see superd.admission.hashing.
     """
 
     def __init__(self, cells: memoryview, width: int, factor: int, offset: int, place: int) -> None:
@@ -100,8 +95,7 @@ class Sources:
 
     def slot(self, source: bytes, now: int) -> int:
         """Return the slot of a source, an unused one where it has none; -1 where all are in use."""
-        number = self._factor * int.from_bytes(source, "big") + self._offset
-        key = number >> _BITS - 64 & 0xFFFF_FFFF_FFFF_FFFF or 1
+        key = key_of(int.from_bytes(source, "big"), self._factor, self._offset)
         cells, width = self._cells, self._width
         slot = key % SLOTS * width
         if cells[slot] == key:

@@ -1,4 +1,4 @@
-"""All that is counted in memory which the master shares with its workers.
+"""All that stands in memory which the master shares with its workers.
 
 Made by the master before it forks. The program after an upgrade goes on with the same memory, so
 that limits and totals outlive this one. Raises ValueError where it cannot.
@@ -9,21 +9,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from superd.admission.bans import SLOTS as BAN_SLOTS
+from superd.admission.bans import BanTable
 from superd.admission.ledger import SLOTS, Ledger
 from superd.admission.scoreboard import Roster, Scoreboard, columns
 
-_LAYOUT = [*columns(), f"{SLOTS} sources"]
+_LAYOUT = [*columns(), f"{SLOTS} sources", f"{BAN_SLOTS} bans"]
 
 
 class Tally:
-    """The roster of services and places, and what is counted of them."""
+    """The roster of services and places, what is counted of them, and who is banned."""
 
     def __init__(
-        self, roster: Roster, scoreboard: int | None = None, ledger: int | None = None
+        self,
+        roster: Roster,
+        scoreboard: int | None = None,
+        ledger: int | None = None,
+        bans: int | None = None,
     ) -> None:
         self.roster = roster
         self.scoreboard = Scoreboard(roster, scoreboard)
         self.ledger = Ledger(roster, ledger)
+        self.bans = BanTable(bans)
 
     @classmethod
     def of(cls, services: Sequence[str], places: int) -> Tally:
@@ -39,6 +46,7 @@ class Tally:
             "numbers": self.roster.numbers,
             "scoreboard": self.scoreboard.memory.descriptor,
             "ledger": self.ledger.memory.descriptor,
+            "bans": self.bans.memory.descriptor,
         }
 
     @classmethod
@@ -47,4 +55,4 @@ class Tally:
         if passed["layout"] != _LAYOUT:
             raise ValueError("the counters of the other program are arranged in another way")
         roster = Roster(passed["capacity"], passed["places"], passed["numbers"])
-        return cls(roster, passed["scoreboard"], passed["ledger"])
+        return cls(roster, passed["scoreboard"], passed["ledger"], passed["bans"])

@@ -38,10 +38,14 @@ class Ban:
 
 
 class Bans:
-    """All bans, their table and their file."""
+    """All bans, their table and their file. Those that another program has `listed` are gone on
+    with, and none else: the file may be older than some were lifted.
+    """
 
-    def __init__(self, path: Path | None, log: Log) -> None:
-        self.table = BanTable()
+    def __init__(
+        self, path: Path | None, log: Log, table: BanTable, listed: Iterable[Any] | None = None
+    ) -> None:
+        self.table = table
         self._path = path
         self._protected: Collection[IPNetwork] = ()
         self._log = log
@@ -49,7 +53,9 @@ class Bans:
         self._is_saved = True
         self._save_at = 0.0
         self._told_full = 0.0
-        if path is not None:
+        if listed is not None:
+            self._go_on(map(ban_of, listed))
+        elif path is not None:
             self._read(path)
 
     def __len__(self) -> int:
@@ -68,15 +74,6 @@ class Bans:
         """Return all bans as JSON, those that end first first."""
         ordered = sorted(self._bans.values(), key=lambda ban: ban.until)
         return [_as_json(ban) for ban in ordered]
-
-    def take_up(self, listed: Iterable[Any]) -> None:
-        """Go on with the bans that another program has listed, and none else: the file may be older
-        than some were lifted.
-        """
-        for network in list(self._bans):
-            self.lift(network)
-        for data in listed:
-            self._enter(ban_of(data))
 
     def protecting(self, network: IPNetwork) -> IPNetwork | None:
         """Return the network of never-ban that a ban would touch."""
@@ -139,6 +136,14 @@ class Bans:
         self._bans[ban.network] = ban
         self._is_saved = False
         return True
+
+    def _go_on(self, bans: Iterable[Ban]) -> None:
+        for ban in bans:
+            if self.table.knows(ban.network):
+                self._bans[ban.network] = ban
+            else:  # the table is a new one
+                self._enter(ban)
+        self._is_saved = False
 
     def _make_room(self) -> None:
         """Let the bans end that would end first; some at once, as finding them takes a while."""

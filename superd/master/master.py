@@ -57,6 +57,7 @@ class Master:
         is_trial: bool = False,
         pid_file: PidFile | None = None,
         resolving: Resolving | None = None,
+        bans: Bans | None = None,
     ) -> None:
         plan = current.plan
         self.log = log
@@ -71,7 +72,9 @@ class Master:
         self.rates = Rates(tally.scoreboard)
         self.changes = Changes(self)
         self.overrides: dict[str, bool] = {}  # which services operators have enabled, or disabled
-        self.bans = Bans(plan.settings.daemon.ban_file, log)
+        if bans is None:
+            bans = Bans(plan.settings.daemon.ban_file, log, tally.bans)
+        self.bans = bans
         self.resolving = resolving
         self.configured(plan)
         self.selector = selectors.DefaultSelector()

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import pytest
 
+from superd.admission.bans import BanTable
 from superd.master.bans import Bans
 from superd.master.children import Child
 from superd.master.hearing import Hearing
@@ -31,7 +32,7 @@ def hearing(tmp_path: Path) -> Iterator[tuple[Hearing, Child, socket.socket]]:
     log = Log([str(tmp_path / "log")], "text")
     with ours, theirs, selectors.DefaultSelector() as selector:
         child = Child(123, ours, 0.0, frozenset(["echo"]))
-        yield Hearing(selector, log, Bans(None, log), refuse), child, theirs
+        yield Hearing(selector, log, Bans(None, log, BanTable()), refuse), child, theirs
     log.close()
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from superd.admission.bans import BanTable
 from superd.master.bans import Bans
 from superd.master.children import Child
 from superd.master.hearing import Hearing
@@ -31,7 +32,9 @@ class Workers:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.selector = selectors.DefaultSelector()
-        self.ear = Hearing(self.selector, log, Bans(None, log), lambda child, what: None)
+        self.ear = Hearing(
+            self.selector, log, Bans(None, log, BanTable()), lambda child, what: None
+        )
         self.lines: list[socket.socket] = []
         self.places: list[Any] = []
         for pid in (101, 102):

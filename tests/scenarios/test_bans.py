@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from superd.admission.bans import MOST
+from superd.admission.bans import MOST, BanTable
 from tests.conftest import Start
 from tests.harness import Superd, exchange, make_plugin, superd, until
 from tests.scenarios.test_access import is_admitted
@@ -208,7 +208,7 @@ def test_bans_are_bounded_and_those_that_end_first_give_way(tmp_path: Path) -> N
     from superd.net.patterns import parse_network
 
     log = Log([str(tmp_path / "log")], "text")
-    bans = Bans(None, log)
+    bans = Bans(None, log, BanTable())
     for number in range(MOST + 10):
         network = parse_network(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
         assert bans.add(network, 600 + number, "operator", "") == ""

@@ -17,7 +17,7 @@ import pytest
 
 from superd import __version__
 from superd.master.pidfile import holder
-from tests.clients import answer_to, connect_tcp, connect_unix, crowd
+from tests.clients import answer_to, connect_tcp, connect_unix, crowd, ending
 from tests.conftest import Start
 from tests.daemons import end, free_port, free_ports, logged
 from tests.harness import (
@@ -298,6 +298,7 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
     source = HANGS.format(flag=str(flag), then=f"{then}; open({str(flag)!r} + '2', 'w')")
     served = start_superd(HANGING, env=make_plugin(tmp_path / "plugins", "hangs", source))
     pid, workers = served.pid, served.workers()
+    assert served.run("ban", "127.0.0.7").returncode == 0
     flag.touch()  # now the first start succeeds, which is the trial's, and the next one fails
     code, text = failed_upgrade(served)
     assert code == 1
@@ -305,6 +306,11 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
     assert re.search(r"^worker \d+ of pool root ended with code 3$", text, re.MULTILINE)
     assert (served.pid, served.workers()) == (pid, workers)
     assert answer_to(served.connect("h")) == b"served\n"
+    assert served.run("ban", "127.0.0.8").returncode == 0
+    assert served.run("unban", "127.0.0.7").returncode == 0
+    with served.connect("h", "127.0.0.8") as banned:
+        assert ending(banned)[0] == b""  # the old ones know of it
+    assert answer_to(served.connect("h", "127.0.0.7")) == b"served\n"
     os.kill(workers[0], signal.SIGKILL)
     flag.unlink()
     assert answer_to(served.connect("h")) == b"served\n"

@@ -16,6 +16,7 @@ from setproctitle import setproctitle
 from superd import __version__
 from superd.admission.tally import Tally
 from superd.errors import SuperdError
+from superd.master.bans import Bans
 from superd.master.generation import Generation
 from superd.master.logs import Log, log_of
 from superd.master.master import Master
@@ -84,10 +85,10 @@ def go_on(state: State) -> int:
             in_background=state["in background"],
             pid_file=pid_file,
             resolving=resolver_of(state, log),
+            bans=Bans(plan.settings.daemon.ban_file, log, tally.bans, state["bans"]),
         )
         undo.callback(master.close)
         master.workers.take_up(older, readers_of(state))
-        master.bans.take_up(state["bans"])
         master.since, master.workers.serial = state["since"], state["serial"]
         master.workers.restarts.update(state["restarts"])
         master.changes.reload_number = state["reload"]

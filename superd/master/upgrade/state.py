@@ -49,7 +49,7 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
     """
     found = _Descriptors()
     plan, tally = master.current.plan, master.tally.passed_on()
-    for memory in ("scoreboard", "ledger"):
+    for memory in ("scoreboard", "ledger", "bans"):
         found.noted(tally[memory])
     state = {
         "format": FORMAT,
