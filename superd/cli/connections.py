@@ -13,14 +13,14 @@ from typing import Any
 
 from superd.cli.control import asked
 from superd.cli.figures import UNKNOWN, age, size
-from superd.cli.files import read
+from superd.cli.files import daemon_of
 from superd.errors import ExitCode
 from superd.observe.rows import table
 
 
 def connections(file: Path | None, service: str | None, *, as_json: bool) -> int:
     """List the connections of all workers, or those of one service; exit 1 if some are not told."""
-    answer = asked(read(file).partial, "connections", service=service)
+    answer = asked(daemon_of(file), "connections", service=service)
     rows = sorted(answer["connections"], key=lambda row: (row["service"], -row["age"]))
     if as_json:
         print(json.dumps({**answer, "connections": rows}, indent=2))
@@ -36,7 +36,7 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
 
 def kill(file: Path | None, connection: str) -> int:
     """End one connection."""
-    asked(read(file).partial, "kill", id=connection)
+    asked(daemon_of(file), "kill", id=connection)
     return int(ExitCode.OK)
 
 

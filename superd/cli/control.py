@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from superd.cli.files import read
+from superd.cli.files import daemon_of, read
 from superd.config.model import Settings
 from superd.config.values import did_you_mean
 from superd.errors import ExitCode, NotPermitted, SuperdError, UsageError, shown
@@ -30,7 +30,7 @@ MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
 
 def stop(file: Path | None) -> int:
     """Stop the daemon and wait until it is gone."""
-    settings = read(file).partial  # mistakes made since the start do not matter here
+    settings = daemon_of(file)
     pid = holder_of(settings)
     if pid is None:
         raise SuperdError(f"no superd runs with the pid file {settings.daemon.pid_file}")
@@ -54,14 +54,14 @@ def stop(file: Path | None) -> int:
 
 def reload(file: Path | None) -> int:
     """Have the daemon read its configuration anew; return once it has gone over to it, or not."""
-    settings = read(file).partial  # its mistakes are the daemon's to tell
+    settings = daemon_of(file)  # its mistakes are the daemon's to tell
     answer = _outcome(settings, "reload")
     return _told_with_changes(answer)
 
 
 def enable(file: Path | None, service: str, *, enabled: bool) -> int:
     """Have a service served, or not, whatever its entry says; return once it is so, or not."""
-    settings = read(file).partial
+    settings = read(file).partial  # the daemon reads it anew, too
     if service not in settings.services:
         hint = did_you_mean(service, list(settings.services))
         raise UsageError(f"there is no service {shown(service)}{hint}")
@@ -71,7 +71,7 @@ def enable(file: Path | None, service: str, *, enabled: bool) -> int:
 
 def upgrade(file: Path | None) -> int:
     """Have the daemon go over to the program that is installed now; return once it has, or not."""
-    settings = read(file).partial
+    settings = daemon_of(file)
     answer = _outcome(settings, "upgrade")
     if "version" in answer:
         print(f"superd {answer['before']} -> {answer['version']}")
@@ -120,13 +120,13 @@ def _told_with_changes(answer: Any) -> int:
 
 def reopen(file: Path | None) -> int:
     """Have the daemon open its log files anew."""
-    asked(read(file).partial, "reopen")
+    asked(daemon_of(file), "reopen")
     return int(ExitCode.OK)
 
 
 def log_level(file: Path | None, level: str | None) -> int:
     """Show the least severe level that is logged, or change it."""
-    answer = asked(read(file).partial, "log-level", level=level)
+    answer = asked(daemon_of(file), "log-level", level=level)
     if level is None:
         print(answer["level"])
     return int(ExitCode.OK)

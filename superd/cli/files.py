@@ -10,8 +10,10 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from superd.config.loading import Configuration, load
+from superd.config.loading import Configuration, load, load_again
+from superd.config.model import Settings
 from superd.errors import ConfigurationError, Problem
+from superd.master.pidfile import holder
 
 SYSTEM_DIRECTORY = Path("/run/superd")
 SYSTEM_STATE = Path("/var/lib/superd")
@@ -39,6 +41,20 @@ def _usual_file() -> Path:
 def read(named: Path | None) -> Configuration:
     """Read the configuration and fill in where its pid file and control socket are."""
     return with_runtime_files(load(configuration_file(named)))
+
+
+def daemon_of(named: Path | None) -> Settings:
+    """Return the settings of a daemon that may be running. Mistakes made since its start do not
+    matter: where its file cannot be read any more, it is looked for in the usual places.
+    """
+    try:
+        return read(named).partial
+    except ConfigurationError:
+        file = _usual_file() if named is None else named
+        usual = with_runtime_files(load_again(file, {str(file): ""})).partial
+        if usual.daemon.pid_file is None or holder(usual.daemon.pid_file) is None:
+            raise
+        return usual
 
 
 def with_runtime_files(configuration: Configuration) -> Configuration:

@@ -14,7 +14,7 @@ from typing import Any
 
 from superd.cli.control import holder_of, without_error
 from superd.cli.figures import UNKNOWN, age, size
-from superd.cli.files import read
+from superd.cli.files import daemon_of
 from superd.errors import ExitCode, NotPermitted, SuperdError
 from superd.master.control import ask
 from superd.observe.rows import table
@@ -25,7 +25,7 @@ REFUSED = "refused-"
 
 def status(file: Path | None, form: str) -> int:
     """Show what the daemon does, as "text", "json" or "prometheus"; exit 3 where none runs."""
-    settings = read(file).partial  # mistakes made since the start do not matter here
+    settings = daemon_of(file)
     assert settings.daemon.control_socket is not None
     try:
         request = "metrics" if form == "prometheus" else "status"

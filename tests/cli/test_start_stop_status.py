@@ -193,6 +193,32 @@ def test_status_is_for_people_and_for_programs(configured: Configure, superd_her
     assert re.search(rf"^echo .* {re.escape(service['listen'][0])}$", text, re.MULTILINE)
 
 
+def test_a_daemon_is_found_in_the_usual_place_when_its_file_is_toml_no_more(
+    configured: Configure, superd_here: Say, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    superd = configured("")
+    for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+        monkeypatch.setenv(variable, str(superd.directory))
+    of_it = ("-c", str(superd.file))
+    superd.file.write_text(logged(0))
+    assert superd_here("status", *of_it).returncode == 3
+    assert superd.run("start").returncode == 0
+    try:
+        superd.file.write_text("[daemon\n")
+        assert " is serving since " in superd_here("status", *of_it).stdout
+        told = f"{superd.file}:1:8: not TOML: expected ']' at the end of a table declaration\n"
+        for words in (("reload",), ("disable", "echo")):
+            done = superd_here(*words, *of_it)
+            assert (done.returncode, done.stderr) == (78, told)
+        superd.file.unlink()
+        assert superd_here("log-level", *of_it).stdout == "info\n"
+    finally:
+        stopped = superd_here("stop", *of_it)
+    assert (stopped.returncode, stopped.stderr) == (0, "")
+    done = superd_here("status", *of_it)
+    assert (done.returncode, done.stderr) == (78, f"{superd.file}: No such file or directory\n")
+
+
 def test_status_answers_while_a_worker_has_no_descriptor_left(configured: Configure) -> None:
     port = free_port()
     superd = configured(logged(port) + "rlimits = { nofile = 24 }\n")
