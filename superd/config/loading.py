@@ -216,7 +216,10 @@ class _Loader:
         for name, entry in services.items() if isinstance(services, dict) else ():
             path = ("service", name)
             if not SERVICE_NAME.fullmatch(name):
-                message = "a service's name has letters, digits and . _ + - only, 64 at most"
+                message = (
+                    "a service's name has letters, digits and . _ + - only, 64 at most,"
+                    " and starts with a letter or digit"
+                )
             elif not isinstance(entry, dict):
                 message = f"expected a table, found {shown(entry)}"
             elif name in self.homes:
