@@ -261,6 +261,18 @@ def test_those_of_a_generation_that_drains_are_listed_and_killed_too(start_super
             assert is_open(new)
 
 
+def test_those_of_a_service_that_is_served_no_more_are_listed_after_an_upgrade(
+    start_superd: Start,
+) -> None:
+    entry = '[service.{}]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+    served = start_superd(entry.format("echo") + entry.format("other"))
+    with served.connect("echo"):
+        until(lambda: len(listed(served)) == 1, "a connection")
+        assert served.run("disable", "echo").returncode == 0
+        assert served.run("upgrade").returncode == 0
+        assert [row["service"] for row in listed(served, "echo")] == ["echo"]
+
+
 def test_the_commands_list_and_kill(served: Superd) -> None:
     with served.connect("echo") as client:
         client.sendall(b"x")
