@@ -234,7 +234,7 @@ class Line:
             raise NotPermitted(f"control socket {path}: it belongs to another user") from None
         except OSError as error:
             self._socket.close()
-            raise SuperdError(f"control socket {path}: {reason(error)}") from None
+            raise self._failed(error) from None
         self._answers = self._socket.makefile("rb")
 
     def ask(self, request: str, **arguments: object) -> Any:
@@ -244,8 +244,14 @@ class Line:
         try:
             return json.loads(self._answers.readline())
         except (OSError, ValueError) as error:
+            raise self._failed(error) from None
+
+    def _failed(self, error: OSError | ValueError) -> SuperdError:
+        if isinstance(error, TimeoutError):
+            why = f"no answer within {PATIENCE:.0f} s; superd is very busy, or stopped by SIGSTOP"
+        else:
             why = reason(error) if isinstance(error, OSError) else "there is no answer"
-            raise SuperdError(f"control socket {self._path}: {why}") from None
+        return SuperdError(f"control socket {self._path}: {why}")
 
     def __enter__(self) -> Line:
         return self
