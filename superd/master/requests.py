@@ -78,8 +78,8 @@ def _bans(master: Master) -> Answer:
 
 
 def _ban(master: Master, address: str, seconds: float, reason: str = "") -> Answer:
-    network = parse_network(str(address))
-    error = master.bans.add(network, float(seconds), "operator", str(reason))
+    network, seconds = parse_network(str(address)), float(seconds)
+    error = master.bans.add(network, seconds, "operator", str(reason))
     if not error:
         master.log.info(f"banned {shown_network(network)} for {seconds:.0f} s, by the operator")
     return {"error": error} if error else {}

@@ -50,11 +50,11 @@ def serve(
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # from here on none may end superd half-way: there is what to undo
-        listeners = _bound(plan, inheritance, supervisor, log)
-        undo.callback(_close, listeners)
-        pid_file = _pid_file(settings)
+        pid_file = _pid_file(settings)  # first: another superd would have all addresses, too
         if pid_file is not None:
             undo.callback(pid_file.remove)
+        listeners = _bound(plan, inheritance, supervisor, log)
+        undo.callback(_close, listeners)
         for notice in plan.notices:
             log.warning(notice)
         for name, why in plan.broken.items():
