@@ -176,6 +176,7 @@ def test_the_init_script(superd: Superd, env: dict[str, str], tmp_path: Path) ->
         superd.file.write_text("[")
         assert code("restart") == 6
         assert code("force-reload") == 78
+        assert code("stop") == 78  # it is nowhere named where superd is, but it is not stopped
         superd.file.write_text(good)
         assert superd.answer()["state"] == "serving"
     finally:
