@@ -56,7 +56,9 @@ def _metrics(master: Master) -> Answer:
 
 
 def _connections(master: Master, service: str | None = None) -> Answer | Later:
-    known = {name for place in master.workers.places if place.child for name in place.child.services}
+    known = {
+        name for place in master.workers.places if place.child for name in place.child.services
+    }
     known |= master.current.plan.services.keys()
     if service is not None and str(service) not in known:
         return {"error": f"there is no service {shown(service)}"}

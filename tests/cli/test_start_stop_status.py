@@ -99,7 +99,9 @@ def test_a_second_daemon_is_refused_and_changes_nothing(configured: Configure) -
     assert (superd.pid, file.stat().st_ino) == (master, inode)
 
     file.rename(superd.directory / "elsewhere")  # no lock to find any more, but the socket
-    superd.file.write_text(superd.file.read_text().replace('"tcp://127.0.0.1:', '"tcp://127.0.0.2:'))
+    superd.file.write_text(
+        superd.file.read_text().replace('"tcp://127.0.0.1:', '"tcp://127.0.0.2:')
+    )
     third = superd.run("start")
     assert third.returncode == 69
     assert "control socket: cannot listen on" in third.stderr
