@@ -247,6 +247,8 @@ def _serve(
         by_source = address.transport.is_datagram and servings[name].relay_datagrams is not None
         if assignment.is_first or not by_source:  # one source's datagrams belong to one worker
             engine.listen(servings[name], address, sock)
+        else:
+            sock.close()  # lest the address stays taken for as long as this worker drains
     loop = engine.loop
 
     def hear() -> None:

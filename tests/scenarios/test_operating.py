@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from superd.master.control import ask
 from superd.observe.connections import End
 from tests.clients import crowd, ending, is_open
 from tests.conftest import Start
+from tests.daemons import free_port
 from tests.harness import PATIENCE, Superd, is_alive, until
 from tests.proc import children
 
@@ -271,6 +273,34 @@ def test_those_of_a_service_that_is_served_no_more_are_listed_after_an_upgrade(
         assert served.run("disable", "echo").returncode == 0
         assert served.run("upgrade").returncode == 0
         assert [row["service"] for row in listed(served, "echo")] == ["echo"]
+
+
+def test_a_worker_that_drains_has_no_address_that_another_serves_for_it(
+    start_superd: Start,
+) -> None:
+    served = start_superd(f"""
+[daemon]
+workers = 2
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+
+[service.passed]
+plugin = "forward"
+listen = "udp://127.0.0.1:{free_port()}"
+options = {{ to = "udp://127.0.0.1:9" }}
+""")
+    with contextlib.ExitStack() as clients:
+
+        def both_have_some() -> bool:
+            clients.enter_context(served.connect("echo"))
+            return len({row["worker"] for row in listed(served)}) == 2
+
+        until(both_have_some, "a connection of each worker")
+        for word in ("disable", "enable"):
+            done = served.run(word, "passed")
+            assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_commands_list_and_kill(served: Superd) -> None:
