@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from superd.master.master import Master
 
 PATIENCE = 30.0  # seconds for each of reading and starting
-FIXED = ("pid_file", "control_socket", "ban_file")  # where running superd is found
+RUNTIME_FILES = ("pid_file", "control_socket", "ban_file")  # where running superd is found
 
 
 class Reload:
@@ -151,12 +151,12 @@ class Reload:
 
     def _with_fixed_files(self, settings: Settings, running: Settings) -> Settings:
         """Keep the files by which the running superd is known."""
-        for key in FIXED:
+        for key in RUNTIME_FILES:
             wanted, is_now = getattr(settings.daemon, key), getattr(running.daemon, key)
             if wanted not in (None, is_now):
                 name = key.replace("_", "-")
                 self.notices.append(f"[daemon] {name} stays {is_now}: another one takes a restart")
-        kept = {key: getattr(running.daemon, key) for key in FIXED}
+        kept = {key: getattr(running.daemon, key) for key in RUNTIME_FILES}
         daemon = settings.daemon.model_copy(update=kept)
         return settings.model_copy(update={"daemon": daemon})
 

@@ -23,11 +23,11 @@ from superd.master.master import Master
 from superd.master.master import State as Phase
 from superd.master.pidfile import PidFile
 from superd.master.plan import Plan, plan_of
-from superd.master.reload import examined
+from superd.master.reload import RUNTIME_FILES, examined
 from superd.master.signals import Signals
 from superd.master.start import run
 from superd.master.supervising import Supervisor
-from superd.master.upgrade.state import RUNTIME_FILES, State, read
+from superd.master.upgrade.state import State, read
 from superd.master.upgrade.upgrade import SERVED, TRIAL
 from superd.master.upgrade.upgraded import (
     Upgraded,

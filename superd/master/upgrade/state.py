@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from superd import __version__
 from superd.admission.memory import nameless_file
 from superd.errors import SuperdError
+from superd.master.reload import RUNTIME_FILES
 from superd.net.addresses import Address, Transport
 from superd.net.listeners import Listener
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from superd.master.master import Master
 
 FORMAT = 1
-RUNTIME_FILES = ("pid_file", "control_socket", "ban_file")  # where this superd is found
 
 State = dict[str, Any]
 
