@@ -76,6 +76,8 @@ def _lines(answer: Mapping[str, Any]) -> list[str]:
     if answer["resolver"]:
         lines.append(f"resolver {answer['resolver']}")
     lines += ["", *table([_service_row(service) for service in answer["services"]])]
+    for name, number in answer["leaving"].items():
+        lines.append(f"{name}  served no more; {number} connections go on")
     lines += [f"{name}  not served: {why}" for name, why in answer["broken"].items()]
     for name, enabled in answer["overrides"].items():
         lines.append(f"{name}  {'enabled' if enabled else 'disabled'} by the operator")

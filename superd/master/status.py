@@ -41,6 +41,7 @@ def status(master: Master) -> dict[str, Any]:
             for pool in master.current.plan.pools
             for name in pool.services
         ],
+        "leaving": _leaving(master),
         "broken": master.current.plan.broken,
         "generation": master.current.number,
         "reload": _reload(master),
@@ -101,6 +102,14 @@ def _upgrade(master: Master) -> dict[str, Any] | None:
     """Return how the last upgrade went."""
     upgrade = master.changes.upgrade
     return None if upgrade is None else {"number": upgrade.number, **upgrade.report()}
+
+
+def _leaving(master: Master) -> dict[str, int]:
+    """Return how many connections go on of services that are served no more, by name."""
+    known = {name for child in master.workers.children for name in child.services}
+    gone = known & master.tally.roster.numbers.keys() - master.current.plan.services.keys()
+    active = {name: sum(master.tally.scoreboard.active(name)) for name in sorted(gone)}
+    return {name: number for name, number in active.items() if number}
 
 
 def _rows(master: Master, service: str) -> Rows:

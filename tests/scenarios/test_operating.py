@@ -273,6 +273,9 @@ def test_those_of_a_service_that_is_served_no_more_are_listed_after_an_upgrade(
         assert served.run("disable", "echo").returncode == 0
         assert served.run("upgrade").returncode == 0
         assert [row["service"] for row in listed(served, "echo")] == ["echo"]
+        assert served.answer()["leaving"] == {"echo": 1}
+        assert "echo  served no more; 1 connections go on\n" in served.run("status").stdout
+    until(lambda: served.answer()["leaving"] == {}, "the connection to end")
 
 
 def test_a_worker_that_drains_has_no_address_that_another_serves_for_it(
