@@ -16,13 +16,12 @@ from tests.harness import PATIENCE, Superd
 
 # moves descriptors to 3 and on, as `sd_listen_fds(3)` has it, and becomes what follows
 WRAPPER = """
-import os, sys
+import fcntl, os, sys
 numbers, names, pid, *command = sys.argv[1:]
-safe = [os.dup(int(number)) for number in numbers.split(",") if number]
-high = [os.dup2(number, 200 + place) for place, number in enumerate(safe)]
+high = [fcntl.fcntl(int(n), fcntl.F_DUPFD, 512) for n in numbers.split(",") if n]
 for place, number in enumerate(high):
     os.dup2(number, 3 + place, inheritable=True)
-os.closerange(3 + len(high), 300)
+os.closerange(3 + len(high), 1 << 16)
 os.environ["LISTEN_PID"] = pid or str(os.getpid())
 os.environ["LISTEN_FDS"] = str(len(high))
 os.environ["LISTEN_FDNAMES"] = names

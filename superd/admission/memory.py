@@ -10,6 +10,7 @@ import fcntl
 import mmap
 import os
 import tempfile
+import weakref
 
 CELL = 8
 
@@ -29,7 +30,7 @@ class Memory:
     Where there are seals (F_ADD_SEALS in fcntl(2)) its size is fixed: a worker that has the
     descriptor, to lock it, could end all others and the master by taking the memory away (SIGBUS).
 
-    Made anew, full of zeros, or found where `descriptor` has it.
+    Made anew, full of zeros, or found where `descriptor` has it, which belongs to it then.
     """
 
     def __init__(self, purpose: str, cells: int, descriptor: int | None = None) -> None:
@@ -43,4 +44,5 @@ class Memory:
         elif os.fstat(descriptor).st_size != size:
             raise ValueError(f"the memory of the {purpose} has another size")
         self.descriptor = descriptor
+        weakref.finalize(self, os.close, descriptor).atexit = False
         self.cells = memoryview(mmap.mmap(descriptor, size)).cast("Q")

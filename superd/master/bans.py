@@ -143,7 +143,6 @@ class Bans:
                 self._bans[ban.network] = ban
             else:  # the table is a new one
                 self._enter(ban)
-        self._is_saved = False
 
     def _make_room(self) -> None:
         """Let the bans end that would end first; some at once, as finding them takes a while."""

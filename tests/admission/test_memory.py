@@ -17,4 +17,4 @@ def test_nobody_can_take_the_memory_away_or_make_more_of_it() -> None:
         with pytest.raises(PermissionError):
             os.truncate(memory.descriptor, size)
     assert memory.cells[999] == 7
-    assert Memory("test", 1000, memory.descriptor).cells[999] == 7
+    assert Memory("test", 1000, os.dup(memory.descriptor)).cells[999] == 7

@@ -39,7 +39,7 @@ def raise_(error: BaseException) -> None:
 
 
 def close_all_descriptors() -> None:
-    os.closerange(3, 256)
+    os.closerange(3, 1 << 16)
 
 
 def wait_for_a_while() -> int:

@@ -34,7 +34,8 @@ def place(number: int, generation: int, *, drains: bool = False) -> dict[str, An
 
 def test_counting_anew_has_room_for_the_workers_of_before(log: Log, plan: Plan) -> None:
     highest = LEAST_PLACES + 8
-    passed = Tally.of(["echo"], highest).passed_on()
+    before = Tally.of(["echo"], highest)
+    passed = before.passed_on()
     state = {"tally": {**passed, "layout": ["another"]}, "places": [place(3, 1), place(highest, 1)]}
     tally = tally_of(state, plan, log)
     assert tally.scoreboard.memory.descriptor != passed["scoreboard"]

@@ -303,7 +303,7 @@ def test_a_plugin_that_was_upgraded_serves_and_the_old_one_finishes(
 
             async def stream(self, conn):
                 async for _ in conn:
-                    await conn.send(b"one\n")
+                    await conn.send(b"one\\n")
 
         @hookimpl
         def superd_services():

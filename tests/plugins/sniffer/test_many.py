@@ -35,6 +35,13 @@ def thousands(number: int) -> str:
     return f"[daemon]\nworkers = 2\n{large}{real}"
 
 
+class Open:
+    """As much of a socket as is needed to be gone on with."""
+
+    def fileno(self) -> int:
+        return 0
+
+
 def test_going_over_to_thousands_of_addresses_takes_no_time() -> None:
     """Neither is each compared with each, nor an entry, which has all of them, for each."""
     addresses = tuple(Address(Transport.TCP, "127.0.0.9", port) for port in range(1, 5001))
@@ -42,7 +49,7 @@ def test_going_over_to_thousands_of_addresses_takes_no_time() -> None:
         Service.model_construct(plugin="echo", listen=pickle.loads(pickle.dumps(addresses)))
         for _ in range(2)
     )
-    old = [Listener("echo", before, one, one, cast("socket.socket", object())) for one in addresses]
+    old = [Listener("echo", before, one, one, cast("socket.socket", Open())) for one in addresses]
     new = [replace(listener, entry=after) for listener in old]
     began = time.monotonic()
     assert adopt(new[:-1], old) == old[-1:]
