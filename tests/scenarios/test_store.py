@@ -157,6 +157,9 @@ def test_a_restart_keeps_what_has_no_file_and_a_stop_nothing(
         superd.signal(signal.SIGTERM)
         supervisor.until("STOPPING")
         until(lambda: len(supervisor.names()) == 3, "the file's socket to be let go")
+        for _ in range(2):  # by then the worker has been told, too
+            held.sendall(b"x")
+            held.recv(1)
         with socket.create_connection(address, PATIENCE) as client:
             held.close()
             assert ended(superd) == 0
