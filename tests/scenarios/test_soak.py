@@ -17,7 +17,7 @@ from tests.clients import answer_to, connect_tcp, connect_unix
 from tests.conftest import Start
 from tests.daemons import free_ports
 from tests.harness import Superd, ask_udp, exchange, make_plugin, until
-from tests.loads import Load, Stream, hello, under
+from tests.loads import Load, hello, under
 from tests.proc import children, descriptors, memory, zombies
 
 WARM_UP = 60.0  # seconds until memory is measured for the first time
@@ -106,7 +106,7 @@ NAMES = (
 )  # fmt: skip
 
 
-def loads(port: dict[str, int], directory: Path) -> list[Load | Stream]:
+def loads(port: dict[str, int], directory: Path) -> list[Load]:
     """Return clients of everything."""
 
     def client(name: str) -> Callable[[], socket.socket]:
@@ -128,7 +128,6 @@ def loads(port: dict[str, int], directory: Path) -> list[Load | Stream]:
         Load(lambda: answer_to(client("day")()), is_day),
         Load(lambda: ask_udp(day, b""), is_day),
         Load(lambda: ask_udp(echo, b"hello")),
-        *(Stream(client(name)()) for name in ("echo", "passed", "cat")),
     ]
 
 
@@ -188,7 +187,7 @@ def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
         assert settled(served) == open_before
         assert memory(served.pid) < before[served.pid] * GROWTH + SLACK
     failures = [failure for client in clients for failure in client.failures]
-    print(f"{sum(one.served for one in clients if isinstance(one, Load))} served, {failures}")
+    print(f"{sum(client.served for client in clients)} served, {failures}")
     kills = served.log().count("SIGKILL") + (tmp_path / "log").read_text().count("SIGKILL")
     assert len(failures) <= kills * len(clients)  # who was with a worker that was killed
     assert "Traceback" not in (tmp_path / "log").read_text()
