@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import pwd
 import signal
 import socket
 import threading
@@ -36,7 +37,7 @@ record-log = "{directory}/records"
 
 [defaults]
 max-per-source = 500
-allow = ["127.0.0.0/8", ".localdomain"]
+allow = ["127.0.0.0/8", ".localdomain", "user:{user}"]
 
 [service.echo]
 plugin = "echo"
@@ -157,7 +158,8 @@ def settled(served: Superd) -> dict[str, int]:
 def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
     port = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
     served = start_superd(
-        TOML.format(directory=tmp_path, **port), env=make_plugin(tmp_path / "p", "upper", UPPER)
+        TOML.format(directory=tmp_path, user=pwd.getpwuid(os.getuid()).pw_name, **port),
+        env=make_plugin(tmp_path / "p", "upper", UPPER),
     )
     clients = loads(port, tmp_path)
     never = threading.Event()
