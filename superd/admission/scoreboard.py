@@ -102,6 +102,11 @@ class Sums(NamedTuple):
     refused: list[int]
     durations: list[int]
 
+    @property
+    def by_name(self) -> dict[str, int]:
+        """Counts and refusals by name; the latter as `refused-REASON`."""
+        return dict(zip(_COUNTED, self.counts + self.refused, strict=True))
+
 
 class Scoreboard:
     """A table of unsigned 64-bit counters: a row for each worker's place, a cell per service.
@@ -149,8 +154,7 @@ class Scoreboard:
 
     def totals(self, service: str) -> dict[str, int]:
         """Return the sums over all workers by name; refusals as `refused-REASON`."""
-        sums = self.sums(service)
-        return dict(zip(_COUNTED, sums.counts + sums.refused, strict=True))
+        return self.sums(service).by_name
 
     def durations(self, service: str) -> list[int]:
         """Return how many connections lasted up to each of DURATIONS, and longer than the last."""

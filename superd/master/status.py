@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from superd import __version__
 from superd.master.pools import Pool
+from superd.master.processes import usage_of
 from superd.net.addresses import Transport
 from superd.net.listeners import dropped
 from superd.observe.rows import Rows
@@ -81,13 +81,11 @@ def _worker(place: Place) -> dict[str, Any]:
 
 
 def _used(pid: int) -> dict[str, float | int | None]:
-    """Return what a process has used: seconds of processor time, and bytes of memory (proc(5))."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-        return {"cpu": cpu, "memory": int(fields[21]) * os.sysconf("SC_PAGE_SIZE")}
-    except (OSError, ValueError, IndexError):  # not every system has it
+    """Return what a process has used: seconds of processor time, and bytes of memory."""
+    usage = usage_of(pid)
+    if usage is None:
         return {"cpu": None, "memory": None}
+    return {"cpu": usage.cpu, "memory": usage.memory}
 
 
 def _reload(master: Master) -> dict[str, Any] | None:
@@ -123,6 +121,7 @@ def _rows(master: Master, service: str) -> Rows:
 
 def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
     sockets = [(address, sock) for _, address, sock in master.current.watch.sockets({name})]
+    sums = master.tally.scoreboard.sums(name)
     full = 0
     with contextlib.suppress(OSError):  # not every system counts these
         full = sum(dropped(sock) for address, sock in sockets if address.transport is Transport.UDP)
@@ -131,8 +130,8 @@ def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
         "plugin": pool.services[name].plugin,
         "pool": pool.name,
         "listen": [str(address) for address, _ in sockets],
-        "counts": {**master.tally.scoreboard.totals(name), "dropped": full},
+        "counts": {**sums.by_name, "dropped": full},
         "rate": master.rates.rate(time.monotonic(), name),
-        "durations": master.tally.scoreboard.durations(name),
+        "durations": sums.durations,
         "rows": _rows(master, name),
     }
