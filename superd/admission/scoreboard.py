@@ -156,10 +156,6 @@ class Scoreboard:
         """Return the sums over all workers by name; refusals as `refused-REASON`."""
         return self.sums(service).by_name
 
-    def durations(self, service: str) -> list[int]:
-        """Return how many connections lasted up to each of DURATIONS, and longer than the last."""
-        return self.sums(service).durations
-
     def sums(self, service: str) -> Sums:
         """Return all sums over all workers."""
         start = self._roster.number(service) * _COLUMNS

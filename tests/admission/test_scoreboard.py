@@ -65,7 +65,7 @@ def test_lines_that_were_lost_are_counted_once_for_all_services() -> None:
     assert board.lost() == 6
     for service in SERVICES:
         assert not any(board.totals(service).values())
-        assert not any(board.durations(service))
+        assert not any(board.sums(service).durations)
 
 
 def test_a_worker_that_has_gone_leaves_its_counts_but_no_connections() -> None:

@@ -246,26 +246,28 @@ def test_lists_from_files_are_read_anew(start_superd: Start, tmp_path: Path) -> 
     assert (admits("127.0.0.2"), admits("127.0.0.3")) == (False, True)
 
 
+LIMITED_BY_SOURCE = """
+[daemon]
+workers = 2
+
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+max-connections = 5
+max-per-source = 3
+on-limit = "reject"
+
+[service.slow]
+plugin = "daytime"
+listen = "tcp://127.0.0.1:0"
+rate = "1/h"
+burst = 3
+on-limit = "reject"
+"""
+
+
 def test_bans_and_limits_hold_over_a_reload(start_superd: Start) -> None:
-    toml = """
-        [daemon]
-        workers = 2
-
-        [service.echo]
-        plugin = "echo"
-        listen = "tcp://127.0.0.1:0"
-        max-connections = 5
-        max-per-source = 3
-        on-limit = "reject"
-
-        [service.slow]
-        plugin = "daytime"
-        listen = "tcp://127.0.0.1:0"
-        rate = "1/h"
-        burst = 3
-        on-limit = "reject"
-        """
-    served = start_superd(toml)
+    served = start_superd(LIMITED_BY_SOURCE)
     assert served.run("ban", "127.0.0.9").returncode == 0
     assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True] * 2
     with contextlib.ExitStack() as stack:
@@ -274,7 +276,7 @@ def test_bans_and_limits_hold_over_a_reload(start_superd: Start) -> None:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
         for _ in range(2):
-            reload(served, toml)
+            reload(served, LIMITED_BY_SOURCE)
         assert served.counts("echo")["active"] == 4
         assert not is_admitted(served, "echo", "127.0.0.2")
         fifth = stack.enter_context(served.connect("echo", "127.0.0.4"))

@@ -32,6 +32,7 @@ from tests.harness import (
 from tests.passing import NotifySocket
 from tests.proc import children, descriptors, listener
 from tests.scenarios.test_access import is_admitted
+from tests.scenarios.test_reload import LIMITED_BY_SOURCE
 
 ECHO = """
 [service.echo]
@@ -319,25 +320,7 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
 
 
 def test_limits_bans_and_rates_hold_over_an_upgrade(start_superd: Start) -> None:
-    toml = """
-        [daemon]
-        workers = 2
-
-        [service.echo]
-        plugin = "echo"
-        listen = "tcp://127.0.0.1:0"
-        max-connections = 5
-        max-per-source = 3
-        on-limit = "reject"
-
-        [service.slow]
-        plugin = "daytime"
-        listen = "tcp://127.0.0.1:0"
-        rate = "1/h"
-        burst = 3
-        on-limit = "reject"
-        """
-    served = start_superd(toml)
+    served = start_superd(LIMITED_BY_SOURCE)
     assert served.run("ban", "127.0.0.9", "--reason", "rude").returncode == 0
     bans = served.run("bans").stdout
     assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True] * 2
