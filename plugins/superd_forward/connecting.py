@@ -19,8 +19,8 @@ from operator import length_hint
 from typing import TYPE_CHECKING
 
 from superd.plugin import Unavailable
+from superd_forward.events import BROKEN, INPUT
 from superd_forward.hops import forget, remember
-from superd_forward.poller import BROKEN, INPUT
 from superd_forward.targets import Target, Way
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Connecting:
         self.cancel()
         # not at once, as all of many targets may fail at once
         go_on = partial(self._go_on, f"{target.name}: {why}")
-        self.relay.streams.poller.loop.call_soon(go_on)
+        self.relay.streams.loop.call_soon(go_on)
 
     def _go_on(self, last: str) -> None:
         if not self.relay.is_over:

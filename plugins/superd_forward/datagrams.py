@@ -40,7 +40,7 @@ class Datagrams:
         self.timeout = timeout
         self.replies = replies
         self.all: Rounds[ForwardedDatagrams] = Rounds(
-            streams.poller.loop, LOOK, lambda relay: relay.look()
+            streams.loop, LOOK, lambda relay: relay.look()
         )
 
 
@@ -139,7 +139,7 @@ class ForwardedDatagrams(DatagramRelay):
 
     def _next_target_soon(self) -> None:
         """Not at once, as all of many targets may fail at once."""
-        self.shared.streams.poller.loop.call_soon(self._next_target)
+        self.shared.streams.loop.call_soon(self._next_target)
 
     def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
         if self.is_over or target is not self.target:
@@ -190,7 +190,7 @@ class ForwardedDatagrams(DatagramRelay):
 
     def ready(self, events: int) -> None:
         for _ in range(BATCH):
-            sock, buffer = self.sock, self.shared.streams.poller.buffer
+            sock, buffer = self.sock, self.shared.streams.memory.buffer
             if sock is None:
                 return
             if buffer is None:
@@ -215,7 +215,7 @@ class ForwardedDatagrams(DatagramRelay):
                 self._over(End.SERVER)
                 return
         if self.sock is not None:
-            self.shared.streams.poller.again(self.sock.fileno(), self)
+            self.shared.streams.memory.again(self.sock.fileno(), self)
 
     def failed(self, error: BaseException) -> None:
         self.conn.failed(error)

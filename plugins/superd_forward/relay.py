@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 from superd.net.closing import reset_on_close, undelivered
 from superd.plugin import End, Relay, Relayed
 from superd_forward.connecting import Attempt, Connecting
+from superd_forward.events import INPUT
 from superd_forward.hops import LOOP, Endpoint, chain_of, forget
-from superd_forward.poller import INPUT
 from superd_forward.side import Side
 from superd_forward.targets import Target
 
@@ -40,7 +40,7 @@ class ForwardedConnection(Relay):
     def __init__(self, streams: Streams, sock: socket.SocketType, conn: Relayed) -> None:
         self.streams = streams
         self.conn = conn
-        self.client = Side(self, sock, streams.poller)
+        self.client = Side(self, sock, streams.poller, streams.memory)
         self.client.other = streams.nobody
         self.target_side: Side | None = None
         self.target: Target | None = None
@@ -98,10 +98,10 @@ class ForwardedConnection(Relay):
         now = time.monotonic()
         self.deadline = now + AT_ONCE
         if target.in_a_row:
-            self.streams.poller.loop.call_later(AT_ONCE, self.lasts, target)
+            self.streams.loop.call_later(AT_ONCE, self.lasts, target)
         self.conn.reached(attempt.way.name, now - started)
         self.streams.title.changed()
-        side = self.target_side = Side(self, sock, self.streams.poller)
+        side = self.target_side = Side(self, sock, self.streams.poller, self.streams.memory)
         side.other, client.other = client, side
         side.is_broken = is_broken
         self.streams.poller.hand_over(side.descriptor, side)
@@ -284,7 +284,7 @@ class ForwardedConnection(Relay):
                 side.close()
                 side.other = nobody
         if not self.streams.connections:
-            self.streams.poller.pipes.close_spare()
+            self.streams.memory.pipes.close_spare()
         if self.target is not None:
             self.target.left()
             self.target.succeeded()

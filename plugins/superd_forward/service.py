@@ -212,6 +212,7 @@ class Forward(Service):
         options, entry = self.options, self.entry
         self.streams = Streams(
             loop,
+            self.poller,
             self._targets(datagrams=False),
             self.look_up,
             nodelay=entry.nodelay,

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from select import EPOLLIN, EPOLLOUT
+from select import EPOLLOUT
 from typing import TYPE_CHECKING, Final
 
+from superd.plugin import Poller
+from superd_forward.events import BROKEN, ENDED, INPUT, URGENT, USUAL
+from superd_forward.memory import PORTION, Memory
 from superd_forward.pipes import Pipe, is_at_mark
-from superd_forward.poller import BROKEN, ENDED, INPUT, PORTION, URGENT, Poller
 
 if TYPE_CHECKING:
     from superd_forward.relay import ForwardedConnection
 
-USUAL = EPOLLIN | EPOLLOUT  # there is input, and nothing else to be seen to
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 UNTIL_NONE = ENDED | URGENT
 ANY_EVENT = -1
@@ -42,16 +43,19 @@ class Side:
     """
 
     __slots__ = (
-        "bulk", "count", "descriptor", "has_ended", "is_broken", "kept", "other", "poller",
-        "receive", "relay", "send", "sock", "unread", "until_none",
+        "bulk", "count", "descriptor", "has_ended", "is_broken", "kept", "memory", "other",
+        "poller", "receive", "relay", "send", "sock", "unread", "until_none",
     )  # fmt: skip
 
     other: Side
 
-    def __init__(self, relay: ForwardedConnection, sock: socket.SocketType, poller: Poller) -> None:
+    def __init__(
+        self, relay: ForwardedConnection, sock: socket.SocketType, poller: Poller, memory: Memory
+    ) -> None:
         self.relay = relay
         self.sock = sock
         self.poller = poller
+        self.memory = memory
         self.descriptor = sock.fileno()
         self.receive = sock.recv_into
         self.send = sock.send
@@ -94,9 +98,9 @@ class Side:
         """
         if self.bulk >= BULK and self._pull_bulk():
             return
-        other, poller = self.other, self.poller
+        other, memory = self.other, self.memory
         self.unread = turns = 0
-        while (buffer := poller.buffer) is not None and turns < TURNS:
+        while (buffer := memory.buffer) is not None and turns < TURNS:
             try:
                 size = self.receive(buffer, 0, AT_ONCE)
             except BlockingIOError:
@@ -128,7 +132,7 @@ class Side:
             if size < PORTION and not events & self.until_none:
                 return
             turns += 1
-        poller.again(self.descriptor, self)
+        memory.again(self.descriptor, self)
 
     def _pull_bulk(self) -> bool:
         """Pass on what there is to read through a pipe; tell whether that is all."""
@@ -136,7 +140,7 @@ class Side:
         if socket.AF_UNIX in (self.sock.family, self.other.sock.family):
             return False
         try:
-            pipe = self.poller.pipes.borrow()
+            pipe = self.memory.pipes.borrow()
         except OSError:
             return False
         for side in (self, self.other):
@@ -145,7 +149,7 @@ class Side:
         if self.relay.is_over:
             pipe.close()
         elif self.other.kept is not pipe:
-            self.poller.pipes.give_back(pipe)
+            self.memory.pipes.give_back(pipe)
         return is_done
 
     def _splice(self, pipe: Pipe) -> bool:
@@ -183,7 +187,7 @@ class Side:
                     self.relay.will_not_last()
                 return True
         self.bulk = BULK
-        self.poller.again(self.descriptor, self)
+        self.memory.again(self.descriptor, self)
         return True
 
     def keep(self, rest: memoryview) -> None:
@@ -192,7 +196,7 @@ class Side:
             self.kept = bytes(rest)
         except MemoryError:
             self.kept = rest
-            self.poller.give_away()
+            self.memory.give_away()
 
     def flush(self) -> None:
         """Send what was kept, as far as it is taken."""
@@ -202,7 +206,7 @@ class Side:
             if isinstance(kept, Pipe):
                 if not kept.empty(self.descriptor):
                     return
-                self.poller.pipes.give_back(kept)
+                self.memory.pipes.give_back(kept)
             else:
                 sent = self.send(kept, AT_ONCE)
                 if sent < len(kept):
@@ -219,7 +223,7 @@ class Side:
     def take_nothing(self) -> None:
         """Let go of what was kept, as it cannot be sent any more."""
         if isinstance(self.kept, Pipe):
-            self.poller.pipes.give_back(self.kept)
+            self.memory.pipes.give_back(self.kept)
         self.kept = TAKES_NOTHING
 
     def end(self) -> None:

@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, cast
 
-from superd.plugin import Address
+from superd.plugin import Address, Poller
 from superd_forward.connecting import Connecting
-from superd_forward.poller import Poller
+from superd_forward.memory import Memory
 from superd_forward.rounds import Rounds
 from superd_forward.side import Nobody, Side
 from superd_forward.targets import Targets, Way
@@ -29,11 +29,12 @@ IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): ports of different targets may be the sam
 
 
 class Streams:
-    """The poller, the targets and the settings; `header` makes what precedes a client's bytes."""
+    """The sockets, the targets and the settings; `header` makes what precedes a client's bytes."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
+        poller: Poller,
         targets: Targets,
         look_up: Callable[[str, Callable[[tuple[str, ...]], None]], None],
         *,
@@ -44,6 +45,9 @@ class Streams:
         half_close_timeout: float,
         header: Callable[[Address, Address], bytes] | None,
     ) -> None:
+        self.loop = loop
+        self.poller = poller
+        self.memory = Memory(loop, poller)
         self.targets = targets
         self.look_up = look_up
         self.nodelay = nodelay
@@ -52,7 +56,6 @@ class Streams:
         self.connect_timeout = connect_timeout
         self.half_close_timeout = half_close_timeout
         self.header = header
-        self.poller = Poller(loop)
         self.connections: dict[object, None] = {}  # and sources of datagrams
         self.title = Title(loop, lambda: self.connections)
         self.nobody = cast(Side, Nobody())

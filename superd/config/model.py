@@ -333,7 +333,8 @@ class Daemon(Limits):
         Strings, Field(description="files with more services, relative to this one")
     ] = ()
     loop: Annotated[
-        Literal["auto", "uvloop", "asyncio"], Field(description="event loop of the workers")
+        Literal["auto", "uvloop", "asyncio"],
+        Field(description="event loop of the workers; auto is the faster for what they do"),
     ] = "auto"
     confinement: Annotated[
         Literal["auto", "require"],

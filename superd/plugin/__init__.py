@@ -20,7 +20,14 @@ from superd.observe.connections import End
 from superd.plugin.connection import BlockingConnection, Client, Connection, LineTooLong
 from superd.plugin.environment import inherited_environment
 from superd.plugin.hookspecs import hookimpl
-from superd.plugin.relay import DatagramRelay, Relay, Relayed, RelayedDatagrams
+from superd.plugin.relay import (
+    DatagramRelay,
+    Polled,
+    Poller,
+    Relay,
+    Relayed,
+    RelayedDatagrams,
+)
 from superd.plugin.service import (
     Options,
     Packet,
@@ -42,6 +49,8 @@ __all__ = [
     "LineTooLong",
     "Options",
     "Packet",
+    "Polled",
+    "Poller",
     "PositiveDuration",
     "ReadableFile",
     "Relay",

@@ -8,6 +8,7 @@ when its time is over. Nothing here waits or blocks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 from superd.observe.connections import End
 from superd.plugin.connection import Client
@@ -67,3 +68,35 @@ class RelayedDatagrams(Relayed):
     @abstractmethod
     def send(self, data: bytes | memoryview) -> None:
         """Send a datagram to the client, from where it was asked; lost where that cannot be."""
+
+
+class Polled(Protocol):
+    """Who waits for a socket."""
+
+    def ready(self, events: int) -> None:
+        """Go on, by what epoll(7) says; with input: until there is no more, or `again`."""
+
+    def failed(self, error: BaseException) -> None:
+        """Take note of what `ready` has raised."""
+
+
+class Poller(ABC):
+    """Has those who wait for a socket go on when it is ready, edge-triggered (epoll(7)): for input,
+    output, the end of input, and a byte out of band. All services of a worker share it.
+    """
+
+    @abstractmethod
+    def add(self, descriptor: int, who: Polled) -> None:
+        """Wait for a socket. Raises OSError where the system has no room for it."""
+
+    @abstractmethod
+    def hand_over(self, descriptor: int, who: Polled) -> None:
+        """Have somebody else wait for a socket."""
+
+    @abstractmethod
+    def forget(self, descriptor: int) -> None:
+        """Wait no more for a socket that is about to be closed; that takes it out of the epoll."""
+
+    @abstractmethod
+    def again(self, descriptor: int, who: Polled) -> None:
+        """Have it go on with its input when the others have had their turn."""

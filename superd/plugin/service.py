@@ -17,6 +17,7 @@ from superd.config.model import BLOCKING_MODELS, Section
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 from superd.plugin.connection import Client, Connection
+from superd.plugin.relay import Poller
 
 
 class Options(Section):
@@ -122,7 +123,8 @@ class Service:
        `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
        was sent is delivered and the socket closed, unless it was closed or detached already.
        `relay(sock, conn) -> Relay` has it without a coroutine, until it calls `conn.ended(end)`;
-       each call there has to say that it must not wait, as the socket itself might;
+       each call there has to say that it must not wait, as the socket itself might, and `poller`
+       tells when one would not;
        `relay_datagrams(conn) -> DatagramRelay` does so for all datagrams of one source, which is
        counted, limited and recorded as a connection is.
        `async listener(sock, waiting)` has the listening or datagram socket itself, if the entry
@@ -214,6 +216,11 @@ class Service:
         self._server.look_up(host, found)
 
     @property
+    def poller(self) -> Poller:
+        """What has relays go on when their sockets are ready; from step 3."""
+        return self._server.poller
+
+    @property
     def drains(self) -> bool:
         """Whether this worker accepts no more, and waits for its connections to end."""
         return self._server.drains
@@ -259,6 +266,9 @@ class Server(Protocol):
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None: ...
 
     @property
+    def poller(self) -> Poller: ...
+
+    @property
     def drains(self) -> bool: ...
 
     async def observe(self, what: str) -> bytes: ...
@@ -279,6 +289,12 @@ def kinds_of(service: type[Service]) -> tuple[str, ...]:
     """Return which of "stream" and "datagram" the class has methods for."""
     kinds = {"stream": STREAM_METHODS, "datagram": DATAGRAM_METHODS}
     return tuple(k for k, names in kinds.items() if any(hasattr(service, n) for n in names))
+
+
+def only_relays(service: type[Service]) -> bool:
+    """Tell whether the class relays whatever it serves."""
+    relays = {"stream": "relay", "datagram": "relay_datagrams"}
+    return all(hasattr(service, relays[kind]) for kind in kinds_of(service))
 
 
 def models_of(service: type[Service]) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from superd.net.addresses import Address, Transport
 from superd.observe.connections import ServiceRecords, ends_of, safe
 from superd.observe.records import Record
 from superd.plugin.connection import Client, Connection
+from superd.plugin.relay import Poller
 from superd.plugin.service import Request
 from superd.worker.channel import Channel
 from superd.worker.observing import Observer
@@ -74,6 +75,10 @@ class Backing:
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
         self._engine.names.addresses(host, found)
+
+    @property
+    def poller(self) -> Poller:
+        return self._engine.poller
 
     @property
     def drains(self) -> bool:

@@ -12,6 +12,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 from superd.admission.gate import Ticket
@@ -20,6 +21,7 @@ from superd.net.addresses import Address, Transport
 from superd.observe.connections import ConnectionLog, End
 from superd.observe.records import FloodGate, Record, Report, Threshold, failure, kind_of
 from superd.observe.rows import Rows, fitting
+from superd.plugin.relay import Poller
 from superd.worker import leaks
 from superd.worker.acceptor import Accepted, Acceptor
 from superd.worker.answers import Answerer, Lingering
@@ -29,6 +31,7 @@ from superd.worker.flows import FlowListener
 from superd.worker.handovers import Handover
 from superd.worker.loop import WorkerLoop
 from superd.worker.names import Names
+from superd.worker.polling import poller_of
 from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.pulse import Pulse
 from superd.worker.refused import Tarpit
@@ -94,6 +97,11 @@ class Engine:
         self._last_number = 0
         self._next_check = 0  # which listener is looked at next
         self._shown: dict[str, Rows] = {}
+
+    @cached_property
+    def poller(self) -> Poller:
+        """What relays wait for their sockets with."""
+        return poller_of(self.loop)
 
     def add(self, serving: Serving, crew: Crew | None = None) -> None:
         """Make the engine responsible for a service; one whose handlers block has a crew."""

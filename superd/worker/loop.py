@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 
+from superd.worker.polling import PollingLoop
+
 
 class WorkerLoop(asyncio.AbstractEventLoop):
     """An event loop that a plugin cannot stop: while it serves that raises in the plugin."""
@@ -19,10 +21,12 @@ class WorkerLoop(asyncio.AbstractEventLoop):
         super().stop()
 
 
-def new_loop(kind: str) -> WorkerLoop:
-    """Return a loop of "uvloop" or "asyncio"; "auto" is uvloop where it is installed."""
-    made: type[asyncio.AbstractEventLoop] = asyncio.SelectorEventLoop
-    if kind != "asyncio":
+def new_loop(kind: str, *, only_relays: bool = False) -> WorkerLoop:
+    """Return a loop of "uvloop" or "asyncio". "auto" is uvloop where it is installed, except for
+    workers that do nothing but relay: they have the shorter path in asyncio's.
+    """
+    made: type[asyncio.AbstractEventLoop] = PollingLoop
+    if kind == "uvloop" or (kind == "auto" and not only_relays):
         try:
             import uvloop
         except ImportError:

@@ -36,6 +36,7 @@ from superd.observe.connections import ServiceRecords
 from superd.observe.records import FloodGate, Record, Threshold, failure
 from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
+from superd.plugin.service import only_relays
 from superd.worker import preload
 from superd.worker.backing import Backing
 from superd.worker.blocking.processes import Forks, Preforks
@@ -126,7 +127,8 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     plugins = _prepared(assignment)
     forks = any(entry.forks for entry in assignment.services.values())
     kept = _opened_by_plugins(assignment, ours) if forks else ()
-    loop = _ready_loop(assignment.loop)
+    relays = all(only_relays(type(plugin)) for plugin in plugins.values())
+    loop = _ready_loop(assignment.loop, only_relays=relays)
     pulse = Pulse(loop, lifeline)
 
     if assignment.confinement.chroot:
@@ -209,13 +211,13 @@ def _crew(engine: Engine, serving: Serving, channel: Channel, kept: Collection[i
     return crew(engine, serving, channel, kept)
 
 
-def _ready_loop(kind: str) -> WorkerLoop:
+def _ready_loop(kind: str, *, only_relays: bool) -> WorkerLoop:
     """Return an event loop that has opened all of its files.
 
     libuv, below uvloop, asks /proc for the kernel's version, and for its first stream it opens
     /dev/null: in a jail it would open the root directory in its place.
     """
-    loop = new_loop(kind)
+    loop = new_loop(kind, only_relays=only_relays)
     asyncio.set_event_loop(loop)
     ours, theirs = socket.socketpair()
     transport, _ = loop.run_until_complete(loop.connect_accepted_socket(asyncio.Protocol, ours))

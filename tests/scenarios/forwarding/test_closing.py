@@ -60,7 +60,7 @@ class Slow:
         return b"".join(self.parts), self.how
 
 
-@pytest.fixture(scope="module", params=["uvloop", pytest.param("asyncio", marks=pytest.mark.soak)])
+@pytest.fixture(scope="module", params=["asyncio", pytest.param("uvloop", marks=pytest.mark.soak)])
 def pairs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Pair]]:

@@ -39,7 +39,7 @@ MOST_KEPT = 256 * 1024  # bytes of a session that stalls both ways
 GIB = 1 << 30
 
 
-@pytest.fixture(scope="module", params=["uvloop", pytest.param("asyncio", marks=pytest.mark.soak)])
+@pytest.fixture(scope="module", params=["asyncio", "uvloop"])
 def pairs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Pair]]:

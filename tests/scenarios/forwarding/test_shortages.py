@@ -84,7 +84,7 @@ def tear_many(served: Superd, pair: Pair, number: int) -> None:
     assert served.log()[start:] == ""
 
 
-@pytest.mark.parametrize("loop", ["uvloop", pytest.param("asyncio", marks=pytest.mark.soak)])
+@pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_clients_that_reset_in_the_middle_leave_nothing_behind(
     start_superd: Start, target: Target, number: int, loop: str
