@@ -2,7 +2,9 @@
 
 The forwarder has a core to itself; the load and the backend that answers share the other one, and
 `load %` counts both. `direct` is that backend without a forwarder: what is lost against it is the
-price of forwarding (its CPU and memory are the backend's).
+price of forwarding (its CPU and memory are the backend's). `python` is the plainest forwarder that
+can be written in Python: between it and nginx lies the interpreter, between it and superd what
+superd does beyond passing bytes on.
 """
 
 from tests.bench import forwarders
@@ -64,7 +66,7 @@ PEERS = {
 }
 SUITE = Suite(
     name="forward",
-    own={OWN: forwarders.superd, "direct": forwarders.direct},
+    own={OWN: forwarders.superd, "direct": forwarders.direct, "python": forwarders.plain},
     peers=PEERS,
     works=WORKS,
     idle=(OWN, *PEERS),

@@ -6,12 +6,14 @@ TCP_NODELAY where it has that. All else is as it comes.
 """
 
 import resource
+import sys
 from collections.abc import Callable
 
 from tests.bench.inetds import xinetd_command
 from tests.bench.own import WITHOUT_RECORDS, epoll_command, superd_command
 from tests.bench.packages import PACKAGES, program, write
 from tests.bench.servers import Address, Server
+from tests.bench.workspace import SOURCES
 
 # HAProxy refuses to start where two files for each, and some more, are not to be had.
 CONNECTIONS = min(20_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100)
@@ -80,6 +82,16 @@ service forward
 def direct() -> Server:
     """Return the yardstick: the backend, which the load talks to itself."""
     return _backend("direct", 7500)
+
+
+def plain() -> Server:
+    """Return the other yardstick: the least that takes in Python, which cannot carry bulk."""
+
+    def command(listen: Address, to: Address) -> tuple[str, ...]:
+        program = str(SOURCES / "plain_forwarder.py")
+        return (sys.executable, "-P", program, str(listen.port), str(to.port))
+
+    return _forwarder("python", 7580, command, only=("echo50", "echo1", "connect-echo-close"))
 
 
 def superd() -> Server:
@@ -168,13 +180,21 @@ def xinetd() -> Server:
 
 
 def _forwarder(
-    name: str, port: int, command: Callable[[Address, Address], tuple[str, ...]]
+    name: str,
+    port: int,
+    command: Callable[[Address, Address], tuple[str, ...]],
+    only: tuple[str, ...] = (),
 ) -> Server:
     """Return a forwarder with a backend: one each, so that none inherits ports in TIME_WAIT."""
     listen = Address("127.0.0.1", port)
     backend = _backend(f"{name}-backend", port + 1)
     return Server(
-        name, command(listen, backend.echo), listen, no_udp="it forwards TCP here", backend=backend
+        name,
+        command(listen, backend.echo),
+        listen,
+        no_udp="it forwards TCP here",
+        only=only,
+        backend=backend,
     )
 
 
