@@ -40,7 +40,7 @@ class ForwardedConnection(Relay):
     def __init__(self, streams: Streams, sock: socket.SocketType, conn: Relayed) -> None:
         self.streams = streams
         self.conn = conn
-        self.client = Side(self, sock, streams.poller, streams.memory)
+        self.client = Side(self, sock, streams.memory)
         self.client.other = streams.nobody
         self.target_side: Side | None = None
         self.target: Target | None = None
@@ -101,7 +101,7 @@ class ForwardedConnection(Relay):
             self.streams.loop.call_later(AT_ONCE, self.lasts, target)
         self.conn.reached(attempt.way.name, now - started)
         self.streams.title.changed()
-        side = self.target_side = Side(self, sock, self.streams.poller, self.streams.memory)
+        side = self.target_side = Side(self, sock, self.streams.memory)
         side.other, client.other = client, side
         side.is_broken = is_broken
         self.streams.poller.hand_over(side.descriptor, side)

@@ -11,7 +11,6 @@ import socket
 from select import EPOLLOUT
 from typing import TYPE_CHECKING, Final
 
-from superd.plugin import Poller
 from superd_forward.events import BROKEN, ENDED, INPUT, URGENT, USUAL
 from superd_forward.memory import PORTION, Memory
 from superd_forward.pipes import Pipe, is_at_mark
@@ -44,21 +43,16 @@ class Side:
 
     __slots__ = (
         "bulk", "count", "descriptor", "has_ended", "is_broken", "kept", "memory", "other",
-        "poller", "receive", "relay", "send", "sock", "unread", "until_none",
+        "relay", "sock", "unread", "until_none",
     )  # fmt: skip
 
     other: Side
 
-    def __init__(
-        self, relay: ForwardedConnection, sock: socket.SocketType, poller: Poller, memory: Memory
-    ) -> None:
+    def __init__(self, relay: ForwardedConnection, sock: socket.SocketType, memory: Memory) -> None:
         self.relay = relay
         self.sock = sock
-        self.poller = poller
         self.memory = memory
         self.descriptor = sock.fileno()
-        self.receive = sock.recv_into
-        self.send = sock.send
         self.count = 0
         self.bulk = 0  # large portions in a row
         self.kept: bytes | memoryview | Pipe | None = None
@@ -102,7 +96,7 @@ class Side:
         self.unread = turns = 0
         while (buffer := memory.buffer) is not None and turns < TURNS:
             try:
-                size = self.receive(buffer, 0, AT_ONCE)
+                size = self.sock.recv_into(buffer, 0, AT_ONCE)
             except BlockingIOError:
                 return
             except OSError:
@@ -117,7 +111,7 @@ class Side:
             elif self.bulk:
                 self.bulk = 0
             try:
-                sent = other.send(buffer[:size], AT_ONCE)
+                sent = other.sock.send(buffer[:size], AT_ONCE)
             except BlockingIOError:
                 sent = 0
             except OSError:
@@ -208,7 +202,7 @@ class Side:
                     return
                 self.memory.pipes.give_back(kept)
             else:
-                sent = self.send(kept, AT_ONCE)
+                sent = self.sock.send(kept, AT_ONCE)
                 if sent < len(kept):
                     self.kept = memoryview(kept)[sent:]
                     return
@@ -234,5 +228,5 @@ class Side:
     def close(self) -> None:
         self.take_nothing()
         if self.sock.fileno() >= 0:  # else the descriptor may be another's by now
-            self.poller.forget(self.descriptor)
+            self.relay.streams.poller.forget(self.descriptor)
             self.sock.close()
