@@ -8,7 +8,6 @@ import re
 import resource
 import signal
 import socket
-import threading
 import time
 from pathlib import Path
 
@@ -17,8 +16,9 @@ import pytest
 from superd.admission.scoreboard import LEAST_PLACES
 from tests.clients import answer_to, connect_tcp, connect_unix, crowd, ending
 from tests.conftest import Start
-from tests.daemons import free_port
-from tests.harness import PATIENCE, Superd, exchange, make_plugin, until
+from tests.daemons import free_port, free_ports
+from tests.harness import Superd, exchange, make_plugin, until
+from tests.loads import hello, under
 from tests.proc import descriptors, listener
 from tests.scenarios.test_access import is_admitted
 
@@ -347,46 +347,25 @@ def test_what_takes_a_restart_is_told(start_superd: Start, tmp_path: Path) -> No
     assert f"ban-file stays {served.directory}/bans: another one takes a restart" in done.stderr
 
 
-def test_a_reload_under_load_loses_nobody(start_superd: Start) -> None:
-    port, other = free_port(), free_port()
+@pytest.mark.parametrize("number", [10, pytest.param(1000, marks=pytest.mark.soak)])
+def test_reloads_under_load_lose_nobody(start_superd: Start, number: int) -> None:
+    port, other = free_ports(2)
+    address = ("127.0.0.1", port)
     one = ECHO.format(port=port)
     two = one + f'[service.b]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:{other}"\n'
     served = start_superd(one)
-    over = threading.Event()
-    failures: list[str] = []
-    served_number = [0]
-
-    def client() -> None:
-        while not over.is_set():
-            try:
-                if exchange(connect_tcp(("127.0.0.1", port)), b"hello") != b"hello":
-                    failures.append("cut short")
-            except OSError as error:
-                failures.append(str(error))
-            served_number[0] += 1
-
-    threads = [threading.Thread(target=client) for _ in range(3)]
-    inode = listener(port)
-    for thread in threads:
-        thread.start()
-    try:
-        with crowd(("127.0.0.1", port), 5) as sessions:
-            for number in range(10):
-                reload(served, two if number % 2 == 0 else one)
-                for session in sessions:
-                    session.sendall(b"%d" % number)
-                    assert session.recv(10) == b"%d" % number
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(PATIENCE)
-    assert failures == []
-    assert served_number[0] > 50
-    assert listener(port) == inode
+    loads = [hello(lambda: connect_tcp(address)) for _ in range(3)]
+    before = listener(port), len(descriptors(served.pid))
+    with under(*loads), crowd(address, 5) as sessions:
+        for n in range(number):
+            reload(served, two if n % 2 == 0 else one)
+            for session in sessions:
+                session.sendall(b"%d" % n)
+                assert session.recv(10) == b"%d" % n
+    assert [load.failures for load in loads] == [[]] * 3
+    assert min(load.served for load in loads) > number
     until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
-    (worker,) = served.workers()
-    assert len([d for d in descriptors(served.pid) if d.target.startswith("socket:")]) < 12
-    assert worker
+    assert (listener(port), len(descriptors(served.pid))) == before
 
 
 LIMITED = """
