@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from superd.errors import shown
+from superd.config.values import did_you_mean
+from superd.errors import ExitCode, shown
 from superd.master.control import Later, line_of
 from superd.master.inquiries import Connections, Kill, Traffic
 from superd.master.metrics import metrics
@@ -61,7 +62,8 @@ def _connections(master: Master, service: str | None = None) -> Answer | Later:
     }
     known |= master.current.plan.services.keys()
     if service is not None and str(service) not in known:
-        return {"error": f"there is no service {shown(service)}"}
+        hint = did_you_mean(str(service), list(known))
+        return {"error": f"there is no service {shown(service)}{hint}", "code": int(ExitCode.USAGE)}
     return Connections(master.workers.places, service)
 
 

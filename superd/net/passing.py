@@ -35,7 +35,7 @@ def take_passed(way_out: socket.socket) -> tuple[int, Any]:
     The kernel is asked who the peer is: who passes a connection on is not to be believed.
     """
     os.close(os.dup(way_out.fileno()))  # without a descriptor left it is to wait where it is
-    data, control, *_ = way_out.recvmsg(1, ONE_DESCRIPTOR, socket.MSG_DONTWAIT)
+    data, control, *_ = way_out.recvmsg(1, ONE_DESCRIPTOR, socket.MSG_DONTWAIT | CLOSED_ON_EXEC)
     if not data:
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
     passed = array.array("i", b"".join(rights for *_, rights in control))

@@ -227,7 +227,8 @@ def test_a_client_that_says_no_more_is_half_closed_and_killed_all_the_same(serve
 def test_nobody_and_nothing_is_told_as_such(served: Superd) -> None:
     assert served.run("connections", "echo").stdout == "nobody is connected\n"
     done = served.run("connections", "ehco")
-    assert (done.returncode, done.stderr) == (1, 'superd: there is no service "ehco"\n')
+    text = 'superd: there is no service "ehco" (did you mean "echo"?)\n'
+    assert (done.returncode, done.stderr) == (2, text)
     for name in ("ff-ff", "1-ffff"):
         done = served.run("kill", name)
         assert (done.returncode, done.stderr) == (1, f"superd: there is no connection {name}\n")
