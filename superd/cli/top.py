@@ -65,9 +65,14 @@ def _draw(settings: Settings, before: Look) -> None:
     def drawn(rows: list[Cells]) -> Table:
         made = Table(box=None, pad_edge=False, header_style="bold")
         for key in rows[0] if rows else ():
-            made.add_column(key, justify="left" if key in _TEXTS else "right", no_wrap=True)
+            if key in _TEXTS:
+                made.add_column(key, no_wrap=True, ratio=1)
+            else:
+                made.add_column(key, no_wrap=True, justify="right")
         for row in rows:
             made.add_row(*(Text(str(value)) for value in row.values()))
+        # where there is no room, names are shortened before figures
+        made.expand = live.console.measure(made).maximum >= live.console.width
         return made
 
     with _keys() as keys, Live(screen=True, auto_refresh=False) as live:

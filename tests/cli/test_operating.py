@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -251,21 +252,31 @@ def test_one_look_of_top_shows_services_and_workers(served: Superd) -> None:
         assert lines[-1].split()[:4] == [str(worker), *lines[-1].split()[1:2], "ready", "1"]
 
 
-@pytest.fixture
-def screen(served: Superd) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """`superd top` at a terminal, and the other side of that."""
+@contextmanager
+def top_at_terminal(
+    served: Superd, columns: int = 120
+) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run `superd top` at a terminal, and yield the other side of that, too."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command("top", "-c", str(served.file)),
         stdin=theirs, stdout=theirs, stderr=theirs,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "120", "LINES": "40"},
+        env={**os.environ, "TERM": "xterm", "COLUMNS": str(columns), "LINES": "40"},
         start_new_session=True,
     )  # fmt: skip
     os.close(theirs)
-    yield process, ours
-    process.kill()
-    process.wait()
-    os.close(ours)
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+@pytest.fixture
+def screen(served: Superd) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    with top_at_terminal(served) as both:
+        yield both
 
 
 def shown(screen: int, text: bytes) -> None:
@@ -316,3 +327,12 @@ def test_top_draws_again_and_again_until_it_is_ended(
     assert process.wait(PATIENCE) == {"q": 0, "interrupt": 130}.get(how, 1)
     assert b"\x1b[?1049l" in rest  # what was on the screen before is there again
     assert b"Traceback" not in rest
+
+
+def test_names_are_shortened_before_figures(start_superd: Start) -> None:
+    name = "a-name-of-a-service-that-leaves-no-room-for-anything-else"
+    toml = TOML.replace("{port}", str(free_port()))
+    served = start_superd(toml.replace("service.daytime", f"service.{name}"))
+    with top_at_terminal(served, columns=80) as (_, terminal):
+        line = "a-name-of-a-service-that-leaves-no-…       0           0          0    0B     0B"
+        shown(terminal, line.encode())
