@@ -7,7 +7,6 @@ SystemExit in a task of its own is reported, and the loop goes on.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections import Counter
@@ -15,34 +14,26 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-from superd.admission.gate import Ticket
 from superd.admission.reflection import ReflectionGuard
-from superd.net.addresses import Address, Transport
+from superd.net.addresses import Address
 from superd.observe.connections import ConnectionLog, End
 from superd.observe.records import FloodGate, Record, Report, Threshold, failure, kind_of
 from superd.observe.rows import Rows, fitting
 from superd.plugin.relay import Poller
 from superd.worker import leaks
-from superd.worker.acceptor import Accepted, Acceptor
-from superd.worker.answers import Answerer, Lingering
-from superd.worker.blocking.session import BlockingSession, Crew
-from superd.worker.datagrams import Answering, DatagramListener
-from superd.worker.flows import FlowListener
+from superd.worker.acceptor import Acceptor
+from superd.worker.answers import Lingering
+from superd.worker.blocking.session import Crew
+from superd.worker.dispatching import Listener, listener_for
 from superd.worker.handovers import Handover
 from superd.worker.loop import WorkerLoop
 from superd.worker.names import Names
 from superd.worker.polling import poller_of
-from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.pulse import Pulse
 from superd.worker.refused import Tarpit
-from superd.worker.relays import RelayedSession
 from superd.worker.serving import Serving
 from superd.worker.session import Session, count_failure
-from superd.worker.takeovers import TakenSession
 
-Dispatch = Callable[[Any, Any, Ticket, str], None]
-
-GO = b"+Go\r\n"  # RFC 1078
 SWEEP = 0.25  # seconds between looks at the time-outs
 FLOOD_WINDOW = 1.0
 MOST_CHECKED = 1000  # listeners at once
@@ -84,7 +75,7 @@ class Engine:
         self.names = Names(loop, resolver)
         self.lingering = Lingering(self)
         self.tarpit = Tarpit(self)
-        self.listeners: list[Acceptor | DatagramListener | Handover] = []
+        self.listeners: list[Listener] = []
         self.inodes: list[tuple[Serving, socket.socket, int]] = []  # what listeners are known by
         self.servings: list[Serving] = []
         self.crews: dict[Serving, Crew] = {}  # of those whose handlers block
@@ -113,70 +104,7 @@ class Engine:
     def listen(self, serving: Serving, address: Address, sock: socket.socket) -> None:
         """Serve one of the service's sockets."""
         self.inodes.append((serving, sock, os.fstat(sock.fileno()).st_ino))
-        answers = serving.relay_datagrams or serving.datagram or serving.respond
-        is_datagram = address.transport.is_datagram
-        if serving.listener and (serving.entry.wait or (is_datagram and not answers)):
-            self.listeners.append(Handover(self, serving, address, sock))
-        elif is_datagram:
-            made = FlowListener if serving.relay_datagrams else Answering
-            self.listeners.append(made(self, serving, address, sock, self.guard))
-        elif (
-            serving.relay
-            or serving.blocking
-            or serving.protocol
-            or serving.stream
-            or serving.takeover
-        ):
-            start = self._greeting(address, self._starter(serving, address.transport.of_clients))
-            crew = self.crews.get(serving)
-            make = socket.SocketType if serving.relay else Accepted
-            self.listeners.append(Acceptor(self, serving, address, sock, start, make, crew))
-        else:
-            answerer = Answerer(self, serving, address.transport.of_clients)
-            answer = self._greeting(address, answerer.dispatch)
-            acceptor = Acceptor(self, serving, address, sock, answer, socket.SocketType)
-            self.listeners.append(acceptor)
-
-    def _greeting(self, address: Address, start: Dispatch) -> Dispatch:
-        """Have who comes by tcpmux be told that it may go on, where the service does not do so."""
-        if address.transport is not Transport.TCPMUX or not address.greets:
-            return start
-
-        def greet(sock: Any, sockaddr: Any, ticket: Ticket, local: str) -> None:
-            with contextlib.suppress(OSError):  # it has gone, as will be seen
-                sock.send(GO, socket.MSG_DONTWAIT)
-            start(sock, sockaddr, ticket, local)
-
-        return greet
-
-    def _starter(self, serving: Serving, kind: Transport) -> Dispatch:
-        """Choose how sessions of a service start: see the steps of `superd.plugin.Service`."""
-
-        def attach(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
-            session = ProtocolSession()
-            session.begin(self, serving, kind, sockaddr, ticket, local)
-            advance(session.attach(sock))
-
-        def give(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
-            session = TakenSession()
-            session.begin(self, serving, kind, sockaddr, ticket, local)
-            session.give(sock)
-
-        def delegate(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
-            session = BlockingSession()
-            session.begin(self, serving, kind, sockaddr, ticket, local)
-            session.give(sock, self.crews[serving])
-
-        def relay(sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
-            session = RelayedSession()
-            session.begin(self, serving, kind, sockaddr, ticket, local)
-            session.give(sock)
-
-        if serving.relay:
-            return relay
-        if serving.blocking:
-            return delegate
-        return attach if serving.protocol or serving.stream else give
+        self.listeners.append(listener_for(self, serving, address, sock))
 
     def enter(self, session: Session) -> int:
         """Book a connection and return its number."""
