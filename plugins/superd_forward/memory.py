@@ -21,24 +21,32 @@ class Memory:
         self._loop = loop
         self._poller = poller
         self._waiting: dict[int, Polled] = {}  # for a buffer
+        self._is_due = False
 
     def again(self, descriptor: int, who: Polled) -> None:
         """Have it go on with its input after the others, once there is a buffer."""
-        if self.buffer is None:
-            self._waiting[descriptor] = who
-        else:
+        if self.buffer is not None:
             self._poller.again(descriptor, who)
+            return
+        self._waiting[descriptor] = who
+        self._renew_later()
 
     def give_away(self) -> None:
         """Let the buffer belong to who has read into it last; make another."""
         self.buffer = None
         self._renew()
 
+    def _renew_later(self) -> None:
+        if not self._is_due:
+            self._loop.call_later(WITHOUT_MEMORY, self._renew)
+            self._is_due = True  # not before: there may be no memory for the timer
+
     def _renew(self) -> None:
+        self._is_due = False
         try:
             self.buffer = _new_buffer()
         except (OSError, MemoryError):
-            self._loop.call_later(WITHOUT_MEMORY, self._renew)
+            self._renew_later()
             return
         waiting, self._waiting = self._waiting, {}
         for descriptor, who in waiting.items():

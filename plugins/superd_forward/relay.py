@@ -56,10 +56,14 @@ class ForwardedConnection(Relay):
         self.order = iter(streams.targets.order(conn))
         streams.poller.add(self.client.descriptor, self.client)
         streams.connections[self] = None
-        if streams in self.chain:
-            self.unreachable(LOOP)
-        else:
-            self._connect()
+        try:
+            if streams in self.chain:
+                self.unreachable(LOOP)
+            else:
+                self._connect()
+        except BaseException:
+            self.cut()
+            raise
 
     def _connect(self) -> None:
         self.connecting = Connecting(self, self.order)

@@ -163,6 +163,8 @@ class Engine:
         while not self.over:
             try:
                 self.loop.run_forever()
+            except MemoryError:  # there may be some again
+                self._tell_of_shortage()
             except Exception:
                 raise  # the loop itself is broken: another worker is to take over
             except BaseException as error:  # noqa: BLE001  SystemExit from a plugin's own task
@@ -175,6 +177,12 @@ class Engine:
         for serving in self.servings:
             serving.records.end_window()
         self.connection_log.flush()
+
+    def _tell_of_shortage(self) -> None:
+        try:  # noqa: SIM105  suppress() would take memory itself
+            self.flood_gate.report(("memory",), Record("error", "the worker is short of memory"))
+        except MemoryError:
+            pass
 
     def retire(self) -> None:
         """Accept no more, since others do; end once the last connection has, however long that may
@@ -244,6 +252,7 @@ class Engine:
 
     def show(self, tell: Callable[[str, Rows], None]) -> None:
         """Tell what services have to show of their state, now and whenever it has changed."""
+        self.loop.call_later(SHOW, self.show, tell)
         for serving in self.servings:
             try:
                 rows = fitting(serving.plugin.status())
@@ -255,9 +264,9 @@ class Engine:
             if rows != self._shown.get(serving.name, []):
                 self._shown[serving.name] = rows
                 tell(serving.name, rows)
-        self.loop.call_later(SHOW, self.show, tell)
 
     def _flush(self) -> None:
+        self.loop.call_later(FLOOD_WINDOW, self._flush)  # first, for the rest takes memory
         self.pulse.beat()
         self.flood_gate.flush()
         for serving in self.servings:
@@ -265,12 +274,11 @@ class Engine:
         first = self._next_check if self._next_check < len(self.inodes) else 0
         self._next_check = first + MOST_CHECKED
         self.check_listeners(first, self._next_check)
-        self.loop.call_later(FLOOD_WINDOW, self._flush)
 
     def _sweep(self) -> None:
         """Close the connections whose time is over."""
-        self.pulse.beat()
         self.loop.call_later(SWEEP, self._sweep)
+        self.pulse.beat()
         now = self.loop.time()
         late = [(session, _late(session, now)) for session in self.sessions.values()]
         for session, end in late:

@@ -196,14 +196,14 @@ class FlowSession(Session, RelayedDatagrams):
 
     def expire(self, end: End) -> None:
         self.end = self.end or end
-        self.abort()
+        self.finish()
 
     def abort(self) -> None:
-        if self.relay is not None:
-            self.relay.cut()
         self.finish()
 
     def finish(self) -> None:
+        if self.relay is not None:
+            self.relay.cut()
         if not self.is_lost:
             self.progress()
             self.leave()

@@ -54,8 +54,6 @@ class RelayedSession(Session, Relayed):
 
     def expire(self, end: End) -> None:
         self.end = self.end or end
-        if self.relay is not None:
-            self.relay.cut()
         self.finish()
 
     def failed(self, error: BaseException) -> None:
@@ -63,11 +61,11 @@ class RelayedSession(Session, Relayed):
 
     def abort(self) -> None:
         reset_on_close(self.sock)
-        if self.relay is not None:
-            self.relay.cut()
         self.finish()
 
     def finish(self) -> None:
+        if self.relay is not None:
+            self.relay.cut()
         self._let_go()
         self.sock.close()
         self.leave()

@@ -191,8 +191,10 @@ class Session:
             self.engine.pause(self.serving, error.pause)
             self.finish()
             return
-        report_failure(self.engine, self.serving, error, self.id, self.peer)
-        self.abort()
+        try:
+            report_failure(self.engine, self.serving, error, self.id, self.peer)
+        finally:  # without memory there is no report
+            self.abort()
 
     def note(self, outcome: str) -> None:
         self.outcome = outcome

@@ -7,12 +7,13 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import pytest
 
 from superd.plugin import Poller
 from superd.worker.loop import WorkerLoop, new_loop
-from superd.worker.polling import PollingLoop, poller_of
+from superd.worker.polling import EpollPoller, PollingLoop, poller_of
 
 LOOPS = ["uvloop", "asyncio"]
 PATIENCE = 10.0
@@ -120,11 +121,12 @@ def test_a_socket_that_was_handed_over_is_told_to_who_has_it(bench: Bench, pair:
 
 def test_who_goes_on_later_is_told_of_input_and_of_nothing_broken(bench: Bench, pair: Pair) -> None:
     """It may have read up to the end by then: an error would be taken for a reset."""
-    waiter = Waiter(bench.end)
+    waiter = Waiter()
+    bench.poller.add(pair[0].fileno(), waiter)
+    bench.turn()
     bench.poller.again(pair[0].fileno(), waiter)
-    bench.poller.hand_over(pair[0].fileno(), waiter)
-    bench.run()
-    (events,) = waiter.told
+    bench.turn()
+    _, events = waiter.told
     assert events & select.EPOLLIN
     assert events & select.EPOLLRDHUP
     assert not events & (select.EPOLLERR | select.EPOLLHUP)
@@ -156,6 +158,30 @@ def test_a_mistake_is_told_to_who_made_it_and_the_others_go_on(
     bench.turn()
     for waiter in waiters:
         assert [type(error) for error in waiter.failures] == [SystemExit] * 2
+
+
+class Helpless(Waiter):
+    """Cannot even be told."""
+
+    def failed(self, error: BaseException) -> None:
+        super().failed(error)
+        raise MemoryError
+
+
+def test_who_cannot_be_told_of_a_mistake_leaves_the_others_their_turn(
+    bench: Bench, pair: Pair, second_pair: Pair
+) -> None:
+    def fail() -> None:
+        raise MemoryError
+
+    seen: list[object] = []
+    bench.loop.set_exception_handler(lambda loop, context: seen.append(context["exception"]))
+    waiters = Helpless(fail), Helpless(fail)
+    for waiter, (ours, _) in zip(waiters, (pair, second_pair), strict=True):
+        bench.poller.add(ours.fileno(), waiter)
+    bench.turn()
+    assert [len(waiter.failures) for waiter in waiters] == [1, 1]
+    assert [type(error) for error in seen] == [MemoryError] * 2
 
 
 def test_a_new_socket_is_not_told_of_one_that_had_its_number(
@@ -271,3 +297,89 @@ def test_workers_that_only_relay_have_the_loop_that_is_made_for_it() -> None:
     assert [isinstance(loop, PollingLoop) for loop in loops] == [True, False, True, False]
     for loop in loops:
         loop.close()
+
+
+def test_who_has_a_number_now_goes_on_whatever_its_last_owner_asks_for(
+    bench: Bench, pair: Pair
+) -> None:
+    ours = pair[0].fileno()
+    before, after = Waiter(), Waiter()
+    bench.poller.add(ours, before)
+    bench.poller.hand_over(ours, after)
+    bench.turn()
+    bench.poller.again(ours, after)
+    bench.poller.again(ours, before)
+    bench.turn()
+    assert (len(before.told), len(after.told)) == (0, 2)
+
+
+def test_what_was_told_of_a_relay_is_not_taken_for_the_loops_own(
+    bench: Bench, pair: Pair, second_pair: Pair
+) -> None:
+    """Whoever is first lets the loop have the number of the other, of which epoll has told, too."""
+    new, its_peer = socket.socketpair()
+    called: list[int] = []
+
+    def leave_to_the_loop(sock: socket.socket) -> Callable[[], None]:
+        def act() -> None:
+            if not taken:
+                taken.append(sock.fileno())
+                bench.poller.forget(sock.fileno())
+                os.dup2(new.fileno(), sock.fileno())
+                bench.loop.add_reader(sock.fileno(), called.append, sock.fileno())
+
+        return act
+
+    taken: list[int] = []
+    both = (pair[0], Waiter(leave_to_the_loop(second_pair[0]))), (
+        second_pair[0], Waiter(leave_to_the_loop(pair[0])),
+    )  # fmt: skip
+    for peer in (pair[1], second_pair[1]):
+        peer.send(b"x")
+    for ours, waiter in both:
+        bench.poller.add(ours.fileno(), waiter)
+    with new, its_peer:
+        bench.turn()
+        assert (len(taken), called) == (1, [])
+        its_peer.send(b"x")
+        bench.turn()
+        assert called
+        bench.loop.remove_reader(taken[0])
+
+
+def test_what_could_not_be_told_is_told_once_it_can(pair: Pair, second_pair: Pair) -> None:
+    """One of them ends the round, and epoll tells an edge only once."""
+
+    def end_the_round(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+        raise SystemExit
+
+    def fail() -> None:
+        raise MemoryError
+
+    with closing(new_loop("asyncio")) as loop:
+        loop.set_exception_handler(end_the_round)
+        poller = EpollPoller(select.epoll(), loop)
+        waiters = Helpless(fail), Helpless(fail)
+        for waiter, (ours, _) in zip(waiters, (pair, second_pair), strict=True):
+            poller.add(ours.fileno(), waiter)
+        with pytest.raises(SystemExit):
+            poller.poll()
+        assert sum(len(waiter.told) for waiter in waiters) == 1
+        for waiter in waiters:
+            waiter.act = lambda: None
+        poller.poll()
+        poller.close()
+    assert sum(len(waiter.told) for waiter in waiters) == 3, "both are told, one once more"
+
+
+def test_the_loop_can_be_stopped_by_who_was_told(bench: Bench, pair: Pair) -> None:
+    ours, theirs = pair
+    waiter = Waiter()
+    bench.poller.add(ours.fileno(), waiter)
+    bench.turn()
+    waiter.act = bench.loop.stop
+    late: list[bool] = []
+    bench.loop.call_later(0.05, theirs.send, b"x")
+    bench.loop.call_later(PATIENCE, late.append, True)
+    bench.loop.run_forever()
+    assert (len(waiter.told), late) == (2, [])
