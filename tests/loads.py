@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from tests.harness import PATIENCE, exchange
+from tests.harness import PATIENCE, exchange, until
 
 CHUNK = 4096
 PAUSE = 0.005  # seconds: a load that takes all of a processor would starve what it is to test
@@ -65,6 +65,13 @@ class Stream:
                     over.wait(0.02)
         except (OSError, AssertionError) as error:
             self.failures.append(f"after {self.sent} chunks: {error!r}")
+
+
+def serve_on(loads: Iterable[Load], number: int = 1) -> None:
+    """Wait until each has served some more clients."""
+    for load in loads:
+        enough = load.served + number
+        until(lambda load=load, enough=enough: load.served >= enough, "some more answers")  # type: ignore[misc]
 
 
 @contextmanager

@@ -13,14 +13,20 @@ from typing import Any
 
 from superd.cli.control import asked
 from superd.cli.figures import UNKNOWN, age, size
-from superd.cli.files import daemon_of
-from superd.errors import ExitCode
+from superd.cli.files import daemon_of, no_service
+from superd.errors import ExitCode, SuperdError
 from superd.observe.rows import table
 
 
 def connections(file: Path | None, service: str | None, *, as_json: bool) -> int:
     """List the connections of all workers, or those of one service; exit 1 if some are not told."""
-    answer = asked(daemon_of(file), "connections", service=service)
+    settings = daemon_of(file)
+    try:
+        answer = asked(settings, "connections", service=service)
+    except SuperdError as error:
+        if service is None or error.exit_code != ExitCode.USAGE:
+            raise
+        raise no_service(service, settings.services) from None
     rows = sorted(answer["connections"], key=lambda row: (row["service"], -row["age"]))
     if as_json:
         print(json.dumps({**answer, "connections": rows}, indent=2))

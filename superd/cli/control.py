@@ -16,10 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from superd.cli.files import daemon_of, read
+from superd.cli.files import daemon_of, no_service, read
 from superd.config.model import Settings
-from superd.config.values import did_you_mean
-from superd.errors import ExitCode, NotPermitted, SuperdError, UsageError, shown
+from superd.errors import ExitCode, NotPermitted, SuperdError
 from superd.master.control import Line
 from superd.master.pidfile import holder
 
@@ -63,8 +62,7 @@ def enable(file: Path | None, service: str, *, enabled: bool) -> int:
     """Have a service served, or not, whatever its entry says; return once it is so, or not."""
     settings = read(file).partial  # the daemon reads it anew, too
     if service not in settings.services:
-        hint = did_you_mean(service, list(settings.services))
-        raise UsageError(f"there is no service {shown(service)}{hint}")
+        raise no_service(service, settings.services)
     started = asked(settings, "enable", service=service, enabled=enabled)
     return _told(_followed(settings, "reload", started["number"]))
 

@@ -15,10 +15,9 @@ from superd.admission.access import AccessList, Rule, UnixPeer, Verdict
 from superd.admission.refusals import Refusal
 from superd.admission.rules import Who, access_list
 from superd.admission.times import AccessTimes
-from superd.cli.files import read
+from superd.cli.files import no_service, read
 from superd.config.loading import Configuration
 from superd.config.model import Service
-from superd.config.values import did_you_mean
 from superd.errors import ExitCode, SuperdError, UsageError, shown
 from superd.master.bans import Ban, ban_of, saved
 from superd.master.control import ask
@@ -33,8 +32,7 @@ def explain(file: Path | None, service: str, address: str, at: str | None) -> in
     configuration = read(file)
     services = configuration.settings.services
     if service not in services:
-        hint = did_you_mean(service, list(services))
-        raise UsageError(f"there is no service {shown(service)}{hint}")
+        raise no_service(service, services)
     moment = _moment(at)
     asked = _Asked(configuration, service, services[service])
     refusal, why = asked.judgement(_who(address), moment)

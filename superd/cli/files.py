@@ -1,4 +1,5 @@
-"""Which configuration is meant, and where its daemon's files are when it does not say.
+"""Which configuration is meant, what is not in it, and where its daemon's files are when it does
+not say.
 
 Runs in the command line. Raises ConfigurationError.
 """
@@ -7,12 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 from superd.config.loading import Configuration, load, load_again
 from superd.config.model import Settings
-from superd.errors import ConfigurationError, Problem
+from superd.config.values import did_you_mean
+from superd.errors import ConfigurationError, Problem, UsageError, shown
 from superd.master.pidfile import holder
 
 SYSTEM_DIRECTORY = Path("/run/superd")
@@ -55,6 +58,12 @@ def daemon_of(named: Path | None) -> Settings:
         if usual.daemon.pid_file is None or holder(usual.daemon.pid_file) is None:
             raise
         return usual
+
+
+def no_service(name: str, services: Iterable[str]) -> UsageError:
+    """Return what to say where a service is named that is none of these."""
+    hint = did_you_mean(name, list(services))
+    return UsageError(f"there is no service {shown(name)}{hint}")
 
 
 def with_runtime_files(configuration: Configuration) -> Configuration:

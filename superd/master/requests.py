@@ -9,7 +9,6 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from superd.config.values import did_you_mean
 from superd.errors import ExitCode, shown
 from superd.master.control import Later, line_of
 from superd.master.inquiries import Connections, Kill, Traffic
@@ -62,8 +61,7 @@ def _connections(master: Master, service: str | None = None) -> Answer | Later:
     }
     known |= master.current.plan.services.keys()
     if service is not None and str(service) not in known:
-        hint = did_you_mean(str(service), list(known))
-        return {"error": f"there is no service {shown(service)}{hint}", "code": int(ExitCode.USAGE)}
+        return {"error": f"there is no service {shown(service)}", "code": int(ExitCode.USAGE)}
     return Connections(master.workers.places, service)
 
 

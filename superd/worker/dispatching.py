@@ -1,7 +1,7 @@
 """What takes the clients of a listener, and how their sessions start: by the service's methods, and
 the address.
 
-Runs in the worker, when it begins to serve. Never raises.
+Runs in the worker: chosen when it begins to serve, called for each client. Never raises.
 """
 
 from __future__ import annotations

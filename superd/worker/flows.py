@@ -9,7 +9,7 @@ raises.
 from __future__ import annotations
 
 import resource
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.admission.access import Verdict
 from superd.admission.gate import Ticket
@@ -21,11 +21,9 @@ from superd.net.pktinfo import Destination
 from superd.observe.connections import End, safe
 from superd.plugin.relay import DatagramRelay, RelayedDatagrams
 from superd.worker.datagrams import DatagramListener
+from superd.worker.relays import RelayingSession
 from superd.worker.scratch import LARGEST, SCRATCH
-from superd.worker.session import SLOTS, Session
-
-if TYPE_CHECKING:
-    pass
+from superd.worker.session import SLOTS
 
 LOOK = 0.25  # seconds between looks at the sources while draining
 QUIET = 2.0  # seconds without a datagram, until a source has all of its answers
@@ -117,7 +115,7 @@ class FlowListener(DatagramListener):
             self.sock.close()
 
 
-class FlowSession(Session, RelayedDatagrams):
+class FlowSession(RelayingSession, RelayedDatagrams):
     """One source, that a plugin has a relay for."""
 
     __slots__ = (*SLOTS, "asked", "key", "listener", "relay")
@@ -169,11 +167,6 @@ class FlowSession(Session, RelayedDatagrams):
     def local(self) -> Address:
         return self.asked.address
 
-    def progress(self) -> tuple[int, int]:
-        if self.relay is not None:
-            self.received, self.sent = self.relay.received, self.relay.sent
-        return self.received, self.sent
-
     # What the plugin calls
 
     def send(self, data: bytes | memoryview) -> None:
@@ -182,29 +175,18 @@ class FlowSession(Session, RelayedDatagrams):
         elif self.listener.send(data, self.sockaddr, self.asked) is not None:
             self.serving.counts[_ANSWERS] += 1
 
-    def reached(self, target: str, seconds: float) -> None:
-        self.target = (target, seconds)
-
     def ended(self, end: End) -> None:
         self.end = self.end or end
+        self._let_go()
         self.finish()
-
-    def failed(self, error: BaseException) -> None:
-        self.contain(error)
 
     # What the worker calls
-
-    def expire(self, end: End) -> None:
-        self.end = self.end or end
-        self.finish()
 
     def abort(self) -> None:
         self.finish()
 
     def finish(self) -> None:
-        if self.relay is not None:
-            self.relay.cut()
+        self._cut()
         if not self.is_lost:
-            self.progress()
             self.leave()
             self.listener.forget(self)

@@ -3,7 +3,8 @@
 Runs in the worker, on the loop. A byte's path is to be short: a socket is registered once for its
 life, edge-triggered, and whoever waits for it is called from where the epoll is asked. In a worker
 that only relays this is the epoll of the loop itself; below uvloop, which lets nobody in, it is one
-that the loop polls as a single descriptor. Never raises, but where there is no room for a socket.
+that the loop polls as a single descriptor. Raises OSError where there is no room for a socket, and
+MemoryError; what was lost then is asked for anew.
 """
 
 from __future__ import annotations

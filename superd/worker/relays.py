@@ -1,4 +1,5 @@
-"""Stream connections whose bytes a plugin carries itself: superd books, times and records them.
+"""Clients whose bytes a plugin carries itself: superd books, times and records them. Here are those
+of stream connections, and what those of datagrams have in common with them.
 
 Runs in the worker, on the loop. What the plugin raises at the start costs this connection only.
 Never raises.
@@ -14,12 +15,45 @@ from superd.plugin.relay import Relay, Relayed
 from superd.worker.session import SLOTS, Session
 
 
-class RelayedSession(Session, Relayed):
+class RelayingSession(Session, Relayed):
+    """What clients have in common that a plugin has a relay for."""
+
+    __slots__ = ()
+
+    relay: Relay | None
+
+    def progress(self) -> tuple[int, int]:
+        if self.relay is not None:
+            self.received, self.sent = self.relay.received, self.relay.sent
+        return self.received, self.sent
+
+    def reached(self, target: str, seconds: float) -> None:
+        self.target = (target, seconds)
+
+    def failed(self, error: BaseException) -> None:
+        self.contain(error)
+
+    def expire(self, end: End) -> None:
+        self.end = self.end or end
+        self.finish()
+
+    def _cut(self) -> None:
+        relay = self.relay
+        self._let_go()  # first, as cutting may call back
+        if relay is not None:
+            relay.cut()
+
+    def _let_go(self) -> None:
+        """Let go of the relay, which has us: a circle would wait for the garbage collector."""
+        self.progress()
+        self.relay = None
+
+
+class RelayedSession(RelayingSession):
     """A connection that a plugin has a relay for."""
 
     __slots__ = (*SLOTS, "relay", "sock")
 
-    relay: Relay | None
     sock: socket.SocketType
 
     def give(self, sock: socket.SocketType) -> None:
@@ -39,38 +73,16 @@ class RelayedSession(Session, Relayed):
     def raw_socket(self) -> socket.SocketType:
         return self.sock
 
-    def progress(self) -> tuple[int, int]:
-        if self.relay is not None:
-            self.received, self.sent = self.relay.received, self.relay.sent
-        return self.received, self.sent
-
-    def reached(self, target: str, seconds: float) -> None:
-        self.target = (target, seconds)
-
     def ended(self, end: End) -> None:
         self.end = self.end or end
         self._let_go()
         self.leave()
-
-    def expire(self, end: End) -> None:
-        self.end = self.end or end
-        self.finish()
-
-    def failed(self, error: BaseException) -> None:
-        self.contain(error)
 
     def abort(self) -> None:
         reset_on_close(self.sock)
         self.finish()
 
     def finish(self) -> None:
-        if self.relay is not None:
-            self.relay.cut()
-        self._let_go()
+        self._cut()
         self.sock.close()
         self.leave()
-
-    def _let_go(self) -> None:
-        """Let go of the relay, which has us: a circle would wait for the garbage collector."""
-        self.progress()
-        self.relay = None

@@ -184,17 +184,22 @@ class Session:
     def contain(self, error: BaseException) -> None:
         """Report what a plugin raised and reset the connection: its output may be cut short."""
         self.end = self.end or End.ERROR
-        if isinstance(error, Unavailable):
-            text, where = str(error), self.peer.endpoint
-            record = Record("error", text, self.serving.name, self.id, where)
-            self.engine.flood_gate.report((self.serving.name, text), record)
-            self.engine.pause(self.serving, error.pause)
-            self.finish()
-            return
         try:
-            report_failure(self.engine, self.serving, error, self.id, self.peer)
+            self._report(error)
         finally:  # without memory there is no report
-            self.abort()
+            if isinstance(error, Unavailable):
+                self.finish()
+            else:
+                self.abort()
+
+    def _report(self, error: BaseException) -> None:
+        if not isinstance(error, Unavailable):
+            report_failure(self.engine, self.serving, error, self.id, self.peer)
+            return
+        text, where = str(error), self.peer.endpoint
+        record = Record("error", text, self.serving.name, self.id, where)
+        self.engine.flood_gate.report((self.serving.name, text), record)
+        self.engine.pause(self.serving, error.pause)
 
     def note(self, outcome: str) -> None:
         self.outcome = outcome

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Container, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -127,8 +127,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     plugins = _prepared(assignment)
     forks = any(entry.forks for entry in assignment.services.values())
     kept = _opened_by_plugins(assignment, ours) if forks else ()
-    relays = all(only_relays(type(plugin)) for plugin in plugins.values())
-    loop = _ready_loop(assignment.loop, only_relays=relays)
+    loop = _ready_loop(assignment.loop, plugins.values())
     pulse = Pulse(loop, lifeline)
 
     if assignment.confinement.chroot:
@@ -211,13 +210,13 @@ def _crew(engine: Engine, serving: Serving, channel: Channel, kept: Collection[i
     return crew(engine, serving, channel, kept)
 
 
-def _ready_loop(kind: str, *, only_relays: bool) -> WorkerLoop:
-    """Return an event loop that has opened all of its files.
+def _ready_loop(kind: str, plugins: Iterable[PluginService]) -> WorkerLoop:
+    """Return an event loop for these services that has opened all of its files.
 
     libuv, below uvloop, asks /proc for the kernel's version, and for its first stream it opens
     /dev/null: in a jail it would open the root directory in its place.
     """
-    loop = new_loop(kind, only_relays=only_relays)
+    loop = new_loop(kind, only_relays=all(only_relays(type(plugin)) for plugin in plugins))
     asyncio.set_event_loop(loop)
     ours, theirs = socket.socketpair()
     transport, _ = loop.run_until_complete(loop.connect_accepted_socket(asyncio.Protocol, ours))

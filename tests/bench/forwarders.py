@@ -88,8 +88,8 @@ def plain() -> Server:
     """Return the other yardstick: the least that takes in Python, which cannot carry bulk."""
 
     def command(listen: Address, to: Address) -> tuple[str, ...]:
-        program = str(SOURCES / "plain_forwarder.py")
-        return (sys.executable, "-P", program, str(listen.port), str(to.port))
+        script = str(SOURCES / "plain_forwarder.py")
+        return (sys.executable, "-P", script, str(listen.port), str(to.port))
 
     return _forwarder("python", 7580, command, only=("echo50", "echo1", "connect-echo-close"))
 

@@ -1,8 +1,8 @@
 """The least that forwarding takes in Python, as a yardstick: python plain_forwarder.py PORT TO_PORT
 
 It makes the calls to the kernel that superd makes, and nothing else: no limits, no time-outs, no
-records, no half-close, and what a side does not take at once is lost. What it is short of nginx is
-Python's share; what superd is short of it is the price of what it lacks.
+records, no half-close, and what a side does not take at once is lost. Between it and nginx lies
+Python's share, between it and superd the price of all that is not here.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import select
 import socket
 import sys
 
+from superd.net.closing import reset_on_close
+
 HOST = "127.0.0.1"
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
-RESET = (1).to_bytes(4, sys.byteorder) + bytes(4)
 
 buffer = memoryview(bytearray(64 * 1024))
 
@@ -41,7 +42,7 @@ class Side:
         except BlockingIOError:
             return
         except OSError:
-            self.other.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+            reset_on_close(self.other.sock)
         for side in (self, self.other):
             sides.pop(side.sock.fileno(), None)
             side.sock.close()

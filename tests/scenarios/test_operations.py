@@ -17,7 +17,7 @@ from tests.clients import connect_tcp, connect_unix
 from tests.conftest import Start
 from tests.daemons import free_ports
 from tests.harness import Superd, until
-from tests.loads import Stream, hello, under
+from tests.loads import Stream, hello, serve_on, under
 from tests.proc import children, descriptors, listener
 
 # services of three pools: the workers of the first are killed, those of the others are not
@@ -89,9 +89,7 @@ def test_nobody_is_lost(
                 continue
             done = served.run(operation)
             assert (done.returncode, done.stderr) == (0, ""), served.log()
-        for load in loads.values():
-            number = load.served
-            until(lambda load=load, number=number: load.served > number + 2, "some more answers")  # type: ignore[misc]
+        serve_on(loads.values(), 3)
     assert [stream.failures for stream in streams] == [[]] * len(streams)
     killed = loads.pop("killed")
     assert {name: load.failures for name, load in loads.items()} == {name: [] for name in loads}

@@ -12,11 +12,10 @@ from tests.clients import ending
 from tests.harness import Superd, exchange, make_plugin, until
 
 PLUGIN = """
-    import os
     import select
     import socket
 
-    from superd.plugin import End, Relay, Relayed, Service, Unavailable, hookimpl
+    from superd.plugin import End, Relay, Service, Unavailable, hookimpl
 
     AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 

@@ -7,7 +7,7 @@ import os
 import select
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 
 import pytest
 
@@ -49,11 +49,16 @@ class Bench:
         if not self.over.done():
             self.over.set_result(None)
 
-    def run(self) -> None:
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
         late: list[bool] = []
         self.loop.call_later(PATIENCE, late.append, True)
-        self.loop.run_until_complete(asyncio.wait_for(self.over, 2 * PATIENCE))
+        yield
         assert not late, "it was over only when the loop woke up for something else"
+
+    def run(self) -> None:
+        with self.in_time():
+            self.loop.run_until_complete(asyncio.wait_for(self.over, 2 * PATIENCE))
 
     def turn(self) -> None:
         """Let everything be told that is ready, and what goes on later go on."""
@@ -184,24 +189,43 @@ def test_who_cannot_be_told_of_a_mistake_leaves_the_others_their_turn(
     assert [type(error) for error in seen] == [MemoryError] * 2
 
 
+class Replacing(Waiter):
+    """Once told, gives the number of another's socket to a new one, unless that has happened to its
+    own; `own` is called with the number.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        other: socket.socket,
+        new: socket.socket,
+        taken: list[int],
+        own: Callable[[int], object],
+    ) -> None:
+        super().__init__(self.replace)
+        self.bench, self.other, self.new, self.taken, self.own = bench, other, new, taken, own
+
+    def replace(self) -> None:
+        if not self.taken:
+            number = self.other.fileno()
+            self.taken.append(number)
+            self.bench.poller.forget(number)
+            os.dup2(self.new.fileno(), number)
+            self.own(number)
+
+
 def test_a_new_socket_is_not_told_of_one_that_had_its_number(
     bench: Bench, pair: Pair, second_pair: Pair
 ) -> None:
     """Whoever is first closes the other, of which epoll has told in the same breath."""
     newcomer, (new, its_peer) = Waiter(), socket.socketpair()
-
-    def take_the_place_of(sock: socket.socket) -> Callable[[], None]:
-        def act() -> None:
-            if not taken:
-                taken.append(sock.fileno())
-                bench.poller.forget(sock.fileno())
-                os.dup2(new.fileno(), sock.fileno())
-                bench.poller.add(sock.fileno(), newcomer)
-
-        return act
-
     taken: list[int] = []
-    one, other = Waiter(take_the_place_of(second_pair[0])), Waiter(take_the_place_of(pair[0]))
+
+    def own(number: int) -> None:
+        bench.poller.add(number, newcomer)
+
+    one = Replacing(bench, second_pair[0], new, taken, own)
+    other = Replacing(bench, pair[0], new, taken, own)
     bench.poller.add(pair[0].fileno(), one)
     bench.poller.add(second_pair[0].fileno(), other)
     pair[1].shutdown(socket.SHUT_WR)
@@ -319,25 +343,15 @@ def test_what_was_told_of_a_relay_is_not_taken_for_the_loops_own(
     """Whoever is first lets the loop have the number of the other, of which epoll has told, too."""
     new, its_peer = socket.socketpair()
     called: list[int] = []
-
-    def leave_to_the_loop(sock: socket.socket) -> Callable[[], None]:
-        def act() -> None:
-            if not taken:
-                taken.append(sock.fileno())
-                bench.poller.forget(sock.fileno())
-                os.dup2(new.fileno(), sock.fileno())
-                bench.loop.add_reader(sock.fileno(), called.append, sock.fileno())
-
-        return act
-
     taken: list[int] = []
-    both = (pair[0], Waiter(leave_to_the_loop(second_pair[0]))), (
-        second_pair[0], Waiter(leave_to_the_loop(pair[0])),
-    )  # fmt: skip
+
+    def own(number: int) -> None:
+        bench.loop.add_reader(number, called.append, number)
+
     for peer in (pair[1], second_pair[1]):
         peer.send(b"x")
-    for ours, waiter in both:
-        bench.poller.add(ours.fileno(), waiter)
+    for ours, other in ((pair[0], second_pair[0]), (second_pair[0], pair[0])):
+        bench.poller.add(ours.fileno(), Replacing(bench, other, new, taken, own))
     with new, its_peer:
         bench.turn()
         assert (len(taken), called) == (1, [])
@@ -378,8 +392,7 @@ def test_the_loop_can_be_stopped_by_who_was_told(bench: Bench, pair: Pair) -> No
     bench.poller.add(ours.fileno(), waiter)
     bench.turn()
     waiter.act = bench.loop.stop
-    late: list[bool] = []
     bench.loop.call_later(0.05, theirs.send, b"x")
-    bench.loop.call_later(PATIENCE, late.append, True)
-    bench.loop.run_forever()
-    assert (len(waiter.told), late) == (2, [])
+    with bench.in_time():
+        bench.loop.run_forever()
+    assert len(waiter.told) == 2
