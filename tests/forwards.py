@@ -6,14 +6,13 @@ Runs in the test's process. Servers listen on loopback only, and are ended by th
 from __future__ import annotations
 
 import contextlib
-import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, until
+from tests.harness import PATIENCE, Record, Superd, until
 
 FORWARD = """
 [daemon]
@@ -37,13 +36,11 @@ def forward(start: Start, to: str, *listen: str, more: str = "", keys: str = "")
     return start(FORWARD.format(listen=addresses, to=to, more=more, keys=keys))
 
 
-def closings(served: Superd, number: int) -> list[dict[str, Any]]:
+def closings(served: Superd, number: int) -> list[Record]:
     """Wait for so many connections to be over, all that there were, and return their records."""
-    file = served.directory / "records"
 
-    def found() -> list[dict[str, Any]] | None:
-        lines = file.read_text().splitlines(keepends=True)
-        events = [json.loads(line) for line in lines if line.endswith("\n")]
+    def found() -> list[Record] | None:
+        events = served.records()
         return events if len(events) >= number else None
 
     events = until(found, f"{number} records")
@@ -53,7 +50,7 @@ def closings(served: Superd, number: int) -> list[dict[str, Any]]:
     return events
 
 
-def record(served: Superd) -> dict[str, Any]:
+def record(served: Superd) -> Record:
     """Wait for the only connection to be over, and return its record."""
     return closings(served, 1)[0]
 

@@ -26,6 +26,7 @@ from superd.master.control import ask
 PATIENCE = 15.0  # seconds; a test that waits longer for an event has failed
 
 Address = tuple[str, int]
+Record = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -149,7 +150,16 @@ class Superd:
         return superd(arguments[0], "-c", str(self.file), *arguments[1:], env=self.env)
 
     def log(self) -> str:
-        return self.log_file.read_text() if self.log_file.exists() else ""
+        return whole_lines(self.log_file)
+
+    def records(self, service: str | None = None, event: str | None = None) -> list[Record]:
+        """Return the record of connections, which is JSON in the file `records`: a part, if named.
+
+        The configuration says so: `record-log = "./records"` and `record-format = "json"`.
+        """
+        records = map(json.loads, whole_lines(self.directory / "records").splitlines())
+        wanted = {"service": service, "event": event}
+        return [r for r in records if all(v in (None, r[key]) for key, v in wanted.items())]
 
     def wait_for_log(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
         """Wait until the log has a match of `pattern`."""
@@ -235,6 +245,12 @@ def superd(
         cwd=cwd,
         check=False,
     )
+
+
+def whole_lines(file: Path) -> str:
+    """Return the text of a file without a last line that has no end yet: a reader may see half."""
+    data = file.read_bytes() if file.exists() else b""
+    return data[: data.rfind(b"\n") + 1].decode()
 
 
 def read_lines(stream: IO[str], timeout: float = PATIENCE) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -12,7 +11,7 @@ import pytest
 
 from tests.clients import ending
 from tests.conftest import Start
-from tests.harness import Superd, receive_all, until
+from tests.harness import Record, Superd, receive_all, until
 from tests.proc import descriptors
 
 TOML = """
@@ -144,9 +143,8 @@ def test_both_services_record_it(served: Superd) -> None:
         assert client.recv(100) == b"+Go\r\n"
         peer = "{}:{}".format(*client.getsockname())
 
-    def events() -> list[dict[str, object]] | None:
-        lines = (served.directory / "records").read_text().splitlines()
-        found = [e for e in map(json.loads, lines) if e["peer"] == peer and e["event"] == "closed"]
+    def events() -> list[Record] | None:
+        found = [record for record in served.records(event="closed") if record["peer"] == peer]
         return found if len(found) == 2 else None
 
     ends = {e["service"]: e for e in until(events, "both records")}

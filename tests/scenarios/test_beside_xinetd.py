@@ -6,7 +6,6 @@ Both run them as nobody, one for each connection, and were started with the same
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -79,17 +78,12 @@ class Pair:
         """Return how the last program ended, as each recorded it."""
 
         def recorded() -> str | None:
-            lines = (self.superd.directory / "records").read_text().splitlines()
-            events = [json.loads(line) for line in lines]
-            return next((e["outcome"] for e in reversed(events) if _ended(e, name)), None)
+            ended = self.superd.records(name, "closed")
+            return ended[-1]["outcome"] if ended else None
 
         mine = until(recorded, f"the end of {name} to be recorded")
         found = self.xinetd.wait_for_log(rf"EXIT: {name} (.*) pid=\d+ duration=")
         return found[1], mine
-
-
-def _ended(event: dict[str, str], name: str) -> bool:
-    return event["service"] == name and event["event"] == "closed"
 
 
 @pytest.fixture(scope="module")

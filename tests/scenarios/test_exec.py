@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import re
@@ -19,7 +18,7 @@ import pytest
 
 from tests.clients import ask_unixpacket, connect_unix, crowd, ending, is_open, sent_and_received
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, ask_udp, exchange, is_alive, receive_all, until
+from tests.harness import PATIENCE, Record, Superd, ask_udp, exchange, is_alive, receive_all, until
 from tests.proc import children, descriptors, memory
 
 FDS = 'for f in /proc/$$/fd/*; do [ -e "$f" ] && echo "${f##*/}"; done'
@@ -167,12 +166,10 @@ def has_ended(pid: int) -> bool:
     return not is_alive(pid)
 
 
-def last_record(served: Superd, service: str) -> dict[str, Any]:
-    def found() -> dict[str, Any] | None:
-        lines = (served.directory / "records").read_text().splitlines()
-        events = [json.loads(line) for line in lines]
-        mine = [e for e in events if e["service"] == service and e["event"] == "closed"]
-        return mine[-1] if mine else None
+def last_record(served: Superd, service: str) -> Record:
+    def found() -> Record | None:
+        ended = served.records(service, "closed")
+        return ended[-1] if ended else None
 
     return until(found, f"the end of {service} to be recorded")
 

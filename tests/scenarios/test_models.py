@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -11,13 +10,21 @@ import socket
 import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.clients import ask_unixpacket, connect_unix, crowd, ending, sent_and_received
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, exchange, is_alive, make_plugin, receive_all, until
+from tests.harness import (
+    PATIENCE,
+    Record,
+    Superd,
+    exchange,
+    is_alive,
+    make_plugin,
+    receive_all,
+    until,
+)
 from tests.proc import children, descriptors, threads, zombies
 
 ZOO = """
@@ -225,16 +232,11 @@ def title(pid: int | str) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
 
 
-def records(superd: Superd, service: str) -> list[dict[str, Any]]:
-    lines = (superd.directory / "records").read_text().splitlines()
-    return [event for event in map(json.loads, lines) if event["service"] == service]
-
-
-def closed(superd: Superd, service: str, **what: object) -> dict[str, Any]:
+def closed(superd: Superd, service: str, **what: object) -> Record:
     """Wait for the record of a connection that ended so."""
 
-    def found() -> dict[str, Any] | None:
-        ends = [e for e in records(superd, service) if e["event"] == "closed"]
+    def found() -> Record | None:
+        ends = superd.records(service, "closed")
         return next((e for e in reversed(ends) if what.items() <= e.items()), None)
 
     return until(found, f"a record of {service} with {what}")

@@ -18,7 +18,7 @@ from superd.observe.connections import End
 from tests.clients import crowd, ending, is_open
 from tests.conftest import Start
 from tests.daemons import free_port
-from tests.harness import PATIENCE, Superd, is_alive, until
+from tests.harness import PATIENCE, Record, Superd, is_alive, until
 from tests.proc import children
 
 PLUGINS = {
@@ -120,14 +120,12 @@ def kill(served: Superd, row: dict[str, Any]) -> None:
     assert ask(served.directory / "control", "kill", id=row["id"]) == {}
 
 
-def ended(served: Superd, connection: str) -> dict[str, Any]:
+def ended(served: Superd, connection: str) -> Record:
     """Wait for the record of how a connection ended."""
 
-    def found() -> dict[str, Any] | None:
-        lines = (served.directory / "records").read_text().splitlines(keepends=True)
-        events = (json.loads(line) for line in lines if line.endswith("\n"))
-        known = (e for e in events if e["event"] == "closed" and e["conn"] == connection)
-        return next(known, None)
+    def found() -> Record | None:
+        ends = served.records(event="closed")
+        return next((record for record in ends if record["conn"] == connection), None)
 
     return until(found, f"the end of {connection}")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import signal
@@ -11,13 +10,12 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.clients import answer_to, connect_unix, crowd, ending, reset
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, exchange, until
+from tests.harness import PATIENCE, Record, Superd, exchange, until, whole_lines
 
 PLUGIN = """
     from superd.plugin import Service, hookimpl
@@ -120,13 +118,11 @@ def _forget(served: Superd) -> Iterator[None]:
     os.truncate(served.directory / "records", 0)
 
 
-def events(served: Superd, service: str, number: int) -> list[dict[str, Any]]:
+def events(served: Superd, service: str, number: int) -> list[Record]:
     """Wait until a service has that many events, and return them."""
-    file = served.directory / "records"
 
-    def found() -> list[dict[str, Any]] | None:
-        lines = [json.loads(line) for line in file.read_text().splitlines() if line]
-        mine = [event for event in lines if event["service"] == service]
+    def found() -> list[Record] | None:
+        mine = served.records(service)
         return mine if len(mine) >= number else None
 
     seen = until(found, f"{number} events of {service}")
@@ -134,7 +130,7 @@ def events(served: Superd, service: str, number: int) -> list[dict[str, Any]]:
     return seen
 
 
-def last(served: Superd, service: str) -> dict[str, Any]:
+def last(served: Superd, service: str) -> Record:
     """Return the closing event of a service's only connection, which fits its opening one."""
     opening, closing = events(served, service, 2)
     assert (opening["event"], closing["event"]) == ("accepted", "closed")
@@ -279,11 +275,10 @@ def test_a_flood_of_refusals_is_a_few_lines_that_tell_of_all(served: Superd) -> 
             pass
 
     def told() -> int:
-        lines = (served.directory / "records").read_text().splitlines()
-        return sum(json.loads(line).get("count", 1) for line in lines)
+        return sum(record.get("count", 1) for record in served.records())
 
     until(lambda: told() == 1000, "all refusals to be told of")
-    assert len((served.directory / "records").read_text().splitlines()) <= 200
+    assert len(served.records()) <= 200
     assert served.counts("closed")["refused-access"] >= 1000
 
 
@@ -317,7 +312,7 @@ deny = "127.0.0.66"
 
 
 def closings(file: Path) -> int:
-    return file.read_text().count(" closed service=echo ") if file.exists() else 0
+    return whole_lines(file).count(" closed service=echo ")
 
 
 def test_a_file_that_was_renamed_or_removed_is_opened_anew_on_usr1(
@@ -358,7 +353,7 @@ def test_a_full_disk_costs_records_which_are_counted_and_nothing_else(
 
         def recovered() -> re.Match[str] | None:
             assert exchange(served.connect("echo"), b"x") == b"x"
-            return re.search(r"(\d+) log records were lost", (disk / "records").read_text())
+            return re.search(r"(\d+) log records were lost", whole_lines(disk / "records"))
 
         lost = until(recovered, "records to be written again")
         assert int(lost[1]) <= served.answer()["log-failures"]
@@ -400,7 +395,7 @@ def test_fail2bans_own_filter_of_xinetd_matches(start_superd: Start, tmp_path: P
         with served.connect("echo", "127.0.0.66") as client:
             ending(client)
     exchange(served.connect("echo"), b"x")
-    until(lambda: " EXIT: echo status=0 pid=0 " in file.read_text(), "the records")
+    until(lambda: " EXIT: echo status=0 pid=0 " in whole_lines(file), "the records")
     done = subprocess.run(
         ["fail2ban-regex", str(file), "/etc/fail2ban/filter.d/xinetd-fail.conf"],
         capture_output=True, text=True, timeout=60, check=True,

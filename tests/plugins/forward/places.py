@@ -7,14 +7,13 @@ else gets its port, also while it refuses.
 from __future__ import annotations
 
 import contextlib
-import json
 import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
-from tests.harness import PATIENCE, Address, Superd, until
+from tests.harness import PATIENCE, Address, Record, Superd, until
 
 RECORDS = '[daemon]\nrecord-log = "{directory}/records"\nrecord-format = "json"\n'
 
@@ -134,13 +133,11 @@ class Front(Generic[P]):
             until(lambda: found() >= number, f"{number} lines {text!r}")
         return found()
 
-    def events(self, kind: str, number: int) -> list[dict[str, Any]]:
+    def events(self, kind: str, number: int) -> list[Record]:
         """Wait for so many events of a kind in the record, and return them."""
-        file = self.superd.directory / "records"
 
-        def found() -> list[dict[str, Any]] | None:
-            events = map(json.loads, file.read_text().splitlines() if file.exists() else ())
-            told = [e for e in events if (e["event"], e["service"]) == (kind, self.service)]
+        def found() -> list[Record] | None:
+            told = self.superd.records(self.service, kind)
             return told if len(told) >= number else None
 
         return until(found, f"{number} events {kind} of {self.service}")

@@ -1,6 +1,6 @@
 """What the tests of the sniffer share: reading what it has told, in its file and in the record.
 
-Runs in the test's process. A line counts once it has its end: a file may be read half-written.
+Runs in the test's process.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from tests.harness import PATIENCE, Address, Superd, until
+from tests.harness import PATIENCE, Address, Superd, until, whole_lines
 
 Line = dict[str, Any]
 
 
-def whole_lines(file: Path) -> list[bytes]:
-    """Return the lines of a file that have an end."""
-    return file.read_bytes().split(b"\n")[:-1] if file.exists() else []
+def texts(file: Path, number: int, timeout: float = PATIENCE) -> list[str]:
+    """Wait for so many lines and return all that there are."""
+
+    def found() -> list[str] | None:
+        told = whole_lines(file).splitlines()
+        return told if len(told) >= number else None
+
+    return until(found, f"{number} lines in {file}", timeout)
 
 
 def lines(file: Path, number: int, timeout: float = PATIENCE) -> list[Line]:
     """Wait for so many lines of JSON and return all that there are."""
-
-    def found() -> list[bytes] | None:
-        told = whole_lines(file)
-        return told if len(told) >= number else None
-
-    return [json.loads(line) for line in until(found, f"{number} lines in {file}", timeout)]
+    return [json.loads(text) for text in texts(file, number, timeout)]
 
 
 class Knocks:
@@ -36,7 +36,7 @@ class Knocks:
 
     def __init__(self, superd: Superd, service: str) -> None:
         self.file = superd.directory / f"{service}.out"
-        self.read = len(whole_lines(self.file))
+        self.read = len(whole_lines(self.file).splitlines())
 
     def next(self, number: int = 1) -> list[Line]:
         """Wait for the next lines: just so many, and no more."""
@@ -56,11 +56,10 @@ def send_udp(address: Address, data: bytes, source: str = "127.0.0.1") -> Addres
 
 
 def events(superd: Superd, number: int, kind: str = "noted") -> list[Line]:
-    """Wait for so many events in the record, which is `records` in superd's directory."""
-    file = superd.directory / "records"
+    """Wait for so many events in the record."""
 
     def found() -> list[Line] | None:
-        told = [event for line in whole_lines(file) if (event := json.loads(line))["event"] == kind]
+        told = superd.records(event=kind)
         return told if len(told) >= number else None
 
     return until(found, f"{number} events {kind}")

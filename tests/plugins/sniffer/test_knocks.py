@@ -14,7 +14,7 @@ from superd_sniffer.ports import port_names
 from tests.clients import answer_to, connect_unix, ending, is_open, reset, swallow
 from tests.conftest import Start
 from tests.harness import PATIENCE, Address, Superd, until
-from tests.plugins.sniffer.knocking import Knocks, events, knock, lines, send_udp, talk, whole_lines
+from tests.plugins.sniffer.knocking import Knocks, events, knock, lines, send_udp, talk, texts
 
 SERVICE = """
 [service.{name}]
@@ -258,16 +258,12 @@ def recorded(start: Start, form: str) -> tuple[Superd, list[str]]:
     served = start(RECORDED.replace("{form}", form))
     file = served.directory / "records"
 
-    def told(number: int) -> list[str]:
-        until(lambda: len(whole_lines(file)) >= number, f"record {number}")
-        return file.read_text().splitlines()
-
     knock(served.address("sniffer"), HTTP, "127.0.0.2")
-    told(1)
+    texts(file, 1)
     send_udp(served.address("sniffer", "udp"), b"\0")
-    told(2)
+    texts(file, 2)
     knock(served.addresses("sniffer")[1])
-    return served, told(3)
+    return served, texts(file, 3)
 
 
 def test_the_record_as_text(start: Start) -> None:
