@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from superd.cli.files import daemon_of, no_service, read
+from superd.cli.files import daemon_of, no_service
 from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError
 from superd.master.control import Line
@@ -60,9 +60,10 @@ def reload(file: Path | None) -> int:
 
 def enable(file: Path | None, service: str, *, enabled: bool) -> int:
     """Have a service served, or not, whatever its entry says; return once it is so, or not."""
-    settings = read(file).partial  # the daemon reads it anew, too
-    if service not in settings.services:
-        raise no_service(service, settings.services)
+    settings = daemon_of(file)
+    running = {one["name"] for one in asked(settings, "status")["services"]}
+    if service not in running | settings.services.keys():
+        raise no_service(service, running | settings.services.keys())
     started = asked(settings, "enable", service=service, enabled=enabled)
     return _told(_followed(settings, "reload", started["number"]))
 

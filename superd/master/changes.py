@@ -36,16 +36,25 @@ class Changes:
         last = [*self.reloads[-1:], *([self.upgrade] if self.upgrade is not None else [])]
         return not all(change.is_over for change in last)
 
-    def reload(self, overrides: Mapping[str, bool] | None = None) -> Reload:
-        """Start a reload; nothing else may be under way. `overrides` take the place of those that
-        the master has, if it succeeds.
-        """
+    def reload(self) -> Reload:
+        """Start to go over to what the files say now; nothing else may be under way."""
         self.wants_reload = False
+        return self._start_reload(self._master.overrides)
+
+    def override(self, service: str, *, enabled: bool) -> Reload:
+        """Start to serve a service, or to serve it no more, and leave all else as it runs, whatever
+        the files say now; nothing else may be under way.
+        """
+        overrides = {**self._master.overrides, service: enabled}
+        return self._start_reload(overrides, self._master.current.plan.settings.texts)
+
+    def _start_reload(
+        self, overrides: Mapping[str, bool], texts: Mapping[str, str] | None = None
+    ) -> Reload:
         self.reload_number += 1
-        wanted = self._master.overrides if overrides is None else overrides
-        reload = Reload(self._master, self.reload_number, wanted)
+        reload = Reload(self._master, self.reload_number, overrides, texts)
         self.reloads = [*self.reloads[1 - KEPT_RELOADS :], reload]
-        return self.reloads[-1]
+        return reload
 
     def start_upgrade(self) -> Upgrade:
         """Try the program that is installed now, and go over to it if it could serve; nothing else

@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from superd.config.loading import load
+from superd.config.loading import load, load_again
 from superd.config.model import Service, Settings
 from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, reason, shown
 from superd.master.generation import Generation
@@ -42,12 +42,22 @@ RUNTIME_FILES = ("pid_file", "control_socket", "ban_file")  # where running supe
 
 
 class Reload:
-    """One reload. `state` is "checking", "starting", and in the end "done" or "failed"."""
+    """One reload. `state` is "checking", "starting", and in the end "done" or "failed".
 
-    def __init__(self, master: Master, number: int, overrides: Mapping[str, bool]) -> None:
+    `overrides` become the master's if it succeeds. With `texts` the configuration is what these
+    say (see Settings), else what the files do.
+    """
+
+    def __init__(
+        self,
+        master: Master,
+        number: int,
+        overrides: Mapping[str, bool],
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
         self.master = master
         self.number = number
-        self.overrides = overrides  # which become the master's
+        self.overrides = overrides
         self.state = "checking"
         self.problems: list[str] = []
         self.code = int(ExitCode.OK)
@@ -60,7 +70,7 @@ class Reload:
         file = master.current.plan.settings.file
         self._check: Job | None = None
         try:
-            self._check = start_isolated(partial(checked, file, overrides), PATIENCE)
+            self._check = start_isolated(partial(checked, file, overrides, texts), PATIENCE)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
         else:
@@ -122,7 +132,9 @@ class Reload:
         settings = self._with_fixed_files(settings, old.plan.settings)
         try:
             for name in self.overrides.keys() - master.overrides.keys() - settings.services.keys():
-                raise SuperdError(f"there is no service {shown(name)}")
+                raise SuperdError(
+                    f"there is no service {shown(name)}; one that is new takes a reload"
+                )
             plan = plan_of(settings, installed(), {}, looking_up)
             daemon, before = settings.daemon, old.plan.settings.daemon
             keys = ("log", "log_format", "record_log", "record_format")
@@ -209,22 +221,26 @@ class Reload:
         self.master.log.error("the configuration stays as it was")
 
 
-def checked(file: Path, overrides: Mapping[str, bool]) -> dict[str, Any]:
+def checked(
+    file: Path, overrides: Mapping[str, bool], texts: Mapping[str, str] | None
+) -> dict[str, Any]:
     """Read, check and rehearse a configuration; runs in a child."""
     try:
-        settings, looking_up = examined(file, overrides)
+        settings, looking_up = examined(file, overrides, texts)
     except ConfigurationError as error:
         return {"problems": str(error).splitlines()}
     pickled = base64.b64encode(pickle.dumps(settings)).decode("ascii")
     return {"settings": pickled, "looking_up": looking_up}
 
 
-def examined(file: Path, overrides: Mapping[str, bool]) -> tuple[Settings, list[str]]:
+def examined(
+    file: Path, overrides: Mapping[str, bool], texts: Mapping[str, str] | None = None
+) -> tuple[Settings, list[str]]:
     """Read, check and rehearse a configuration; return it, and which services need a resolver.
 
     Raises ConfigurationError, also for services that would not work: the running ones might.
     """
-    configuration = load(file, overrides)
+    configuration = load(file, overrides) if texts is None else load_again(file, texts, overrides)
     verdict = rehearse(configuration, installed(), prepare=not configuration.problems)
     if problems := verdict.everything(configuration):
         raise ConfigurationError(problems)

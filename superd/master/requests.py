@@ -108,12 +108,12 @@ def _reload(master: Master) -> Answer:
 
 
 def _enable(master: Master, service: str, enabled: bool) -> Answer:
-    """Have a service served, or not, whatever its entry says; by a reload, as above."""
+    """Have a service served, or not, whatever its entry says; goes on as a reload does."""
     if not isinstance(service, str) or not isinstance(enabled, bool):
         raise ValueError("expected a service's name, and true or false")
     if not master.may_change:
         return {"error": BUSY}
-    return {"number": master.changes.reload({**master.overrides, service: enabled}).number}
+    return {"number": master.changes.override(service, enabled=enabled).number}
 
 
 def _log_level(master: Master, level: str | None = None) -> Answer:

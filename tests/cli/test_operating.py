@@ -107,12 +107,42 @@ def test_the_daemon_refuses_an_unknown_service_itself(served: Superd) -> None:
     assert served.answer()["overrides"] == {}
 
 
-def test_a_reload_with_a_mistake_changes_no_override(served: Superd) -> None:
+def test_all_else_stays_as_it_runs_whatever_the_file_says_meanwhile(served: Superd) -> None:
+    before = served.toml
+    added = before + '[service.extra]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+    for edited in (added, before.replace('"daytime"', '"dyatime"')):
+        served.toml = edited
+        served.write()
+        assert served.run("disable", "echo").returncode == 0
+        assert services(served) == {"daytime"}
+        assert served.run("enable", "echo").returncode == 0
+        assert services(served) == {"daytime", "echo"}
+        assert exchange(served.connect("echo"), b"x") == b"x"
+    assert served.run("reload").returncode == 78
+    served.toml = added
+    served.write()
+    done = served.run("enable", "extra")
+    told = 'there is no service "extra"; one that is new takes a reload\n'
+    assert (done.returncode, done.stderr) == (1, told)
+    assert served.run("reload").returncode == 0
+    assert services(served) == {"daytime", "echo", "extra"}
+
+
+def test_what_has_gone_from_the_file_can_be_disabled_before_a_reload(served: Superd) -> None:
+    served.toml = served.toml.replace("service.echo", "service.replaced")
+    served.write()
+    assert served.run("disable", "echo").returncode == 0
+    assert services(served) == {"daytime"}
+    assert served.run("reload").returncode == 0
+    assert services(served) == {"daytime", "replaced"}
+
+
+def test_a_reload_that_fails_changes_no_override(served: Superd) -> None:
+    assert served.run("disable", "echo").returncode == 0
     served.toml = served.toml.replace('"daytime"', '"dyatime"')
     served.write()
-    assert served.run("disable", "echo").returncode == 78
-    assert served.answer()["overrides"] == {}
-    assert exchange(served.connect("echo"), b"x") == b"x"
+    assert served.run("reload").returncode == 78
+    assert served.answer()["overrides"] == {"echo": False}
 
 
 CHATTY = """
