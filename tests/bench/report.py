@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import platform
+import sysconfig
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -28,11 +29,24 @@ HEADINGS = {
 LATENCIES = ("p50 us", "p99 us")  # bulk has none
 WIDTH = 11
 
+_BUILT_WITH = sysconfig.get_config_var("CONFIG_ARGS") or ""
+MACHINE = {
+    "kernel": platform.release(),
+    "cores": os.cpu_count(),
+    "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
+    "profile-guided": "yes" if "--enable-optimizations" in _BUILT_WITH else "no",
+}
+"""What figures depend on besides: profile-guided optimization alone is up to a fifth."""
+
 
 def text(results: Results, goals: list[Goal]) -> str:
     """Return the results as tables."""
-    parts = [_works(results), _idle(results), _goals(goals), _errors(results)]
+    parts = [_machine(), _works(results), _idle(results), _goals(goals), _errors(results)]
     return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)
+
+
+def _machine() -> Iterator[str]:
+    yield ", ".join(f"{key} {value}" for key, value in MACHINE.items())
 
 
 def _works(results: Results) -> Iterator[str]:
@@ -89,6 +103,5 @@ def write_json(
 ) -> None:
     """Write all figures to a file, with what one needs to know to compare them."""
     judged = [dataclasses.asdict(goal) | {"verdict": goal.verdict} for goal in goals]
-    machine = {"kernel": platform.release(), "cores": os.cpu_count()}
-    report = {"machine": machine, "settings": settings, **dataclasses.asdict(results)}
+    report = {"machine": MACHINE, "settings": settings, **dataclasses.asdict(results)}
     path.write_text(json.dumps(report | {"goals": judged}, indent=1) + "\n")
