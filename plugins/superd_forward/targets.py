@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from superd.net.destinations import Destination
-from superd.plugin import Address, Client, Transport
+from superd.plugin import Address, Client, Level, Transport
 
 NONBLOCKING = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
@@ -52,7 +52,7 @@ class Target:
         fail_after: int,
         retry_after: float,
         is_ours: Callable[[Transport, int], bool],
-        log: Callable[[str, str], None],
+        log: Callable[[Level, str], None],
     ) -> None:
         self.destination = destination
         self.datagrams = datagrams

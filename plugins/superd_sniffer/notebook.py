@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from superd.plugin import Address, Client, Request, Transport
+from superd.plugin import Address, Client, Level, Request, Transport
 from superd_sniffer import pcap
 from superd_sniffer.guess import Guess
 from superd_sniffer.rotating import RotatingFile
@@ -84,7 +84,7 @@ class Notebook:
     """A file that pieces are added to, soon; told once that it takes no more, and when it does."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, file: RotatingFile, log: Callable[[str, str], None]
+        self, loop: asyncio.AbstractEventLoop, file: RotatingFile, log: Callable[[Level, str], None]
     ) -> None:
         self._loop = loop
         self._file = file

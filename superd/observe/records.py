@@ -1,7 +1,7 @@
 """One event for the log: what it says, and its forms as text and as JSON.
 
 Runs in every process. A client can never forge a line: whatever is not a printable character is
-escaped, and long texts are cut. Never raises, but ValueError for a record that cannot be decoded.
+escaped, and long texts are cut. Never raises, but ValueError for what is no record.
 """
 
 from __future__ import annotations
@@ -12,21 +12,24 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
-from superd.errors import reason
+from superd.errors import reason, shown
 
 LONGEST_TEXT = 2048
 LONGEST_DETAIL = 60  # lines of a traceback
 LATEST = 1e11  # a time after it, in the year 5138, is none
 
-LEVELS = ("debug", "info", "warning", "error")
+Level = Literal["debug", "info", "warning", "error"]
+LEVELS: tuple[str, ...] = get_args(Level)
 _SEVERITY = {level: number for number, level in enumerate(LEVELS)}
 
 
 @dataclass(frozen=True)
 class Record:
-    """An event. `detail` has the lines of a traceback, each at most a line of the log."""
+    """An event. `detail` has the lines of a traceback, each at most a line of the log. Raises
+    ValueError for a level that is none: whoever says it is to hear it, not the master.
+    """
 
     level: str
     message: str
@@ -36,6 +39,10 @@ class Record:
     pid: int = 0
     time: float = 0.0
     detail: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.level not in LEVELS:
+            raise ValueError(f"there is no level {shown(self.level)}, only {', '.join(LEVELS)}")
 
 
 Report = Callable[[Record], None]
@@ -54,7 +61,7 @@ class Threshold:
         self._cell[0] = _SEVERITY[level]
 
     def admits(self, level: str) -> bool:
-        """Tell whether a record is wanted; one whose level is none is for others to complain of."""
+        """Tell whether a record is wanted; one whose level is none is for Record to refuse."""
         return _SEVERITY.get(level, len(LEVELS)) >= self._cell[0]
 
 
@@ -87,15 +94,13 @@ def decoded(data: dict[str, Any], pid: int) -> Record:
     """Return the record that worker `pid` sent; ValueError where it is not one."""
     try:
         record = Record(**{**data, "pid": pid})
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"not a log record: {error}") from None
     lines = record.detail
     if not isinstance(lines, list) or len(lines) > LONGEST_DETAIL:
         raise ValueError("not a log record: its detail is not a few lines")
     if not all(isinstance(text, str) for text in (*_texts(record).values(), *lines)):
         raise ValueError("not a log record: a text is none")
-    if record.level not in LEVELS:
-        raise ValueError("not a log record: there is no such level")
     if not isinstance(record.time, float) or not 0 < record.time < LATEST:
         raise ValueError("not a log record: its time is none")
     return replace(record, detail=tuple(lines))

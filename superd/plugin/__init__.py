@@ -17,6 +17,7 @@ def superd_services():
 from superd.config.values import Duration, PositiveDuration, ReadableFile, Size, Strings
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import End
+from superd.observe.records import Level
 from superd.plugin.connection import BlockingConnection, Client, Connection, LineTooLong
 from superd.plugin.environment import inherited_environment
 from superd.plugin.hookspecs import hookimpl
@@ -46,6 +47,7 @@ __all__ = [
     "DatagramRelay",
     "Duration",
     "End",
+    "Level",
     "LineTooLong",
     "Options",
     "Packet",

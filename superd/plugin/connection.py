@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Iterator
 
 from superd.net.addresses import Address
+from superd.observe.records import Level
 
 LONGEST_LINE = 64 * 1024
 
@@ -47,9 +48,9 @@ class Client(ABC):
         """The client's address; its path is empty for an unnamed unix socket."""
 
     @abstractmethod
-    def log(self, level: str, text: str) -> None:
+    def log(self, level: Level, text: str) -> None:
         """Write a line to superd's log, with this connection's id: "debug", "info", "warning",
-        "error". What is less severe than `log-level` is left out.
+        "error"; ValueError for another level. What is less severe than `log-level` is left out.
         """
 
     @abstractmethod

@@ -16,6 +16,7 @@ from pydantic import ConfigDict
 from superd.config.model import BLOCKING_MODELS, Section
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
+from superd.observe.records import Level
 from superd.plugin.connection import Client, Connection
 from superd.plugin.relay import Poller
 
@@ -94,7 +95,7 @@ class Waiting:
 
     local: Address
     peer: Address | None
-    log: Callable[[str, str], None]
+    log: Callable[[Level, str], None]
 
 
 class _NobodyYet:
@@ -183,7 +184,7 @@ class Service:
         """The name of the entry in the configuration that is served."""
         return self._server.name
 
-    def log(self, level: str, text: str) -> None:
+    def log(self, level: Level, text: str) -> None:
         """Write a line to superd's log that is about no connection; level as in Client.log."""
         self._server.log(level, text)
 
@@ -255,7 +256,7 @@ class Server(Protocol):
     @property
     def name(self) -> str: ...
 
-    def log(self, level: str, text: str) -> None: ...
+    def log(self, level: Level, text: str) -> None: ...
 
     def record(self, of: Client | Request, text: str, facts: Mapping[str, str]) -> None: ...
 

@@ -15,7 +15,7 @@ from superd.config.model import METRICS
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import ServiceRecords, ends_of, safe
-from superd.observe.records import Record
+from superd.observe.records import Level, Record
 from superd.plugin.connection import Client, Connection
 from superd.plugin.relay import Poller
 from superd.plugin.service import Request
@@ -51,7 +51,7 @@ class Backing:
         self._records = records
         self._observer = observer
 
-    def log(self, level: str, text: str) -> None:
+    def log(self, level: Level, text: str) -> None:
         self._engine.report(Record(level, text, service=self.name))
 
     def record(self, of: Client | Request, text: str, facts: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count, duration_column, refusal_column
 from superd.net.addresses import Address
 from superd.observe.connections import End, ends_of, safe
-from superd.observe.records import Record
+from superd.observe.records import Level, Record
 from superd.plugin.service import Unavailable, Waiting
 from superd.worker.scratch import SCRATCH
 from superd.worker.serving import Serving
@@ -141,7 +141,7 @@ class Handover:
         serving.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
         serving.records.accepted(run.ends)
 
-        def log(level: str, text: str) -> None:
+        def log(level: Level, text: str) -> None:
             engine.report(Record(level, text, serving.name, connection, run.where))
 
         whose = None if peer is None else Address.of_socket(address.transport, peer)

@@ -18,7 +18,7 @@ from superd.admission.gate import Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import End, ends_of, safe
-from superd.observe.records import Record, failure, kind_of
+from superd.observe.records import Level, Record, failure, kind_of
 from superd.plugin.service import Unavailable
 from superd.worker.serving import Serving
 
@@ -204,7 +204,7 @@ class Session:
     def note(self, outcome: str) -> None:
         self.outcome = outcome
 
-    def log(self, level: str, text: str) -> None:
+    def log(self, level: Level, text: str) -> None:
         if not self.engine.threshold.admits(level):
             return
         where = self.peer.endpoint

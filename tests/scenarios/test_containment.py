@@ -31,6 +31,7 @@ ANIMALS = {
     "stop_loop": "loop.stop()",
     "close_loop": "loop.close()",
     "run_loop": "loop.run_forever()",
+    "odd_level": "conn.log('fatal', 'x')",
     "send_text": "await conn.send('text')",
     "send_after_close": "conn.close(); await conn.send(b'x')",
     "send_after_eof": "conn.send_eof(); await conn.send(b'x')",

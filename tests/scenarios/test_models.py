@@ -67,6 +67,7 @@ ZOO = """
             self.leaked = []
             while True: self.leaked.append(os.dup(0))
 
+        def odd_level(self, conn): conn.log("fatal", "x")
         def value_error(self, conn): raise ValueError("no such value")
         def system_exit(self, conn): sys.exit(3)
         def pause(self, conn): raise Unavailable("later", 1.0)
@@ -100,6 +101,12 @@ ZOO = """
     def superd_services(): return [Zoo]
 """
 PLUGINS = {"zoo": ZOO}
+
+RAISED = {
+    "value_error": "ValueError: no such",
+    "system_exit": "SystemExit",
+    "odd_level": 'ValueError: there is no level "fatal"',
+}
 
 TOML = """
 [daemon]
@@ -346,14 +353,14 @@ def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, mod
     before = served.counts(model)["errors"]
     with served.connect(model) as other:
         assert first_line(other, "group")
-        for word, error in (("value_error", "ValueError: no such"), ("system_exit", "SystemExit")):
+        for word, error in RAISED.items():
             with served.connect(model) as client:
                 client.sendall(f"{word}\n".encode())
                 assert ending(client) == (b"", "reset")
             served.wait_for_log(rf"plugin zoo failed: {error}.* service={model} conn=")
         assert first_line(other, "last") == "bye"
     assert closed(served, model, end="error")["in"]
-    assert served.counts(model)["errors"] - before == 2
+    assert served.counts(model)["errors"] - before == len(RAISED)
     assert re.search(r"\| .*raise ValueError", served.log())
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from superd.net.addresses import Address, Transport
 from superd.net.closing import reset_on_close
-from superd.observe.records import Record, cut, failure, kind_of
+from superd.observe.records import Level, Record, cut, failure, kind_of
 from superd.plugin.connection import LONGEST_LINE, BlockingConnection, LineTooLong
 from superd.plugin.service import Unavailable
 
@@ -111,7 +111,7 @@ class BlockingTalk(BlockingConnection):
     def peer(self) -> Address:
         return Address.of_socket(Transport(self._caller.kind), self._caller.sockaddr)
 
-    def log(self, level: str, text: str) -> None:
+    def log(self, level: Level, text: str) -> None:
         self._say(Record(level, text, self._service, self.id, self.peer.endpoint))
 
     def note(self, outcome: str) -> None:
