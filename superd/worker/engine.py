@@ -83,6 +83,8 @@ class Engine:
         self.draining = False
         self.is_to_end = False
         self.over = False
+        self.is_copy = False  # a process that a plugin has forked, and not the worker
+        self.is_forking = False  # the worker itself: and in what it forks this stays so
         self.held = 0
         self.own_descriptors = 0
         self._last_number = 0
@@ -105,6 +107,16 @@ class Engine:
         """Serve one of the service's sockets."""
         self.inodes.append((serving, sock, os.fstat(sock.fileno()).st_ino))
         self.listeners.append(listener_for(self, serving, address, sock))
+
+    def become_copy(self) -> None:
+        """Keep no port, and end where superd would go on; called in each process that is forked."""
+        if self.is_forking or self.is_copy:
+            return
+        self.is_copy = True
+        for _, sock, inode in self.inodes:
+            if _has_inode(sock, inode):
+                os.close(sock.fileno())
+        self.loop.call_soon(os._exit, 0)
 
     def enter(self, session: Session) -> int:
         """Book a connection and return its number."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import socket
 from abc import abstractmethod
 from collections.abc import Coroutine
@@ -153,8 +154,12 @@ class Session:
         try:
             await talk
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
-            if not self._is_expected(error):
+            if self.engine.is_copy:
+                self._report(error)
+            elif not self._is_expected(error):
                 self.contain(error)
+        if self.engine.is_copy:
+            os._exit(0)  # the plugin has forked, and both came back
 
     def _talked(self, talk: Coroutine[Any, Any, None], _: asyncio.Task[None]) -> None:
         """End the session; also one that was cancelled before it began, so that nothing ran."""

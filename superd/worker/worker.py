@@ -276,6 +276,7 @@ def _serve(
         loop.add_signal_handler(number, handler)
     loop.add_reader(channel.sock, hear)
     _hear_of_strays(engine.flood_gate)
+    os.register_at_fork(after_in_child=engine.become_copy)
     loop.run_until_complete(_started(plugins))
     engine.run(ready)
 

@@ -16,6 +16,7 @@ import pytest
 from tests.clients import crowd, ending, fate, reset
 from tests.conftest import Start
 from tests.harness import Superd, exchange, make_plugin, until
+from tests.proc import children, zombies
 
 ANIMALS = {
     "system_exit": "raise SystemExit(3)",
@@ -47,6 +48,13 @@ STRAYS = {
     "interrupt_in_timer": "loop.call_later(0, interrupt)",
     "stop_in_callback": "loop.call_soon(loop.stop)",
     "stop_from_a_thread": "await asyncio.to_thread(loop.call_soon_threadsafe, loop.stop)",
+}
+
+# a process that is forked and comes back serves nobody
+FORKED = {
+    "fork": "os.fork()",
+    "fork_to_fail": "os.fork() or os.execv('/no/such/program', ['x'])",
+    "fork_to_wait": "os.fork() or await asyncio.sleep(3600)",
 }
 
 KILLERS = {
@@ -93,7 +101,7 @@ ZOO = """
 def zoo() -> str:
     """Return the source of the plugin, with a method for each animal."""
     source = ZOO
-    for name, code in (ANIMALS | STRAYS | KILLERS).items():
+    for name, code in (ANIMALS | STRAYS | FORKED | KILLERS).items():
         method = f"async def {name}(self, conn): loop = asyncio.get_running_loop(); {code}"
         source += f"\n        {method.replace('self.talk', 'self.' + name)}\n"
     return source + "\n    @hookimpl\n    def superd_services():\n        return [Zoo]\n"
@@ -280,6 +288,17 @@ def test_what_a_task_or_a_callback_raises_costs_nothing(served: Superd, stray: s
         assert act(served, stray) == (b"watch: ", "fin")
         report = r"error: .*(\n.*\| |more like this)"
         until(lambda: re.search(report, served.log()[start:]), "a traceback, or one more like it")
+    assert served.workers() == workers
+
+
+@pytest.mark.parametrize("forked", FORKED)
+def test_a_process_that_a_session_forks_ends_where_it_comes_back(
+    served: Superd, forked: str
+) -> None:
+    workers = served.workers()
+    with undisturbed(served, "neighbour", "distant"):
+        assert act(served, forked) == (b"watch: ", "fin")
+        until(lambda: not any(set(children(w)) - set(zombies(w)) for w in workers), "its end")
     assert served.workers() == workers
 
 

@@ -96,6 +96,9 @@ ZOO = """
             if child: conn.send(b"%d\\n" % child)
             while True: time.sleep(60)
         def both_come_back(self, conn): os.fork(); return "here"
+        def forked_to_fail(self, conn):
+            if os.fork() == 0: os.execv("/no/such/program", ["x"])
+            return "here"
 
     @hookimpl
     def superd_services(): return [Zoo]
@@ -420,12 +423,36 @@ def test_what_a_handler_has_forked_ends_with_it(served: Superd, model: str) -> N
     until(lambda: not is_alive(grandchild), "the end of the grandchild")
 
 
-@pytest.mark.parametrize("model", FORKING)
+@pytest.mark.parametrize("model", MODELS)
 def test_a_handler_that_returns_twice_is_heard_once(served: Superd, model: str) -> None:
+    before = served.workers()
     for _ in range(5):
         assert "here" in ask(served, model, "both_come_back")
     assert ask(served, model, "last") == ["bye"]
     served.wait_until_left(model)
+    assert served.workers() == before
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_goes_wrong_in_a_process_that_a_handler_forks_is_told(
+    served: Superd, model: str
+) -> None:
+    assert ask(served, model, "forked_to_fail", "last") == ["here", "bye"]
+    served.wait_for_log(rf"plugin zoo failed: No such file or directory service={model} conn=")
+    served.wait_until_left(model)
+
+
+def test_a_process_that_a_thread_forks_keeps_no_port(start_superd: Start, tmp_path: Path) -> None:
+    toml = '[service.zoo]\nplugin = "zoo"\nlisten = "tcp://127.0.0.1:0"\n'
+    served = start_superd(toml, env=make_plugin(tmp_path / "plugins", "zoo", ZOO))
+    with served.connect("zoo") as client:
+        child = int(first_line(client, "fork_and_hang"))
+        try:
+            assert served.stop() == 0
+            with socket.create_server(served.address("zoo")):
+                assert is_alive(child)
+        finally:
+            os.kill(child, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("model", MODELS)

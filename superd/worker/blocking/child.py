@@ -127,8 +127,10 @@ class Child:
         )
         assert self.serving.blocking is not None
         account = account_of(self.serving.blocking, talk, self.serving.plugin.name)
-        if os.getpid() != self.pid:
-            os._exit(0)  # a handler has forked, and both came back
+        if os.getpid() != self.pid:  # a handler has forked, and both came back
+            if account.failure is not None:
+                self.channel.log(account.failure)
+            os._exit(0)
         if not _has_descriptors():
             account = account._replace(is_spent=True)
         talk.let_go()

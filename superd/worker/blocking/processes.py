@@ -158,7 +158,11 @@ class Forks(Crew):
                 self._channel.log(failure(what, error, service=self.serving.name))
                 os._exit(1)
 
-        pid, line = fork_child(main)
+        self.engine.is_forking = True
+        try:
+            pid, line = fork_child(main)
+        finally:
+            self.engine.is_forking = False
         try:
             process = Process(self.engine.loop, pid, line, tally)
         except OSError:  # no descriptor is left to watch it by

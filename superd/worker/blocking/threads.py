@@ -6,6 +6,7 @@ hangs after its connection was cut is given up, and another may take its place.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -81,6 +82,10 @@ class Threads(Crew):
         while job is not None:
             assert self.serving.blocking is not None
             account = account_of(self.serving.blocking, job.talk, self.serving.plugin.name)
+            if self.engine.is_copy:  # the handler has forked, and both came back
+                if account.failure is not None:
+                    self.engine.report(account.failure)
+                os._exit(0)
             job.talk.let_go()
             self.engine.loop.call_soon_threadsafe(self._done, job, account)
             job = self._jobs.get()
