@@ -19,9 +19,9 @@ from superd.master.hearing import Hearing
 from superd.master.observing import Observing
 from superd.master.watchdog import Watchdog
 from superd.net.addresses import Transport
-from superd.worker.engine import GRACE
 from superd.worker.forking import how_it_ended
 from superd.worker.lifeline import Lifeline
+from superd.worker.timeouts import GRACE
 from superd.worker.worker import Assignment
 
 if TYPE_CHECKING:

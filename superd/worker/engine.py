@@ -33,12 +33,11 @@ from superd.worker.pulse import Pulse
 from superd.worker.refused import Tarpit
 from superd.worker.serving import Serving
 from superd.worker.session import Session, count_failure
+from superd.worker.timeouts import GRACE, Timeouts
 
-SWEEP = 0.25  # seconds between looks at the time-outs
 FLOOD_WINDOW = 1.0
 MOST_CHECKED = 1000  # listeners at once
 SHOW = 1.0  # seconds between looks at what services have to show
-GRACE = 1.0  # seconds that cancelled plugins have to clean up
 
 
 class Engine:
@@ -168,8 +167,7 @@ class Engine:
             listener.start()
         self.loop.call_soon(ready)
         self.loop.call_later(FLOOD_WINDOW, self._flush)
-        if any(_has_timeouts(serving) for serving in self.servings):
-            self.loop.call_later(SWEEP, self._sweep)
+        Timeouts(self).start()
         self.loop.is_serving = True
         self.pulse.start(self.flood_gate, self.sessions)
         while not self.over:
@@ -287,16 +285,6 @@ class Engine:
         self._next_check = first + MOST_CHECKED
         self.check_listeners(first, self._next_check)
 
-    def _sweep(self) -> None:
-        """Close the connections whose time is over."""
-        self.loop.call_later(SWEEP, self._sweep)
-        self.pulse.beat()
-        now = self.loop.time()
-        late = [(session, _late(session, now)) for session in self.sessions.values()]
-        for session, end in late:
-            if end is not None:
-                session.expire(end)
-
     def _expire_all(self) -> None:
         for listener in self.listeners:
             if isinstance(listener, Handover):
@@ -319,28 +307,3 @@ def _has_inode(sock: socket.socket, inode: int) -> bool:
         return os.fstat(sock.fileno()).st_ino == inode
     except OSError:
         return False
-
-
-def _has_timeouts(serving: Serving) -> bool:
-    entry = serving.entry
-    return bool(entry.first_byte_timeout or entry.idle_timeout or entry.session_timeout)
-
-
-def _late(session: Session, now: float) -> End | None:
-    """Return which time-out of a session is over."""
-    entry = session.serving.entry
-    received, sent = session.progress()
-    if entry.session_timeout and now - session.started >= entry.session_timeout:
-        return End.SESSION
-    if (
-        entry.first_byte_timeout
-        and not received
-        and now - session.started >= entry.first_byte_timeout
-    ):
-        return End.FIRST_BYTE
-    if received + sent != session.seen:
-        session.seen = received + sent
-        session.active_at = now
-    if entry.idle_timeout and now - session.active_at >= entry.idle_timeout:
-        return End.IDLE
-    return None

@@ -457,6 +457,26 @@ def test_ten_thousand_sessions_that_leak(start_superd: Start, tmp_path: Path) ->
 # The end of a drain
 
 
+def test_a_plugin_that_swallows_its_cancellation_is_told_of_once(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    served = start_superd(
+        """
+        [service.zoo]
+        plugin = "zoo"
+        listen = "tcp://127.0.0.1:0"
+        session-timeout = "100ms"
+        """,
+        env=make_plugin(tmp_path / "plugins", "zoo", zoo()),
+    )
+    told = r"warning: its handler goes on though its time is over, and keeps its place service=zoo"
+    for number in (1, 2):
+        assert act(served, "swallow") == (b"watch: ", "fin")
+        until(lambda so_far=number: len(re.findall(told, served.log())) == so_far, "a line")  # type: ignore[misc]
+    assert re.search(r"warning: \| .*superd_zoo.py.* in swallow\n", served.log())
+    assert served.counts("zoo")["active"] == 2
+
+
 def test_a_plugin_that_swallows_its_cancellation_does_not_hold_up_the_end(
     start_superd: Start, tmp_path: Path
 ) -> None:
