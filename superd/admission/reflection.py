@@ -18,10 +18,16 @@ NFS = 2049  # the one service above 1024 that OpenBSD's inetd guards too
 
 
 class ReflectionGuard:
-    """Refuses sources that are services themselves, or not a single host."""
+    """Refuses sources that are services themselves, or not a single host. `served_names` are those
+    of superd's own unix sockets: where a name leads to may change before it is answered, and so an
+    answer may come to us, but it comes from one of these.
+    """
 
-    def __init__(self, served_ports: Iterable[int]) -> None:
+    def __init__(
+        self, served_ports: Iterable[int], served_names: Iterable[str | bytes] = ()
+    ) -> None:
         self.ports = frozenset([*range(LOWEST_CLIENT_PORT), NFS, *served_ports])
+        self.names = frozenset(served_names)
 
     def refusal(self, host: str, port: int, to_one_host: bool) -> Refusal | None:
         """Return why a datagram from `host` and `port` gets no answer, or None if it may."""
@@ -32,6 +38,10 @@ class ReflectionGuard:
         if not is_single_host(host):
             return Refusal.SOURCE_ADDRESS
         return None
+
+    def unix_refusal(self, name: str | bytes | None) -> Refusal | None:
+        """Return why a datagram from a unix socket of that name gets no answer, or None."""
+        return Refusal.SOURCE_ADDRESS if name in self.names else None
 
 
 @lru_cache(maxsize=4096)

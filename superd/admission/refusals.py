@@ -31,7 +31,7 @@ class Refusal(enum.Enum):
     BUSY = "busy"  # the counters are locked by a worker that has been stopped
 
     SOURCE_PORT = "source-port"  # a service port: an answer might come back for ever
-    SOURCE_ADDRESS = "source-address"  # broadcast, multicast or no address at all
+    SOURCE_ADDRESS = "source-address"  # broadcast, multicast, no address at all, or our own
     DESTINATION = "destination"  # asked as one of many hosts, by broadcast or multicast
     TOO_LONG = "too-long"  # more bytes than superd reads; what is left of it means nothing
     AMPLIFICATION = "amplification"  # the answer is longer than the request

@@ -250,7 +250,7 @@ class Service(Confinement, Access, Limits):
     ] = False
     reflection_guard: Annotated[
         bool,
-        Field(description="datagrams: never answer ports below 1024 nor ports that superd serves"),
+        Field(description="datagrams: never answer ports below 1024 nor what superd serves"),
     ] = True
 
     @property

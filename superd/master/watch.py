@@ -60,6 +60,13 @@ class Watch:
         addresses = [listener.address for listener in self.listeners]
         return frozenset(a.port for a in addresses if a.transport is transport)
 
+    def unixgram_names(self) -> frozenset[str | bytes]:
+        """Return what all unix sockets for datagrams are called by those who hear from them."""
+        kind = Transport.UNIXGRAM
+        return frozenset(
+            one.socket.getsockname() for one in self.listeners if one.address.transport is kind
+        )
+
     def look(self) -> Iterator[tuple[str, str]]:
         """Repair some, in turn; yield each service whose workers have to be replaced, and why."""
         yield from self.renew_lost()

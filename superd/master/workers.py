@@ -131,6 +131,7 @@ class Workers:
             sockets=watch.sockets(pool.services),
             entrances=watch.entrances(pool.services),
             served_ports={kind: watch.ports(kind) for kind in (Transport.TCP, Transport.UDP)},
+            served_names=watch.unixgram_names(),
             scoreboard=master.tally.scoreboard,
             ledger=master.tally.ledger,
             bans=master.bans.table,

@@ -75,7 +75,7 @@ class DatagramListener(ABC):
         self.stopped = False
         self.bound = Destination(address, self.is_unix or is_single_host(address.host))
         self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
-        self.guard = guard if serving.entry.reflection_guard and not self.is_unix else None
+        self.guard = guard if serving.entry.reflection_guard else None
         self.set_up()
 
     @abstractmethod
@@ -147,7 +147,10 @@ class DatagramListener(ABC):
     def guarded(self, size: int, peer: Any, asked: Destination) -> Refusal | None:
         """Return why nobody at all may answer a datagram."""
         if self.guard is not None:
-            return self.guard.refusal(peer[0], peer[1], asked.is_one_host)
+            if not self.is_unix:
+                return self.guard.refusal(peer[0], peer[1], asked.is_one_host)
+            if (refusal := self.guard.unix_refusal(peer)) is not None:
+                return refusal
         return Refusal.TOO_LONG if size > LARGEST else None
 
     def _pause(self) -> None:

@@ -57,7 +57,9 @@ from superd.worker.signals import reset_signals
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one worker is to do. `served_ports` are all of superd, not only its own."""
+    """What one worker is to do. `served_ports` and `served_names` are all of superd, not only its
+    own.
+    """
 
     serial: int
     place: int
@@ -69,6 +71,7 @@ class Assignment:
     sockets: Sequence[tuple[str, Address, socket.socket]]
     entrances: Mapping[str, socket.socket]  # by name, of the services that tcpmux passes on to
     served_ports: Mapping[Transport, frozenset[int]]  # tcp and udp
+    served_names: frozenset[str | bytes]  # unixgram
     scoreboard: Scoreboard
     ledger: Ledger
     bans: BanTable
@@ -140,7 +143,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     gc.collect()
     gc.freeze()
 
-    guard = ReflectionGuard(assignment.served_ports[Transport.UDP])
+    guard = ReflectionGuard(assignment.served_ports[Transport.UDP], assignment.served_names)
     engine = Engine(
         loop,
         assignment.serial,

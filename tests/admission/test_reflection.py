@@ -15,6 +15,16 @@ GUARD = ReflectionGuard([7007, 7019])
 
 CLIENT = 40000
 
+
+def test_only_our_own_unix_sockets_are_not_answered() -> None:
+    guard = ReflectionGuard([], ["/run/echo", b"\0abstract"])
+    for name, refusal in {
+        "/run/echo": Refusal.SOURCE_ADDRESS, b"\0abstract": Refusal.SOURCE_ADDRESS,
+        "/run/ech": None, b"\0": None, "": None, None: None,
+    }.items():  # fmt: skip
+        assert guard.unix_refusal(name) is refusal
+
+
 TABLE = [
     ("127.0.0.1", CLIENT, True, None),
     ("192.0.2.1", 1024, True, None),

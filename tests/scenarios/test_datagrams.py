@@ -8,8 +8,10 @@ import random
 import select
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -194,6 +196,23 @@ def leave_before_the_answer(superd: Superd, number: int) -> None:
                 client.send(b"hello")
         with connect_unix(superd.directory / "echo", socket.SOCK_DGRAM) as client:
             client.send(b"hello")
+
+
+def test_an_answer_that_is_led_back_to_superd_ends_there(start_superd: Start) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        directory.chmod(0o755)  # the worker is another user
+        path, own = directory / "echo", directory / "client"
+        entry = f'plugin = "echo"\nlisten = "unixgram://{path}?mode=0666"'
+        served = start_superd(f"[service.echo]\n{entry}\n")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+            client.bind(str(own))
+            own.unlink()
+            own.symlink_to(path)
+            client.sendto(b"x", str(path))
+        until(lambda: served.counts("echo")["refused-source-address"], "its end")
+        counts = served.counts("echo")
+    assert (counts["datagrams"], counts["answers"], counts["refused-source-address"]) == (2, 1, 1)
 
 
 @pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
