@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from superd.worker.engine import Engine
 
 BATCH = 64  # connections per wake-up: the others' turn comes before a flood is over
+STARTS = 8  # the same where each takes a process, which may be as much as 10 ms
 
 # accept(2): these concern the one connection that was to be accepted, or pass at once
 NEXT = frozenset(
@@ -65,7 +66,8 @@ class Accepted(socket.socket):
 
 class Acceptor:
     """Accepts on one listener and hands each that the gate lets in, a socket of the type `make`
-    and what it was told of the client, to `dispatch`. While its crew is full, clients wait.
+    and what it was told of the client, to `dispatch`: at most `batch` at once. While its crew is
+    full, clients wait.
     """
 
     def __init__(
@@ -77,8 +79,10 @@ class Acceptor:
         dispatch: Callable[[Any, Any, Ticket, str], None],
         make: type[socket.SocketType],
         crew: Crew | None = None,
+        batch: int = BATCH,
     ) -> None:
         self.engine = engine
+        self.batch = batch
         self.crew = crew
         self.serving = serving
         self.address = address
@@ -123,22 +127,22 @@ class Acceptor:
         if not self.stopped:
             self.stopped = True
             self.engine.loop.remove_reader(self.listener)
-            for _ in range(0, self.serving.entry.backlog, BATCH):
+            for _ in range(0, self.serving.entry.backlog, self.batch):
                 if not self.accept():
                     break
             self.listener.close()
 
     def accept(self) -> bool:
-        """Accept until none waits, but no more than BATCH; tell whether more may wait."""
+        """Accept until none waits, but no more than a batch; tell whether more may wait."""
         accept = self.take
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
         counts, gate = self.serving.counts, self.serving.gate
         local = self.local
         waits, asks_user = gate.waits, self.is_unix and gate.asks_user
         has_more, crew = self.poll.poll, self.crew
-        if self.engine.pulse.is_slow:
+        if self.engine.pulse.wants_beat:
             self.engine.pulse.quicken()
-        for number in range(BATCH):
+        for number in range(self.batch):
             # an accept in vain costs more than to look first, and so does a place given back
             if number and not has_more(0):
                 return False

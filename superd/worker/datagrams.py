@@ -103,7 +103,7 @@ class DatagramListener(ABC):
     def receive(self) -> bool:
         """Take datagrams until none waits, but no more than BATCH; tell whether more may wait."""
         taken = answered = bytes_in = bytes_out = 0
-        if self.engine.pulse.is_slow:
+        if self.engine.pulse.wants_beat:
             self.engine.pulse.quicken()
         for _ in range(BATCH):
             try:

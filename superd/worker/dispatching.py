@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from superd.admission.gate import Ticket
 from superd.net.addresses import Address, Transport
-from superd.worker.acceptor import Accepted, Acceptor
+from superd.worker.acceptor import BATCH, STARTS, Accepted, Acceptor
 from superd.worker.answers import Answerer
 from superd.worker.blocking.session import BlockingSession
 from superd.worker.datagrams import Answering, DatagramListener
@@ -51,7 +51,8 @@ def listener_for(
         return Acceptor(engine, serving, address, sock, dispatch, socket.SocketType)
     make = socket.SocketType if serving.relay else Accepted
     crew = engine.crews.get(serving)
-    return Acceptor(engine, serving, address, sock, _greeting(address, start), make, crew)
+    batch = STARTS if serving.entry.forks or serving.takeover else BATCH
+    return Acceptor(engine, serving, address, sock, _greeting(address, start), make, crew, batch)
 
 
 def _greeting(address: Address, start: Dispatch) -> Dispatch:

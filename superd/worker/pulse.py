@@ -45,12 +45,10 @@ class _Usage(NamedTuple):
 
 
 class Pulse:
-    """Beats for as long as the loop turns. `is_slow` is whether who comes should call `quicken`:
-    a beat that might be as much as a second away would not see that they are held up.
-    """
+    """Beats for as long as the loop turns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lifeline: Lifeline) -> None:
-        self.is_slow = False
+        self._is_slow = False
         self._loop = loop
         self._lifeline = lifeline
         self._owners: dict[str, list[str]] = {}
@@ -82,6 +80,13 @@ class Pulse:
             self._timer.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
+    @property
+    def wants_beat(self) -> bool:
+        """Whether who comes should call `quicken`: a beat that might be as much as a second away
+        would not see that they are held up, and one that is late waits for others who come.
+        """
+        return self._is_slow or time.monotonic() > self._due
+
     def quicken(self) -> None:
         """Watch more closely, for somebody has come."""
         self.beat(is_come_to=True)
@@ -104,7 +109,7 @@ class Pulse:
         self._set(now, period)
 
     def _set(self, now: float, period: float) -> None:
-        self.is_slow = period > BUSY
+        self._is_slow = period > BUSY
         self._due = now + period
         self._lifeline.expect(self._due)
         signal.setitimer(signal.ITIMER_REAL, period + SLACK)

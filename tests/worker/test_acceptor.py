@@ -83,7 +83,7 @@ class Bench:
             flood_gate=FloodGate(self.log.append),
             check_listeners=lambda: None,
             check_descriptors=lambda: None,
-            pulse=SimpleNamespace(is_slow=False),
+            pulse=SimpleNamespace(wants_beat=False),
         )
         entry = SimpleNamespace(backlog=4096)
         self.counts = memoryview(bytearray(8 * len(Count))).cast("Q")
