@@ -123,13 +123,19 @@ class Log:
         self.level = level
         self.threshold.set(level)
 
-    def reopen(self) -> None:
-        """Open files anew, after they were renamed; one that cannot be is written on as it is."""
+    def reopen(self) -> list[str]:
+        """Open files anew, after they were renamed; return why some could not be. Those are
+        written on as they are.
+        """
+        failures = []
         for sink in self._all_sinks():
             try:
                 sink.reopen()
             except OSError as error:
-                self.error(f"the log stays where it was: {reason(error)}")
+                failures.append(f"the log stays where it was: {reason(error)}")
+        for text in failures:
+            self.error(text)
+        return failures
 
     def go_over_to(self, other: Log) -> None:
         """Take the sinks of another log, and close one's own."""

@@ -211,8 +211,14 @@ class Master:
 
     def handle_usr1(self) -> None:
         """USR1: open log files anew, after they were renamed."""
-        self.log.reopen()
-        self.log.info("log files reopened")
+        self.reopen_logs()
+
+    def reopen_logs(self) -> list[str]:
+        """The same; return why some could not be."""
+        failures = self.log.reopen()
+        if not failures:
+            self.log.info("log files reopened")
+        return failures
 
     def handle_chld(self) -> None:
         """CHLD: reap; a worker that has died is replaced."""

@@ -96,8 +96,8 @@ def _unban(master: Master, address: str) -> Answer:
 
 
 def _reopen(master: Master) -> Answer:
-    master.handle_usr1()
-    return {}
+    failures = master.reopen_logs()
+    return {"error": "; ".join(failures)} if failures else {}
 
 
 def _reload(master: Master) -> Answer:

@@ -232,6 +232,20 @@ def test_log_files_are_opened_anew(start_superd: Start) -> None:
     assert "log files reopened" in own.read_text()
 
 
+def test_a_log_file_that_cannot_be_opened_anew_is_told(tmp_path: Path, start_superd: Start) -> None:
+    there, moved = tmp_path / "logs", tmp_path / "moved"
+    there.mkdir()
+    toml = TOML.replace("{port}", "0")
+    served = start_superd(f'[daemon]\nlog = ["{there}/own", "stderr"]\n{toml}')
+    there.rename(moved)
+    done = served.run("reopen")
+    told = f"the log stays where it was: No such file or directory: {there}/own"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"superd: {told}\n")
+    for text in ((moved / "own").read_text(), served.log()):
+        assert f"error: {told}\n" in text
+        assert "log files reopened" not in text
+
+
 def test_stop_takes_wait_and_waits(served: Superd) -> None:
     assert served.run("stop", "--wait").returncode == 0
     assert served.wait() == 0
