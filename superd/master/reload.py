@@ -182,6 +182,8 @@ class Reload:
             self._log = None
         left = adopt(self._listeners, old.watch.listeners)
         old.watch.forget()
+        for name, enabled in self.overrides.items() - master.overrides.items():
+            master.log.info(f"{'enabled' if enabled else 'disabled'} by the operator", name)
         master.overrides = dict(self.overrides)
         if new.plan.settings.daemon.log_level != old.plan.settings.daemon.log_level:
             master.log.log_from(new.plan.settings.daemon.log_level)

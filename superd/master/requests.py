@@ -113,6 +113,9 @@ def _enable(master: Master, service: str, enabled: bool) -> Answer:
         raise ValueError("expected a service's name, and true or false")
     if not master.may_change:
         return {"error": BUSY}
+    if not enabled and master.current.plan.settings.enabled.keys() == {service}:
+        text = f"service.{service}: it is the last service that is enabled"
+        return {"error": text, "code": int(ExitCode.CONFIGURATION)}
     return {"number": master.changes.override(service, enabled=enabled).number}
 
 

@@ -59,6 +59,7 @@ def test_a_service_that_is_disabled_listens_no_more_and_its_clients_finish(serve
     assert services(served) == {"daytime"}
     assert served.answer()["overrides"] == {"echo": False}
     assert "\necho  disabled by the operator\n" in served.run("status").stdout
+    assert "info: disabled by the operator service=echo\n" in served.log()
 
 
 def test_it_stays_so_over_reloads_until_it_is_enabled_or_superd_stops(served: Superd) -> None:
@@ -81,6 +82,7 @@ def test_a_service_that_its_entry_disables_can_be_enabled(served: Superd) -> Non
     assert served.run("enable", "off").returncode == 0
     assert services(served) == {"daytime", "echo", "off"}
     assert "\noff  enabled by the operator\n" in served.run("status").stdout
+    assert "info: enabled by the operator service=off\n" in served.log()
 
 
 def test_nothing_changes_where_there_is_no_such_service_or_no_other(served: Superd) -> None:
@@ -90,7 +92,7 @@ def test_nothing_changes_where_there_is_no_such_service_or_no_other(served: Supe
     assert served.run("disable", "echo").returncode == 0
     done = served.run("disable", "daytime")
     assert done.returncode == 78
-    assert done.stderr.endswith("service.echo.enabled: no service is enabled\n")
+    assert done.stderr == "service.daytime: it is the last service that is enabled\n"
     assert served.answer()["overrides"] == {"echo": False}
     assert len(answer_to(served.connect("daytime"))) == 26
 
