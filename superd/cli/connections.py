@@ -14,7 +14,7 @@ from typing import Any
 from superd.cli.control import asked
 from superd.cli.figures import UNKNOWN, age, size
 from superd.cli.files import daemon_of, no_service
-from superd.errors import ExitCode, SuperdError
+from superd.errors import ExitCode, SuperdError, shown
 from superd.observe.rows import table
 
 
@@ -26,6 +26,9 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
     except SuperdError as error:
         if service is None or error.exit_code != ExitCode.USAGE:
             raise
+        if service in settings.services:
+            text = f"there is no service {shown(service)}; one that is new takes a reload"
+            raise SuperdError(text) from None
         raise no_service(service, settings.services) from None
     rows = sorted(answer["connections"], key=lambda row: (row["service"], -row["age"]))
     if as_json:

@@ -59,7 +59,7 @@ def _connections(master: Master, service: str | None = None) -> Answer | Later:
     known = {
         name for place in master.workers.places if place.child for name in place.child.services
     }
-    known |= master.current.plan.services.keys()
+    known |= master.current.plan.settings.services.keys()
     if service is not None and str(service) not in known:
         return {"error": f"there is no service {shown(service)}", "code": int(ExitCode.USAGE)}
     return Connections(master.workers.places, service)
