@@ -25,6 +25,7 @@ from superd.errors import ExitCode
 from superd.observe.rows import table
 
 INTERVAL = 1.0  # seconds between two looks
+NARROWEST = 8  # characters of a name that are left on the narrowest screen
 
 Cells = dict[str, str | int | float]
 
@@ -66,7 +67,7 @@ def _draw(settings: Settings, before: Look) -> None:
         made = Table(box=None, pad_edge=False, header_style="bold")
         for key in rows[0] if rows else ():
             if key in _TEXTS:
-                made.add_column(key, no_wrap=True, ratio=1)
+                made.add_column(key, no_wrap=True, ratio=1, min_width=NARROWEST)
             else:
                 made.add_column(key, no_wrap=True, justify="right")
         for row in rows:

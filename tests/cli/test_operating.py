@@ -62,6 +62,18 @@ def test_a_service_that_is_disabled_listens_no_more_and_its_clients_finish(serve
     assert "info: disabled by the operator service=echo\n" in served.log()
 
 
+def test_a_service_that_is_not_served_has_no_connections(served: Superd) -> None:
+    assert served.run("disable", "echo").returncode == 0
+    for name in ("off", "echo"):
+        done = served.run("connections", name)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "nobody is connected\n", "")
+    served.toml += '[service.new]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+    served.write()
+    done = served.run("connections", "new")
+    told = 'superd: there is no service "new"; one that is new takes a reload\n'
+    assert (done.returncode, done.stderr) == (1, told)
+
+
 def test_it_stays_so_over_reloads_until_it_is_enabled_or_superd_stops(served: Superd) -> None:
     assert served.run("disable", "echo").returncode == 0
     served.signal(signal.SIGHUP)
@@ -382,3 +394,8 @@ def test_names_are_shortened_before_figures(start_superd: Start) -> None:
     with top_at_terminal(served, columns=80) as (_, terminal):
         line = "a-name-of-a-service-that-leaves-no-…       0           0          0    0B     0B"
         shown(terminal, line.encode())
+
+
+def test_on_a_narrow_screen_names_are_still_readable(served: Superd) -> None:
+    with top_at_terminal(served, columns=40) as (_, terminal):
+        shown(terminal, b"\ndaytime ")
