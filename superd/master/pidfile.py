@@ -32,8 +32,12 @@ class PidFile:
             self.descriptor = descriptor  # what it has written is still true
             return
         self.descriptor = self._locked()
-        os.ftruncate(self.descriptor, 0)
-        os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
+        try:
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, f"{os.getpid()}\n".encode(), 0)
+        except OSError as error:
+            self.remove()
+            raise SuperdError(f"pid file {path}: {reason(error)}") from None
 
     def _locked(self) -> int:
         while True:

@@ -160,6 +160,20 @@ def test_a_pid_file_that_is_a_link_stops_the_start_and_is_not_followed(
     assert (tmp_path / "victim").read_text() == "precious"
 
 
+def test_a_pid_file_that_cannot_be_written_is_named_and_not_left(configured: Configure) -> None:
+    superd = configured(logged(0))
+    line = command("start", "-c", str(superd.file))
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *line],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = f"superd: pid file {superd.directory}/pid: File too large\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    assert not (superd.directory / "pid").exists()
+
+
 def test_a_broken_service_fails_the_start_but_not_the_other_services(
     configured: Configure, superd_here: Say, tmp_path: Path
 ) -> None:
