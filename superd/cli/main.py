@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import io
 import os
 import sys
@@ -16,14 +17,44 @@ from pathlib import Path
 
 from superd import __version__
 from superd.cli.clients import add_clients
-from superd.errors import ExitCode, SuperdError
+from superd.errors import ExitCode, SuperdError, reason
 from superd.observe.records import LEVELS
 
 Command = Callable[[argparse.Namespace], int]
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # of a disk, whatever is written there
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    try:
+        try:
+            return _run_command(arguments)
+        finally:
+            sys.stdout.flush()  # here and not at exit, where nobody could tell what is wrong
+    except SuperdError as error:
+        print(f"{error}" if error.exit_code == 78 else f"superd: {error}", file=sys.stderr)
+        return int(error.exit_code)
+    except BrokenPipeError:
+        _write_no_more()
+        return int(ExitCode.FAILED)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        print(f"superd: cannot write: {reason(error)}", file=sys.stderr)
+        _write_no_more()
+        return int(ExitCode.FAILED)
+    except KeyboardInterrupt:
+        return 130
+
+
+def _write_no_more() -> None:
+    """Have what is left for standard output go nowhere, as it would be written at exit."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
     from superd.master.daemon import open_standard_descriptors
     from superd.master.signals import reset_inherited
 
@@ -37,17 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # the locale may lack characters
     options = parser().parse_args(arguments)
     command: Command = options.command
-    try:
-        return int(command(options))
-    except SuperdError as error:
-        print(f"{error}" if error.exit_code == 78 else f"superd: {error}", file=sys.stderr)
-        return int(error.exit_code)
-    except BrokenPipeError:
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is not written at exit
-        return int(ExitCode.FAILED)
-    except KeyboardInterrupt:
-        return 130
+    return int(command(options))
 
 
 def parser() -> argparse.ArgumentParser:

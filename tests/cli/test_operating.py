@@ -260,6 +260,17 @@ def test_a_log_file_that_cannot_be_opened_anew_is_told(tmp_path: Path, start_sup
         assert "log files reopened" not in text
 
 
+def test_what_cannot_be_printed_is_told(served: Superd) -> None:
+    for words in (("status", "--prometheus"), ("status",), ("log-level",), ("top",), ("reload",)):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                command(words[0], "-c", str(served.file), *words[1:]),
+                stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            )  # fmt: skip
+        told = "superd: cannot write: No space left on device\n"
+        assert (done.returncode, done.stderr) == (1, told)
+
+
 def test_stop_takes_wait_and_waits(served: Superd) -> None:
     assert served.run("stop", "--wait").returncode == 0
     assert served.wait() == 0
