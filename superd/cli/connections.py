@@ -11,16 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from superd.cli.control import asked
 from superd.cli.figures import UNKNOWN, age, size
-from superd.cli.files import daemon_of, no_service
+from superd.cli.files import no_service
+from superd.cli.running import asked, running
 from superd.errors import ExitCode, SuperdError, shown
 from superd.observe.rows import table
 
 
 def connections(file: Path | None, service: str | None, *, as_json: bool) -> int:
     """List the connections of all workers, or those of one service; exit 1 if some are not told."""
-    settings = daemon_of(file)
+    settings = running(file)
     try:
         answer = asked(settings, "connections", service=service)
     except SuperdError as error:
@@ -45,7 +45,7 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
 
 def kill(file: Path | None, connection: str) -> int:
     """End one connection."""
-    asked(daemon_of(file), "kill", id=connection)
+    asked(running(file), "kill", id=connection)
     return int(ExitCode.OK)
 
 

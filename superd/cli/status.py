@@ -12,11 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from superd.cli.control import holder_of, without_error
 from superd.cli.figures import UNKNOWN, age, size
 from superd.cli.files import daemon_of
-from superd.errors import ExitCode, NotPermitted, SuperdError
-from superd.master.control import ask
+from superd.cli.running import NotRunning, asked_on, connected, outline_of
+from superd.errors import ExitCode
 from superd.observe.rows import table
 
 SHOWN = 4  # addresses of one service: a range may have thousands
@@ -26,15 +25,11 @@ REFUSED = "refused-"
 def status(file: Path | None, form: str) -> int:
     """Show what the daemon does, as "text", "json" or "prometheus"; exit 3 where none runs."""
     settings = daemon_of(file)
-    assert settings.daemon.control_socket is not None
     try:
-        request = "metrics" if form == "prometheus" else "status"
-        answer = without_error(ask(settings.daemon.control_socket, request))
-    except NotPermitted:
-        raise
-    except SuperdError:
-        if holder_of(settings) is not None:
-            raise
+        with connected(settings) as line:
+            outline_of(settings, line)
+            answer = asked_on(line, "metrics" if form == "prometheus" else "status")
+    except NotRunning:
         if form == "prometheus":
             print("superd is not running", file=sys.stderr)
         else:

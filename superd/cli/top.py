@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from superd.cli.control import asked_on, connected
 from superd.cli.figures import UNKNOWN, size
-from superd.cli.files import daemon_of
+from superd.cli.running import asked_on, connected, running
 from superd.cli.status import refusals_of
 from superd.config.model import Settings
 from superd.errors import ExitCode
@@ -47,7 +46,7 @@ class Look:
 
 def top(file: Path | None, *, once: bool) -> int:
     """Show services and workers with their rates."""
-    settings = daemon_of(file)
+    settings = running(file)
     before = Look.at(settings)
     if once or not sys.stdout.isatty():
         select.select([], [], [], INTERVAL)

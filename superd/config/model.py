@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
@@ -351,6 +352,11 @@ class Settings(Section):
     texts: dict[str, str]
     daemon: Daemon
     services: dict[str, Service]
+
+    @property
+    def digest(self) -> str:
+        """What stands for the texts, whatever the names are that their files were opened by."""
+        return sha256("\0".join(self.texts.values()).encode()).hexdigest()
 
     @property
     def enabled(self) -> dict[str, Service]:

@@ -24,7 +24,7 @@ from typing import Any, Protocol
 from superd.config.model import Service
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
 from superd.net.addresses import Address, Transport
-from superd.net.credentials import ids_of_peer
+from superd.net.credentials import ids_of_peer, pid_of_peer
 from superd.net.listeners import Listener, listen
 
 MOST_CLIENTS = 16
@@ -236,6 +236,11 @@ class Line:
             self._socket.close()
             raise self._failed(error) from None
         self._answers = self._socket.makefile("rb")
+
+    @property
+    def pid(self) -> int:
+        """The process that answers; 0 where it is in another container."""
+        return pid_of_peer(self._socket)
 
     def ask(self, request: str, **arguments: object) -> Any:
         """Return the answer to a request; SuperdError where there is none."""

@@ -17,6 +17,8 @@ from pathlib import Path
 
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 
+MASTER_TITLE = "superd: master "  # of the process, before the configuration that it serves
+
 _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 
 

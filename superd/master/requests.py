@@ -13,7 +13,7 @@ from superd.errors import ExitCode, shown
 from superd.master.control import Later, line_of
 from superd.master.inquiries import Connections, Kill, Traffic
 from superd.master.metrics import metrics
-from superd.master.status import status
+from superd.master.status import outline, status
 from superd.net.patterns import parse_network, shown_network
 from superd.observe.records import LEVELS
 
@@ -49,6 +49,10 @@ def _answer(master: Master, line: bytes) -> Answer | Later:
 
 def _status(master: Master) -> Answer:
     return status(master)
+
+
+def _outline(master: Master) -> Answer:
+    return outline(master)
 
 
 def _metrics(master: Master) -> Answer:
@@ -156,6 +160,7 @@ def _forget_sockets(master: Master) -> Answer:
 
 REQUESTS: dict[str, Callable[..., Answer | Later]] = {
     "status": _status,
+    "outline": _outline,
     "metrics": _metrics,
     "connections": _connections,
     "kill": _kill,

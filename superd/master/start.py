@@ -20,7 +20,7 @@ from superd.errors import ExitCode, NotPermitted, SuperdError, reason
 from superd.master.generation import Generation
 from superd.master.logs import Log, log_of
 from superd.master.master import Master
-from superd.master.pidfile import PidFile
+from superd.master.pidfile import MASTER_TITLE, PidFile
 from superd.master.plan import Plan
 from superd.master.signals import Signals
 from superd.master.supervising import Supervisor
@@ -43,7 +43,7 @@ def serve(
     settings = plan.settings
     raise_file_limit()
     supervisor = Supervisor()
-    setproctitle(f"superd: master {settings.file}")
+    setproctitle(f"{MASTER_TITLE}{settings.file}")
     log = log_of(settings, in_background=in_background)
     if not log.sinks:
         plan.notices.append("there is no syslog, so nothing is logged; name a file in [daemon] log")

@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from superd.master.master import Master
 
 
-def status(master: Master) -> dict[str, Any]:
-    """Return the state of the master, its workers and services."""
+def outline(master: Master) -> dict[str, Any]:
+    """Return what is told quickly, however many services there are. `texts` stands for what the
+    files of the configuration said when it was read.
+    """
     return {
         "version": __version__,
         "pid": os.getpid(),
@@ -34,6 +36,14 @@ def status(master: Master) -> dict[str, Any]:
         "bans": len(master.bans),
         "log-level": master.log.level,
         "overrides": master.overrides,
+        "texts": master.current.plan.settings.digest,
+    }
+
+
+def status(master: Master) -> dict[str, Any]:
+    """Return the state of the master, its workers and services."""
+    return {
+        **outline(master),
         "workers": [_worker(place) for place in master.workers.places],
         "resolver": master.resolving.pid if master.resolving is not None else None,
         "services": [

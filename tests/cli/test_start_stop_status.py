@@ -211,9 +211,11 @@ def test_a_daemon_is_found_in_the_usual_place_when_its_file_is_toml_no_more(
         superd.file.write_text("[daemon\n")
         assert " is serving since " in superd_here("status", *of_it).stdout
         told = f"{superd.file}:1:8: not TOML: expected ']' at the end of a table declaration\n"
-        for words in (("reload",), ("disable", "echo")):
-            done = superd_here(*words, *of_it)
-            assert (done.returncode, done.stderr) == (78, told)
+        done = superd_here("reload", *of_it)
+        assert (done.returncode, done.stderr) == (78, told)
+        told = "service.echo: it is the last service that is enabled\n"
+        done = superd_here("disable", "echo", *of_it)
+        assert (done.returncode, done.stderr) == (78, told)
         superd.file.unlink()
         assert superd_here("log-level", *of_it).stdout == "info\n"
     finally:

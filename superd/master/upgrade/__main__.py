@@ -21,7 +21,7 @@ from superd.master.generation import Generation
 from superd.master.logs import Log, log_of
 from superd.master.master import Master
 from superd.master.master import State as Phase
-from superd.master.pidfile import PidFile
+from superd.master.pidfile import MASTER_TITLE, PidFile
 from superd.master.plan import Plan, plan_of
 from superd.master.reload import RUNTIME_FILES, examined
 from superd.master.signals import Signals
@@ -61,7 +61,7 @@ def go_on(state: State) -> int:
     supervisor = Supervisor()
     supervisor.store.take_up(state["stored"])
     plan = plan_in_force(state)
-    setproctitle(f"superd: master {plan.settings.file}")
+    setproctitle(f"{MASTER_TITLE}{plan.settings.file}")
     log = _log_of(plan, in_background=state["in background"])
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)

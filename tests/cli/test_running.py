@@ -1,0 +1,161 @@
+"""Which daemon a command talks to: that of its file, and of no other file with the same name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import proc
+from tests.cli.conftest import Say
+from tests.daemons import ECHO, Configure, logged
+from tests.harness import Superd, command, is_alive, until
+
+COMMANDS = (
+    "stop", "reload", "upgrade", "reopen", "status", "status --json", "status --prometheus",
+    "top --once", "connections", "kill 1-1", "disable echo", "enable echo", "log-level",
+    "log-level debug", "ban 192.0.2.1", "unban 192.0.2.1", "bans",
+)  # fmt: skip
+
+
+@pytest.fixture
+def usual(configured: Configure, monkeypatch: pytest.MonkeyPatch) -> Iterator[Superd]:
+    """A daemon whose pid file and the like are in the usual place."""
+    superd = configured("")
+    for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+        monkeypatch.setenv(variable, str(superd.directory))
+    superd.file.write_text(logged(0))
+    assert superd.run("start").returncode == 0
+    pid = int((superd.directory / "superd.pid").read_text())
+    yield superd
+    if is_alive(pid):
+        os.kill(pid, signal.SIGQUIT)
+        until(lambda: not is_alive(pid), "the end of the daemon")
+
+
+def test_a_daemon_that_serves_another_file_of_that_name_is_left_alone(
+    usual: Superd, superd_here: Say, tmp_path: Path
+) -> None:
+    pid = (usual.directory / "superd.pid").read_text().strip()
+    copy = tmp_path / "superd.toml"
+    shutil.copy(usual.file, copy)
+    log = usual.log()
+    for words in COMMANDS:
+        name, *more = words.split()
+        done = superd_here(name, "-c", str(copy), *more)
+        told = f"superd: process {pid} serves {usual.file}, not {copy}\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", told), words
+    assert usual.log() == log
+    link = tmp_path / "link" / "superd.toml"
+    link.parent.mkdir()
+    link.symlink_to(usual.file)
+    assert superd_here("log-level", "-c", str(link)).stdout == "info\n"
+    assert superd_here("stop", "-c", str(link)).returncode == 0
+
+
+def test_a_daemon_is_stopped_where_its_control_socket_is_gone(
+    usual: Superd, superd_here: Say
+) -> None:
+    (usual.directory / "superd.sock").unlink()
+    done = superd_here("stop", "-c", str(usual.file))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (usual.directory / "superd.pid").exists()
+
+
+@pytest.mark.parametrize("how", ["removed", "named anew"])
+def test_a_daemon_is_stopped_where_its_pid_file_is_not_found(
+    usual: Superd, superd_here: Say, how: str
+) -> None:
+    of_it = ("-c", str(usual.file))
+    pid = int((usual.directory / "superd.pid").read_text())
+    if how == "removed":
+        (usual.directory / "superd.pid").unlink()
+    else:
+        text = usual.file.read_text()
+        usual.file.write_text(text.replace("[daemon]\n", '[daemon]\npid-file = "new.pid"\n'))
+        assert superd_here("reload", *of_it).returncode == 0
+    assert superd_here("stop", *of_it).returncode == 0
+    assert not is_alive(pid)
+    assert superd_here("stop", *of_it).returncode == 1
+
+
+def test_a_daemon_of_the_version_before_is_asked_for_its_status(
+    tmp_path: Path, superd_here: Say, configured: Configure
+) -> None:
+    superd = configured(ECHO.format(port=0))
+    asked = []
+
+    def answer(request: str) -> object:
+        asked.append(request)
+        if request == "status":
+            return {"pid": 1, "configuration": served}
+        return {"bans": []} if request == "bans" else {"error": f'there is no request "{request}"'}
+
+    def serve() -> None:
+        for _ in range(3):  # what a command asks first, and then
+            client, _ = server.accept()
+            with client, client.makefile("rw") as line:
+                for request in line:
+                    line.write(json.dumps(answer(json.loads(request)["request"])) + "\n")
+                    line.flush()
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(superd.directory / "control"))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        served = str(superd.file)
+        assert superd_here("bans", "-c", str(superd.file)).returncode == 0
+        served = "/etc/superd.toml"
+        done = superd_here("bans", "-c", str(superd.file))
+        thread.join()
+    told = f"superd: process 1 serves /etc/superd.toml, not {superd.file}\n"
+    assert (done.returncode, done.stderr) == (1, told)
+    assert asked == ["outline", "status", "bans", "outline", "status"]
+
+
+@pytest.mark.root
+@pytest.mark.tool("unshare", "mount", "setpriv")
+def test_another_user_is_told_whose_daemon_serves_the_file(tmp_path: Path) -> None:
+    script = f"""
+        set -e
+        mount -t tmpfs tmpfs /run
+        mount -t tmpfs tmpfs /mnt
+        for name in one other; do mkdir /mnt/$name; cp superd.toml /mnt/$name; done
+        "$@" start -c /mnt/one/superd.toml
+        cat /run/superd/superd.pid
+        for name in one other; do
+            for word in status reload stop; do
+                code=0
+                env -C / HOME=/nonexistent setpriv --reuid {proc.NOBODY} --clear-groups \\
+                    "$@" $word -c /mnt/$name/superd.toml 2>&1 || code=$?
+                echo $code
+            done
+        done
+        "$@" stop -c /mnt/one/superd.toml
+    """
+    (tmp_path / "superd.toml").write_text(ECHO.format(port=0))
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    pid, *told = done.stdout.splitlines()
+    text = f"superd: superd runs as process {pid} and belongs to another user"
+    assert told[:6] == [text, "77"] * 3, done
+    home = "/nonexistent/.local/state/superd"
+    assert told[6:] == [
+        "superd is not running", "3", "superd: it is not running", "1",
+        f"superd: no superd runs with the pid file {home}/superd.pid", "1",
+    ]  # fmt: skip
+    assert done.returncode == 0, done.stderr
