@@ -1,13 +1,17 @@
 """`superd explain`: would this client be let in, and by which line of the configuration?
 
 Runs in the command line, without a client having to try, and asks the very rules that workers ask.
-Raises ConfigurationError, UsageError.
+Goes by what the files say; a daemon that runs is asked for its bans, and what its operators have
+disabled. Raises ConfigurationError, UsageError, and SuperdError where it serves another file.
 """
 
 from __future__ import annotations
 
 import ipaddress
+import sys
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
@@ -16,11 +20,11 @@ from superd.admission.refusals import Refusal
 from superd.admission.rules import Who, access_list
 from superd.admission.times import AccessTimes
 from superd.cli.files import no_service, read
+from superd.cli.running import ServesAnother, asked_on, connected, outline_of
 from superd.config.loading import Configuration
-from superd.config.model import Service
+from superd.config.model import Service, Settings
 from superd.errors import ExitCode, SuperdError, UsageError, shown
 from superd.master.bans import Ban, ban_of, saved
-from superd.master.control import ask
 from superd.net.names import confirmed_name
 from superd.net.patterns import User, parse_pattern, shown_network
 
@@ -30,12 +34,20 @@ Judgement = tuple[Refusal | None, str]  # None: admitted; and by what
 def explain(file: Path | None, service: str, address: str, at: str | None) -> int:
     """Print `admitted` or `refused`, and why; exit 0 or 1."""
     configuration = read(file)
-    services = configuration.settings.services
-    if service not in services:
-        raise no_service(service, services)
-    moment = _moment(at)
-    asked = _Asked(configuration, service, services[service])
-    refusal, why = asked.judgement(_who(address), moment)
+    settings = configuration.settings
+    daemon = _Daemon.of(configuration.partial)
+    if daemon.texts not in (None, settings.digest):
+        text = "the daemon has not taken what the file says now, which is judged here"
+        print(f"superd: {text}; `superd reload` has it do so", file=sys.stderr)
+    if service not in settings.services:
+        raise no_service(service, settings.services)
+    who, moment = _who(address), _moment(at)
+    entry = settings.services[service]
+    asked = _Asked(configuration, service, entry, daemon.bans)
+    if not daemon.overrides.get(service, entry.enabled):
+        print(f"not served: disabled, {asked.disabled_by(daemon.overrides)}")
+        return int(ExitCode.FAILED)
+    refusal, why = asked.judgement(who, moment)
     if refusal is None:
         print(f"admitted: {why}" if why else "admitted: no rule speaks against it")
         return int(ExitCode.OK)
@@ -67,13 +79,45 @@ def _who(address: str) -> Who:
         raise UsageError(f"expected an address, or user:NAME for a unix socket; {text}") from None
 
 
+@dataclass(frozen=True)
+class _Daemon:
+    """What the daemon goes by that the files do not say. `texts` stands for what they said when it
+    read them; None where it does not tell.
+    """
+
+    texts: str | None
+    overrides: Mapping[str, bool]
+    bans: Sequence[Ban]
+
+    @classmethod
+    def of(cls, settings: Settings) -> _Daemon:
+        """Ask the daemon; where none can be asked, bans are as their file has them."""
+        try:
+            with connected(settings) as line:
+                outline = outline_of(settings, line)
+                bans = [ban_of(ban) for ban in asked_on(line, "bans")["bans"]]
+        except ServesAnother:
+            raise
+        except SuperdError:
+            in_file = saved(settings.daemon.ban_file) if settings.daemon.ban_file else []
+            return cls(None, {}, [ban for ban in in_file if ban.until > time.time()])
+        return cls(outline.get("texts"), outline["overrides"], bans)
+
+
 class _Asked:
     """One service, and where its keys stand."""
 
-    def __init__(self, configuration: Configuration, name: str, entry: Service) -> None:
+    def __init__(
+        self, configuration: Configuration, name: str, entry: Service, bans: Sequence[Ban]
+    ) -> None:
         self.configuration = configuration
         self.name = name
         self.entry = entry
+        self.bans = bans
+
+    def disabled_by(self, overrides: Mapping[str, bool]) -> str:
+        """Return who, or which line, says that the service is not to be served."""
+        return "by the operator" if self.name in overrides else self._where("enabled", None)
 
     def judgement(self, who: Who, moment: float) -> Judgement:
         """Judge in the order of the gate."""
@@ -125,21 +169,12 @@ class _Asked:
     def _ban_on(self, host: str) -> str:
         """Return the ban that a host is under, as the daemon or its file has it."""
         address = ipaddress.ip_address(host)
-        for ban in self._bans():
+        for ban in self.bans:
             if address in ban.network:
                 end = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(ban.until))
                 why = f" ({ban.reason})" if ban.reason else ""
                 return f"{shown_network(ban.network)} until {end}, by {ban.by}{why}"
         return ""
-
-    def _bans(self) -> list[Ban]:
-        daemon = self.configuration.partial.daemon
-        try:
-            assert daemon.control_socket is not None
-            return [ban_of(ban) for ban in ask(daemon.control_socket, "bans")["bans"]]
-        except (SuperdError, KeyError):
-            in_file = saved(daemon.ban_file) if daemon.ban_file else []
-            return [ban for ban in in_file if ban.until > time.time()]
 
     def _where(self, key: str, number: int | None) -> str:
         """Return FILE:LINE of a key, or of an element of it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.config.configurations import written
+from tests.conftest import Start
 from tests.harness import superd
 
 TOML = """\
@@ -104,3 +105,41 @@ def test_a_wrong_configuration_is_told_as_check_does(tmp_path: Path) -> None:
     done = superd("explain", "-c", str(file), "echo", "10.1.1.1")
     assert done.returncode == 78
     assert "superd.toml:7:10: service.echo.allow[0]: " in done.stderr
+
+
+def test_what_the_daemon_goes_by_is_told_where_the_file_says_otherwise(
+    start_superd: Start,
+) -> None:
+    served = start_superd(
+        """
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+
+        [service.off]
+        enabled = false
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        """
+    )
+
+    def told(service: str) -> tuple[int, str, str]:
+        done = served.run("explain", service, "192.0.2.1")
+        return done.returncode, done.stdout, done.stderr
+
+    admitted = "admitted: no rule speaks against it\n"
+    line = served.file.read_text().partition("enabled")[0].count("\n") + 1
+    assert told("off") == (1, f"not served: disabled, {served.file}:{line}\n", "")
+    assert told("echo") == (0, admitted, "")
+    assert served.run("enable", "off").returncode == 0
+    assert served.run("disable", "echo").returncode == 0
+    assert told("off") == (0, admitted, "")
+    assert told("echo") == (1, "not served: disabled, by the operator\n", "")
+    served.toml += 'deny = "192.0.2.1"\n'
+    served.write()
+    text = "superd: the daemon has not taken what the file says now, which is judged here;"
+    code, out, notice = told("off")
+    assert (code, notice) == (1, f"{text} `superd reload` has it do so\n")
+    assert out.startswith('refused (access): deny "192.0.2.1"')
+    assert served.run("reload").returncode == 0
+    assert told("off") == (1, out, "")

@@ -22,7 +22,7 @@ from tests.harness import Superd, command, is_alive, until
 COMMANDS = (
     "stop", "reload", "upgrade", "reopen", "status", "status --json", "status --prometheus",
     "top --once", "connections", "kill 1-1", "disable echo", "enable echo", "log-level",
-    "log-level debug", "ban 192.0.2.1", "unban 192.0.2.1", "bans",
+    "log-level debug", "ban 192.0.2.1", "unban 192.0.2.1", "bans", "explain echo 192.0.2.1",
 )  # fmt: skip
 
 
