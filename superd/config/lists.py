@@ -1,11 +1,13 @@
 """The values of `allow`, `deny`, their files, `access-times`, and other lists of few words.
 
 Runs wherever a configuration is read. A file of a list is read with the configuration, so it is
-read anew whenever that is. Raises ValueError with a text that names file and line.
+read anew whenever that is. Never goes by one that others can write where superd is root. Raises
+ValueError with a text that names file and line.
 """
 
 from __future__ import annotations
 
+import os
 import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, ValidationInfo
 from pydantic import WithJsonSchema as JsonSchema
 
+from superd.config.trust import distrust
 from superd.config.values import check_readable, did_you_mean, listed, one_or_more, parse_path
 from superd.config.windows import Window, parse_window
 from superd.errors import shown
@@ -52,11 +55,16 @@ def _window(value: object) -> Window:
 
 def _list_file(value: object, info: ValidationInfo) -> ListFile:
     path = check_readable(parse_path(value, info))
-    if path.stat().st_size > LARGEST_LIST:
-        raise ValueError(f'"{path}" is longer than {LARGEST_LIST >> 20} MiB')
+    with open(path, "rb") as file:
+        status = os.fstat(file.fileno())
+        if status.st_size > LARGEST_LIST:
+            raise ValueError(f'"{path}" is longer than {LARGEST_LIST >> 20} MiB')
+        if mistake := distrust(status):
+            raise ValueError(f'"{path}" {mistake}')
+        data = file.read(LARGEST_LIST)
     entries: list[tuple[int, Pattern]] = []
     mistakes: list[str] = []
-    for number, text in _lines(path.read_bytes()):
+    for number, text in _lines(data):
         try:
             entries.append((number, parse_pattern(text)))
         except ValueError as error:

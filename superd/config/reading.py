@@ -15,6 +15,7 @@ import tomli
 
 from superd.config.positions import TooMuch, find_places
 from superd.config.problems import Document, dotted
+from superd.config.trust import distrust
 from superd.errors import ConfigurationError, Problem, reason
 
 LARGEST_FILE = 1 << 20
@@ -80,11 +81,7 @@ def _mistake_in(status: os.stat_result) -> str:
         return "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
     if status.st_size > LARGEST_FILE:
         return f"is larger than {LARGEST_FILE >> 20} MiB"
-    if os.geteuid() == 0 and status.st_uid != 0:
-        return "belongs to another user, and superd runs as root: chown it to root"
-    if os.geteuid() == 0 and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "can be written by others, and superd runs as root: chmod go-w"
-    return ""
+    return distrust(status)
 
 
 def included_files(directory: Path, pattern: str) -> list[Path]:

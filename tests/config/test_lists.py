@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -80,3 +81,31 @@ def test_a_list_that_is_no_file_or_too_long_is_refused(tmp_path: Path) -> None:
     assert "not a regular file" in found[0]
     assert "longer than 16 MiB" in found[1]
     assert "No such file" in found[2]
+
+
+@pytest.mark.root
+def test_root_goes_by_no_list_that_others_can_change(tmp_path: Path) -> None:
+    for name in ("open", "shared", "foreign"):
+        (tmp_path / name).write_text("127.0.0.1\n")
+        (tmp_path / name).chmod(0o644)
+    (tmp_path / "open").chmod(0o666)
+    (tmp_path / "shared").chmod(0o664)
+    os.chown(tmp_path / "foreign", 65534, 0)
+    entry = """
+        [service.echo]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:7"
+        {key} = ["open", "shared", "foreign"]
+        """
+    for key in ("allow-file", "deny-file"):
+        found = mistakes(tmp_path, entry.format(key=key))
+        assert len(found) == 3
+        for number, words in enumerate(
+            (
+                'open" can be written by others, and superd runs as root: chmod go-w',
+                'shared" can be written by others, and superd runs as root: chmod go-w',
+                'foreign" belongs to another user, and superd runs as root: chown it to root',
+            )
+        ):
+            assert f"{key}[{number}]: " in found[number]
+            assert words in found[number]
