@@ -270,7 +270,7 @@ class _Loader:
         for name, service in found.partial.enabled.items():
             for address in service.listen:
                 for one in address.expanded():
-                    end = one.path if one.is_file else (one, service.device)
+                    end = os.path.normpath(one.path) if one.is_file else (one, service.device)
                     other = seen.get(end)
                     if other is not None and (name, other) not in told:
                         told.add((name, other))  # once for two ranges

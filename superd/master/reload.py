@@ -31,7 +31,8 @@ from superd.master.logs import Log, log_of
 from superd.master.plan import plan_of
 from superd.master.rehearsal import rehearse
 from superd.master.watch import Watch
-from superd.net.listeners import Listener, adopt, listen
+from superd.net.adopting import adopt
+from superd.net.listeners import Listener, listen
 from superd.plugin.registry import installed
 
 if TYPE_CHECKING:
@@ -177,10 +178,14 @@ class Reload:
         if new.watch.is_overtaken:
             self._fail("a listener was broken meanwhile; reload once more", ExitCode.FAILED)
             return
+        try:
+            left = adopt(self._listeners, old.watch.listeners)
+        except SuperdError as error:
+            self._fail(str(error), error.exit_code)
+            return
         if self._log is not None:
             master.log.go_over_to(self._log)
             self._log = None
-        left = adopt(self._listeners, old.watch.listeners)
         old.watch.forget()
         for name, enabled in self.overrides.items() - master.overrides.items():
             master.log.info(f"{'enabled' if enabled else 'disabled'} by the operator", name)
@@ -253,6 +258,13 @@ def differences(old: Mapping[str, Service], new: Mapping[str, Service]) -> dict[
     """Return for each service whether it was added, removed, changed or left as it was."""
     changes = dict.fromkeys(old.keys() - new.keys(), "removed")
     for name, entry in new.items():
-        same = "unchanged" if old.get(name) == entry else "changed"
-        changes[name] = same if name in old else "added"
+        if name not in old:
+            changes[name] = "added"
+        else:
+            changes[name] = "unchanged" if _is_unchanged(old[name], entry) else "changed"
     return dict(sorted(changes.items()))
+
+
+def _is_unchanged(old: Service, new: Service) -> bool:
+    """Compare also what makes no other address, such as the mode of a socket's file."""
+    return old == new and [vars(one) for one in old.listen] == [vars(one) for one in new.listen]

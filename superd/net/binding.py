@@ -60,7 +60,7 @@ def _set_internet_options(sock: socket.socket, address: Address, service: Servic
         )
         sock.setsockopt(level, option, 1)
     if service.device:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, service.device.encode())
+        set_device(sock, service.device)
     if not address.transport.is_datagram:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     _set_options_of_traffic(sock, address, service)
@@ -105,9 +105,14 @@ def set_options_of_clients(sock: socket.socket, service: Service) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, service.nodelay)
 
 
+def set_device(sock: socket.socket, device: str) -> None:
+    """Let clients in by one network interface only; "" is all of them."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
+
+
 def _bind_unix(sock: socket.socket, address: Address) -> None:
     """Bind to a file that has its mode from the first, so that nobody else can slip in."""
-    mode = UNIX_MODE if address.mode is None else address.mode
+    mode = mode_of(address)
     umask = os.umask(0o777 & ~mode)
     try:
         try:
@@ -122,13 +127,23 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
     if address.path.startswith("@"):
         return
     try:
-        if (address.uid, address.gid) != (-1, -1):
-            os.chown(address.path, address.uid, address.gid, follow_symlinks=False)
-        if stat.S_IMODE(os.lstat(address.path).st_mode) != mode:  # a default ACL (acl(5)) does so
-            os.chmod(address.path, mode, follow_symlinks=False)
+        set_owner_and_mode(address.path, address.uid, address.gid, mode)
     except OSError:
         os.unlink(address.path)
         raise
+
+
+def mode_of(address: Address) -> int:
+    """Return the mode that a socket's file is to have."""
+    return UNIX_MODE if address.mode is None else address.mode
+
+
+def set_owner_and_mode(path: str, uid: int, gid: int, mode: int) -> None:
+    """Say whose a socket's file is, where -1 leaves it as it is, and who may connect."""
+    if (uid, gid) != (-1, -1):
+        os.chown(path, uid, gid, follow_symlinks=False)
+    if stat.S_IMODE(os.lstat(path).st_mode) != mode:  # a default ACL (acl(5)) does so, for one
+        os.chmod(path, mode, follow_symlinks=False)
 
 
 def _is_stale(address: Address) -> bool:
@@ -146,6 +161,13 @@ def identity(path: str) -> tuple[int, int]:
     """Return device and inode of a file, which no other has at the same time."""
     status = os.lstat(path)
     return (status.st_dev, status.st_ino)
+
+
+def file_at(path: str) -> tuple[int, int] | None:
+    """Return the identity of the file that has a name; None where there is none."""
+    with contextlib.suppress(OSError):
+        return identity(path) if path.startswith("/") else None
+    return None
 
 
 def unlink_own(path: str, file: tuple[int, int]) -> None:

@@ -21,7 +21,7 @@ from functools import partial
 from superd.config.model import Service
 from superd.errors import UsageError, printable
 from superd.net.addresses import ANY_IPV4, Address, Transport
-from superd.net.binding import UNIX_MODE, identity, prepare, unlink_own
+from superd.net.binding import identity, mode_of, prepare, unlink_own
 from superd.net.listeners import Listener, sockets_of
 
 FIRST = 3  # SD_LISTEN_FDS_START
@@ -226,10 +226,9 @@ def _is_as(one: Inherited, service: Service, address: Address) -> bool:
         status = os.lstat(address.path)
     except OSError:
         return False
-    mode = UNIX_MODE if address.mode is None else address.mode
     return (
         identity(address.path) == one.file
-        and stat.S_IMODE(status.st_mode) == mode
+        and stat.S_IMODE(status.st_mode) == mode_of(address)
         and address.uid in (-1, status.st_uid)
         and address.gid in (-1, status.st_gid)
     )

@@ -6,11 +6,9 @@ NotPermitted or SuperdError, with one line for each address that could not be bo
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
-import resource
 import select
 import socket
 import struct
@@ -18,27 +16,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from superd.config.model import Service
-from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
+from superd.errors import AddressInUse
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
-from superd.net.binding import (
-    bind,
-    identity,
-    limit_accept,
-    set_options_of_clients,
-    unlink_own,
-)
+from superd.net.binding import bind, file_at, identity, unlink_own
+from superd.net.failures import Failures, TooManyAddresses
 
 Entrance = socket.socket
 MADE_BY = ("mode", "uid", "gid", "greets")  # what addresses that are the same may differ in
-SETTABLE = ("backlog", "keepalive", "nodelay", "wait")  # of an entry, while its socket lives
 SO_MEMINFO = 55  # Linux; socket has no name for it
-
-
 SHOWN = 5  # addresses, where there are many
-
-
-class TooManyAddresses(SuperdError):
-    """There are more addresses than descriptors."""
 
 
 @dataclass
@@ -155,9 +141,8 @@ def listen(
         if listener.address in shared and not listener.is_closed:
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.shares_port = True
-    found: list[Listener] = []
-    failures: list[SuperdError] = []
-    taken: dict[str, set[Address]] = {}  # by others, of ranges, by service
+    failures = Failures(existing)
+    found, taken = failures.found, failures.taken
     taken_along = {  # IPv4 by a socket for both
         (wanted[number][0], replace(wanted[number][2], host=ANY_IPV4))
         for number, listener in kept.items()
@@ -167,9 +152,9 @@ def listen(
     ours = {_end(listener.address) for listener in existing}
     for name, service, address in wanted:
         if address in shared and _end(address) not in ours:
-            with _gathering(failures, name, address, service, taken):
+            with failures.gathered(name, service, address):
                 bind(service, address, share=False).close()
-    if failures:
+    if failures.told:
         # all that is in the way is to be told at once; what was tried has been told
         wanted = [one for one in wanted if one[2] not in shared]
     made: list[Listener] = []
@@ -178,26 +163,29 @@ def listen(
             number not in kept and (name, address) in taken_along
         ):
             continue
-        with _gathering(failures, name, address, service, taken):
+        with failures.gathered(name, service, address):
             if number in kept:
-                found.append(replace(kept[number], service=name, entry=service))
+                found.append(_gone_on_with(kept[number], name, service, address))
             else:
                 made.append(_listener(name, service, address, share=address in shared))
                 found.append(made[-1])
-        if failures and isinstance(failures[-1], TooManyAddresses):
+        if failures.told and isinstance(failures.told[-1], TooManyAddresses):
             break  # it would be the same with each of those that are left
-    for listener in made if not failures else ():
-        with _gathering(failures, listener.service, listener.address, listener.entry, taken):
+    for listener in made if not failures.told else ():
+        with failures.gathered(listener.service, listener.entry, listener.address):
             listener.start()
     for name, addresses in taken.items():
         if not any(one.service == name and one.address not in addresses for one in found):
-            failures.append(AddressInUse(f"service.{name}: others listen on all of its addresses"))
+            text = f"service.{name}: others listen on all of its addresses"
+            failures.told.append(AddressInUse(text))
         if notices is not None:
             notices.append(f"service.{name}: others have of its ports: {_some(addresses)}")
-    if failures:
+    if notices is not None:
+        notices += _lost_files(wanted, existing)
+    if failures.told:
         for listener in made:
             listener.close()
-        raise type(failures[0])("\n".join(str(failure) for failure in failures))
+        raise type(failures.told[0])("\n".join(map(str, failures.told)))
     return [one for one in found if one.address not in taken.get(one.service, ())]
 
 
@@ -208,54 +196,53 @@ def _some(addresses: Iterable[Address]) -> str:
     return ", ".join(texts[:SHOWN]) + more
 
 
-def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[Listener]:
-    """Make sockets that go on those of `listeners` alone; return what of `existing` is left over.
-
-    What can be changed of a socket that lives is changed: backlog, keepalive, nodelay, and who may
-    wait in accept(2).
-    """
-    sockets = {listener.socket for listener in listeners}
-    left = [one for one in existing if one.socket not in sockets]
-    before = {one.socket: one.entry for one in existing}
-    for listener in listeners:
-        if listener.is_closed:
-            continue
-        entry = before.get(listener.socket, listener.entry)
-        if any(getattr(entry, key) != getattr(listener.entry, key) for key in SETTABLE):
-            if listener.address.transport is Transport.TCP:
-                set_options_of_clients(listener.socket, listener.entry)
-            if not listener.address.transport.is_datagram:
-                limit_accept(listener.socket, listener.entry)
-            with contextlib.suppress(OSError):
-                listener.start()
-    return left
-
-
 def _kept(
     wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
 ) -> dict[int, Listener]:
-    """Return which of the wanted sockets are there already, by their number."""
+    """Return which of the wanted sockets are there already, by their number: those that are just
+    as they are wanted go first, and of the others `adopt` changes what differs.
+    """
     kept: dict[int, Listener] = {}
-    free: dict[Address, list[Listener]] = {}
+    free: dict[object, list[Listener]] = {}
     for listener in existing:
-        free.setdefault(listener.asked, []).append(listener)
-    for number, (name, service, address) in enumerate(wanted):
-        for listener in free.get(address, ()):
-            if _is_same(listener, name, service, address):
-                kept[number] = listener
-                free[address].remove(listener)
-                break
+        free.setdefault(_known_by(listener.asked, listener.file), []).append(listener)
+    known = [_known_by(address, file_at(address.path)) for *_, address in wanted]
+    for may_differ in (False, True):
+        for number, (name, service, address) in enumerate(wanted):
+            is_any_port = not address.port and not address.path
+            for listener in free.get(known[number], ()) if number not in kept else ():
+                is_for_it = not is_any_port or listener.service == name
+                if is_for_it and (may_differ or listener.entry.device == service.device):
+                    kept[number] = listener
+                    free[known[number]].remove(listener)
+                    break
     return kept
 
 
-def _is_same(listener: Listener, name: str, service: Service, address: Address) -> bool:
-    """Tell whether a socket is just what would be made for an entry's address."""
-    asked, entry = listener.asked, listener.entry
-    is_any_port = not address.port and not address.path
-    if asked != address or (is_any_port and listener.service != name):
-        return False
-    made_alike = all(getattr(asked, k) == getattr(address, k) for k in MADE_BY)
-    return made_alike and (entry.free_bind, entry.device) == (service.free_bind, service.device)
+def _known_by(address: Address, file: tuple[int, int] | None) -> object:
+    """Return by what a socket is known: a file may have several names."""
+    if not address.is_file:
+        return address
+    return (address.transport, file or file_at(address.path) or address.path)
+
+
+def _gone_on_with(listener: Listener, name: str, service: Service, address: Address) -> Listener:
+    """Return a listener with the same socket for another entry."""
+    how = {key: getattr(address, key) for key in MADE_BY}
+    if listener.file is not None:
+        how["path"] = address.path
+    bound = replace(listener.address, **how)
+    return replace(listener, service=name, entry=service, asked=address, address=bound)
+
+
+def _lost_files(
+    wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
+) -> Iterator[str]:
+    """Tell of files that somebody has removed or replaced while we listened there."""
+    lost = {one.asked for one in existing if one.file not in (None, file_at(one.asked.path))}
+    for name, _, address in wanted:
+        if address in lost:
+            yield f"service.{name}: the file of {address} was removed or replaced; it is made anew"
 
 
 def _end(address: Address) -> object:
@@ -334,45 +321,3 @@ def _is_connected(sock: socket.socket) -> bool:
     except OSError:
         return False
     return True
-
-
-@contextlib.contextmanager
-def _gathering(
-    failures: list[SuperdError],
-    name: str,
-    address: Address,
-    service: Service,
-    taken: dict[str, set[Address]],
-) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.EADDRINUSE and address.is_of_range:
-            taken.setdefault(name, set()).add(address)
-        else:
-            failures.append(_explained(error, name, service, address))
-
-
-def _explained(error: OSError, name: str, service: Service, address: Address) -> SuperdError:
-    start = f"service.{name}: cannot listen on {address}"
-    if error.errno == errno.EADDRINUSE:
-        return AddressInUse(f"{start}: the address is in use by another process")
-    if error.errno == errno.EADDRNOTAVAIL:
-        return SuperdError(
-            f"{start}: this machine does not have the address;"
-            " free-bind = true listens all the same"
-        )
-    if error.errno in (errno.EMFILE, errno.ENFILE):
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        return TooManyAddresses(
-            f"{start} and what comes after it: superd may have {most} files open;"
-            " raise that limit (LimitNOFILE=, ulimit -n)"
-        )
-    if error.errno == errno.ENODEV:
-        return SuperdError(f"{start}: there is no network interface {service.device!r}")
-    if error.errno in (errno.EACCES, errno.EPERM):
-        remedy = ": superd is not root" if os.geteuid() and 0 < address.port < 1024 else ""
-        return NotPermitted(f"{start}: not permitted{remedy}")
-    if error.errno == errno.EEXIST:
-        return SuperdError(f"{start}: the file there {error.strerror}")
-    return SuperdError(f"{start}: {reason(error)}")

@@ -18,7 +18,8 @@ import pytest
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError
 from superd.net.addresses import Transport
-from superd.net.listeners import Listener, adopt, listen, renew
+from superd.net.adopting import adopt
+from superd.net.listeners import Listener, listen, renew
 from tests.harness import until
 
 NOBODY = 65534
@@ -569,6 +570,87 @@ def test_a_copy_of_a_listener_that_was_closed_removes_no_file(tmp_path: Path) ->
     os.rename(tmp_path / "same-inode", path)
     copy.close()
     assert path.exists()
+
+
+@pytest.fixture
+def going_over() -> Iterator[Callable[[Service], list[Listener]]]:
+    """Return a function that goes over to another entry, as a reload does."""
+    listeners: list[Listener] = []
+
+    def go_over(entry: Service) -> list[Listener]:
+        nonlocal listeners
+        before, listeners = listeners, listen({"echo": entry}, listeners)
+        try:
+            left = adopt(listeners, before)
+        except SuperdError:
+            listeners = before
+            raise
+        for listener in left:
+            listener.close()
+        return listeners
+
+    yield go_over
+    for listener in listeners:
+        listener.close()
+
+
+GoOver = Callable[[Service], list[Listener]]
+
+
+def device_of(listener: Listener) -> str:
+    raw = listener.socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, 16)
+    return raw.rstrip(b"\0").decode()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("transport", ["tcp", "udp"])
+def test_a_socket_that_goes_on_gets_another_device(going_over: GoOver, transport: str) -> None:
+    address = f"{transport}://127.0.0.1:{free_port(kind_of(transport))}"
+    inodes = set()
+    for device in ("", "lo", ""):
+        (listener,) = going_over(service(address, device=device))
+        inodes.add(os.fstat(listener.socket.fileno()).st_ino)
+        assert device_of(listener) == device
+    assert len(inodes) == 1
+    going_over(service(address, **{"free-bind": True}))
+
+
+@pytest.mark.root
+def test_what_cannot_be_changed_leaves_all_as_it_was(going_over: GoOver, tmp_path: Path) -> None:
+    file, port = f"unix://{tmp_path}/echo", free_port()
+    (first, second) = going_over(service(f"{file}?mode=0600", f"tcp://127.0.0.1:{port}"))
+    with pytest.raises(SuperdError, match="no network interface 'nowhere0'"):
+        going_over(service(f"{file}?user=1", f"tcp://127.0.0.1:{port}", device="nowhere0"))
+    status = (tmp_path / "echo").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, os.geteuid())
+    assert not first.is_closed
+    assert device_of(second) == ""
+
+
+@pytest.mark.root
+def test_a_file_has_the_owner_that_a_new_one_would_have(going_over: GoOver, tmp_path: Path) -> None:
+    os.chown(tmp_path, 0, 7)
+    tmp_path.chmod(0o2755)
+    for query, expected in (
+        ("?user=1&group=2", (1, 2, 0o666)),
+        ("?group=3&mode=0640", (0, 3, 0o640)),
+        ("", (0, 7, 0o666)),
+    ):
+        going_over(service(f"unix://{tmp_path}/echo{query}"))
+        status = (tmp_path / "echo").stat()
+        assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == expected
+
+
+def test_a_file_that_was_replaced_is_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "echo"
+    before = listen({"echo": service(f"unix://{path}?mode=0600")})
+    after = listen({"echo": service(f"unix://{path}?mode=0666")}, before)
+    path.rename(tmp_path / "ours")
+    path.touch(0o600)
+    with pytest.raises(SuperdError, match="put there by somebody else"):
+        adopt(after, before)
+    assert [stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()] == [0o600, 0o600]
+    before[0].close()
 
 
 @pytest.mark.root

@@ -8,13 +8,14 @@ import re
 import resource
 import signal
 import socket
+import stat
 import time
 from pathlib import Path
 
 import pytest
 
 from superd.admission.scoreboard import LEAST_PLACES
-from tests.clients import answer_to, connect_tcp, connect_unix, crowd, ending
+from tests.clients import answer_to, ask_unixgram, connect_tcp, connect_unix, crowd, ending
 from tests.conftest import Start
 from tests.daemons import free_port, free_ports
 from tests.harness import Superd, exchange, make_plugin, until
@@ -99,6 +100,114 @@ def test_a_listener_that_goes_on_is_the_very_same(start_superd: Start, tmp_path:
     assert exchange(connect_unix(tmp_path / "echo"), b"x") == b"x"
     assert served.stop() == 0
     assert not (tmp_path / "echo").exists()
+
+
+UNIX = """
+[service.echo]
+plugin = "echo"
+listen = "{address}"
+"""
+
+
+@pytest.mark.parametrize("transport", ["unix", "unixgram", "unixpacket"])
+def test_the_file_of_a_socket_that_goes_on_gets_another_mode(
+    start_superd: Start, tmp_path: Path, transport: str
+) -> None:
+    path = tmp_path / "echo"
+    served = start_superd(UNIX.format(address=f"{transport}://{path}"))
+    inode = path.stat().st_ino
+    for name, mode in (("echo?mode=0600", 0o600), ("./echo?mode=0660", 0o660), ("echo", 0o666)):
+        toml = UNIX.format(address=f"{transport}://{tmp_path}/{name}")
+        assert reload(served, toml) == "echo: changed\n"
+        assert (path.stat().st_ino, stat.S_IMODE(path.stat().st_mode)) == (inode, mode)
+        assert reload(served, toml) == "echo: unchanged\n"
+    assert served.stop() == 0
+    assert not path.exists()
+
+
+def test_a_reload_that_fails_leaves_the_mode_as_it_was(start_superd: Start, tmp_path: Path) -> None:
+    source = f"""
+        import os
+        from superd.plugin import Service, hookimpl
+
+        class Once(Service):
+            name = "once"
+
+            def prepare(self):
+                os.mkdir("{tmp_path}/prepared")
+
+            def respond(self, request):
+                return b""
+
+        @hookimpl
+        def superd_services():
+            return [Once]
+        """
+    path = tmp_path / "echo"
+    plugins = make_plugin(tmp_path / "plugins", "once", source)
+    served = start_superd(UNIX.format(address=f"unix://{path}?mode=0600"), env=plugins)
+    once = '[service.o]\nplugin = "once"\nlisten = "udp://127.0.0.1:0"\n'
+    rewrite(served, UNIX.format(address=f"unix://{path}?mode=0666") + once)
+    done = served.run("reload")
+    assert done.returncode == 1
+    assert "prepare failed" in done.stderr
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert exchange(connect_unix(path), b"x") == b"x"
+
+
+def test_the_greeting_of_a_tcpmux_address_is_a_change(start_superd: Start) -> None:
+    toml = """
+        [service.mux]
+        plugin = "tcpmux"
+        listen = "tcp://127.0.0.1:0"
+        """ + UNIX.format(address="tcpmux://echo{}")
+    served = start_superd(toml.format(""))
+    for query, greeting in (("?greeting=service", b""), ("", b"+Go\r\n")):
+        assert reload(served, toml.format(query)) == "echo: changed\nmux: unchanged\n"
+        assert exchange(served.connect("mux"), b"echo\r\nx") == greeting + b"x"
+
+
+def test_what_superd_itself_has_and_cannot_go_over_to_is_told(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    path = tmp_path / "q"
+    other = f'[service.other]\nplugin = "echo"\nlisten = "unix://{tmp_path}/other"\n'
+    served = start_superd(UNIX.format(address=f"unix://{path}") + other)
+    rewrite(served, UNIX.format(address=f"unixgram://{tmp_path}/./q") + other)
+    done = served.run("reload")
+    assert done.returncode == 69
+    assert done.stderr.startswith(
+        f"service.echo: cannot listen on unixgram://{tmp_path}/./q: superd itself has the"
+        " address, under service.echo, and cannot go over to this: it takes a restart, or"
+        " `superd disable echo` and then a reload and `superd enable echo`\n"
+    )
+    assert exchange(connect_unix(path), b"x") == b"x"
+    for command in (("disable", "echo"), ("reload",), ("enable", "echo")):
+        assert served.run(*command).returncode == 0
+    assert ask_unixgram(path, b"x") == b"x"
+
+
+@pytest.mark.parametrize("how", ["removed", "replaced"])
+def test_the_file_of_a_socket_that_somebody_took_away_is_made_again(
+    start_superd: Start, tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "echo"
+    served = start_superd(UNIX.format(address=f"unix://{path}"))
+    with connect_unix(path) as client:
+        path.unlink()
+        if how == "replaced":
+            with socket.socket(socket.AF_UNIX) as dead:
+                dead.bind(str(path))
+        done = served.run("reload")
+        told = f"the file of unix://{path} was removed or replaced; it is made anew"
+        assert (done.returncode, done.stdout) == (0, "echo: unchanged\n")
+        assert told in done.stderr
+        assert exchange(connect_unix(path), b"x") == b"x"
+        assert exchange(client, b"x") == b"x"
+    assert reload(served, served.toml) == "echo: unchanged\n"
+    assert served.log().count(told) == 1
+    assert served.stop() == 0
+    assert not path.exists()
 
 
 BAD = {

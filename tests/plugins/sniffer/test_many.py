@@ -16,7 +16,8 @@ import pytest
 
 from superd.config.model import Service
 from superd.net.addresses import Address, Transport
-from superd.net.listeners import Listener, adopt
+from superd.net.adopting import adopt
+from superd.net.listeners import Listener
 from tests.conftest import Start
 from tests.harness import ask_udp
 from tests.plugins.sniffer.knocking import lines
