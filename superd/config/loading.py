@@ -58,6 +58,7 @@ class Configuration:
     partial: Settings
     problems: tuple[Problem, ...]
     locate: Callable[[str, KeyPath], tuple[Document, KeyPath]]
+    main: Document
 
     @property
     def settings(self) -> Settings:
@@ -70,6 +71,12 @@ class Configuration:
         """Return a problem with a key of a service."""
         document, place = self.locate(service, path)
         return document.problem(place, message)
+
+    def daemon_problem(self, key: str, number: int, message: str) -> Problem:
+        """Return a problem with one of the values of a key of [daemon]."""
+        is_list = isinstance(self.main.data["daemon"][key], list)
+        path = ("daemon", key, number) if is_list else ("daemon", key)
+        return self.main.problem(path, message)
 
     def address_problem(self, service: str, address: Address, message: str) -> Problem:
         """Return a problem with an address that a service listens on."""
@@ -143,12 +150,13 @@ class _Loader:
         settings = Settings.model_construct(
             file=self.file, texts=self.texts, daemon=daemon, services=services
         )
-        found = Configuration(settings, (), self.locate)
+        found = Configuration(settings, (), self.locate, self.main)
         if not self.problems:
             self.problems += self._nothing_to_serve(found)
         self.problems += self._repeated_addresses(found)
         self.problems += self._out_of_reach(found)
-        return Configuration(settings, tuple(dict.fromkeys(self.problems)), self.locate)
+        problems = tuple(dict.fromkeys(self.problems))
+        return Configuration(settings, problems, self.locate, self.main)
 
     def locate(self, name: str, path: KeyPath) -> tuple[Document, KeyPath]:
         """Tell where a key of service `name` stands: in its own entry or under [defaults]."""

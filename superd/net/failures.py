@@ -59,7 +59,8 @@ class Failures:
         anew = f" and `superd enable {name}`" if one.service == name else ""
         return (
             f"superd itself has the address, under service.{one.service}, and cannot go over to"
-            f" this: it takes a restart, or `superd disable {one.service}` and then a reload{anew}"
+            f" this: it takes a stop and a start, or `superd disable {one.service}` and then a"
+            f" reload{anew}"
         )
 
 

@@ -156,6 +156,38 @@ def test_an_address_that_a_plugin_cannot_serve_is_named(
     ]
 
 
+def test_a_log_file_whose_directory_is_missing_is_a_mistake(
+    tmp_path: Path, checked: Checked
+) -> None:
+    (tmp_path / "file").touch()
+    text = '[daemon]\nlog = ["stderr", "no/log"]\nrecord-log = "./file/records"\n'
+    file = written(tmp_path, text + ECHO.format("a"))
+    assert checked(file) == (
+        78,
+        [
+            f"{file}:2:18: daemon.log[1]: cannot log to {tmp_path}/no/log:"
+            " No such file or directory",
+            f"{file}:3:14: daemon.record-log: cannot log to {tmp_path}/file/records:"
+            " Not a directory",
+        ],
+    )
+    (tmp_path / "no").mkdir()
+    assert checked(written(tmp_path, text.replace("file/", "") + ECHO.format("a")))[0] == 0
+
+
+@pytest.mark.root
+def test_root_has_plugins_prepare_to_find_what_keeps_a_service_from_starting(
+    tmp_path: Path, checked: Checked
+) -> None:
+    text = SERVICE.format("exec") + 'options.command = "/no/such/program"\n'
+    file = written(tmp_path, text)
+    code, [line] = checked(file)
+    assert code == 78
+    assert line.startswith(f"{file}:2:10: service.exec.plugin: plugin exec failed: ")
+    assert line.endswith("/no/such/program")
+    assert checked(written(tmp_path, text + "enabled = false\n" + ECHO.format("a")))[0] == 0
+
+
 @pytest.mark.root
 def test_anybody_can_check() -> None:
     with tempfile.TemporaryDirectory() as name:

@@ -178,7 +178,7 @@ def test_what_superd_itself_has_and_cannot_go_over_to_is_told(
     assert done.returncode == 69
     assert done.stderr.startswith(
         f"service.echo: cannot listen on unixgram://{tmp_path}/./q: superd itself has the"
-        " address, under service.echo, and cannot go over to this: it takes a restart, or"
+        " address, under service.echo, and cannot go over to this: it takes a stop and a start, or"
         " `superd disable echo` and then a reload and `superd enable echo`\n"
     )
     assert exchange(connect_unix(path), b"x") == b"x"

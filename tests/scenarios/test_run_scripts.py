@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -175,6 +176,14 @@ def test_the_init_script(superd: Superd, env: dict[str, str], tmp_path: Path) ->
         good = superd.file.read_text()
         superd.file.write_text("[")
         assert code("restart") == 6
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            superd.file.write_text(good.replace("127.0.0.1:0", f"127.0.0.1:{port}"))
+            assert code("restart") == 6
+        superd.file.write_text(good.replace("127.0.0.1:0", "198.51.100.7:0"))
+        assert code("restart") == 6
+        assert superd.answer()["state"] == "serving"
+        superd.file.write_text("[")
         assert code("force-reload") == 78
         assert code("stop") == 78  # it is nowhere named where superd is, but it is not stopped
         superd.file.write_text(good)
