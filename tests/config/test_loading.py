@@ -317,6 +317,7 @@ listen = {1}
         ('"tcp://127.0.0.1:7"', '"tcp://[::ffff:127.0.0.1]:7"', "7:10", "tcp://127.0.0.1:7"),
         ('"unix:///run/a"', '"unix:///run/a?mode=0600"', "7:10", "unix:///run/a"),
         ('"unix:///run/a"', '"unixgram:///run/a"', "7:10", "unixgram:///run/a"),
+        ('"unix:///run/a"', '"unix:///run/./a"', "7:10", "unix:///run/./a"),
         ('"unix://@a"', '"unix://@a"', "7:10", "unix://@a"),
     ],
 )
