@@ -1,7 +1,8 @@
 """One client's connection, as a plugin sees it.
 
 Used in the worker. Says what a plugin may rely on; the worker supplies it. Raises ConnectionError
-where the client has gone, LineTooLong where it sends a line without end.
+where the client has gone, LineTooLong where it sends a line without end,
+ValueError where the plugin asks for less than a byte.
 """
 
 from __future__ import annotations
@@ -18,6 +19,12 @@ LONGEST_LINE = 64 * 1024
 
 class LineTooLong(ValueError):
     """A client sent more bytes without a line feed than the plugin takes."""
+
+
+def check_limit(limit: int) -> None:
+    """Raise ValueError for a limit that nothing could keep: that is no mistake of the client."""
+    if limit < 1:
+        raise ValueError(f"a limit is at least 1, found {limit}")
 
 
 class Client(ABC):

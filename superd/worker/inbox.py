@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from superd.plugin.connection import LineTooLong
+from superd.plugin.connection import LineTooLong, check_limit
 
 HIGH_WATER = 16 * 1024  # bytes that wait to be asked for; with more, no more is read
 
@@ -52,13 +52,13 @@ class Inbox(asyncio.Protocol):
         _wake(self._writer)
 
     async def read(self, limit: int) -> bytes:
-        if limit < 1:
-            raise ValueError(f"a limit is at least 1, found {limit}")
+        check_limit(limit)
         while not self._buffer and not self._ended:
             await self._more()
         return self._take(limit)
 
     async def readline(self, limit: int) -> bytes:
+        check_limit(limit)
         searched = 0
         while True:
             at = self._buffer.find(b"\n", searched, limit)

@@ -364,13 +364,14 @@ def test_read_does_not_wait_for_the_limit(served: Superd) -> None:
 
 
 @pytest.mark.parametrize("limit", [0, -1])
+@pytest.mark.parametrize("how", ["read", "readline"])
 def test_a_limit_of_nothing_is_a_mistake_and_not_the_end_of_input(
-    served: Superd, limit: int
+    served: Superd, how: str, limit: int
 ) -> None:
     with served.connect("talk") as client:
-        client.sendall(f"read {limit}\nabc".encode())
+        client.sendall(f"{how} {limit}\nabc".encode())
         assert ending(client) == (b"", "reset")
-    served.wait_for_log(r"ValueError: .*at least 1")
+    served.wait_for_log(rf"ValueError: a limit is at least 1, found {limit}")
 
 
 def test_readline_gives_lines_and_then_the_rest(served: Superd) -> None:

@@ -68,6 +68,7 @@ ZOO = """
             while True: self.leaked.append(os.dup(0))
 
         def odd_level(self, conn): conn.log("fatal", "x")
+        def read_nothing(self, conn): return conn.readline(0)
         def value_error(self, conn): raise ValueError("no such value")
         def system_exit(self, conn): sys.exit(3)
         def pause(self, conn): raise Unavailable("later", 1.0)
@@ -108,6 +109,7 @@ PLUGINS = {"zoo": ZOO}
 RAISED = {
     "value_error": "ValueError: no such",
     "system_exit": "SystemExit",
+    "read_nothing": "ValueError: a limit is at least 1",
     "odd_level": 'ValueError: there is no level "fatal"',
 }
 

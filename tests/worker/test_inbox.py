@@ -211,5 +211,7 @@ def test_a_read_of_nothing_is_a_mistake(limit: int) -> None:
     async def talk() -> None:
         with pytest.raises(ValueError, match="at least 1"):
             await inbox(b"x").read(limit)
+        with pytest.raises(ValueError, match="at least 1"):
+            await inbox(b"x\n").readline(limit)
 
     run(talk)

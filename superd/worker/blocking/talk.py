@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from superd.net.addresses import Address, Transport
 from superd.net.closing import reset_on_close
 from superd.observe.records import Level, Record, cut, failure, kind_of
-from superd.plugin.connection import LONGEST_LINE, BlockingConnection, LineTooLong
+from superd.plugin.connection import LONGEST_LINE, BlockingConnection, LineTooLong, check_limit
 from superd.plugin.service import Unavailable
 
 PORTION = 64 * 1024  # bytes that are read at once where a line is looked for
@@ -128,14 +128,14 @@ class BlockingTalk(BlockingConnection):
         return self._tally[Cell.ENDED] == By.RESET
 
     def read(self, limit: int = 65536) -> bytes:
-        if limit < 1:
-            raise ValueError(f"a limit is at least 1, found {limit}")
+        check_limit(limit)
         if not self._buffer:
             return self._received(limit)
         taken, self._buffer = self._buffer[:limit], self._buffer[limit:]
         return taken
 
     def readline(self, limit: int = LONGEST_LINE) -> bytes:
+        check_limit(limit)
         buffer = self._buffer
         searched = 0
         while (end := buffer.find(b"\n", searched, limit) + 1) == 0:
