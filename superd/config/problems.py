@@ -206,6 +206,8 @@ def _wanted(detail: ErrorDetails) -> str:
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
         number = "an integer" if isinstance(context[bound], int) else "a number"
+        if isinstance(detail["input"], str):
+            number = "a value"  # with a unit
         return f"expected {number} {words} {context[bound]}"
     if kind in _LENGTHS:
         what, bound, unit = _LENGTHS[kind]

@@ -18,7 +18,6 @@ from typing import Annotated, Any
 from pydantic import (
     AfterValidator,
     BeforeValidator,
-    Field,
     PlainSerializer,
     ValidationError,
     ValidationInfo,
@@ -193,6 +192,12 @@ def _socket_path(path: Path) -> Path:
     return path
 
 
+def _positive(seconds: float) -> float:
+    if not seconds:
+        raise ValueError("expected a duration of more than 0")
+    return seconds
+
+
 _STRING: dict[str, Any] = {"type": "string"}
 _INTEGER: dict[str, Any] = {"type": "integer", "minimum": 0}
 _ADDRESS = {**_STRING, "pattern": f"^({'|'.join(t.value for t in Transport)})://."}
@@ -216,7 +221,7 @@ Duration = Annotated[
 PositiveDuration = Annotated[
     float,
     BeforeValidator(parse_duration),
-    Field(gt=0),
+    AfterValidator(_positive),
     PlainSerializer(duration_text, when_used="json"),
     JsonSchema(_matching(DURATION, "30s", "1h30m")),
 ]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, Field, ValidationError
 from superd.config.model import Daemon, Defaults, Rlimits, Service
 from superd.config.positions import find_places
 from superd.config.problems import Document, problems_of
-from superd.plugin import Options
+from superd.plugin import Options, PositiveDuration, Size
 from tests.config.configurations import mistakes, one_mistake
 
 DURATION = 'expected a duration such as "250ms", "30s", "5m", "1h30m" or "2d"'
@@ -264,6 +264,8 @@ class Many(Options):
     either: int | str | list[int] = 0
     choice: Literal["one", "two"] | Annotated[int, Field(ge=10)] = "one"
     finite: Annotated[float, Field(allow_inf_nan=False)] = 0
+    every: PositiveDuration = 1
+    room: Annotated[Size, Field(ge=1024)] = 1024
 
 
 def options_mistakes(text: str, model: type[BaseModel] = Many) -> list[str]:
@@ -316,6 +318,10 @@ def options_mistakes(text: str, model: type[BaseModel] = Many) -> list[str]:
         ('either = [1, "a"]', '1:14: either[1]: expected an integer, found "a"'),
         ('choice = "on"', '1:10: choice: expected "one" or "two" or an integer, found "on" (did you mean "one"?)'),
         ("choice = 3", '1:10: choice: expected "one" or "two" or an integer of at least 10, found 3'),
+        ('every = "0s"', '1:9: every: expected a duration of more than 0, found "0s"'),
+        ("every = 0", "1:9: every: expected a duration of more than 0, found 0"),
+        ('room = "1B"', '1:8: room: expected a value of at least 1024, found "1B"'),
+        ("room = 1", "1:8: room: expected an integer of at least 1024, found 1"),
         ("finite = inf", "1:10: finite: expected a finite number, found inf"),
         ("by_name = {}", '1:1: by_name: unknown key (did you mean "by-name"?)'),
     ],
