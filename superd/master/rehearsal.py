@@ -27,6 +27,9 @@ from superd.worker import preload
 from superd.worker.environment import clean_environment
 
 
+_ENTRY_KEYS = {field.alias for field in Service.model_fields.values()}
+
+
 @dataclass
 class Verdict:
     """Mistakes in the configuration, and services whose plugin does not work, with the reason."""
@@ -151,8 +154,8 @@ class _Rehearsal:
         return service
 
     def _wrong(self, name: str, error: WrongOption) -> Problem:
-        has_key = error.key in self.services[name].options
-        path = ("options", error.key) if has_key else ("options",)
+        is_of_entry = error.key in _ENTRY_KEYS and error.key not in self.services[name].options
+        path = (error.key,) if is_of_entry else ("options", error.key)
         return self.configuration.problem(name, path, str(error))
 
     def _locator(self, name: str) -> Locate:

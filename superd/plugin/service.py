@@ -80,7 +80,9 @@ class Unavailable(Exception):
 
 
 class WrongOption(ValueError):
-    """An option does not go with the rest of the entry; `key` is its name, as it is written."""
+    """An option does not go with the rest of the entry; `key` is its name, as it is written, or
+    that of a key of the entry itself.
+    """
 
     def __init__(self, key: str, text: str) -> None:
         super().__init__(text)

@@ -164,6 +164,39 @@ def test_a_broken_plugin_is_told_with_the_reason(install: Install, superd_here: 
     )
 
 
+def test_a_key_that_was_left_out_and_does_not_go_with_the_rest_is_named(
+    install: Install, superd_here: Say
+) -> None:
+    install(
+        "picky",
+        """
+        from superd.plugin import Options, Service, WrongOption, hookimpl
+
+        class PickyOptions(Options):
+            key: str = "wait"
+
+        class Picky(Service):
+            name = "picky"
+            options_model = PickyOptions
+
+            def check(self, entry):
+                raise WrongOption(self.options.key, "not here")
+
+            def respond(self, request):
+                return b""
+
+        @hookimpl
+        def superd_services():
+            return [Picky]
+        """,
+    )
+    assert superd_here("try", "picky").stderr == "superd try picky: wait: not here\n"
+    done = superd_here("try", "picky", "key=key")
+    assert done.stderr == "superd try picky: key: not here\n"
+    done = superd_here("try", "picky", "key=absent")
+    assert done.stderr == "superd try picky: absent: not here\n"
+
+
 def test_an_argument_without_a_value_is_a_mistake_of_usage(superd_here: Say) -> None:
     done = superd_here("try", "echo", "amplify")
     assert (done.returncode, done.stderr) == (2, 'superd: expected KEY=VALUE, found "amplify"\n')
