@@ -179,6 +179,37 @@ def test_a_plugin_is_shown_with_its_manual_and_all_that_it_takes(
     assert superd_here("check", str(written(tmp_path, sample))).stdout == "configuration OK\n"
 
 
+def test_a_plugin_without_a_manual_is_shown_without_that_of_its_base(
+    install: Install, superd_here: Say
+) -> None:
+    install(
+        "terse",
+        """
+        from superd.plugin import Service, hookimpl
+
+        class Terse(Service):
+            name = "terse"
+
+            def respond(self, request):
+                return b""
+
+        @hookimpl
+        def superd_services():
+            return [Terse]
+        """,
+    )
+    assert superd_here("plugins", "terse").stdout == (
+        "terse, of superd-terse 1.0 (superd_terse)\n"
+        "serves stream and datagram addresses\n"
+        "\n"
+        "Options: none\n"
+        "\n"
+        "[service.terse]\n"
+        'plugin = "terse"\n'
+        'listen = ["tcp://127.0.0.1:7000", "udp://127.0.0.1:7000"]\n'
+    )
+
+
 def test_a_plugin_that_is_not_there_is_told_with_the_nearest(superd_here: Say) -> None:
     done = superd_here("plugins", "ehco")
     assert done.returncode == 1
