@@ -203,6 +203,7 @@ class Answering(DatagramListener):
         handle = serving.datagram or serving.respond
         assert handle is not None
         self.handle: Callable[[Request], bytes | None] = handle
+        self.handled_by = "datagram" if serving.datagram else "respond"
         self.gate = serving.gate if serving.gate.has_rules else None
         self.amplify = serving.entry.amplify or self.is_unix
 
@@ -222,6 +223,9 @@ class Answering(DatagramListener):
             answer = self.handle(Request(data, room, self.transport, peer, asked.address))
             if answer is None:
                 return None
+            if not isinstance(answer, bytes):
+                text = f"{self.handled_by}() returned {type(answer).__name__}, not bytes"
+                raise TypeError(text)
             if len(answer) <= room and peer:
                 return self.send(answer, peer, asked)
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse

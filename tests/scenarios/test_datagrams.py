@@ -290,6 +290,19 @@ def test_a_plugin_that_fails_costs_that_datagram_only(served: Superd, mood: str)
     assert served.log().count("\n") - lines <= 200, "a few tracebacks, not one for each"
 
 
+@pytest.mark.parametrize(("mood", "kind"), [("text", "str"), ("number", "int")])
+def test_an_answer_that_is_no_bytes_is_a_mistake_of_the_plugin(
+    served: Superd, mood: str, kind: str
+) -> None:
+    before = served.counts("moody")
+    with asking(served.address("moody", "udp")) as client:
+        client.send(mood.encode())
+    after = wait_until_served(served, "moody", before["datagrams"] + 1)
+    assert after["errors"] == before["errors"] + 1
+    assert after["refused-amplification"] == before["refused-amplification"]
+    served.wait_for_log(rf"plugin moody failed: TypeError: datagram\(\) returned {kind}, not bytes")
+
+
 def test_a_plugin_that_keeps_quiet_sends_nothing(served: Superd) -> None:
     with asking(served.address("moody", "udp")) as client:
         client.send(b"quiet")
