@@ -79,6 +79,16 @@ def test_the_plugin_in_the_readme_serves(start_superd: Start, tmp_path: Path) ->
     assert exchange(superd.connect("shout"), b"hello\nworld\n") == b"HELLO\nWORLD\n"
 
 
+def test_the_plugin_in_the_readme_is_fully_typed(tmp_path: Path) -> None:
+    (source,) = blocks("python")
+    (tmp_path / "superd_shout.py").write_text(source)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", "cache", "superd_shout.py"],
+        capture_output=True, text=True, check=False, cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_example_explains_every_key() -> None:
     text = EXAMPLE.read_text()
     for model in (Daemon, Service, Rlimits):

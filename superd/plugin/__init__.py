@@ -10,7 +10,7 @@ class Shout(Service):
             await conn.send(line.upper())
 
 @hookimpl
-def superd_services():
+def superd_services() -> list[type[Service]]:
     return [Shout]
 """
 

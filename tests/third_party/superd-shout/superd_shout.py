@@ -12,5 +12,5 @@ class Shout(Service):
 
 
 @hookimpl
-def superd_services():
+def superd_services() -> list[type[Service]]:
     return [Shout]
