@@ -286,6 +286,16 @@ class Server(Protocol):
 STREAM_METHODS = ("relay", "protocol", "stream", "takeover", "respond")
 DATAGRAM_METHODS = ("relay_datagrams", "datagram", "respond", "listener")
 ASYNC_METHODS = ("takeover", "listener")
+ARGUMENTS = {
+    "relay": "sock, conn",
+    "protocol": "conn",
+    "stream": "conn",
+    "takeover": "sock, conn",
+    "respond": "request",
+    "relay_datagrams": "conn",
+    "datagram": "packet",
+    "listener": "sock, waiting",
+}
 
 
 def kinds_of(service: type[Service]) -> tuple[str, ...]:
@@ -330,4 +340,18 @@ def mistake_in(service: object) -> str | None:
             return f"{service.__qualname__}.{name} is not async: it would block everybody else"
         if name not in (*ASYNC_METHODS, "stream") and is_async:
             return f"{service.__qualname__}.{name} is async, but it is to answer at once"
+        if not _takes(service, name, ARGUMENTS[name].count(",") + 1):
+            return f"{service.__qualname__}.{name} cannot be called as {name}({ARGUMENTS[name]})"
     return None
+
+
+def _takes(service: type[Service], name: str, number: int) -> bool:
+    """Tell whether a method takes so many arguments; True where only a call would tell."""
+    method = inspect.getattr_static(service, name, None)
+    if not inspect.isfunction(method):
+        return True
+    try:
+        inspect.signature(method, follow_wrapped=False).bind(service, *[None] * number)
+    except TypeError:
+        return False
+    return True

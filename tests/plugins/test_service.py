@@ -15,6 +15,15 @@ def sync(*_: object) -> None: ...
 async def asynchronous(*_: object) -> None: ...
 
 
+def without(self: object) -> None: ...
+
+
+def with_two(self: object, one: object, two: object) -> None: ...
+
+
+async def with_none(self: object) -> None: ...
+
+
 async def generator(*_: object) -> Any:
     yield
 
@@ -69,6 +78,10 @@ def test_how_a_class_can_serve(methods: dict[str, object], models: tuple[str, ..
         (made(respond=asynchronous), "Made.respond is async"),
         (made(protocol=asynchronous), "Made.protocol is async"),
         (made(datagram=asynchronous), "Made.datagram is async"),
+        (made(stream=with_none), "Made.stream cannot be called as stream(conn)"),
+        (made(respond=without), "Made.respond cannot be called as respond(request)"),
+        (made(datagram=with_two), "Made.datagram cannot be called as datagram(packet)"),
+        (made(takeover=with_none), "Made.takeover cannot be called as takeover(sock, conn)"),
     ],
 )
 def test_what_cannot_be_served_is_told_by_name(service: object, mistake: str) -> None:
