@@ -18,14 +18,13 @@ from superd.config.loading import Configuration
 from superd.config.model import Service
 from superd.config.problems import Locate, problems_of
 from superd.config.values import did_you_mean
-from superd.errors import Problem, reason, shown
+from superd.errors import Problem, shown
 from superd.master.isolated import run_isolated
-from superd.plugin.registry import Plugin, load
+from superd.plugin.registry import Plugin, PluginError, load
 from superd.plugin.service import Service as PluginService
 from superd.plugin.service import WrongOption, kinds_of, models_of
 from superd.worker import preload
 from superd.worker.environment import clean_environment
-
 
 _ENTRY_KEYS = {field.alias for field in Service.model_fields.values()}
 
@@ -125,15 +124,16 @@ class _Rehearsal:
             try:
                 service = self._built(name, entry, kind, problems)
                 if service is not None and self.prepare and entry.enabled:
-                    service.prepare()
+                    with self.plugin.taking("prepare"):
+                        service.prepare()
                 if service is not None and service.looks_up:
                     looking_up.append(name)
                 if service is not None and entry.enabled:
                     built[name] = service
-            except BaseException as error:  # noqa: BLE001  a plugin may raise anything
-                broken[name] = f"plugin {self.plugin.name} failed: {reason(error)}"
-        for name, wrong in kind.check_all(built):
-            problems.append(self._wrong(name, wrong))
+            except PluginError as error:
+                broken[name] = str(error)
+        with self.plugin.taking("check_all"):
+            problems += [self._wrong(name, wrong) for name, wrong in kind.check_all(built)]
         told = [asdict(problem) for problem in problems]
         return {"problems": told, "broken": broken, "looking_up": looking_up}
 
@@ -143,8 +143,12 @@ class _Rehearsal:
         """Build the service, or add to the problems what is wrong with its options."""
         model, context = kind.options_model, {"directory": self.configuration.partial.file.parent}
         try:
-            service = kind(model.model_validate(entry.options, context=context))
-            service.check(entry)
+            with self.plugin.taking("options_model", ValidationError):
+                options = model.model_validate(entry.options, context=context)
+            with self.plugin.taking("__init__", WrongOption):
+                service = kind(options)
+            with self.plugin.taking("check", WrongOption):
+                service.check(entry)
         except ValidationError as error:
             problems += problems_of(error, model, entry.options, self._locator(name))
             return None

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ast
 import importlib.util
-from collections.abc import Iterable
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
@@ -17,7 +19,8 @@ from pathlib import Path
 
 import pluggy
 
-from superd.errors import SuperdError, reason
+from superd.config.values import did_you_mean
+from superd.errors import SuperdError, printable, reason
 from superd.plugin import hookspecs
 from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS, Service, mistake_in
 
@@ -62,6 +65,25 @@ class Plugin:
         both = " and ".join(f"{p.distribution} {p.version}" for p in (self, *self.rivals))
         return f"plugin {self.name} is offered by several distributions: {both}"
 
+    @contextmanager
+    def taking(self, step: str, *let_pass: type[Exception]) -> Iterator[None]:
+        """Raise PluginError for whatever a step of the plugin's life raises, but for `let_pass`."""
+        try:
+            yield
+        except let_pass:
+            raise
+        except BaseException as error:  # a plugin may raise SystemExit and worse
+            text = f"plugin {self.name} failed in {step}: {self.told(error)}"
+            raise PluginError(text) from error
+
+    def told(self, error: BaseException) -> str:
+        """Return an error on one line, with the last place in the plugin's own code, if any."""
+        text = printable(reason(error))
+        for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
+            if _package(frame.f_globals.get("__name__", "")) == _package(self.entry_point.module):
+                return f"{text} ({frame.f_code.co_filename}:{line})"
+        return text
+
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         """What it serves, read from its source and not by importing it; empty if unclear."""
@@ -97,9 +119,12 @@ def load(plugin: Plugin) -> type[Service]:
         manager = pluggy.PluginManager(hookspecs.PROJECT)
         manager.add_hookspecs(hookspecs)
         manager.register(module, plugin.name)
+        unknown = _unknown_hooks(manager, module)
         found = [service for group in _ask(manager) for service in group]
     except BaseException as error:  # whatever it raises
-        raise PluginError(f"plugin {plugin.name} cannot be loaded: {reason(error)}") from error
+        raise PluginError(f"plugin {plugin.name} cannot be loaded: {plugin.told(error)}") from error
+    if unknown:
+        raise PluginError(f"plugin {plugin.name} cannot be used: {unknown}")
     for service in found:
         if mistake := mistake_in(service):
             raise PluginError(f"plugin {plugin.name} cannot be used: {mistake}")
@@ -113,14 +138,30 @@ def load(plugin: Plugin) -> type[Service]:
     return named[0]
 
 
+def _unknown_hooks(manager: pluggy.PluginManager, module: object) -> str:
+    """Return what is wrong with the names of a plugin's hooks; empty if nothing is."""
+    callers = manager.get_hookcallers(module) or []
+    known = [name for name in vars(hookspecs) if name.startswith(f"{hookspecs.PROJECT}_")]
+    for caller in callers:
+        is_needed = not all(hook.optionalhook for hook in caller.get_hookimpls())
+        if is_needed and not caller.has_spec():
+            hint = did_you_mean(caller.name, known) or f"; there is {', '.join(known)}"
+            return f"there is no hook {caller.name}{hint}"
+    return ""
+
+
 def _ask(manager: pluggy.PluginManager) -> Iterable[Iterable[type[Service]]]:
     answers: list[Iterable[type[Service]]] = manager.hook.superd_services()
     return answers
 
 
+def _package(module: str) -> str:
+    return module.partition(".")[0]
+
+
 def _source_files(module: str) -> list[Path]:
     try:
-        spec = importlib.util.find_spec(module.partition(".")[0])
+        spec = importlib.util.find_spec(_package(module))
     except (ImportError, ValueError):
         return []
     if spec is None or not spec.origin or not spec.origin.endswith(".py"):

@@ -161,7 +161,8 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         try:
             plugin.close()
         except BaseException as error:  # noqa: BLE001  the others are to be closed, too
-            channel.log(Record("error", f"close failed: {reason(error)}", service=name))
+            text = f"plugin {plugin.name} failed in close"
+            channel.log(failure(text, error, service=name))
 
 
 def _prepared(assignment: Assignment) -> dict[str, PluginService]:
@@ -169,20 +170,28 @@ def _prepared(assignment: Assignment) -> dict[str, PluginService]:
     known = len(sys.modules)
     plugins: dict[str, PluginService] = {}
     for name, entry in assignment.services.items():
-        kind = registry.load(assignment.plugins[entry.plugin])
-        context = {"directory": assignment.directory}
-        options = kind.options_model.model_validate(entry.options, context=context)
-        preload.load(kind.preload)
-        plugin = kind(options)
-        plugin.check(entry)
         try:
-            plugin.prepare()
-        except BaseException as error:
-            raise SuperdError(f"service.{name}: prepare failed: {reason(error)}") from error
-        plugins[name] = plugin
+            plugins[name] = _made(assignment.plugins[entry.plugin], entry, assignment.directory)
+        except registry.PluginError as error:
+            raise SuperdError(f"service.{name}: {error}") from error
     # the newest only: to look at all would give the worker a copy of what it shares with the master
     preload.keep_sources(tuple(islice(reversed(sys.modules), len(sys.modules) - known)))
     return plugins
+
+
+def _made(plugin: registry.Plugin, entry: Service, directory: Path) -> PluginService:
+    """Take the first two steps of a service's life."""
+    kind = registry.load(plugin)
+    with plugin.taking("options_model"):
+        options = kind.options_model.model_validate(entry.options, context={"directory": directory})
+    preload.load(kind.preload)
+    with plugin.taking("__init__"):
+        service = kind(options)
+    with plugin.taking("check"):
+        service.check(entry)
+    with plugin.taking("prepare"):
+        service.prepare()
+    return service
 
 
 def _opened_by_plugins(assignment: Assignment, ours: Container[int]) -> Collection[int]:
@@ -280,16 +289,17 @@ def _serve(
     loop.add_reader(channel.sock, hear)
     _hear_of_strays(engine.flood_gate)
     os.register_at_fork(after_in_child=engine.become_copy)
-    loop.run_until_complete(_started(plugins))
+    loop.run_until_complete(_started(assignment, plugins))
     engine.run(ready)
 
 
-async def _started(plugins: Mapping[str, PluginService]) -> None:
+async def _started(assignment: Assignment, plugins: Mapping[str, PluginService]) -> None:
     for name, plugin in plugins.items():
         try:
-            plugin.start()
-        except BaseException as error:
-            raise SuperdError(f"service.{name}: start failed: {reason(error)}") from error
+            with assignment.plugins[assignment.services[name].plugin].taking("start"):
+                plugin.start()
+        except registry.PluginError as error:
+            raise SuperdError(f"service.{name}: {error}") from error
 
 
 def _tell_of_late_imports(channel: Channel) -> None:

@@ -117,7 +117,8 @@ def test_a_start_with_a_broken_plugin_returns_1_and_the_reason(
         assert done.returncode == 1
         assert done.stderr == (
             "superd: service.raises is not served:"
-            " plugin raises cannot be loaded: RuntimeError: no luck\n"
+            " plugin raises cannot be loaded: RuntimeError: no luck"
+            f" ({tmp_path}/site-packages/superd_raises.py:1)\n"
         )
         [told] = one.status()["services"]
         assert told["name"] == "fine"
@@ -131,7 +132,8 @@ def test_nothing_runs_where_every_plugin_is_broken(tmp_path: Path, install: Inst
     done = superd("run", "-c", str(file))
     assert done.returncode == 78
     assert done.stderr == (
-        f"{file}:2:10: service.exits.plugin: plugin exits cannot be loaded: SystemExit: 3\n"
+        f"{file}:2:10: service.exits.plugin: plugin exits cannot be loaded: SystemExit: 3"
+        f" ({tmp_path}/site-packages/superd_exits.py:1)\n"
     )
 
 
@@ -140,7 +142,103 @@ def test_a_plugin_that_fails_to_prepare_is_not_served(tmp_path: Path) -> None:
     text = '[service.q]\nplugin = "qotd"\nlisten = "unix://@broken"\noptions.quotes = "quotes"\n'
     done = superd("run", "-c", str(written(tmp_path, text)))
     assert done.returncode == 78
-    assert "2:10: service.q.plugin: plugin qotd failed: ValueError: no quote" in done.stderr
+    assert (
+        "2:10: service.q.plugin: plugin qotd failed in prepare: ValueError: no quote" in done.stderr
+    )
+
+
+FAILING = """
+    from superd.plugin import Service, hookimpl
+
+    def fail(step):
+        if step == "{step}":
+            raise RuntimeError("{step} has\\ntwo lines")
+
+    class Failing(Service):
+        name = "failing"
+
+        def __init__(self, options):
+            super().__init__(options)
+            fail("__init__")
+
+        def check(self, entry):
+            fail("check")
+
+        @classmethod
+        def check_all(cls, services):
+            fail("check_all")
+            return ()
+
+        def prepare(self):
+            fail("prepare")
+
+        def start(self):
+            fail("start")
+
+        def close(self):
+            fail("close")
+
+        def respond(self, request):
+            return b"served"
+
+    @hookimpl
+    def superd_services():
+        fail("superd_services")
+        return [Failing]
+    """
+
+
+@pytest.mark.parametrize(
+    ("step", "how"),
+    [
+        ("superd_services", "cannot be loaded"),
+        ("__init__", "failed in __init__"),
+        ("check", "failed in check"),
+        ("check_all", "failed in check_all"),
+        ("prepare", "failed in prepare"),
+        ("start", "failed in start"),
+    ],
+)
+def test_a_step_that_fails_is_told_on_one_line_with_its_place(
+    tmp_path: Path, install: Install, step: str, how: str
+) -> None:
+    install("failing", FAILING.replace("{step}", step))
+    done = superd("run", "-c", str(written(tmp_path, SERVICE.format("failing"))))
+    assert done.returncode != 0
+    place = f"{tmp_path}/site-packages/superd_failing.py:6"
+    told = rf"plugin failing {how}: RuntimeError: {step} has\ntwo lines ({place})"
+    assert any(told in line for line in done.stderr.splitlines()), done.stderr
+
+
+def test_a_plugin_that_fails_to_close_is_told_with_its_stack(
+    tmp_path: Path, install: Install
+) -> None:
+    install("failing", FAILING.replace("{step}", "close"))
+    one = Superd(tmp_path, '[service.failing]\nplugin = "failing"\nlisten = "tcp://127.0.0.1:0"\n')
+    one.start()
+    assert exchange(one.connect("failing"), b"") == b"served"
+    assert one.stop() == 0
+    told = one.log()
+    assert "error: plugin failing failed in close: RuntimeError: close has" in told
+    assert 'superd_failing.py", line 6, in fail' in told
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("superd_servces", ' (did you mean "superd_services"?)'),
+        ("on_connection", "; there is superd_services"),
+    ],
+)
+def test_a_hook_that_there_is_not_is_a_mistake_of_the_plugin(
+    tmp_path: Path, install: Install, superd_here: Say, name: str, hint: str
+) -> None:
+    install(
+        "hopeful", f"from superd.plugin import hookimpl\n@hookimpl\ndef {name}():\n    return []"
+    )
+    done = superd_here("check", str(written(tmp_path, SERVICE.format("hopeful"))))
+    assert done.returncode == 78
+    assert f"plugin hopeful cannot be used: there is no hook {name}{hint}\n" in done.stderr
 
 
 def test_two_distributions_with_one_plugin_are_refused_and_both_named(

@@ -217,7 +217,7 @@ def test_a_plugin_that_is_not_there_is_told_with_the_nearest(superd_here: Say) -
 
 
 def test_a_plugin_that_cannot_be_shown_is_told_with_the_reason(
-    install: Install, superd_here: Say
+    tmp_path: Path, install: Install, superd_here: Say
 ) -> None:
     install("dies", "import os; os.abort()")
     install("raises", "import superd_no_such_module")
@@ -229,5 +229,6 @@ def test_a_plugin_that_cannot_be_shown_is_told_with_the_reason(
     done = superd_here("plugins", "raises")
     assert done.stderr == (
         "superd: plugin raises cannot be loaded:"
-        " ModuleNotFoundError: No module named 'superd_no_such_module'\n"
+        " ModuleNotFoundError: No module named 'superd_no_such_module'"
+        f" ({tmp_path}/site-packages/superd_raises.py:1)\n"
     )

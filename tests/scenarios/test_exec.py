@@ -447,7 +447,7 @@ def test_a_program_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
     one.write()
     done = one.run("run")
     assert done.returncode == 78
-    assert "superd.toml:7:10: service.x.plugin: plugin exec failed: " in done.stderr
+    assert "superd.toml:7:10: service.x.plugin: plugin exec failed in prepare: " in done.stderr
     assert "/no/such/program" in done.stderr
 
 

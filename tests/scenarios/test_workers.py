@@ -189,8 +189,8 @@ def test_why_a_worker_cannot_start_is_in_the_log(start_superd: Start, tmp_path: 
     marker.touch()
     os.kill(superd.workers()[0], signal.SIGKILL)
     superd.wait_for_log(
-        "ended with code 1: service.frail: prepare failed: No space left on device;"
-        " its successor starts in 1 s"
+        "ended with code 1: service.frail: plugin frail failed in prepare: No space left on device"
+        r" \(\S+/superd_frail\.py:\d+\); its successor starts in 1 s"
     )
 
 
