@@ -20,6 +20,7 @@ from superd.plugin import (
     PositiveDuration,
     Service,
     Size,
+    Transport,
     WrongOption,
 )
 from superd_sniffer import pcap
@@ -40,6 +41,8 @@ class Capture(Section):
 
 
 class Ban(Section):
+    """Only knocks by tcp are counted: a datagram's source may be forged, to have others banned."""
+
     model_config = ConfigDict(alias_generator=lambda name: name.rstrip("_").replace("_", "-"))
 
     after: Annotated[int, Field(ge=1, le=1000, description="knocks until a source is banned")] = 3
@@ -70,7 +73,7 @@ class SnifferOptions(Options):
     ] = 10 << 20
     files: Annotated[int, Field(ge=1, le=100, description="of each, with the older ones")] = 5
     ban: Annotated[
-        Ban | None, Field(description="have all services refuse who knocks too often")
+        Ban | None, Field(description="have all services refuse who knocks too often by tcp")
     ] = None
 
 
@@ -121,7 +124,7 @@ class Sniffer(Service):
         if knock.heard:
             is_datagram = knock.local.transport.is_datagram
             knock.guess = guess(knock.heard, datagram=is_datagram)
-        if self.culprits is not None and knock.peer.host:
+        if self.culprits is not None and knock.peer.transport is Transport.TCP:
             ban = self.options.ban
             assert ban is not None
             if self.culprits.is_due(knock.peer.host, time.monotonic()):

@@ -208,7 +208,7 @@ class Service:
     def ban(self, peer: Address, seconds: float, reason: str = "") -> None:
         """Have every service of this superd refuse `peer`, with its netblock as the entry says,
         for a time of at most a year. Connections that it has go on. Peers of unix sockets cannot
-        be banned.
+        be banned. Nobody should be for a datagram alone: its source may be forged.
         """
         self._server.ban(peer, seconds, reason)
 
