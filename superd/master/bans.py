@@ -25,6 +25,7 @@ LONGEST_BAN = 366 * 86400.0  # seconds
 LONGEST_REASON = 200
 SAVE = 1.0  # seconds between two writes of the file
 FILE_MODE = 0o600
+OPERATOR = "operator"  # who bans where no plugin does
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,16 @@ class Bans:
         return None
 
     def add(self, network: IPNetwork, seconds: float, by: str, why: str) -> str:
-        """Ban a network; return why that cannot be, or ""."""
+        """Ban a network; return why that cannot be, or "". A plugin takes no ban from an operator:
+        where there is one it stays as it is, and where there are only such, there is no room.
+        """
         if (protected := self.protecting(network)) is not None:
             names = shown_network(network), shown_network(protected)
             return "{} is protected by never-ban ({})".format(*names)
         if not 0 < seconds <= LONGEST_BAN:
             return "a ban lasts for more than nothing and at most a year"
+        if by != OPERATOR and network in self._bans and self._bans[network].by == OPERATOR:
+            return ""
         ban = Ban(network, time.time() + seconds, by, printable(why)[:LONGEST_REASON])
         return "" if self._enter(ban) else "there is no room for another ban"
 
@@ -129,7 +134,9 @@ class Bans:
 
     def _enter(self, ban: Ban) -> bool:
         if ban.network not in self._bans and len(self._bans) >= MOST:
-            self._make_room()
+            self._make_room(by_operator=ban.by == OPERATOR)
+            if len(self._bans) >= MOST:
+                return False
         left = max(0.0, ban.until - time.time())
         if not self.table.add(ban.network, time.monotonic_ns() + int(left * 1e9)):
             return False
@@ -144,12 +151,17 @@ class Bans:
             else:  # the table is a new one
                 self._enter(ban)
 
-    def _make_room(self) -> None:
-        """Let the bans end that would end first; some at once, as finding them takes a while."""
-        for ban in nsmallest(MOST // 100, self._bans.values(), key=lambda ban: ban.until):
+    def _make_room(self, *, by_operator: bool) -> None:
+        """Let the plugins' bans end that would end first; where there are none, for an operator's
+        the operators'. Some at once, as finding them takes a while.
+        """
+        bans = [ban for ban in self._bans.values() if ban.by != OPERATOR]
+        if not bans and by_operator:
+            bans = list(self._bans.values())
+        for ban in nsmallest(MOST // 100, bans, key=lambda ban: ban.until):
             self.lift(ban.network)
         now = time.monotonic()
-        if now >= self._told_full:
+        if bans and now >= self._told_full:
             self._told_full = now + 60
             self._log.warning(f"there are {MOST} bans; those that end first give way to others")
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from superd.errors import ExitCode, shown
+from superd.master.bans import OPERATOR
 from superd.master.control import Later, line_of
 from superd.master.inquiries import Connections, Kill, Traffic
 from superd.master.metrics import metrics
@@ -85,7 +86,7 @@ def _bans(master: Master) -> Answer:
 
 def _ban(master: Master, address: str, seconds: float, reason: str = "") -> Answer:
     network, seconds = parse_network(str(address)), float(seconds)
-    error = master.bans.add(network, seconds, "operator", str(reason))
+    error = master.bans.add(network, seconds, OPERATOR, str(reason))
     if not error:
         master.log.info(f"banned {shown_network(network)} for {seconds:.0f} s, by the operator")
     return {"error": error} if error else {}

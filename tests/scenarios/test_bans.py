@@ -7,11 +7,15 @@ import os
 import signal
 import stat
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from superd.admission.bans import MOST, BanTable
+from superd.master.bans import OPERATOR, Bans
+from superd.master.logs import Log
+from superd.net.patterns import IPNetwork, parse_network
 from tests.conftest import Start
 from tests.harness import Superd, exchange, make_plugin, superd, until
 from tests.scenarios.test_access import is_admitted
@@ -202,21 +206,55 @@ def test_a_plugin_bans_its_client_from_all_services(start_superd: Start, tmp_pat
     served.wait_for_log(r"banned 127\.0\.5\.0/24 for 600 s service=banner")
 
 
-def test_bans_are_bounded_and_those_that_end_first_give_way(tmp_path: Path) -> None:
-    from superd.master.bans import Bans
-    from superd.master.logs import Log
-    from superd.net.patterns import parse_network
+PLUGIN = "service banner"
 
+
+def host(number: int) -> IPNetwork:
+    return parse_network(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
+
+
+@pytest.fixture
+def bans(tmp_path: Path) -> Iterator[Bans]:
     log = Log([str(tmp_path / "log")], "text")
-    bans = Bans(None, log, BanTable())
-    for number in range(MOST + 10):
-        network = parse_network(f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}")
-        assert bans.add(network, 600 + number, "operator", "") == ""
+    yield Bans(None, log, BanTable())
     log.close()
+
+
+def test_bans_are_bounded_and_those_that_end_first_give_way(bans: Bans, tmp_path: Path) -> None:
+    for number in range(MOST + 10):
+        assert bans.add(host(number), 600 + number, OPERATOR, "") == ""
     assert len(bans) == len(bans.table) == MOST - MOST // 100 + 10
-    assert parse_network("10.0.0.99") not in bans
-    assert parse_network("10.0.0.100") in bans
+    assert host(99) not in bans
+    assert host(100) in bans
     assert (tmp_path / "log").read_text().count("\n") == 1
+
+
+@pytest.mark.parametrize("by", [PLUGIN, OPERATOR])
+def test_plugins_bans_give_way_before_those_of_operators(bans: Bans, by: str) -> None:
+    for number in range(MOST):
+        is_late = number >= MOST - 200
+        assert bans.add(host(number), 600 + number, PLUGIN if is_late else OPERATOR, "") == ""
+    assert bans.add(host(MOST), 600, by, "") == ""
+    assert all(host(number) in bans for number in range(MOST - 200))
+    assert host(MOST - 200) not in bans
+    assert host(MOST - 1) in bans
+
+
+def test_a_plugin_finds_no_room_where_operators_have_it_all(bans: Bans, tmp_path: Path) -> None:
+    for number in range(MOST):
+        assert bans.add(host(number), 600, OPERATOR, "") == ""
+    assert bans.add(host(MOST), 900, PLUGIN, "") == "there is no room for another ban"
+    assert len(bans) == MOST
+    assert (tmp_path / "log").read_text() == ""
+    assert bans.add(host(MOST), 900, OPERATOR, "") == ""
+    assert host(MOST) in bans
+
+
+def test_a_plugin_does_not_shorten_what_an_operator_has_banned(bans: Bans) -> None:
+    assert bans.add(host(1), 600, OPERATOR, "") == ""
+    before = bans.listed()
+    assert bans.add(host(1), 0.001, PLUGIN, "") == ""
+    assert bans.listed() == before
 
 
 def test_explain_knows_of_bans(start_superd: Start) -> None:
