@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from typing import Any
 
-from superd.observe.records import escaped
+from superd.observe.records import LATEST, escaped
 
 BATCH = 24 * 1024  # bytes of lines that are sent together
 LINGER = 0.1  # seconds that a line may wait for others
@@ -32,6 +32,8 @@ _TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
 _NUMBER = rb"(?:0|[1-9][0-9]{0,19})"
 _WORD = rb'"[a-z-]{1,32}"'
 _ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b' % (_TEXT, _TEXT)
+# since 1970, where a machine's clock may begin
+_TIME = rb"(?:0|[1-9][0-9]{0,%d})\.[0-9]{3}" % (len(f"{LATEST:.0f}") - 2)
 _SECONDS = rb"%b\.[0-9]{6}" % _NUMBER
 _FACT = rb'"[a-z][a-z0-9-]{0,31}":%b' % _TEXT
 _COUNTS = rb'"duration":%b,"in":%b,"out":%b' % (_SECONDS, _NUMBER, _NUMBER)
@@ -221,8 +223,8 @@ def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:
     """
     names = b"|".join(re.escape(json.dumps(name).encode()) for name in services)
     return re.compile(
-        rb'(?:(?!.{%d})\{"time":[1-9][0-9]{8,10}\.[0-9]{3},"pid":%d,"service":(?:%b),"event":%b\}\n)++'
-        % (LONGEST_LINE, pid, names, _EVENT)
+        rb'(?:(?!.{%d})\{"time":%b,"pid":%d,"service":(?:%b),"event":%b\}\n)++'
+        % (LONGEST_LINE, _TIME, pid, names, _EVENT)
     )
 
 

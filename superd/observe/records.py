@@ -101,7 +101,7 @@ def decoded(data: dict[str, Any], pid: int) -> Record:
         raise ValueError("not a log record: its detail is not a few lines")
     if not all(isinstance(text, str) for text in (*_texts(record).values(), *lines)):
         raise ValueError("not a log record: a text is none")
-    if not isinstance(record.time, float) or not 0 < record.time < LATEST:
+    if not isinstance(record.time, float) or not 0 <= record.time < LATEST:
         raise ValueError("not a log record: its time is none")
     return replace(record, detail=tuple(lines))
 

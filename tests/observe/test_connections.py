@@ -246,6 +246,11 @@ def test_the_pattern_takes_nothing_else(event: bytes) -> None:
     assert not pattern.fullmatch(line_of(REFUSED) * 100 + line_of(event))
 
 
+@pytest.mark.parametrize("time", [b"0.000", b"7.001", b"99999999.999", b"99999999999.999"])
+def test_the_pattern_takes_any_time_since_1970_where_some_clocks_begin(time: bytes) -> None:
+    assert pattern_of(PID, ["echo"]).fullmatch(line_of(REFUSED, time))
+
+
 @pytest.mark.parametrize("time", [b"0000000000.000", b"1e9", b"999999999999.000", b"1700000000"])
 def test_the_pattern_takes_sane_times_only(time: bytes) -> None:
     assert not pattern_of(PID, ["echo"]).fullmatch(line_of(REFUSED, time))

@@ -37,7 +37,7 @@ RECORDS = st.builds(
     connection=TEXTS,
     peer=TEXTS,
     pid=st.just(7),
-    time=st.floats(1.0, 1e10),
+    time=st.floats(0.0, 1e10),
     detail=st.lists(TEXTS, max_size=3).map(tuple),
 )
 
