@@ -252,13 +252,16 @@ class Engine:
                 return
 
     def check_descriptors(self) -> None:
-        """Drain where plugins have leaked what is needed to accept; the successor has it anew."""
+        """Find descriptors where none is left: the tarpit's. Drain where plugins have leaked them;
+        the successor has them anew.
+        """
         connections = len(self.sessions) + len(self.lingering) + len(self.tarpit)
         leaked = leaks.leaked(self.own_descriptors, connections)
         if leaked and not self.draining:
             message = f"plugins have leaked {leaked} descriptors; another worker is to take over"
             self.report(Record("error", message))
             self.drain()
+        self.tarpit.let_all_go()
 
     def show(self, tell: Callable[[str, Rows], None]) -> None:
         """Tell what services have to show of their state, now and whenever it has changed."""

@@ -6,6 +6,7 @@ Runs in the worker, on the loop. Costs as little as can be, since many come at o
 from __future__ import annotations
 
 import contextlib
+import resource
 import socket
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 HOLD = 60.0  # seconds in the tarpit
 MOST_HELD = 1000  # then the first of them is let go
+PART = 4  # of all descriptors: at most every fourth is held
 LOOK = 1.0
 SMALLEST_BUFFER = 2048  # bytes that the kernel may hold for who is held
 
@@ -60,10 +62,13 @@ def unix_peer(sock: socket.SocketType) -> UnixPeer:
 
 
 class Tarpit:
-    """Connections that are held without being served, so that who makes them is kept busy."""
+    """Connections that are held without being served, so that who makes them is kept busy. They
+    never keep anybody from being served: only a part of the descriptors is for them.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._most = min(MOST_HELD, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART)
         self._held: dict[socket.SocketType, float] = {}  # until when, the first to be let go first
 
     def __len__(self) -> int:
@@ -74,7 +79,7 @@ class Tarpit:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, SMALLEST_BUFFER)
         if not self._held:
             self.engine.loop.call_later(LOOK, self._look)
-        elif len(self._held) >= MOST_HELD:
+        elif len(self._held) >= self._most:
             self._let_go(next(iter(self._held)))
         self._held[sock] = self.engine.loop.time() + HOLD
 

@@ -192,6 +192,34 @@ def test_who_is_held_hears_nothing_and_takes_no_place(served: Superd) -> None:
         pass
 
 
+TIGHT = """
+[defaults]
+plugin = "echo"
+listen = "tcp://127.0.0.1:0"
+rlimits = { nofile = 64 }
+
+[service.holds]
+max-per-source = 1
+on-limit = "tarpit"
+
+[service.other]
+"""
+
+
+def test_a_crowd_that_is_held_takes_a_quarter_of_the_descriptors_and_gives_way(
+    start_superd: Start,
+) -> None:
+    served = start_superd(TIGHT)
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(served.connect("holds")) for _ in range(101)]
+        until(lambda: served.counts("holds")["refused-max-per-source"] == 100, "them to be held")
+        until(lambda: sum(map(is_open, held)) == 1 + 64 // 4, "most of them to be let go")
+        for number in range(60):  # the last of them finds no descriptor, but in the tarpit
+            client = stack.enter_context(served.connect("other", f"127.0.2.{number + 1}"))
+            client.sendall(b"x")
+        until(lambda: sum(map(is_open, held)) == 1, "all to be let go")
+
+
 def test_each_source_has_places_of_its_own(served: Superd) -> None:
     with contextlib.ExitStack() as stack:
         for source in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
