@@ -5,6 +5,10 @@ who comes and by the time; it never looks at a socket. Never raises.
 
 In order: bans, allow and deny, access-times, max-load, rate, those for each source, and then
 max-connections; first the service's own and then the daemon's. A refused client uses up nothing.
+
+Where its name has to be asked for, a client meets the limits first and has its place meanwhile:
+who waits for a name is counted like anybody. If it is refused then, it gives back what it has taken
+but the token of its source, whose look-ups so have the source's rate.
 """
 
 from __future__ import annotations
@@ -34,6 +38,13 @@ OWN = {word for words in (OF_SERVICE, OF_DAEMON) for word in words[:3]}  # not t
 
 Ticket = Sequence[int]  # the slots of a client's source, one for each scope that knows sources
 NO_SOURCE: Ticket = ()
+
+
+@dataclass(frozen=True)
+class Unnamed:
+    """A client that has its place, as the ticket says, but whose name is to be asked for."""
+
+    ticket: Ticket
 
 
 class Books(NamedTuple):
@@ -129,26 +140,41 @@ class Gate:
             return
         self._has_reserved = False
         self._exit()
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Return the tokens that a client has taken who is not served."""
         if any(scope.bucket for scope in self._own) and self.lock.acquire():
             for scope in self._own:
                 scope.give_back()
             self.lock.release()
 
-    def admit(self, who: Who) -> Ticket | Refusal | Verdict:
+    def admit(self, who: Who) -> Ticket | Refusal | Unnamed:
         """Let a connection in, or say why not, or that it depends on the client's name.
 
         Then `admit_named` is to be called once that was asked for.
         """
-        return self._admit(who, self.rules.judge(who, time.time()))
-
-    def admit_named(self, host: str, name: str) -> Ticket | Refusal | Verdict:
-        """Let a connection in by the name of its host, or say why not; "" is no name."""
-        return self._admit(host, self.rules.judge_named(host, name, time.time()))
-
-    def _admit(self, who: Who, judgement: Refusal | Verdict) -> Ticket | Refusal | Verdict:
-        if judgement is not _ADMITTED:
+        judgement = self.rules.judge(who, time.time())
+        if judgement is _ADMITTED:
+            return self._placed(who)
+        if isinstance(judgement, Refusal):
             self.unreserve()
             return judgement
+        ticket = self._placed(who)
+        return ticket if isinstance(ticket, Refusal) else Unnamed(ticket)
+
+    def admit_named(self, host: str, name: str, ticket: Ticket) -> Ticket | Refusal:
+        """Let a connection in by the name of its host, or take its place away and say why; "" is
+        no name.
+        """
+        judgement = self.rules.judge_named(host, name, time.time())
+        if not isinstance(judgement, Refusal):
+            return ticket
+        self.leave(ticket)
+        self._give_back()
+        return judgement
+
+    def _placed(self, who: Who) -> Ticket | Refusal:
         if not self.scopes:
             self._enter()
             return NO_SOURCE

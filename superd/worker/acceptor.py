@@ -16,8 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from superd.admission.access import Verdict
-from superd.admission.gate import Ticket
+from superd.admission.gate import Ticket, Unnamed
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
@@ -183,7 +182,7 @@ class Acceptor:
         return True
 
     def _decided(
-        self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket | Refusal | Verdict
+        self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket | Refusal | Unnamed
     ) -> None:
         """Go on with a client as the gate says."""
         if isinstance(ticket, Refusal) and self.serving.gate.may_wait(ticket):
@@ -194,8 +193,9 @@ class Acceptor:
             is_passed = self.address.transport is Transport.TCPMUX
             banner = self.serving.entry.banner_refused or (NOT_GO if is_passed else "")
             turn_away(self.engine, self.serving, sock, ticket, banner)
-        elif isinstance(ticket, Verdict):
-            self.engine.names.ask(sockaddr[0], partial(self._named, sock, sockaddr))
+        elif isinstance(ticket, Unnamed):
+            named = partial(self._named, sock, sockaddr, ticket.ticket)
+            self.engine.names.ask(sockaddr[0], named)
         else:
             self._start(sock, sockaddr, ticket)
 
@@ -211,9 +211,12 @@ class Acceptor:
         who = unix_peer(sock) if self.is_unix else sockaddr[0]
         self._decided(sock, sockaddr, self.serving.gate.admit(who))
 
-    def _named(self, sock: socket.SocketType, sockaddr: Any, name: str) -> None:
+    def _named(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket, name: str) -> None:
         """Go on with a client whose name had to be asked for."""
-        self._decided(sock, sockaddr, self.serving.gate.admit_named(sockaddr[0], name))
+        decision = self.serving.gate.admit_named(sockaddr[0], name, ticket)
+        self._decided(sock, sockaddr, decision)
+        if isinstance(decision, Refusal):
+            self.serving.resume()
 
     def _local_of(self, sock: socket.SocketType) -> str:
         """Return which of our addresses a client has reached."""

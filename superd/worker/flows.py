@@ -11,8 +11,7 @@ from __future__ import annotations
 import resource
 from typing import Any
 
-from superd.admission.access import Verdict
-from superd.admission.gate import Ticket
+from superd.admission.gate import Ticket, Unnamed
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
@@ -78,10 +77,7 @@ class FlowListener(DatagramListener):
         """Decide as for a connection; nobody is asked for a name, and nobody waits."""
         gate = self.serving.gate
         ticket = gate.admit(who)
-        if isinstance(ticket, Verdict):
-            ticket = gate.admit_named(who, "")
-        assert not isinstance(ticket, Verdict)
-        return ticket
+        return gate.admit_named(who, "", ticket.ticket) if isinstance(ticket, Unnamed) else ticket
 
     def count(self, bytes_in: int, answered: int, bytes_out: int) -> None:
         """Leave that to the sessions."""

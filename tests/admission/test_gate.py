@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superd.admission.access import UnixPeer, Verdict
-from superd.admission.gate import Books, Gate, Ticket
+from superd.admission.access import UnixPeer
+from superd.admission.gate import NO_SOURCE, Books, Gate, Ticket, Unnamed
 from superd.admission.ledger import Ledger
 from superd.admission.limits import SECOND, Load
 from superd.admission.refusals import Refusal
@@ -138,7 +138,7 @@ def test_where_clients_wait_a_place_is_taken_before_one_is_accepted() -> None:
     first.unreserve()
     assert second.reserve() == 0
     ticket = second.admit(HOSTS[0])
-    assert not isinstance(ticket, (Refusal, Verdict))
+    assert not isinstance(ticket, (Refusal, Unnamed))
     assert gates.active == 1
     second.leave(ticket)
     assert first.reserve() == 0
@@ -155,6 +155,32 @@ def test_who_is_turned_away_after_a_place_was_taken_gives_it_back() -> None:
         assert gate.reserve() == 0  # the token was given back each time
         assert gate.admit(HOSTS[0]) is Refusal.SOURCE_CONNECTIONS
     assert gates.active == 1
+
+
+def waiting(gate: Gate) -> Ticket:
+    """Have somebody come whose name is to be asked for, and return the ticket."""
+    assert gate.reserve() == 0
+    answer = gate.admit(HOSTS[0])
+    assert isinstance(answer, Unnamed)
+    return answer.ticket
+
+
+def test_who_waits_for_a_name_has_a_place_until_it_is_refused_by_it() -> None:
+    limits = entry(max_connections=2, max_per_source=1, rate="1/min", burst=2, deny=[".bad"])
+    gates = Gates(limits, daemon())
+    gate = gates.gates[0]
+    for _ in range(5):
+        ticket = waiting(gate)
+        assert gates.active == 1
+        assert gate.reserve() == 0
+        assert gate.admit(HOSTS[0]) is Refusal.SOURCE_CONNECTIONS
+        assert gate.admit_named(HOSTS[0], "host.bad", ticket) is Refusal.ACCESS
+        assert gates.active == 0
+    assert gate.admit_named(HOSTS[0], "host.good", waiting(gate)) != NO_SOURCE
+    assert gates.active == 1
+    second = gate.reserve() or gate.admit(HOSTS[1])
+    assert isinstance(second, Unnamed)
+    assert gates.gates[1].reserve() > 0
 
 
 def test_a_worker_that_dies_gives_everything_back() -> None:
@@ -309,7 +335,7 @@ def test_any_history_is_judged_as_a_naive_model_does(
             expected = all([model.admits(host, now) for model in models])  # noqa: C419  all refill
             answer = gates.gates[worker].admit(host)
             assert (not isinstance(answer, Refusal)) is expected
-            if not isinstance(answer, (Refusal, Verdict)):
+            if not isinstance(answer, (Refusal, Unnamed)):
                 tickets.append((answer, worker))
                 for model in models:
                     model.take(host, worker, now)

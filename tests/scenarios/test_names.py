@@ -31,10 +31,15 @@ allow = [".example", "127.0.0.99"]
 listen = "tcp://127.0.0.1:7002"
 deny = "bad.example"
 
+[service.few]
+listen = "tcp://127.0.0.1:7004"
+deny = "bad.example"
+max-per-source = 5
+
 [service.plain]
 listen = "tcp://127.0.0.1:7003"
 """
-PORTS = {"friends": 7001, "others": 7002, "plain": 7003}
+PORTS = {"friends": 7001, "others": 7002, "plain": 7003, "few": 7004}
 
 
 class Net:
@@ -135,6 +140,22 @@ def test_a_name_server_that_says_nothing_holds_up_nobody_else(net: Net) -> None:
         with client:
             assert client.recv(1) == b""
     assert net.served.counts("friends")["refused-access"] == len(waiting)
+
+
+def test_who_waits_for_a_name_has_one_of_the_places_of_its_source(net: Net) -> None:
+    net.names.is_silent = True
+    waiting = [net.connect("few", "127.0.0.2") for _ in range(5)]
+    until(lambda: net.served.counts("few")["active"] == 5, "five to have places")
+    assert not net.is_admitted("few", "127.0.0.2")
+    for client in waiting[:2]:
+        client.close()
+    for client in waiting[2:]:
+        with client:
+            assert client.recv(1) == b""
+    net.served.wait_until_left("few")
+    assert not net.is_admitted("few", "127.0.0.2")
+    counts = net.served.counts("few")
+    assert (counts["refused-max-per-source"], counts["refused-access"]) == (1, 6)
 
 
 def test_a_resolver_that_dies_is_replaced_and_its_clients_are_refused(net: Net) -> None:
