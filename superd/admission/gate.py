@@ -174,11 +174,11 @@ class Gate:
         self._give_back()
         return judgement
 
-    def _placed(self, who: Who) -> Ticket | Refusal:
+    def _placed(self, who: Who, *, may_be_forged: bool = False) -> Ticket | Refusal:
         if not self.scopes:
             self._enter()
             return NO_SOURCE
-        ticket = self._counted(who, is_connection=True)
+        ticket = self._counted(who, is_connection=True, may_be_forged=may_be_forged)
         if isinstance(ticket, Refusal):
             self.unreserve()
         self._has_reserved = False
@@ -189,16 +189,26 @@ class Gate:
         return self.waits and refusal in OWN
 
     def admit_datagram(self, who: Who) -> Refusal | None:
-        """Say why a datagram is not to be served. Nobody waits for a name here: it has none."""
+        """Say why a datagram is not to be served."""
+        if refusal := self._datagram_refusal(who):
+            return refusal
+        if not self.scopes:
+            return None
+        ticket = self._counted(who, is_connection=False, may_be_forged=True)
+        return ticket if isinstance(ticket, Refusal) else None
+
+    def admit_flow(self, who: Who) -> Ticket | Refusal:
+        """Let in a source whose datagrams are carried as a connection is, or say why not."""
+        return self._datagram_refusal(who) or self._placed(who, may_be_forged=True)
+
+    def _datagram_refusal(self, who: Who) -> Refusal | None:
+        """Judge who has sent a datagram. Nobody waits for a name here: it has none."""
         judgement = self.rules.judge(who, time.time())
         if judgement is Verdict.DEPENDS_ON_NAME and not isinstance(who, UnixPeer):
             judgement = self.rules.judge_named(who, "", time.time())
-        if isinstance(judgement, Refusal):
-            return judgement
-        ticket = self._counted(who, is_connection=False) if self.scopes else NO_SOURCE
-        return ticket if isinstance(ticket, Refusal) else None
+        return judgement if isinstance(judgement, Refusal) else None
 
-    def _counted(self, who: Who, *, is_connection: bool) -> Ticket | Refusal:
+    def _counted(self, who: Who, *, is_connection: bool, may_be_forged: bool) -> Ticket | Refusal:
         """Check all limits but those that were seen to in advance, and then use them up."""
         now = self.clock()
         own = () if self._has_reserved and is_connection else self._own
@@ -212,7 +222,7 @@ class Gate:
                     return refusal
             slots = []
             for scope in self._by_source:
-                slot = scope.slot(who, now)
+                slot = scope.slot(who, now, may_be_forged=may_be_forged)
                 if refusal := scope.source_refusal(slot, now):
                     return refusal
                 slots.append(slot)

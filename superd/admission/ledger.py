@@ -3,6 +3,9 @@
 Made by the master before it forks. Who reads it to decide and then writes holds its lock, so that
 no number of workers exceeds a limit; what a worker has taken stands in a column of its own, so that
 the master gives it back when the worker dies. Never raises.
+
+Sources of datagrams may be forged, any number of them: they are counted in every other slot only,
+so that there is always room for those of connections.
 """
 
 from __future__ import annotations
@@ -93,26 +96,31 @@ class Sources:
         self._offset = offset
         self._column = _COUNTS + place
 
-    def slot(self, source: bytes, now: int) -> int:
-        """Return the slot of a source, an unused one where it has none; -1 where all are in use."""
+    def slot(self, source: bytes, now: int, *, may_be_forged: bool) -> int:
+        """Return the slot of a source, an unused one where it has none; -1 where all are in use
+        that it may have.
+        """
         key = key_of(int.from_bytes(source, "big"), self._factor, self._offset)
         cells, width = self._cells, self._width
         slot = key % SLOTS * width
         if cells[slot] == key:
             return slot
-        return self._found_or_new(key, now)
+        return self._found_or_new(key, now, may_be_forged)
 
-    def _found_or_new(self, key: int, now: int) -> int:
+    def _found_or_new(self, key: int, now: int, may_be_forged: bool) -> int:
         cells, width = self._cells, self._width
         unused = -1
         for probe in range(PROBES):
-            slot = (key + probe) % SLOTS * width
+            number = (key + probe) % SLOTS
+            slot = number * width
             found = cells[slot]
             if found == key:
                 return slot
-            if unused < 0 and (not found or self._is_unused(slot, now)):
+            is_for_all = number % 2 == 0
+            may_take = unused < 0 and (is_for_all or not may_be_forged)
+            if may_take and (not found or self._is_unused(slot, now)):
                 unused = slot
-            if not found:
+            if not found and is_for_all:  # the others are passed over by who may be forged
                 break
         if unused >= 0:
             cells[unused + _DUE] = 0

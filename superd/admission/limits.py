@@ -189,9 +189,10 @@ class Scope:
         """Return the ns until the rate lets the next one in."""
         return 0 if self.bucket is None else self.bucket.wait(self._due[0], now)
 
-    def slot(self, who: str | UnixPeer, now: int) -> int:
+    def slot(self, who: str | UnixPeer, now: int, *, may_be_forged: bool) -> int:
         """Return where somebody's source is counted; -1 where there is no place for it."""
-        return self._sources.slot(source_of(who, self.netblock), now)
+        source = source_of(who, self.netblock)
+        return self._sources.slot(source, now, may_be_forged=may_be_forged)
 
     def take(self, now: int) -> None:
         """Use up a token of its own rate."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import resource
 from typing import Any
 
-from superd.admission.gate import Ticket, Unnamed
+from superd.admission.gate import Ticket
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
@@ -54,7 +54,7 @@ class FlowListener(DatagramListener):
         if refusal is not None:
             self.refuse(refusal, peer)
             return
-        ticket = self._admit(NOBODY_KNOWN if self.is_unix else peer[0])
+        ticket = self.serving.gate.admit_flow(NOBODY_KNOWN if self.is_unix else peer[0])
         if isinstance(ticket, Refusal):
             self.turn_away(ticket, peer, asked)
             return
@@ -72,12 +72,6 @@ class FlowListener(DatagramListener):
             if listener.flows:
                 next(iter(listener.flows.values())).expire(End.EVICTED)
                 return
-
-    def _admit(self, who: Any) -> Ticket | Refusal:
-        """Decide as for a connection; nobody is asked for a name, and nobody waits."""
-        gate = self.serving.gate
-        ticket = gate.admit(who)
-        return gate.admit_named(who, "", ticket.ticket) if isinstance(ticket, Unnamed) else ticket
 
     def count(self, bytes_in: int, answered: int, bytes_out: int) -> None:
         """Leave that to the sessions."""

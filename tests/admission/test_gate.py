@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from superd.admission.access import UnixPeer
 from superd.admission.gate import NO_SOURCE, Books, Gate, Ticket, Unnamed
-from superd.admission.ledger import Ledger
+from superd.admission.ledger import SLOTS, Ledger
 from superd.admission.limits import SECOND, Load
 from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import Count, Roster, Scoreboard
@@ -121,6 +121,29 @@ def test_a_datagram_meets_all_limits_but_those_of_connections() -> None:
     assert answers == [None, None, Refusal.SOURCE_RATE]
     assert gate.admit_datagram(HOSTS[1]) is None
     assert gate.counts[Count.ACTIVE] == 0
+
+
+@pytest.mark.parametrize("kind", ["admit_datagram", "admit_flow"])
+def test_forged_datagrams_leave_room_to_count_connections(kind: str) -> None:
+    gate = Gates(entry(rate_per_source="1/min", on_limit="reject"), daemon()).gates[0]
+    answers = [getattr(gate, kind)(host(1, number)) for number in range(SLOTS)]
+    assert answers.count(Refusal.SOURCES) > SLOTS // 4
+    for number in range(1000):
+        assert not isinstance(gate.admit(host(2, number)), Refusal)
+
+
+def test_a_source_is_one_however_it_comes() -> None:
+    gate = Gates(entry(rate_per_source="2/min", burst_per_source=2, on_limit="reject"), daemon())
+    for number in range(2000):
+        ways = [gate.gates[0].admit_datagram, gate.gates[0].admit]
+        first, second = ways if number % 2 else reversed(ways)
+        assert not isinstance(first(host(1, number)), Refusal)
+        assert not isinstance(second(host(1, number)), Refusal)
+        assert first(host(1, number)) is Refusal.SOURCE_RATE
+
+
+def host(network: int, number: int) -> str:
+    return f"10.{network}.{number >> 8}.{number & 255}"
 
 
 def test_the_peer_of_a_unix_socket_is_a_source_by_its_user() -> None:
