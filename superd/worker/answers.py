@@ -2,17 +2,18 @@
 
 Runs in the worker, on the loop. Makes no transport: one send, one shutdown, and then the socket
 lingers until the client has closed too, since input that is unread at close would make the kernel
-send a reset and lose the answer. Never raises.
+send a reset and lose the answer. So long it has its place in all limits. Never raises.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import select
 import socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from superd.admission.gate import Ticket
+from superd.admission.gate import NO_SOURCE, Ticket
 from superd.admission.scoreboard import Count, duration_column
 from superd.net.addresses import Address, Transport
 from superd.net.closing import reset_on_close, undelivered
@@ -34,7 +35,8 @@ UNLIMITED = 1 << 62
 # tcp(7): what is sent waits for the end of the stream, to go out in one segment with it
 WITH_THE_END = socket.MSG_DONTWAIT | getattr(socket, "MSG_MORE", 0)
 FIRST_LOOK = 0.001  # seconds until sockets that linger are looked at for the first time
-LOOK = 0.02  # seconds between looks at those that went on lingering
+LOOK = 0.1  # seconds between looks at whose time is over
+MOST_READY = 64  # looked at in one turn of the loop
 
 _BYTES_OUT = int(Count.BYTES_OUT)
 _SHORTEST = duration_column(0.0)
@@ -68,14 +70,14 @@ class Answerer:
                 self._send_rest(sock, sockaddr, answer[sent:], ticket, local)
                 return
             sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            sock.close()  # the client has gone
-            self._book(sockaddr, ticket, local, 0, End.RESET)
+        except OSError:  # the client has gone
+            self._book(sockaddr, local, 0, End.RESET)
+            _close(sock, serving, ticket)
         else:
-            self.engine.lingering.add(sock)
-            self._book(sockaddr, ticket, local, size, End.SERVER)
+            self._book(sockaddr, local, size, End.SERVER)
+            self.engine.lingering.add(sock, serving, ticket)
 
-    def _book(self, sockaddr: Any, ticket: Ticket, local: str, sent: int, end: End) -> str:
+    def _book(self, sockaddr: Any, local: str, sent: int, end: End) -> str:
         """Count and record a connection that is over; return its id."""
         serving = self.serving
         serving.counts[_BYTES_OUT] += sent
@@ -83,7 +85,6 @@ class Answerer:
         number = connection_id(self.engine, self.engine.next_number())
         ends = ends_of(number, endpoint_text(self.kind, sockaddr), local)
         serving.records.answered(ends, sent, end.value)
-        serving.gate.leave(ticket)
         return number
 
     def _fail(
@@ -94,11 +95,11 @@ class Answerer:
         local: str,
         error: BaseException,
     ) -> None:
-        number = self._book(sockaddr, ticket, local, 0, End.ERROR)
+        number = self._book(sockaddr, local, 0, End.ERROR)
         peer = Address.of_socket(self.kind, sockaddr)
         report_failure(self.engine, self.serving, error, number, peer)
         reset_on_close(sock)
-        sock.close()
+        _close(sock, self.serving, ticket)
 
     def _send_rest(
         self, sock: socket.SocketType, sockaddr: Any, rest: bytes, ticket: Ticket, local: str
@@ -121,75 +122,124 @@ class Remainder(asyncio.Protocol):
         transport.close()
 
 
+class Late(NamedTuple):
+    """A socket whose client has not closed yet, and the place that it has until then."""
+
+    deadline: float  # by the loop's time
+    end: float  # when it is closed at the latest
+    sock: socket.SocketType
+    serving: Serving | None
+    ticket: Ticket
+
+
 class Lingering:
     """Sockets that have been answered and wait for the client to close, a second at most; longer
-    only for a client that still takes what the kernel has for it.
+    only for a client that still takes what the kernel has for it. Each has a client's place in the
+    limits of its service, unless that client was refused, and gives it back when it is closed.
 
     Most clients have closed a moment later, when all that are new are looked at together: that
-    costs less than to have the loop wake up for each. The others are looked at some times a second.
+    costs less than to have the loop wake up for each. It does so for those who linger longer, and
+    where anything is limited, as the next client may be refused for want of a place.
     """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.epoll = select.epoll()
-        self._new: list[socket.SocketType] = []
-        # by descriptor, the next whose time is over first: when that is, and when at the latest
-        self._slow: dict[int, tuple[float, float, socket.SocketType]] = {}
+        self._new: list[tuple[socket.SocketType, Serving | None, Ticket]] = []
+        self._late: dict[int, Late] = {}  # by descriptor, the next whose time is over first
+        self._looks = False
 
     def __len__(self) -> int:
-        return len(self._new) + len(self._slow)
+        return len(self._new) + len(self._late)
 
-    def finish(self, sock: socket.SocketType) -> None:
+    def finish(
+        self, sock: socket.SocketType, serving: Serving | None = None, ticket: Ticket = NO_SOURCE
+    ) -> None:
         """Say that nothing more is sent, and linger."""
         try:
             sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            sock.close()  # the client has gone
+        except OSError:  # the client has gone
+            _close(sock, serving, ticket)
         else:
-            self.add(sock)
+            self.add(sock, serving, ticket)
 
-    def add(self, sock: socket.SocketType) -> None:
-        """Linger at a socket that sends no more."""
+    def add(self, sock: socket.SocketType, serving: Serving | None, ticket: Ticket) -> None:
+        """Linger at a socket that sends no more; no service is that of a client without a place."""
+        if serving is not None and serving.gate.scopes:
+            self._wait_for(sock, serving, ticket)
+            self._look_at_ready()  # the next may be accepted before the loop does
+            return
         if not self._new:
             self.engine.loop.call_later(FIRST_LOOK, self._look_at_new)
-        self._new.append(sock)
+        self._new.append((sock, serving, ticket))
+
+    def make_room(self) -> None:
+        """Close half of the sockets, those of who came first: descriptors are wanted elsewhere."""
+        by_age = sorted(self._late, key=lambda descriptor: self._late[descriptor].end)
+        for descriptor in by_age[: (len(by_age) + 1) // 2]:
+            self._let_go(descriptor)
 
     def _look_at_new(self) -> None:
         new, self._new = self._new, []
-        for sock in new:
+        for sock, serving, ticket in new:
             if _has_closed(sock):
-                sock.close()
+                _close(sock, serving, ticket)
             else:
-                self._wait_for(sock)
+                self._wait_for(sock, serving, ticket)
         self.engine.end_if_drained()
 
-    def _wait_for(self, sock: socket.SocketType) -> None:
-        if not self._slow:
-            self.engine.loop.call_later(LOOK, self._look_at_slow)
-        descriptor, now = sock.fileno(), self.engine.loop.time()
-        self._slow[descriptor] = (now + LINGER, now + PATIENCE, sock)
-        self.epoll.register(descriptor, select.EPOLLIN)
+    def _wait_for(self, sock: socket.SocketType, serving: Serving | None, ticket: Ticket) -> None:
+        loop = self.engine.loop
+        if not self._looks:
+            self._looks = True
+            loop.add_reader(self.epoll.fileno(), self._readable)
+            loop.call_later(LOOK, self._look_at_times)
+        descriptor, now = sock.fileno(), loop.time()
+        self._late[descriptor] = Late(now + LINGER, now + PATIENCE, sock, serving, ticket)
+        with contextlib.suppress(OSError):  # where there is no memory, its time will be over
+            self.epoll.register(descriptor, select.EPOLLIN)
 
-    def _look_at_slow(self) -> None:
-        slow = self._slow
-        for descriptor, _ in self.epoll.poll(0, len(slow)):
-            # closing takes a socket out of the epoll, but for one that a program has, too
-            if descriptor in slow and _has_closed(slow[descriptor][2]):
-                slow.pop(descriptor)[2].close()
-        now = self.engine.loop.time()
-        while slow:
-            descriptor, (deadline, end, sock) = next(iter(slow.items()))
-            if deadline > now:
+    def _readable(self) -> None:
+        self._look_at_ready()
+        self.engine.end_if_drained()
+
+    def _look_at_ready(self) -> None:
+        for descriptor, _ in self.epoll.poll(0, MOST_READY):
+            if _has_closed(self._late[descriptor].sock):
+                self._let_go(descriptor)
+
+    def _look_at_times(self) -> None:
+        late, now = self._late, self.engine.loop.time()
+        while late:
+            descriptor, first = next(iter(late.items()))
+            if first.deadline > now:
                 break
-            del slow[descriptor]
-            if end > now and undelivered(sock):
-                slow[descriptor] = (now + LINGER, end, sock)
+            if first.end > now and undelivered(first.sock):
+                del late[descriptor]
+                late[descriptor] = first._replace(deadline=now + LINGER)
             else:
-                sock.close()
-        if slow:
-            self.engine.loop.call_later(LOOK, self._look_at_slow)
+                self._let_go(descriptor)
+        if late:
+            self.engine.loop.call_later(LOOK, self._look_at_times)
         else:
+            self._looks = False
+            self.engine.loop.remove_reader(self.epoll.fileno())
             self.engine.end_if_drained()
+
+    def _let_go(self, descriptor: int) -> None:
+        late = self._late.pop(descriptor)
+        with contextlib.suppress(OSError):
+            self.epoll.unregister(descriptor)  # closing does not do it where a program has it, too
+        _close(late.sock, late.serving, late.ticket)
+
+
+def _close(sock: socket.SocketType, serving: Serving | None, ticket: Ticket) -> None:
+    """Close a client's socket, and give back the place that it has in limits, if it has one."""
+    sock.close()
+    if serving is not None:
+        serving.gate.leave(ticket)
+        if serving.waiting:
+            serving.resume()
 
 
 def _has_closed(sock: socket.SocketType) -> bool:

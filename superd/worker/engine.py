@@ -252,16 +252,17 @@ class Engine:
                 return
 
     def check_descriptors(self) -> None:
-        """Find descriptors where none is left: the tarpit's. Drain where plugins have leaked them;
-        the successor has them anew.
+        """Find descriptors where none is left: of those who linger and of the tarpit. Drain where
+        plugins have leaked them; the successor has them anew.
         """
         connections = len(self.sessions) + len(self.lingering) + len(self.tarpit)
         leaked = leaks.leaked(self.own_descriptors, connections)
+        self.tarpit.let_all_go()
+        self.lingering.make_room()
         if leaked and not self.draining:
             message = f"plugins have leaked {leaked} descriptors; another worker is to take over"
             self.report(Record("error", message))
             self.drain()
-        self.tarpit.let_all_go()
 
     def show(self, tell: Callable[[str, Rows], None]) -> None:
         """Tell what services have to show of their state, now and whenever it has changed."""

@@ -233,6 +233,14 @@ class Session:
             if serving.waiting:
                 serving.resume()
 
+    def linger(self, sock: socket.SocketType) -> None:
+        """Say that nothing more is sent, and have the socket closed once the client has done so;
+        until then it is counted by limits.
+        """
+        has_place = self.ticket is not NOT_COUNTED
+        ticket, self.ticket = self.ticket, NOT_COUNTED
+        self.engine.lingering.finish(sock, self.serving if has_place else None, ticket)
+
     def give_place_back(self) -> None:
         """Be counted by limits no more."""
         if self.ticket is not NOT_COUNTED:

@@ -103,7 +103,7 @@ class TakenSession(Session, Connection):
         self._let_go()
         if sock is None or sock.fileno() < 0:
             return  # the plugin has closed it, or given it to somebody else
-        self.engine.lingering.finish(sock)
+        self.linger(sock)
 
     def expire(self, end: End) -> None:
         """End the talk; the plugin may be at the socket just now, so it is closed after that."""

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import socket
 import time
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from tests.clients import connect_tcp, crowd, reset
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, receive_all, until
+from tests.harness import (
+    PATIENCE,
+    Superd,
+    ask_udp,
+    exchange,
+    make_plugin,
+    receive_all,
+    until,
+)
 from tests.usage import (
     limit_descriptors,
     lowest_free_descriptor,
@@ -104,6 +115,49 @@ def test_at_descriptor_exhaustion_clients_wait_and_nothing_spins(
     assert "cannot accept, clients wait: Too many open files (EMFILE)" in log
     assert log.count("\n") <= SHORTAGE + 3
     assert served.workers() == [worker]
+
+
+def test_who_never_reads_its_answer_makes_room_where_descriptors_run_out(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    """Each of them could have its descriptor for half a minute: the kernel has its answer still."""
+    large = """
+        from superd.plugin import Service, hookimpl
+
+        class Large(Service):
+            name = "large"
+
+            def respond(self, request):
+                return bytes(10_000)
+
+        @hookimpl
+        def superd_services():
+            return [Large]
+    """
+    served = start_superd(
+        """
+        [defaults]
+        listen = "tcp://127.0.0.1:0"
+        rlimits = { nofile = 64 }
+
+        [service.large]
+        plugin = "large"
+
+        [service.echo]
+        plugin = "echo"
+        """,
+        env=make_plugin(tmp_path / "plugins", "large", large),
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(100):
+            client = stack.enter_context(socket.socket())
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            client.settimeout(PATIENCE)
+            client.connect(served.address("large"))
+        until(lambda: served.counts("large")["accepted"] == 100, "all to be answered")
+        began = time.monotonic()
+        assert exchange(served.connect("echo"), b"hello") == b"hello"
+        assert time.monotonic() - began < 5
 
 
 # Clients that go at once

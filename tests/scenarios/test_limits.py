@@ -387,3 +387,46 @@ def test_a_minute_of_a_thousand_connections_a_second_keeps_nobody_else_out(
             select.select([], [], [], max(0.0, due - time.monotonic()))
     print(f"600 of 600 served, the slowest in {slowest * 1000:.1f} ms")
     assert answer_to(served.connect("fair", "127.2.0.1"))
+
+
+def test_who_has_been_answered_and_does_not_close_has_a_place_until_it_does(
+    start_superd: Start,
+) -> None:
+    """For a second at most; whoever closes can come again at once, as often as it likes."""
+    served = start_superd(
+        """
+        [service.daytime]
+        plugin = "daytime"
+        listen = "tcp://127.0.0.1:0"
+        max-per-source = 2
+        """
+    )
+    address = served.address("daytime")
+    for _ in range(50):
+        assert fate(address)[1] == "fin"
+    with connect_tcp(address) as first, connect_tcp(address) as second:
+        assert len(ending(first)[0]) == len(ending(second)[0]) == 26
+        assert fate(address)[0] == b""
+        assert served.counts("daytime")["refused-max-per-source"] == 1
+        assert served.counts("daytime")["active"] == 2
+    until(lambda: served.counts("daytime")["active"] == 0, "both places to be given back")
+    with connect_tcp(address) as stays:
+        assert len(ending(stays)[0]) == 26
+        served.wait_until_left("daytime", timeout=5)
+
+
+def test_a_single_place_goes_to_the_next_as_soon_as_a_client_has_closed(
+    start_superd: Start,
+) -> None:
+    served = start_superd(
+        """
+        [service.daytime]
+        plugin = "daytime"
+        listen = "tcp://127.0.0.1:0"
+        max-connections = 1
+        """
+    )
+    began = time.monotonic()
+    for _ in range(100):
+        assert len(fate(served.address("daytime"))[0]) == 26
+    assert time.monotonic() - began < 3  # a second each, if each were let go when its time is over

@@ -202,7 +202,7 @@ def test_a_stop_at_any_turn_ends_every_connection(bench: Make, method: str, turn
         for session in list(at.engine.sessions.values()):
             session.expire(End.DRAIN)
             session.expire(End.DRAIN)
-        at.turn(lambda: not at.engine.sessions)
+        at.turn(lambda: not (at.engine.sessions or at.engine.lingering))
         assert client.recv(1) == b""
     told = at.plugin.told
     assert told.count("begun") == told.count("ended")

@@ -130,7 +130,7 @@ class BlockingSession(Session):
     def finish(self) -> None:
         sock, self.sock = self.sock, None
         if sock is not None and sock.fileno() >= 0:
-            self.engine.lingering.finish(sock)
+            self.linger(sock)
 
     def abort(self) -> None:
         sock, self.sock = self.sock, None
