@@ -2,7 +2,8 @@
 
 Runs in the worker, on the loop. Polls while nobody has the socket, and no more until the plugin has
 returned; only one has it at a time, in all workers. Never spins: a datagram that started nothing is
-thrown away, and who ends at once again and again is made to pause. Never raises.
+thrown away, and who ends at once again and again while somebody waits is made to pause. Never
+raises.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import contextlib
 import socket
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from superd.admission.gate import NO_SOURCE
@@ -29,7 +31,8 @@ if TYPE_CHECKING:
     from superd.worker.engine import Engine
 
 QUICK = 1.0  # seconds: who has ended by then has hardly done anything
-MOST_QUICK = 10  # of these in a row, and then a pause
+AT_ONCE = 0.1  # seconds: what waits so soon after an end may be what waited before
+MOST_QUICK = 10  # short runs that follow each other at once, and then a pause
 PAUSE = 10.0
 NEXT = 0.05  # seconds until the next look where several may have a datagram socket at once
 
@@ -45,8 +48,11 @@ class Run:
     where: str  # whose datagram is the first, if it is one
     ends: str
     began: float
+    follows: bool  # at once, upon another run
     task: asyncio.Task[None] | None = None
-    end: End | None = None  # why it was cancelled
+    end: End | None = None  # the first reason there was, of which a cancellation may be one
+    outcome: str = ""
+    pause: float = 0.0
 
 
 class Handover:
@@ -63,6 +69,7 @@ class Handover:
         self.runs: set[Run] = set()
         self.stopped = False
         self.quick = 0
+        self.ended_at = float("-inf")  # by the loop's time, the last run
 
     def start(self) -> None:
         """Poll the socket."""
@@ -99,9 +106,9 @@ class Handover:
             return
         self.engine.loop.remove_reader(self.sock)
         run = self._begun(peer)
-        run.task = self.engine.loop.create_task(self._run(run, peer))
         self.runs.add(run)
-        run.task.add_done_callback(lambda _: self.runs.discard(run))
+        run.task = self.engine.loop.create_task(self._run(run, peer))
+        run.task.add_done_callback(partial(self._ended, run))
         if not self.serving.entry.wait:
             self._poll_again_in(NEXT)
 
@@ -128,29 +135,30 @@ class Handover:
 
     def _begun(self, peer: Any) -> Run:
         """Book a run, before the plugin has begun."""
-        number = self.engine.next_number()
+        engine, serving = self.engine, self.serving
+        number, now = engine.next_number(), engine.loop.time()
         where = "" if peer is None else endpoint_text(self.address.transport, peer)
-        ends = ends_of(connection_id(self.engine, number), where, safe(str(self.address)))
-        return Run(number, where, ends, self.engine.loop.time())
+        ends = ends_of(connection_id(engine, number), where, safe(str(self.address)))
+        engine.held += 1
+        serving.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
+        serving.records.accepted(ends)
+        return Run(number, where, ends, now, now - self.ended_at < AT_ONCE)
 
     async def _run(self, run: Run, peer: Any) -> None:
         engine, serving, address = self.engine, self.serving, self.address
         assert serving.listener is not None
-        engine.held += 1
         connection = connection_id(engine, run.number)
-        serving.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
-        serving.records.accepted(run.ends)
 
         def log(level: Level, text: str) -> None:
             engine.report(Record(level, text, serving.name, connection, run.where))
 
         whose = None if peer is None else Address.of_socket(address.transport, peer)
-        end, outcome, pause = End.SERVER, "", 0.0
+        end = End.SERVER
         try:
-            outcome = await serving.listener(self.sock, Waiting(address, whose, log))
+            run.outcome = await serving.listener(self.sock, Waiting(address, whose, log))
         except Unavailable as error:
             log("error", str(error))
-            end, pause = End.ERROR, error.pause
+            end, run.pause = End.ERROR, error.pause
         except asyncio.CancelledError:
             end = End.DRAIN
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
@@ -158,19 +166,27 @@ class Handover:
             report_failure(engine, serving, error, connection, whose or address)
         if end is End.ERROR and self.is_datagram:
             self._throw_away()
-        duration = engine.loop.time() - run.began
+        run.end = run.end or end
+
+    def _ended(self, run: Run, _: asyncio.Task[None]) -> None:
+        """Strike a run off; also one that was cancelled before it began, so that nothing ran."""
+        engine, serving = self.engine, self.serving
+        self.runs.discard(run)
+        now = self.ended_at = engine.loop.time()
+        duration = now - run.began
         serving.counts[duration_column(duration)] += 1
-        ended_by = end if run.end is None else run.end
-        serving.records.closed(run.ends, duration, 0, 0, ended_by.value, outcome)
+        end = run.end or End.DRAIN
+        serving.records.closed(run.ends, duration, 0, 0, end.value, run.outcome)
         if serving.entry.wait:
             serving.gate.leave(NO_SOURCE)
-        self._go_on(duration, pause)
+        self._go_on(run, duration)
         engine.held -= 1
         engine.end_if_drained()
 
-    def _go_on(self, duration: float, pause: float) -> None:
+    def _go_on(self, run: Run, duration: float) -> None:
         """Poll again, but not for ever for somebody who ends at once."""
-        self.quick = self.quick + 1 if duration < QUICK else 0
+        pause = run.pause
+        self.quick = 0 if duration >= QUICK else self.quick + 1 if run.follows else 1
         if self.quick >= MOST_QUICK and not pause:
             self.quick, pause = 0, PAUSE
             text = f"it ended at once {MOST_QUICK} times in a row, and pauses for {PAUSE:.0f} s"

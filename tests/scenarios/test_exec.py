@@ -24,6 +24,7 @@ from tests.proc import children, descriptors, memory
 FDS = 'for f in /proc/$$/fd/*; do [ -e "$f" ] && echo "${f##*/}"; done'
 IGNORES_TERM = "trap '' TERM; echo $$; while :; do sleep 0.05; done"
 WAITER = r'use Socket; for (1..3) { accept(C, STDIN); syswrite C, "$$\n"; close C }'
+SINGLE = 'use Socket; accept(C, STDIN); syswrite C, "hello"'
 PATIENT = r"use Socket; for (1..2) { accept(C, STDIN) or die $!; print C <C> or die $!; close C }"
 STAYER = '$p = recv STDIN, $d, 65536, 0; send STDOUT, "$$", 0, $p; $d eq "stay" and sleep 600'
 SHOUTER = "$p = recv STDIN, $d, 65536, 0; send STDOUT, uc $d, 0, $p"
@@ -550,6 +551,45 @@ def test_at_the_end_of_a_drain_programs_are_ended_with_all_that_they_started(
         until(lambda: not any(map(is_alive, pids)), "the whole family to be gone")
         client.settimeout(PATIENCE)
         assert client.recv(1) == b""
+
+
+def test_who_serves_one_client_and_ends_is_no_loop_where_clients_come_one_by_one(
+    start_superd: Start,
+) -> None:
+    served = start_superd(
+        f"""
+        [service.single]
+        plugin = "exec"
+        listen = "tcp://127.0.0.1:0"
+        wait = true
+        options = {{ command = ["perl", "-e", '{SINGLE}'] }}
+        """
+    )
+    for number in range(1, 13):
+        with served.connect("single") as client:
+            assert receive_all(client) == b"hello"
+        until(lambda: not children(served.workers()[0]), "the program to have ended")
+        time.sleep(0.15)  # that they come one by one is what is tested
+        assert served.counts("single")["accepted"] == number
+    assert "pauses" not in served.log()
+
+
+def test_who_leaves_its_client_unserved_again_and_again_is_made_to_pause(
+    start_superd: Start,
+) -> None:
+    served = start_superd(
+        """
+        [service.x]
+        plugin = "exec"
+        listen = "tcp://127.0.0.1:0"
+        wait = true
+        options = { command = "true" }
+        """
+    )
+    with served.connect("x") as client:
+        served.wait_for_log("it ended at once 10 times in a row, and pauses for 10 s")
+        assert served.counts("x")["accepted"] == 10
+        assert is_open(client)
 
 
 def test_a_service_without_a_use_for_wait_is_a_mistake(tmp_path: Path) -> None:

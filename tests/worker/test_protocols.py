@@ -20,9 +20,11 @@ from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import End, ServiceRecords, parsed
 from superd.observe.records import Record, Threshold
-from superd.plugin import Connection, Options, Request, Service
+from superd.plugin import Connection, Options, Request, Service, Waiting
 from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
+from superd.worker.acceptor import Acceptor
 from superd.worker.engine import Engine
+from superd.worker.handovers import Handover
 from superd.worker.lifeline import Lifeline
 from superd.worker.loop import new_loop
 from superd.worker.protocols import PORTION, ProtocolSession, advance
@@ -91,6 +93,14 @@ class Everything(Service):
     def respond(self, request: Request) -> bytes:
         return b"answer"
 
+    async def listener(self, sock: socket.socket, waiting: Waiting) -> str:
+        self.told.append("begun")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            self.told.append("ended")
+        return ""
+
 
 class Bench:
     """An engine in this process, with one listener of a plugin that has one method."""
@@ -108,7 +118,8 @@ class Bench:
         self.plugin = Everything()
         roster = Roster.of(["test"], 1)
         books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
-        entry = Entry.model_construct(plugin="everything", listen=())
+        wait = method == "listener"
+        entry = Entry.model_construct(plugin="everything", listen=(), wait=wait)
         gate = Gate.of("test", entry, Daemon(), books, None)
         records = ServiceRecords(self.engine.connection_log, "test", entry.record)
         found: Any = dict.fromkeys((*STREAM_METHODS, *DATAGRAM_METHODS))
@@ -129,7 +140,8 @@ class Bench:
         """Have the acceptor take who waits; the loop has not turned since."""
         (acceptor,) = self.engine.listeners
         acceptor.start()
-        acceptor.accept()  # type: ignore[union-attr]  # it is no DatagramListener
+        assert isinstance(acceptor, Acceptor)
+        acceptor.accept()
 
     def turn(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
         """Let the loop turn until the condition holds."""
@@ -208,6 +220,31 @@ def test_a_stop_at_any_turn_ends_every_connection(bench: Make, method: str, turn
     assert told.count("begun") == told.count("ended")
     assert told.count("made") == told.count("lost")
     assert at.active == 0
+    assert at.log == []
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_stop_at_any_turn_ends_who_has_the_listener_and_gives_its_place_back(
+    bench: Make, turns: int
+) -> None:
+    at = bench("listener")
+    handover = at.engine.listeners.pop()  # it is stopped here already
+    assert isinstance(handover, Handover)
+    with at.client():
+        handover.start()
+        while not handover.runs:
+            at.loop.run_until_complete(asyncio.sleep(0))
+        for _ in range(turns):
+            at.loop.run_until_complete(asyncio.sleep(0))
+        assert at.active == at.engine.held == 1
+        handover.stop()
+        handover.cancel(End.DRAIN)
+        at.turn(lambda: not handover.runs)
+    assert at.plugin.told.count("begun") == at.plugin.told.count("ended")
+    assert at.active == at.engine.held == 0
+    at.engine.connection_log.flush()
+    assert [event["event"] for event in at.events] == ["accepted", "closed"]
+    assert at.events[-1]["end"] == "drain"
     assert at.log == []
 
 
