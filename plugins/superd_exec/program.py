@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
+NEEDED = 3  # descriptors, to start a program: both ends of a pipe, and what it is waited with
 GRACE = 0.7  # seconds between TERM and KILL
 AT_ONCE = 65536  # bytes: all that a pipe holds (pipe(7))
 LONGEST_LINE = 2000
@@ -135,17 +136,20 @@ def start(
         actions.append((os.POSIX_SPAWN_DUP2, writer, 2))
     else:
         actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
-    pid = None
+    pid = kept = None
     try:
+        kept = os.dup(descriptors[0])  # what the program is waited with is to be found then, too
         if directory != "/":
             os.chdir(directory)
         pid = os.posix_spawn(
             executable, list(argv), dict(env),
             file_actions=actions, setsid=True, setsigmask=[], setsigdef=ALL_SIGNALS,
         )  # fmt: skip
+        os.close(kept)
+        kept = None
         return Program(pid, reader, log)
     except OSError:
-        if pid is not None:  # there is no descriptor left to wait with
+        if pid is not None:  # another thread has taken the descriptor
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         if reader is not None:
@@ -154,8 +158,9 @@ def start(
     finally:
         if directory != "/":
             os.chdir("/")
-        if writer is not None:
-            os.close(writer)
+        for descriptor in (writer, kept):
+            if descriptor is not None:
+                os.close(descriptor)
 
 
 def _settle(done: asyncio.Future[None]) -> None:

@@ -5,6 +5,7 @@ What it runs has inetd's place in the world: the socket is its standard input an
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import shutil
@@ -27,10 +28,14 @@ from superd.plugin import (
     inherited_environment,
 )
 from superd_exec.environment import PATH, environment
-from superd_exec.program import Program, start
+from superd_exec.program import NEEDED, Program, start
 
 FAILURES = 5  # in a row, and then a pause
 PAUSE = 10.0  # seconds
+RETRY = 0.25  # seconds until a program is tried again for which too little was left
+
+# no program is to blame for it
+SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
 
 # sd_listen_fds(3) wants to know that it is the one who is meant, and by its number; only a shell
 # knows that in time, and it would tell PWD, too
@@ -107,6 +112,7 @@ class Exec(Service):
     name = "exec"
     options_model = ExecOptions
     options: ExecOptions
+    descriptors = NEEDED
 
     def prepare(self) -> None:
         program = self.options.command[0]
@@ -122,11 +128,12 @@ class Exec(Service):
         self.base = {**passed, **self.options.env}
         self.programs: set[Program] = set()
         self.failures = 0
+        self.is_short = False
 
     async def takeover(self, sock: socket.socket, conn: Connection) -> None:
         sock.setblocking(True)
         env = environment(self.base, conn.local, conn.peer)
-        program = self._start(sock, env, partial(conn.log, "warning"))
+        program = await self._started(sock, env, partial(conn.log, "warning"))
         sock.close()  # the client is to see the end as soon as the program has closed it
         try:
             await self._ended(program)
@@ -137,33 +144,46 @@ class Exec(Service):
         env = environment(self.base, waiting.local, waiting.peer)
         sock.setblocking(True)
         try:
-            program = self._start(sock, env, partial(waiting.log, "warning"))
+            program = await self._started(sock, env, partial(waiting.log, "warning"))
             await self._ended(program)
             return program.outcome
         finally:
             if waiting.peer is None:  # others may have the socket of a datagram, too
                 sock.setblocking(False)
 
-    def _start(
+    async def _started(
         self, sock: socket.socket, env: dict[str, str], log: Callable[[str], None]
     ) -> Program:
+        """Start the program for a client, which waits where that takes more than is left."""
         descriptors = dict.fromkeys((0, 1), sock.fileno())
         if self.options.listen_fds:
             descriptors[LISTEN_FD] = sock.fileno()
             env |= {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "connection"}
         directory, stderr = self.options.directory, self.options.stderr
-        try:
-            program = start(self.executable, self.argv, env, descriptors, directory, stderr, log)
-        except OSError as error:
-            self.failures += 1
-            code = CANNOT_RUN.get(error.errno or 0, 126)
-            what = error.filename or self.executable  # or the directory to start in
-            text = f"cannot run {what}: {os.strerror(error.errno or 0)} (exit {code})"
-            pause = PAUSE if self.failures >= FAILURES else 0.0
-            raise Unavailable(text, pause) from None
-        self.failures = 0
-        self.programs.add(program)
-        return program
+        while True:
+            try:
+                program = start(
+                    self.executable, self.argv, env, descriptors, directory, stderr, log
+                )
+            except OSError as error:
+                if error.errno not in SHORTAGE:
+                    raise self._cannot_run(error) from None
+                if not self.is_short:
+                    self.is_short = True
+                    log(f"clients wait for {self.executable}: {os.strerror(error.errno)}")
+                await asyncio.sleep(RETRY)
+            else:
+                self.failures = 0
+                self.is_short = False
+                self.programs.add(program)
+                return program
+
+    def _cannot_run(self, error: OSError) -> Unavailable:
+        self.failures += 1
+        code = CANNOT_RUN.get(error.errno or 0, 126)
+        what = error.filename or self.executable  # or the directory to start in
+        text = f"cannot run {what}: {os.strerror(error.errno or 0)} (exit {code})"
+        return Unavailable(text, PAUSE if self.failures >= FAILURES else 0.0)
 
     async def _ended(self, program: Program) -> None:
         try:

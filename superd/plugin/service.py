@@ -124,7 +124,8 @@ class Service:
        `protocol(conn) -> asyncio.Protocol` does so at full speed;
        `datagram(packet) -> bytes | None` answers a datagram, or keeps quiet;
        `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
-       was sent is delivered and the socket closed, unless it was closed or detached already.
+       was sent is delivered and the socket closed, unless it was closed or detached already. It
+       finds as many descriptors left as `descriptors` says, to begin with.
        `relay(sock, conn) -> Relay` has it without a coroutine, until it calls `conn.ended(end)`;
        each call there has to say that it must not wait, as the socket itself might, and `poller`
        tells when one would not;
@@ -146,6 +147,7 @@ class Service:
     name: ClassVar[str] = ""
     options_model: ClassVar[type[Options]] = Options
     preload: ClassVar[tuple[str, ...]] = ()  # modules that are imported late, after confinement
+    descriptors: ClassVar[int] = 0  # without so many more nobody is taken over: see `takeover`
 
     looks_up = (
         False  # whether it calls `look_up` or `name_of`, which take a resolver; set by `check`

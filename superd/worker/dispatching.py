@@ -22,7 +22,7 @@ from superd.worker.handovers import Handover
 from superd.worker.protocols import ProtocolSession, advance
 from superd.worker.relays import RelayedSession
 from superd.worker.serving import Serving
-from superd.worker.takeovers import TakenSession
+from superd.worker.takeovers import take_over
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine
@@ -89,9 +89,7 @@ def _starter(engine: Engine, serving: Serving, kind: Transport) -> Dispatch | No
         advance(session.attach(sock))
 
     def give(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
-        session = TakenSession()
-        session.begin(engine, serving, kind, sockaddr, ticket, local)
-        session.give(sock)
+        take_over(engine, serving, kind, sock, sockaddr, ticket, local)
 
     if serving.relay:
         return relay

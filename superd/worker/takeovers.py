@@ -1,24 +1,38 @@
 """Connections whose raw socket a plugin takes over.
 
-Runs in the worker, on the loop. When the plugin has returned, what it sent is delivered and the
-socket closed. Never raises.
+Runs in the worker, on the loop. Where there are too few descriptors for the plugin to begin, its
+client waits. When the plugin has returned, what it sent is delivered and the socket closed. Never
+raises.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import select
 import socket
 import struct
 import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from superd.admission.gate import Ticket
+from superd.net.addresses import Transport
 from superd.net.binding import NO_TIMEOUT
 from superd.net.closing import reset_on_close
 from superd.net.passing import pass_socket
 from superd.observe.connections import End
+from superd.observe.records import Record
 from superd.plugin.connection import LONGEST_LINE, Connection
+from superd.worker.serving import Serving
 from superd.worker.session import SLOTS, Session
 
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+RETRY = 0.05  # seconds until a client is tried again for whom there were no descriptors
+PAUSE = 2 * RETRY  # that others wait in the backlog: longer, so that none is accepted meanwhile
 GONE = select.POLLHUP | select.POLLERR
 LINUX = sys.platform == "linux"
 TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received (tcp(7))
@@ -32,6 +46,45 @@ def bytes_of(sock: socket.socket) -> tuple[int, int] | None:
             sent, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
             return received, sent
     return None
+
+
+def take_over(
+    engine: Engine,
+    serving: Serving,
+    kind: Transport,
+    sock: socket.socket,
+    sockaddr: Any,
+    ticket: Ticket,
+    local: str,
+) -> None:
+    """Have the plugin take over a client; where it could not begin, this one and others wait."""
+    try:
+        if serving.plugin.descriptors:
+            _keep_free(engine, sock, serving.plugin.descriptors)
+    except OSError as error:
+        text = f"clients wait: {os.strerror(error.errno or 0)}"
+        record = Record("warning", text, service=serving.name)
+        engine.flood_gate.report((serving.name, error.errno), record)
+        if error.errno == errno.EMFILE:
+            engine.check_descriptors()
+        again = partial(take_over, engine, serving, kind, sock, sockaddr, ticket, local)
+        engine.pause(serving, PAUSE)
+        engine.hold(RETRY, again)
+        return
+    session = TakenSession()
+    session.begin(engine, serving, kind, sockaddr, ticket, local)
+    session.give(sock)
+
+
+def _keep_free(engine: Engine, sock: socket.socket, number: int) -> None:
+    """See that so many descriptors are left when the loop turns, whoever else is accepted until
+    then; OSError if not.
+    """
+    with contextlib.ExitStack() as kept:
+        for _ in range(number):
+            kept.callback(os.close, os.dup(sock.fileno()))
+        os.close(os.dup(sock.fileno()))  # and one now: see `give`
+        engine.loop.call_soon(kept.pop_all().close)
 
 
 class TakenSession(Session, Connection):

@@ -477,22 +477,38 @@ def test_what_no_program_can_be_given_is_a_mistake(
     assert f"service.x.{mistake}" in done.stderr
 
 
-def test_where_a_descriptor_is_missing_after_the_start_no_child_is_left(
-    start_superd: Start,
+@pytest.mark.parametrize("stderr", ["log", "client"])
+def test_where_descriptors_run_out_clients_wait_and_all_are_served(
+    start_superd: Start, stderr: str
 ) -> None:
     served = start_superd(
-        """
+        f"""
         [service.cat]
         plugin = "exec"
         listen = "tcp://127.0.0.1:0"
-        options = { command = "cat", stderr = "client" }
-        rlimits = { nofile = 64 }
+        options = {{ command = "cat", stderr = "{stderr}" }}
+        rlimits = {{ nofile = 64 }}
         """
     )
     (worker,) = served.workers()
-    with crowd(served.address("cat"), 100):
-        served.wait_for_log("cannot run .*: Too many open files")
+    with crowd(served.address("cat"), 100) as clients:
+        for client in clients:
+            client.sendall(b"x")
+        served.wait_for_log("clients wait: Too many open files service=cat")
+        until(lambda: len(children(worker)) > 10, "as many to be served as descriptors allow")
+        waiting = set(clients)
+        while waiting:
+            answered = set(select.select(list(waiting), [], [], PATIENCE)[0])
+            assert answered
+            for client in answered:
+                assert client.recv(1) == b"x"
+                client.close()
+            waiting -= answered
     until(lambda: not children(worker), "the last child to be reaped")
+    began = time.monotonic()
+    assert exchange(served.connect("cat"), b"hello") == b"hello"
+    assert time.monotonic() - began < 1
+    assert served.counts("cat")["errors"] == 0
 
 
 def test_a_program_that_cannot_be_started_closes_and_then_pauses(
