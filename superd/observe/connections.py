@@ -36,7 +36,7 @@ _ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b' % (_TEXT
 _TIME = rb"(?:0|[1-9][0-9]{0,%d})\.[0-9]{3}" % (len(f"{LATEST:.0f}") - 2)
 _SECONDS = rb"%b\.[0-9]{6}" % _NUMBER
 _FACT = rb'"[a-z][a-z0-9-]{0,31}":%b' % _TEXT
-_COUNTS = rb'"duration":%b,"in":%b,"out":%b' % (_SECONDS, _NUMBER, _NUMBER)
+_COUNTS = rb'"duration":%b(?:,"in":%b,"out":%b)?' % (_SECONDS, _NUMBER, _NUMBER)
 _EVENT = (
     rb'(?:"accepted",%b|"closed",%b,%b,"end":%b(?:,"target":%b,"connect":%b)?(?:,"outcome":%b)?'
     rb'|"refused","peer":%b,"local":%b,"reason":%b(?:,"count":%b)?'
@@ -131,21 +131,23 @@ class ServiceRecords:
         self,
         ends: str,
         duration: float,
-        received: int,
-        sent: int,
+        received: int | None,
+        sent: int | None,
         end: str,
         outcome: str = "",
         target: tuple[str, float] | None = None,
     ) -> None:
-        """Write that a connection is over; `outcome` is how its program ended, if it had one, and
-        `target` who served it elsewhere, and how many seconds it took to get there.
+        """Write that a connection is over. What came and went is None where nobody knows; `outcome`
+        is how its program ended, if it had one, and `target` who served it elsewhere, and how many
+        seconds it took to get there.
         """
         if self._closed:
+            bytes_ = "" if received is None else f',"in":{received},"out":{sent}'
             more = f',"target":"{safe_name(target[0])}","connect":{target[1]:.6f}' if target else ""
             more += f',"outcome":"{safe(outcome)}"' if outcome else ""
             self._log.add(
                 f'{{"time":{time.time():.3f}{self._closed}{ends},"duration":{duration:.6f}'
-                f',"in":{received},"out":{sent},"end":"{end}"{more}}}\n'
+                f'{bytes_},"end":"{end}"{more}}}\n'
             )
 
     def answered(self, ends: str, sent: int, end: str) -> None:

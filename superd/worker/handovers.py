@@ -38,6 +38,7 @@ NEXT = 0.05  # seconds until the next look where several may have a datagram soc
 
 _ACCEPTED = int(Count.ACCEPTED)
 _DATAGRAMS = int(Count.DATAGRAMS)
+_ERRORS = int(Count.ERRORS)
 
 
 @dataclass(eq=False)
@@ -158,6 +159,7 @@ class Handover:
             run.outcome = await serving.listener(self.sock, Waiting(address, whose, log))
         except Unavailable as error:
             log("error", str(error))
+            serving.counts[_ERRORS] += 1
             end, run.pause = End.ERROR, error.pause
         except asyncio.CancelledError:
             end = End.DRAIN
@@ -176,7 +178,7 @@ class Handover:
         duration = now - run.began
         serving.counts[duration_column(duration)] += 1
         end = run.end or End.DRAIN
-        serving.records.closed(run.ends, duration, 0, 0, end.value, run.outcome)
+        serving.records.closed(run.ends, duration, None, None, end.value, run.outcome)
         if serving.entry.wait:
             serving.gate.leave(NO_SOURCE)
         self._go_on(run, duration)

@@ -118,22 +118,21 @@ class Requests:
         }
         for session in self.engine.sessions.values():
             session.progress()  # brings its counters up to date
+            received, sent = session.passed or (0, 0)
             of_service = sums[session.serving.name]
-            of_service[0] += session.received
-            of_service[1] += session.sent
+            of_service[0] += received
+            of_service[1] += sent
         names = list(sums)
         for first in range(0, len(names), MOST_SERVICES):
             yield {name: sums[name] for name in names[first : first + MOST_SERVICES]}
 
 
 def _row(session: Session, now: float) -> Row:
-    passed: tuple[int, int] | None = session.progress()
-    if passed != (session.received, session.sent):
-        passed = None  # the kernel does not tell: see TakenSession
+    session.progress()  # brings its counters up to date
     target = safe(session.target[0]) if session.target else ""
     known = _known(session.ends)
     return row_of(
-        known, session.serving.name, now - session.started, _state(session), passed, target
+        known, session.serving.name, now - session.started, _state(session), session.passed, target
     )
 
 

@@ -182,6 +182,11 @@ class Session:
         return self.received, self.sent
 
     @property
+    def passed(self) -> tuple[int, int] | None:
+        """How many bytes came and went when they were last counted; None where nobody knows."""
+        return self.received, self.sent
+
+    @property
     def has_gone(self) -> bool:
         """Whether the client has broken the connection."""
         return self.is_lost
@@ -203,7 +208,7 @@ class Session:
             return
         text, where = str(error), self.peer.endpoint
         record = Record("error", text, self.serving.name, self.id, where)
-        self.engine.flood_gate.report((self.serving.name, text), record)
+        count_failure(self.engine, self.serving, record, text)
         self.engine.pause(self.serving, error.pause)
 
     def note(self, outcome: str) -> None:
@@ -220,14 +225,15 @@ class Session:
         if self.engine.leave(self):
             serving = self.serving
             counts = serving.counts
-            counts[_BYTES_IN] += self.received
-            counts[_BYTES_OUT] += self.sent
+            received, sent = self.passed or (None, None)
+            counts[_BYTES_IN] += received or 0
+            counts[_BYTES_OUT] += sent or 0
             duration = self.engine.loop.time() - self.started
             counts[duration_column(duration)] += 1
             if serving.records.wants_any:
                 end = "server" if self.end is None else self.end.value
                 serving.records.closed(
-                    self.ends, duration, self.received, self.sent, end, self.outcome, self.target
+                    self.ends, duration, received, sent, end, self.outcome, self.target
                 )
             self.give_place_back()
             if serving.waiting:

@@ -38,13 +38,20 @@ LINUX = sys.platform == "linux"
 TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received (tcp(7))
 
 
+# states of tcp (tcp_states.h): the end of the stream has come from the client, or has got there;
+# it was counted as a byte
+END_HAS_COME = frozenset((6, 8, 9, 11))  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING
+END_HAS_GONE = frozenset((5, 6))  # FIN_WAIT2, TIME_WAIT
+
+
 def bytes_of(sock: socket.socket) -> tuple[int, int] | None:
     """Return how many bytes came and went, as the kernel counts them for tcp on Linux."""
     if sock.family in (socket.AF_INET, socket.AF_INET6) and LINUX:
         with contextlib.suppress(OSError):
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
             sent, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
-            return received, sent
+            state = info[0]
+            return received - (state in END_HAS_COME), sent - (state in END_HAS_GONE)
     return None
 
 
@@ -90,10 +97,11 @@ def _keep_free(engine: Engine, sock: socket.socket, number: int) -> None:
 class TakenSession(Session, Connection):
     """A connection that superd only books; the plugin reads and writes the socket itself."""
 
-    __slots__ = (*SLOTS, "kept", "sock")
+    __slots__ = (*SLOTS, "is_known", "kept", "sock")
 
     sock: socket.socket | None
     kept: socket.socket | None
+    is_known: bool  # what came and went
 
     def give(self, sock: socket.socket) -> None:
         """Let the plugin have the socket, without the time-out that the listener has.
@@ -101,7 +109,7 @@ class TakenSession(Session, Connection):
         Where the entry's time-outs ask what comes and goes, it is kept for them once more: a plugin
         may close its own and leave the client to a program.
         """
-        self.sock, self.kept = sock, None
+        self.sock, self.kept, self.is_known = sock, None, False
         entry, takeover = self.serving.entry, self.serving.takeover
         assert takeover is not None
         try:
@@ -123,9 +131,12 @@ class TakenSession(Session, Connection):
 
     def progress(self) -> tuple[int, int]:
         """Ask the kernel; where that does not tell, the connection counts as never idle."""
-        if self._count():
-            return self.received, self.sent
-        return 1, int(self.engine.loop.time() * 1000)
+        self._count()
+        return self.passed or (1, int(self.engine.loop.time() * 1000))
+
+    @property
+    def passed(self) -> tuple[int, int] | None:
+        return (self.received, self.sent) if self.is_known else None
 
     @property
     def _open(self) -> socket.socket | None:
@@ -133,13 +144,16 @@ class TakenSession(Session, Connection):
         found = (sock for sock in (self.sock, self.kept) if sock is not None and sock.fileno() >= 0)
         return next(found, None)
 
-    def _count(self) -> bool:
-        """Learn from the kernel how many bytes came and went, if it tells."""
-        sock = self._open
-        counted = None if sock is None else bytes_of(sock)
-        if counted is not None:
-            self.received, self.sent = counted
-        return counted is not None
+    def _count(self) -> None:
+        """Learn from the kernel how many bytes came and went, if it tells; the socket may be
+        elsewhere by now. What was known when it ended, or was cut, stays.
+        """
+        if self.sock is None or self.end not in (None, End.ERROR):
+            return
+        found = self._open
+        counted = None if found is None else bytes_of(found)
+        self.is_known = counted is not None
+        self.received, self.sent = counted or (0, 0)
 
     @property
     def has_gone(self) -> bool:
@@ -160,6 +174,7 @@ class TakenSession(Session, Connection):
 
     def expire(self, end: End) -> None:
         """End the talk; the plugin may be at the socket just now, so it is closed after that."""
+        self._count()
         self.end = self.end or end
         if (sock := self._open) is not None:
             with contextlib.suppress(OSError):

@@ -66,9 +66,11 @@ def test_each_event_says_what_it_knows() -> None:
     records.closed(ends_of("1-2", *WHERE), 1.25, 3, 4, "client")
     records.refused(*WHERE, "max-load")
     records.answered(ends_of("1-3", *WHERE), 26, "server")
+    records.closed(ends_of("1-4", *WHERE), 1.25, None, None, "server", "status 0")
     common = {"pid": PID, "service": "echo", "peer": WHERE[0], "local": WHERE[1]}
     closing = {"duration": 1.25, "in": 3, "out": 4, "end": "client"}
     at_once = {"duration": 0.0, "in": 0, "out": 26, "end": "server"}
+    unknown = {"duration": 1.25, "end": "server", "outcome": "status 0"}
     found = line.events()
     assert all(abs(event.pop("time") - time.time()) < 60 for event in found)
     assert found == [
@@ -77,7 +79,10 @@ def test_each_event_says_what_it_knows() -> None:
         {**common, "event": "refused", "reason": "max-load"},
         {**common, "event": "accepted", "conn": "1-3"},
         {**common, "event": "closed", "conn": "1-3", **at_once},
+        {**common, "event": "closed", "conn": "1-4", **unknown},
     ]
+    matches = pattern_of(PID, ["echo"]).fullmatch
+    assert all(matches(batch) for batch in line.batches)
 
 
 @pytest.mark.parametrize("wanted", [(), ("accepted",), ("closed",), ("refused",), ALL])

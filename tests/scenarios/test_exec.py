@@ -540,6 +540,7 @@ def test_a_program_that_cannot_be_started_closes_and_then_pauses(
         with served.connect("x") as client:
             assert ending(client)[0] == b""
     served.wait_for_log(r"cannot run .*/program: No such file or directory \(exit 127\)")
+    assert served.counts("x")["errors"] == 5
     with served.connect("x") as sixth:
         until(lambda: served.counts("x")["accepted"] >= 6, "five to be closed")
         assert is_open(sixth) or served.counts("x")["accepted"] == 7

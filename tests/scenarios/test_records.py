@@ -51,7 +51,25 @@ TAKER = """
     def superd_services():
         return [Taker]
 """
-PLUGINS = {"ways": PLUGIN, "taker": TAKER}
+CLOSER = """
+    import asyncio
+    from superd.plugin import Service, hookimpl
+
+    class Closer(Service):
+        name = "closer"
+
+        async def takeover(self, sock, conn):
+            reader, writer = await asyncio.open_connection(sock=sock)
+            writer.write(await reader.read(100))
+            await writer.drain()
+            writer.close()
+            await writer.wait_closed()
+
+    @hookimpl
+    def superd_services():
+        return [Closer]
+"""
+PLUGINS = {"ways": PLUGIN, "taker": TAKER, "closer": CLOSER}
 
 TOML = """
 [daemon]
@@ -65,6 +83,21 @@ listen = "tcp://127.0.0.1:0"
 [service.taker]
 plugin = "taker"
 listen = "tcp://127.0.0.1:0"
+
+[service.closer]
+plugin = "closer"
+listen = "tcp://127.0.0.1:0"
+
+[service.program]
+plugin = "exec"
+listen = ["tcp://127.0.0.1:0", "unix://{directory}/program"]
+options = { command = "cat" }
+
+[service.timed]
+plugin = "exec"
+listen = "tcp://127.0.0.1:0"
+idle-timeout = "1m"
+options = { command = "cat" }
 
 [service.daytime]
 plugin = "daytime"
@@ -210,6 +243,28 @@ def test_a_socket_that_was_taken_over(served: Superd) -> None:
         assert ending(client) == (b"abcabc", "fin")
     closing = last(served, "taker")
     assert (closing["in"], closing["out"], closing["end"]) == (3, 6, "server")
+
+
+def test_the_end_of_what_a_client_sends_is_no_byte(served: Superd) -> None:
+    assert exchange(served.connect("taker"), b"abc") == b"abcabc"
+    closing = last(served, "taker")
+    assert (closing["in"], closing["out"]) == (3, 6)
+    assert exchange(served.connect("timed"), b"abcd") == b"abcd"
+    closing = last(served, "timed")
+    assert (closing["in"], closing["out"], closing["end"]) == (4, 4, "server")
+    assert served.counts("timed")["bytes-in"] == 4
+
+
+@pytest.mark.parametrize("service", ["closer", "program"])
+def test_what_nobody_knows_is_in_no_record_and_counted_nowhere(
+    served: Superd, service: str
+) -> None:
+    assert exchange(served.connect(service), b"abc") == b"abc"
+    closing = last(served, service)
+    assert (closing["event"], closing["end"]) == ("closed", "server")
+    assert not {"in", "out"} & closing.keys()
+    counts = served.counts(service)
+    assert (counts["bytes-in"], counts["bytes-out"]) == (0, 0)
 
 
 def test_a_client_that_breaks_off(served: Superd) -> None:
