@@ -137,7 +137,9 @@ class Service:
        For streams the first of relay, protocol, async stream, takeover and respond that is there
        is used, and a stream that blocks where there is nothing else or the entry says so; for
        datagrams the first of relay_datagrams, datagram and respond.
-    5. `close()` when the worker has drained.
+    5. When the worker has drained, tasks that are still there are cancelled and have a second to
+       clean up, a quarter of it where superd stops at once. Then the loop ends, and `close()` is
+       called.
 
     What a method raises is logged with the connection's id and costs that connection only. One that
     runs on the loop and holds it up is logged with its stack; if it does not come back, the worker

@@ -38,6 +38,7 @@ from superd.worker.timeouts import GRACE, Timeouts
 FLOOD_WINDOW = 1.0
 MOST_CHECKED = 1000  # listeners at once
 SHOW = 1.0  # seconds between looks at what services have to show
+SHORT_GRACE = 0.25  # where the master kills who has not ended in half a second
 
 
 class Engine:
@@ -81,6 +82,7 @@ class Engine:
         self.flows = Counter[str]()  # sources of datagrams, by service
         self.draining = False
         self.is_to_end = False
+        self.last_words: asyncio.Task[None] | None = None
         self.over = False
         self.is_copy = False  # a process that a plugin has forked, and not the worker
         self.is_forking = False  # the worker itself: and in what it forks this stays so
@@ -156,7 +158,7 @@ class Engine:
     def end_if_drained(self) -> None:
         """Stop the loop once nobody is left."""
         if self.draining and not (self.sessions or self.lingering or self.names or self.held):
-            self._end()
+            self._end(GRACE)
 
     def run(self, ready: Callable[[], None]) -> None:
         """Serve; return once drained."""
@@ -224,16 +226,34 @@ class Engine:
             listener.stop()
         self.draining = True
         self._expire_all()
-        self._end()
+        self._end(SHORT_GRACE)
 
     def _cut(self, limit: str) -> None:
         if number := len(self.sessions) + self.held:
             message = f"{number} connections cut at the end of {limit}"
             self.report(Record("warning", message))
         self._expire_all()
-        self.loop.call_later(GRACE, self._end)
+        self.loop.call_later(GRACE, self._end, SHORT_GRACE)
 
-    def _end(self) -> None:
+    def _end(self, grace: float) -> None:
+        """Stop the loop once the tasks that plugins have left have ended, too."""
+        if self.last_words is None:
+            self.last_words = self.loop.create_task(self._end_tasks(grace))
+
+    async def _end_tasks(self, grace: float) -> None:
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            if not task.cancelling():  # a second time would break off its cleaning up
+                task.cancel()
+        ended, others = await asyncio.wait(tasks, timeout=grace) if tasks else (tasks, ())
+        for task in others:
+            service, place = self.pulse.whose(task.get_stack())
+            text = f"a task was cancelled and has not ended within {grace:g} s, {place}"
+            self.report(Record("warning", text, service=service))
+        for task in ended:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                context = {"message": "a task failed as it was cancelled", "exception": error}
+                self._loop_failed(self.loop, context)
         self.over = True
         self.loop.is_serving = False
         self.loop.stop()

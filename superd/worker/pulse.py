@@ -20,10 +20,12 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Sized
+from collections.abc import Sequence, Sized
+from types import FrameType
 from typing import NamedTuple
 
 from superd.observe.records import FloodGate, Record
+from superd.observe.stacks import Frame, Stack
 from superd.worker.lifeline import Lifeline
 from superd.worker.serving import Serving
 
@@ -64,6 +66,11 @@ class Pulse:
         """Know whose a plugin's code is."""
         module = type(serving.plugin).__module__.partition(".")[0]
         self._owners.setdefault(module, []).append(serving.name)
+
+    def whose(self, frames: Sequence[FrameType]) -> tuple[str, str]:
+        """Return the service whose plugin has the innermost of these frames, and the place."""
+        shown = [Frame(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames]
+        return Stack(tuple(shown), is_known=True).place(self._owners)
 
     def start(self, flood_gate: FloodGate, connected: Sized) -> None:
         """Beat from now on; `connected` is whoever is served."""

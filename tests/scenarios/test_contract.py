@@ -769,6 +769,92 @@ def test_a_service_lives_in_the_order_that_its_class_tells(
     assert elsewhere == ["init", "prepare"]  # the rehearsal
 
 
+BACKGROUND = """
+    import asyncio, os
+    from superd.plugin import Options, ReadableFile, Service, hookimpl
+
+    class BackgroundOptions(Options):
+        journal: ReadableFile
+
+    class Background(Service):
+        name = "background"
+        options_model = BackgroundOptions
+
+        def prepare(self):
+            self.file = os.open(self.options.journal, os.O_WRONLY | os.O_APPEND)
+
+        def note(self, what):
+            os.write(self.file, what.encode() + b"\\n")
+
+        def start(self):
+            loop = asyncio.get_running_loop()
+            self.tasks = [loop.create_task(each()) for each in (self.flush, self.fail, self.stay)]
+
+        async def flush(self):
+            try:
+                await asyncio.Future()
+            finally:
+                await asyncio.sleep(0.01)
+                self.note("flushed")
+
+        async def fail(self):
+            try:
+                await asyncio.Future()
+            finally:
+                raise RuntimeError("not now")
+
+        async def stay(self):
+            while True:
+                try:
+                    await asyncio.Future()
+                except asyncio.CancelledError:
+                    self.note("stays")
+
+        def respond(self, request):
+            return b"served"
+
+        def close(self):
+            self.note("close")
+
+    @hookimpl
+    def superd_services():
+        return [Background]
+"""
+
+
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_tasks_that_are_left_are_cancelled_before_close_and_cannot_stay(
+    start_superd: Start, tmp_path: Path, loop: str, number: signal.Signals
+) -> None:
+    journal = tmp_path / "journal"
+    journal.touch()
+    served = start_superd(
+        f"""
+        [daemon]
+        loop = "{loop}"
+
+        [service.background]
+        plugin = "background"
+        listen = "tcp://127.0.0.1:0"
+        options = {{ journal = "{journal}" }}
+        """,
+        env=make_plugin(tmp_path / "plugins", "background", BACKGROUND),
+    )
+    assert exchange(served.connect("background"), b"") == b"served"
+    served.signal(number)
+    until(lambda: "close" in journal.read_text(), "the worker's last step")
+    assert sorted(journal.read_text().split()[:-1]) == ["flushed", "stays"]
+    assert journal.read_text().split()[-1] == "close"
+    served.wait_for_log(
+        r"warning: a task was cancelled and has not ended within (1|0\.25) s,"
+        r" in plugin superd_background\.py:\d+, stay service=background\n"
+    )
+    served.wait_for_log(r"a task failed as it was cancelled: RuntimeError: not now")
+    if number != signal.SIGHUP:
+        assert served.wait() == 0
+
+
 @pytest.mark.root
 def test_a_service_is_prepared_as_root_and_serves_as_nobody(
     start_superd: Start, tmp_path: Path
