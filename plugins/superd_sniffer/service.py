@@ -11,10 +11,10 @@ from pydantic import ConfigDict, Field
 from superd.config.lists import Networks
 from superd.config.model import Section
 from superd.config.model import Service as Entry
-from superd.config.values import FilePath
 from superd.plugin import (
     Connection,
     Duration,
+    FilePath,
     Options,
     Packet,
     PositiveDuration,

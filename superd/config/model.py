@@ -51,7 +51,9 @@ def _kebab(name: str) -> str:
 
 
 def _take_what_toml_has(schema: Any, resolve: Callable[[CoreSchema], CoreSchema]) -> None:
-    """Let arrays be tuples and sets, and strings members of an enumeration; the rest is strict."""
+    """Let arrays be tuples and sets, and strings paths, addresses and members of an enumeration;
+    the rest is strict.
+    """
     if isinstance(schema, list):
         for item in schema:
             _take_what_toml_has(item, resolve)
@@ -60,7 +62,7 @@ def _take_what_toml_has(schema: Any, resolve: Callable[[CoreSchema], CoreSchema]
             schema = resolve(cast(CoreSchema, schema))
             if schema["type"] == "model":
                 return  # that one has been here itself, or refers to this one
-        if schema.get("type") in ("tuple", "set", "frozenset", "enum"):
+        if schema.get("type") in ("tuple", "set", "frozenset", "enum", "lax-or-strict"):
             schema["strict"] = False
         for key, inner in schema.items():
             if key not in ("metadata", "default"):

@@ -14,7 +14,15 @@ def superd_services() -> list[type[Service]]:
     return [Shout]
 """
 
-from superd.config.values import Duration, PositiveDuration, ReadableFile, Size, Strings
+from superd.config.values import (
+    Duration,
+    FilePath,
+    PositiveDuration,
+    Rate,
+    ReadableFile,
+    Size,
+    Strings,
+)
 from superd.net.addresses import Address, Transport
 from superd.observe.connections import End
 from superd.observe.records import Level
@@ -47,6 +55,7 @@ __all__ = [
     "DatagramRelay",
     "Duration",
     "End",
+    "FilePath",
     "Level",
     "LineTooLong",
     "Options",
@@ -54,6 +63,7 @@ __all__ = [
     "Polled",
     "Poller",
     "PositiveDuration",
+    "Rate",
     "ReadableFile",
     "Relay",
     "Relayed",

@@ -24,7 +24,9 @@ from superd.plugin.relay import Poller
 class Options(Section):
     """Options of a plugin: a frozen model whose fields are the keys of `options = {...}`.
 
-    A field `longest_line` is written `longest-line` in TOML.
+    A field `longest_line` is written `longest-line` in TOML. Strings of TOML may be enumerations,
+    `Path`, taken as it is written, and addresses and networks of `ipaddress`; `FilePath` starts at
+    the configuration's directory.
     """
 
     model_config = ConfigDict(defer_build=False)  # built once in the master, for all workers

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import enum
+import ipaddress
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -265,6 +266,9 @@ class Many(Options):
     choice: Literal["one", "two"] | Annotated[int, Field(ge=10)] = "one"
     finite: Annotated[float, Field(allow_inf_nan=False)] = 0
     every: PositiveDuration = 1
+    file: Path | None = None
+    peer: ipaddress.IPv4Address | ipaddress.IPv6Address | None = None
+    inside: ipaddress.IPv4Network | ipaddress.IPv6Network | None = None
     room: Annotated[Size, Field(ge=1024)] = 1024
 
 
@@ -322,12 +326,22 @@ def options_mistakes(text: str, model: type[BaseModel] = Many) -> list[str]:
         ("every = 0", "1:9: every: expected a duration of more than 0, found 0"),
         ('room = "1B"', '1:8: room: expected a value of at least 1024, found "1B"'),
         ("room = 1", "1:8: room: expected an integer of at least 1024, found 1"),
+        ("file = 1", "1:8: file: expected a path, found 1"),
+        ('peer = "x"', '1:8: peer: expected an IPv4 address or an IPv6 address, found "x"'),
+        ('inside = "x"', '1:10: inside: expected an IPv4 network or an IPv6 network, found "x"'),
         ("finite = inf", "1:10: finite: expected a finite number, found inf"),
         ("by_name = {}", '1:1: by_name: unknown key (did you mean "by-name"?)'),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_options_of_a_plugin(text: str, mistake: str) -> None:
     assert options_mistakes(text) == [f"o:{mistake}"]
+
+
+def test_paths_and_addresses_are_strings_in_toml() -> None:
+    found = Many.model_validate(tomli.loads('file = "/a"\npeer = "::1"\ninside = "10.0.0.0/8"\n'))
+    assert found.file == Path("/a")
+    assert found.peer == ipaddress.IPv6Address("::1")
+    assert found.inside == ipaddress.IPv4Network("10.0.0.0/8")
 
 
 def test_arrays_strings_and_dates_of_toml_are_what_a_plugin_declares() -> None:
