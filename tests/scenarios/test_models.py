@@ -109,7 +109,6 @@ PLUGINS = {"zoo": ZOO}
 RAISED = {
     "value_error": "ValueError: no such",
     "system_exit": "SystemExit",
-    "read_nothing": "ValueError: a limit is at least 1",
     "odd_level": 'ValueError: there is no level "fatal"',
 }
 
@@ -367,6 +366,14 @@ def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, mod
     assert closed(served, model, end="error")["in"]
     assert served.counts(model)["errors"] - before == len(RAISED)
     assert re.search(r"\| .*raise ValueError", served.log())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_line_of_nothing_is_a_mistake_of_the_handler(served: Superd, model: str) -> None:
+    with served.connect(model) as client:
+        client.sendall(b"read_nothing\n")
+        assert ending(client) == (b"", "reset")
+    served.wait_for_log(rf"zoo failed: ValueError: a limit is at least 1.* service={model} conn=")
 
 
 @pytest.mark.parametrize("model", MODELS)
