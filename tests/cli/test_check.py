@@ -183,8 +183,8 @@ def test_root_has_plugins_prepare_to_find_what_keeps_a_service_from_starting(
     file = written(tmp_path, text)
     code, [line] = checked(file)
     assert code == 78
-    assert line.startswith(f"{file}:2:10: service.exec.plugin: plugin exec failed: ")
-    assert line.endswith("/no/such/program")
+    assert line.startswith(f"{file}:2:10: service.exec.plugin: plugin exec failed in prepare: ")
+    assert ": /no/such/program (" in line
     assert checked(written(tmp_path, text + "enabled = false\n" + ECHO.format("a")))[0] == 0
 
 
