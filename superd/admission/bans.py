@@ -1,7 +1,8 @@
 """Which addresses and networks are banned, in memory that the master and all workers share.
 
-Made by the master before it forks, and written by it alone; workers only read, without a lock: a
-deadline is the last that is written of a ban, and the first that is taken away. Never raises.
+Made by the master before it forks, and written by it alone; workers only read, and cannot write
+once they have said `write_no_more`, before any plugin's code runs. There is no lock: a deadline is
+the last that is written of a ban, and the first that is taken away. Never raises.
 """
 
 from __future__ import annotations
@@ -38,6 +39,11 @@ class BanTable:
             make_secret(self._cells)
         self._secret = secret_of(self._cells)
         self._lengths: dict[tuple[int, int], int] = {}  # how many bans; known to the master only
+
+    def write_no_more(self) -> None:
+        """Have this process only read the table."""
+        self.memory.write_no_more()
+        self._cells = self.memory.cells
 
     def __len__(self) -> int:
         return self._cells[_NUMBER]

@@ -45,4 +45,24 @@ class Memory:
             raise ValueError(f"the memory of the {purpose} has another size")
         self.descriptor = descriptor
         weakref.finalize(self, os.close, descriptor).atexit = False
-        self.cells = memoryview(mmap.mmap(descriptor, size)).cast("Q")
+        self._map = mmap.mmap(descriptor, size)
+        self.cells = memoryview(self._map).cast("Q")
+
+    def write_no_more(self) -> None:
+        """Have this process read only, for good once it has closed the descriptor: what was opened
+        for reading alone cannot be made writable later (mprotect(2)). The old cells are gone.
+        """
+        size = len(self._map)
+        self.cells.release()
+        self._map.close()
+        reader = _opened_for_reading(self.descriptor)
+        self._map = mmap.mmap(reader, size, prot=mmap.PROT_READ)
+        os.close(reader)
+        self.cells = memoryview(self._map).cast("Q")
+
+
+def _opened_for_reading(descriptor: int) -> int:
+    try:
+        return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY)
+    except OSError:  # without /proc it is not for good
+        return os.dup(descriptor)

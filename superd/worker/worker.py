@@ -120,6 +120,7 @@ def _tell(channel: Channel, error: BaseException) -> int:
 def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     """The steps of `superd.plugin.Service`, as the worker takes them."""
     setproctitle(f"superd: worker {assignment.pool}")
+    assignment.bans.write_no_more()
     sockets = [*(sock for *_, sock in assignment.sockets), *assignment.entrances.values()]
     lock = assignment.ledger.lock.descriptor
     ours = {channel.sock.fileno(), lock, *lifeline.ends, *(sock.fileno() for sock in sockets)}

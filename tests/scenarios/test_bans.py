@@ -60,6 +60,14 @@ def test_a_banned_source_is_refused_by_every_service_until_the_ban_is_lifted(
     assert banned(served) == {}
 
 
+@pytest.mark.root
+def test_workers_can_read_who_is_banned_and_not_write(start_superd: Start) -> None:
+    served = start_superd(TOML)
+    for pid, rights in [(served.pid, "rw-s"), *((worker, "r--s") for worker in served.workers())]:
+        maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
+        assert {line.split()[1] for line in maps if "memfd:superd-bans" in line} == {rights}
+
+
 def test_a_network_can_be_banned_and_connections_that_are_there_go_on(
     start_superd: Start,
 ) -> None:
