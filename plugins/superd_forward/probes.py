@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from superd.config.model import Section
 from superd.net.closing import reset_on_close
-from superd.plugin import PositiveDuration
+from superd.plugin import Options, PositiveDuration
 from superd_forward.targets import Target
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 MOST_EXPECTED = 4096  # bytes that are read until the answer is not the expected one
 
 
-class Probe(Section):
+class Probe(Options):
     every: Annotated[PositiveDuration, Field(description="from one probe to the next")] = 5.0
     timeout: Annotated[PositiveDuration, Field(description="for one probe")] = 2.0
     send: Annotated[str, Field(description="what is sent once it is connected")] = ""

@@ -12,7 +12,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from superd.config.model import Section
 from superd.config.model import Service as Entry
 from superd.net.addresses import ANY_IPV4, ANY_IPV6
 from superd.net.destinations import Destination, parse_destination
@@ -56,7 +55,7 @@ def _host(text: str) -> str:
 Place = Annotated[Destination, BeforeValidator(_destination), WithJsonSchema({"type": "string"})]
 
 
-class WeightedTarget(Section):
+class WeightedTarget(Options):
     address: Annotated[Place, Field(description="tcp://, udp://, unix:// or unixgram://")]
     weight: Annotated[
         int, Field(ge=1, le=MOST_WEIGHT, description="its share among the others")

@@ -9,7 +9,6 @@ from typing import Annotated
 from pydantic import ConfigDict, Field
 
 from superd.config.lists import Networks
-from superd.config.model import Section
 from superd.config.model import Service as Entry
 from superd.plugin import (
     Connection,
@@ -35,12 +34,12 @@ MOST_HEARD = 64 * 1024
 LEAST_SIZE = 256 * 1024  # of a file: more than any piece
 
 
-class Capture(Section):
+class Capture(Options):
     bytes: Annotated[Size, Field(gt=0, le=MOST_HEARD, description="how much is listened to")] = 4096
     time: Annotated[PositiveDuration, Field(description="for how long")] = 5.0
 
 
-class Ban(Section):
+class Ban(Options):
     """Only knocks by tcp are counted: a datagram's source may be forged, to have others banned."""
 
     model_config = ConfigDict(alias_generator=lambda name: name.rstrip("_").replace("_", "-"))

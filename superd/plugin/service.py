@@ -24,9 +24,11 @@ from superd.plugin.relay import Poller
 class Options(Section):
     """Options of a plugin: a frozen model whose fields are the keys of `options = {...}`.
 
-    A field `longest_line` is written `longest-line` in TOML. Strings of TOML may be enumerations,
-    `Path`, taken as it is written, and addresses and networks of `ipaddress`; `FilePath` starts at
-    the configuration's directory.
+    A field `longest_line` is written `longest-line` in TOML. Its type is one that TOML has, a tuple
+    or set of such, or another subclass of this for a table. Strings may be a `Literal`, members of
+    an enumeration, `Path`, taken as it is written, and addresses and networks of `ipaddress`;
+    `FilePath` and `ReadableFile` start at the configuration's directory. `Duration`, `Size` and
+    `Rate` are written as for superd's own keys.
     """
 
     model_config = ConfigDict(defer_build=False)  # built once in the master, for all workers
