@@ -150,7 +150,7 @@ def test_a_reload_that_fails_leaves_the_mode_as_it_was(start_superd: Start, tmp_
     rewrite(served, UNIX.format(address=f"unix://{path}?mode=0666") + once)
     done = served.run("reload")
     assert done.returncode == 1
-    assert "prepare failed" in done.stderr
+    assert "plugin once failed in prepare" in done.stderr
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert exchange(connect_unix(path), b"x") == b"x"
 
