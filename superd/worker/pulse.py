@@ -55,7 +55,7 @@ class Pulse:
         self._lifeline = lifeline
         self._owners: dict[str, list[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._due = self._last = 0.0
+        self._due, self._last = float("inf"), 0.0  # no beat is late before the first
         self._used = _Usage(0.0, 0.0)
         try:  # before the worker is confined
             self._scheduled = os.open(SCHEDULED, os.O_RDONLY)

@@ -92,7 +92,8 @@ def test_a_file_becomes_the_toml_and_the_notes_that_stand_beside_it(
 def test_what_it_becomes_passes_check(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    toml = case.expected("toml")
+    # for root it looks for programs, and this one is on few machines
+    toml = re.sub(r'"(/usr/sbin/)?tcpd"', '"/bin/cat"', case.expected("toml"))
     file = written(tmp_path, toml)
     if "no service is enabled" in case.expected("notes"):
         with pytest.raises(ConfigurationError, match="no service is enabled"):

@@ -147,8 +147,6 @@ METHODS = {
     "cage_datagram": "def datagram(self, packet): return eval(self.options.act)",
     "cage_protocol": "def protocol(self, conn): return eval(self.options.act)",
     "cage_takeover": "async def takeover(self, *_): return eval(self.options.act)",
-    "cage_narrow": "async def takeover(self): pass",
-    "cage_stream": "async def stream(self): pass",
 }
 
 PLUGINS = {"zoo": zoo()} | {
@@ -179,8 +177,6 @@ CAGES = {
     "data_raises": Cage("cage_protocol", "Fails('data_received')", "in data_received", b"x"),
     "pause_raises": Cage("cage_protocol", "Fails('pause_writing')", "in pause_writing", b"flood"),
     "takeover_raises": Cage("cage_takeover", "exit('now')", "SystemExit: now"),
-    "takeover_narrow": Cage("cage_narrow", "", "TypeError: .*takes 1 positional argument"),
-    "stream_narrow": Cage("cage_stream", "", "TypeError: .*takes 1 positional argument"),
 }
 
 GOOD = ["neighbour", "distant", "beside_killers"]

@@ -117,7 +117,7 @@ class Bench:
         )
         self.plugin = Everything()
         roster = Roster.of(["test"], 1)
-        books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
+        self.books = books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
         wait = method == "listener"
         entry = Entry.model_construct(plugin="everything", listen=(), wait=wait)
         gate = Gate.of("test", entry, Daemon(), books, None)
