@@ -9,10 +9,12 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 from superd.master.pidfile import holder
-from tests.harness import Superd, is_alive, until
+from tests.harness import Superd, command, is_alive, until
 
 ECHO = """
 [service.echo]
@@ -48,3 +50,14 @@ def end(superd: Superd) -> None:
 def logged(port: int, more: str = "") -> str:
     """Return a configuration with echo on a port and a log file beside it."""
     return f'[daemon]\nlog = "./log"\n{more}{ECHO.format(port=port)}'
+
+
+def run_in_own_mounts(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell script, to which `"$@"` is superd, where what it mounts is nobody else's."""
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        check=False,
+    )

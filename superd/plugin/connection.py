@@ -1,8 +1,8 @@
 """One client's connection, as a plugin sees it.
 
 Used in the worker. Says what a plugin may rely on; the worker supplies it. Raises ConnectionError
-where the client has gone, LineTooLong where it sends a line without end,
-ValueError where the plugin asks for less than a byte.
+where the client has gone, LineTooLong where it sends a line without end, and ValueError where the
+plugin asks for less than a byte.
 """
 
 from __future__ import annotations

@@ -37,7 +37,6 @@ GONE = select.POLLHUP | select.POLLERR
 LINUX = sys.platform == "linux"
 TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received (tcp(7))
 
-
 # states of tcp (tcp_states.h): the end of the stream has come from the client, or has got there;
 # it was counted as a byte
 END_HAS_COME = frozenset((6, 8, 9, 11))  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING

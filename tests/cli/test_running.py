@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +15,8 @@ import pytest
 
 from tests import proc
 from tests.cli.conftest import Say
-from tests.daemons import ECHO, Configure, logged
-from tests.harness import Superd, command, is_alive, until
+from tests.daemons import ECHO, Configure, logged, run_in_own_mounts
+from tests.harness import Superd, is_alive, until
 
 COMMANDS = (
     "stop", "reload", "upgrade", "reopen", "status", "status --json", "status --prometheus",
@@ -143,13 +142,7 @@ def test_another_user_is_told_whose_daemon_serves_the_file(tmp_path: Path) -> No
         "$@" stop -c /mnt/one/superd.toml
     """
     (tmp_path / "superd.toml").write_text(ECHO.format(port=0))
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    done = run_in_own_mounts(script, tmp_path)
     pid, *told = done.stdout.splitlines()
     text = f"superd: superd runs as process {pid} and belongs to another user"
     assert told[:6] == [text, "77"] * 3, done

@@ -22,7 +22,7 @@ from superd.master.isolated import run_isolated
 from tests import proc
 from tests.cli.conftest import Say
 from tests.clients import connect_tcp
-from tests.daemons import ECHO, Configure, end, free_port, logged
+from tests.daemons import ECHO, Configure, end, free_port, logged, run_in_own_mounts
 from tests.harness import (
     PATIENCE,
     Superd,
@@ -287,13 +287,7 @@ def test_two_configurations_of_one_user_run_side_by_side(tmp_path: Path) -> None
         "$@" stop -c two.toml
         ls /run/superd
     """
-    done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=False,
-    )
+    done = run_in_own_mounts(script, tmp_path)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[:4] == ["one.pid", "one.sock", "two.pid", "two.sock"]

@@ -389,18 +389,18 @@ def test_a_minute_of_a_thousand_connections_a_second_keeps_nobody_else_out(
     assert answer_to(served.connect("fair", "127.2.0.1"))
 
 
+DAYTIME = """
+[service.daytime]
+plugin = "daytime"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
 def test_who_has_been_answered_and_does_not_close_has_a_place_until_it_does(
     start_superd: Start,
 ) -> None:
     """For a second at most; whoever closes can come again at once, as often as it likes."""
-    served = start_superd(
-        """
-        [service.daytime]
-        plugin = "daytime"
-        listen = "tcp://127.0.0.1:0"
-        max-per-source = 2
-        """
-    )
+    served = start_superd(DAYTIME + "max-per-source = 2")
     address = served.address("daytime")
     for _ in range(50):
         assert fate(address)[1] == "fin"
@@ -421,14 +421,7 @@ def test_who_has_been_answered_and_does_not_close_has_a_place_until_it_does(
 def test_a_single_place_goes_to_the_next_as_soon_as_a_client_has_closed(
     start_superd: Start,
 ) -> None:
-    served = start_superd(
-        """
-        [service.daytime]
-        plugin = "daytime"
-        listen = "tcp://127.0.0.1:0"
-        max-connections = 1
-        """
-    )
+    served = start_superd(DAYTIME + "max-connections = 1")
     began = time.monotonic()
     for _ in range(100):
         assert len(fate(served.address("daytime"))[0]) == 26
