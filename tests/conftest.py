@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Superd, make_plugin
+from tests.support.harness import Superd, make_plugin
 
 Start = Callable[..., Superd]
 

@@ -18,7 +18,7 @@ from superd.master.master import Master
 from superd.observe.connections import End
 from superd.plugin.registry import installed
 from tests.conftest import Start
-from tests.harness import exchange, make_plugin, superd
+from tests.support.harness import exchange, make_plugin, superd
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 from superd.plugin import Unavailable
 from superd_forward.events import BROKEN, INPUT
-from superd_forward.hops import forget, remember
+from superd_forward.loops import forget, remember
 from superd_forward.targets import Target, Way
 
 if TYPE_CHECKING:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 
 from superd.plugin import DatagramRelay, End, RelayedDatagrams, Unavailable
 from superd_forward.connecting import EXHAUSTED, has_run_out
-from superd_forward.hops import LOOP, Endpoint, chain_at, forget, remember
-from superd_forward.rounds import Rounds
+from superd_forward.loops import LOOP, Endpoint, chain_at, forget, remember
 from superd_forward.targets import Target, Targets
+from superd_forward.timers import Rounds
 
 if TYPE_CHECKING:
-    from superd_forward.streams import Streams
+    from superd_forward.context import Streams
 
 BATCH = 64  # answers per wake-up: the others' turn comes before a flood is over
 MOST_WAITING = 64 * 1024  # bytes that wait for the address of a target

@@ -15,7 +15,7 @@ from superd.plugin import Options, PositiveDuration
 from superd_forward.targets import Target
 
 if TYPE_CHECKING:
-    from superd_forward.streams import Streams
+    from superd_forward.context import Streams
 
 MOST_EXPECTED = 4096  # bytes that are read until the answer is not the expected one
 

@@ -18,12 +18,12 @@ from superd.net.closing import reset_on_close, undelivered
 from superd.plugin import End, Relay, Relayed
 from superd_forward.connecting import Attempt, Connecting
 from superd_forward.events import INPUT
-from superd_forward.hops import LOOP, Endpoint, chain_of, forget
+from superd_forward.loops import LOOP, Endpoint, chain_of, forget
 from superd_forward.side import Side
 from superd_forward.targets import Target
 
 if TYPE_CHECKING:
-    from superd_forward.streams import Streams
+    from superd_forward.context import Streams
 
 AT_ONCE = 1.0  # seconds in which a target may show that it does not want what it has taken
 PATIENCE = 10.0  # seconds that somebody may read nothing of what precedes a reset

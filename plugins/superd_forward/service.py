@@ -28,10 +28,10 @@ from superd.plugin import (
     Service,
     WrongOption,
 )
+from superd_forward.context import Streams
 from superd_forward.datagrams import Datagrams, ForwardedDatagrams
 from superd_forward.probes import Probe, keep_probing
 from superd_forward.relay import ForwardedConnection
-from superd_forward.streams import Streams
 from superd_forward.targets import POLICIES, Target, Targets
 
 MOST_WEIGHT = 1000

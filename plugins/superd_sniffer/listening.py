@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from superd.plugin import Connection
-from superd_sniffer.notebook import Knock
+from superd_sniffer.history import Knock
 
 if TYPE_CHECKING:
     from superd_sniffer.service import Sniffer

@@ -23,11 +23,11 @@ from superd.plugin import (
     WrongOption,
 )
 from superd_sniffer import pcap
-from superd_sniffer.culprits import Culprits
-from superd_sniffer.guess import guess
+from superd_sniffer.history import Knock, Notebook
 from superd_sniffer.listening import Listening
-from superd_sniffer.notebook import Knock, Notebook
+from superd_sniffer.offenders import Culprits
 from superd_sniffer.ports import port_names
+from superd_sniffer.recognisers.guess import guess
 from superd_sniffer.rotating import RotatingFile
 
 MOST_HEARD = 64 * 1024

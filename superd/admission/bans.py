@@ -11,8 +11,7 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 
-from superd.admission.hashing import CELLS, key_of, make_secret, secret_of
-from superd.admission.memory import Memory
+from superd.admission.memory import CELLS, Memory, key_of, make_secret, secret_of
 from superd.net.addresses import unmapped
 from superd.net.patterns import IPNetwork
 
@@ -28,7 +27,7 @@ _LENGTHS, _FIRST = _NUMBER + 1, _NUMBER + 5
 class BanTable:
     """A table of deadlines, in ns of the monotonic clock, by network.
 
-    A slot is found by a secret: see superd.admission.hashing. `descriptor` is that of another
+    A slot is found by a secret: see superd.admission.memory. `descriptor` is that of another
     program's table.
     """
 

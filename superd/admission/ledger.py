@@ -13,8 +13,7 @@ from __future__ import annotations
 import fcntl
 import time
 
-from superd.admission.hashing import CELLS, key_of, make_secret, secret_of
-from superd.admission.memory import Memory
+from superd.admission.memory import CELLS, Memory, key_of, make_secret, secret_of
 from superd.admission.scoreboard import Roster
 
 SLOTS = 1 << 15  # sources that can be counted at a time
@@ -86,7 +85,7 @@ class Ledger:
 class Sources:
     """The sources of one scope: how many connections each has, and when its next one is due.
 
-    A slot is found by a secret `factor` and `offset`: see superd.admission.hashing.
+    A slot is found by a secret `factor` and `offset`: see superd.admission.memory.
     """
 
     def __init__(self, cells: memoryview, width: int, factor: int, offset: int, place: int) -> None:

@@ -19,9 +19,9 @@ from superd.config.positions import Path as KeyPath
 from superd.config.positions import find_places
 from superd.config.problems import Document, dotted
 from superd.errors import ConfigurationError, Problem, UsageError, shown
-from superd.master.plan import Plan, plan
+from superd.listen.inherited import Inheritance
+from superd.master.plan.plan import Plan, plan
 from superd.master.start import serve
-from superd.net.inherited import Inheritance
 from superd.plugin.registry import installed
 
 

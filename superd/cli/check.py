@@ -17,7 +17,7 @@ from superd.cli.files import configuration_file
 from superd.config.loading import Configuration, load
 from superd.config.values import LOG_SINKS
 from superd.errors import ConfigurationError, ExitCode, Problem
-from superd.master.rehearsal import rehearse
+from superd.master.plan.preflight import rehearse
 from superd.plugin.registry import installed
 
 OK = "configuration OK"

@@ -55,8 +55,8 @@ def _write_no_more() -> None:
 
 
 def _run_command(arguments: Sequence[str] | None) -> int:
-    from superd.master.daemon import open_standard_descriptors
     from superd.master.signals import reset_inherited
+    from superd.process.daemonize import open_standard_descriptors
 
     # Pydantic would import what any distribution offers it, and as root. A value that is there
     # already stays where it is: setproctitle wipes the environment up to the first that moved.

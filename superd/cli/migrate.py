@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 from superd.config.loading import Configuration
-from superd.config.migrating import inetd, xinetd
-from superd.config.migrating.entries import Entry, Note, as_toml
-from superd.config.migrating.proving import prove
 from superd.errors import ExitCode, Problem, SuperdError, printable, reason
-from superd.master.rehearsal import rehearse
+from superd.master.plan.preflight import rehearse
+from superd.migrate import inetd, xinetd
+from superd.migrate.entries import Entry, Note, as_toml
+from superd.migrate.proving import prove
 from superd.plugin.registry import installed
 
 # what is so for all services, and cannot be told of any one line

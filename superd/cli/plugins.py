@@ -16,11 +16,11 @@ from superd.config.loading import load
 from superd.config.schema import schema_of
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, ExitCode, SuperdError, shown
-from superd.master.isolated import run_isolated
-from superd.master.rehearsal import blamed
+from superd.master.plan.preflight import blamed
 from superd.plugin.registry import Plugin, installed
 from superd.plugin.registry import load as load_plugin
 from superd.plugin.service import kinds_of, models_of
+from superd.process.isolated import run_isolated
 
 
 def list_plugins(file: Path | None, *, as_json: bool) -> int:

@@ -16,7 +16,7 @@ from typing import Any
 from superd.cli.files import SYSTEM_DIRECTORY, daemon_of
 from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError
-from superd.master.control import Line
+from superd.master.control_socket import Line
 from superd.master.pidfile import MASTER_TITLE, holder
 
 

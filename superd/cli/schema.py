@@ -13,8 +13,8 @@ from typing import Any
 from superd.config.model import Daemon, Defaults, Service
 from superd.config.schema import schema_of
 from superd.errors import ExitCode
-from superd.master.isolated import run_isolated
 from superd.plugin.registry import Plugin, installed, load
+from superd.process.isolated import run_isolated
 
 ALWAYS_THERE = ("plugin", "listen")  # in a service's entry or under [defaults]
 

@@ -18,13 +18,13 @@ from superd.cli.files import configuration_file, with_runtime_files
 from superd.config.loading import load
 from superd.config.model import Daemon
 from superd.errors import ExitCode, SuperdError, UsageError, reason
-from superd.master.daemon import Launch, Verdict, detach
-from superd.master.plan import Plan, plan
+from superd.listen.inherited import Inheritance, take_inherited
+from superd.listen.listeners import Listener
+from superd.master.plan.plan import Plan, plan
 from superd.master.signals import end_on_term
 from superd.master.start import make_runtime_directory, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
-from superd.net.inherited import Inheritance, take_inherited
-from superd.net.listeners import Listener
+from superd.process.daemonize import Launch, Verdict, detach
 
 SHOWN = 12  # addresses of one service: a range may have thousands
 

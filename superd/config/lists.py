@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, ValidationInfo
 from pydantic import WithJsonSchema as JsonSchema
 
-from superd.config.trust import distrust
+from superd.config.jails import distrust
 from superd.config.values import check_readable, did_you_mean, listed, one_or_more, parse_path
 from superd.config.windows import Window, parse_window
 from superd.errors import shown

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import tomli
 
+from superd.config.jails import distrust
 from superd.config.positions import TooMuch, find_places
 from superd.config.problems import Document, dotted
-from superd.config.trust import distrust
 from superd.errors import ConfigurationError, Problem, reason
 
 LARGEST_FILE = 1 << 20

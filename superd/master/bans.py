@@ -18,7 +18,7 @@ from typing import Any
 
 from superd.admission.bans import MOST, BanTable
 from superd.errors import printable, reason
-from superd.master.logs import Log
+from superd.master.logs.log import Log
 from superd.net.patterns import IPNetwork, parse_network, shown_network
 
 LONGEST_BAN = 366 * 86400.0  # seconds

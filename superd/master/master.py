@@ -16,21 +16,21 @@ from functools import partial
 
 from superd.admission.tally import Tally
 from superd.errors import ExitCode, SuperdError
+from superd.listen.listeners import Listener
 from superd.master.bans import Bans
-from superd.master.changes import Changes
-from superd.master.children import reap
-from superd.master.control import ControlSocket, control_listener
-from superd.master.generation import Generation
-from superd.master.logs import Log
+from superd.master.change.changes import Changes
+from superd.master.commands import answer
+from superd.master.control_socket import ControlSocket, control_listener
+from superd.master.logs.log import Log
 from superd.master.pidfile import PidFile
-from superd.master.plan import Plan
+from superd.master.plan.plan import Plan
 from superd.master.rates import Rates
-from superd.master.requests import answer
-from superd.master.resolving import Resolving
+from superd.master.resolver import Resolving
 from superd.master.signals import Signals
-from superd.master.supervising import Supervisor
-from superd.master.workers import LAST_WORD, Workers, drain_time
-from superd.net.listeners import Listener
+from superd.master.supervisor import LAST_WORD, Workers, drain_time
+from superd.master.systemd.notify import Supervisor
+from superd.master.workers.child import reap
+from superd.master.workers.generation import Generation
 
 WATCH = 0.4  # seconds between looks at the listeners: sabotage is repaired within a second
 

@@ -17,16 +17,16 @@ from setproctitle import setproctitle
 from superd.admission.tally import Tally
 from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
-from superd.master.generation import Generation
-from superd.master.logs import Log, log_of
+from superd.listen.inherited import Inheritance, match
+from superd.listen.listeners import Listener, listen
+from superd.master.logs.log import Log, log_of
 from superd.master.master import Master
 from superd.master.pidfile import MASTER_TITLE, PidFile
-from superd.master.plan import Plan
+from superd.master.plan.plan import Plan
 from superd.master.signals import Signals
-from superd.master.supervising import Supervisor
-from superd.master.watch import Watch
-from superd.net.inherited import Inheritance, match
-from superd.net.listeners import Listener, listen
+from superd.master.systemd.notify import Supervisor
+from superd.master.workers.generation import Generation
+from superd.master.workers.listeners import Watch
 from superd.observe.records import failure
 
 

@@ -23,13 +23,13 @@ from superd.errors import ExitCode, reason
 from superd.net.credentials import ids_of_peer
 from superd.net.names import confirmed_name, plausible_name
 from superd.observe.records import Threshold
+from superd.process.confinement import confine, keep_only, limit
+from superd.process.environment import clean_environment
+from superd.process.forking import reset_signals
 from superd.resolver import addresses
 from superd.resolver.addresses import Addresses, Found
 from superd.worker.channel import Channel
-from superd.worker.confinement import confine, keep_only, limit
-from superd.worker.environment import clean_environment
-from superd.worker.names import ADDRESSES_OF, LONGEST_REQUEST, answer_to
-from superd.worker.signals import reset_signals
+from superd.worker.runtime.names import ADDRESSES_OF, LONGEST_REQUEST, answer_to
 
 THREADS = 16  # look-ups at a time, since each blocks its thread
 PATIENCE = 5.0  # seconds until somebody is told that there is none

@@ -20,19 +20,19 @@ from superd.observe.connections import ConnectionLog, End
 from superd.observe.records import FloodGate, Record, Report, Threshold, failure, kind_of
 from superd.observe.rows import Rows, fitting
 from superd.plugin.relay import Poller
-from superd.worker import leaks
-from superd.worker.acceptor import Acceptor
-from superd.worker.answers import Lingering
+from superd.worker.accept.acceptor import Acceptor
+from superd.worker.accept.dispatch import Listener, listener_for
+from superd.worker.accept.refuse import Tarpit
 from superd.worker.blocking.session import Crew
-from superd.worker.dispatching import Listener, listener_for
-from superd.worker.handovers import Handover
-from superd.worker.loop import WorkerLoop
-from superd.worker.names import Names
-from superd.worker.polling import poller_of
-from superd.worker.pulse import Pulse
-from superd.worker.refused import Tarpit
-from superd.worker.serving import Serving
-from superd.worker.session import Session, count_failure
+from superd.worker.runtime import descriptors
+from superd.worker.runtime.heartbeat import Pulse
+from superd.worker.runtime.loop import WorkerLoop
+from superd.worker.runtime.names import Names
+from superd.worker.runtime.polling import poller_of
+from superd.worker.runtime.service import Serving
+from superd.worker.serve.listener import Handover
+from superd.worker.serve.respond import Lingering
+from superd.worker.serve.session import Session, count_failure
 from superd.worker.timeouts import GRACE, Timeouts
 
 FLOOD_WINDOW = 1.0
@@ -164,7 +164,7 @@ class Engine:
         """Serve; return once drained."""
         for crew in self.crews.values():
             crew.start()
-        self.own_descriptors = leaks.count_descriptors()
+        self.own_descriptors = descriptors.count_descriptors()
         for listener in self.listeners:
             listener.start()
         self.loop.call_soon(ready)
@@ -276,7 +276,7 @@ class Engine:
         plugins have leaked them; the successor has them anew.
         """
         connections = len(self.sessions) + len(self.lingering) + len(self.tarpit)
-        leaked = leaks.leaked(self.own_descriptors, connections)
+        leaked = descriptors.leaked(self.own_descriptors, connections)
         self.tarpit.let_all_go()
         self.lingering.make_room()
         if leaked and not self.draining:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from superd.observe.connections import End
 from superd.observe.records import Record
-from superd.worker.serving import Serving
-from superd.worker.session import Session
+from superd.worker.runtime.service import Serving
+from superd.worker.serve.session import Session
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine

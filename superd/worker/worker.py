@@ -37,22 +37,22 @@ from superd.observe.records import FloodGate, Record, Threshold, failure
 from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.plugin.service import only_relays
-from superd.worker import preload
-from superd.worker.backing import Backing
+from superd.process import preload
+from superd.process.confinement import confine, keep_only, limit, open_descriptors
+from superd.process.environment import clean_environment
+from superd.process.forking import reset_signals
 from superd.worker.blocking.processes import Forks, Preforks
 from superd.worker.blocking.session import Crew
 from superd.worker.blocking.threads import Threads
 from superd.worker.channel import OBSERVE, Channel
-from superd.worker.confinement import confine, keep_only, limit, open_descriptors
+from superd.worker.commands import Requests
 from superd.worker.engine import Engine
-from superd.worker.environment import clean_environment
 from superd.worker.lifeline import Lifeline
-from superd.worker.loop import WorkerLoop, new_loop
-from superd.worker.observing import Observer
-from superd.worker.pulse import Pulse
-from superd.worker.requests import Requests
-from superd.worker.serving import Serving
-from superd.worker.signals import reset_signals
+from superd.worker.runtime.heartbeat import Pulse
+from superd.worker.runtime.loop import WorkerLoop, new_loop
+from superd.worker.runtime.queries import Observer
+from superd.worker.runtime.service import Serving
+from superd.worker.serve.server_api import Backing
 
 
 @dataclass(frozen=True)

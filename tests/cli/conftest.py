@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from superd.cli.main import main
-from tests.daemons import Configure, end
-from tests.harness import Superd, make_plugin
+from tests.support.daemons import Configure, end
+from tests.support.harness import Superd, make_plugin
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
 Install = Callable[[str, str], None]

@@ -8,7 +8,7 @@ import pytest
 
 from tests.cli.conftest import Install, Say
 from tests.config.configurations import written
-from tests.harness import Superd, exchange, superd
+from tests.support.harness import Superd, exchange, superd
 
 ECHO = '[service.{0}]\nplugin = "echo"\nlisten = "unix://@broken-{0}"\n'
 SERVICE = '[service.{0}]\nplugin = "{0}"\nlisten = "unix://@broken-{0}"\n'

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from superd.cli import check as command
-from superd.master.isolated import Outcome, run_isolated
 from superd.plugin.registry import installed, load
+from superd.process.isolated import Outcome, run_isolated
 from tests.cli.conftest import Install, Say
 from tests.config.configurations import written
 from tests.conftest import Start
-from tests.harness import exchange, superd
+from tests.support.harness import exchange, superd
 
 ECHO = '[service.{0}]\nplugin = "echo"\nlisten = "unix://@check-{0}"\n'
 SERVICE = '[service.{0}]\nplugin = "{0}"\nlisten = "unix://@check-{0}"\n'

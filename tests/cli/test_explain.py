@@ -8,7 +8,7 @@ import pytest
 
 from tests.config.configurations import written
 from tests.conftest import Start
-from tests.harness import superd
+from tests.support.harness import superd
 
 TOML = """\
 [defaults]

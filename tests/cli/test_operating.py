@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import answer_to, ending
 from tests.conftest import Start
-from tests.daemons import free_port
-from tests.harness import PATIENCE, Superd, command, exchange, make_plugin, until
+from tests.support.clients import answer_to, ending
+from tests.support.daemons import free_port
+from tests.support.harness import PATIENCE, Superd, command, exchange, make_plugin, until
 
 TOML = """
 [service.echo]

@@ -14,11 +14,11 @@ import pytest
 from superd.cli.files import runtime_directory
 from superd.cli.serve import SHOWN, line_to_try
 from superd.errors import SuperdError
-from superd.master.isolated import run_isolated
 from superd.net.addresses import parse_addresses
-from tests import proc
+from superd.process.isolated import run_isolated
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, command, exchange, read_lines, refused, until
+from tests.support import proc
+from tests.support.harness import PATIENCE, Superd, command, exchange, read_lines, refused, until
 
 ECHO = """
 [service.echo]

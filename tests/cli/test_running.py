@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import proc
 from tests.cli.conftest import Say
-from tests.daemons import ECHO, Configure, logged, run_in_own_mounts
-from tests.harness import Superd, is_alive, until
+from tests.support import proc
+from tests.support.daemons import ECHO, Configure, logged, run_in_own_mounts
+from tests.support.harness import Superd, is_alive, until
 
 COMMANDS = (
     "stop", "reload", "upgrade", "reopen", "status", "status --json", "status --prometheus",

@@ -16,7 +16,7 @@ from superd.config.model import Daemon, Rlimits, Service
 from superd.plugin.registry import installed
 from tests.cli.conftest import Install
 from tests.cli.test_plugins import WITH_OPTIONS
-from tests.harness import superd
+from tests.support.harness import superd
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 

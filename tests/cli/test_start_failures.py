@@ -12,9 +12,9 @@ import pytest
 
 from superd.master.pidfile import holder
 from tests.cli.conftest import Say
-from tests.clients import connect_tcp
-from tests.daemons import ECHO, Configure, free_port, logged
-from tests.harness import PATIENCE, Superd, command, exchange, is_alive, make_plugin, until
+from tests.support.clients import connect_tcp
+from tests.support.daemons import ECHO, Configure, free_port, logged
+from tests.support.harness import PATIENCE, Superd, command, exchange, is_alive, make_plugin, until
 
 
 def test_start_tells_which_address_is_in_use(configured: Configure) -> None:

@@ -18,12 +18,12 @@ from pathlib import Path
 import pytest
 
 from superd.cli.main import main
-from superd.master.isolated import run_isolated
-from tests import proc
+from superd.process.isolated import run_isolated
 from tests.cli.conftest import Say
-from tests.clients import connect_tcp
-from tests.daemons import ECHO, Configure, end, free_port, logged, run_in_own_mounts
-from tests.harness import (
+from tests.support import proc
+from tests.support.clients import connect_tcp
+from tests.support.daemons import ECHO, Configure, end, free_port, logged, run_in_own_mounts
+from tests.support.harness import (
     PATIENCE,
     Superd,
     command,

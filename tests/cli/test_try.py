@@ -15,8 +15,8 @@ import pytest
 from superd.cli.attempt import entry, free_ports, toml_value
 from superd.errors import UsageError
 from tests.cli.conftest import Install, Say
-from tests.harness import PATIENCE, ask_udp, command, exchange, read_lines, until
-from tests.programs import output
+from tests.support.harness import PATIENCE, ask_udp, command, exchange, read_lines, until
+from tests.support.programs import output
 
 Trial = subprocess.Popen[str]
 

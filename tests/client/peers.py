@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TypeVar
 
-from tests.harness import PATIENCE, command, read_lines
+from tests.support.harness import PATIENCE, command, read_lines
 
 T = TypeVar("T")
 PART = 1 << 18

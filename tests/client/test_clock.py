@@ -13,7 +13,7 @@ import pytest
 
 from superd.client.clock import SECONDS_1900_TO_1970, Reading
 from tests.client.peers import free_port, peer
-from tests.harness import PATIENCE, Superd, superd
+from tests.support.harness import PATIENCE, Superd, superd
 
 TOML = """
 [service.time]

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.client.peers import connect, connecting, digest_of, free_port, peer, program
-from tests.clients import reset, sent_and_received
-from tests.harness import PATIENCE, Superd, command, receive_all, until
-from tests.programs import noise
+from tests.support.clients import reset, sent_and_received
+from tests.support.harness import PATIENCE, Superd, command, receive_all, until
+from tests.support.programs import noise
 
 SIZE = 100_000_000
 

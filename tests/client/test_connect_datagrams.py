@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from tests.client.peers import connect, connecting, free_port
-from tests.harness import PATIENCE, Superd
+from tests.support.harness import PATIENCE, Superd
 
 TOML = """
 [service.echo]

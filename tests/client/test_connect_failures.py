@@ -12,7 +12,7 @@ import pytest
 from superd.client.connect import Manner, connect_two_ways
 from superd.errors import UsageError
 from tests.client.peers import connect, connecting, endpoint, free_port, peer
-from tests.harness import PATIENCE, receive_all
+from tests.support.harness import PATIENCE, receive_all
 
 
 def test_a_refusal_is_one_line_with_address_and_reason() -> None:

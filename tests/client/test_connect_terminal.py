@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.client.peers import peer
-from tests.harness import PATIENCE, command, receive_all, until
+from tests.support.harness import PATIENCE, command, receive_all, until
 
 BACK = b"\x02"  # Ctrl-B of readline
 EARLIER = b"\x1b[A"

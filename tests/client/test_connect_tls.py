@@ -18,9 +18,9 @@ import pytest
 from superd.client.encryption import Encrypted, Trust, encrypted
 from superd.client.reaching import Deadline
 from tests.client.peers import connect, peer, program
-from tests.clients import reset
-from tests.harness import PATIENCE, receive_all
-from tests.programs import noise
+from tests.support.clients import reset
+from tests.support.harness import PATIENCE, receive_all
+from tests.support.programs import noise
 
 pytestmark = pytest.mark.tool("openssl")
 

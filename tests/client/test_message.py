@@ -9,7 +9,7 @@ import subprocess
 import threading
 
 from tests.client.peers import free_port, peer
-from tests.harness import PATIENCE, Superd, command, receive_all, superd
+from tests.support.harness import PATIENCE, Superd, command, receive_all, superd
 
 TOML = """
 [service.message]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.peers import free_port
-from tests.harness import PATIENCE, Superd, command
+from tests.support.harness import PATIENCE, Superd, command
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("unshare", "mount")]
 

@@ -12,8 +12,8 @@ import pytest
 
 from superd.client.interfaces import interfaces
 from tests.client.peers import peer
-from tests.harness import PATIENCE, superd
-from tests.namespaces import network_namespace
+from tests.support.harness import PATIENCE, superd
+from tests.support.namespaces import network_namespace
 
 
 def test_host_and_interfaces() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from superd.config.jails import jail_mistake
-from tests.proc import NOBODY
+from tests.support.proc import NOBODY
 
 pytestmark = pytest.mark.root
 

@@ -28,8 +28,8 @@ from superd.config.values import (
     parse_rate,
     parse_size,
 )
-from superd.master.isolated import run_isolated
 from superd.net.addresses import LARGEST_ID, MOST_ADDRESSES
+from superd.process.isolated import run_isolated
 
 ANYTHING = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(), st.lists(st.integers()),

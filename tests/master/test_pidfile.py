@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from superd.errors import AddressInUse, NotPermitted, SuperdError
-from superd.master.isolated import run_isolated
 from superd.master.pidfile import PidFile, holder
+from superd.process.isolated import run_isolated
 
 HOLD = """
 import sys, pathlib

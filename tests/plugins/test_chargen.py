@@ -6,8 +6,8 @@ import socket
 
 import pytest
 
-from tests.clients import connect_unix
-from tests.harness import Superd, ask_udp
+from tests.support.clients import connect_unix
+from tests.support.harness import Superd, ask_udp
 
 TOML = """
 [service.chargen]

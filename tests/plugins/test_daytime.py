@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 import superd_daytime
 
-from tests.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix, ending
-from tests.harness import Superd, ask_udp, until
+from tests.support.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix, ending
+from tests.support.harness import Superd, ask_udp, until
 
 TOML = """
 [service.daytime]

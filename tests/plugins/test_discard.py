@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ask_unixpacket, connect_unix, ending
-from tests.harness import Superd, exchange, until
+from tests.support.clients import ask_unixpacket, connect_unix, ending
+from tests.support.harness import Superd, exchange, until
 
 TOML = """
 [service.discard]

@@ -7,14 +7,14 @@ import socket
 
 import pytest
 
-from tests.clients import (
+from tests.support.clients import (
     ask_unixgram,
     ask_unixpacket,
     connect_unix,
     ending,
     sent_and_received,
 )
-from tests.harness import Superd, ask_udp, exchange, receive_all
+from tests.support.harness import Superd, ask_udp, exchange, receive_all
 
 TOML = """
 [service.echo]

@@ -6,9 +6,9 @@ import socket
 
 import pytest
 
-from tests.clients import ask_unixgram, ask_unixpacket, connect_unix, ending
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, receive_all
+from tests.support.clients import ask_unixgram, ask_unixpacket, connect_unix, ending
+from tests.support.harness import Superd, ask_udp, exchange, receive_all
 
 TOML = """
 [service.message]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import superd_qotd
 
-from tests.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix, ending
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, superd, until
+from tests.support.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix, ending
+from tests.support.harness import Superd, ask_udp, superd, until
 
 TOML = """
 [service.qotd]

@@ -9,10 +9,10 @@ import time
 
 import pytest
 
-from tests.clients import ending
 from tests.conftest import Start
-from tests.harness import Record, Superd, receive_all, until
-from tests.proc import descriptors
+from tests.support.clients import ending
+from tests.support.harness import Record, Superd, receive_all, until
+from tests.support.proc import descriptors
 
 TOML = """
 [daemon]

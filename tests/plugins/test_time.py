@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 import superd_time
 
-from tests.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix
-from tests.harness import Superd, ask_udp, until
+from tests.support.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix
+from tests.support.harness import Superd, ask_udp, until
 
 TOML = """
 [service.time]

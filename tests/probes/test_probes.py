@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.harness import Superd, exchange, make_plugin
+from tests.support.harness import Superd, exchange, make_plugin
 
 
 def refused(module: str) -> str:

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.asking import Asking
-from tests.dns import FILES, A, NameServer, header, name_server, record
-from tests.harness import until
-from tests.namespaces import Namespace, network_namespace
-from tests.proc import NOBODY, assert_powerless
+from tests.support.asking import Asking
+from tests.support.dns import FILES, A, NameServer, header, name_server, record
+from tests.support.harness import until
+from tests.support.namespaces import Namespace, network_namespace
+from tests.support.proc import NOBODY, assert_powerless
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 

@@ -11,7 +11,7 @@ import pytest
 
 from superd.resolver.addresses import Found
 from superd.resolver.resolver import MOST_WAITING, Resolver
-from superd.worker.names import Names
+from superd.worker.runtime.names import Names
 
 
 class Running:

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import connect_tcp, crowd, reset
 from tests.conftest import Start
-from tests.harness import (
+from tests.support.clients import connect_tcp, crowd, reset
+from tests.support.harness import (
     PATIENCE,
     Superd,
     ask_udp,
@@ -23,7 +23,7 @@ from tests.harness import (
     receive_all,
     until,
 )
-from tests.usage import (
+from tests.support.usage import (
     limit_descriptors,
     lowest_free_descriptor,
     open_descriptors,

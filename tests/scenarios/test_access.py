@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import fate
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, exchange, until
-from tests.namespaces import network_namespace
+from tests.support.clients import fate
+from tests.support.harness import PATIENCE, Superd, exchange, until
+from tests.support.namespaces import network_namespace
 
 TOML = """
 [defaults]

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import PATIENCE, Superd, ask_udp, exchange, until
-from tests.passing import passed
+from tests.support.harness import PATIENCE, Superd, ask_udp, exchange, until
+from tests.support.passing import passed
 
 ECHO = """
 [service.echo]

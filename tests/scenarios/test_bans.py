@@ -14,11 +14,11 @@ import pytest
 
 from superd.admission.bans import MOST, BanTable
 from superd.master.bans import OPERATOR, Bans
-from superd.master.logs import Log
+from superd.master.logs.log import Log
 from superd.net.patterns import IPNetwork, parse_network
 from tests.conftest import Start
-from tests.harness import Superd, exchange, make_plugin, superd, until
 from tests.scenarios.test_access import is_admitted
+from tests.support.harness import Superd, exchange, make_plugin, superd, until
 
 TOML = """
 [daemon]

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import connect_tcp, ending, reset
-from tests.harness import Superd, is_alive, until
-from tests.proc import children
-from tests.programs import noise, public_directory, script
-from tests.xinetd import Xinetd
+from tests.support.clients import connect_tcp, ending, reset
+from tests.support.harness import Superd, is_alive, until
+from tests.support.proc import children
+from tests.support.programs import noise, public_directory, script
+from tests.support.xinetd import Xinetd
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("xinetd")]
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.clients import connect_tcp, connect_unix
-from tests.harness import PATIENCE, Address, Superd, receive_all
+from tests.support.clients import connect_tcp, connect_unix
+from tests.support.harness import PATIENCE, Address, Superd, receive_all
 
 pytestmark = pytest.mark.tool("perl")
 

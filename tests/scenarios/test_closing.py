@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import crowd, ending, reset
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, receive_all, until
-from tests.usage import open_descriptors
+from tests.support.clients import crowd, ending, reset
+from tests.support.harness import PATIENCE, Superd, receive_all, until
+from tests.support.usage import open_descriptors
 
 LINGER = 1.0
 LARGE = 8 << 20  # more than the kernels on both sides hold

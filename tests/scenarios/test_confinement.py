@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import proc
 from tests.conftest import Start
-from tests.harness import ask_udp, exchange, make_plugin
-from tests.inside import INSIDE, inside
-from tests.proc import NOBODY, assert_nothing_is_left_open, assert_powerless
+from tests.support import proc
+from tests.support.harness import ask_udp, exchange, make_plugin
+from tests.support.inside import INSIDE, inside
+from tests.support.proc import NOBODY, assert_nothing_is_left_open, assert_powerless
 
 # numbers that no name stands for: the kernel does not ask for any
 USER, GROUP, MORE = 4321, 4322, (4323, 4324)

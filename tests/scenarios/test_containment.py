@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import crowd, ending, fate, reset
 from tests.conftest import Start
-from tests.harness import Superd, exchange, make_plugin, until
-from tests.proc import children, zombies
+from tests.support.clients import crowd, ending, fate, reset
+from tests.support.harness import Superd, exchange, make_plugin, until
+from tests.support.proc import children, zombies
 
 ANIMALS = {
     "system_exit": "raise SystemExit(3)",

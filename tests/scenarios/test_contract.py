@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import (
+from tests.conftest import Start
+from tests.support.clients import (
     ask_unixgram,
     ask_unixpacket,
     connect_unix,
@@ -18,8 +19,7 @@ from tests.clients import (
     reset,
     swallow,
 )
-from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, make_plugin, receive_all, until
+from tests.support.harness import Superd, ask_udp, exchange, make_plugin, receive_all, until
 
 # Does what the client's first line says, over a connection that it may well lose; `recall` tells
 # what the connection before it has seen.

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ask_unixgram, connect_unix
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, ask_udp, until
+from tests.support.clients import ask_unixgram, connect_unix
+from tests.support.harness import PATIENCE, Superd, ask_udp, until
 
 SO_SNDBUFFORCE = 32
 UDP_SEGMENT = 103  # cuts what is sent into datagrams of a size (udp(7))

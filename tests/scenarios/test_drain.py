@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import proc
-from tests.clients import connect_tcp, connect_unix, crowd, ending
 from tests.conftest import Start
-from tests.harness import Superd, exchange, is_alive, make_plugin, until
-from tests.usage import processor_time
+from tests.support import proc
+from tests.support.clients import connect_tcp, connect_unix, crowd, ending
+from tests.support.harness import Superd, exchange, is_alive, make_plugin, until
+from tests.support.usage import processor_time
 
 SESSIONS = 20
 AT_ONCE = 5.0  # seconds; a drain would take a minute

@@ -16,10 +16,26 @@ from typing import Any
 
 import pytest
 
-from tests.clients import ask_unixpacket, connect_unix, crowd, ending, is_open, sent_and_received
 from tests.conftest import Start
-from tests.harness import PATIENCE, Record, Superd, ask_udp, exchange, is_alive, receive_all, until
-from tests.proc import children, descriptors, memory
+from tests.support.clients import (
+    ask_unixpacket,
+    connect_unix,
+    crowd,
+    ending,
+    is_open,
+    sent_and_received,
+)
+from tests.support.harness import (
+    PATIENCE,
+    Record,
+    Superd,
+    ask_udp,
+    exchange,
+    is_alive,
+    receive_all,
+    until,
+)
+from tests.support.proc import children, descriptors, memory
 
 FDS = 'for f in /proc/$$/fd/*; do [ -e "$f" ] && echo "${f##*/}"; done'
 IGNORES_TERM = "trap '' TERM; echo $$; while :; do sleep 0.05; done"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ending
 from tests.conftest import Start
-from tests.harness import make_plugin, until
-from tests.inside import INSIDE, inside
+from tests.support.clients import ending
+from tests.support.harness import make_plugin, until
+from tests.support.inside import INSIDE, inside
 
 FORGER = """
 data = b'{"time":1700000000.123,"pid":%d,"service":"inside","event":"refused",%s}\\n'

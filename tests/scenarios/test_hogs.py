@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import crowd
 from tests.conftest import Start
-from tests.harness import Superd, exchange, make_plugin
+from tests.support.clients import crowd
+from tests.support.harness import Superd, exchange, make_plugin
 
 BUSY = f"superd-hog-{os.getpid()}"  # the hogs go on for as long as a socket of this name is there
 MOST_PROCESSES = 40

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import fate
 from tests.conftest import Start
-from tests.harness import (
+from tests.support.clients import fate
+from tests.support.harness import (
     make_plugin,
 )
-from tests.inside import INSIDE, inside
-from tests.jails import (
+from tests.support.inside import INSIDE, inside
+from tests.support.jails import (
     ALL,
     FAILING,
     RESET,

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import fate
 from tests.conftest import Start
-from tests.harness import (
+from tests.support.clients import fate
+from tests.support.harness import (
     PATIENCE,
     Superd,
     exchange,
@@ -20,8 +20,8 @@ from tests.harness import (
     make_plugin,
     until,
 )
-from tests.inside import INSIDE, inside
-from tests.jails import (
+from tests.support.inside import INSIDE, inside
+from tests.support.jails import (
     FAILING,
     QUOTE,
     RESET,

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import proc
-from tests.clients import connect_tcp, crowd, ending
 from tests.conftest import Start
-from tests.harness import (
+from tests.support import proc
+from tests.support.clients import connect_tcp, crowd, ending
+from tests.support.harness import (
     PATIENCE,
     Superd,
     command,

@@ -13,9 +13,9 @@ from functools import partial
 
 import pytest
 
-from tests.clients import answer_to, connect_tcp, connect_unix, ending, fate, is_open
 from tests.conftest import Start
-from tests.harness import PATIENCE, Address, Superd, exchange, until
+from tests.support.clients import answer_to, connect_tcp, connect_unix, ending, fate, is_open
+from tests.support.harness import PATIENCE, Address, Superd, exchange, until
 
 PLACES = 50
 

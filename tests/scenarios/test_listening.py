@@ -18,10 +18,19 @@ from pathlib import Path
 import pytest
 
 from superd.errors import ExitCode
-from tests.clients import ask_unixgram, ask_unixpacket, connect_tcp, connect_unix
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, ask_udp, exchange, is_alive, make_plugin, superd, until
-from tests.namespaces import Namespace, join, network_namespace
+from tests.support.clients import ask_unixgram, ask_unixpacket, connect_tcp, connect_unix
+from tests.support.harness import (
+    PATIENCE,
+    Superd,
+    ask_udp,
+    exchange,
+    is_alive,
+    make_plugin,
+    superd,
+    until,
+)
+from tests.support.namespaces import Namespace, join, network_namespace
 
 NOBODY = 65534
 LOCAL = ("127.0.0.1", "[::1]")

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import connect_unix, fate
 from tests.conftest import Start
-from tests.harness import (
+from tests.support.clients import connect_unix, fate
+from tests.support.harness import (
     PATIENCE,
     exchange,
     make_plugin,
     receive_all,
 )
-from tests.inside import INSIDE, inside
-from tests.jails import (
+from tests.support.inside import INSIDE, inside
+from tests.support.jails import (
     RESET,
 )
 

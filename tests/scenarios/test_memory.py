@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import crowd, swallow
 from tests.conftest import Start
-from tests.harness import Superd, exchange, make_plugin
-from tests.usage import private_memory
+from tests.support.clients import crowd, swallow
+from tests.support.harness import Superd, exchange, make_plugin
+from tests.support.usage import private_memory
 
 KIB = 1024
 

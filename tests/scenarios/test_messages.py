@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import proc
-from tests.harness import Superd, make_plugin, until
+from tests.support import proc
+from tests.support.harness import Superd, make_plugin, until
 
 SERVICES = """
 [service.hostile]

@@ -12,11 +12,11 @@ import socket
 from functools import partial
 from pathlib import Path
 
-from tests.clients import answer_to, fate, sent_and_received
-from tests.config.test_corpus import CORPUS
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, superd, until
-from tests.programs import digest, noise
+from tests.migrate.test_corpus import CORPUS
+from tests.support.clients import answer_to, fate, sent_and_received
+from tests.support.harness import Superd, ask_udp, exchange, superd, until
+from tests.support.programs import digest, noise
 
 LONG = b"x" * 600  # over udp no answer is longer than what it answers
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ask_unixpacket, connect_unix, crowd, ending, sent_and_received
 from tests.conftest import Start
-from tests.harness import (
+from tests.support.clients import ask_unixpacket, connect_unix, crowd, ending, sent_and_received
+from tests.support.harness import (
     PATIENCE,
     Record,
     Superd,
@@ -25,7 +25,7 @@ from tests.harness import (
     receive_all,
     until,
 )
-from tests.proc import children, descriptors, threads, zombies
+from tests.support.proc import children, descriptors, threads, zombies
 
 ZOO = """
     import asyncio, ctypes, os, socket, sys, threading, time

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from superd.errors import ExitCode
-from tests.clients import connect_tcp
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, make_plugin
-from tests.namespaces import Namespace, network_namespace
+from tests.support.clients import connect_tcp
+from tests.support.harness import Superd, ask_udp, exchange, make_plugin
+from tests.support.namespaces import Namespace, network_namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.dns import NameServer, name_server
-from tests.harness import PATIENCE, Superd, until
-from tests.namespaces import Namespace, network_namespace
-from tests.proc import NOBODY, assert_powerless, descriptors
+from tests.support.dns import NameServer, name_server
+from tests.support.harness import PATIENCE, Superd, until
+from tests.support.namespaces import Namespace, network_namespace
+from tests.support.proc import NOBODY, assert_powerless, descriptors
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from superd.master.control import ask
+from superd.master.control_socket import ask
 from superd.observe.connections import End
-from tests.clients import crowd, ending, is_open
 from tests.conftest import Start
-from tests.daemons import free_port
-from tests.harness import PATIENCE, Record, Superd, is_alive, until
-from tests.proc import children
+from tests.support.clients import crowd, ending, is_open
+from tests.support.daemons import free_port
+from tests.support.harness import PATIENCE, Record, Superd, is_alive, until
+from tests.support.proc import children
 
 PLUGINS = {
     "lines": """

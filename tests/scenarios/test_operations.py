@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import connect_tcp, connect_unix
 from tests.conftest import Start
-from tests.daemons import free_ports
-from tests.harness import Superd, until
-from tests.loads import Stream, hello, serve_on, under
-from tests.proc import children, descriptors, listener
+from tests.support.clients import connect_tcp, connect_unix
+from tests.support.daemons import free_ports
+from tests.support.harness import Superd, until
+from tests.support.loads import Stream, hello, serve_on, under
+from tests.support.proc import children, descriptors, listener
 
 # services of three pools: the workers of the first are killed, those of the others are not
 TOML = """

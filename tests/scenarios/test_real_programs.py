@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.harness import Superd, until
-from tests.proc import children
-from tests.programs import (
+from tests.support.harness import Superd, until
+from tests.support.proc import children
+from tests.support.programs import (
     LONGEST,
     NOBODY,
     OWN_GIT,
@@ -26,7 +26,7 @@ from tests.programs import (
     public_directory,
     run,
 )
-from tests.ssh import Ssh, separation
+from tests.support.ssh import Ssh, separation
 
 CLONES = 8
 

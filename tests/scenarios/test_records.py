@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import answer_to, connect_unix, crowd, ending, reset
 from tests.conftest import Start
-from tests.harness import PATIENCE, Record, Superd, exchange, until, whole_lines
+from tests.support.clients import answer_to, connect_unix, crowd, ending, reset
+from tests.support.harness import PATIENCE, Record, Superd, exchange, until, whole_lines
 
 PLUGIN = """
     from superd.plugin import Service, hookimpl

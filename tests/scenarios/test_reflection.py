@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import pytest
 
 from tests.conftest import Start
-from tests.harness import Address, Superd, ask_udp
-from tests.namespaces import Namespace, join, network_namespace
-from tests.spoofing import Wire, spoof
+from tests.support.harness import Address, Superd, ask_udp
+from tests.support.namespaces import Namespace, join, network_namespace
+from tests.support.spoofing import Wire, spoof
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients import ending
-from tests.harness import Superd, exchange, make_plugin, until
+from tests.support.clients import ending
+from tests.support.harness import Superd, exchange, make_plugin, until
 
 PLUGIN = """
     import select

@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 
 from superd.admission.scoreboard import LEAST_PLACES
-from tests.clients import answer_to, ask_unixgram, connect_tcp, connect_unix, crowd, ending
 from tests.conftest import Start
-from tests.daemons import free_port, free_ports
-from tests.harness import Superd, exchange, make_plugin, until
-from tests.loads import hello, serve_on, under
-from tests.proc import descriptors, listener
 from tests.scenarios.test_access import is_admitted
+from tests.support.clients import answer_to, ask_unixgram, connect_tcp, connect_unix, crowd, ending
+from tests.support.daemons import free_port, free_ports
+from tests.support.harness import Superd, exchange, make_plugin, until
+from tests.support.loads import hello, serve_on, under
+from tests.support.proc import descriptors, listener
 
 ECHO = """
 [service.echo]

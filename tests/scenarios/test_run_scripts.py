@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import PATIENCE, Superd, exchange, is_alive, until
-from tests.namespaces import need
+from tests.support.harness import PATIENCE, Superd, exchange, is_alive, until
+from tests.support.namespaces import need
 
 CONF = Path(__file__).parent.parent.parent / "conf"
 TOML = """

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ask_unixpacket, connect_unix
-from tests.harness import Superd, ask_udp, exchange, make_plugin, until
+from tests.support.clients import ask_unixpacket, connect_unix
+from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
 
 # Does what it is told, with whatever listener of its process is bound where it is told.
 SABOTEUR = """

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import proc
 from tests.conftest import Start
-from tests.harness import PATIENCE, ask_udp, exchange, make_plugin
+from tests.support import proc
+from tests.support.harness import PATIENCE, ask_udp, exchange, make_plugin
 
 
 @pytest.mark.root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.conftest import Start
-from tests.harness import ask_udp, exchange
+from tests.support.harness import ask_udp, exchange
 
 
 def test_echo_answers_over_tcp_and_udp(start_superd: Start) -> None:

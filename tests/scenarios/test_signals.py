@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import proc
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, command, exchange, is_alive, until
+from tests.support import proc
+from tests.support.harness import PATIENCE, Superd, command, exchange, is_alive, until
 
 PR_SET_CHILD_SUBREAPER = 36
 

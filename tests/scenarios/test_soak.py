@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import answer_to, connect_tcp, connect_unix
 from tests.conftest import Start
-from tests.daemons import free_ports
-from tests.harness import Superd, ask_udp, exchange, make_plugin, until
-from tests.loads import Load, hello, under
-from tests.proc import children, descriptors, memory, zombies
+from tests.support.clients import answer_to, connect_tcp, connect_unix
+from tests.support.daemons import free_ports
+from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
+from tests.support.loads import Load, hello, under
+from tests.support.proc import children, descriptors, memory, zombies
 
 WARM_UP = 60.0  # seconds until memory is measured for the first time
 STEADY = 240.0  # seconds without any change, in which workers must not grow

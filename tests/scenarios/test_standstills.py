@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ending
 from tests.conftest import Start
-from tests.harness import Superd, exchange, make_plugin, until
+from tests.support.clients import ending
+from tests.support.harness import Superd, exchange, make_plugin, until
 
 BLOCK = """
     import contextlib, itertools, os, signal, socket, time

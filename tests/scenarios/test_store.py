@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import PATIENCE, Superd, exchange, is_alive, until
-from tests.namespaces import network_namespace
-from tests.passing import NotifySocket
+from tests.support.harness import PATIENCE, Superd, exchange, is_alive, until
+from tests.support.namespaces import network_namespace
+from tests.support.passing import NotifySocket
 
 TOML = """
 [service.echo]

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.harness import Superd
-from tests.passing import NotifySocket
+from tests.support.harness import Superd
+from tests.support.passing import NotifySocket
 
 TOML = """
 [service.echo]

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Superd, exchange
+from tests.support.harness import Superd, exchange
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "tests" / "third_party" / "superd-shout"

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.clients import connect_unix, crowd, is_open
-from tests.harness import PATIENCE, Superd, exchange
+from tests.support.clients import connect_unix, crowd, is_open
+from tests.support.harness import PATIENCE, Superd, exchange
 
 TIMEOUT = 0.5
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import PATIENCE, Superd, ask_udp, exchange, receive_all
-from tests.namespaces import need
-from tests.programs import public_directory
-from tests.units import STRANGER, UNITS, settings, wrapper
+from tests.support.harness import PATIENCE, Superd, ask_udp, exchange, receive_all
+from tests.support.namespaces import need
+from tests.support.programs import public_directory
+from tests.support.units import STRANGER, UNITS, settings, wrapper
 
 ROOT, UNPRIVILEGED = "superd.service", "superd-unprivileged.service"
 PROGRAMS = ("unshare", "mount", "setpriv", "systemd-analyze")

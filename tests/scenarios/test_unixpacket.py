@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients import ask_unixpacket, connect_unix
-from tests.harness import Superd, until
+from tests.support.clients import ask_unixpacket, connect_unix
+from tests.support.harness import Superd, until
 
 SO_SNDBUFFORCE = 32
 LARGEST = 1 << 18

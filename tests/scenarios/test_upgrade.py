@@ -18,10 +18,12 @@ import pytest
 
 from superd import __version__
 from superd.master.pidfile import holder
-from tests.clients import answer_to, connect_tcp, connect_unix, crowd, ending
 from tests.conftest import Start
-from tests.daemons import end, free_port, free_ports, logged
-from tests.harness import (
+from tests.scenarios.test_access import is_admitted
+from tests.scenarios.test_reload import LIMITED_BY_SOURCE
+from tests.support.clients import answer_to, connect_tcp, connect_unix, crowd, ending
+from tests.support.daemons import end, free_port, free_ports, logged
+from tests.support.harness import (
     Superd,
     ask_udp,
     exchange,
@@ -29,11 +31,9 @@ from tests.harness import (
     make_plugin,
     until,
 )
-from tests.loads import hello, serve_on, under
-from tests.passing import NotifySocket
-from tests.proc import children, descriptors, listener
-from tests.scenarios.test_access import is_admitted
-from tests.scenarios.test_reload import LIMITED_BY_SOURCE
+from tests.support.loads import hello, serve_on, under
+from tests.support.passing import NotifySocket
+from tests.support.proc import children, descriptors, listener
 
 ECHO = """
 [service.echo]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import proc
-from tests.clients import connect_unix, ending
 from tests.conftest import Start
-from tests.harness import PATIENCE, Address, Superd, exchange, make_plugin, until
-from tests.usage import processor_time
+from tests.support import proc
+from tests.support.clients import connect_unix, ending
+from tests.support.harness import PATIENCE, Address, Superd, exchange, make_plugin, until
+from tests.support.usage import processor_time
 
 TWO_POOLS = """
 [daemon]

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from superd.admission.scoreboard import LOST
 from superd.observe.records import LONGEST_DETAIL, LONGEST_TEXT, Record, Threshold, decoded
 from superd.worker.channel import LARGEST, Channel
-from tests.clients import fate
 from tests.conftest import Start
-from tests.harness import make_plugin
-from tests.inside import INSIDE, inside
+from tests.support.clients import fate
+from tests.support.harness import make_plugin
+from tests.support.inside import INSIDE, inside
 
 Line = tuple[Channel, socket.socket]
 

@@ -25,8 +25,8 @@ from setproctitle import setproctitle
 from superd.net.addresses import Transport
 from superd.net.passing import ONE_DESCRIPTOR
 from superd.observe.records import Record, encoded
-from superd.worker import capabilities
-from superd.worker.blocking.talk import (
+from superd.process import capabilities
+from superd.worker.blocking.connection import (
     ALL_WELL,
     Account,
     BlockingTalk,
@@ -34,8 +34,8 @@ from superd.worker.blocking.talk import (
     account_of,
 )
 from superd.worker.channel import Channel
-from superd.worker.serving import Serving
-from superd.worker.session import endpoint_text
+from superd.worker.runtime.service import Serving
+from superd.worker.serve.session import endpoint_text
 
 DONE = b"done"  # all went well, and there is nothing to tell
 ABORTED = b"aborted"

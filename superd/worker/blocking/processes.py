@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, NoReturn
 from superd.errors import reason
 from superd.net.passing import rights_to
 from superd.observe.records import Record, failure
+from superd.process.forking import fork_child, how_it_ended
 from superd.worker.blocking.child import ABORTED, LARGEST, Child, account_of_message
+from superd.worker.blocking.connection import CELLS, Cell
 from superd.worker.blocking.session import PAUSE, BlockingSession, Crew
-from superd.worker.blocking.talk import CELLS, Cell
 from superd.worker.channel import Channel
-from superd.worker.forking import fork_child, how_it_ended
-from superd.worker.serving import Serving
+from superd.worker.runtime.service import Serving
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine

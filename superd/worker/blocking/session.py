@@ -12,14 +12,14 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from superd.net.binding import NO_TIMEOUT
+from superd.listen.binding import NO_TIMEOUT
 from superd.net.closing import reset_on_close
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.service import Unavailable
-from superd.worker.blocking.talk import Account, By, Caller, Cell
-from superd.worker.session import SLOTS, Session, count_failure
-from superd.worker.takeovers import bytes_of
+from superd.worker.blocking.connection import Account, By, Caller, Cell
+from superd.worker.serve.session import SLOTS, Session, count_failure
+from superd.worker.serve.takeover import bytes_of
 
 GRACE = 0.5  # seconds that a handler has after its connection was cut; the engine ends later
 PAUSE = 1.0  # seconds until it is tried again to start a thread or process

@@ -15,9 +15,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from superd.observe.records import Record
+from superd.worker.blocking.connection import CELLS, Account, BlockingTalk, account_of
 from superd.worker.blocking.session import BlockingSession, Crew
-from superd.worker.blocking.talk import CELLS, Account, BlockingTalk, account_of
-from superd.worker.serving import Serving
+from superd.worker.runtime.service import Serving
 
 if TYPE_CHECKING:
     from superd.worker.engine import Engine

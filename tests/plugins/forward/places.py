@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from tests.harness import PATIENCE, Address, Record, Superd, until
+from tests.support.harness import PATIENCE, Address, Record, Superd, until
 
 RECORDS = '[daemon]\nrecord-log = "{directory}/records"\nrecord-format = "json"\n'
 

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients import ending, fate, reset
-from tests.harness import PATIENCE, until
 from tests.plugins.forward.places import Front, Place, fronts
+from tests.support.clients import ending, fate, reset
+from tests.support.harness import PATIENCE, until
 
 Made = dict[str, Front[Place]]
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.clients import connect_unix
-from tests.harness import PATIENCE, Address, until
 from tests.plugins.forward.places import Front, Mailbox, fronts
+from tests.support.clients import connect_unix
+from tests.support.harness import PATIENCE, Address, until
 
 NAME = f"superd-test-{os.getpid()}"
 SERVICES = {

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients import connect_unix
-from tests.harness import PATIENCE
 from tests.plugins.forward.places import Front, Place, fronts
+from tests.support.clients import connect_unix
+from tests.support.harness import PATIENCE
 
 NAME = f"superd-test-{os.getpid()}"
 SERVICES = {

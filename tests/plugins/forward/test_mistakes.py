@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.config.configurations import written
-from tests.harness import superd
+from tests.support.harness import superd
 
 ONE = "tcp://192.0.2.1:80"
 TCP, UDP, BOTH = "tcp://127.0.0.1:9901", "udp://127.0.0.1:9901", ["tcp://*:9902", "udp://*:9902"]

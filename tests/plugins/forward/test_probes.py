@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from tests.harness import PATIENCE, until
 from tests.plugins.forward.places import Front, Mailbox, Place, fronts
+from tests.support.harness import PATIENCE, until
 
 NAME = f"superd-test-{os.getpid()}"
 ONCE = "fall = 1, rise = 1"

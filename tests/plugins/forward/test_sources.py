@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.harness import PATIENCE, Address, until
 from tests.plugins.forward.places import Front, Mailbox, fronts
+from tests.support.harness import PATIENCE, Address, until
 
 SERVICE = {"dns": 'to = "$0"'}
 

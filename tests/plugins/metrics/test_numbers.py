@@ -12,13 +12,13 @@ import pytest
 from superd import __version__
 from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import DURATIONS
-from superd.master.processes import usage_of
-from tests.clients import fate
+from superd.process.procfs import usage_of
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, make_plugin, until
-from tests.inside import INSIDE
-from tests.programs import fed
-from tests.scrapes import SERVICE, Scrape, scraped
+from tests.support.clients import fate
+from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
+from tests.support.inside import INSIDE
+from tests.support.programs import fed
+from tests.support.scrapes import SERVICE, Scrape, scraped
 
 TOML = f"""
 [daemon]

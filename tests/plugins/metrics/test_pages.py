@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superd.master.processes import usage_of
-from tests.harness import Superd, exchange, until
-from tests.programs import output
-from tests.scrapes import SERVICE, answers, asked, page, persistent
+from superd.process.procfs import usage_of
+from tests.support.harness import Superd, exchange, until
+from tests.support.programs import output
+from tests.support.scrapes import SERVICE, answers, asked, page, persistent
 
 TOML = f"""
 [daemon]

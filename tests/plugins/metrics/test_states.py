@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.daemons import free_port
-from tests.harness import Superd, command, exchange, make_plugin, until
-from tests.inside import INSIDE, inside
-from tests.programs import public_directory
-from tests.scrapes import SERVICE, Scrape, asked, page, persistent, scraped
+from tests.support.daemons import free_port
+from tests.support.harness import Superd, command, exchange, make_plugin, until
+from tests.support.inside import INSIDE, inside
+from tests.support.programs import public_directory
+from tests.support.scrapes import SERVICE, Scrape, asked, page, persistent, scraped
 
 READY = (200, "superd is ready\n")
 ALIVE = (200, "superd is alive\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.harness import Superd
+from tests.support.harness import Superd
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ from typing import Any
 atheris: Any = import_module("atheris")
 
 with atheris.instrument_imports(include=["superd_sniffer"]):
-    from superd_sniffer.guess import guess
     from superd_sniffer.pcap import packet_of_datagram, packets_of_stream
-    from superd_sniffer.tls import client_hello, datagram_hello, ja4
+    from superd_sniffer.recognisers.guess import guess
+    from superd_sniffer.recognisers.tls import client_hello, datagram_hello, ja4
 
 ENDS = ("192.0.2.1", 1), ("2001:db8::1", 2)
 

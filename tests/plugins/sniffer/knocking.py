@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from tests.harness import PATIENCE, Address, Superd, until, whole_lines
+from tests.support.harness import PATIENCE, Address, Superd, until, whole_lines
 
 Line = dict[str, Any]
 

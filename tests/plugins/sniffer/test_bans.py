@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.dns import NameServer, name_server
-from tests.harness import Superd, until
-from tests.namespaces import Namespace, network_namespace
 from tests.plugins.sniffer.knocking import Knocks, knock, lines, send_udp
 from tests.scenarios.test_access import is_admitted
+from tests.support.dns import NameServer, name_server
+from tests.support.harness import Superd, until
+from tests.support.namespaces import Namespace, network_namespace
 
 TOML = """
 [daemon]

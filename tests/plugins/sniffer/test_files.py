@@ -15,11 +15,11 @@ from pathlib import Path
 import pytest
 
 from superd.observe.connections import LONGEST_LINE
-from tests.clients import connect_tcp, connect_unix
 from tests.conftest import Start
-from tests.harness import Address, Superd, ask_udp, whole_lines
 from tests.plugins.sniffer.knocking import knock, lines, send_udp, talk, texts
-from tests.proc import children, memory
+from tests.support.clients import connect_tcp, connect_unix
+from tests.support.harness import Address, Superd, ask_udp, whole_lines
+from tests.support.proc import children, memory
 
 SIZE = 256 * 1024
 

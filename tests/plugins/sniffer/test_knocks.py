@@ -11,10 +11,10 @@ import time
 import pytest
 from superd_sniffer.ports import port_names
 
-from tests.clients import answer_to, connect_unix, ending, is_open, reset, swallow
 from tests.conftest import Start
-from tests.harness import PATIENCE, Address, Superd, until
 from tests.plugins.sniffer.knocking import Knocks, events, knock, lines, send_udp, talk, texts
+from tests.support.clients import answer_to, connect_unix, ending, is_open, reset, swallow
+from tests.support.harness import PATIENCE, Address, Superd, until
 
 SERVICE = """
 [service.{name}]

@@ -15,14 +15,14 @@ from typing import cast
 import pytest
 
 from superd.config.model import Service
+from superd.listen.adopting import adopt
+from superd.listen.listeners import Listener
 from superd.net.addresses import Address, Transport
-from superd.net.adopting import adopt
-from superd.net.listeners import Listener
 from tests.conftest import Start
-from tests.harness import ask_udp
 from tests.plugins.sniffer.knocking import lines
 from tests.plugins.sniffer.test_ranges import echo, is_echo, reload, sniffer
-from tests.proc import children, memory
+from tests.support.harness import ask_udp
+from tests.support.proc import children, memory
 
 LOW = 10_000
 ECHO = LOW + 5

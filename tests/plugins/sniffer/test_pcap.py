@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from superd_sniffer.pcap import Endpoint, header, packet_of_datagram, packets_of_stream
 
-from tests.programs import output
+from tests.support.programs import output
 
 PEER, LOCAL = ("192.0.2.1", 40000), ("198.51.100.7", 2323)
 PEER6, LOCAL6 = ("2001:db8::1", 40000), ("fe80::7%eth0", 2323)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.harness import Superd, ask_udp, exchange, refused
 from tests.plugins.sniffer.knocking import Knocks, knock, send_udp
+from tests.support.harness import Superd, ask_udp, exchange, refused
 
 DAEMON = "[daemon]\nworkers = 1\n"
 

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from superd_sniffer.rotating import RotatingFile
 
-from tests.harness import until
-from tests.proc import descriptors
+from tests.support.harness import until
+from tests.support.proc import descriptors
 
 
 def contents(path: Path) -> list[bytes]:

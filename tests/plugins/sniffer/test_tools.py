@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Superd, until
 from tests.plugins.sniffer.knocking import Knocks, Line, lines
+from tests.support.harness import Superd, until
 
 TOOLS = {
     "curl -s http://127.0.0.1:{tcp}/path": "http",

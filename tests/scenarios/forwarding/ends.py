@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from superd.net.closing import undelivered
-from tests.clients import connect_tcp, connect_unix, reset
-from tests.harness import PATIENCE, Address, Superd, until
+from tests.support.clients import connect_tcp, connect_unix, reset
+from tests.support.harness import PATIENCE, Address, Superd, until
 
 KINDS = ("tcp", "unix")
 PAIRS = [f"{listen}-{target}" for listen in KINDS for target in KINDS]

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients import ending, reset
 from tests.conftest import Start
-from tests.harness import PATIENCE, receive_all
 from tests.scenarios.forwarding.ends import Pair, Target, entry, serving
+from tests.support.clients import ending, reset
+from tests.support.harness import PATIENCE, receive_all
 
 V4, V6 = "127.0.0.1", "::1"
 

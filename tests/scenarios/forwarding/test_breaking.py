@@ -13,8 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ending, reset
-from tests.harness import PATIENCE, until
 from tests.scenarios.forwarding.ends import (
     Pair,
     Stream,
@@ -24,7 +22,9 @@ from tests.scenarios.forwarding.ends import (
     stopped,
     wait_until_delivered,
 )
-from tests.usage import open_descriptors, private_memory
+from tests.support.clients import ending, reset
+from tests.support.harness import PATIENCE, until
+from tests.support.usage import open_descriptors, private_memory
 
 WAITS_IN_THE_KERNEL = 300_000  # more than a client's kernel takes for one that does not read
 

@@ -18,11 +18,20 @@ from typing import Any
 import pytest
 
 from tests.conftest import Start
-from tests.daemons import free_port
-from tests.forwards import closings, forward, record, running
-from tests.harness import Superd
-from tests.programs import LONGEST, OWN_GIT, digest, fed, git, noise, output, public_directory
-from tests.ssh import Ssh, separation
+from tests.support.daemons import free_port
+from tests.support.forwards import closings, forward, record, running
+from tests.support.harness import Superd
+from tests.support.programs import (
+    LONGEST,
+    OWN_GIT,
+    digest,
+    fed,
+    git,
+    noise,
+    output,
+    public_directory,
+)
+from tests.support.ssh import Ssh, separation
 
 LARGE = 5_000_000
 PARALLEL = 100

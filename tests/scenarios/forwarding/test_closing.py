@@ -18,8 +18,6 @@ from functools import partial
 
 import pytest
 
-from tests.clients import ending, fate, reset
-from tests.harness import PATIENCE, receive_all, until
 from tests.scenarios.forwarding.ends import (
     PAIRS,
     Pair,
@@ -30,7 +28,9 @@ from tests.scenarios.forwarding.ends import (
     stays_quiet,
     wait_until_delivered,
 )
-from tests.usage import open_descriptors
+from tests.support.clients import ending, fate, reset
+from tests.support.harness import PATIENCE, receive_all, until
+from tests.support.usage import open_descriptors
 
 SIZES = [0, 10, 1 << 20]
 

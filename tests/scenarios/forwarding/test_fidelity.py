@@ -19,8 +19,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ending, reset
-from tests.harness import PATIENCE, Superd, until
 from tests.scenarios.forwarding.ends import (
     BLOCK,
     PAIRS,
@@ -33,7 +31,9 @@ from tests.scenarios.forwarding.ends import (
     stopped,
     wait_until_delivered,
 )
-from tests.usage import open_descriptors, private_memory
+from tests.support.clients import ending, reset
+from tests.support.harness import PATIENCE, Superd, until
+from tests.support.usage import open_descriptors, private_memory
 
 MOST_KEPT = 256 * 1024  # bytes of a session that stalls both ways
 GIB = 1 << 30

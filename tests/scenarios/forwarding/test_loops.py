@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import connect_tcp, connect_unix
 from tests.conftest import Start
-from tests.daemons import free_ports
-from tests.harness import Superd, superd, until
-from tests.namespaces import network_namespace
-from tests.usage import open_descriptors
+from tests.support.clients import connect_tcp, connect_unix
+from tests.support.daemons import free_ports
+from tests.support.harness import Superd, superd, until
+from tests.support.namespaces import network_namespace
+from tests.support.usage import open_descriptors
 
 PORT, OTHER = free_ports(2)
 # where the first listens, and the second, and by what other name the second finds the first: the

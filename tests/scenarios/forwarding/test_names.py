@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.dns import NameServer, name_server
-from tests.harness import PATIENCE, Superd, until
-from tests.namespaces import Namespace, join, network_namespace
+from tests.support.dns import NameServer, name_server
+from tests.support.harness import PATIENCE, Superd, until
+from tests.support.namespaces import Namespace, join, network_namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 

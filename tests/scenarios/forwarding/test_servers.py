@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from tests.conftest import Start
-from tests.daemons import free_port, free_ports
-from tests.forwards import closings, forward, running
-from tests.harness import Superd, until
-from tests.programs import NOBODY, fed, noise, output, public_directory, run
+from tests.support.daemons import free_port, free_ports
+from tests.support.forwards import closings, forward, running
+from tests.support.harness import Superd, until
+from tests.support.programs import NOBODY, fed, noise, output, public_directory, run
 
 # iperf3: one connection for control, others for data, or datagrams to the same port
 

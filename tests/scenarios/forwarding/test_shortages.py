@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients import ending, is_open, reset
 from tests.conftest import Start
-from tests.harness import PATIENCE, Superd, exchange, make_plugin, until
 from tests.scenarios.forwarding.ends import Pair, Stream, Target, digest_of, entry, stays_quiet
-from tests.usage import open_descriptors, processor_time
+from tests.support.clients import ending, is_open, reset
+from tests.support.harness import PATIENCE, Superd, exchange, make_plugin, until
+from tests.support.usage import open_descriptors, processor_time
 
 FEW = 64  # descriptors
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.clients import ending, is_open, reset
-from tests.harness import until
 from tests.scenarios.forwarding.ends import (
     Pair,
     Stream,
@@ -20,6 +18,8 @@ from tests.scenarios.forwarding.ends import (
     serving,
     stays_quiet,
 )
+from tests.support.clients import ending, is_open, reset
+from tests.support.harness import until
 
 LIMIT = 1.0  # seconds, of each time-out
 LOOKS = 0.5  # seconds: how late it may be noticed, on top of a tenth

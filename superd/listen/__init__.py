@@ -1,0 +1,1 @@
+"""Opening, adopting and repairing listening sockets: the master and the command line only."""

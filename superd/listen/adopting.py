@@ -1,0 +1,87 @@
+"""Going over from some listeners to others that have sockets of theirs: what differs is changed.
+
+Runs in the master. Never binds. Raises SuperdError where a socket cannot be changed; then all of
+them are as they were.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from collections.abc import Sequence
+
+from superd.listen.binding import (
+    file_at,
+    limit_accept,
+    mode_of,
+    set_device,
+    set_options_of_clients,
+    set_owner_and_mode,
+)
+from superd.listen.failures import explained
+from superd.listen.listeners import Listener
+from superd.net.addresses import Transport
+
+SETTABLE = ("backlog", "keepalive", "nodelay", "wait")  # of an entry, and nothing keeps us from it
+
+
+def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[Listener]:
+    """Make sockets that go on those of `listeners` alone; return what of `existing` is left over.
+
+    What can be changed of a socket that lives is changed: who has its file, its device, backlog,
+    keepalive, nodelay, and who may wait in accept(2).
+    """
+    before = {one.socket: one for one in existing}
+    going_on = [
+        (before[one.socket], one) for one in listeners if one.socket in before and not one.is_closed
+    ]
+    _change_all(going_on)
+    for old, new in going_on:
+        if any(getattr(old.entry, key) != getattr(new.entry, key) for key in SETTABLE):
+            if new.address.transport is Transport.TCP:
+                set_options_of_clients(new.socket, new.entry)
+            if not new.address.transport.is_datagram:
+                limit_accept(new.socket, new.entry)
+            with contextlib.suppress(OSError):
+                new.start()
+    sockets = {listener.socket for listener in listeners}
+    return [one for one in existing if one.socket not in sockets]
+
+
+def _change_all(going_on: Sequence[tuple[Listener, Listener]]) -> None:
+    """Change what may be refused, of all or of none."""
+    for number, (old, new) in enumerate(going_on):
+        try:
+            _change(old, new)
+        except OSError as error:
+            for was, would_be in going_on[: number + 1]:
+                with contextlib.suppress(OSError):
+                    _change(would_be, was)
+            raise explained(error, new.service, new.entry, new.address) from None
+
+
+def _change(old: Listener, new: Listener) -> None:
+    """Change file and device of a socket to what another entry says, but not one that was given:
+    there it is for who gave it to say.
+    """
+    if old.is_given:
+        return
+    was, wanted, path = old.asked, new.asked, new.address.path
+    if old.file and (was.mode, was.uid, was.gid) != (wanted.mode, wanted.uid, wanted.gid):
+        if file_at(path) != old.file:
+            raise FileExistsError(errno.EEXIST, "was put there by somebody else")
+        uid = os.geteuid() if wanted.uid == -1 != was.uid else wanted.uid
+        gid = _group_of_new_files(path) if wanted.gid == -1 != was.gid else wanted.gid
+        set_owner_and_mode(path, uid, gid, mode_of(wanted))
+    is_internet = new.address.family != socket.AF_UNIX and new.entrance is None
+    if is_internet and old.entry.device != new.entry.device:
+        set_device(new.socket, new.entry.device)
+
+
+def _group_of_new_files(path: str) -> int:
+    """Return what group a file gets that is made there (inode(7), S_ISGID)."""
+    directory = os.stat(os.path.dirname(path))
+    return directory.st_gid if directory.st_mode & stat.S_ISGID else os.getegid()

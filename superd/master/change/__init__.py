@@ -1,0 +1,1 @@
+"""Reload and upgrade: from one configuration, or program, to the next."""

@@ -1,0 +1,1 @@
+"""The log and its sinks: standard error, files, syslog, the journal."""

@@ -1,0 +1,82 @@
+"""What is to be served and by whom: a configuration, checked and rehearsed, sorted into pools.
+
+Runs in the command line, before it becomes the master. Binds nothing. Raises ConfigurationError
+and NotPermitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from superd.admission.rules import needs_names
+from superd.config.loading import Configuration
+from superd.config.model import Service, Settings
+from superd.errors import ConfigurationError
+from superd.master.plan.pools import Pool, pools_of
+from superd.master.plan.preflight import rehearse
+from superd.plugin.registry import Plugin, installed
+from superd.process import preload
+
+SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
+
+
+@dataclass
+class Plan:
+    """A configuration that has been checked and rehearsed, and is ready to be bound."""
+
+    settings: Settings
+    pools: list[Pool]
+    plugins: dict[str, Plugin]
+    broken: dict[str, str]
+    needs_resolver: bool
+    looking_up: list[str]  # services whose plugin needs a resolver
+    notices: list[str] = field(default_factory=list)
+
+    @property
+    def workers(self) -> int:
+        return sum(pool.workers for pool in self.pools)
+
+    @property
+    def services(self) -> dict[str, Service]:
+        return {name: entry for pool in self.pools for name, entry in pool.services.items()}
+
+
+def plan(configuration: Configuration) -> Plan:
+    """Rehearse all plugins and sort the services into pools; everything short of binding."""
+    plugins = installed()
+    preload.warm_up()
+    verdict = rehearse(configuration, plugins, prepare=not configuration.problems)
+    if configuration.problems or verdict.problems:
+        raise ConfigurationError(verdict.everything(configuration))
+    settings = configuration.settings
+    broken = {name: why for name, why in verdict.broken.items() if name in settings.enabled}
+    if not settings.enabled.keys() - broken.keys():
+        raise ConfigurationError(verdict.everything(configuration))
+    return plan_of(settings, plugins, broken, verdict.looking_up)
+
+
+def plan_of(
+    settings: Settings,
+    plugins: dict[str, Plugin],
+    broken: dict[str, str],
+    looking_up: Collection[str] = (),
+) -> Plan:
+    """Sort the services that are not broken into pools."""
+    services = {name: entry for name, entry in settings.enabled.items() if name not in broken}
+    pools, notices = pools_of(settings, services)
+    notices += _backlog_notice(services)
+    by_name = any(needs_names(entry) for entry in services.values())
+    needs_resolver = by_name or not services.keys().isdisjoint(looking_up)
+    return Plan(settings, pools, plugins, broken, needs_resolver, list(looking_up), notices)
+
+
+def _backlog_notice(services: dict[str, Service]) -> list[str]:
+    """Tell of a kernel limit that is lower than the backlog asked for (listen(2))."""
+    try:
+        most = int(SOMAXCONN.read_text())
+    except (OSError, ValueError):
+        return []
+    wanted = max((entry.backlog for entry in services.values()), default=0)
+    return [f"backlog is {wanted}, but {SOMAXCONN} is {most}"] if wanted > most else []

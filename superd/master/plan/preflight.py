@@ -1,0 +1,177 @@
+"""Checks what only plugins can tell, in processes that are thrown away.
+
+Runs in the command line and the master, before anything is bound. Each plugin is rehearsed in a
+child of its own: it is imported, its options are checked, its services are built and, before a
+start, prepared. A plugin that raises, exits, hangs or crashes there breaks its services only.
+"""
+
+from __future__ import annotations
+
+import asyncio  # noqa: F401  most plugins do: once for all of their children
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from superd.config.loading import Configuration
+from superd.config.model import Service
+from superd.config.problems import Locate, problems_of
+from superd.config.values import did_you_mean
+from superd.errors import Problem, shown
+from superd.plugin.registry import Plugin, PluginError, load
+from superd.plugin.service import Service as PluginService
+from superd.plugin.service import WrongOption, kinds_of, models_of
+from superd.process import preload
+from superd.process.environment import clean_environment
+from superd.process.isolated import run_isolated
+
+_ENTRY_KEYS = {field.alias for field in Service.model_fields.values()}
+
+
+@dataclass
+class Verdict:
+    """Mistakes in the configuration, and services whose plugin does not work, with the reason."""
+
+    problems: list[Problem] = field(default_factory=list)
+    broken: dict[str, str] = field(default_factory=dict)
+    looking_up: list[str] = field(default_factory=list)  # services that need a resolver
+
+    def everything(self, configuration: Configuration) -> list[Problem]:
+        """Return all that is wrong with a configuration, its plugins among it."""
+        broken = [
+            configuration.problem(name, ("plugin",), why) for name, why in self.broken.items()
+        ]
+        return [*configuration.problems, *self.problems, *broken]
+
+
+def rehearse(
+    configuration: Configuration, plugins: Mapping[str, Plugin], *, prepare: bool
+) -> Verdict:
+    """Try all services, those that are not enabled too; `prepare` those that are."""
+    verdict = Verdict()
+    by_plugin: dict[str, dict[str, Service]] = {}
+    for name, entry in configuration.partial.services.items():
+        if mistake := _mistake_in(entry.plugin, plugins):
+            verdict.problems.append(configuration.problem(name, ("plugin",), mistake))
+        else:
+            by_plugin.setdefault(entry.plugin, {})[name] = entry
+    outcomes = run_isolated(
+        {
+            plugin: _Rehearsal(configuration, plugins[plugin], services, prepare)
+            for plugin, services in by_plugin.items()
+        }
+    )
+    for plugin, outcome in outcomes.items():
+        if outcome.failure:
+            verdict.broken |= dict.fromkeys(by_plugin[plugin], blamed(plugin, outcome.failure))
+        else:
+            verdict.problems += [Problem(**problem) for problem in outcome.result["problems"]]
+            verdict.broken |= outcome.result["broken"]
+            verdict.looking_up += outcome.result["looking_up"]
+    return verdict
+
+
+def blamed(plugin: str, failure: str) -> str:
+    """Return why a plugin's process failed, with the plugin's name, which its own errors have."""
+    return failure if failure.startswith("plugin ") else f"plugin {plugin}: {failure}"
+
+
+def _mistake_in(plugin: str, plugins: Mapping[str, Plugin]) -> str:
+    """Return why a service cannot name this plugin; empty where it can."""
+    if plugin in plugins:
+        return plugins[plugin].conflict
+    hint = did_you_mean(plugin, list(plugins)) or "; `superd plugins` lists those that there are"
+    return f"there is no plugin {shown(plugin)}{hint}"
+
+
+def _mistake_in_model(entry: Service, kind: type[PluginService]) -> str:
+    """Return why the plugin cannot serve as `model` says; empty where it can."""
+    known = models_of(kind)
+    if entry.wait and entry.model is not None:
+        return "has no meaning with wait = true, where the plugin has the listening socket itself"
+    if entry.model is None or entry.model in known:
+        return ""
+    needed = "no stream(conn) that blocks" if known == ("loop",) else "only one that blocks"
+    words = " or ".join(f'"{model}"' for model in known)
+    return f"plugin {entry.plugin} has {needed}; expected {words}, found {shown(entry.model)}"
+
+
+@dataclass(frozen=True)
+class _Rehearsal:
+    """What runs in the child, for all services of one plugin."""
+
+    configuration: Configuration
+    plugin: Plugin
+    services: Mapping[str, Service]
+    prepare: bool
+
+    def __call__(self) -> dict[str, Any]:
+        clean_environment()
+        kind = load(self.plugin)
+        preload.load(kind.preload)
+        problems: list[Problem] = []
+        broken: dict[str, str] = {}
+        looking_up: list[str] = []
+        built: dict[str, PluginService] = {}
+        for name, entry in self.services.items():
+            problems += self._mismatches(name, entry, kinds_of(kind))
+            if entry.wait and not hasattr(kind, "listener"):
+                message = f"plugin {entry.plugin} does not take the listening socket itself"
+                problems.append(self.configuration.problem(name, ("wait",), message))
+            if mistake := _mistake_in_model(entry, kind):
+                problems.append(self.configuration.problem(name, ("model",), mistake))
+            try:
+                service = self._built(name, entry, kind, problems)
+                if service is not None and self.prepare and entry.enabled:
+                    with self.plugin.taking("prepare"):
+                        service.prepare()
+                if service is not None and service.looks_up:
+                    looking_up.append(name)
+                if service is not None and entry.enabled:
+                    built[name] = service
+            except PluginError as error:
+                broken[name] = str(error)
+        with self.plugin.taking("check_all"):
+            problems += [self._wrong(name, wrong) for name, wrong in kind.check_all(built)]
+        told = [asdict(problem) for problem in problems]
+        return {"problems": told, "broken": broken, "looking_up": looking_up}
+
+    def _built(
+        self, name: str, entry: Service, kind: type[PluginService], problems: list[Problem]
+    ) -> PluginService | None:
+        """Build the service, or add to the problems what is wrong with its options."""
+        model, context = kind.options_model, {"directory": self.configuration.partial.file.parent}
+        try:
+            with self.plugin.taking("options_model", ValidationError):
+                options = model.model_validate(entry.options, context=context)
+            with self.plugin.taking("__init__", WrongOption):
+                service = kind(options)
+            with self.plugin.taking("check", WrongOption):
+                service.check(entry)
+        except ValidationError as error:
+            problems += problems_of(error, model, entry.options, self._locator(name))
+            return None
+        except WrongOption as error:
+            problems.append(self._wrong(name, error))
+            return None
+        return service
+
+    def _wrong(self, name: str, error: WrongOption) -> Problem:
+        is_of_entry = error.key in _ENTRY_KEYS and error.key not in self.services[name].options
+        path = (error.key,) if is_of_entry else ("options", error.key)
+        return self.configuration.problem(name, path, str(error))
+
+    def _locator(self, name: str) -> Locate:
+        return lambda path: self.configuration.locate(name, ("options", *path))
+
+    def _mismatches(self, name: str, entry: Service, kinds: tuple[str, ...]) -> list[Problem]:
+        """Complain of each transport that the plugin has no method for."""
+        found = []
+        for transport in dict.fromkeys(address.transport for address in entry.listen):
+            if ("datagram" if transport.is_datagram else "stream") not in kinds:
+                address = next(one for one in entry.listen if one.transport is transport)
+                what = f"plugin {entry.plugin} does not serve {transport.value}"
+                message = f"{what}, only {' and '.join(kinds)} addresses"
+                found.append(self.configuration.address_problem(name, address, message))
+        return found

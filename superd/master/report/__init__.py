@@ -1,0 +1,1 @@
+"""What the master reports about itself: status, metrics, and answers to workers' queries."""

@@ -1,0 +1,247 @@
+"""What is measured of superd, as metrics for Prometheus.
+
+Runs in the master. Only looks; never raises. Families of services stand in the order of their
+configuration; what a service shows of its state by itself is told as far as it is numbers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from superd import __version__
+from superd.admission.scoreboard import DURATIONS, REFUSALS, Count
+from superd.listen.listeners import dropped
+from superd.master.report.status import state_of, why_not_ready
+from superd.net.addresses import Transport
+from superd.observe.metrics import Sample, counter, gauge, histogram, labels
+from superd.observe.rows import LONGEST_TEXT, Rows
+from superd.process.procfs import Usage, usage_of
+
+if TYPE_CHECKING:
+    from superd.master.master import Master
+
+MOST_SHOWN = 10_000  # numbers of all rows: what workers say must not become any amount of text
+WORKER_STATES = ("starting", "ready", "draining", "throttled", "ended")
+
+COUNTERS = {
+    Count.ACCEPTED: ("accepted", "Connections, and sources of datagrams that are relayed."),
+    Count.DATAGRAMS: ("datagrams", "Datagrams that have come."),
+    Count.ANSWERS: ("answers", "Datagrams that were sent in answer."),
+    Count.ERRORS: ("errors", "Failures of a service's plugin."),
+    Count.BYTES_IN: ("received_bytes", "Bytes that have come from clients."),
+    Count.BYTES_OUT: ("sent_bytes", "Bytes that were sent to clients."),
+    Count.WAITS: ("waits", "Times that clients were made to wait at a limit."),
+}
+
+
+def metrics(master: Master) -> str:
+    """Return all metrics as text."""
+    families = (_daemon, _configuration, _workers, _processes, _services)
+    return "".join(line for family in families for line in family(master))
+
+
+def _daemon(master: Master) -> Iterator[str]:
+    python = platform.python_version()
+    yield from gauge(
+        "superd_build_info",
+        "Versions of superd and of the Python that runs it.",
+        [(labels(version=__version__, python=python), 1)],
+    )
+    yield from gauge("superd_start_time_seconds", "When superd was started.", [("", master.since)])
+    yield from gauge(
+        "superd_state",
+        "1 for the state that superd is in.",
+        [(labels(state=state.value), int(state is master.state)) for state in type(master.state)],
+    )
+    yield from gauge(
+        "superd_ready",
+        "1 if superd serves and each pool has a worker that is ready.",
+        [("", int(not why_not_ready(master)))],
+    )
+    yield from gauge("superd_bans", "Networks that are banned.", [("", len(master.bans))])
+    yield from counter(
+        "superd_log_failures_total",
+        "Lines of the log and of records that a place for them did not take.",
+        [("", master.log.failures)],
+    )
+    yield from counter(
+        "superd_lost_lines_total",
+        "Lines of the log and of records that did not get from a worker to the master.",
+        [("", master.tally.scoreboard.lost())],
+    )
+
+
+def _configuration(master: Master) -> Iterator[str]:
+    plan = master.current.plan
+    daemon = plan.settings.daemon
+    yield from gauge(
+        "superd_config_info",
+        "The configuration that is served.",
+        [(labels(file=str(plan.settings.file), loop=daemon.loop), 1)],
+    )
+    yield from gauge(
+        "superd_config_generation",
+        "1 at the start, and one more with each configuration that superd went over to.",
+        [("", master.current.number)],
+    )
+    over = [reload for reload in master.changes.reloads if reload.is_over]
+    yield from gauge(
+        "superd_config_last_reload_successful",
+        "0 if the last reload failed.",
+        [("", int(not over or over[-1].state == "done"))],
+    )
+    yield from gauge(
+        "superd_config_last_reload_success_timestamp_seconds",
+        "When the configuration that is served was read.",
+        [("", master.current.since)],
+    )
+    yield from counter(
+        "superd_config_reloads_total",
+        "Reloads, those that failed among them.",
+        [("", master.changes.reload_number)],
+    )
+    yield from gauge(
+        "superd_services",
+        "Services that are served, and those whose plugin does not work.",
+        [
+            (labels(state="served"), len(plan.services)),
+            (labels(state="broken"), len(plan.broken)),
+        ],
+    )
+
+
+def _workers(master: Master) -> Iterator[str]:
+    counts: Counter[str] = Counter()
+    each: list[Sample] = []
+    for place in master.workers.places:
+        of = {"pool": place.pool.name, "generation": str(place.generation.number)}
+        state = state_of(place)
+        for possible in WORKER_STATES:
+            counts[labels(**of, state=possible)] += possible == state
+        if place.child is not None:
+            named = {"worker": str(place.number), "pid": str(place.child.pid)}
+            each.append((labels(**of, **named, state=state), 1))
+    yield from gauge("superd_workers", "Workers by pool, generation and state.", counts.items())
+    yield from gauge("superd_worker_info", "Each worker, by the number of its place.", each)
+    pools = {pool.name: 0 for pool in master.current.plan.pools} | master.workers.restarts
+    yield from counter(
+        "superd_worker_restarts_total",
+        "Workers that have ended and were replaced.",
+        [(labels(pool=name), number) for name, number in pools.items()],
+    )
+
+
+def _processes(master: Master) -> Iterator[str]:
+    pids = {labels(process="master"): os.getpid()}
+    for place in master.workers.places:
+        if place.child is not None:
+            of = labels(process="worker", pool=place.pool.name, worker=str(place.number))
+            pids[of] = place.child.pid
+    if master.resolving is not None and master.resolving.pid is not None:
+        pids[labels(process="resolver")] = master.resolving.pid
+    usages: list[tuple[str, Usage]] = []
+    for of, pid in pids.items():
+        if (usage := usage_of(pid)) is not None:
+            usages.append((of, usage))
+    yield from gauge(
+        "superd_process_start_time_seconds",
+        "When a process was started.",
+        [(of, usage.started) for of, usage in usages],
+    )
+    yield from counter(
+        "superd_process_cpu_seconds_total",
+        "Processor time that a process has used.",
+        [(of, usage.cpu) for of, usage in usages],
+    )
+    yield from counter(
+        "superd_process_children_cpu_seconds_total",
+        "Processor time of those of its children that have ended: of workers for the master.",
+        [(of, usage.children_cpu) for of, usage in usages],
+    )
+    yield from gauge(
+        "superd_process_resident_memory_bytes",
+        "Memory of a process that is resident; what it shares with others counts for each.",
+        [(of, usage.memory) for of, usage in usages],
+    )
+    yield from gauge(
+        "superd_process_open_fds",
+        "Descriptors that a process has open.",
+        [(of, usage.descriptors) for of, usage in usages if usage.descriptors is not None],
+    )
+
+
+def _services(master: Master) -> Iterator[str]:
+    of_services = {name: labels(service=name) for name in master.current.plan.services}
+    info = [
+        (labels(service=name, plugin=entry.plugin, pool=pool.name), 1)
+        for pool in master.current.plan.pools
+        for name, entry in pool.services.items()
+    ]
+    yield from gauge("superd_service_info", "Each service, its plugin and its pool.", info)
+    sums = [(of, master.tally.scoreboard.sums(name)) for name, of in of_services.items()]
+    for count, (name, text) in COUNTERS.items():
+        samples = [(of, one.counts[count]) for of, one in sums]
+        yield from counter(f"superd_service_{name}_total", text, samples)
+    yield from gauge(
+        "superd_service_connections",
+        "Connections that are there now.",
+        [(of, one.counts[Count.ACTIVE]) for of, one in sums],
+    )
+    reasons = [labels(reason=refusal.value) for refusal in REFUSALS]
+    yield from counter(
+        "superd_service_refused_total",
+        "Connections and datagrams that were refused, or not answered, by reason.",
+        [
+            (f"{of},{reason}", number)
+            for of, one in sums
+            for reason, number in zip(reasons, one.refused, strict=True)
+        ],
+    )
+    yield from histogram(
+        "superd_service_connection_duration_seconds",
+        "How long connections lasted that have ended.",
+        DURATIONS,
+        [(of, one.durations) for of, one in sums],
+    )
+    yield from counter(
+        "superd_service_dropped_datagrams_total",
+        "Datagrams that the kernel dropped because a socket of the service was full.",
+        _dropped(master, of_services),
+    )
+    yield from gauge(
+        "superd_service_status",
+        "Numbers that services show in `superd status`, such as those of a target of forward.",
+        dict(islice(_shown_by_services(master), MOST_SHOWN)).items(),
+    )
+
+
+def _dropped(master: Master, of_services: dict[str, str]) -> Iterator[Sample]:
+    sums: Counter[str] = Counter()
+    with contextlib.suppress(OSError):  # not every system counts these
+        for name, address, sock in master.current.watch.sockets(of_services):
+            if address.transport is Transport.UDP:
+                sums[of_services[name]] += dropped(sock)
+    yield from sums.items()
+
+
+def _shown_by_services(master: Master) -> Iterator[Sample]:
+    for place in master.current.places:
+        for service, rows in (place.child.rows if place.child else {}).items():
+            yield from _of_rows({"service": service, "worker": str(place.number)}, rows)
+
+
+def _of_rows(of: dict[str, str], rows: Rows) -> Iterable[Sample]:
+    """Yield the numbers of rows; a row is known by the first text in it."""
+    for row in rows:
+        name = next((value for value in row.values() if isinstance(value, str)), "")
+        for key, value in row.items():
+            if not isinstance(value, str):
+                with contextlib.suppress(OverflowError):  # a worker may say what it likes
+                    number = float(value)
+                    yield labels(**of, row=name[:LONGEST_TEXT], column=key[:LONGEST_TEXT]), number

@@ -1,0 +1,1 @@
+"""Service managers: readiness notification and the descriptor store."""

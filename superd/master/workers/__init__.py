@@ -1,0 +1,1 @@
+"""The master's side of its workers: start, watch, listen to and replace them."""

@@ -1,0 +1,127 @@
+"""What workers say, and what the master makes of it: log records, events, bans, questions.
+
+Runs in the master. Believes a worker as far as its own services go; one that sends anything else
+is not listened to any more, and so is ended. Never raises.
+"""
+
+from __future__ import annotations
+
+import selectors
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from superd.errors import ExitCode
+from superd.master.bans import Bans
+from superd.master.logs.log import Log
+from superd.master.workers.child import ALLOWANCE, Child
+from superd.net.patterns import parse_network, shown_network
+from superd.observe.records import decoded
+from superd.observe.rows import checked
+from superd.worker import channel
+
+
+class Hearing:
+    """Listens to workers by way of the master's selector, as far as their allowance goes.
+
+    `answer` answers what a worker wants to know of superd, or raises ValueError.
+    """
+
+    def __init__(
+        self,
+        selector: selectors.BaseSelector,
+        log: Log,
+        bans: Bans,
+        answer: Callable[[Child, object], None],
+    ) -> None:
+        self.selector = selector
+        self.log = log
+        self.bans = bans
+        self.answer = answer
+
+    def listen_to(self, child: Child) -> None:
+        """Wait for what a worker says."""
+        if not self._is_listened_to(child):
+            self.selector.register(child.channel, selectors.EVENT_READ, partial(self._hear, child))
+
+    def hear_last_words(self, child: Child) -> None:
+        """Take what a worker has said before it ended, and close its line."""
+        if self._is_listened_to(child):
+            self.selector.unregister(child.channel)
+        child.allowance = ALLOWANCE
+        self._take_all(child)
+        child.channel.close()
+        for inquiry in list(child.inquiries.values()):
+            inquiry.lost(child)
+
+    def _is_listened_to(self, child: Child) -> bool:
+        return child.channel.fileno() >= 0 and child.channel in self.selector.get_map()
+
+    def _hear(self, child: Child) -> None:
+        """Take a worker's messages, until they end or become a flood."""
+        if not self._is_listened_to(child):
+            return  # it was reaped in the same turn of the loop
+        self._take_all(child)
+        if child.has_closed or not child.allowance:
+            self.selector.unregister(child.channel)
+
+    def _take_all(self, child: Child) -> None:
+        try:
+            for message in child.messages():
+                self._take(child, message)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            self.log.error(f"worker {child.pid} sent what is no message: {error}")
+            child.has_closed = True
+
+    def _take(self, child: Child, message: dict[str, Any] | bytes) -> None:
+        if isinstance(message, bytes):
+            self.log.write_events(message)
+            return
+        kind = message.pop("kind")
+        if kind == channel.LOG:
+            self.log.write(decoded(message, child.pid))
+        elif kind == channel.READY:
+            child.ready = True
+        elif kind == channel.FAILED:
+            child.failure = (ExitCode(message["exit_code"]), str(message["text"]))
+        elif kind == channel.BAN:
+            self._ban(child, **message)
+        elif kind == channel.STATUS:
+            self._show(child, **message)
+        elif kind == channel.OBSERVE:
+            self._answer(child, **message)
+        elif kind == channel.ANSWER:
+            self._answered(child, **message)
+        else:
+            raise ValueError(f"unknown kind {kind!r}")
+
+    def _show(self, child: Child, *, service: str, rows: object) -> None:
+        """Keep what a service has to show of its state."""
+        if service not in child.services:
+            raise ValueError("the state of a service that is not its own")
+        child.rows[service] = checked(rows)
+
+    def _answer(self, child: Child, *, what: object) -> None:
+        """Tell a worker how superd is, if it may know."""
+        self.answer(child, what)
+
+    def _answered(self, child: Child, *, inquiry: int, content: object, is_last: bool) -> None:
+        """Take an answer, or a part of one; what comes after its time is over is of no use."""
+        if not isinstance(inquiry, int) or not isinstance(is_last, bool):
+            raise ValueError("an answer to no inquiry")
+        if (asked := child.inquiries.get(inquiry)) is not None:
+            asked.take(child, content, is_last=is_last)
+
+    def _ban(
+        self, child: Child, *, service: str, network: str, seconds: float, reason: str
+    ) -> None:
+        """Ban whom a plugin wants banned."""
+        are_texts = isinstance(network, str) and isinstance(reason, str)
+        if service not in child.services or not are_texts:
+            raise ValueError("a ban by a service that is not its own")
+        banned = parse_network(network)
+        known = banned in self.bans
+        if error := self.bans.add(banned, float(seconds), f"service {service}", reason):
+            self.log.warning(f"not banned: {error}", service)
+        elif not known:
+            self.log.info(f"banned {shown_network(banned)} for {float(seconds):.0f} s", service)

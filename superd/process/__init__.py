@@ -1,0 +1,1 @@
+"""What a process of superd does to itself: fork, confine, daemonize. Used by every process."""

@@ -1,0 +1,188 @@
+"""Gives up privileges for good, in the one order that works, and proves that they are gone.
+
+Runs in the worker, in two steps around the loading of plugins, before it meets a client. Never
+skips what was asked for: whatever fails raises NotPermitted or ConfinementError, names what could
+not be done, and ends the worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+import stat
+import sys
+from collections.abc import Collection, Iterator
+
+from superd.config.model import Confinement
+from superd.errors import NotPermitted, SuperdError, reason
+from superd.process import capabilities
+
+LINUX = sys.platform == "linux"
+OPEN_DESCRIPTORS = "/proc/self/fd"
+THREADS = "/proc/self/task"
+OPEN_MAX = 4096  # where there is no /proc to tell
+
+RLIMITS = {
+    key: getattr(resource, name)
+    for key, name in {
+        "nofile": "RLIMIT_NOFILE",
+        "nproc": "RLIMIT_NPROC",
+        "core": "RLIMIT_CORE",
+        "memory": "RLIMIT_AS",  # OpenBSD has none
+        "file_size": "RLIMIT_FSIZE",
+        "cpu": "RLIMIT_CPU",
+    }.items()
+    if hasattr(resource, name)
+}
+
+
+class ConfinementError(SuperdError):
+    """A step could not be taken, or did not have its effect."""
+
+
+def keep_only(descriptors: Collection[int]) -> None:
+    """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
+    kept = {0, 1, 2, *descriptors}
+    for number in open_descriptors():
+        if number not in kept:
+            with contextlib.suppress(OSError):
+                os.close(number)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.close(null)
+
+
+def limit(confinement: Confinement, *, has_own_session: bool = True) -> None:
+    """Take the steps that hold from the start: those that plugins are loaded under.
+
+    The worker leaves the master's session, lest it type commands into a terminal that it shares
+    with root (TIOCSTI). A limit of memory counts the Python that is loaded already. On Linux
+    niceness and all about capabilities is each thread's own and passed on to those it starts:
+    so a thread that a plugin starts in `prepare` is confined too.
+    """
+    if has_own_session:
+        os.setsid()
+    os.umask(confinement.umask)
+    if confinement.nice:
+        with _doing(f"set niceness {confinement.nice}", "CAP_SYS_NICE"):
+            os.setpriority(os.PRIO_PROCESS, 0, confinement.nice)
+    for name, value in confinement.rlimits:
+        if value is not None:
+            _set_limit(name, math.ceil(value))
+    if LINUX:
+        if confinement.user:
+            with _doing("empty the capability bounding set", "CAP_SETPCAP"):
+                capabilities.empty_bounding_set()
+                capabilities.forget_on_change_of_user()
+        if confinement.user != 0:
+            capabilities.inherit_none()
+        if confinement.no_new_privs:
+            capabilities.gain_no_privileges()
+
+
+def confine(confinement: Confinement) -> None:
+    """Take every other step that `confinement` asks for. Only root can take those of identity.
+
+    The root directory comes first, as changing it takes root; groups come before the user, since
+    a user may not change groups any more.
+    """
+    _check_descriptors()
+    if confinement.chroot:
+        with _doing(f"change the root directory to {confinement.chroot}", "CAP_SYS_CHROOT"):
+            os.chroot(confinement.chroot)
+    os.chdir("/")  # a directory to start from is as good as one that is open
+    if confinement.user is not None:
+        _become(confinement.user, confinement.group, confinement.groups)
+    if LINUX:
+        if confinement.user is None:
+            _drop_capabilities()
+        elif confinement.user != 0 and capabilities.held() != capabilities.NONE:
+            raise ConfinementError("still has capabilities")
+        capabilities.set_dumpable(bool(confinement.rlimits.core))
+
+
+def _set_limit(name: str, value: int) -> None:
+    """Set a limit, soft and hard alike. Python has a ValueError where others have EPERM."""
+    what = f"cannot set rlimits.{name.replace('_', '-')} to {value}"
+    if name not in RLIMITS:
+        raise ConfinementError(f"{what}: this system has no such limit")
+    _, hard = resource.getrlimit(RLIMITS[name])
+    try:
+        resource.setrlimit(RLIMITS[name], (value, value))
+    except ValueError:
+        remedy = f"the limit is {hard} and only CAP_SYS_RESOURCE could raise it"
+        raise NotPermitted(f"{what}: {remedy}") from None
+
+
+def _check_descriptors() -> None:
+    """Look at what `prepare` left open: it is kept, but for directories, and not passed on.
+
+    A directory that is still open is a way out of the jail (openat(2)).
+    """
+    for number in open_descriptors():
+        with contextlib.suppress(OSError):
+            if stat.S_ISDIR(os.fstat(number).st_mode):
+                raise ConfinementError(f"a plugin left the directory {_name(number)} open")
+            if number > 2:
+                os.set_inheritable(number, False)
+
+
+def open_descriptors() -> list[int]:
+    """Return the numbers of all open descriptors; where they cannot be told, all numbers."""
+    if os.path.isdir(OPEN_DESCRIPTORS):
+        return [int(name) for name in os.listdir(OPEN_DESCRIPTORS)]
+    return list(range(OPEN_MAX))
+
+
+def _name(number: int) -> str:
+    try:
+        return os.readlink(f"{OPEN_DESCRIPTORS}/{number}")
+    except OSError:
+        return f"of descriptor {number}"
+
+
+def _become(user: int, group: int | None, groups: tuple[int, ...]) -> None:
+    """Become `user` for good: real, effective and saved ids alike, and no group but these."""
+    if group is None:
+        raise ConfinementError("a user to become, and no group")
+    with _doing(f"set the groups {list(groups)}", "CAP_SETGID"):
+        os.setgroups(groups)
+    with _doing(f"become group {group}", "CAP_SETGID"):
+        if hasattr(os, "setresgid"):
+            os.setresgid(group, group, group)
+        else:
+            os.setgid(group)  # where it is all there is, it sets all three for root
+    with _doing(f"become user {user}", "CAP_SETUID"):
+        if hasattr(os, "setresuid"):
+            os.setresuid(user, user, user)
+        else:
+            os.setuid(user)
+    if {os.getuid(), os.geteuid()} != {user} or {os.getgid(), os.getegid()} != {group}:
+        raise ConfinementError(f"still user {os.geteuid()} and group {os.getegid()}")
+    if {*os.getgroups(), group} != {*groups, group}:
+        raise ConfinementError(f"still in the groups {os.getgroups()}")
+    if user != 0:
+        with contextlib.suppress(OSError):
+            os.setuid(0)  # would take a saved id, too
+            raise ConfinementError("could become root again")
+
+
+def _drop_capabilities() -> None:
+    """Give up what an ordinary user was given, such as AmbientCapabilities of systemd."""
+    if capabilities.held() != capabilities.NONE:
+        if len(os.listdir(THREADS)) > 1:
+            raise ConfinementError("a plugin started a thread, which would keep its capabilities")
+        capabilities.keep(capabilities.NONE)
+
+
+@contextlib.contextmanager
+def _doing(what: str, capability: str) -> Iterator[None]:
+    """Say what it was that failed, and what it would have taken."""
+    try:
+        yield
+    except PermissionError as error:
+        raise NotPermitted(f"cannot {what}: {error.strerror}; it takes {capability}") from error
+    except OSError as error:
+        raise ConfinementError(f"cannot {what}: {reason(error)}") from error

@@ -1,0 +1,1 @@
+"""From a listening socket to a handler: accept, admit, dispatch or refuse."""

@@ -1,0 +1,1 @@
+"""What all connections of a worker share: the loop, names, heartbeat, lingering sockets."""

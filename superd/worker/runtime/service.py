@@ -1,0 +1,79 @@
+"""One service entry as a worker serves it: the plugin's object, its settings and its counters.
+
+Runs in the worker. Never raises.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import socket
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from superd.admission.gate import Gate
+from superd.config.model import Service as Entry
+from superd.observe.connections import ServiceRecords
+from superd.plugin.connection import BlockingConnection, Connection
+from superd.plugin.relay import DatagramRelay, Relay, Relayed, RelayedDatagrams
+from superd.plugin.service import (
+    DATAGRAM_METHODS,
+    STREAM_METHODS,
+    Packet,
+    Request,
+    Service,
+    Waiting,
+    model_of,
+)
+
+if TYPE_CHECKING:
+    from superd.worker.accept.acceptor import Acceptor
+
+Talk = Coroutine[Any, Any, None]
+
+
+@dataclass(frozen=True, eq=False)
+class Serving:
+    """What every connection and datagram of a service shares. `counts` is indexed by `Count`.
+
+    The methods that serve are looked up once; those that the plugin does not have, or that the
+    model of the entry has no use for, are None. `waiting` has the acceptors that poll no more
+    because a limit is reached.
+    """
+
+    name: str
+    entry: Entry
+    plugin: Service
+    counts: memoryview
+    gate: Gate
+    records: ServiceRecords
+    relay: Callable[[socket.SocketType, Relayed], Relay] | None
+    protocol: Callable[[Connection], asyncio.Protocol] | None
+    stream: Callable[[Connection], Talk] | None
+    blocking: Callable[[BlockingConnection], object] | None
+    takeover: Callable[[socket.socket, Connection], Talk] | None
+    respond: Callable[[Request], bytes] | None
+    relay_datagrams: Callable[[RelayedDatagrams], DatagramRelay] | None
+    datagram: Callable[[Packet], bytes | None] | None
+    listener: Callable[[socket.socket, Waiting], Coroutine[Any, Any, str]] | None
+    waiting: set[Acceptor] = field(default_factory=set)
+
+    def resume(self) -> None:
+        """Have clients that wait looked at again: there may be room."""
+        for acceptor in tuple(self.waiting):
+            acceptor.start()
+
+    @classmethod
+    def of(
+        cls, name: str, entry: Entry, plugin: Service, gate: Gate, records: ServiceRecords
+    ) -> Serving:
+        names = (*STREAM_METHODS, *DATAGRAM_METHODS)
+        methods: dict[str, Any] = {method: getattr(plugin, method, None) for method in names}
+        methods["blocking"] = None
+        if model_of(entry, type(plugin)) != "loop":
+            blocking = methods["stream"]
+            methods |= dict.fromkeys(("relay", "protocol", "stream")) | {"blocking": blocking}
+        elif not inspect.iscoroutinefunction(methods["stream"]):
+            methods["stream"] = None
+        return cls(name, entry, plugin, gate.counts, gate, records, **methods)

@@ -1,0 +1,102 @@
+"""What a worker does for one of its services: see the methods of the same names in Service.
+
+Runs in the worker, once it serves. Never blocks; never raises but for a service that passes a
+connection on and is not tcpmux, or observes and is not metrics, and where observing fails.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from superd.admission.limits import netblock_of
+from superd.config.model import METRICS
+from superd.config.model import Service as Entry
+from superd.net.addresses import Address, Transport
+from superd.observe.connections import ServiceRecords, ends_of, safe
+from superd.observe.records import Level, Record
+from superd.plugin.connection import Client, Connection
+from superd.plugin.relay import Poller
+from superd.plugin.service import Request
+from superd.worker.channel import Channel
+from superd.worker.runtime.queries import Observer
+from superd.worker.serve.session import Session, connection_id
+from superd.worker.serve.takeover import TakenSession
+
+if TYPE_CHECKING:
+    from superd.worker.engine import Engine
+
+
+class Backing:
+    """Stands behind a service; `entrances` are where tcpmux passes connections on to."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        channel: Channel,
+        name: str,
+        entry: Entry,
+        entrances: Mapping[str, socket.socket],
+        ports: Mapping[Transport, frozenset[int]],
+        records: ServiceRecords,
+        observer: Observer,
+    ) -> None:
+        self._engine = engine
+        self._channel = channel
+        self.name = name
+        self._entry = entry
+        self._entrances = entrances
+        self._ports = ports
+        self._records = records
+        self._observer = observer
+
+    def log(self, level: Level, text: str) -> None:
+        self._engine.report(Record(level, text, service=self.name))
+
+    def record(self, of: Client | Request, text: str, facts: Mapping[str, str]) -> None:
+        if isinstance(of, Session):
+            ends = of.ends
+        else:
+            number = connection_id(self._engine, self._engine.next_number())
+            ends = ends_of(number, safe(of.peer.endpoint), safe(str(of.local)))
+        self._records.noted(ends, text, facts)
+
+    def name_of(self, peer: Address, found: Callable[[str], None]) -> None:
+        if peer.transport.is_unix:
+            found("")
+        else:
+            self._engine.names.ask(peer.host, found)
+
+    def ban(self, peer: Address, seconds: float, reason: str) -> None:
+        if not peer.transport.is_unix:
+            network = netblock_of(peer.host, self._entry.source_netblock)
+            self._channel.ban(self.name, str(network), float(seconds), str(reason))
+
+    def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
+        self._engine.names.addresses(host, found)
+
+    @property
+    def poller(self) -> Poller:
+        return self._engine.poller
+
+    @property
+    def drains(self) -> bool:
+        return self._engine.draining
+
+    async def observe(self, what: str) -> bytes:
+        if self._entry.plugin != METRICS:
+            raise RuntimeError(f"{self.name} is not there to tell of superd")
+        return await self._observer.observe(what)
+
+    def listens_on(self, transport: Transport, port: int) -> bool:
+        return port in self._ports.get(transport, ())
+
+    def reachable(self) -> tuple[str, ...]:
+        return tuple(sorted(self._entrances))
+
+    def pass_on(self, conn: Connection, name: str) -> bool:
+        if name not in self._entrances:
+            raise RuntimeError(f"{self.name} has nobody to pass a connection on to")
+        assert isinstance(conn, TakenSession)
+        return conn.pass_on(self._entrances[name])

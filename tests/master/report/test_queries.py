@@ -1,0 +1,48 @@
+"""Files that the master hands to workers: nobody changes them, and nobody hoards them."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from superd.master.report.queries import file_with
+from superd.master.workers.child import Child
+from superd.observe.records import Threshold
+from superd.worker.channel import Channel
+
+
+def test_a_worker_has_the_text_of_any_length_and_cannot_change_it_for_others() -> None:
+    text = b"line\n" * 100_000
+    file = file_with(text)
+    assert file is not None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        assert Child(1, ours, 0.0, frozenset()).hand("observe", file, what="metrics")
+        os.close(file)
+        [message] = Channel(theirs, Threshold("debug")).heard()
+    taken = message.pop("file")
+    assert message == {"kind": "observe", "what": "metrics"}
+    assert os.pread(taken, 1 << 20, 0) == text
+    assert not os.get_inheritable(taken)
+    for change in (lambda: os.pwrite(taken, b"x", 0), lambda: os.ftruncate(taken, 0)):
+        with pytest.raises(PermissionError):
+            change()
+    os.close(taken)
+
+
+def test_a_worker_that_takes_nothing_gets_a_few_files_and_no_more() -> None:
+    file = file_with(b"text")
+    assert file is not None
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        child = Child(1, ours, 0.0, frozenset())
+        sent = 0
+        while child.hand("observe", file, what="metrics"):
+            sent += 1
+        assert 1 <= sent < 20
+        for message in Channel(theirs, Threshold("debug")).heard():
+            os.close(message["file"])
+        assert child.hand("observe", file, what="metrics")
+    os.close(file)

@@ -1,0 +1,198 @@
+"""What workers answer to the control socket is checked, put together, and not waited for long."""
+
+from __future__ import annotations
+
+import json
+import selectors
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from superd.admission.bans import BanTable
+from superd.master.bans import Bans
+from superd.master.logs.log import Log
+from superd.master.workers.child import Child
+from superd.master.workers.messages import Hearing
+from superd.master.workers.queries import Connections, Inquiry, Kill, Traffic
+from superd.observe.listing import MOST, ROOM
+
+ROW = {
+    "id": "1-2f", "service": "echo", "peer": "192.0.2.1:7", "local": "tcp://192.0.2.2:7",
+    "age": 0.5, "in": 5, "out": None, "state": "open", "target": "",
+}  # fmt: skip
+
+
+class Workers:
+    """Two workers that say what a test has them say, and the master's ear."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.selector = selectors.DefaultSelector()
+        self.ear = Hearing(
+            self.selector, log, Bans(None, log, BanTable()), lambda child, what: None
+        )
+        self.lines: list[socket.socket] = []
+        self.places: list[Any] = []
+        for pid in (101, 102):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.setblocking(False)
+            self.lines.append(theirs)
+            child = Child(pid, ours, 0.0, frozenset(["echo"]), ready=True)
+            self.ear.listen_to(child)
+            place = SimpleNamespace(child=child, generation=SimpleNamespace(number=3))
+            self.places.append(place)
+        self.replies: list[Any] = []
+
+    def ask(self, inquiry: Inquiry) -> None:
+        inquiry.begin(lambda line: self.replies.append(json.loads(line)))
+
+    def heard(self, number: int) -> dict[str, Any]:
+        """Return what a worker is asked."""
+        request: dict[str, Any] = json.loads(self.lines[number].recv(65536))
+        return request
+
+    def say(self, number: int, content: object, *, is_last: bool = False, inquiry: Any) -> None:
+        message = {"kind": "answer", "content": content, "is_last": is_last, "inquiry": inquiry}
+        self.lines[number].send(json.dumps(message).encode())
+        for key, _ in self.selector.select(0):
+            key.data()
+
+    def close(self) -> None:
+        for place, line in zip(self.places, self.lines, strict=True):
+            line.close()
+            place.child.channel.close()
+        self.selector.close()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    log = Log([str(tmp_path / "log")], "text")
+    one = Workers(log)
+    yield one
+    one.close()
+    log.close()
+
+
+def test_an_answer_comes_once_all_have_told_all(workers: Workers) -> None:
+    inquiry = Connections(workers.places, None)
+    workers.ask(inquiry)
+    asked = workers.heard(0)
+    assert asked == {"kind": "connections", "inquiry": inquiry.number, "service": None}
+    workers.say(0, [ROW], inquiry=inquiry.number)
+    workers.say(1, None, is_last=True, inquiry=inquiry.number)
+    workers.say(0, [{**ROW, "id": "1-30"}], inquiry=inquiry.number)
+    workers.say(0, 7, inquiry=inquiry.number)
+    assert not workers.replies
+    workers.say(0, None, is_last=True, inquiry=inquiry.number)
+    [answer] = workers.replies
+    assert [(row["id"], row["worker"]) for row in answer["connections"]] == [
+        ("1-2f", 101),
+        ("1-30", 101),
+    ]
+    assert (answer["untold"], answer["left-out"]) == ([], 7)
+    assert not any(place.child.inquiries for place in workers.places)
+
+
+def test_who_does_not_answer_is_named_and_comes_too_late(workers: Workers) -> None:
+    inquiry = Connections(workers.places, None)
+    workers.ask(inquiry)
+    workers.say(0, None, is_last=True, inquiry=inquiry.number)
+    inquiry.give_up()
+    assert workers.replies[0]["untold"] == [{"worker": 102, "generation": 3}]
+    workers.say(1, [ROW], inquiry=inquiry.number)
+    assert not workers.places[1].child.has_closed
+    assert len(workers.replies) == 1
+
+
+def test_who_ends_meanwhile_is_waited_for_no_more(workers: Workers) -> None:
+    inquiry = Connections(workers.places, None)
+    workers.ask(inquiry)
+    workers.say(0, None, is_last=True, inquiry=inquiry.number)
+    assert not workers.replies
+    workers.ear.hear_last_words(workers.places[1].child)
+    assert workers.replies == [{"connections": [], "untold": [], "left-out": 0}]
+
+
+def test_who_takes_no_question_is_named_at_once(workers: Workers) -> None:
+    child = workers.places[0].child
+    while child.ask("nothing", of="x" * 30_000):
+        pass
+    inquiry = Kill(workers.places, "1-2", workers.log)
+    workers.ask(inquiry)
+    workers.say(1, False, inquiry=inquiry.number)
+    workers.say(1, None, is_last=True, inquiry=inquiry.number)
+    [answer] = workers.replies
+    told = "there is no connection 1-2, as far as is known: worker 101 did not answer"
+    assert answer == {"error": told}
+
+
+def wrong_rows() -> list[object]:
+    """Return contents that are no connections of the worker's."""
+    changes: list[dict[str, object]] = [
+        {"id": "x"}, {"id": 5}, {"service": "other"}, {"service": []}, {"peer": 5},
+        {"peer": "x" * 600}, {"local": None}, {"age": "old"}, {"age": -1.0}, {"age": 1e300},
+        {"in": True}, {"in": -1}, {"out": 1 << 64}, {"out": 0.5}, {"state": "odd"}, {"state": {}},
+        {"target": 1}, {"more": 1},
+    ]  # fmt: skip
+    missing = {key: value for key, value in ROW.items() if key != "target"}
+    contents: list[object] = [[{**ROW, **change}] for change in changes]
+    return [*contents, [missing], [5], "rows", 0, -5, 10**4000, True, None, {}, [[]]]
+
+
+@pytest.mark.parametrize("content", wrong_rows(), ids=str)
+def test_connections_that_are_none_end_the_worker_and_nothing_else(
+    workers: Workers, content: object
+) -> None:
+    inquiry = Connections(workers.places, None)
+    workers.ask(inquiry)
+    workers.say(0, content, inquiry=inquiry.number)
+    assert workers.places[0].child.has_closed
+    workers.say(1, [ROW], inquiry=inquiry.number)
+    assert not workers.places[1].child.has_closed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [5, None, [], {"other": [1, 1]}, {"echo": [1]}, {"echo": [1, -1]}, {"echo": [True, 1]},
+     {"echo": [1, 1 << 64]}, {"echo": 1}],
+    ids=str,
+)  # fmt: skip
+def test_traffic_that_is_none_ends_the_worker(workers: Workers, content: object) -> None:
+    for place in workers.places:
+        place.number = 0
+    inquiry = Traffic(workers.places, None, [])  # type: ignore[arg-type]
+    workers.ask(inquiry)
+    workers.say(0, content, inquiry=inquiry.number)
+    assert workers.places[0].child.has_closed
+
+
+@pytest.mark.parametrize("content", [0, None, "yes"])
+def test_an_answer_to_kill_is_yes_or_no(workers: Workers, content: object) -> None:
+    inquiry = Kill(workers.places, "1-2", workers.log)
+    workers.ask(inquiry)
+    workers.say(0, content, inquiry=inquiry.number)
+    assert workers.places[0].child.has_closed
+
+
+@pytest.mark.parametrize("number", ["1", None, [], 1.5])
+def test_an_answer_without_a_number_ends_the_worker(workers: Workers, number: object) -> None:
+    workers.say(0, None, inquiry=number)
+    assert workers.places[0].child.has_closed
+
+
+def test_a_worker_cannot_fill_the_memory_of_the_master(workers: Workers) -> None:
+    inquiry = Connections(workers.places, None)
+    workers.ask(inquiry)
+    child = workers.places[0].child
+    told = 0
+    longest = {**ROW, "peer": "\U0001f600" * 512, "local": "\U0001f600" * 512}
+    while not child.has_closed and told <= MOST:
+        child.allowance = 512
+        workers.say(0, [longest] * 4, inquiry=inquiry.number)
+        told += 4
+    assert child.has_closed
+    assert sum(map(len, inquiry.rows)) <= MOST * ROOM

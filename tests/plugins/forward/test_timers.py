@@ -1,0 +1,26 @@
+"""The timers of the plugin forward that many share."""
+
+from __future__ import annotations
+
+import asyncio
+
+from superd_forward.timers import Rounds
+
+
+def test_a_mistake_in_one_round_does_not_end_the_rounds() -> None:
+    async def run() -> int:
+        calls: list[str] = []
+
+        def look(member: str) -> None:
+            calls.append(member)
+            raise RuntimeError
+
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda loop, context: None)
+        rounds: Rounds[str] = Rounds(loop, 0.01, look)
+        rounds.add("x")
+        while len(calls) < 3:
+            await asyncio.sleep(0.01)
+        return len(calls)
+
+    assert asyncio.run(asyncio.wait_for(run(), 5)) >= 3

@@ -1,0 +1,96 @@
+"""Becoming a daemon, and the word that whoever started it waits for."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from superd.errors import SuperdError
+from superd.process.daemonize import Launch, Verdict
+
+DETACH = """
+import json, os, sys
+from superd.process.daemonize import Launch, Verdict, detach
+
+launch = detach()
+if isinstance(launch, Verdict):
+    print(launch.text)
+    sys.exit(launch.code)
+mask = os.umask(0)
+facts = {
+    "session": os.getsid(0), "group": os.getpgrp(), "pid": os.getpid(), "cwd": os.getcwd(),
+    "umask": mask, "standard": [os.readlink(f"/proc/self/fd/{n}") for n in range(3)],
+    "terminal": open("/proc/self/stat").read().rpartition(")")[2].split()[4],
+    "open": len(os.listdir("/proc/self/fd")),
+}
+try:
+    open("/dev/tty")
+    facts["has terminal"] = True
+except OSError:
+    facts["has terminal"] = False
+launch.tell(Verdict(5, json.dumps(facts)))
+launch.tell(Verdict(6, "not heard any more"))
+os._exit(0)
+"""
+
+
+def test_a_daemon_has_a_session_of_its_own_and_nothing_of_the_terminal() -> None:
+    import pty
+
+    controller, terminal = pty.openpty()
+    with open(controller, "rb", buffering=0), open(terminal, "wb", buffering=0):
+        done = subprocess.run(
+            # setsid --ctty: what runs there has the terminal as its controlling one
+            ["setsid", "--wait", "--ctty", sys.executable, "-c", DETACH],
+            stdin=terminal,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 5, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["session"] == facts["group"] != facts["pid"]  # it can never get a terminal again
+    assert facts["session"] != os.getsid(0)
+    assert facts["terminal"] == "0"
+    assert not facts["has terminal"]
+    assert facts["cwd"] == "/"
+    assert facts["umask"] == 0o022
+    assert facts["standard"] == ["/dev/null"] * 3
+    assert facts["open"] == 5  # these, the pipe to the caller, and the directory that was listed
+
+
+def test_a_daemon_that_dies_without_a_word_is_a_failure() -> None:
+    code = DETACH.replace("mask = ", "os.abort()\nmask = ")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "superd ended before it was ready" in done.stdout
+
+
+def test_a_daemon_whose_caller_has_gone_is_told_so() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    launch = Launch(writer)
+    with pytest.raises(SuperdError, match="gone before it was ready"):
+        launch.tell(Verdict(0, ""))
+    launch.tell(Verdict(1, "the second word is not even tried"))
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 2), (0, 1, 2)], ids=str)
+def test_standard_descriptors_that_were_closed_are_opened_for_programs_too(
+    closed: tuple[int, ...],
+) -> None:
+    code = """
+import os, subprocess, sys
+from superd.process.daemonize import open_standard_descriptors
+open_standard_descriptors()
+probe = "import os; [os.fstat(n) for n in range(3)]; os._exit(7)"
+code = subprocess.run([sys.executable, "-c", probe]).returncode
+os._exit(code if os.open(os.devnull, os.O_RDONLY) > 2 else 1)
+"""
+    shell = " ".join(["exec", '"$0"', "-c", '"$1"', *(f"{number}>&-" for number in closed)])
+    done = subprocess.run(["sh", "-c", shell, sys.executable, code], check=False)
+    assert done.returncode == 7

@@ -1,0 +1,89 @@
+"""Asks a real resolver for the addresses of names, from inside a jail as a worker would.
+
+`Asking` runs in the test's process; what it starts stands for the master, which starts a resolver,
+and then for a worker, which locks itself into a directory and asks for each line that it reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+
+class Asking:
+    """The process; `said` is what it tells at its start."""
+
+    def __init__(self, jail: str, wrapper: Iterable[str] = ()) -> None:
+        self.process = subprocess.Popen(
+            [*wrapper, sys.executable, "-m", "tests.support.asking", jail],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.said = self._read()
+        self.resolver = int(self.said["resolver"])
+
+    def ask(self, *names: str) -> dict[str, str]:
+        """Ask for some names at the same time; return their addresses, in the order they came."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{name}\n" for name in names))
+        self.process.stdin.flush()
+        answers = [self._read() for _ in names]
+        return {answer["name"]: " ".join(answer["found"]) for answer in answers}
+
+    def addresses(self, name: str) -> str:
+        return self.ask(name)[name]
+
+    def _read(self) -> Any:
+        assert self.process.stdout is not None
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        self.process.communicate(timeout=30)
+        assert self.process.returncode == 0
+
+
+def main(jail: str) -> None:
+    from superd.master.logs.log import Log
+    from superd.master.resolver import Resolving
+    from superd.worker.runtime.names import Names
+
+    resolving = Resolving(Log(["stderr"], "text"))
+    resolving.keep_running(time.monotonic())
+    modules = [name for name in ("aiodns", "pycares") if name in sys.modules]
+    tell({"resolver": resolving.pid, "modules": modules})
+    os.chroot(jail)
+    os.chdir("/")
+    loop = asyncio.SelectorEventLoop()
+    names = Names(loop, resolving.address)
+
+    def read() -> None:
+        data = os.read(0, 65536).decode()
+        for name in data.split():
+            names.addresses(name, partial(answer, name))
+        if not data:
+            loop.stop()
+
+    loop.add_reader(0, read)
+    loop.run_forever()
+    loop.close()
+    resolving.close()
+
+
+def answer(name: str, found: tuple[str, ...]) -> None:
+    tell({"name": name, "found": found})
+
+
+def tell(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,147 @@
+"""Clients of every temper: over each transport, in odd segments, silent, rude, in crowds.
+
+Runs in the test's process. Every socket has a time-out, so that no test waits for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.harness import PATIENCE, Address, receive_all
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+LARGEST_SEGMENT = 64 * 1024
+
+
+def connect_tcp(address: Address) -> socket.socket:
+    return socket.create_connection(address, timeout=PATIENCE)
+
+
+def connect_unix(path: str | Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
+    """Return a connection to a unix socket; a datagram client gets a name to be answered at."""
+    client = socket.socket(socket.AF_UNIX, kind)
+    client.settimeout(PATIENCE)
+    try:
+        if kind == socket.SOCK_DGRAM:
+            client.bind("")  # the kernel picks an abstract name
+        client.connect(str(path))
+    except OSError:
+        client.close()
+        raise
+    return client
+
+
+def ask_unixgram(path: str | Path, data: bytes) -> bytes:
+    """Send one datagram to a unix socket and return the answer."""
+    with connect_unix(path, socket.SOCK_DGRAM) as client:
+        client.send(data)
+        return client.recv(1 << 18)
+
+
+def ask_unixpacket(path: str | Path, *packets: bytes) -> list[bytes]:
+    """Send packets, half-close, and return the packets that come back until the end."""
+    with connect_unix(path, socket.SOCK_SEQPACKET) as client:
+        for packet in packets:
+            client.send(packet)
+        client.shutdown(socket.SHUT_WR)
+        return list(iter(lambda: client.recv(1 << 18), b""))
+
+
+def answer_to(client: socket.socket) -> bytes:
+    """Say nothing, read to the end, and close."""
+    with client:
+        return receive_all(client)
+
+
+def ending(client: socket.socket) -> tuple[bytes, str]:
+    """Read on and return what came, and how it ended: "fin" or "reset"."""
+    parts = []
+    try:
+        while part := client.recv(LARGEST_SEGMENT):
+            parts.append(part)
+    except ConnectionResetError:
+        return b"".join(parts), "reset"
+    return b"".join(parts), "fin"
+
+
+def fate(address: Address, data: bytes = b"") -> tuple[bytes, str]:
+    """Connect, send, and return what came and how it ended, be it at once."""
+    try:
+        with connect_tcp(address) as client:
+            client.sendall(data)
+            return ending(client)
+    except (ConnectionResetError, BrokenPipeError):
+        return b"", "reset"
+
+
+def reset(client: socket.socket) -> None:
+    """Close with a reset instead of a FIN, as a crashing client or a scanner does."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+    client.close()
+
+
+def is_open(client: socket.socket) -> bool:
+    """Tell whether the other side still keeps the connection; nothing is read."""
+    client.setblocking(False)
+    try:
+        return client.recv(1, socket.MSG_PEEK) != b""
+    except BlockingIOError:
+        return True
+    except ConnectionError:
+        return False
+    finally:
+        client.settimeout(PATIENCE)
+
+
+@contextlib.contextmanager
+def crowd(address: Address, number: int) -> Iterator[list[socket.socket]]:
+    """Connect many clients that are all there at once, and close them in the end."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(connect_tcp(address)) for _ in range(number)]
+
+
+def segments(data: bytes, seed: int) -> Iterator[memoryview]:
+    """Cut data into random pieces, from a single byte to 64 KiB."""
+    rng = random.Random(seed)
+    view, start = memoryview(data), 0
+    while start < len(data):
+        size = rng.choice((1, 2, 100, 1460, rng.randint(1, LARGEST_SEGMENT)))
+        yield view[start : start + size]
+        start += size
+
+
+def sent_and_received(client: socket.socket, data: bytes, seed: int) -> tuple[str, str]:
+    """Send `data` in random pieces while reading in random pieces; return the digests of both."""
+
+    def send() -> None:
+        for piece in segments(data, seed):
+            client.sendall(piece)
+        client.shutdown(socket.SHUT_WR)
+
+    rng = random.Random(seed + 1)
+    received = hashlib.sha256()
+    sender = threading.Thread(target=send)
+    sender.start()
+    try:
+        while part := client.recv(rng.randint(1, LARGEST_SEGMENT)):
+            received.update(part)
+    finally:
+        sender.join(PATIENCE)
+    return hashlib.sha256(data).hexdigest(), received.hexdigest()
+
+
+def swallow(client: socket.socket, most: int) -> int:
+    """Send without reading until the other side takes no more, `most` bytes at the utmost."""
+    client.setblocking(False)
+    piece, sent = bytes(LARGEST_SEGMENT), 0
+    with contextlib.suppress(BlockingIOError):
+        while sent < most:
+            sent += client.send(piece)
+    return sent

@@ -1,0 +1,63 @@
+"""Daemons for a test: configured like any superd of the harness, but started by `superd start`.
+
+Runs in the test's process. A daemon is found and ended by the lock on its pid file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from superd.master.pidfile import holder
+from tests.support.harness import Superd, command, is_alive, until
+
+ECHO = """
+[service.echo]
+plugin = "echo"
+listen = "tcp://127.0.0.1:{port}"
+"""
+
+Configure = Callable[..., Superd]
+
+
+def free_port() -> int:
+    """Return a port of 127.0.0.1 that nobody listens on just now."""
+    return free_ports(1)[0]
+
+
+def free_ports(number: int) -> list[int]:
+    """Return different ports of 127.0.0.1 that nobody listens on just now."""
+    with contextlib.ExitStack() as stack:
+        servers = [
+            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
+        ]
+        return [int(server.getsockname()[1]) for server in servers]
+
+
+def end(superd: Superd) -> None:
+    """End a daemon, however it is, by what it has locked."""
+    path = superd.directory / "pid"
+    if path.is_file() and not path.is_symlink() and (pid := holder(path)):
+        os.kill(pid, signal.SIGQUIT)
+        until(lambda: not is_alive(pid), "the end of the daemon")
+
+
+def logged(port: int, more: str = "") -> str:
+    """Return a configuration with echo on a port and a log file beside it."""
+    return f'[daemon]\nlog = "./log"\n{more}{ECHO.format(port=port)}'
+
+
+def run_in_own_mounts(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
+    """Run a shell script, to which `"$@"` is superd, where what it mounts is nobody else's."""
+    return subprocess.run(
+        ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
+        capture_output=True,
+        text=True,
+        cwd=directory,
+        check=False,
+    )

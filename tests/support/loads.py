@@ -1,0 +1,87 @@
+"""Load that goes on while a test does something else, and what its clients met with.
+
+Runs in the test's process, a thread for each.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from tests.support.harness import PATIENCE, exchange, until
+
+CHUNK = 4096
+PAUSE = 0.005  # seconds: a load that takes all of a processor would starve what it is to test
+
+
+@dataclass
+class Load:
+    """Clients that come, are served and go, one after the other; what they met with."""
+
+    ask: Callable[[], bytes]
+    is_right: Callable[[bytes], bool] = b"hello".__eq__
+    served: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, over: threading.Event) -> None:
+        while not over.is_set():
+            try:
+                answer = self.ask()
+                if not self.is_right(answer):
+                    self.failures.append(f"answered {answer!r}")
+            except OSError as error:
+                self.failures.append(str(error))
+            self.served += 1
+            over.wait(PAUSE)
+
+
+def hello(connect: Callable[[], socket.socket]) -> Load:
+    """Return a load of clients to an echo."""
+    return Load(lambda: exchange(connect(), b"hello"))
+
+
+@dataclass
+class Stream:
+    """One long conversation: numbered chunks, each echoed before the next is sent."""
+
+    connection: socket.socket
+    sent: int = 0
+    failures: list[str] = field(default_factory=list)
+
+    def run(self, over: threading.Event) -> None:
+        try:
+            with self.connection:
+                while not over.is_set():
+                    chunk = self.sent.to_bytes(8, "big") * (CHUNK // 8)
+                    self.connection.sendall(chunk)
+                    found = b""
+                    while len(found) < CHUNK and (part := self.connection.recv(CHUNK)):
+                        found += part
+                    assert found == chunk
+                    self.sent += 1
+                    over.wait(0.02)
+        except (OSError, AssertionError) as error:
+            self.failures.append(f"after {self.sent} chunks: {error!r}")
+
+
+def serve_on(loads: Iterable[Load], number: int = 1) -> None:
+    """Wait until each has served some more clients."""
+    for load in loads:
+        enough = load.served + number
+        until(lambda load=load, enough=enough: load.served >= enough, "some more answers")  # type: ignore[misc]
+
+
+@contextmanager
+def under(*loads: Load | Stream) -> Iterator[None]:
+    """Run loads until the end of the block."""
+    over = threading.Event()
+    threads = [threading.Thread(target=load.run, args=(over,)) for load in loads]
+    with ExitStack() as stack:
+        for thread in threads:
+            thread.start()
+            stack.callback(thread.join, PATIENCE)
+        stack.callback(over.set)
+        yield

@@ -1,0 +1,87 @@
+"""Metrics of a superd that runs, as a scraper reads them.
+
+Runs in the test's process. `SERVICE` is an entry for the plugin metrics.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+from collections.abc import Iterator
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.harness import PATIENCE, Superd
+
+SERVICE = """
+[service.metrics]
+plugin = "metrics"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+class Scrape:
+    """All samples of one text."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.families = {one.name: one for one in text_string_to_metric_families(text)}
+        self.samples = [sample for one in self.families.values() for sample in one.samples]
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """Return the value of the only sample that has these labels."""
+        (value,) = self.all(name, **labels)
+        return value
+
+    def all(self, name: str, **labels: str) -> list[float]:
+        """Return the values of all samples that have these labels."""
+        return [
+            sample.value
+            for sample in self.samples
+            if sample.name == f"superd_{name}" and labels.items() <= sample.labels.items()
+        ]
+
+
+def scraped(superd: Superd) -> Scrape:
+    """Return what is measured now, by a connection of its own."""
+    status, text = page(superd, "/metrics")
+    assert status == 200
+    return Scrape(text)
+
+
+def page(superd: Superd, path: str, method: str = "GET") -> tuple[int, str]:
+    """Ask for a page, by a connection of its own."""
+    with persistent(superd) as connection:
+        return asked(connection, path, method)
+
+
+def persistent(superd: Superd, service: str = "metrics") -> Persistent:
+    """Return a connection that is to be asked more than once."""
+    return Persistent(*superd.address(service), timeout=PATIENCE)
+
+
+class Persistent(http.client.HTTPConnection):
+    """Is closed at the end of a with statement."""
+
+    def __enter__(self) -> Persistent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def asked(
+    connection: http.client.HTTPConnection, path: str, method: str = "GET"
+) -> tuple[int, str]:
+    """Ask for a page; return status and text."""
+    connection.request(method, path)
+    with connection.getresponse() as response:
+        return response.status, response.read().decode()
+
+
+def answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """Yield status and text of the answers that come by a connection until its end."""
+    with connection.makefile("rb") as stream:
+        while line := stream.readline():
+            headers = http.client.parse_headers(stream)
+            yield int(line.split()[1]), stream.read(int(headers["Content-Length"]))

@@ -1,0 +1,61 @@
+"""An sshd and its client, with keys and a configuration of a test's own.
+
+Runs in the test's process. The server has to be root's, and lets root in by the user's key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tests.support.programs import output
+
+SSHD = """
+HostKey {keys}/host
+AuthorizedKeysFile {keys}/user.pub
+PermitRootLogin prohibit-password
+StrictModes no
+UsePAM no
+PrintMotd no
+PidFile none
+"""
+
+
+@contextlib.contextmanager
+def separation() -> Iterator[None]:
+    """Have the empty directory that sshd wants, which Debian's own start script makes."""
+    directory = Path("/run/sshd")
+    made = not directory.exists()
+    if made:
+        directory.mkdir(mode=0o755)
+    try:
+        yield
+    finally:
+        if made:
+            directory.rmdir()
+
+
+class Ssh:
+    """The command lines of both; the one of the client lacks the port and the host."""
+
+    def __init__(self, directory: Path) -> None:
+        keys = directory / "keys"
+        keys.mkdir()
+        for name in ("host", "user"):
+            output("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
+        configuration = keys / "sshd_config"
+        configuration.write_text(SSHD.format(keys=keys))
+        program = shutil.which("sshd") or "sshd"  # it wants its whole path
+        self.server = [program, "-e", "-f", str(configuration)]
+        options = {
+            "BatchMode": "yes",
+            "StrictHostKeyChecking": "accept-new",
+            "UserKnownHostsFile": str(keys / "known"),
+            "IdentitiesOnly": "yes",
+            "IdentityFile": str(keys / "user"),
+            "LogLevel": "ERROR",
+        }
+        self.client = ["ssh", "-F", os.devnull, *(f"-o{k}={v}" for k, v in options.items())]

@@ -1,0 +1,331 @@
+"""Sessions over a transport, and the moments at which a time-out or a stop may catch them."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from superd.admission.access import UnixPeer
+from superd.admission.gate import NO_SOURCE, Books, Gate
+from superd.admission.ledger import Ledger
+from superd.admission.limits import Load
+from superd.admission.reflection import ReflectionGuard
+from superd.admission.scoreboard import Count, Roster, Scoreboard
+from superd.config.model import Daemon
+from superd.config.model import Service as Entry
+from superd.net.addresses import Address, Transport
+from superd.observe.connections import End, ServiceRecords, parsed
+from superd.observe.records import Record, Threshold
+from superd.plugin import Connection, Options, Request, Service, Waiting
+from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
+from superd.worker.accept.acceptor import Acceptor
+from superd.worker.engine import Engine
+from superd.worker.lifeline import Lifeline
+from superd.worker.runtime.heartbeat import Pulse
+from superd.worker.runtime.loop import new_loop
+from superd.worker.runtime.service import Serving
+from superd.worker.serve.listener import Handover
+from superd.worker.serve.stream import PORTION, ProtocolSession, advance
+
+LOOPS = ["uvloop", "asyncio"]
+
+
+class Echo(asyncio.Protocol):
+    """Notes what it is told, and echoes."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told = told
+        self.sizes: list[int] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.told.append("made")
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.sizes.append(len(data))
+        self.transport.write(data)
+
+    def pause_writing(self) -> None:
+        self.told.append("pause")
+        self.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.told.append("resume")
+        self.transport.resume_reading()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.told.append("lost")
+
+
+class Everything(Service):
+    """A plugin with every method, of which a test leaves those that it wants."""
+
+    name = "everything"
+
+    def __init__(self) -> None:
+        super().__init__(Options())
+        self.told: list[str] = []
+        self.made: list[Echo] = []
+
+    def protocol(self, conn: Connection) -> asyncio.Protocol:
+        self.made.append(Echo(self.told))
+        return self.made[-1]
+
+    async def stream(self, conn: Connection) -> None:
+        self.told.append("begun")
+        try:
+            await conn.readline()
+        finally:
+            self.told.append("ended")
+
+    async def takeover(self, sock: socket.socket, conn: Connection) -> None:
+        self.told.append("begun")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            self.told.append("ended")
+
+    def respond(self, request: Request) -> bytes:
+        return b"answer"
+
+    async def listener(self, sock: socket.socket, waiting: Waiting) -> str:
+        self.told.append("begun")
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            self.told.append("ended")
+        return ""
+
+
+class Bench:
+    """An engine in this process, with one listener of a plugin that has one method."""
+
+    def __init__(self, kind: str, method: str) -> None:
+        self.loop = new_loop(kind)
+        self.lifeline = Lifeline(memoryview(bytearray(8)).cast("Q"))
+        self.log: list[Record] = []
+        self.events: list[dict[str, Any]] = []
+        pulse = Pulse(self.loop, self.lifeline)
+        threshold, guard = Threshold("debug"), ReflectionGuard([])
+        self.engine = Engine(
+            self.loop, 1, self.log.append, threshold, self.take_events, guard, 1.0, 0.0, pulse
+        )
+        self.plugin = Everything()
+        roster = Roster.of(["test"], 1)
+        self.books = books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
+        wait = method == "listener"
+        entry = Entry.model_construct(plugin="everything", listen=(), wait=wait)
+        gate = Gate.of("test", entry, Daemon(), books, None)
+        records = ServiceRecords(self.engine.connection_log, "test", entry.record)
+        found: Any = dict.fromkeys((*STREAM_METHODS, *DATAGRAM_METHODS))
+        found[method] = getattr(self.plugin, method)
+        self.serving = Serving(
+            "test", entry, self.plugin, gate.counts, gate, records, blocking=None, **found
+        )
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.listener.setblocking(False)
+        self.address = self.listener.getsockname()
+        self.engine.add(self.serving)
+        self.engine.listen(self.serving, Address(Transport.TCP, *self.address), self.listener)
+
+    def client(self) -> socket.socket:
+        return socket.create_connection(self.address, timeout=10)
+
+    def accept(self) -> None:
+        """Have the acceptor take who waits; the loop has not turned since."""
+        (acceptor,) = self.engine.listeners
+        acceptor.start()
+        assert isinstance(acceptor, Acceptor)
+        acceptor.accept()
+
+    def turn(self, condition: Callable[[], object], seconds: float = 10.0) -> None:
+        """Let the loop turn until the condition holds."""
+
+        async def wait() -> None:
+            while not condition():
+                await asyncio.sleep(0.001)
+
+        self.loop.run_until_complete(asyncio.wait_for(wait(), seconds))
+
+    def take_events(self, batch: bytes) -> bool:
+        self.events += [parsed(line) for line in batch.splitlines()]
+        return True
+
+    @property
+    def active(self) -> int:
+        return int(self.serving.counts[Count.ACTIVE])
+
+    def close(self) -> None:
+        for listener in self.engine.listeners:
+            listener.stop()
+        try:
+            self.turn(lambda: not self.engine.sessions and not self.engine.lingering)
+        finally:
+            self.engine.lingering.epoll.close()
+            self.lifeline.close()
+            self.loop.close()
+
+
+@pytest.fixture(params=LOOPS)
+def bench(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Bench]]:
+    made: list[Bench] = []
+
+    def make(method: str) -> Bench:
+        made.append(Bench(request.param, method))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.close()
+
+
+Make = Callable[[str], Bench]
+
+
+@pytest.mark.parametrize("method", ["protocol", "stream"])
+def test_a_connection_whose_time_is_over_before_it_began_never_begins(
+    bench: Make, method: str
+) -> None:
+    at = bench(method)
+    with at.client() as client:
+        at.accept()
+        (session,) = at.engine.sessions.values()
+        session.expire(End.DRAIN)
+        at.turn(lambda: not at.engine.sessions)
+        assert client.recv(1) == b""
+    assert at.plugin.told == []
+    assert at.active == 0
+    assert at.log == []
+
+
+@pytest.mark.parametrize("method", ["protocol", "stream", "takeover"])
+@pytest.mark.parametrize("turns", range(4))
+def test_a_stop_at_any_turn_ends_every_connection(bench: Make, method: str, turns: int) -> None:
+    at = bench(method)
+    with at.client() as client:
+        at.accept()
+        for _ in range(turns):
+            at.loop.run_until_complete(asyncio.sleep(0))
+        for session in list(at.engine.sessions.values()):
+            session.expire(End.DRAIN)
+            session.expire(End.DRAIN)
+        at.turn(lambda: not (at.engine.sessions or at.engine.lingering))
+        assert client.recv(1) == b""
+    told = at.plugin.told
+    assert told.count("begun") == told.count("ended")
+    assert told.count("made") == told.count("lost")
+    assert at.active == 0
+    assert at.log == []
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_stop_at_any_turn_ends_who_has_the_listener_and_gives_its_place_back(
+    bench: Make, turns: int
+) -> None:
+    at = bench("listener")
+    handover = at.engine.listeners.pop()  # it is stopped here already
+    assert isinstance(handover, Handover)
+    with at.client():
+        handover.start()
+        while not handover.runs:
+            at.loop.run_until_complete(asyncio.sleep(0))
+        for _ in range(turns):
+            at.loop.run_until_complete(asyncio.sleep(0))
+        assert at.active == at.engine.held == 1
+        handover.stop()
+        handover.cancel(End.DRAIN)
+        at.turn(lambda: not handover.runs)
+    assert at.plugin.told.count("begun") == at.plugin.told.count("ended")
+    assert at.active == at.engine.held == 0
+    at.engine.connection_log.flush()
+    assert [event["event"] for event in at.events] == ["accepted", "closed"]
+    assert at.events[-1]["end"] == "drain"
+    assert at.log == []
+
+
+@pytest.mark.parametrize("method", ["protocol", "stream", "takeover"])
+def test_a_connection_is_struck_off_once_however_it_ends(bench: Make, method: str) -> None:
+    at = bench(method)
+    client = at.client()
+    at.accept()
+    (session,) = at.engine.sessions.values()
+    at.turn(lambda: at.plugin.told)
+    assert at.active == 1
+    session.abort()
+    session.expire(End.DRAIN)
+    client.close()
+    at.turn(lambda: not at.engine.sessions)
+    session.leave()
+    assert at.active == 0
+
+
+def test_a_socket_that_the_loop_refuses_is_closed_and_struck_off(bench: Make) -> None:
+    at = bench("protocol")
+    ours, theirs = socket.socketpair()
+    session = ProtocolSession()
+    assert at.serving.gate.admit(UnixPeer(0)) == NO_SOURCE
+    session.begin(at.engine, at.serving, Transport.UNIX, "", NO_SOURCE, "unix:///x")
+    with ours:
+        theirs.close()
+        advance(session.attach(theirs))
+        at.turn(lambda: not at.engine.sessions)
+    assert at.active == 0
+
+
+def test_a_client_that_does_not_read_is_read_from_in_portions(bench: Make) -> None:
+    at = bench("protocol")
+    with at.client() as client:
+        at.accept()
+        client.setblocking(False)
+        sent = 0
+
+        def stalled() -> bool:
+            nonlocal sent
+            try:
+                while True:
+                    sent += client.send(bytes(1 << 20))
+            except BlockingIOError:
+                return "pause" in at.plugin.told
+
+        at.turn(stalled)
+        (session,) = at.engine.sessions.values()
+        assert isinstance(session, ProtocolSession)
+        assert 0 < session.get_write_buffer_size() <= PORTION
+        assert not session.is_reading()
+        assert max(at.plugin.made[0].sizes[-3:]) <= PORTION
+    at.turn(lambda: "lost" in at.plugin.told)
+
+
+def test_after_close_nothing_that_is_called_does_harm(bench: Make) -> None:
+    at = bench("protocol")
+    client = at.client()
+    at.accept()
+    at.turn(lambda: at.plugin.told)
+    transport = at.plugin.made[0].transport
+    transport.write(b"before")
+    transport.close()
+    call_everything(transport)
+    at.turn(lambda: client.recv(100, socket.MSG_PEEK) == b"before")
+    client.close()
+    at.turn(lambda: "lost" in at.plugin.told)
+    call_everything(transport)
+    transport.abort()
+    assert at.log == []
+
+
+def call_everything(transport: asyncio.Transport) -> None:
+    transport.write(b"after")
+    transport.writelines([b"a", b"b"])
+    transport.write_eof()
+    transport.pause_reading()
+    transport.resume_reading()
+    transport.close()
+    transport.set_write_buffer_limits(10, 5)
+    assert transport.is_closing()
+    assert transport.get_write_buffer_size() == 0
+    assert transport.get_extra_info("nothing", "default") == "default"
