@@ -111,7 +111,7 @@ except ValueError:
 
 def test_without_a_jail_each_late_import_is_told_once_and_works() -> None:
     told = run(
-        "import sys\nfrom superd.worker import preload\n"
+        "import sys\nfrom superd.process import preload\n"
         "sys.meta_path.insert(0, preload.Telling(print))\n"
         "import colorsys, colorsys\nsys.modules.pop('colorsys')\nimport colorsys"
     )
