@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 
-from superd.plugin import Connection, Packet, Service, hookimpl
+from superd.plugin import Connection, Request, Service, hookimpl
 
 RING = bytes(range(0x20, 0x7F))  # the 95 printing characters
 LINE = 72
@@ -39,9 +39,9 @@ class Chargen(Service):
     def protocol(self, conn: Connection) -> asyncio.Protocol:
         return Generator()
 
-    def datagram(self, packet: Packet) -> bytes:
+    def datagram(self, request: Request) -> bytes:
         length = random.randint(0, LONGEST_DATAGRAM)  # noqa: S311  nothing secret depends on it
-        return PATTERN[: min(length, packet.room)]
+        return PATTERN[: min(length, request.room)]
 
 
 class Generator(asyncio.Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from superd.plugin import Connection, Packet, Service, hookimpl
+from superd.plugin import Connection, Request, Service, hookimpl
 
 
 class Discard(Service):
@@ -20,7 +20,7 @@ class Discard(Service):
     def protocol(self, conn: Connection) -> asyncio.Protocol:
         return asyncio.Protocol()
 
-    def datagram(self, packet: Packet) -> None:
+    def datagram(self, request: Request) -> None:
         return None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 
-from superd.plugin import BlockingConnection, Connection, Packet, Service, hookimpl
+from superd.plugin import BlockingConnection, Connection, Request, Service, hookimpl
 
 
 class Echo(Service):
@@ -25,8 +25,8 @@ class Echo(Service):
         while data := conn.read():
             conn.send(data)
 
-    def datagram(self, packet: Packet) -> bytes:
-        return packet.data
+    def datagram(self, request: Request) -> bytes:
+        return request.data
 
 
 class EchoProtocol(asyncio.Protocol):

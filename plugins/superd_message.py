@@ -11,7 +11,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from superd.plugin import Address, Connection, LineTooLong, Options, Packet, Service, hookimpl
+from superd.plugin import Address, Connection, LineTooLong, Options, Request, Service, hookimpl
 
 LONGEST = 512
 
@@ -47,8 +47,8 @@ class Message(Service):
         if line:
             await conn.send(self.exchange(line, conn.peer) + b"\r\n")
 
-    def datagram(self, packet: Packet) -> bytes:
-        return self.exchange(packet.data[:LONGEST], packet.peer)
+    def datagram(self, request: Request) -> bytes:
+        return self.exchange(request.data[:LONGEST], request.peer)
 
     def exchange(self, message: bytes, peer: Address) -> bytes:
         """Remember `message` and return the one before it."""

@@ -15,8 +15,8 @@ from superd.plugin import (
     Duration,
     FilePath,
     Options,
-    Packet,
     PositiveDuration,
+    Request,
     Service,
     Size,
     Transport,
@@ -114,9 +114,9 @@ class Sniffer(Service):
     def protocol(self, conn: Connection) -> asyncio.Protocol:
         return Listening(self, conn)
 
-    def datagram(self, packet: Packet) -> None:
+    def datagram(self, request: Request) -> None:
         most = self.options.capture.bytes if self.options.capture else 0
-        self.heard(Knock(packet, time.time(), packet.peer, packet.local, packet.data[:most]))
+        self.heard(Knock(request, time.time(), request.peer, request.local, request.data[:most]))
 
     def heard(self, knock: Knock) -> None:
         """Go on with what a client has said: tell of it, and perhaps ban who it was."""

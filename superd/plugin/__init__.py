@@ -39,7 +39,6 @@ from superd.plugin.relay import (
 )
 from superd.plugin.service import (
     Options,
-    Packet,
     Request,
     Service,
     Unavailable,
@@ -59,7 +58,6 @@ __all__ = [
     "Level",
     "LineTooLong",
     "Options",
-    "Packet",
     "Polled",
     "Poller",
     "PositiveDuration",

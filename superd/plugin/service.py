@@ -70,9 +70,6 @@ class Request:
         return Address.of_socket(self._transport, self._local.getsockname())
 
 
-Packet = Request
-
-
 class Unavailable(Exception):
     """A plugin cannot serve just now: its client's connection is closed, and the text is logged
     without a traceback. Where `pause` is not 0, whoever comes in these seconds has to wait.
@@ -126,7 +123,7 @@ class Service:
        `stream(conn)`, not async, does so with calls that block, in a thread or in a process of its
        own, as `model` of the entry says. What `prepare` opened is shared by all of them.
        `protocol(conn) -> asyncio.Protocol` does so at full speed;
-       `datagram(packet) -> bytes | None` answers a datagram, or keeps quiet;
+       `datagram(request) -> bytes | None` answers a datagram, or keeps quiet;
        `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
        was sent is delivered and the socket closed, unless it was closed or detached already. It
        finds as many descriptors left as `descriptors` says, to begin with.
@@ -301,7 +298,7 @@ ARGUMENTS = {
     "takeover": "sock, conn",
     "respond": "request",
     "relay_datagrams": "conn",
-    "datagram": "packet",
+    "datagram": "request",
     "listener": "sock, waiting",
 }
 

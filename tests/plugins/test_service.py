@@ -80,7 +80,7 @@ def test_how_a_class_can_serve(methods: dict[str, object], models: tuple[str, ..
         (made(datagram=asynchronous), "Made.datagram is async"),
         (made(stream=with_none), "Made.stream cannot be called as stream(conn)"),
         (made(respond=without), "Made.respond cannot be called as respond(request)"),
-        (made(datagram=with_two), "Made.datagram cannot be called as datagram(packet)"),
+        (made(datagram=with_two), "Made.datagram cannot be called as datagram(request)"),
         (made(takeover=with_none), "Made.takeover cannot be called as takeover(sock, conn)"),
     ],
 )

@@ -177,10 +177,10 @@ BANNER = """
             self.ban(conn.peer, 600, "said: " + (await conn.readline()).decode())
             await conn.send(b"banned\\n")
 
-        def datagram(self, packet):
-            for number in range(int(packet.data)):
+        def datagram(self, request):
+            for number in range(int(request.data)):
                 host = f"10.{number >> 16}.{number >> 8 & 255}.{number & 255}"
-                peer = type(packet.peer)(packet.peer.transport, host, 1)
+                peer = type(request.peer)(request.peer.transport, host, 1)
                 self.ban(peer, 600 + number, "one of many")
             return b"."
 

@@ -144,7 +144,7 @@ CAGE = """
 
 METHODS = {
     "cage_respond": "def respond(self, request): return eval(self.options.act)",
-    "cage_datagram": "def datagram(self, packet): return eval(self.options.act)",
+    "cage_datagram": "def datagram(self, request): return eval(self.options.act)",
     "cage_protocol": "def protocol(self, conn): return eval(self.options.act)",
     "cage_takeover": "async def takeover(self, *_): return eval(self.options.act)",
 }
@@ -221,7 +221,7 @@ options = { act = "Fails('connection_lost')" }
 [service.datagram_raises]
 plugin = "cage_datagram"
 listen = "udp://127.0.0.1:0"
-options = { act = "exit() if packet.data == b'raise' else None if packet.data == b'no' else b'y'" }
+options = { act = "{b'raise': exit, b'no': lambda: None}.get(request.data, lambda: b'y')()" }
 """ + "".join(
     f"""
 [service.{name}]

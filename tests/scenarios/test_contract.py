@@ -145,8 +145,8 @@ ALL = """
     class Datagram(Respond):
         name = "datagram"
 
-        def datagram(self, packet):
-            return None if packet.data == b"hush" else packet.data[::-1]
+        def datagram(self, request):
+            return None if request.data == b"hush" else request.data[::-1]
 """
 
 PROTOCOL = """
@@ -573,7 +573,7 @@ def test_a_protocol_is_told_how_its_connection_ended(served: Superd) -> None:
     until(lambda: "ConnectionResetError" in ends(), "the reset to be told")
 
 
-# respond(request), datagram(packet)
+# respond(request), datagram(request)
 
 
 def test_respond_serves_streams_and_datagrams(served: Superd) -> None:

@@ -29,8 +29,8 @@ MOODY = """
     class Moody(Service):
         name = "moody"
 
-        def datagram(self, packet):
-            word = packet.data.decode().strip()
+        def datagram(self, request):
+            word = request.data.decode().strip()
             if word == "raise":
                 raise RuntimeError("in a mood")
             if word == "exit":
@@ -44,8 +44,8 @@ MOODY = """
             if word == "quiet":
                 return None
             if word == "where":
-                return packet.peer.endpoint.encode()
-            return packet.data
+                return request.peer.endpoint.encode()
+            return request.data
 
     @hookimpl
     def superd_services():

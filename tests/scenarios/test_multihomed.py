@@ -35,8 +35,8 @@ WITNESS = """
             await conn.read()
             await conn.send(f"{self.options.label} {conn.local.endpoint}".encode())
 
-        def datagram(self, packet):
-            return f"{self.options.label} {packet.local.endpoint}".encode()
+        def datagram(self, request):
+            return f"{self.options.label} {request.local.endpoint}".encode()
 
     @hookimpl
     def superd_services():

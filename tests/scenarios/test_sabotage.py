@@ -75,8 +75,8 @@ SABOTEUR = """
                             globals()[action](number, sock)
                 await conn.send(b"%d\\n" % found)
 
-        def datagram(self, packet):
-            return packet.data
+        def datagram(self, request):
+            return request.data
 
     @hookimpl
     def superd_services():

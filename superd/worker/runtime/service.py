@@ -20,7 +20,6 @@ from superd.plugin.relay import DatagramRelay, Relay, Relayed, RelayedDatagrams
 from superd.plugin.service import (
     DATAGRAM_METHODS,
     STREAM_METHODS,
-    Packet,
     Request,
     Service,
     Waiting,
@@ -55,7 +54,7 @@ class Serving:
     takeover: Callable[[socket.socket, Connection], Talk] | None
     respond: Callable[[Request], bytes] | None
     relay_datagrams: Callable[[RelayedDatagrams], DatagramRelay] | None
-    datagram: Callable[[Packet], bytes | None] | None
+    datagram: Callable[[Request], bytes | None] | None
     listener: Callable[[socket.socket, Waiting], Coroutine[Any, Any, str]] | None
     waiting: set[Acceptor] = field(default_factory=set)
 
