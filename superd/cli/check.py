@@ -17,7 +17,7 @@ from superd.cli.files import configuration_file
 from superd.config.loading import Configuration, load
 from superd.config.values import LOG_SINKS
 from superd.errors import ConfigurationError, ExitCode, Problem
-from superd.master.plan.preflight import rehearse
+from superd.master.plan.preflight import preflight
 from superd.plugin.registry import installed
 
 OK = "configuration OK"
@@ -34,7 +34,7 @@ def check(files: Sequence[Path]) -> int:
             problems += error.problems
             continue
         prepare = os.geteuid() == 0 and not configuration.problems
-        problems += rehearse(configuration, plugins, prepare=prepare).everything(configuration)
+        problems += preflight(configuration, plugins, prepare=prepare).all_problems(configuration)
         problems += _logs_without_directory(configuration)
     if problems:
         raise ConfigurationError(problems)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from superd.config.loading import Configuration
 from superd.errors import ExitCode, Problem, SuperdError, printable, reason
-from superd.master.plan.preflight import rehearse
+from superd.master.plan.preflight import preflight
 from superd.migrate import inetd, xinetd
 from superd.migrate.entries import Entry, Note, as_toml
 from superd.migrate.proving import prove
@@ -67,7 +67,7 @@ def migrate(dialect: str, path: Path) -> int:
 
 
 def _problems(configuration: Configuration) -> list[Problem]:
-    return rehearse(configuration, installed(), prepare=False).everything(configuration)
+    return preflight(configuration, installed(), prepare=False).all_problems(configuration)
 
 
 def _in_order(notes: list[Note]) -> list[Note]:

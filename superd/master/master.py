@@ -1,7 +1,7 @@
-"""The master's loop: signals, workers, listeners, time.
+"""The master's loop: signals, timers, start and stop.
 
-Runs in the master, single-threaded. Never accepts a connection or reads a datagram of a service,
-never imports a plugin. A signal handler only queues; `handle_...` below does the work, and its
+Runs in the master, single-threaded. Never accepts a connection, reads a datagram of a service or
+imports a plugin. A signal handler only queues the signal; `handle_...` below acts on it, and its
 docstring is the operator's manual.
 """
 
@@ -11,154 +11,78 @@ import selectors
 import signal
 import time
 from collections.abc import Callable
-from enum import Enum
-from functools import partial
 
-from superd.admission.tally import Tally
 from superd.errors import ExitCode, SuperdError
 from superd.listen.listeners import Listener
-from superd.master.bans import Bans
 from superd.master.change.changes import Changes
-from superd.master.commands import answer
+from superd.master.commands import Commands
+from superd.master.context import Context, State
 from superd.master.control_socket import ControlSocket, control_listener
-from superd.master.logs.log import Log
-from superd.master.pidfile import PidFile
-from superd.master.plan.plan import Plan
-from superd.master.rates import Rates
-from superd.master.resolver import Resolving
-from superd.master.signals import Signals
-from superd.master.supervisor import LAST_WORD, Workers, drain_time
-from superd.master.systemd.notify import Supervisor
+from superd.master.report.queries import ReportQueries
+from superd.master.supervisor import KILL_AFTER, Supervisor, drain_time
 from superd.master.workers.child import reap
-from superd.master.workers.generation import Generation
+from superd.master.workers.messages import MessageReader
 
-WATCH = 0.4  # seconds between looks at the listeners: sabotage is repaired within a second
-
-
-class State(Enum):
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-    STOPPING = "stopping"
+CHECK_INTERVAL = 0.4  # seconds: a listener that a worker broke is repaired within a second
 
 
 class Master:
-    """Keeps the workers of all pools running until it is told to stop."""
+    """Runs the workers of all pools until a signal stops superd."""
 
-    def __init__(
-        self,
-        current: Generation,
-        tally: Tally,
-        log: Log,
-        signals: Signals,
-        supervisor: Supervisor,
-        *,
-        in_background: bool = False,
-        is_trial: bool = False,
-        pid_file: PidFile | None = None,
-        resolving: Resolving | None = None,
-        bans: Bans | None = None,
-    ) -> None:
-        plan = current.plan
-        self.log = log
-        self.supervisor = supervisor
-        self.in_background = in_background
-        self.is_trial = is_trial
-        self.pid_file = pid_file
-        self.state = State.STARTING
-        self.since = time.time()
-        self.failure: tuple[int, str] | None = None
-        self.tally = tally
-        self.rates = Rates(tally.scoreboard)
-        self.changes = Changes(self)
-        self.overrides: dict[str, bool] = {}  # which services operators have enabled, or disabled
-        if bans is None:
-            bans = Bans(plan.settings.daemon.ban_file, log, tally.bans)
-        self.bans = bans
-        self.resolving = resolving
-        self.configured(plan)
-        self.selector = selectors.DefaultSelector()
-        self.workers = Workers(self, current)
-        self.control: ControlSocket | None = None
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        queries = ReportQueries(context)
+        messages = MessageReader(context.selector, context.log, context.bans, queries.answer)
+        self.supervisor = Supervisor(context, messages)
+        self.changes = Changes(context, self.supervisor)
         self._kill_at: float | None = None
-        self._watch_at = 0.0
-        self.signals = signals
-        self.selector.register(self.signals, selectors.EVENT_READ, self._signalled)
-
-    @property
-    def current(self) -> Generation:
-        """The generation that serves, or is about to."""
-        return self.workers.current
-
-    @property
-    def is_starting(self) -> bool:
-        return self.state is State.STARTING
-
-    @property
-    def is_serving(self) -> bool:
-        return self.state is State.SERVING
-
-    def configured(self, plan: Plan) -> None:
-        """Go by a plan in what is the daemon's own."""
-        self.bans.protect(plan.settings.daemon.never_ban)
-        if self.resolving is not None and not plan.needs_resolver:
-            self.resolving.close()
-            self.resolving = None
-        self.provide_resolver(plan)
-
-    def provide_resolver(self, plan: Plan) -> None:
-        """Have a resolver for the workers of a plan, if they need one; to be called before they
-        start, as they are told its address.
-        """
-        if plan.needs_resolver:
-            self.resolving = self.resolving or Resolving(self.log)
-            self.resolving.serve(plan.pools)
+        self._check_at = 0.0
+        plan = context.current.plan
+        context.bans.protect(plan.settings.daemon.never_ban)
+        self.supervisor.keep_resolver_for(plan)
+        context.selector.register(context.signals, selectors.EVENT_READ, self._signalled)
 
     def open_control(self, listener: Listener | None = None) -> None:
-        """Answer `superd status`, by a listener that is there already or a new one."""
-        path = self.current.plan.settings.daemon.control_socket
+        """Answer operators' commands, on a new listener or on one handed over by an upgrade."""
+        context = self.context
+        path = context.current.plan.settings.daemon.control_socket
         if path is not None:
             listener = listener or control_listener(path)
-            self.control = ControlSocket(listener, self.selector, partial(answer, self))
+            commands = Commands(context, self.changes)
+            context.control = ControlSocket(listener, context.selector, commands.answer)
 
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call `ready` once all of them are, and serve; return the exit code."""
-        while self._is_up or self.workers.children:
-            if self._is_up:
-                self._start_due(time.monotonic())
-            for key, _ in self.selector.select(self._until_next()):
+        context = self.context
+        while context.is_up or context.children:
+            if context.is_up:
+                self.supervisor.start_due(time.monotonic())
+            for key, _ in context.selector.select(self._until_next()):
                 key.data()
             self._keep_time()
-            if self.is_starting and self.current.is_ready:
-                self.state = State.SERVING
+            if context.is_starting and context.current.is_ready:
+                context.state = State.SERVING
                 try:
                     ready()
                 except SuperdError as error:
-                    self.give_up(error.exit_code, str(error))
-            self.supervisor.look(self)
+                    context.give_up(error.exit_code, str(error))
+            if context.failure is not None:
+                self.handle_int()
+            context.notifier.look(context.phase, context.current, context.reload_failure)
         self.close()
-        return self.failure[0] if self.failure else ExitCode.OK
+        return context.failure[0] if context.failure else ExitCode.OK
 
     def close(self) -> None:
-        """Let go of every address and file."""
-        self.bans.save()
-        if self.resolving is not None:
-            self.resolving.close()
-            self.resolving = None
-        if self.control is not None:
-            self.control.close()
-            self.control = None
-        self._let_go()
-
-    @property
-    def _is_up(self) -> bool:
-        return self.state in (State.STARTING, State.SERVING)
-
-    def give_up(self, code: int, text: str) -> None:
-        """Stop, since superd cannot start."""
-        self.failure = (code, text)
-        self.log.error(text)
-        self.handle_int()
+        """Release every address and file."""
+        context = self.context
+        context.bans.save()
+        if context.resolver is not None:
+            context.resolver.close()
+            context.resolver = None
+        if context.control is not None:
+            context.control.close()
+            context.control = None
+        self._stop_listening()
 
     # Signals
 
@@ -172,106 +96,87 @@ class Master:
             signal.SIGUSR2: self.handle_usr2,
             signal.SIGCHLD: self.handle_chld,
         }
-        for number in self.signals.taken():
+        for number in self.context.signals.taken():
             handlers[signal.Signals(number)]()
 
     def handle_term(self) -> None:
-        """TERM: accept no more, let connections finish for drain-timeout, then stop. A second
+        """TERM: stop accepting, let connections finish within drain-timeout, then stop. A second
         TERM stops at once.
         """
-        if not self._is_up:
+        if not self.context.is_up:
             self.handle_int()
             return
-        self.log.info("stopping: connections may finish")
-        self.state = State.DRAINING
-        self._let_go()
-        self.workers.signal(signal.SIGTERM)
-        self._kill_at = time.monotonic() + drain_time(self.current)
+        self.context.log.info("stopping: connections may finish")
+        self.context.state = State.DRAINING
+        self._stop_listening()
+        self.supervisor.signal(signal.SIGTERM)
+        self._kill_at = time.monotonic() + drain_time(self.context.current)
 
     def handle_int(self) -> None:
         """INT, QUIT: stop at once."""
-        if self.state is not State.STOPPING:
-            self.log.info("stopping at once")
-            self.state = State.STOPPING
-            self._let_go()
-            self.workers.signal(signal.SIGQUIT)
-            self._kill_at = time.monotonic() + LAST_WORD
+        if self.context.state is not State.STOPPING:
+            self.context.log.info("stopping at once")
+            self.context.state = State.STOPPING
+            self._stop_listening()
+            self.supervisor.signal(signal.SIGQUIT)
+            self._kill_at = time.monotonic() + KILL_AFTER
 
     def handle_hup(self) -> None:
-        """HUP: read the configuration anew and go over to it; connections go on under the old one.
-        With a mistake in it nothing changes, and the log tells what it is.
+        """HUP: reload the configuration; connections continue under the old one. If the new
+        configuration has a mistake, nothing changes and the log names the mistake.
         """
-        self.changes.wants_reload = True  # at once, or after what is under way
+        self.changes.wants_reload = True  # at once, or after the change that is under way
 
     def handle_usr2(self) -> None:
-        """USR2: go over to the program that is installed now, in this very process; connections go
-        on. Where it could not serve nothing changes, and the log tells why.
+        """USR2: upgrade to the program that is installed now, in this very process; connections
+        continue. If the new program could not serve, nothing changes and the log says why.
         """
-        self.changes.wants_upgrade = True  # at once, or after what is under way
+        self.changes.wants_upgrade = True  # at once, or after the change that is under way
 
     def handle_usr1(self) -> None:
-        """USR1: open log files anew, after they were renamed."""
-        self.reopen_logs()
-
-    def reopen_logs(self) -> list[str]:
-        """The same; return why some could not be."""
-        failures = self.log.reopen()
-        if not failures:
-            self.log.info("log files reopened")
-        return failures
+        """USR1: reopen log files, after they were renamed."""
+        self.context.log.reopen()
 
     def handle_chld(self) -> None:
-        """CHLD: reap; a worker that has died is replaced."""
+        """CHLD: reap; a worker that died is replaced."""
         for pid, code in reap():
-            if self.resolving is not None and pid == self.resolving.pid:
-                self.resolving.ended(code, time.monotonic())
-            self.workers.ended(pid, code)
+            self.supervisor.ended(pid, code)
 
-    @property
-    def may_change(self) -> bool:
-        """Whether it serves, and neither a reload nor an upgrade is under way."""
-        return self.is_serving and not self.changes.is_under_way
-
-    def _let_go(self) -> None:
-        """Listen no more, since superd stops."""
+    def _stop_listening(self) -> None:
+        """Close all listeners, since superd stops."""
         self.changes.abandon()
-        self.current.watch.close()
+        self.context.current.listeners.close()
 
     # Time
 
-    def _start_due(self, now: float) -> None:
-        if self.resolving is not None:
-            self.resolving.keep_running(now)
-        self.workers.start_due(now)
-
     def _until_next(self) -> float:
         """Return the seconds until something is due."""
-        times = [self._watch_at]
-        if self._is_up:
-            times += [place.due for place in self.workers.places if place.due is not None]
-        ends = [generation.kill_at for generation in self.workers.generations]
+        context = self.context
+        times = [self._check_at]
+        if context.is_up:
+            times += [slot.due for slot in context.slots if slot.due is not None]
+        ends = [generation.kill_at for generation in context.generations]
         times += [end for end in (self._kill_at, *ends) if end is not None]
         return max(0.0, min(times) - time.monotonic())
 
     def _keep_time(self) -> None:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
-            self._kill_at = now + LAST_WORD
-            self.workers.signal(signal.SIGKILL)
-        self.workers.kill_late(now)
-        if self._is_up:
-            self.changes.keep_time(now, may_start=self.is_serving)
-        if now >= self._watch_at:
-            self._watch_at = now + WATCH
-            self._look(now)
+            self._kill_at = now + KILL_AFTER
+            self.supervisor.signal(signal.SIGKILL)
+        self.supervisor.kill_overdue(now)
+        if self.context.is_up:
+            self.changes.keep_time(now)
+        if now >= self._check_at:
+            self._check_at = now + CHECK_INTERVAL
+            self._check(now)
 
-    def _look(self, now: float) -> None:
-        """Look after everything that is to be looked after now and then."""
-        self.workers.look(now)
-        if self._is_up:
-            self.workers.watchdog.look(self.workers.places, now)
-        self.bans.keep_time(now)
-        self.rates.look(now, self.current.plan.services)
-        if self.control is not None:
-            self.control.look()
-        self.workers.end_serving(self.current.watch.look())
+    def _check(self, now: float) -> None:
+        """Check workers, bans, rates, the control socket and the listeners."""
+        context = self.context
+        self.supervisor.check(now)
+        context.bans.keep_time(now)
+        context.rates.look(now, context.current.plan.services)
+        if context.control is not None:
+            context.control.look()
+        self.supervisor.replace_workers_of(context.current.listeners.check())

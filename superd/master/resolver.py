@@ -27,7 +27,7 @@ from superd.worker.channel import FAILED, LARGEST, READY
 BACKLOG = 256
 
 
-class Resolving:
+class Resolver:
     """Keeps a resolver running. Its listener stays, so that workers find its successor; over an
     upgrade, too.
     """

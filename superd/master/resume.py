@@ -1,7 +1,8 @@
-"""`python -m superd.master.resume DESCRIPTOR [trial]`: the program that an upgrade goes over to.
+"""`python -m superd.master.resume DESCRIPTOR [trial]`: the new program of an upgrade.
 
-Runs as the master; or for a trial as a process that is thrown away, which touches nothing of what
-is passed on. Prints what is wrong, or that nothing is.
+The running master executes it (change/upgrade/hand_on.py), so it is the master from then on. A
+trial runs in a child, which ends again and changes nothing of what it is passed. Prints errors to
+standard error; a trial that succeeds prints SERVED last.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import sys
+from collections import Counter
 from pathlib import Path
 
 from setproctitle import setproctitle
@@ -26,40 +28,40 @@ from superd.master.change.upgrade.take_over import (
     listener_of,
     listeners_of,
     plan_in_force,
-    readers_of,
     resolver_of,
     tally_of,
 )
+from superd.master.context import Context
+from superd.master.context import State as MasterState
 from superd.master.logs.log import Log, log_of
 from superd.master.master import Master
-from superd.master.master import State as Phase
 from superd.master.pidfile import MASTER_TITLE, PidFile
 from superd.master.plan.plan import Plan, plan_of
 from superd.master.signals import Signals
 from superd.master.start import run
-from superd.master.systemd.notify import Supervisor
+from superd.master.systemd.notify import Notifier
 from superd.master.workers.generation import Generation
-from superd.master.workers.listeners import Watch
+from superd.master.workers.listeners import Listeners
 from superd.plugin.registry import installed
 from superd.process import preload
 
 
 def main() -> int:
-    """Take the place of the program before, or try to; return the exit code."""
+    """Resume as the master, or run a trial; return the exit code."""
     descriptor, *words = sys.argv[1:]
     try:
         state = read(int(descriptor))
         preload.warm_up()
-        return try_out(state) if TRIAL in words else go_on(state)
+        return run_trial(state) if TRIAL in words else resume(state)
     except SuperdError as error:
         print(error, file=sys.stderr)
         return int(error.exit_code)
 
 
-def go_on(state: State) -> int:
-    """Be the master from here on."""
-    supervisor = Supervisor()
-    supervisor.store.take_up(state["stored"])
+def resume(state: State) -> int:
+    """Be the master from now on."""
+    notifier = Notifier()
+    notifier.fd_store.take_up(state["stored"])
     plan = plan_in_force(state)
     setproctitle(f"{MASTER_TITLE}{plan.settings.file}")
     log = _log_of(plan, in_background=state["in background"])
@@ -69,40 +71,43 @@ def go_on(state: State) -> int:
         if path is not None and state["pid file"] is not None:
             pid_file = PidFile(path, state["pid file"])
             undo.callback(pid_file.remove)
-        log.log_from(state["log level"])
+        log.set_level(state["log level"])
         tally = tally_of(state, plan, log)
-        watch = Watch(listeners_of(state, plan.services), log)
-        *older, current = generations_of(state, plan, watch)
+        listeners = Listeners(listeners_of(state, plan.services), log)
+        generations = generations_of(state, plan, listeners, tally.scoreboard)
+        current = generations[-1]
         current.since = state["generation since"]
         gc.collect()
-        gc.freeze()  # what workers share with the master stays shared
-        master = Master(
+        gc.freeze()  # pages that workers share with the master stay shared
+        context = Context(
             current,
             tally,
             log,
+            Bans(plan.settings.daemon.ban_file, log, tally.bans, state["bans"]),
             Signals(),
-            supervisor,
+            notifier,
+            resolver_of(state, log),
+            pid_file,
             in_background=state["in background"],
-            pid_file=pid_file,
-            resolving=resolver_of(state, log),
-            bans=Bans(plan.settings.daemon.ban_file, log, tally.bans, state["bans"]),
+            state=MasterState.SERVING,
+            since=state["since"],
+            generations=generations,
+            serial=state["serial"],
+            restarts=Counter(state["restarts"]),
+            overrides=state["overrides"],
+            reload_number=state["reload"],
         )
+        master = Master(context)
         undo.callback(master.close)
-        master.workers.take_up(older, readers_of(state))
-        master.since, master.workers.serial = state["since"], state["serial"]
-        master.workers.restarts.update(state["restarts"])
-        master.changes.reload_number = state["reload"]
-        master.overrides = state["overrides"]
         if state["control"] is not None:
             master.open_control(listener_of(state["control"], {}))
-        master.state = Phase.SERVING
         log.info(f"upgrade: superd {__version__} goes on in place of {state['version']}")
-        master.changes.upgrade = Upgraded(master, state["upgrade"], state["version"])
+        context.upgrade = Upgraded(master.changes.reload(), state["upgrade"], state["version"])
         return run(master, ready=lambda: None)
 
 
 def _log_of(plan: Plan, *, in_background: bool) -> Log:
-    """Return the log of a plan; where it cannot be opened any more, standard error has to do."""
+    """Return the log of a plan, or standard error if it cannot be opened any more."""
     try:
         return log_of(plan.settings, in_background=in_background)
     except SuperdError as error:
@@ -111,22 +116,24 @@ def _log_of(plan: Plan, *, in_background: bool) -> Log:
         return log
 
 
-def try_out(state: State) -> int:
-    """Do all that `go_on` and its reload would do, but for what others would notice."""
+def run_trial(state: State) -> int:
+    """Do everything that `resume` and its reload would do, except what clients, workers or the
+    service manager would notice.
+    """
+    log = Log([], "text")
     plan = plan_in_force(state)
     listeners_of(state, plan.services)
-    generations_of(state, plan, Watch([], Log([], "text")))
-    tally_of(state, plan, Log([], "text"))
+    generations_of(state, plan, Listeners([], log), tally_of(state, plan, log).scoreboard)
 
     settings, looking_up = examined(Path(state["file"]), state["overrides"])
     log_of(settings, in_background=state["in background"]).close()
     alone = settings.daemon.model_copy(update=dict.fromkeys(RUNTIME_FILES))
     plan = plan_of(settings.model_copy(update={"daemon": alone}), installed(), {}, looking_up)
-    log = Log([], "text")
     tally = Tally.of(list(plan.services), plan.workers)
-    first = Generation(1, plan, Watch([], log))
-    first.make_places((), tally.roster.places)
-    master = Master(first, tally, log, Signals(), Supervisor({}), is_trial=True)
+    first = Generation(1, plan, Listeners([], log))
+    first.make_slots((), tally.roster.places)
+    bans = Bans(None, log, tally.bans)
+    master = Master(Context(first, tally, log, bans, Signals(), Notifier({}), is_trial=True))
     with contextlib.closing(master):
         code = run(master, ready=master.handle_int)
     sys.stdout.write(SERVED)

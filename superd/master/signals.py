@@ -53,7 +53,7 @@ class Signals:
         return self._reader
 
     @property
-    def are_waiting(self) -> bool:
+    def are_pending(self) -> bool:
         """Whether any has come that was not taken yet."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)

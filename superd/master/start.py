@@ -1,7 +1,7 @@
-"""From a plan to a running master, in the order that leaves nothing behind on failure.
+"""Starts the master from a plan, in an order that leaves nothing behind on failure.
 
 Runs in the process that becomes the master. Raises SuperdError of every kind before anything
-serves; what is bound by then is let go again.
+serves; what is bound by then is closed again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
 from superd.listen.inherited import Inheritance, match
 from superd.listen.listeners import Listener, listen
+from superd.master.bans import Bans
+from superd.master.context import Context
 from superd.master.logs.log import Log, log_of
 from superd.master.master import Master
 from superd.master.pidfile import MASTER_TITLE, PidFile
 from superd.master.plan.plan import Plan
 from superd.master.signals import Signals
-from superd.master.systemd.notify import Supervisor
+from superd.master.systemd.notify import Notifier
 from superd.master.workers.generation import Generation
-from superd.master.workers.listeners import Watch
+from superd.master.workers.listeners import Listeners
 from superd.observe.records import failure
 
 
@@ -37,69 +39,78 @@ def serve(
     in_background: bool,
     ready: Callable[[list[Listener]], None],
 ) -> int:
-    """Bind what was not inherited, fork and serve; return the exit code. `ready` is called once all
-    workers are.
+    """Bind the addresses that were not inherited, start workers and serve; return the exit code.
+    `ready` is called once all workers are ready.
     """
     settings = plan.settings
     raise_file_limit()
-    supervisor = Supervisor()
+    notifier = Notifier()
     setproctitle(f"{MASTER_TITLE}{settings.file}")
     log = log_of(settings, in_background=in_background)
     if not log.sinks:
         plan.notices.append("there is no syslog, so nothing is logged; name a file in [daemon] log")
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
-        signals = Signals()  # from here on none may end superd half-way: there is what to undo
-        pid_file = _pid_file(settings)  # first: another superd would have all addresses, too
+        signals = Signals()  # caught from here on: what follows has to be undone
+        pid_file = _pid_file(settings)  # before binding: another superd has the addresses, too
         if pid_file is not None:
             undo.callback(pid_file.remove)
-        listeners = _bound(plan, inheritance, supervisor, log)
+        listeners = _bound(plan, inheritance, notifier, log)
         undo.callback(_close, listeners)
         for notice in plan.notices:
             log.warning(notice)
         for name, why in plan.broken.items():
             log.error(f"not served: {why}", name)
         gc.collect()
-        gc.freeze()  # what workers share with the master stays shared
+        gc.freeze()  # pages that workers share with the master stay shared
         tally = Tally.of(list(plan.services), plan.workers)
-        first = Generation(1, plan, Watch(listeners, log))
-        first.make_places((), tally.roster.places)
-        master = Master(
-            first, tally, log, signals, supervisor, in_background=in_background, pid_file=pid_file
+        first = Generation(1, plan, Listeners(listeners, log))
+        first.make_slots((), tally.roster.places)
+        context = Context(
+            first,
+            tally,
+            log,
+            Bans(settings.daemon.ban_file, log, tally.bans),
+            signals,
+            notifier,
+            pid_file=pid_file,
+            in_background=in_background,
         )
+        master = Master(context)
         undo.callback(master.close)
         master.open_control()
 
         def announce() -> None:
             log.info(f"ready: {len(plan.services)} services on {len(listeners)} addresses")
-            ready(master.current.watch.listeners)
+            ready(context.current.listeners.all)
 
         return run(master, announce)
 
 
 def run(master: Master, ready: Callable[[], None]) -> int:
-    """Run the master to its end; raises SuperdError where it gave up, or whatever broke it."""
+    """Run the master until it stops. Raises SuperdError if it could not start; any other exception
+    is a defect, and logged.
+    """
+    context = master.context
     try:
         code = master.run(ready)
     except Exception as error:
-        master.log.write(failure("the master failed", error))
+        context.log.write(failure("the master failed", error))
         raise
-    if master.failure is not None:
-        raise _failed(*master.failure)
-    master.log.info("stopped")
+    if context.failure is not None:
+        raise _failed(*context.failure)
+    context.log.info("stopped")
     return code
 
 
-def _bound(
-    plan: Plan, inheritance: Inheritance, supervisor: Supervisor, log: Log
-) -> list[Listener]:
-    """Listen on all addresses, on those with sockets that are there already."""
+def _bound(plan: Plan, inheritance: Inheritance, notifier: Notifier, log: Log) -> list[Listener]:
+    """Return listeners on all addresses, with inherited sockets where there are some."""
     existing = match(plan.services, inheritance, plan.notices)
-    supervisor.store.resume(inheritance, existing)
+    notifier.fd_store.resume(inheritance, existing)
     try:
         return listen(plan.services, existing, plan.notices)
     except SuperdError:
-        for notice in plan.notices:  # a socket that nobody wanted may be what is in the way
+        for notice in plan.notices:  # they may name the inherited socket that blocks the bind
             log.warning(notice)
         _close(existing)
         raise
@@ -122,14 +133,14 @@ def _pid_file(settings: Settings) -> PidFile | None:
 
 
 def raise_file_limit() -> None:
-    """Allow as many open files as this process may have: each connection is one."""
+    """Raise the limit of open files as far as possible: each connection needs one."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(OSError, ValueError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def make_runtime_directory(path: Path) -> None:
-    """Create the directory of the pid file or the control socket where it is missing."""
+    """Create the directory of the pid file or the control socket if it is missing."""
     try:
         path.mkdir(mode=0o755, parents=True, exist_ok=True)
     except OSError as error:

@@ -29,20 +29,27 @@ class Usage:
 def usage_of(pid: int) -> Usage | None:
     """Return what a process has used; None where that cannot be told."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        fields = stat_fields(pid)
     except OSError:
         return None
-    # the name, in parentheses, may hold anything; the state behind it is the third field
-    third = stat.rpartition(b")")[2].split()
-    user, system, children_user, children_system = map(int, third[11:15])
+    user, system, children_user, children_system = map(int, fields[11:15])
     ticks = os.sysconf("SC_CLK_TCK")
     return Usage(
-        started=_boot() + int(third[19]) / ticks,
+        started=_boot() + int(fields[19]) / ticks,
         cpu=(user + system) / ticks,
         children_cpu=(children_user + children_system) / ticks,
-        memory=int(third[21]) * os.sysconf("SC_PAGE_SIZE"),
+        memory=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
         descriptors=_descriptors(pid),
     )
+
+
+def stat_fields(pid: int, thread: int | None = None) -> list[str]:
+    """Return the fields of /proc/PID/stat, or of one of its threads, from the state on; the state
+    is field 3 of proc_pid_stat(5). Raises OSError if there is no such process.
+    """
+    path = f"/proc/{pid}/stat" if thread is None else f"/proc/{pid}/task/{thread}/stat"
+    text = Path(path).read_text(encoding="ascii", errors="replace")
+    return text.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
 
 
 def _descriptors(pid: int) -> int | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from superd.master.logs.log import Log
-from superd.master.resolver import Resolving
+from superd.master.resolver import Resolver
 
 
 @pytest.mark.parametrize(
@@ -21,11 +21,11 @@ def test_last_words_that_are_none_do_not_matter(tmp_path: Path, words: bytes) ->
     ours.setblocking(False)
     theirs.send(words)
     theirs.close()
-    resolving = Resolving(Log([str(tmp_path / "log")], "text"))
-    resolving._line = ours  # as one has it that was taken over
+    resolver = Resolver(Log([str(tmp_path / "log")], "text"))
+    resolver._line = ours  # as one has it that was taken over
     now = time.monotonic()
-    resolving.ended(1, now)
-    assert (resolving.pid, resolving.due) == (None, now + 1.0)
+    resolver.ended(1, now)
+    assert (resolver.pid, resolver.due) == (None, now + 1.0)
     said = (tmp_path / "log").read_text()
     assert said.endswith("error: the resolver ended with code 1; its successor starts in 1 s\n")
-    resolving.close()
+    resolver.close()

@@ -150,12 +150,12 @@ def test_nothing_is_left_over_from_upgrades(start_superd: Start) -> None:
 # how an installation is broken: the file, what is replaced in it, by what, and what is told
 BROKEN = {
     "syntax": ("errors.py", "import enum", "import enum(", "SyntaxError"),
-    "exit": ("master/upgrade/__main__.py", "import gc", "raise SystemExit", "ended with code 0"),
+    "exit": ("master/resume.py", "import gc", "raise SystemExit", "ended with code 0"),
     "import": ("worker/worker.py", "import gc", "import nowhere", "No module named 'nowhere'"),
-    "crash": ("master/pools.py", "import os", "import os; os.abort()", "was ended by SIGABRT"),
+    "crash": ("master/plan/pools.py", "import os", "import os; os.abort()", "was ended by SIGABRT"),
     "worker": ("worker/engine.py", "self.serial = serial", "unknown()", "'unknown' is not defined"),
     "format": (
-        "master/upgrade/state.py",
+        "master/change/upgrade/state.py",
         "FORMAT = 1",
         "FORMAT = 2",
         f"superd {__version__} cannot go on from {__version__}: restart it instead",

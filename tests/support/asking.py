@@ -52,17 +52,17 @@ class Asking:
 
 def main(jail: str) -> None:
     from superd.master.logs.log import Log
-    from superd.master.resolver import Resolving
+    from superd.master.resolver import Resolver
     from superd.worker.runtime.names import Names
 
-    resolving = Resolving(Log(["stderr"], "text"))
-    resolving.keep_running(time.monotonic())
+    resolver = Resolver(Log(["stderr"], "text"))
+    resolver.keep_running(time.monotonic())
     modules = [name for name in ("aiodns", "pycares") if name in sys.modules]
-    tell({"resolver": resolving.pid, "modules": modules})
+    tell({"resolver": resolver.pid, "modules": modules})
     os.chroot(jail)
     os.chdir("/")
     loop = asyncio.SelectorEventLoop()
-    names = Names(loop, resolving.address)
+    names = Names(loop, resolver.address)
 
     def read() -> None:
         data = os.read(0, 65536).decode()
@@ -74,7 +74,7 @@ def main(jail: str) -> None:
     loop.add_reader(0, read)
     loop.run_forever()
     loop.close()
-    resolving.close()
+    resolver.close()
 
 
 def answer(name: str, found: tuple[str, ...]) -> None:

@@ -1,13 +1,13 @@
-"""Going over to a changed configuration: all of it, or nothing.
+"""Reloads the configuration: all of it, or nothing.
 
-Runs in the master, in steps between which the running generation serves on:
+Runs in the master, in steps between which the running generation keeps serving:
 
-1. a child reads and checks the file and rehearses its plugins; a mistake ends it here;
-2. what is new is bound beside what goes on, with the very same sockets;
-3. the workers of the new generation start; if one cannot, all of them go again;
-4. the old generation drains, and what nobody listens on any more is closed.
+1. a child reads and checks the files and runs the preflight of plugins; a mistake ends the reload;
+2. new addresses are bound; addresses that stay keep the very same sockets;
+3. the workers of the new generation start; if one cannot, all of them are killed;
+4. the old generation drains, and listeners that no service uses any more are closed.
 
-Never raises; `problems` says what kept it from succeeding.
+Raises nothing; `problems` says why a reload failed.
 """
 
 from __future__ import annotations
@@ -20,43 +20,44 @@ import time
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.config.loading import load, load_again
 from superd.config.model import Service, Settings
 from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, reason, shown
 from superd.listen.adopting import adopt
 from superd.listen.listeners import Listener, listen
+from superd.master.context import Context
 from superd.master.logs.log import Log, log_of
 from superd.master.plan.plan import plan_of
-from superd.master.plan.preflight import rehearse
+from superd.master.plan.preflight import preflight
+from superd.master.supervisor import Supervisor
 from superd.master.workers.generation import Generation
-from superd.master.workers.listeners import Watch
+from superd.master.workers.listeners import Listeners
 from superd.plugin.registry import installed
 from superd.process.isolated import Job, start_isolated
 
-if TYPE_CHECKING:
-    from superd.master.master import Master
-
-PATIENCE = 30.0  # seconds for each of reading and starting
-RUNTIME_FILES = ("pid_file", "control_socket", "ban_file")  # where running superd is found
+STEP_TIMEOUT = 30.0  # seconds for the check, and for the start of the workers
+RUNTIME_FILES = ("pid_file", "control_socket", "ban_file")  # of [daemon]; they identify this superd
 
 
 class Reload:
     """One reload. `state` is "checking", "starting", and in the end "done" or "failed".
 
-    `overrides` become the master's if it succeeds. With `texts` the configuration is what these
-    say (see Settings), else what the files do.
+    `overrides` come into force if it succeeds. The configuration is read from `texts` (see
+    Settings) if they are given, else from the files.
     """
 
     def __init__(
         self,
-        master: Master,
+        context: Context,
+        supervisor: Supervisor,
         number: int,
         overrides: Mapping[str, bool],
         texts: Mapping[str, str] | None = None,
     ) -> None:
-        self.master = master
+        self._context = context
+        self._supervisor = supervisor
         self.number = number
         self.overrides = overrides
         self.state = "checking"
@@ -67,22 +68,22 @@ class Reload:
         self._next: Generation | None = None
         self._listeners: list[Listener] = []
         self._log: Log | None = None
-        self._deadline = time.monotonic() + PATIENCE
-        file = master.current.plan.settings.file
+        self._deadline = time.monotonic() + STEP_TIMEOUT
+        file = context.current.plan.settings.file
         self._check: Job | None = None
         try:
-            self._check = start_isolated(partial(checked, file, overrides, texts), PATIENCE)
+            self._check = start_isolated(partial(checked, file, overrides, texts), STEP_TIMEOUT)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
         else:
-            master.selector.register(self._check.reader, selectors.EVENT_READ, self._hear)
+            context.selector.register(self._check.reader, selectors.EVENT_READ, self._read)
 
     @property
     def is_over(self) -> bool:
         return self.state in ("done", "failed")
 
     def report(self) -> dict[str, Any]:
-        """Return how it goes as JSON."""
+        """Return its progress as JSON."""
         return {
             "state": self.state,
             "problems": self.problems,
@@ -92,22 +93,22 @@ class Reload:
         }
 
     def keep_time(self, now: float) -> None:
-        """Go over once all workers of the new generation are ready, or give up."""
-        if self.state == "starting" and self._next is not None and self._next.is_ready:
-            self._go_over(self._next)
+        """Switch once all workers of the new generation are ready, or fail."""
+        new = self._next
+        if new is not None and new.failure is not None:
+            code, text = new.failure
+            self._fail(text, code)
+        elif new is not None and new.is_ready:
+            self._switch_to(new)
         elif not self.is_over and now >= self._deadline:
-            self._fail(f"it took longer than {PATIENCE:.0f} s", ExitCode.FAILED)
-
-    def worker_failed(self, text: str, code: int) -> None:
-        """A worker of the new generation has gone before it was ready."""
-        self._fail(text, code)
+            self._fail(f"it took longer than {STEP_TIMEOUT:.0f} s", ExitCode.FAILED)
 
     def abandon(self) -> None:
-        """Leave it, since superd stops."""
+        """Fail if it is not over, since superd stops."""
         if not self.is_over:
             self._fail("superd stops", ExitCode.FAILED)
 
-    def _hear(self) -> None:
+    def _read(self) -> None:
         assert self._check is not None
         if not self._check.read():
             return
@@ -123,16 +124,16 @@ class Reload:
 
     def _take_outcome(self) -> Any:
         assert self._check is not None
-        self.master.selector.unregister(self._check.reader)
+        self._context.selector.unregister(self._check.reader)
         check, self._check = self._check, None
         return check.finish()
 
     def _start(self, settings: Settings, looking_up: Collection[str]) -> None:
-        """Bind what is new, and have the workers of a new generation started."""
-        master, old = self.master, self.master.current
+        """Bind new addresses, and add a generation, whose workers the supervisor starts."""
+        context, old = self._context, self._context.current
         settings = self._with_fixed_files(settings, old.plan.settings)
         try:
-            for name in self.overrides.keys() - master.overrides.keys() - settings.services.keys():
+            for name in self.overrides.keys() - context.overrides.keys() - settings.services.keys():
                 raise SuperdError(
                     f"there is no service {shown(name)}; one that is new takes a reload"
                 )
@@ -140,30 +141,30 @@ class Reload:
             daemon, before = settings.daemon, old.plan.settings.daemon
             keys = ("log", "log_format", "record_log", "record_format")
             if any(getattr(daemon, key) != getattr(before, key) for key in keys):
-                self._log = log_of(settings, in_background=master.in_background)
-            master.tally.roster.add(list(plan.services))
-            self._listeners = listen(plan.services, old.watch.listeners, plan.notices)
-            taken = {place.number for place in master.workers.places}
-            watch = Watch(self._listeners, master.log)
-            number = 1 + max(one.number for one in master.workers.generations)
-            new = Generation(number, plan, watch)
-            new.make_places(taken, master.tally.roster.places)
-            master.provide_resolver(plan)
+                self._log = log_of(settings, in_background=context.in_background)
+            context.tally.roster.add(list(plan.services))
+            self._listeners = listen(plan.services, old.listeners.all, plan.notices)
+            taken = {slot.number for slot in context.slots}
+            listeners = Listeners(self._listeners, context.log)
+            number = 1 + max(one.number for one in context.generations)
+            new = Generation(number, plan, listeners)
+            new.make_slots(taken, context.tally.roster.places)
+            self._supervisor.provide_resolver(plan)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
             return
-        except OSError as error:  # such as that no descriptor is free
+        except OSError as error:  # such as EMFILE
             self._fail(reason(error), ExitCode.FAILED)
             return
         self.notices += plan.notices
         self.changes = differences(old.plan.services, plan.services)
         self.state = "starting"
-        self._deadline = time.monotonic() + PATIENCE
+        self._deadline = time.monotonic() + STEP_TIMEOUT
         self._next = new
-        master.workers.generations.append(new)
+        context.generations.append(new)
 
     def _with_fixed_files(self, settings: Settings, running: Settings) -> Settings:
-        """Keep the files by which the running superd is known."""
+        """Keep the files that identify the running superd: a change of them takes a restart."""
         for key in RUNTIME_FILES:
             wanted, is_now = getattr(settings.daemon, key), getattr(running.daemon, key)
             if wanted not in (None, is_now):
@@ -173,29 +174,31 @@ class Reload:
         daemon = settings.daemon.model_copy(update=kept)
         return settings.model_copy(update={"daemon": daemon})
 
-    def _go_over(self, new: Generation) -> None:
-        master, old = self.master, self.master.current
-        if new.watch.is_overtaken:
+    def _switch_to(self, new: Generation) -> None:
+        context, old = self._context, self._context.current
+        if new.listeners.is_stale:
             self._fail("a listener was broken meanwhile; reload once more", ExitCode.FAILED)
             return
         try:
-            left = adopt(self._listeners, old.watch.listeners)
+            unused = adopt(self._listeners, old.listeners.all)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
             return
         if self._log is not None:
-            master.log.go_over_to(self._log)
+            context.log.replace_sinks(self._log)
             self._log = None
-        old.watch.forget()
-        for name, enabled in self.overrides.items() - master.overrides.items():
-            master.log.info(f"{'enabled' if enabled else 'disabled'} by the operator", name)
-        master.overrides = dict(self.overrides)
+        old.listeners.release()
+        for name, enabled in self.overrides.items() - context.overrides.items():
+            context.log.info(f"{'enabled' if enabled else 'disabled'} by the operator", name)
+        context.overrides = dict(self.overrides)
         if new.plan.settings.daemon.log_level != old.plan.settings.daemon.log_level:
-            master.log.log_from(new.plan.settings.daemon.log_level)
-        master.workers.current = new
-        master.configured(new.plan)
-        master.workers.retire(old)
-        for listener in left:
+            context.log.set_level(new.plan.settings.daemon.log_level)
+        context.current = new
+        context.bans.protect(new.plan.settings.daemon.never_ban)
+        self._supervisor.keep_resolver_for(new.plan)
+        self._supervisor.retire(old)
+        self._next = None
+        for listener in unused:
             listener.close()
         self.state = "done"
         counted = ", ".join(
@@ -203,11 +206,11 @@ class Reload:
             for kind in ("added", "removed", "changed", "unchanged")
         )
         for notice in self.notices:
-            master.log.warning(notice)
-        master.log.info(f"reloaded: services {counted}")
+            context.log.warning(notice)
+        context.log.info(f"reloaded: services {counted}")
 
     def _fail(self, text: str, code: int) -> None:
-        """Let go of all that was made for the new generation; the old one never stopped."""
+        """Undo all that was made for the new generation; the old one never stopped serving."""
         self.state, self.code = "failed", int(code)
         self.problems = [printable(line) for line in text.splitlines()]
         if self._check is not None:
@@ -217,21 +220,21 @@ class Reload:
         new, self._next = self._next, None
         if new is not None:
             new.signal(signal.SIGKILL)
-            self.master.workers.retire(new)
-            self.master.configured(self.master.current.plan)
-        running = {listener.socket for listener in self.master.current.watch.listeners}
+            self._supervisor.retire(new)
+            self._supervisor.keep_resolver_for(self._context.current.plan)
+        running = {listener.socket for listener in self._context.current.listeners.all}
         for listener in self._listeners:
             if listener.socket not in running:
                 listener.close()
         for line in self.problems:
-            self.master.log.error(f"not reloaded: {line}")
-        self.master.log.error("the configuration stays as it was")
+            self._context.log.error(f"not reloaded: {line}")
+        self._context.log.error("the configuration stays as it was")
 
 
 def checked(
     file: Path, overrides: Mapping[str, bool], texts: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """Read, check and rehearse a configuration; runs in a child."""
+    """Check a configuration and run the preflight of its plugins; runs in a child."""
     try:
         settings, looking_up = examined(file, overrides, texts)
     except ConfigurationError as error:
@@ -243,19 +246,21 @@ def checked(
 def examined(
     file: Path, overrides: Mapping[str, bool], texts: Mapping[str, str] | None = None
 ) -> tuple[Settings, list[str]]:
-    """Read, check and rehearse a configuration; return it, and which services need a resolver.
+    """Check a configuration and run the preflight of its plugins; return the settings, and the
+    services that need a resolver.
 
-    Raises ConfigurationError, also for services that would not work: the running ones might.
+    Raises ConfigurationError, also for services whose plugin does not work: a reload must not
+    replace services that may work by broken ones.
     """
     configuration = load(file, overrides) if texts is None else load_again(file, texts, overrides)
-    verdict = rehearse(configuration, installed(), prepare=not configuration.problems)
-    if problems := verdict.everything(configuration):
+    verdict = preflight(configuration, installed(), prepare=not configuration.problems)
+    if problems := verdict.all_problems(configuration):
         raise ConfigurationError(problems)
     return configuration.settings, verdict.looking_up
 
 
 def differences(old: Mapping[str, Service], new: Mapping[str, Service]) -> dict[str, str]:
-    """Return for each service whether it was added, removed, changed or left as it was."""
+    """Return by service "added", "removed", "changed" or "unchanged"."""
     changes = dict.fromkeys(old.keys() - new.keys(), "removed")
     for name, entry in new.items():
         if name not in old:
@@ -266,5 +271,5 @@ def differences(old: Mapping[str, Service], new: Mapping[str, Service]) -> dict[
 
 
 def _is_unchanged(old: Service, new: Service) -> bool:
-    """Compare also what makes no other address, such as the mode of a socket's file."""
+    """Compare also properties that make no other address, such as the mode of a socket's file."""
     return old == new and [vars(one) for one in old.listen] == [vars(one) for one in new.listen]

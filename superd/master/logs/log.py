@@ -118,7 +118,7 @@ class Log:
     def error(self, message: str, service: str = "") -> None:
         self.write(Record("error", message, service=service))
 
-    def log_from(self, level: str) -> None:
+    def set_level(self, level: str) -> None:
         """Log what is as severe as `level`, here and in all workers."""
         self.level = level
         self.threshold.set(level)
@@ -135,9 +135,11 @@ class Log:
                 failures.append(f"the log stays where it was: {reason(error)}")
         for text in failures:
             self.error(text)
+        if not failures:
+            self.info("log files reopened")
         return failures
 
-    def go_over_to(self, other: Log) -> None:
+    def replace_sinks(self, other: Log) -> None:
         """Take the sinks of another log, and close one's own."""
         self.close()
         self.sinks, self.record_sinks = other.sinks, other.record_sinks

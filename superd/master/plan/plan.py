@@ -15,7 +15,7 @@ from superd.config.loading import Configuration
 from superd.config.model import Service, Settings
 from superd.errors import ConfigurationError
 from superd.master.plan.pools import Pool, pools_of
-from superd.master.plan.preflight import rehearse
+from superd.master.plan.preflight import preflight
 from superd.plugin.registry import Plugin, installed
 from superd.process import preload
 
@@ -47,13 +47,13 @@ def plan(configuration: Configuration) -> Plan:
     """Rehearse all plugins and sort the services into pools; everything short of binding."""
     plugins = installed()
     preload.warm_up()
-    verdict = rehearse(configuration, plugins, prepare=not configuration.problems)
+    verdict = preflight(configuration, plugins, prepare=not configuration.problems)
     if configuration.problems or verdict.problems:
-        raise ConfigurationError(verdict.everything(configuration))
+        raise ConfigurationError(verdict.all_problems(configuration))
     settings = configuration.settings
     broken = {name: why for name, why in verdict.broken.items() if name in settings.enabled}
     if not settings.enabled.keys() - broken.keys():
-        raise ConfigurationError(verdict.everything(configuration))
+        raise ConfigurationError(verdict.all_problems(configuration))
     return plan_of(settings, plugins, broken, verdict.looking_up)
 
 

@@ -37,7 +37,7 @@ class Verdict:
     broken: dict[str, str] = field(default_factory=dict)
     looking_up: list[str] = field(default_factory=list)  # services that need a resolver
 
-    def everything(self, configuration: Configuration) -> list[Problem]:
+    def all_problems(self, configuration: Configuration) -> list[Problem]:
         """Return all that is wrong with a configuration, its plugins among it."""
         broken = [
             configuration.problem(name, ("plugin",), why) for name, why in self.broken.items()
@@ -45,7 +45,7 @@ class Verdict:
         return [*configuration.problems, *self.problems, *broken]
 
 
-def rehearse(
+def preflight(
     configuration: Configuration, plugins: Mapping[str, Plugin], *, prepare: bool
 ) -> Verdict:
     """Try all services, those that are not enabled too; `prepare` those that are."""
@@ -58,7 +58,7 @@ def rehearse(
             by_plugin.setdefault(entry.plugin, {})[name] = entry
     outcomes = run_isolated(
         {
-            plugin: _Rehearsal(configuration, plugins[plugin], services, prepare)
+            plugin: _Preflight(configuration, plugins[plugin], services, prepare)
             for plugin, services in by_plugin.items()
         }
     )
@@ -98,7 +98,7 @@ def _mistake_in_model(entry: Service, kind: type[PluginService]) -> str:
 
 
 @dataclass(frozen=True)
-class _Rehearsal:
+class _Preflight:
     """What runs in the child, for all services of one plugin."""
 
     configuration: Configuration

@@ -12,19 +12,16 @@ import platform
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from superd import __version__
 from superd.admission.scoreboard import DURATIONS, REFUSALS, Count
 from superd.listen.listeners import dropped
+from superd.master.context import Context, State
 from superd.master.report.status import state_of, why_not_ready
 from superd.net.addresses import Transport
 from superd.observe.metrics import Sample, counter, gauge, histogram, labels
 from superd.observe.rows import LONGEST_TEXT, Rows
 from superd.process.procfs import Usage, usage_of
-
-if TYPE_CHECKING:
-    from superd.master.master import Master
 
 MOST_SHOWN = 10_000  # numbers of all rows: what workers say must not become any amount of text
 WORKER_STATES = ("starting", "ready", "draining", "throttled", "ended")
@@ -40,45 +37,45 @@ COUNTERS = {
 }
 
 
-def metrics(master: Master) -> str:
+def metrics(context: Context) -> str:
     """Return all metrics as text."""
     families = (_daemon, _configuration, _workers, _processes, _services)
-    return "".join(line for family in families for line in family(master))
+    return "".join(line for family in families for line in family(context))
 
 
-def _daemon(master: Master) -> Iterator[str]:
+def _daemon(context: Context) -> Iterator[str]:
     python = platform.python_version()
     yield from gauge(
         "superd_build_info",
         "Versions of superd and of the Python that runs it.",
         [(labels(version=__version__, python=python), 1)],
     )
-    yield from gauge("superd_start_time_seconds", "When superd was started.", [("", master.since)])
+    yield from gauge("superd_start_time_seconds", "When superd was started.", [("", context.since)])
     yield from gauge(
         "superd_state",
         "1 for the state that superd is in.",
-        [(labels(state=state.value), int(state is master.state)) for state in type(master.state)],
+        [(labels(state=state.value), int(state is context.state)) for state in State],
     )
     yield from gauge(
         "superd_ready",
         "1 if superd serves and each pool has a worker that is ready.",
-        [("", int(not why_not_ready(master)))],
+        [("", int(not why_not_ready(context)))],
     )
-    yield from gauge("superd_bans", "Networks that are banned.", [("", len(master.bans))])
+    yield from gauge("superd_bans", "Networks that are banned.", [("", len(context.bans))])
     yield from counter(
         "superd_log_failures_total",
         "Lines of the log and of records that a place for them did not take.",
-        [("", master.log.failures)],
+        [("", context.log.failures)],
     )
     yield from counter(
         "superd_lost_lines_total",
         "Lines of the log and of records that did not get from a worker to the master.",
-        [("", master.tally.scoreboard.lost())],
+        [("", context.tally.scoreboard.lost())],
     )
 
 
-def _configuration(master: Master) -> Iterator[str]:
-    plan = master.current.plan
+def _configuration(context: Context) -> Iterator[str]:
+    plan = context.current.plan
     daemon = plan.settings.daemon
     yield from gauge(
         "superd_config_info",
@@ -88,9 +85,9 @@ def _configuration(master: Master) -> Iterator[str]:
     yield from gauge(
         "superd_config_generation",
         "1 at the start, and one more with each configuration that superd went over to.",
-        [("", master.current.number)],
+        [("", context.current.number)],
     )
-    over = [reload for reload in master.changes.reloads if reload.is_over]
+    over = [reload for reload in context.reloads if reload.is_over]
     yield from gauge(
         "superd_config_last_reload_successful",
         "0 if the last reload failed.",
@@ -99,12 +96,12 @@ def _configuration(master: Master) -> Iterator[str]:
     yield from gauge(
         "superd_config_last_reload_success_timestamp_seconds",
         "When the configuration that is served was read.",
-        [("", master.current.since)],
+        [("", context.current.since)],
     )
     yield from counter(
         "superd_config_reloads_total",
         "Reloads, those that failed among them.",
-        [("", master.changes.reload_number)],
+        [("", context.reload_number)],
     )
     yield from gauge(
         "superd_services",
@@ -116,20 +113,20 @@ def _configuration(master: Master) -> Iterator[str]:
     )
 
 
-def _workers(master: Master) -> Iterator[str]:
+def _workers(context: Context) -> Iterator[str]:
     counts: Counter[str] = Counter()
     each: list[Sample] = []
-    for place in master.workers.places:
-        of = {"pool": place.pool.name, "generation": str(place.generation.number)}
-        state = state_of(place)
+    for slot in context.slots:
+        of = {"pool": slot.pool.name, "generation": str(slot.generation.number)}
+        state = state_of(slot)
         for possible in WORKER_STATES:
             counts[labels(**of, state=possible)] += possible == state
-        if place.child is not None:
-            named = {"worker": str(place.number), "pid": str(place.child.pid)}
+        if slot.child is not None:
+            named = {"worker": str(slot.number), "pid": str(slot.child.pid)}
             each.append((labels(**of, **named, state=state), 1))
     yield from gauge("superd_workers", "Workers by pool, generation and state.", counts.items())
-    yield from gauge("superd_worker_info", "Each worker, by the number of its place.", each)
-    pools = {pool.name: 0 for pool in master.current.plan.pools} | master.workers.restarts
+    yield from gauge("superd_worker_info", "Each worker, by the number of its slot.", each)
+    pools = {pool.name: 0 for pool in context.current.plan.pools} | context.restarts
     yield from counter(
         "superd_worker_restarts_total",
         "Workers that have ended and were replaced.",
@@ -137,14 +134,14 @@ def _workers(master: Master) -> Iterator[str]:
     )
 
 
-def _processes(master: Master) -> Iterator[str]:
+def _processes(context: Context) -> Iterator[str]:
     pids = {labels(process="master"): os.getpid()}
-    for place in master.workers.places:
-        if place.child is not None:
-            of = labels(process="worker", pool=place.pool.name, worker=str(place.number))
-            pids[of] = place.child.pid
-    if master.resolving is not None and master.resolving.pid is not None:
-        pids[labels(process="resolver")] = master.resolving.pid
+    for slot in context.slots:
+        if slot.child is not None:
+            of = labels(process="worker", pool=slot.pool.name, worker=str(slot.number))
+            pids[of] = slot.child.pid
+    if context.resolver is not None and context.resolver.pid is not None:
+        pids[labels(process="resolver")] = context.resolver.pid
     usages: list[tuple[str, Usage]] = []
     for of, pid in pids.items():
         if (usage := usage_of(pid)) is not None:
@@ -176,15 +173,15 @@ def _processes(master: Master) -> Iterator[str]:
     )
 
 
-def _services(master: Master) -> Iterator[str]:
-    of_services = {name: labels(service=name) for name in master.current.plan.services}
+def _services(context: Context) -> Iterator[str]:
+    of_services = {name: labels(service=name) for name in context.current.plan.services}
     info = [
         (labels(service=name, plugin=entry.plugin, pool=pool.name), 1)
-        for pool in master.current.plan.pools
+        for pool in context.current.plan.pools
         for name, entry in pool.services.items()
     ]
     yield from gauge("superd_service_info", "Each service, its plugin and its pool.", info)
-    sums = [(of, master.tally.scoreboard.sums(name)) for name, of in of_services.items()]
+    sums = [(of, context.tally.scoreboard.sums(name)) for name, of in of_services.items()]
     for count, (name, text) in COUNTERS.items():
         samples = [(of, one.counts[count]) for of, one in sums]
         yield from counter(f"superd_service_{name}_total", text, samples)
@@ -212,28 +209,28 @@ def _services(master: Master) -> Iterator[str]:
     yield from counter(
         "superd_service_dropped_datagrams_total",
         "Datagrams that the kernel dropped because a socket of the service was full.",
-        _dropped(master, of_services),
+        _dropped(context, of_services),
     )
     yield from gauge(
         "superd_service_status",
         "Numbers that services show in `superd status`, such as those of a target of forward.",
-        dict(islice(_shown_by_services(master), MOST_SHOWN)).items(),
+        dict(islice(_shown_by_services(context), MOST_SHOWN)).items(),
     )
 
 
-def _dropped(master: Master, of_services: dict[str, str]) -> Iterator[Sample]:
+def _dropped(context: Context, of_services: dict[str, str]) -> Iterator[Sample]:
     sums: Counter[str] = Counter()
     with contextlib.suppress(OSError):  # not every system counts these
-        for name, address, sock in master.current.watch.sockets(of_services):
+        for name, address, sock in context.current.listeners.sockets(of_services):
             if address.transport is Transport.UDP:
                 sums[of_services[name]] += dropped(sock)
     yield from sums.items()
 
 
-def _shown_by_services(master: Master) -> Iterator[Sample]:
-    for place in master.current.places:
-        for service, rows in (place.child.rows if place.child else {}).items():
-            yield from _of_rows({"service": service, "worker": str(place.number)}, rows)
+def _shown_by_services(context: Context) -> Iterator[Sample]:
+    for slot in context.current.slots:
+        for service, rows in (slot.child.rows if slot.child else {}).items():
+            yield from _of_rows({"service": service, "worker": str(slot.number)}, rows)
 
 
 def _of_rows(of: dict[str, str], rows: Rows) -> Iterable[Sample]:

@@ -9,26 +9,23 @@ from __future__ import annotations
 import fcntl
 import os
 import time
-from typing import TYPE_CHECKING
 
 from superd.config.model import METRICS
+from superd.master.context import Context
 from superd.master.report.metrics import metrics
 from superd.master.report.status import why_not_ready
 from superd.master.workers.child import Child
 from superd.worker import channel
 
-if TYPE_CHECKING:
-    from superd.master.master import Master
-
 SHARED = 0.25  # seconds that all who ask have the same metrics
 SHARE = 0.1  # of the master's time, at most
 
 
-class Observing:
+class ReportQueries:
     """Knows which worker may ask what."""
 
-    def __init__(self, master: Master) -> None:
-        self.master = master
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._file: int | None = None  # with the metrics
         self._collect_at = 0.0
 
@@ -39,7 +36,7 @@ class Observing:
         if not self._may_ask(child):
             raise ValueError("a question of a worker that serves no metrics")
         if what == channel.READINESS:
-            child.ask(channel.OBSERVE, what=what, text=why_not_ready(self.master))
+            child.ask(channel.OBSERVE, what=what, text=why_not_ready(self._context))
         elif what == channel.METRICS:
             self._collect()
             if self._file is not None:
@@ -50,9 +47,9 @@ class Observing:
     def _may_ask(self, child: Child) -> bool:
         return any(
             entry.plugin == METRICS
-            for place in self.master.workers.places
-            if place.child is child
-            for entry in place.pool.services.values()
+            for slot in self._context.slots
+            if slot.child is child
+            for entry in slot.pool.services.values()
         )
 
     def _collect(self) -> None:
@@ -62,7 +59,7 @@ class Observing:
             return
         if self._file is not None:
             os.close(self._file)
-        self._file = file_with(metrics(self.master).encode())
+        self._file = file_with(metrics(self._context).encode())
         took = time.monotonic() - started
         self._collect_at = started + max(SHARED, took / SHARE)
 

@@ -8,81 +8,79 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd import __version__
 from superd.listen.listeners import dropped
+from superd.master.context import Context
 from superd.master.plan.pools import Pool
+from superd.master.workers.generation import Slot
 from superd.net.addresses import Transport
 from superd.observe.rows import Rows
 from superd.process.procfs import usage_of
 
-if TYPE_CHECKING:
-    from superd.master.master import Master
-    from superd.master.workers.generation import Place
 
-
-def outline(master: Master) -> dict[str, Any]:
+def outline(context: Context) -> dict[str, Any]:
     """Return what is told quickly, however many services there are. `texts` stands for what the
     files of the configuration said when it was read.
     """
     return {
         "version": __version__,
         "pid": os.getpid(),
-        "state": master.state.value,
-        "since": master.since,
-        "configuration": str(master.current.plan.settings.file),
-        "log-failures": master.log.failures,
-        "bans": len(master.bans),
-        "log-level": master.log.level,
-        "overrides": master.overrides,
-        "texts": master.current.plan.settings.digest,
+        "state": context.state.value,
+        "since": context.since,
+        "configuration": str(context.current.plan.settings.file),
+        "log-failures": context.log.failures,
+        "bans": len(context.bans),
+        "log-level": context.log.level,
+        "overrides": context.overrides,
+        "texts": context.current.plan.settings.digest,
     }
 
 
-def status(master: Master) -> dict[str, Any]:
+def status(context: Context) -> dict[str, Any]:
     """Return the state of the master, its workers and services."""
     return {
-        **outline(master),
-        "workers": [_worker(place) for place in master.workers.places],
-        "resolver": master.resolving.pid if master.resolving is not None else None,
+        **outline(context),
+        "workers": [_worker(slot) for slot in context.slots],
+        "resolver": context.resolver.pid if context.resolver is not None else None,
         "services": [
-            _service(master, pool, name)
-            for pool in master.current.plan.pools
+            _service(context, pool, name)
+            for pool in context.current.plan.pools
             for name in pool.services
         ],
-        "leaving": _leaving(master),
-        "broken": master.current.plan.broken,
-        "generation": master.current.number,
-        "reload": _reload(master),
-        "upgrade": _upgrade(master),
+        "leaving": _leaving(context),
+        "broken": context.current.plan.broken,
+        "generation": context.current.number,
+        "reload": _reload(context),
+        "upgrade": _upgrade(context),
     }
 
 
-def why_not_ready(master: Master) -> str:
+def why_not_ready(context: Context) -> str:
     """Return what keeps superd from serving all that it is to serve; "" for nothing."""
-    if master.state.value != "serving":
-        return f"superd is {master.state.value}"
-    ready = {place.pool.name for place in master.current.places if state_of(place) == "ready"}
-    missing = [pool.name for pool in master.current.plan.pools if pool.name not in ready]
+    if not context.is_serving:
+        return f"superd is {context.state.value}"
+    ready = {slot.pool.name for slot in context.current.slots if state_of(slot) == "ready"}
+    missing = [pool.name for pool in context.current.plan.pools if pool.name not in ready]
     return f"no worker of pool {', '.join(missing)} is ready" if missing else ""
 
 
-def state_of(place: Place) -> str:
+def state_of(slot: Slot) -> str:
     """Return what the worker of a place is doing, or why there is none."""
-    if place.child is None:
-        return "ended" if place.due is None else "throttled"
-    if place.generation.drains:
+    if slot.child is None:
+        return "ended" if slot.due is None else "throttled"
+    if slot.generation.drains:
         return "draining"
-    return "ready" if place.child.ready else "starting"
+    return "ready" if slot.child.ready else "starting"
 
 
-def _worker(place: Place) -> dict[str, Any]:
-    child = place.child
+def _worker(slot: Slot) -> dict[str, Any]:
+    child = slot.child
     known: dict[str, Any] = {
-        "pool": place.pool.name,
-        "generation": place.generation.number,
-        "state": state_of(place),
+        "pool": slot.pool.name,
+        "generation": slot.generation.number,
+        "state": state_of(slot),
     }
     if child is None:
         return {**known, "pid": None, "uptime": None, "cpu": None, "memory": None}
@@ -98,40 +96,40 @@ def _used(pid: int) -> dict[str, float | int | None]:
     return {"cpu": usage.cpu, "memory": usage.memory}
 
 
-def _reload(master: Master) -> dict[str, Any] | None:
+def _reload(context: Context) -> dict[str, Any] | None:
     """Return how the last reload went."""
-    if not master.changes.reloads:
+    if not context.reloads:
         return None
-    last = master.changes.reloads[-1]
+    last = context.reloads[-1]
     return {"number": last.number, "state": last.state, "problems": last.problems}
 
 
-def _upgrade(master: Master) -> dict[str, Any] | None:
+def _upgrade(context: Context) -> dict[str, Any] | None:
     """Return how the last upgrade went."""
-    upgrade = master.changes.upgrade
+    upgrade = context.upgrade
     return None if upgrade is None else {"number": upgrade.number, **upgrade.report()}
 
 
-def _leaving(master: Master) -> dict[str, int]:
+def _leaving(context: Context) -> dict[str, int]:
     """Return how many connections go on of services that are served no more, by name."""
-    known = {name for child in master.workers.children for name in child.services}
-    gone = known & master.tally.roster.numbers.keys() - master.current.plan.services.keys()
-    active = {name: sum(master.tally.scoreboard.active(name)) for name in sorted(gone)}
+    known = {name for child in context.children for name in child.services}
+    gone = known & context.tally.roster.numbers.keys() - context.current.plan.services.keys()
+    active = {name: sum(context.tally.scoreboard.active(name)) for name in sorted(gone)}
     return {name: number for name, number in active.items() if number}
 
 
-def _rows(master: Master, service: str) -> Rows:
+def _rows(context: Context, service: str) -> Rows:
     """Return what a service has to show; each worker has its own view, so it says whose."""
-    children = [place.child for place in master.current.places if place.child is not None]
+    children = [slot.child for slot in context.current.slots if slot.child is not None]
     showing = [child for child in children if child.rows.get(service)]
     if len(showing) == 1:
         return showing[0].rows[service]
     return [{"worker": child.pid, **row} for child in showing for row in child.rows[service]]
 
 
-def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
-    sockets = [(address, sock) for _, address, sock in master.current.watch.sockets({name})]
-    sums = master.tally.scoreboard.sums(name)
+def _service(context: Context, pool: Pool, name: str) -> dict[str, Any]:
+    sockets = [(address, sock) for _, address, sock in context.current.listeners.sockets({name})]
+    sums = context.tally.scoreboard.sums(name)
     full = 0
     with contextlib.suppress(OSError):  # not every system counts these
         full = sum(dropped(sock) for address, sock in sockets if address.transport is Transport.UDP)
@@ -141,7 +139,7 @@ def _service(master: Master, pool: Pool, name: str) -> dict[str, Any]:
         "pool": pool.name,
         "listen": [str(address) for address, _ in sockets],
         "counts": {**sums.by_name, "dropped": full},
-        "rate": master.rates.rate(time.monotonic(), name),
+        "rate": context.rates.rate(time.monotonic(), name),
         "durations": sums.durations,
-        "rows": _rows(master, name),
+        "rows": _rows(context, name),
     }

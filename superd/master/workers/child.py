@@ -11,10 +11,11 @@ import json
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
@@ -25,27 +26,35 @@ from superd.worker.lifeline import Lifeline
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
 
-if TYPE_CHECKING:
-    from superd.master.workers.queries import Inquiry
-
 EVENT = b'{"time"'  # no other message starts so
 MOST_UNREAD = 8 * 1024  # bytes, as the kernel counts them: some messages
 ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer than a flood
+
+
+class PendingQuery(Protocol):
+    """A query that some workers have not answered in full."""
+
+    def take(self, child: Child, content: object, *, is_last: bool) -> None:
+        """Take an answer of a worker, or a part of one; ValueError if it is invalid."""
+
+    def lost(self, child: Child) -> None:
+        """Expect no answer from a worker any more, since it has ended."""
 
 
 @dataclass(eq=False)
 class Child:
     """One worker, alive or not yet reaped.
 
-    `allowance` is how many messages are still read for now: those of a worker that floods wait in
-    its socket until that is full, and then the worker drops them. `ended_for` says why the master
-    ended it. `rows` is what its services have to show, `inquiries` what it has been asked and is
-    still to answer, by number.
+    `allowance` is how many messages the master still reads until its next check. Messages of a
+    worker that floods stay in its socket until that is full; then the worker drops them.
+    `ended_for` says why the master ended it. `rows` is what its services show of their state,
+    `queries` the queries that it has not answered in full, by number.
     """
 
     pid: int
     channel: socket.socket
-    started: float
+    lifeline: Lifeline
+    started: float  # by the monotonic clock
     services: frozenset[str]
     ready: bool = False
     failure: tuple[int, str] | None = None
@@ -53,7 +62,7 @@ class Child:
     has_closed: bool = False
     ended_for: str = ""
     rows: dict[str, Rows] = field(default_factory=dict)
-    inquiries: dict[int, Inquiry] = field(default_factory=dict)
+    queries: dict[int, PendingQuery] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._events = pattern_of(self.pid, self.services)
@@ -110,18 +119,16 @@ class Child:
         return data
 
 
-def start_worker(assignment: Assignment) -> tuple[int, socket.socket, Lifeline]:
-    """Fork a worker; return its pid and the master's ends of its lines. OSError where none can be
-    had.
-    """
+def start_worker(assignment: Assignment) -> Child:
+    """Fork a worker; OSError if the system has no process or descriptor left."""
     lifeline = Lifeline(assignment.scoreboard.due(assignment.place))
     try:
-        pid, line = fork_child(partial(worker_main, assignment, lifeline))
+        pid, channel = fork_child(partial(worker_main, assignment, lifeline))
     except OSError:
         lifeline.close()
         raise
     lifeline.let_go_of_writer()
-    return pid, line, lifeline
+    return Child(pid, channel, lifeline, time.monotonic(), frozenset(assignment.services))
 
 
 def parsed(data: bytes) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""The workers of one configuration. A reload brings a new generation, and the old one drains.
+"""The workers of one configuration. A reload makes a new generation, and the old one drains.
 
-Runs in the master. Never raises but NoRoom, where more workers are wanted than can be counted.
+Runs in the master. Raises only NoRoom, if the plan wants more workers than the scoreboard has rows.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from superd.admission.scoreboard import NoRoom
 from superd.master.plan.plan import Plan
 from superd.master.plan.pools import Pool
 from superd.master.workers.child import Child, Throttle
-from superd.master.workers.listeners import Watch
+from superd.master.workers.listeners import Listeners
 
 
 @dataclass(eq=False)
-class Place:
-    """Where one worker of a pool belongs, and a row of the scoreboard."""
+class Slot:
+    """A place for one worker of a pool. `number` is its row in the scoreboard."""
 
     number: int
     generation: Generation
@@ -27,52 +27,59 @@ class Place:
     throttle: Throttle  # the pool's
     is_first: bool  # of its pool
     child: Child | None = None
-    due: float | None = 0.0  # when to start the next worker
+    due: float | None = 0.0  # when to start the next worker, by the monotonic clock
 
 
 class Generation:
-    """What one plan needs: places for workers, and the listeners that they serve."""
+    """What one plan needs: slots for workers, and the listeners that they serve.
 
-    def __init__(self, number: int, plan: Plan, watch: Watch) -> None:
+    `failure`, exit code and text, says why one of its workers could not start; the reload that made
+    the generation acts on it.
+    """
+
+    def __init__(self, number: int, plan: Plan, listeners: Listeners) -> None:
         self.number = number
-        self.since = time.time()
+        self.since = time.time()  # seconds since 1970
         self.plan = plan
-        self.watch = watch
-        self.places: list[Place] = []
+        self.listeners = listeners
+        self.slots: list[Slot] = []
         self.drains = False
-        self.kill_at: float | None = None  # when those that still drain are ended, if ever
+        self.failure: tuple[int, str] | None = None
+        self.kill_at: float | None = None  # when workers that still drain are killed, if ever
 
-    def make_places(self, taken: Collection[int], most: int) -> None:
-        """Make places for all workers of the plan; raises NoRoom beyond `most`."""
-        free = (n for n in range(most) if n not in taken)
+    def make_slots(self, taken: Collection[int], limit: int) -> None:
+        """Make slots for all workers of the plan, with numbers below `limit` that are not `taken`;
+        NoRoom if there are too few.
+        """
+        free = (n for n in range(limit) if n not in taken)
         for pool in self.plan.pools:
             throttle = Throttle()
-            for number in range(pool.workers):
-                place = next(free, None)
-                if place is None:
+            for index in range(pool.workers):
+                number = next(free, None)
+                if number is None:
                     raise NoRoom(
-                        f"there is room for {most} workers, with those that drain: `superd"
+                        f"there is room for {limit} workers, with those that drain: `superd"
                         " connections` shows for whom they do, reload-drain-timeout limits it,"
                         " and a restart makes more room"
                     )
-                self.places.append(Place(place, self, pool, throttle, is_first=number == 0))
+                self.slots.append(Slot(number, self, pool, throttle, is_first=index == 0))
 
     @property
     def is_ready(self) -> bool:
-        return all(place.child and place.child.ready for place in self.places)
+        return all(slot.child and slot.child.ready for slot in self.slots)
 
     def retire(self, kill_at: float | None) -> None:
-        """Have its workers drain, since others accept; none of them is replaced."""
+        """Have its workers drain, since another generation accepts; none of them is replaced."""
         self.drains = True
         self.kill_at = kill_at
-        for place in self.places:
-            if place.child:
-                # one that is not ready does not know the other signal yet, and ends
-                place.child.signal(signal.SIGUSR1 if place.child.ready else signal.SIGTERM)
-        self.places = [place for place in self.places if place.child]
+        for slot in self.slots:
+            if slot.child:
+                # a worker that is not ready does not handle USR1 yet, and ends
+                slot.child.signal(signal.SIGUSR1 if slot.child.ready else signal.SIGTERM)
+        self.slots = [slot for slot in self.slots if slot.child]
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to all of its workers."""
-        for place in self.places:
-            if place.child:
-                place.child.signal(number)
+        for slot in self.slots:
+            if slot.child:
+                slot.child.signal(number)

@@ -1,7 +1,7 @@
-"""Looks after the listeners: undoes what a worker did to them, makes anew what is broken for good.
+"""Checks the listeners: repairs what a worker did to them, and binds again what it broke for good.
 
-Runs in the master, a few times a second. Never accepts a connection or reads a datagram. Never
-raises: an address that cannot be had again for now is tried again at the next look.
+Runs in the master, a few times a second. Never accepts a connection or reads a datagram. Raises
+nothing: an address that cannot be bound again yet is retried at the next check.
 """
 
 from __future__ import annotations
@@ -15,64 +15,68 @@ from superd.listen.listeners import Listener, renew
 from superd.master.logs.log import Log
 from superd.net.addresses import Address, Transport
 
-MOST_AT_ONCE = 500  # listeners that are looked at: others are to have their turn, too
+CHECKED_AT_A_TIME = 500  # listeners: with more of them, a check would block the master's loop
 
 BROKEN = "a listener of its was broken for good"
 WITHOUT = "it was started without one of its listeners"
 
 
-class Watch:
-    """All listeners of this superd. Those that are lost are closed, and wait to be made anew."""
+class Listeners:
+    """All listeners of this superd. One that is lost stays in `all`, closed, until it is bound
+    again.
+    """
 
     def __init__(self, listeners: list[Listener], log: Log) -> None:
-        self.listeners = listeners
+        self.all = listeners
         self.log = log
-        self.changes = 0  # how many sockets were closed or made anew
+        self.changes = 0  # sockets that were closed or bound again
         self._lost = {one.address for one in listeners if one.is_closed}
-        self._next = 0  # who is looked at next
+        self._next = 0  # index of the listener that is checked next
 
     @property
-    def is_overtaken(self) -> bool:
-        """Whether another watch, of the same sockets, has found one broken."""
-        return any(one.is_closed and one.address not in self._lost for one in self.listeners)
+    def is_stale(self) -> bool:
+        """Whether another generation, with the same sockets, has found one of them broken."""
+        return any(one.is_closed and one.address not in self._lost for one in self.all)
 
     def sockets(self, services: Container[str]) -> list[tuple[str, Address, socket.socket]]:
-        """Return what workers that serve `services` listen on."""
+        """Return the sockets for workers that serve `services`, with service and address."""
         return [
             (listener.service, listener.address, listener.socket)
-            for listener in self.listeners
+            for listener in self.all
             if listener.service in services and listener.address not in self._lost
         ]
 
     def entrances(self, services: Mapping[str, Service]) -> dict[str, socket.socket]:
-        """Return, by name, where workers that serve `services` pass connections on to others."""
+        """Return, by name, the sockets on which workers that serve `services` pass connections to
+        the services behind tcpmux.
+        """
         if not any(entry.plugin == TCPMUX for entry in services.values()):
             return {}
         found = (
-            (one.address.path, one.entrance)
-            for one in self.listeners
-            if one.address not in self._lost
+            (one.address.path, one.entrance) for one in self.all if one.address not in self._lost
         )
         return {name: entrance for name, entrance in found if entrance is not None}
 
     def ports(self, transport: Transport) -> frozenset[int]:
         """Return the ports of all services, of tcp or udp."""
-        addresses = [listener.address for listener in self.listeners]
+        addresses = [listener.address for listener in self.all]
         return frozenset(a.port for a in addresses if a.transport is transport)
 
     def unixgram_names(self) -> frozenset[str | bytes]:
-        """Return what all unix sockets for datagrams are called by those who hear from them."""
+        """Return the names that peers see of all unix sockets for datagrams."""
         kind = Transport.UNIXGRAM
         return frozenset(
-            one.socket.getsockname() for one in self.listeners if one.address.transport is kind
+            one.socket.getsockname() for one in self.all if one.address.transport is kind
         )
 
-    def look(self) -> Iterator[tuple[str, str]]:
-        """Repair some, in turn; yield each service whose workers have to be replaced, and why."""
+    def check(self) -> Iterator[tuple[str, str]]:
+        """Repair some listeners, in turn; yield each service whose workers have to be replaced,
+        with the reason.
+        """
         yield from self.renew_lost()
-        first = self._next if self._next < len(self.listeners) else 0
-        self._next = first + MOST_AT_ONCE
-        for listener in self.listeners[first : self._next]:
+        first = self._next if self._next < len(self.all) else 0
+        self._next = first + CHECKED_AT_A_TIME
+        for listener in self.all[first : self._next]:
             if listener.address in self._lost:
                 continue
             try:
@@ -89,11 +93,11 @@ class Watch:
                     self.log.error(f"{listener.address} {done}; repaired", listener.service)
 
     def renew_lost(self) -> Iterator[tuple[str, str]]:
-        """Listen again on lost addresses, as soon as no worker holds them; yield as `look` does."""
-        for number, listener in enumerate(self.listeners if self._lost else ()):
+        """Bind lost addresses again, once no worker holds them any more; yield as `check` does."""
+        for number, listener in enumerate(self.all if self._lost else ()):
             if listener.address in self._lost:
                 try:
-                    self.listeners[number] = renew(listener)
+                    self.all[number] = renew(listener)
                 except OSError:
                     continue
                 self.changes += 1
@@ -102,18 +106,20 @@ class Watch:
                 yield from self._concerned(listener, WITHOUT)
 
     def _concerned(self, listener: Listener, why: str) -> Iterator[tuple[str, str]]:
-        """Yield the services whose workers have a listener: tcpmux has the other end of some."""
+        """Yield the services whose workers have a listener; those of tcpmux have the other end of
+        some.
+        """
         yield listener.service, why
         if listener.address.transport is Transport.TCPMUX:
-            services = {one.service for one in self.listeners if one.entry.plugin == TCPMUX}
+            services = {one.service for one in self.all if one.entry.plugin == TCPMUX}
             yield from ((service, why) for service in services)
 
-    def forget(self) -> None:
-        """Leave the listeners to another watch."""
-        self.listeners = []
+    def release(self) -> None:
+        """Leave the sockets, open, to the generation that has taken them over."""
+        self.all = []
 
     def close(self) -> None:
-        """Let go of every address."""
-        for listener in self.listeners:
+        """Close all listeners."""
+        for listener in self.all:
             listener.close()
-        self.listeners = []
+        self.all = []

@@ -1,7 +1,7 @@
-"""What workers say, and what the master makes of it: log records, events, bans, questions.
+"""Reads the workers' messages (records, events, bans, queries) and acts on them.
 
-Runs in the master. Believes a worker as far as its own services go; one that sends anything else
-is not listened to any more, and so is ended. Never raises.
+Runs in the master. Believes a worker only about its own services; an invalid message ends the
+worker, and nothing else. Raises nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from superd.observe.rows import checked
 from superd.worker import channel
 
 
-class Hearing:
-    """Listens to workers by way of the master's selector, as far as their allowance goes.
+class MessageReader:
+    """Reads from workers by the master's selector, within their allowance.
 
-    `answer` answers what a worker wants to know of superd, or raises ValueError.
+    `answer` answers a worker's query about superd, or raises ValueError.
     """
 
     def __init__(
@@ -40,26 +40,26 @@ class Hearing:
         self.answer = answer
 
     def listen_to(self, child: Child) -> None:
-        """Wait for what a worker says."""
-        if not self._is_listened_to(child):
-            self.selector.register(child.channel, selectors.EVENT_READ, partial(self._hear, child))
+        """Read a worker's messages as they arrive."""
+        if not self._is_registered(child):
+            self.selector.register(child.channel, selectors.EVENT_READ, partial(self._read, child))
 
-    def hear_last_words(self, child: Child) -> None:
-        """Take what a worker has said before it ended, and close its line."""
-        if self._is_listened_to(child):
+    def read_rest(self, child: Child) -> None:
+        """Read what a worker sent before it ended, and close its channel."""
+        if self._is_registered(child):
             self.selector.unregister(child.channel)
         child.allowance = ALLOWANCE
         self._take_all(child)
         child.channel.close()
-        for inquiry in list(child.inquiries.values()):
-            inquiry.lost(child)
+        for query in list(child.queries.values()):
+            query.lost(child)
 
-    def _is_listened_to(self, child: Child) -> bool:
+    def _is_registered(self, child: Child) -> bool:
         return child.channel.fileno() >= 0 and child.channel in self.selector.get_map()
 
-    def _hear(self, child: Child) -> None:
-        """Take a worker's messages, until they end or become a flood."""
-        if not self._is_listened_to(child):
+    def _read(self, child: Child) -> None:
+        """Take a worker's messages, until there are no more or its allowance is used up."""
+        if not self._is_registered(child):
             return  # it was reaped in the same turn of the loop
         self._take_all(child)
         if child.has_closed or not child.allowance:
@@ -87,35 +87,35 @@ class Hearing:
         elif kind == channel.BAN:
             self._ban(child, **message)
         elif kind == channel.STATUS:
-            self._show(child, **message)
+            self._keep_rows(child, **message)
         elif kind == channel.OBSERVE:
-            self._answer(child, **message)
+            self._observe(child, **message)
         elif kind == channel.ANSWER:
-            self._answered(child, **message)
+            self._take_answer(child, **message)
         else:
             raise ValueError(f"unknown kind {kind!r}")
 
-    def _show(self, child: Child, *, service: str, rows: object) -> None:
-        """Keep what a service has to show of its state."""
+    def _keep_rows(self, child: Child, *, service: str, rows: object) -> None:
+        """Keep the rows that a service shows of its state."""
         if service not in child.services:
             raise ValueError("the state of a service that is not its own")
         child.rows[service] = checked(rows)
 
-    def _answer(self, child: Child, *, what: object) -> None:
-        """Tell a worker how superd is, if it may know."""
+    def _observe(self, child: Child, *, what: object) -> None:
+        """Answer a worker's query about superd."""
         self.answer(child, what)
 
-    def _answered(self, child: Child, *, inquiry: int, content: object, is_last: bool) -> None:
-        """Take an answer, or a part of one; what comes after its time is over is of no use."""
+    def _take_answer(self, child: Child, *, inquiry: int, content: object, is_last: bool) -> None:
+        """Take an answer, or a part of one; an answer that comes too late is dropped."""
         if not isinstance(inquiry, int) or not isinstance(is_last, bool):
             raise ValueError("an answer to no inquiry")
-        if (asked := child.inquiries.get(inquiry)) is not None:
-            asked.take(child, content, is_last=is_last)
+        if (query := child.queries.get(inquiry)) is not None:
+            query.take(child, content, is_last=is_last)
 
     def _ban(
         self, child: Child, *, service: str, network: str, seconds: float, reason: str
     ) -> None:
-        """Ban whom a plugin wants banned."""
+        """Ban a network that a plugin wants banned."""
         are_texts = isinstance(network, str) and isinstance(reason, str)
         if service not in child.services or not are_texts:
             raise ValueError("a ban by a service that is not its own")

@@ -1,8 +1,8 @@
-"""What the control socket asks of workers: their answers are waited for, and put together.
+"""What the control socket asks of workers: collects their answers and combines them.
 
-Runs in the master, which serves on meanwhile. A worker that hangs or ends is waited for no longer
-than a moment, and named; one whose answer is none is ended, as for any other message. ValueError
-says what is wrong with an answer.
+Runs in the master, which keeps serving meanwhile. Waits only a moment for a worker that hangs or
+ends, and names it in the answer. A worker whose answer is invalid is ended, as for any other
+message: ValueError says what is wrong with it.
 """
 
 from __future__ import annotations
@@ -12,71 +12,68 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from superd.admission.scoreboard import Count, Scoreboard
 from superd.config.model import LARGEST_LIMIT
 from superd.master.control_socket import line_of
+from superd.master.logs.log import Log
 from superd.master.workers.child import Child
+from superd.master.workers.generation import Slot
 from superd.observe.listing import MOST, ROOM, checked, parse_id
 from superd.worker import channel
 
-if TYPE_CHECKING:
-    from superd.master.logs.log import Log
-    from superd.master.workers.generation import Place
-
-# after an upgrade others, as workers may still answer what the program before has asked
+# starts at the clock: after an upgrade, workers may still answer queries of the program before
 _numbers = itertools.count(time.monotonic_ns())
 
 
-class Inquiry(ABC):
-    """Something that workers are asked, and what they have answered so far."""
+class Query(ABC):
+    """One query to all workers that are ready, and their answers so far."""
 
-    def __init__(self, places: Iterable[Place], kind: str, **content: object) -> None:
+    def __init__(self, slots: Iterable[Slot], kind: str, **content: object) -> None:
         self.number = next(_numbers)
         self.generations = {
-            place.child: place.generation.number
-            for place in places
-            if place.child is not None and place.child.ready
+            slot.child: slot.generation.number
+            for slot in slots
+            if slot.child is not None and slot.child.ready
         }
         self.waiting: set[Child] = set()
-        self.untold: list[Child] = []  # of whom not all is known
+        self.unanswered: list[Child] = []  # workers that did not answer in full
         self._kind, self._content = kind, content
         self._reply: Callable[[bytes], None] | None = None
 
     def begin(self, reply: Callable[[bytes], None]) -> None:
-        """Ask; see control.Later."""
+        """Send the query; see control_socket.Later."""
         self._reply = reply
         for child in self.generations:
             if child.ask(self._kind, inquiry=self.number, **self._content):
-                child.inquiries[self.number] = self
+                child.queries[self.number] = self
                 self.waiting.add(child)
             else:
-                self.untold.append(child)
+                self.unanswered.append(child)
         self._end_if_complete()
 
     def take(self, child: Child, content: object, *, is_last: bool) -> None:
         """Take an answer, or a part of it."""
         if is_last:
-            self._leave(child)
+            self._stop_waiting_for(child)
             self._end_if_complete()
         else:
             self.add(child, content)
 
     def lost(self, child: Child) -> None:
-        """Wait no more for a worker that has gone, and with it all that it could tell of."""
-        self._leave(child)
+        """Expect no answer from a worker that has ended: its connections ended with it."""
+        self._stop_waiting_for(child)
         self._end_if_complete()
 
     def give_up(self) -> None:
-        """Wait for nobody any more."""
-        self.untold += self.waiting
+        """Reply without the answers that are still missing."""
+        self.unanswered += self.waiting
         for child in list(self.waiting):
-            self._leave(child)
+            self._stop_waiting_for(child)
         self._end_if_complete()
 
-    def _leave(self, child: Child) -> None:
-        child.inquiries.pop(self.number, None)
+    def _stop_waiting_for(self, child: Child) -> None:
+        child.queries.pop(self.number, None)
         self.waiting.discard(child)
 
     def _end_if_complete(self) -> None:
@@ -84,29 +81,30 @@ class Inquiry(ABC):
             reply, self._reply = self._reply, None
             reply(self.answer())
 
-    def told_of_untold(self) -> list[dict[str, int]]:
-        """Return which workers have not answered, or not to the end."""
+    def unanswered_as_json(self) -> list[dict[str, int]]:
+        """Return the workers that did not answer in full."""
         return [
-            {"worker": child.pid, "generation": self.generations[child]} for child in self.untold
+            {"worker": child.pid, "generation": self.generations[child]}
+            for child in self.unanswered
         ]
 
     @abstractmethod
     def add(self, child: Child, content: object) -> None:
-        """Take a part of what a worker answers."""
+        """Take a part of a worker's answer; ValueError if it is invalid."""
 
     @abstractmethod
     def answer(self) -> bytes:
-        """Return what is known, for who has asked."""
+        """Return the combined answer, as a line of JSON."""
 
 
-class Connections(Inquiry):
-    """Which connections there are; those of one service, if it is named.
+class ConnectionsQuery(Query):
+    """Lists all connections, or those of one service.
 
-    They are kept as they will be sent, so that in the end there is little left to do.
+    Rows are kept in the form in which they are sent, so little is left to do at the end.
     """
 
-    def __init__(self, places: Iterable[Place], service: str | None) -> None:
-        super().__init__(places, channel.CONNECTIONS, service=service)
+    def __init__(self, slots: Iterable[Slot], service: str | None) -> None:
+        super().__init__(slots, channel.CONNECTIONS, service=service)
         self.rows: list[str] = []
         self.sizes = dict.fromkeys(self.generations, 0)
         self.left_out = 0
@@ -125,16 +123,16 @@ class Connections(Inquiry):
         self.rows += rows
 
     def answer(self) -> bytes:
-        rest = json.dumps({"untold": self.told_of_untold(), "left-out": self.left_out})
+        rest = json.dumps({"untold": self.unanswered_as_json(), "left-out": self.left_out})
         return f'{{"connections": [{", ".join(self.rows)}], {rest[1:]}\n'.encode("ascii")
 
 
-class Kill(Inquiry):
-    """Ends a connection, wherever it is."""
+class KillQuery(Query):
+    """Ends one connection, whichever worker has it."""
 
-    def __init__(self, places: Iterable[Place], name: str, log: Log) -> None:
+    def __init__(self, slots: Iterable[Slot], name: str, log: Log) -> None:
         serial, number = parse_id(name)
-        super().__init__(places, channel.KILL, serial=serial, number=number)
+        super().__init__(slots, channel.KILL, serial=serial, number=number)
         self.name = name
         self.is_done = False
         self.log = log
@@ -150,27 +148,27 @@ class Kill(Inquiry):
         if self.is_done:
             return line_of({})
         text = f"there is no connection {self.name}"
-        if self.untold:
-            pids = ", ".join(str(child.pid) for child in self.untold)
+        if self.unanswered:
+            pids = ", ".join(str(child.pid) for child in self.unanswered)
             text += f", as far as is known: worker {pids} did not answer"
         return line_of({"error": text})
 
 
-class Traffic(Inquiry):
-    """How many bytes have come and gone by now, in connections that have ended and in others.
+class TrafficQuery(Query):
+    """Counts the bytes received and sent so far, in connections that have ended and in open ones.
 
-    A worker tells both in one, so that none is missed or counted twice; the scoreboard has what
-    those before it have left, and those who do not answer.
+    A worker reports both in one message, so none is missed or counted twice. The scoreboard has the
+    bytes of earlier workers, and of workers that do not answer.
     """
 
     def __init__(
-        self, places: Sequence[Place], scoreboard: Scoreboard, services: Iterable[str]
+        self, slots: Sequence[Slot], scoreboard: Scoreboard, services: Iterable[str]
     ) -> None:
-        super().__init__(places, channel.TRAFFIC)
-        self.rows = {place.child: place.number for place in places if place.child is not None}
+        super().__init__(slots, channel.TRAFFIC)
+        self.rows = {slot.child: slot.number for slot in slots if slot.child is not None}
         self.scoreboard = scoreboard
         self.services = services
-        self.told: dict[Child, dict[str, list[int]]] = {}
+        self.reported: dict[Child, dict[str, list[int]]] = {}
 
     def add(self, child: Child, content: object) -> None:
         if not isinstance(content, dict) or not content.keys() <= child.services:
@@ -180,18 +178,18 @@ class Traffic(Inquiry):
                 raise ValueError("traffic that is none")
             if any(not 0 <= number < 1 << 64 for number in passed):
                 raise ValueError("traffic that is none")
-        self.told.setdefault(child, {}).update(content)
+        self.reported.setdefault(child, {}).update(content)
 
     def answer(self) -> bytes:
         traffic = {name: self._of(name) for name in self.services}
-        return line_of({"traffic": traffic, "untold": self.told_of_untold()})
+        return line_of({"traffic": traffic, "untold": self.unanswered_as_json()})
 
     def _of(self, service: str) -> dict[str, int]:
         totals = self.scoreboard.totals(service)
         received, sent = totals["bytes-in"], totals["bytes-out"]
-        for child, told in self.told.items():
-            if service in told:
+        for child, reported in self.reported.items():
+            if service in reported:
                 counted = self.scoreboard.row(self.rows[child], service)
-                received += told[service][0] - counted[Count.BYTES_IN]
-                sent += told[service][1] - counted[Count.BYTES_OUT]
+                received += reported[service][0] - counted[Count.BYTES_IN]
+                sent += reported[service][1] - counted[Count.BYTES_OUT]
         return {"in": received, "out": sent}

@@ -13,7 +13,7 @@ from superd.config.model import Daemon, Settings
 from superd.master.change.upgrade.take_over import generations_of, tally_of
 from superd.master.logs.log import Log
 from superd.master.plan.plan import Plan
-from superd.master.workers.listeners import Watch
+from superd.master.workers.listeners import Listeners
 
 
 @pytest.fixture
@@ -47,5 +47,7 @@ def test_what_a_failed_reload_has_left_is_not_the_generation_that_serves(
     log: Log, plan: Plan
 ) -> None:
     places = [place(0, 1, drains=True), place(1, 2), place(2, 3, drains=True)]
-    generations = generations_of({"generation": 2, "places": places}, plan, Watch([], log))
+    state = {"generation": 2, "places": places}
+    scoreboard = Tally.of(["echo"], 3).scoreboard
+    generations = generations_of(state, plan, Listeners([], log), scoreboard)
     assert [(one.number, one.drains) for one in generations] == [(1, True), (3, True), (2, False)]

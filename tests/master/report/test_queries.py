@@ -8,9 +8,9 @@ import socket
 import pytest
 
 from superd.master.report.queries import file_with
-from superd.master.workers.child import Child
 from superd.observe.records import Threshold
 from superd.worker.channel import Channel
+from tests.master.children import child_of
 
 
 def test_a_worker_has_the_text_of_any_length_and_cannot_change_it_for_others() -> None:
@@ -19,7 +19,7 @@ def test_a_worker_has_the_text_of_any_length_and_cannot_change_it_for_others() -
     assert file is not None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        assert Child(1, ours, 0.0, frozenset()).hand("observe", file, what="metrics")
+        assert child_of(ours).hand("observe", file, what="metrics")
         os.close(file)
         [message] = Channel(theirs, Threshold("debug")).heard()
     taken = message.pop("file")
@@ -37,7 +37,7 @@ def test_a_worker_that_takes_nothing_gets_a_few_files_and_no_more() -> None:
     assert file is not None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        child = Child(1, ours, 0.0, frozenset())
+        child = child_of(ours)
         sent = 0
         while child.hand("observe", file, what="metrics"):
             sent += 1

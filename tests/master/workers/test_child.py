@@ -19,6 +19,7 @@ from superd.master.workers.child import ALLOWANCE, Child, Throttle, reap
 from superd.process.forking import fork_child, how_it_ended, reset_signals
 from superd.process.isolated import run_isolated
 from superd.worker.channel import LARGEST
+from tests.master.children import child_of
 from tests.support.harness import until
 from tests.support.proc import descriptors, zombies
 
@@ -33,7 +34,7 @@ def line() -> Iterator[tuple[Child, socket.socket]]:
     ours.setblocking(False)
     theirs.setblocking(False)
     with ours, theirs:
-        yield Child(PID, ours, 0.0, frozenset(["echo", "e.2"])), theirs
+        yield child_of(ours, "echo", "e.2", pid=PID), theirs
 
 
 def test_messages_come_in_order_and_whole(line: tuple[Child, socket.socket]) -> None:

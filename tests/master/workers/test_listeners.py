@@ -13,7 +13,7 @@ import pytest
 from superd.config.model import Service
 from superd.listen.listeners import listen
 from superd.master.logs.log import Log
-from superd.master.workers.listeners import BROKEN, WITHOUT, Watch
+from superd.master.workers.listeners import BROKEN, WITHOUT, Listeners
 from superd.net.addresses import Transport, parse_addresses
 
 
@@ -23,15 +23,15 @@ def log_file(tmp_path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def watching(address: str, log_file: Path) -> Iterator[Watch]:
+def listening(address: str, log_file: Path) -> Iterator[Listeners]:
     """Listen on an address, which is that of the service `one`."""
     entry = Service.model_construct(plugin="echo", listen=parse_addresses(address))
     log = Log([str(log_file)], "text")
-    watch = Watch(listen({"one": entry}), log)
+    listeners = Listeners(listen({"one": entry}), log)
     try:
-        yield watch
+        yield listeners
     finally:
-        watch.close()
+        listeners.close()
         log.close()
 
 
@@ -43,29 +43,29 @@ def break_for_good(sock: socket.socket) -> None:
 def test_a_listener_that_was_shut_down_is_mended_and_its_workers_may_stay(log_file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]  # one that the kernel chose would be lost by a shutdown
-    with watching(f"tcp://127.0.0.1:{port}", log_file) as watch:
-        ((_, address, sock),) = watch.sockets({"one"})
+    with listening(f"tcp://127.0.0.1:{port}", log_file) as listeners:
+        ((_, address, sock),) = listeners.sockets({"one"})
         sock.shutdown(socket.SHUT_RDWR)
-        assert list(watch.look()) == []
-        assert watch.sockets({"one"}) == [("one", address, sock)]
+        assert list(listeners.check()) == []
+        assert listeners.sockets({"one"}) == [("one", address, sock)]
         socket.create_connection((address.host, address.port)).close()
         assert log_file.read_text().count("was shut down; repaired") == 1
-        assert list(watch.look()) == []
+        assert list(listeners.check()) == []
         assert log_file.read_text().count("\n") == 1
 
 
 def test_what_cannot_be_mended_is_made_anew_once_nobody_holds_the_address(log_file: Path) -> None:
-    with watching("udp://127.0.0.1:0", log_file) as watch:
-        ((_, address, sock),) = watch.sockets({"one"})
+    with listening("udp://127.0.0.1:0", log_file) as listeners:
+        ((_, address, sock),) = listeners.sockets({"one"})
         with sock.dup():  # as a worker has it
             break_for_good(sock)
-            assert list(watch.look()) == [("one", BROKEN)]
+            assert list(listeners.check()) == [("one", BROKEN)]
             for _ in range(3):
-                assert list(watch.look()) == []
-                assert watch.sockets({"one"}) == []
-                assert watch.ports(Transport.UDP) == {address.port}
-        assert list(watch.renew_lost()) == [("one", WITHOUT)]
-        ((_, again, renewed),) = watch.sockets({"one"})
+                assert list(listeners.check()) == []
+                assert listeners.sockets({"one"}) == []
+                assert listeners.ports(Transport.UDP) == {address.port}
+        assert list(listeners.renew_lost()) == [("one", WITHOUT)]
+        ((_, again, renewed),) = listeners.sockets({"one"})
         assert again == address
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.sendto(b"hello", (address.host, address.port))
@@ -80,22 +80,22 @@ def test_an_address_that_somebody_else_has_taken_is_waited_for(
     tmp_path: Path, log_file: Path
 ) -> None:
     path = tmp_path / "socket"
-    with watching(f"unix://{path}", log_file) as watch:
-        ((_, _, sock),) = watch.sockets({"one"})
+    with listening(f"unix://{path}", log_file) as listeners:
+        ((_, _, sock),) = listeners.sockets({"one"})
         break_for_good(sock)
-        assert list(watch.look()) == [("one", BROKEN)]
+        assert list(listeners.check()) == [("one", BROKEN)]
         path.write_text("somebody else's")
         for _ in range(3):
-            assert list(watch.look()) == []
+            assert list(listeners.check()) == []
         assert path.read_text() == "somebody else's"
         os.unlink(path)
-        assert list(watch.look()) == [("one", WITHOUT)]
+        assert list(listeners.check()) == [("one", WITHOUT)]
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(path))
 
 
 def test_only_the_services_of_a_pool_get_its_sockets(log_file: Path) -> None:
-    with watching("tcp://127.0.0.1:0", log_file) as watch:
-        assert [service for service, *_ in watch.sockets({"one", "two"})] == ["one"]
-        assert watch.sockets({"two"}) == []
-        assert watch.ports(Transport.UDP) == frozenset()
+    with listening("tcp://127.0.0.1:0", log_file) as listeners:
+        assert [service for service, *_ in listeners.sockets({"one", "two"})] == ["one"]
+        assert listeners.sockets({"two"}) == []
+        assert listeners.ports(Transport.UDP) == frozenset()

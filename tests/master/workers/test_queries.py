@@ -15,10 +15,10 @@ import pytest
 from superd.admission.bans import BanTable
 from superd.master.bans import Bans
 from superd.master.logs.log import Log
-from superd.master.workers.child import Child
-from superd.master.workers.messages import Hearing
-from superd.master.workers.queries import Connections, Inquiry, Kill, Traffic
+from superd.master.workers.messages import MessageReader
+from superd.master.workers.queries import ConnectionsQuery, KillQuery, Query, TrafficQuery
 from superd.observe.listing import MOST, ROOM
+from tests.master.children import child_of
 
 ROW = {
     "id": "1-2f", "service": "echo", "peer": "192.0.2.1:7", "local": "tcp://192.0.2.2:7",
@@ -32,23 +32,23 @@ class Workers:
     def __init__(self, log: Log) -> None:
         self.log = log
         self.selector = selectors.DefaultSelector()
-        self.ear = Hearing(
+        self.reader = MessageReader(
             self.selector, log, Bans(None, log, BanTable()), lambda child, what: None
         )
         self.lines: list[socket.socket] = []
-        self.places: list[Any] = []
+        self.slots: list[Any] = []
         for pid in (101, 102):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setblocking(False)
             self.lines.append(theirs)
-            child = Child(pid, ours, 0.0, frozenset(["echo"]), ready=True)
-            self.ear.listen_to(child)
-            place = SimpleNamespace(child=child, generation=SimpleNamespace(number=3))
-            self.places.append(place)
+            child = child_of(ours, "echo", pid=pid, ready=True)
+            self.reader.listen_to(child)
+            slot = SimpleNamespace(child=child, generation=SimpleNamespace(number=3))
+            self.slots.append(slot)
         self.replies: list[Any] = []
 
-    def ask(self, inquiry: Inquiry) -> None:
-        inquiry.begin(lambda line: self.replies.append(json.loads(line)))
+    def ask(self, query: Query) -> None:
+        query.begin(lambda line: self.replies.append(json.loads(line)))
 
     def heard(self, number: int) -> dict[str, Any]:
         """Return what a worker is asked."""
@@ -62,9 +62,9 @@ class Workers:
             key.data()
 
     def close(self) -> None:
-        for place, line in zip(self.places, self.lines, strict=True):
+        for slot, line in zip(self.slots, self.lines, strict=True):
             line.close()
-            place.child.channel.close()
+            slot.child.channel.close()
         self.selector.close()
 
 
@@ -78,53 +78,53 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
 
 
 def test_an_answer_comes_once_all_have_told_all(workers: Workers) -> None:
-    inquiry = Connections(workers.places, None)
-    workers.ask(inquiry)
+    query = ConnectionsQuery(workers.slots, None)
+    workers.ask(query)
     asked = workers.heard(0)
-    assert asked == {"kind": "connections", "inquiry": inquiry.number, "service": None}
-    workers.say(0, [ROW], inquiry=inquiry.number)
-    workers.say(1, None, is_last=True, inquiry=inquiry.number)
-    workers.say(0, [{**ROW, "id": "1-30"}], inquiry=inquiry.number)
-    workers.say(0, 7, inquiry=inquiry.number)
+    assert asked == {"kind": "connections", "inquiry": query.number, "service": None}
+    workers.say(0, [ROW], inquiry=query.number)
+    workers.say(1, None, is_last=True, inquiry=query.number)
+    workers.say(0, [{**ROW, "id": "1-30"}], inquiry=query.number)
+    workers.say(0, 7, inquiry=query.number)
     assert not workers.replies
-    workers.say(0, None, is_last=True, inquiry=inquiry.number)
+    workers.say(0, None, is_last=True, inquiry=query.number)
     [answer] = workers.replies
     assert [(row["id"], row["worker"]) for row in answer["connections"]] == [
         ("1-2f", 101),
         ("1-30", 101),
     ]
     assert (answer["untold"], answer["left-out"]) == ([], 7)
-    assert not any(place.child.inquiries for place in workers.places)
+    assert not any(slot.child.queries for slot in workers.slots)
 
 
 def test_who_does_not_answer_is_named_and_comes_too_late(workers: Workers) -> None:
-    inquiry = Connections(workers.places, None)
-    workers.ask(inquiry)
-    workers.say(0, None, is_last=True, inquiry=inquiry.number)
-    inquiry.give_up()
+    query = ConnectionsQuery(workers.slots, None)
+    workers.ask(query)
+    workers.say(0, None, is_last=True, inquiry=query.number)
+    query.give_up()
     assert workers.replies[0]["untold"] == [{"worker": 102, "generation": 3}]
-    workers.say(1, [ROW], inquiry=inquiry.number)
-    assert not workers.places[1].child.has_closed
+    workers.say(1, [ROW], inquiry=query.number)
+    assert not workers.slots[1].child.has_closed
     assert len(workers.replies) == 1
 
 
 def test_who_ends_meanwhile_is_waited_for_no_more(workers: Workers) -> None:
-    inquiry = Connections(workers.places, None)
-    workers.ask(inquiry)
-    workers.say(0, None, is_last=True, inquiry=inquiry.number)
+    query = ConnectionsQuery(workers.slots, None)
+    workers.ask(query)
+    workers.say(0, None, is_last=True, inquiry=query.number)
     assert not workers.replies
-    workers.ear.hear_last_words(workers.places[1].child)
+    workers.reader.read_rest(workers.slots[1].child)
     assert workers.replies == [{"connections": [], "untold": [], "left-out": 0}]
 
 
 def test_who_takes_no_question_is_named_at_once(workers: Workers) -> None:
-    child = workers.places[0].child
+    child = workers.slots[0].child
     while child.ask("nothing", of="x" * 30_000):
         pass
-    inquiry = Kill(workers.places, "1-2", workers.log)
-    workers.ask(inquiry)
-    workers.say(1, False, inquiry=inquiry.number)
-    workers.say(1, None, is_last=True, inquiry=inquiry.number)
+    query = KillQuery(workers.slots, "1-2", workers.log)
+    workers.ask(query)
+    workers.say(1, False, inquiry=query.number)
+    workers.say(1, None, is_last=True, inquiry=query.number)
     [answer] = workers.replies
     told = "there is no connection 1-2, as far as is known: worker 101 did not answer"
     assert answer == {"error": told}
@@ -147,12 +147,12 @@ def wrong_rows() -> list[object]:
 def test_connections_that_are_none_end_the_worker_and_nothing_else(
     workers: Workers, content: object
 ) -> None:
-    inquiry = Connections(workers.places, None)
-    workers.ask(inquiry)
-    workers.say(0, content, inquiry=inquiry.number)
-    assert workers.places[0].child.has_closed
-    workers.say(1, [ROW], inquiry=inquiry.number)
-    assert not workers.places[1].child.has_closed
+    query = ConnectionsQuery(workers.slots, None)
+    workers.ask(query)
+    workers.say(0, content, inquiry=query.number)
+    assert workers.slots[0].child.has_closed
+    workers.say(1, [ROW], inquiry=query.number)
+    assert not workers.slots[1].child.has_closed
 
 
 @pytest.mark.parametrize(
@@ -162,37 +162,37 @@ def test_connections_that_are_none_end_the_worker_and_nothing_else(
     ids=str,
 )  # fmt: skip
 def test_traffic_that_is_none_ends_the_worker(workers: Workers, content: object) -> None:
-    for place in workers.places:
-        place.number = 0
-    inquiry = Traffic(workers.places, None, [])  # type: ignore[arg-type]
-    workers.ask(inquiry)
-    workers.say(0, content, inquiry=inquiry.number)
-    assert workers.places[0].child.has_closed
+    for slot in workers.slots:
+        slot.number = 0
+    query = TrafficQuery(workers.slots, None, [])  # type: ignore[arg-type]
+    workers.ask(query)
+    workers.say(0, content, inquiry=query.number)
+    assert workers.slots[0].child.has_closed
 
 
 @pytest.mark.parametrize("content", [0, None, "yes"])
 def test_an_answer_to_kill_is_yes_or_no(workers: Workers, content: object) -> None:
-    inquiry = Kill(workers.places, "1-2", workers.log)
-    workers.ask(inquiry)
-    workers.say(0, content, inquiry=inquiry.number)
-    assert workers.places[0].child.has_closed
+    query = KillQuery(workers.slots, "1-2", workers.log)
+    workers.ask(query)
+    workers.say(0, content, inquiry=query.number)
+    assert workers.slots[0].child.has_closed
 
 
 @pytest.mark.parametrize("number", ["1", None, [], 1.5])
 def test_an_answer_without_a_number_ends_the_worker(workers: Workers, number: object) -> None:
     workers.say(0, None, inquiry=number)
-    assert workers.places[0].child.has_closed
+    assert workers.slots[0].child.has_closed
 
 
 def test_a_worker_cannot_fill_the_memory_of_the_master(workers: Workers) -> None:
-    inquiry = Connections(workers.places, None)
-    workers.ask(inquiry)
-    child = workers.places[0].child
+    query = ConnectionsQuery(workers.slots, None)
+    workers.ask(query)
+    child = workers.slots[0].child
     told = 0
     longest = {**ROW, "peer": "\U0001f600" * 512, "local": "\U0001f600" * 512}
     while not child.has_closed and told <= MOST:
         child.allowance = 512
-        workers.say(0, [longest] * 4, inquiry=inquiry.number)
+        workers.say(0, [longest] * 4, inquiry=query.number)
         told += 4
     assert child.has_closed
-    assert sum(map(len, inquiry.rows)) <= MOST * ROOM
+    assert sum(map(len, query.rows)) <= MOST * ROOM

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from superd.master.workers.watchdog import Activity, chance
+from superd.master.workers.watchdog import Activity, runnable_time
 
 BEFORE = Activity("R", own=10.0, others=5.0)
 
@@ -28,9 +28,9 @@ BEFORE = Activity("R", own=10.0, others=5.0)
 def test_time_counts_as_far_as_the_worker_could_have_gone_on(
     activity: Activity | None, counts: float
 ) -> None:
-    assert chance(BEFORE, activity, 0.4) == pytest.approx(counts)
+    assert runnable_time(BEFORE, activity, 0.4) == pytest.approx(counts)
 
 
 def test_the_first_look_gives_no_credit_to_one_that_is_stopped() -> None:
-    assert chance(None, Activity("T", 1.0, 0.0), 0.4) == 0
-    assert chance(None, Activity("R", 1.0, 0.0), 0.4) == 0.4
+    assert runnable_time(None, Activity("T", 1.0, 0.0), 0.4) == 0
+    assert runnable_time(None, Activity("R", 1.0, 0.0), 0.4) == 0.4

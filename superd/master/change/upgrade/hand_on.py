@@ -1,7 +1,7 @@
-"""The running program's half of an upgrade: it tries the new one, and gives its place to it.
+"""The running program's half of an upgrade: it tries the new program, then executes it.
 
-Runs in the master; the trial runs in a child. Never raises: `problems` says what kept it from
-succeeding, and then nothing has changed.
+Runs in the master; the trial runs in a child. Raises nothing: `problems` says why an upgrade
+failed, and then nothing has changed.
 """
 
 from __future__ import annotations
@@ -14,75 +14,80 @@ import sys
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.errors import ExitCode, SuperdError, printable, reason
 from superd.master.change.upgrade.state import write
+from superd.master.context import Context
 from superd.process.forking import how_it_ended
 from superd.process.isolated import Job, start_isolated
 
-if TYPE_CHECKING:
-    from superd.master.master import Master
-
 PROGRAM = "superd.master.resume"
 TRIAL = "trial"
-SERVED = "could serve\n"  # the last word of a trial that has succeeded
-PATIENCE = 60.0  # seconds for a trial
-POLITE = 5.0  # seconds at most for answers that are still on their way
-MOST_LINES = 40  # of what a failed trial has to say
-MOST_BYTES = 32 * 1024
+SERVED = "could serve\n"  # the last line that a successful trial prints
+TRIAL_TIMEOUT = 60.0  # seconds
+ANSWER_TIMEOUT = 5.0  # seconds that the upgrade waits for pending answers of the control socket
+MAX_PROBLEM_LINES = 40  # of what a failed trial prints
+MAX_PROBLEM_BYTES = 32 * 1024
 
 
 class Upgrade:
-    """One upgrade. `state` is "trying", then "ready" or "failed"; the rest the next program has to
-    tell.
+    """One upgrade. `state` is "trying", then "ready" or "failed"; the new program reports the
+    states after that (Upgraded).
     """
 
-    def __init__(self, master: Master, number: int) -> None:
-        self.master = master
+    def __init__(self, context: Context, number: int) -> None:
+        self._context = context
         self.number = number
         self.state = "trying"
         self.problems: list[str] = []
         self.code = int(ExitCode.OK)
-        self._deadline = time.monotonic() + PATIENCE
+        self._deadline = time.monotonic() + TRIAL_TIMEOUT
         self._trial: Job | None = None
-        master.log.info("upgrade: trying the program that is installed now")
+        context.log.info("upgrade: trying the program that is installed now")
         try:
-            descriptor, passed = write(master, number)
+            descriptor, passed = write(context, number)
             try:
-                trial = partial(tried, command(descriptor, TRIAL), passed)
-                self._trial = start_isolated(trial, PATIENCE)
+                trial = partial(run_trial, command(descriptor, TRIAL), passed)
+                self._trial = start_isolated(trial, TRIAL_TIMEOUT)
             finally:
                 os.close(descriptor)
         except (OSError, SuperdError) as error:
             self._fail([reason(error)], ExitCode.FAILED)
         else:
-            master.selector.register(self._trial.reader, selectors.EVENT_READ, self._hear)
+            context.selector.register(self._trial.reader, selectors.EVENT_READ, self._read)
 
     @property
     def is_over(self) -> bool:
         return self.state == "failed"
 
     def report(self) -> dict[str, Any]:
-        """Return how it goes as JSON, with the keys of a reload's report."""
-        told = {"state": self.state, "problems": self.problems, "code": self.code}
-        return {**told, "changes": {}, "notices": []}
+        """Return its progress as JSON, with the keys of a reload's report."""
+        return {
+            "state": self.state,
+            "problems": self.problems,
+            "code": self.code,
+            "changes": {},
+            "notices": [],
+        }
 
     def keep_time(self, now: float) -> None:
-        """Give up a trial that takes too long; go over once whoever asks something is answered."""
-        control = self.master.control
+        """Execute the new program once all clients of the control socket have their answers; fail
+        if the trial takes too long.
+        """
+        control = self._context.control
         is_late = now >= self._deadline
         if self.state == "ready" and (control is None or not control.clients or is_late):
-            self._go_over()
+            self._execute()
         elif self.state == "trying" and is_late:
-            self._fail([f"the trial took longer than {PATIENCE:.0f} s"], ExitCode.FAILED)
+            self._fail([f"the trial took longer than {TRIAL_TIMEOUT:.0f} s"], ExitCode.FAILED)
 
     def abandon(self) -> None:
-        """Leave it, since superd stops."""
+        """Fail if it is not over, since superd stops."""
         if not self.is_over:
             self._fail(["superd stops"], ExitCode.FAILED)
 
-    def _hear(self) -> None:
+    def _read(self) -> None:
         assert self._trial is not None
         if not self._trial.read():
             return
@@ -93,33 +98,33 @@ class Upgrade:
             self._fail(outcome.result["problems"], outcome.result["code"])
         else:
             self.state = "ready"
-            self._deadline = time.monotonic() + POLITE
+            self._deadline = time.monotonic() + ANSWER_TIMEOUT
 
     def _end_trial(self) -> Any:
         assert self._trial is not None
-        self.master.selector.unregister(self._trial.reader)
+        self._context.selector.unregister(self._trial.reader)
         trial, self._trial = self._trial, None
         return trial.finish()
 
-    def _go_over(self) -> None:
-        """Execute the new program. No signal is lost: those that came before are heeded first, at
-        the next turn of the loop, and those that come from here on are the new program's.
+    def _execute(self) -> None:
+        """Execute the new program. No signal is lost: signals that are queued are handled first, at
+        the next turn of the loop, and later ones stay pending for the new program.
         """
-        master = self.master
+        context = self._context
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        if master.signals.are_waiting:
+        if context.signals.are_pending:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             return
         passed: list[int] = []
         try:
-            master.log.info("upgrade: the new program takes over")
-            master.bans.save()
+            context.log.info("upgrade: the new program takes over")
+            context.bans.save()
             sys.stdout.flush()
             sys.stderr.flush()
-            descriptor, passed = write(master, self.number)
+            descriptor, passed = write(context, self.number)
             for number in passed:
                 os.set_inheritable(number, True)
-            environment = {**os.environ, **master.supervisor.environment}
+            environment = {**os.environ, **context.notifier.environment}
             os.execve(sys.executable, command(descriptor), environment)  # noqa: S606  no shell
         except OSError as error:
             for number in passed:
@@ -135,13 +140,13 @@ class Upgrade:
         if self._trial is not None:
             self._end_trial()
         for line in self.problems:
-            self.master.log.error(f"not upgraded: {line}")
-        self.master.log.error("the program stays as it was")
+            self._context.log.error(f"not upgraded: {line}")
+        self._context.log.error("the program stays as it was")
 
 
 def command(*arguments: object) -> list[str]:
-    """Return how the new program is called: by the same interpreter, with the same options, and
-    never from whatever directory this one happens to be in.
+    """Return the command line of the new program: the same interpreter and options, and -P, so
+    that modules are never imported from the current directory.
     """
     options = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
     options = options[:-2] if options[-2:-1] == ["-m"] else options[:-1]
@@ -149,8 +154,8 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, *options, *safe, "-m", PROGRAM, *map(str, arguments)]
 
 
-def tried(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
-    """Call the new program; return its exit code, and why it cannot serve."""
+def run_trial(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
+    """Run the trial of the new program; return its exit code, and why it cannot serve."""
     done = subprocess.run(  # noqa: S603  it is superd
         call,
         stdin=subprocess.DEVNULL,
@@ -160,7 +165,9 @@ def tried(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
     )
     if done.returncode == ExitCode.OK and done.stdout.endswith(SERVED.encode()):
         return {"code": ExitCode.OK, "problems": []}
-    lines = done.stderr[-MOST_BYTES:].decode(errors="replace").splitlines()[-MOST_LINES:]
+    lines = (
+        done.stderr[-MAX_PROBLEM_BYTES:].decode(errors="replace").splitlines()[-MAX_PROBLEM_LINES:]
+    )
     known = done.returncode in set(ExitCode) - {ExitCode.OK}
     return {
         "code": done.returncode if known else ExitCode.FAILED,

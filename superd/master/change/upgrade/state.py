@@ -1,7 +1,8 @@
-"""What a master passes on to the program that takes its place, as JSON in a file without a name.
+"""The state that an upgrade passes from the running program to the new one: JSON in a file without
+a name.
 
-Runs in the master, in both programs. Raises SuperdError where the state is of another kind than
-this program knows, or a descriptor is not what it says.
+Runs in the master, in both programs. Raises SuperdError if the state has another format than this
+program reads, or a descriptor is not the file that the state names.
 """
 
 from __future__ import annotations
@@ -10,18 +11,16 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd import __version__
 from superd.admission.memory import nameless_file
 from superd.errors import SuperdError
 from superd.listen.listeners import Listener
 from superd.master.change.reload import RUNTIME_FILES
+from superd.master.context import Context
+from superd.master.workers.generation import Slot
 from superd.net.addresses import Address, Transport
-
-if TYPE_CHECKING:
-    from superd.master.master import Master
-    from superd.master.workers.generation import Place
 
 FORMAT = 1
 
@@ -29,34 +28,34 @@ State = dict[str, Any]
 
 
 class _Descriptors:
-    """The descriptors that a state names, with the inode of each."""
+    """The descriptors that a state names, with their inodes."""
 
     def __init__(self) -> None:
         self.inodes: dict[int, int] = {}
 
-    def noted(self, descriptor: int) -> int | None:
-        """Return a descriptor; None for one that is closed."""
+    def add(self, descriptor: int) -> int | None:
+        """Return the descriptor, or None if it is closed."""
         if descriptor < 0:
             return None
         self.inodes[descriptor] = os.fstat(descriptor).st_ino
         return descriptor
 
 
-def write(master: Master, number: int) -> tuple[int, list[int]]:
-    """Write down the state; return its descriptor, and all that the next program needs.
+def write(context: Context, number: int) -> tuple[int, list[int]]:
+    """Write the state; return its descriptor, and all descriptors that the new program needs.
 
-    `number` is that of the upgrade.
+    `number` is the upgrade's.
     """
     found = _Descriptors()
-    plan, tally = master.current.plan, master.tally.passed_on()
+    plan, tally = context.current.plan, context.tally.passed_on()
     for memory in ("scoreboard", "ledger", "bans"):
-        found.noted(tally[memory])
+        found.add(tally[memory])
     state = {
         "format": FORMAT,
         "version": __version__,
         "upgrade": number,
-        "in background": master.in_background,
-        "since": master.since,
+        "in background": context.in_background,
+        "since": context.since,
         "file": str(plan.settings.file),
         "texts": plan.settings.texts,
         "runtime files": {
@@ -65,24 +64,24 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
             for path in [getattr(plan.settings.daemon, key)]
         },
         "broken": plan.broken,
-        "overrides": master.overrides,
-        "log level": master.log.level,
+        "overrides": context.overrides,
+        "log level": context.log.level,
         "looking up": plan.looking_up,
-        "generation": master.current.number,
-        "generation since": master.current.since,
-        "reload": master.changes.reload_number,
-        "serial": master.workers.serial,
-        "restarts": master.workers.restarts,
+        "generation": context.current.number,
+        "generation since": context.current.since,
+        "reload": context.reload_number,
+        "serial": context.serial,
+        "restarts": context.restarts,
         "tally": tally,
-        "bans": master.bans.listed(),
-        "stored": master.supervisor.store.passed_on(),
-        "pid file": None if master.pid_file is None else found.noted(master.pid_file.descriptor),
-        "control": None if master.control is None else _listener(master.control.listener, found),
+        "bans": context.bans.listed(),
+        "stored": context.notifier.fd_store.passed_on(),
+        "pid file": None if context.pid_file is None else found.add(context.pid_file.descriptor),
+        "control": None if context.control is None else _listener(context.control.listener, found),
         "resolver": None
-        if master.resolving is None
-        else found.noted(master.resolving.listener.fileno()),
-        "listeners": [_listener(one, found) for one in master.current.watch.listeners],
-        "places": [_place(place, master, found) for place in master.workers.places],
+        if context.resolver is None
+        else found.add(context.resolver.listener.fileno()),
+        "listeners": [_listener(one, found) for one in context.current.listeners.all],
+        "places": [_slot(slot, found) for slot in context.slots],
     }
     text = json.dumps({**state, "descriptors": list(found.inodes.items())})
     descriptor = nameless_file("state")
@@ -93,7 +92,7 @@ def write(master: Master, number: int) -> tuple[int, list[int]]:
 
 
 def read(descriptor: int) -> State:
-    """Read the state, and keep its descriptors from the programs that are started later on."""
+    """Read the state, and make its descriptors close-on-exec again."""
     with open(descriptor, encoding="ascii") as file:
         state: State = json.load(file)
     if state["format"] != FORMAT:
@@ -113,8 +112,8 @@ def _listener(listener: Listener, found: _Descriptors) -> State:
         "service": listener.service,
         "asked": _address(listener.asked),
         "address": _address(listener.address),
-        "socket": found.noted(listener.socket.fileno()),
-        "entrance": None if entrance is None else found.noted(entrance.fileno()),
+        "socket": found.add(listener.socket.fileno()),
+        "entrance": None if entrance is None else found.add(entrance.fileno()),
         "shares port": listener.shares_port,
         "file": listener.file,
         "backlog": listener.backlog,
@@ -122,21 +121,21 @@ def _listener(listener: Listener, found: _Descriptors) -> State:
     }
 
 
-def _place(place: Place, master: Master, found: _Descriptors) -> State:
-    child = place.child
+def _slot(slot: Slot, found: _Descriptors) -> State:
+    child = slot.child
     return {
-        "number": place.number,
-        "generation": place.generation.number,
-        "drains": place.generation.drains,
-        "kill at": place.generation.kill_at,
-        "pool": place.pool.name,
-        "is first": place.is_first,
+        "number": slot.number,
+        "generation": slot.generation.number,
+        "drains": slot.generation.drains,
+        "kill at": slot.generation.kill_at,
+        "pool": slot.pool.name,
+        "is first": slot.is_first,
         "child": None
         if child is None
         else {
             "pid": child.pid,
-            "channel": found.noted(child.channel.fileno()),
-            "lifeline": found.noted(master.workers.watchdog.lifeline(child).reader),
+            "channel": found.add(child.channel.fileno()),
+            "lifeline": found.add(child.lifeline.reader),
             "started": child.started,
             "services": sorted(child.services),
             "ready": child.ready,
@@ -150,5 +149,5 @@ def _address(address: Address) -> State:
 
 
 def address_of(passed: Mapping[str, Any]) -> Address:
-    """Return an address of a state."""
+    """Return the address that `_address` has written."""
     return Address(**{**passed, "transport": Transport(passed["transport"])})
