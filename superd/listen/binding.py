@@ -16,6 +16,7 @@ import struct
 from superd.config.model import Service
 from superd.net.addresses import Address
 from superd.net.pktinfo import ask_for_destination
+from superd.net.timeouts import NO_TIMEOUT
 
 # Linux; socket has no names for these before 3.12 or 3.14
 IP_FREEBIND = 15
@@ -23,7 +24,6 @@ IPV6_FREEBIND = 78
 
 # An accept that another process made blocking gives up after this (SO_RCVTIMEO): seconds, us.
 ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
-NO_TIMEOUT = struct.pack("@ll", 0, 0)
 DATAGRAM_BUFFER = 1 << 20
 UNIX_MODE = 0o666  # as systemd has it: who may connect is for the entry to say
 

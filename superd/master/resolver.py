@@ -19,10 +19,10 @@ from superd.config.model import Confinement
 from superd.errors import reason
 from superd.master.logs.log import Log
 from superd.master.plan.pools import Pool, nobody
-from superd.master.workers.child import ALLOWANCE, Throttle, parsed
+from superd.master.workers.child import ALLOWANCE, Throttle
 from superd.process.forking import fork_child, how_it_ended
 from superd.resolver.resolver import main
-from superd.worker.channel import FAILED, LARGEST, READY
+from superd.worker.channel import FAILED, LARGEST, READY, parsed
 
 BACKLOG = 256
 

@@ -19,7 +19,7 @@ _HEAD = b"Stack (most recent call first):"
 _FRAME = re.compile(rb'  File "([^"\n]{1,600})", line ([0-9]{1,7}) in ([^\n]{1,600})')
 _RUN = ("superd/worker/engine.py", "run")  # what is outside of it is the same in every stack
 # where asyncio waits, by itself or with relays; uvloop has no frames
-_AT_REST = ("asyncio/base_events.py", "selectors.py", "superd/worker/polling.py")
+_AT_REST = ("asyncio/base_events.py", "selectors.py", "superd/worker/runtime/polling.py")
 
 Owners = Mapping[str, Sequence[str]]  # the services of a plugin, by its module's first name
 

@@ -41,7 +41,8 @@ MODULES = (
     "uvloop",
 )  # fmt: skip
 
-OWN_MODULES = ("superd.worker.", "superd.plugin.")  # a plugin's traceback leads through them
+# a plugin's traceback leads through them
+OWN_MODULES = ("superd.worker.", "superd.process.", "superd.plugin.")
 
 NO_NAME = "x" * 64  # longer than any label of the domain name system: no server is asked for it
 

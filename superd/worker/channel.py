@@ -37,6 +37,7 @@ METRICS = "metrics"
 READINESS = "readiness"
 
 LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters it has
+EVENT = b'{"time"'  # begins a batch of events, and no other message of a worker
 
 
 class Channel:
@@ -126,3 +127,16 @@ class Channel:
         except OSError:
             return False
         return True
+
+
+def parsed(data: bytes) -> dict[str, Any]:
+    """Return a worker's message that is no batch of events. Raises ValueError where it is not a
+    JSON object.
+    """
+    try:
+        message = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({type(error).__name__})") from None
+    if not isinstance(message, dict):
+        raise ValueError("not an object")
+    return message

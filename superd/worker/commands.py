@@ -16,9 +16,9 @@ from superd.observe.connections import End, safe
 from superd.observe.listing import MOST, Row, row_of
 from superd.worker import channel
 from superd.worker.channel import Channel
-from superd.worker.engine import Engine
-from superd.worker.serve.listener import Handover
-from superd.worker.serve.session import Session
+from superd.worker.runtime.accounting import AccountedConnection
+from superd.worker.runtime.context import Context
+from superd.worker.serve.listener import ListenerHandoff
 from superd.worker.serve.stream import ProtocolSession
 
 PART = 8 * 1024  # bytes of connections that are told at once, which takes less than a millisecond
@@ -28,11 +28,11 @@ RETRY = 0.02  # seconds until the line is tried again
 PATIENCE = 5.0  # seconds that an answer may take; the master has given up long before
 
 
-class Requests:
+class Commands:
     """Answers what the master asks, by its kind."""
 
-    def __init__(self, engine: Engine, channel_: Channel) -> None:
-        self.engine = engine
+    def __init__(self, context: Context, channel_: Channel) -> None:
+        self.context = context
         self.channel = channel_
         self.by_kind: dict[str, Callable[..., None]] = {
             channel.CONNECTIONS: self._connections,
@@ -45,38 +45,38 @@ class Requests:
         self._start(self._answer(inquiry, self._parts(service)))
 
     def _kill(self, inquiry: int, number: int, serial: int) -> None:
-        found = serial == self.engine.serial and self._ended(number)
+        found = serial == self.context.serial and self._ended(number)
         self._start(self._answer(inquiry, iter([found])))
 
     def _ended(self, number: int) -> bool:
         """End a connection as a time-out would; tell whether there is one of this number."""
-        session = self.engine.sessions.get(number)
+        session = self.context.connections.get(number)
         if session is not None:
             if session.end is End.CLIENT:  # it has only said that it will send no more
                 session.end = End.KILLED
             session.expire(End.KILLED)
-        handovers = (one for one in self.engine.listeners if isinstance(one, Handover))
-        return session is not None or any(one.cancel(End.KILLED, number) for one in handovers)
+        handoffs = (one for one in self.context.sockets if isinstance(one, ListenerHandoff))
+        return session is not None or any(one.cancel(End.KILLED, number) for one in handoffs)
 
     def _traffic(self, inquiry: int) -> None:
         self._start(self._answer(inquiry, self._sums()))
 
     def _start(self, answering: Coroutine[Any, Any, None]) -> None:
-        task = self.engine.loop.create_task(answering)
+        task = self.context.loop.create_task(answering)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, inquiry: int, parts: Iterator[object]) -> None:
         """Send the parts, and then that they were all."""
-        end = self.engine.loop.time() + PATIENCE
+        end = self.context.loop.time() + PATIENCE
         for part in parts:
             while not self.channel.answer(inquiry, part, is_last=False):
-                if self.engine.loop.time() > end:
+                if self.context.loop.time() > end:
                     return
                 await asyncio.sleep(RETRY)
             await asyncio.sleep(0)
         while not self.channel.answer(inquiry, None, is_last=True):
-            if self.engine.loop.time() > end:
+            if self.context.loop.time() > end:
                 return
             await asyncio.sleep(RETRY)
 
@@ -84,42 +84,42 @@ class Requests:
         """Yield the connections there are now, as far as they still are when it is their turn; in
         the end how many are more than are told.
         """
-        now = self.engine.loop.time()
+        now = self.context.loop.time()
         rows: list[Row] = []
         size = 0
-        sessions = self.engine.sessions.values()
-        told = [one for one in sessions if service in (None, one.serving.name)]
+        sessions = self.context.connections.values()
+        told = [one for one in sessions if service in (None, one.service)]
         for session in told[:MOST]:
-            if session.number in self.engine.sessions:
+            if session.number in self.context.connections:
                 row = _row(session, now)
                 rows.append(row)
                 size += REST_OF_ROW + len(session.ends) + len(row["target"])
                 if size > PART:
                     yield rows
                     rows, size = [], 0
-        yield [*rows, *self._handed_over(service, now)]
+        yield [*rows, *self._handed_off(service, now)]
         if len(told) > MOST:
             yield len(told) - MOST
 
-    def _handed_over(self, service: str | None, now: float) -> list[Row]:
+    def _handed_off(self, service: str | None, now: float) -> list[Row]:
         """Return the sockets that programs have for themselves: `wait = true`."""
         return [
-            row_of(_known(run.ends), listener.serving.name, now - run.began, "running", None, "")
-            for listener in self.engine.listeners
-            if isinstance(listener, Handover) and service in (None, listener.serving.name)
+            row_of(_known(run.ends), listener.service.name, now - run.began, "running", None, "")
+            for listener in self.context.sockets
+            if isinstance(listener, ListenerHandoff) and service in (None, listener.service.name)
             for run in listener.runs
         ]
 
     def _sums(self) -> Iterator[dict[str, list[int]]]:
         """Yield for each service how many bytes came and went by now."""
         sums = {
-            serving.name: [serving.counts[Count.BYTES_IN], serving.counts[Count.BYTES_OUT]]
-            for serving in self.engine.servings
+            service.name: [service.counts[Count.BYTES_IN], service.counts[Count.BYTES_OUT]]
+            for service in self.context.services
         }
-        for session in self.engine.sessions.values():
+        for session in self.context.connections.values():
             session.progress()  # brings its counters up to date
             received, sent = session.passed or (0, 0)
-            of_service = sums[session.serving.name]
+            of_service = sums[session.service]
             of_service[0] += received
             of_service[1] += sent
         names = list(sums)
@@ -127,12 +127,12 @@ class Requests:
             yield {name: sums[name] for name in names[first : first + MOST_SERVICES]}
 
 
-def _row(session: Session, now: float) -> Row:
+def _row(session: AccountedConnection, now: float) -> Row:
     session.progress()  # brings its counters up to date
     target = safe(session.target[0]) if session.target else ""
     known = _known(session.ends)
     return row_of(
-        known, session.serving.name, now - session.started, _state(session), session.passed, target
+        known, session.service, now - session.started, _state(session), session.passed, target
     )
 
 
@@ -142,7 +142,7 @@ def _known(ends: str) -> Row:
     return known
 
 
-def _state(session: Session) -> str:
+def _state(session: AccountedConnection) -> str:
     if session.end not in (None, End.CLIENT):
         return "ending"
     if session.is_lost or (isinstance(session, ProtocolSession) and session.is_closing()):

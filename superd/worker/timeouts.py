@@ -9,40 +9,38 @@ import asyncio
 import traceback
 from collections.abc import Iterator
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.observe.connections import End
 from superd.observe.records import Record
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.session import Session
-
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
+from superd.worker.runtime.accounting import AccountedConnection
+from superd.worker.runtime.context import Context
+from superd.worker.runtime.service import WorkerService
 
 SWEEP = 0.25  # seconds between looks
 GRACE = 1.0  # seconds that a coroutine that was cancelled has to clean up
 
 
 class Timeouts:
-    """Looks after all sessions of an engine; `over` are those whose time is over, and since when,
+    """Looks after all sessions of a worker; `over` are those whose time is over, and since when,
     by the loop's time.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self.over: dict[Session, float] = {}
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.over: dict[AccountedConnection, float] = {}
 
     def start(self) -> None:
         """Look from now on, if anybody has a time-out."""
-        if any(_has_timeouts(serving) for serving in self.engine.servings):
-            self.engine.loop.call_later(SWEEP, self._sweep)
+        if any(_has_timeouts(service) for service in self.context.services):
+            self.context.loop.call_later(SWEEP, self._sweep)
 
     def _sweep(self) -> None:
-        engine = self.engine
-        engine.loop.call_later(SWEEP, self._sweep)
-        engine.pulse.beat()
-        now = engine.loop.time()
-        late = [(session, _late(session, now)) for session in engine.sessions.values()]
+        context = self.context
+        context.loop.call_later(SWEEP, self._sweep)
+        context.heartbeat.beat()
+        now = context.loop.time()
+        late = [(session, _late(session, now)) for session in context.connections.values()]
         known, self.over = self.over, {}
         for session, end in late:
             if end is not None:
@@ -53,13 +51,13 @@ class Timeouts:
                     since = float("inf")
                 self.over[session] = since
 
-    def _tell(self, session: Session, task: asyncio.Task[None]) -> None:
+    def _tell(self, session: AccountedConnection, task: asyncio.Task[None]) -> None:
         """Say, once, which coroutine keeps a place that is nobody's any more."""
         stack = traceback.StackSummary.extract(_frames(task.get_coro()))
         text = "its handler goes on though its time is over, and keeps its place"
         detail = tuple("".join(stack.format()).splitlines())
         where = session.peer.endpoint
-        self.engine.report(
+        self.context.report(
             Record("warning", text, session.service, session.id, where, detail=detail)
         )
 
@@ -71,14 +69,14 @@ def _frames(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
         coroutine = coroutine.cr_await
 
 
-def _has_timeouts(serving: Serving) -> bool:
-    entry = serving.entry
+def _has_timeouts(service: WorkerService) -> bool:
+    entry = service.entry
     return bool(entry.first_byte_timeout or entry.idle_timeout or entry.session_timeout)
 
 
-def _late(session: Session, now: float) -> End | None:
+def _late(session: AccountedConnection, now: float) -> End | None:
     """Return which time-out of a session is over."""
-    entry = session.serving.entry
+    entry = session.worker_service.entry
     received, sent = session.progress()
     if entry.session_timeout and now - session.started >= entry.session_timeout:
         return End.SESSION

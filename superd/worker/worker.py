@@ -41,18 +41,19 @@ from superd.process import preload
 from superd.process.confinement import confine, keep_only, limit, open_descriptors
 from superd.process.environment import clean_environment
 from superd.process.forking import reset_signals
-from superd.worker.blocking.processes import Forks, Preforks
-from superd.worker.blocking.session import Crew
-from superd.worker.blocking.threads import Threads
+from superd.worker.blocking.processes import ForkExecutor, PreforkExecutor
+from superd.worker.blocking.session import Executor
+from superd.worker.blocking.threads import ThreadExecutor
 from superd.worker.channel import OBSERVE, Channel
-from superd.worker.commands import Requests
+from superd.worker.commands import Commands
 from superd.worker.engine import Engine
 from superd.worker.lifeline import Lifeline
-from superd.worker.runtime.heartbeat import Pulse
+from superd.worker.runtime.context import Context
+from superd.worker.runtime.heartbeat import Heartbeat
 from superd.worker.runtime.loop import WorkerLoop, new_loop
 from superd.worker.runtime.queries import Observer
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.server_api import Backing
+from superd.worker.runtime.service import WorkerService
+from superd.worker.serve.server_api import ServerApi
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     forks = any(entry.forks for entry in assignment.services.values())
     kept = _opened_by_plugins(assignment, ours) if forks else ()
     loop = _ready_loop(assignment.loop, plugins.values())
-    pulse = Pulse(loop, lifeline)
+    heartbeat = Heartbeat(loop, lifeline)
 
     if assignment.confinement.chroot:
         preload.find_name_services()
@@ -145,7 +146,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     gc.freeze()
 
     guard = ReflectionGuard(assignment.served_ports[Transport.UDP], assignment.served_names)
-    engine = Engine(
+    context = Context(
         loop,
         assignment.serial,
         channel.log,
@@ -154,10 +155,10 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         guard,
         assignment.drain_timeout,
         assignment.retire_timeout,
-        pulse,
+        heartbeat,
         assignment.resolver,
     )
-    _serve(assignment, engine, plugins, channel, kept)
+    _serve(assignment, context, plugins, channel, kept)
     for name, plugin in plugins.items():
         try:
             plugin.close()
@@ -213,14 +214,16 @@ def _is_open(number: int) -> bool:
     return True
 
 
-def _crew(engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]) -> Crew | None:
+def _executor(
+    context: Context, service: WorkerService, channel: Channel, kept: Collection[int]
+) -> Executor | None:
     """Return who serves where handlers block."""
-    if serving.blocking is None:
+    if service.blocking is None:
         return None
-    if not serving.entry.forks:
-        return Threads(engine, serving)
-    crew = Forks if serving.entry.model == "fork" else Preforks
-    return crew(engine, serving, channel, kept)
+    if not service.entry.forks:
+        return ThreadExecutor(context, service)
+    executor = ForkExecutor if service.entry.model == "fork" else PreforkExecutor
+    return executor(context, service, channel, kept)
 
 
 def _ready_loop(kind: str, plugins: Iterable[PluginService]) -> WorkerLoop:
@@ -240,30 +243,33 @@ def _ready_loop(kind: str, plugins: Iterable[PluginService]) -> WorkerLoop:
 
 def _serve(
     assignment: Assignment,
-    engine: Engine,
+    context: Context,
     plugins: Mapping[str, PluginService],
     channel: Channel,
     kept: Collection[int],
 ) -> None:
-    servings = {}
-    observer = Observer(engine.loop, channel.observe)
+    engine = Engine(context)
+    services: dict[str, WorkerService] = {}
+    observer = Observer(context.loop, channel.observe)
     books = Books(assignment.ledger, assignment.scoreboard, assignment.place, Load())
     for name, plugin in plugins.items():
         entry = assignment.services[name]
         gate = Gate.of(name, entry, assignment.limits, books, assignment.bans)
-        records = ServiceRecords(engine.connection_log, name, entry.record)
-        servings[name] = Serving.of(name, entry, plugin, gate, records)
+        records = ServiceRecords(context.connection_log, name, entry.record)
+        services[name] = WorkerService.of(name, entry, plugin, gate, records)
         entrances = assignment.entrances if entry.plugin == TCPMUX else {}
         ports = assignment.served_ports
-        plugin._server = Backing(engine, channel, name, entry, entrances, ports, records, observer)
-        engine.add(servings[name], _crew(engine, servings[name], channel, kept))
+        plugin._server = ServerApi(
+            context, channel, name, entry, entrances, ports, records, observer
+        )
+        engine.add(services[name], _executor(context, services[name], channel, kept))
     for name, address, sock in assignment.sockets:
-        by_source = address.transport.is_datagram and servings[name].relay_datagrams is not None
+        by_source = address.transport.is_datagram and services[name].relay_datagrams is not None
         if assignment.is_first or not by_source:  # one source's datagrams belong to one worker
-            engine.listen(servings[name], address, sock)
+            engine.listen(services[name], address, sock)
         else:
             sock.close()  # lest the address stays taken for as long as this worker drains
-    loop = engine.loop
+    loop = context.loop
 
     def hear() -> None:
         for message in channel.heard():
@@ -272,7 +278,7 @@ def _serve(
             loop.remove_reader(channel.sock)
             engine.drain()
 
-    requests = {**Requests(engine, channel).by_kind, OBSERVE: observer.answered}
+    requests = {**Commands(context, channel).by_kind, OBSERVE: observer.answered}
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
@@ -288,7 +294,7 @@ def _serve(
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
     loop.add_reader(channel.sock, hear)
-    _hear_of_strays(engine.flood_gate)
+    _hear_of_strays(context.flood_gate)
     os.register_at_fork(after_in_child=engine.become_copy)
     loop.run_until_complete(_started(assignment, plugins))
     engine.run(ready)

@@ -9,11 +9,13 @@ import tempfile
 import pytest
 
 from superd.observe.stacks import LARGEST, Frame, stack_of
+from superd.worker import engine
+from superd.worker.runtime import polling
 
 OWNERS = {"superd_block": ["a"], "superd_pack": ["b", "c"]}
 
 HEAD = "Stack (most recent call first):\n"
-RUN = '  File "/lib/superd/worker/engine.py", line 200 in run\n'
+RUN = f'  File "{engine.__file__}", line 200 in run\n'
 
 
 def written(*frames: tuple[str, int, str]) -> bytes:
@@ -42,10 +44,10 @@ def test_the_innermost_frame_of_a_plugin_is_to_blame() -> None:
             ("/lib/python3/re.py", 5, "match"),
             ("/lib/superd_block.py", 7, "parse"),
             ("/lib/superd_block.py", 3, "stream"),
-            ("/lib/superd/worker/session.py", 1, "_contained"),
+            ("/lib/superd/worker/serve/session.py", 1, "_contained"),
         )
     )
-    assert stack.frames[0] == Frame("/lib/superd/worker/session.py", 1, "_contained")
+    assert stack.frames[0] == Frame("/lib/superd/worker/serve/session.py", 1, "_contained")
     assert stack.frames[-1] == Frame("/lib/python3/re.py", 5, "match")
     assert stack.place(OWNERS) == ("a", "in plugin superd_block.py:7, parse")
     assert not stack.is_at_rest
@@ -76,6 +78,11 @@ def test_whose_a_file_is(file: str, place: tuple[str, str]) -> None:
             ("/lib/python3/selectors.py", 468, "select"),
             ("/lib/python3/asyncio/base_events.py", 1884, "_run_once"),
             ("/lib/python3/asyncio/base_events.py", 607, "run_forever"),
+        ],
+        [
+            (polling.__file__, 70, "poll"),
+            (polling.__file__, 139, "select"),
+            ("/lib/python3/asyncio/base_events.py", 1884, "_run_once"),
         ],
     ],
 )

@@ -153,7 +153,12 @@ BROKEN = {
     "exit": ("master/resume.py", "import gc", "raise SystemExit", "ended with code 0"),
     "import": ("worker/worker.py", "import gc", "import nowhere", "No module named 'nowhere'"),
     "crash": ("master/plan/pools.py", "import os", "import os; os.abort()", "was ended by SIGABRT"),
-    "worker": ("worker/engine.py", "self.serial = serial", "unknown()", "'unknown' is not defined"),
+    "worker": (
+        "worker/engine.py",
+        "self.context = context",
+        "unknown()",
+        "'unknown' is not defined",
+    ),
     "format": (
         "master/change/upgrade/state.py",
         "FORMAT = 1",

@@ -21,12 +21,11 @@ from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
 from superd.observe.rows import Rows
 from superd.process.forking import fork_child
-from superd.worker.channel import LARGEST
+from superd.worker.channel import EVENT, LARGEST, parsed
 from superd.worker.lifeline import Lifeline
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
 
-EVENT = b'{"time"'  # no other message starts so
 MOST_UNREAD = 8 * 1024  # bytes, as the kernel counts them: some messages
 ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer than a flood
 
@@ -129,17 +128,6 @@ def start_worker(assignment: Assignment) -> Child:
         raise
     lifeline.let_go_of_writer()
     return Child(pid, channel, lifeline, time.monotonic(), frozenset(assignment.services))
-
-
-def parsed(data: bytes) -> dict[str, Any]:
-    """Return a message; ValueError where it is none."""
-    try:
-        message = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"not JSON ({type(error).__name__})") from None
-    if not isinstance(message, dict):
-        raise ValueError("not an object")
-    return message
 
 
 def reap() -> Iterator[tuple[int, int]]:

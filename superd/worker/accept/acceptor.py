@@ -14,7 +14,7 @@ import select
 import socket
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.admission.gate import Ticket, Unnamed
 from superd.admission.refusals import Refusal
@@ -25,12 +25,10 @@ from superd.net.passing import take_passed
 from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.worker.accept.refuse import turn_away, unix_peer
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.session import endpoint_text
-
-if TYPE_CHECKING:
-    from superd.worker.blocking.session import Crew
-    from superd.worker.engine import Engine
+from superd.worker.blocking.session import Executor
+from superd.worker.runtime.accounting import endpoint_text
+from superd.worker.runtime.context import Context
+from superd.worker.runtime.service import WorkerService
 
 BATCH = 64  # connections per wake-up: the others' turn comes before a flood is over
 STARTS = 8  # the same where each takes a process, which may be as much as 10 ms
@@ -48,7 +46,7 @@ FIRST_PAUSE = 0.05
 LONGEST_PAUSE = 0.25
 NOT_GO = "-The service refuses you\r\n"  # RFC 1078, for who comes by tcpmux
 RETRY = 0.02  # seconds until somebody who has been accepted is tried again
-CREW_RETRY = 250_000_000  # ns until it is looked again whether somebody of a crew is free
+EXECUTOR_RETRY = 250_000_000  # ns until it is looked again whether somebody of a executor is free
 
 _ACCEPTED = int(Count.ACCEPTED)
 _WAITS = int(Count.WAITS)
@@ -65,25 +63,25 @@ class Accepted(socket.socket):
 
 class Acceptor:
     """Accepts on one listener and hands each that the gate lets in, a socket of the type `make`
-    and what it was told of the client, to `dispatch`: at most `batch` at once. While its crew is
-    full, clients wait.
+    and what it was told of the client, to `dispatch`: at most `batch` at once. While its executor
+    is full, clients wait.
     """
 
     def __init__(
         self,
-        engine: Engine,
-        serving: Serving,
+        context: Context,
+        service: WorkerService,
         address: Address,
         listener: socket.socket,
         dispatch: Callable[[Any, Any, Ticket, str], None],
         make: type[socket.SocketType],
-        crew: Crew | None = None,
+        executor: Executor | None = None,
         batch: int = BATCH,
     ) -> None:
-        self.engine = engine
+        self.context = context
         self.batch = batch
-        self.crew = crew
-        self.serving = serving
+        self.executor = executor
+        self.service = service
         self.address = address
         self.listener = listener
         self.dispatch = dispatch
@@ -107,14 +105,14 @@ class Acceptor:
 
     def start(self) -> None:
         """Poll the listener, unless a plugin has asked for a pause."""
-        self.serving.waiting.discard(self)
-        if self.paused_until and (left := self.paused_until - self.engine.loop.time()) > 0:
+        self.service.waiting.discard(self)
+        if self.paused_until and (left := self.paused_until - self.context.loop.time()) > 0:
             self._resume_in(left)
             return
         self.paused_until = 0.0
         self._cancel_resumption()
         if not self.stopped:
-            self.engine.loop.add_reader(self.listener, self.accept)
+            self.context.loop.add_reader(self.listener, self.accept)
 
     def _cancel_resumption(self) -> None:
         if self.resumption is not None:
@@ -125,8 +123,8 @@ class Acceptor:
         """Take what has been waiting, then poll no more and let go of the listener."""
         if not self.stopped:
             self.stopped = True
-            self.engine.loop.remove_reader(self.listener)
-            for _ in range(0, self.serving.entry.backlog, self.batch):
+            self.context.loop.remove_reader(self.listener)
+            for _ in range(0, self.service.entry.backlog, self.batch):
                 if not self.accept():
                     break
             self.listener.close()
@@ -135,20 +133,20 @@ class Acceptor:
         """Accept until none waits, but no more than a batch; tell whether more may wait."""
         accept = self.take
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
-        counts, gate = self.serving.counts, self.serving.gate
+        counts, gate = self.service.counts, self.service.gate
         local = self.local
         waits, asks_user = gate.waits, self.is_unix and gate.asks_user
-        has_more, crew = self.poll.poll, self.crew
-        if self.engine.pulse.wants_beat:
-            self.engine.pulse.quicken()
+        has_more, executor = self.poll.poll, self.executor
+        if self.context.heartbeat.wants_beat:
+            self.context.heartbeat.quicken()
         for number in range(self.batch):
             # an accept in vain costs more than to look first, and so does a place given back
             if number and not has_more(0):
                 return False
             if self.paused_until:
                 return False
-            if crew is not None and crew.is_full:
-                self._wait(CREW_RETRY)
+            if executor is not None and executor.is_full:
+                self._wait(EXECUTOR_RETRY)
                 return False
             if waits and (delay := gate.reserve()):
                 self._wait(delay)
@@ -185,38 +183,38 @@ class Acceptor:
         self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket | Refusal | Unnamed
     ) -> None:
         """Go on with a client as the gate says."""
-        if isinstance(ticket, Refusal) and self.serving.gate.may_wait(ticket):
-            self.engine.hold(RETRY, partial(self._again, sock, sockaddr))
+        if isinstance(ticket, Refusal) and self.service.gate.may_wait(ticket):
+            self.context.hold(RETRY, partial(self._again, sock, sockaddr))
         elif isinstance(ticket, Refusal):
             peer = endpoint_text(self.transport, sockaddr)
-            self.serving.records.refused(peer, self.local or self._local_of(sock), ticket.value)
+            self.service.records.refused(peer, self.local or self._local_of(sock), ticket.value)
             is_passed = self.address.transport is Transport.TCPMUX
-            banner = self.serving.entry.banner_refused or (NOT_GO if is_passed else "")
-            turn_away(self.engine, self.serving, sock, ticket, banner)
+            banner = self.service.entry.banner_refused or (NOT_GO if is_passed else "")
+            turn_away(self.context, self.service, sock, ticket, banner)
         elif isinstance(ticket, Unnamed):
             named = partial(self._named, sock, sockaddr, ticket.ticket)
-            self.engine.names.ask(sockaddr[0], named)
+            self.context.names.ask(sockaddr[0], named)
         else:
             self._start(sock, sockaddr, ticket)
 
     def _start(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket) -> None:
         """Serve a client that was not admitted at once, when there is somebody to do it."""
-        if self.crew is not None and self.crew.is_full:
-            self.engine.hold(RETRY, partial(self._start, sock, sockaddr, ticket))
+        if self.executor is not None and self.executor.is_full:
+            self.context.hold(RETRY, partial(self._start, sock, sockaddr, ticket))
         else:
             self.dispatch(sock, sockaddr, ticket, self.local or self._local_of(sock))
 
     def _again(self, sock: socket.SocketType, sockaddr: Any) -> None:
         """Try once more with a client that came while others took the last places."""
         who = unix_peer(sock) if self.is_unix else sockaddr[0]
-        self._decided(sock, sockaddr, self.serving.gate.admit(who))
+        self._decided(sock, sockaddr, self.service.gate.admit(who))
 
     def _named(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket, name: str) -> None:
         """Go on with a client whose name had to be asked for."""
-        decision = self.serving.gate.admit_named(sockaddr[0], name, ticket)
+        decision = self.service.gate.admit_named(sockaddr[0], name, ticket)
         self._decided(sock, sockaddr, decision)
         if isinstance(decision, Refusal):
-            self.serving.resume()
+            self.service.resume()
 
     def _local_of(self, sock: socket.SocketType) -> str:
         """Return which of our addresses a client has reached."""
@@ -228,35 +226,35 @@ class Acceptor:
 
     def pause_for(self, seconds: float) -> None:
         """Leave those who come in the backlog for a while, even if there is room again."""
-        self.serving.waiting.discard(self)
-        self.paused_until = max(self.paused_until, self.engine.loop.time() + seconds)
+        self.service.waiting.discard(self)
+        self.paused_until = max(self.paused_until, self.context.loop.time() + seconds)
         self._resume_in(seconds)
 
     def _wait(self, delay: int) -> None:
         """Leave those who come in the backlog, for some ns or until a connection ends."""
         if not self.is_at_limit:
             self.is_at_limit = True
-            self.serving.counts[_WAITS] += 1
-        self.serving.waiting.add(self)
+            self.service.counts[_WAITS] += 1
+        self.service.waiting.add(self)
         self._resume_in(delay / 1e9)
 
     def _resume_in(self, seconds: float) -> None:
         if not self.stopped:
             self._cancel_resumption()
-            self.engine.loop.remove_reader(self.listener)
-            self.resumption = self.engine.loop.call_later(seconds, self.start)
+            self.context.loop.remove_reader(self.listener)
+            self.resumption = self.context.loop.call_later(seconds, self.start)
 
     def _pause(self, error: OSError) -> None:
         """Leave those who wait in the backlog for a while; polling would only spin."""
         self._report(error, "cannot accept, clients wait")
-        self.engine.check_listeners()
+        self.context.check_listeners()
         if error.errno == errno.EMFILE:
-            self.engine.check_descriptors()
+            self.context.check_descriptors()
         self._resume_in(self.pause)
         self.pause = min(self.pause * 2, LONGEST_PAUSE)
 
     def _report(self, error: OSError, what: str) -> None:
         name = errno.errorcode.get(error.errno or 0, "")
         message = f"{what}: {os.strerror(error.errno or 0)} ({name})"
-        record = Record("warning", message, service=self.serving.name)
-        self.engine.flood_gate.report((self.serving.name, name), record)
+        record = Record("warning", message, service=self.service.name)
+        self.context.flood_gate.report((self.service.name, name), record)

@@ -9,50 +9,52 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.admission.gate import Ticket
 from superd.net.addresses import Address, Transport
 from superd.worker.accept.acceptor import BATCH, STARTS, Accepted, Acceptor
-from superd.worker.blocking.session import BlockingSession
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.datagram import Answering, DatagramListener
+from superd.worker.blocking.session import BlockingSession, Executor
+from superd.worker.runtime.context import Context, ServedSocket
+from superd.worker.runtime.service import WorkerService
+from superd.worker.serve.datagram import DatagramResponder
 from superd.worker.serve.flow import FlowListener
-from superd.worker.serve.listener import Handover
+from superd.worker.serve.listener import ListenerHandoff
 from superd.worker.serve.relay import RelayedSession
-from superd.worker.serve.respond import Answerer
+from superd.worker.serve.respond import Responder
 from superd.worker.serve.stream import ProtocolSession, advance
 from superd.worker.serve.takeover import take_over
 
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
-
-Listener = Acceptor | DatagramListener | Handover
 Dispatch = Callable[[Any, Any, Ticket, str], None]
 
 GO = b"+Go\r\n"  # RFC 1078
 
 
-def listener_for(
-    engine: Engine, serving: Serving, address: Address, sock: socket.socket
-) -> Listener:
+def socket_server(
+    context: Context,
+    service: WorkerService,
+    address: Address,
+    sock: socket.socket,
+    executor: Executor | None,
+) -> ServedSocket:
     """Return what serves one of a service's sockets, to be started."""
-    answers = serving.relay_datagrams or serving.datagram or serving.respond
+    answers = service.relay_datagrams or service.datagram or service.respond
     is_datagram = address.transport.is_datagram
-    if serving.listener and (serving.entry.wait or (is_datagram and not answers)):
-        return Handover(engine, serving, address, sock)
+    if service.listener and (service.entry.wait or (is_datagram and not answers)):
+        return ListenerHandoff(context, service, address, sock)
     if is_datagram:
-        made = FlowListener if serving.relay_datagrams else Answering
-        return made(engine, serving, address, sock, engine.guard)
+        made = FlowListener if service.relay_datagrams else DatagramResponder
+        return made(context, service, address, sock, context.guard)
     kind = address.transport.of_clients
-    start = _starter(engine, serving, kind)
+    start = _starter(context, service, kind, executor)
     if start is None:
-        dispatch = _greeting(address, Answerer(engine, serving, kind).dispatch)
-        return Acceptor(engine, serving, address, sock, dispatch, socket.SocketType)
-    make = socket.SocketType if serving.relay else Accepted
-    crew = engine.crews.get(serving)
-    batch = STARTS if serving.entry.forks or serving.takeover else BATCH
-    return Acceptor(engine, serving, address, sock, _greeting(address, start), make, crew, batch)
+        dispatch = _greeting(address, Responder(context, service, kind).dispatch)
+        return Acceptor(context, service, address, sock, dispatch, socket.SocketType)
+    make = socket.SocketType if service.relay else Accepted
+    batch = STARTS if service.entry.forks or service.takeover else BATCH
+    return Acceptor(
+        context, service, address, sock, _greeting(address, start), make, executor, batch
+    )
 
 
 def _greeting(address: Address, start: Dispatch) -> Dispatch:
@@ -68,33 +70,36 @@ def _greeting(address: Address, start: Dispatch) -> Dispatch:
     return greet
 
 
-def _starter(engine: Engine, serving: Serving, kind: Transport) -> Dispatch | None:
+def _starter(
+    context: Context, service: WorkerService, kind: Transport, executor: Executor | None
+) -> Dispatch | None:
     """Choose how sessions of a service start: see the steps of `superd.plugin.Service`. None where
     clients have their answer without one.
     """
 
     def relay(sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
         session = RelayedSession()
-        session.begin(engine, serving, kind, sockaddr, ticket, local)
+        session.begin(context, service, kind, sockaddr, ticket, local)
         session.give(sock)
 
     def delegate(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
+        assert executor is not None
         session = BlockingSession()
-        session.begin(engine, serving, kind, sockaddr, ticket, local)
-        session.give(sock, engine.crews[serving])
+        session.begin(context, service, kind, sockaddr, ticket, local)
+        session.give(sock, executor)
 
     def attach(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
         session = ProtocolSession()
-        session.begin(engine, serving, kind, sockaddr, ticket, local)
+        session.begin(context, service, kind, sockaddr, ticket, local)
         advance(session.attach(sock))
 
     def give(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
-        take_over(engine, serving, kind, sock, sockaddr, ticket, local)
+        take_over(context, service, kind, sock, sockaddr, ticket, local)
 
-    if serving.relay:
+    if service.relay:
         return relay
-    if serving.blocking:
+    if service.blocking:
         return delegate
-    if serving.protocol or serving.stream:
+    if service.protocol or service.stream:
         return attach
-    return give if serving.takeover else None
+    return give if service.takeover else None

@@ -29,13 +29,13 @@ from superd.process import capabilities
 from superd.worker.blocking.connection import (
     ALL_WELL,
     Account,
-    BlockingTalk,
     Caller,
+    HandlerConnection,
     account_of,
 )
 from superd.worker.channel import Channel
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.session import endpoint_text
+from superd.worker.runtime.accounting import endpoint_text
+from superd.worker.runtime.service import WorkerService
 
 DONE = b"done"  # all went well, and there is nothing to tell
 ABORTED = b"aborted"
@@ -72,7 +72,7 @@ class Child:
 
     def __init__(
         self,
-        serving: Serving,
+        service: WorkerService,
         tally: memoryview,
         line: socket.socket,
         channel: Channel,
@@ -80,7 +80,7 @@ class Child:
         worker: int,
         patience: float,
     ) -> None:
-        self.serving = serving
+        self.service = service
         self.tally = tally
         self.line = line
         self.channel = channel
@@ -110,7 +110,7 @@ class Child:
     def serve_many(self) -> NoReturn:
         """Serve one connection after another, as the worker sends them, until it hangs up."""
         while True:
-            setproctitle(f"superd: {self.serving.name} idle")
+            setproctitle(f"superd: {self.service.name} idle")
             data, passed, *_ = self.line.recvmsg(LARGEST, ONE_DESCRIPTOR)
             if not data:
                 self.exit()
@@ -121,12 +121,12 @@ class Child:
 
     def _serve(self, caller: Caller, sock: socket.socket) -> None:
         where = endpoint_text(Transport(caller.kind), caller.sockaddr)
-        setproctitle(f"superd: {self.serving.name} {where}")
-        talk = BlockingTalk(
-            caller, self.serving.name, sock, self.tally, self.channel.log, self._tell_aborted
+        setproctitle(f"superd: {self.service.name} {where}")
+        talk = HandlerConnection(
+            caller, self.service.name, sock, self.tally, self.channel.log, self._tell_aborted
         )
-        assert self.serving.blocking is not None
-        account = account_of(self.serving.blocking, talk, self.serving.plugin.name)
+        assert self.service.blocking is not None
+        account = account_of(self.service.blocking, talk, self.service.plugin.name)
         if os.getpid() != self.pid:  # a handler has forked, and both came back
             if account.failure is not None:
                 self.channel.log(account.failure)

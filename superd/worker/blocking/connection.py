@@ -68,7 +68,7 @@ class Account(NamedTuple):
 ALL_WELL = Account()
 
 
-class BlockingTalk(BlockingConnection):
+class HandlerConnection(BlockingConnection):
     """Counts in `tally`, by Cell; `say` takes a log record, `tell_aborted` is called after `abort`,
     for who has a copy of the socket.
     """
@@ -195,7 +195,7 @@ class BlockingTalk(BlockingConnection):
 
 
 def account_of(
-    handler: Callable[[BlockingConnection], object], talk: BlockingTalk, plugin: str
+    handler: Callable[[BlockingConnection], object], talk: HandlerConnection, plugin: str
 ) -> Account:
     """Run a handler to its end, whatever that is."""
     try:
@@ -209,11 +209,11 @@ def account_of(
     return _good_account(talk)
 
 
-def _good_account(talk: BlockingTalk) -> Account:
+def _good_account(talk: HandlerConnection) -> Account:
     return Account(talk.outcome) if talk.outcome else ALL_WELL
 
 
-def _account_of_error(error: BaseException, talk: BlockingTalk, plugin: str) -> Account:
+def _account_of_error(error: BaseException, talk: HandlerConnection, plugin: str) -> Account:
     if isinstance(error, Unavailable):
         return Account(unavailable=cut(str(error)), pause=float(error.pause))
     if talk.is_broken and isinstance(error, OSError):

@@ -17,7 +17,7 @@ import signal
 import socket
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from superd.errors import reason
 from superd.net.passing import rights_to
@@ -25,12 +25,10 @@ from superd.observe.records import Record, failure
 from superd.process.forking import fork_child, how_it_ended
 from superd.worker.blocking.child import ABORTED, LARGEST, Child, account_of_message
 from superd.worker.blocking.connection import CELLS, Cell
-from superd.worker.blocking.session import PAUSE, BlockingSession, Crew
+from superd.worker.blocking.session import PAUSE, BlockingSession, Executor
 from superd.worker.channel import Channel
-from superd.worker.runtime.service import Serving
-
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
+from superd.worker.runtime.context import Context
+from superd.worker.runtime.service import WorkerService
 
 
 class Process:
@@ -107,14 +105,14 @@ class Process:
         return how_it_ended(os.waitstatus_to_exitcode(status))
 
 
-class Forks(Crew):
+class ForkExecutor(Executor):
     """A process for each connection, forked when it comes."""
 
     def __init__(
-        self, engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]
+        self, context: Context, service: WorkerService, channel: Channel, kept: Collection[int]
     ) -> None:
-        self.engine = engine
-        self.serving = serving
+        self.context = context
+        self.service = service
         self.processes: set[Process] = set()
         self._channel = channel
         self._kept = kept
@@ -144,27 +142,27 @@ class Forks(Crew):
             try:
                 kept = {*self._kept, *passed}
                 child = Child(
-                    self.serving,
+                    self.service,
                     tally,
                     line,
                     self._channel,
                     kept,
                     worker,
-                    self.engine.drain_timeout,
+                    self.context.drain_timeout,
                 )
                 work(child)
             except BaseException as error:  # noqa: BLE001  it goes no further than this process
                 what = "a process of its own failed"
-                self._channel.log(failure(what, error, service=self.serving.name))
+                self._channel.log(failure(what, error, service=self.service.name))
                 os._exit(1)
 
-        self.engine.is_forking = True
+        self.context.is_forking = True
         try:
             pid, line = fork_child(main)
         finally:
-            self.engine.is_forking = False
+            self.context.is_forking = False
         try:
-            process = Process(self.engine.loop, pid, line, tally)
+            process = Process(self.context.loop, pid, line, tally)
         except OSError:  # no descriptor is left to watch it by
             line.close()
             os.kill(pid, signal.SIGKILL)
@@ -188,15 +186,15 @@ class Forks(Crew):
             process.kill()
 
 
-class Preforks(Forks):
+class PreforkExecutor(ForkExecutor):
     """As many processes as `processes` of the entry says, which wait for connections; each is
     replaced after `max-requests`.
     """
 
     def __init__(
-        self, engine: Engine, serving: Serving, channel: Channel, kept: Collection[int]
+        self, context: Context, service: WorkerService, channel: Channel, kept: Collection[int]
     ) -> None:
-        super().__init__(engine, serving, channel, kept)
+        super().__init__(context, service, channel, kept)
         self._retry: asyncio.TimerHandle | None = None
         self.idle: list[Process] = []  # the one that served last is the next: its memory is warm
 
@@ -206,24 +204,24 @@ class Preforks(Forks):
 
     def start(self) -> None:
         """Fork until there are enough."""
-        while len(self.processes) < self.serving.entry.processes:
+        while len(self.processes) < self.service.entry.processes:
             try:
                 self.idle.append(self._fork(Child.serve_many))
             except OSError as error:
                 text = f"cannot start a process: {reason(error)}"
-                record = Record("error", text, self.serving.name)
-                self.engine.flood_gate.report((self.serving.name, error.errno), record)
+                record = Record("error", text, self.service.name)
+                self.context.flood_gate.report((self.service.name, error.errno), record)
                 self._start_later()
                 return
 
     def _start_later(self) -> None:
         if self._retry is None:
-            self._retry = self.engine.loop.call_later(PAUSE, self._start_again)
+            self._retry = self.context.loop.call_later(PAUSE, self._start_again)
 
     def _start_again(self) -> None:
         self._retry = None
         self.start()
-        self.serving.resume()
+        self.service.resume()
 
     def serve(self, session: BlockingSession) -> Callable[[], None]:
         sock = session.sock
@@ -253,7 +251,7 @@ class Preforks(Forks):
             self._has_served(process)
 
     def _has_served(self, process: Process) -> None:
-        most = self.serving.entry.max_requests
+        most = self.service.entry.max_requests
         if process.is_spent or (most and process.served >= most):
             process.hang_up()
         else:
@@ -265,6 +263,6 @@ class Preforks(Forks):
         super()._ended(process)
         if process.served:
             self.start()
-            self.serving.resume()
+            self.service.resume()
         else:
             self._start_later()

@@ -12,8 +12,8 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from superd.listen.binding import NO_TIMEOUT
 from superd.net.closing import reset_on_close
+from superd.net.timeouts import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.service import Unavailable
@@ -21,13 +21,13 @@ from superd.worker.blocking.connection import Account, By, Caller, Cell
 from superd.worker.serve.session import SLOTS, Session, count_failure
 from superd.worker.serve.takeover import bytes_of
 
-GRACE = 0.5  # seconds that a handler has after its connection was cut; the engine ends later
+GRACE = 0.5  # seconds that a handler has after its connection was cut; the context ends later
 PAUSE = 1.0  # seconds until it is tried again to start a thread or process
 
 ENDS = {By.CLIENT: End.CLIENT, By.RESET: End.RESET}
 
 
-class Crew(ABC):
+class Executor(ABC):
     """Those who run the blocking handlers of one service: threads, or processes."""
 
     @property
@@ -59,14 +59,14 @@ class BlockingSession(Session):
     _end_by_force: Callable[[], None] | None
     _timer: asyncio.TimerHandle | None
 
-    def give(self, sock: socket.socket, crew: Crew) -> None:
-        """Have the crew serve the connection."""
+    def give(self, sock: socket.socket, executor: Executor) -> None:
+        """Have the executor serve the connection."""
         self.sock = sock
         self._end_by_force = self._timer = None
         try:
             sock.setblocking(True)  # one that was passed on is not
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_TIMEOUT)
-            self._end_by_force = crew.serve(self)
+            self._end_by_force = executor.serve(self)
         except (OSError, RuntimeError) as error:
             self.contain(Unavailable(f"nobody can serve it: {error}", PAUSE))
             self.leave()
@@ -110,7 +110,7 @@ class BlockingSession(Session):
         self._count()
         self.outcome = how
         if self.end is None:
-            text = f"plugin {self.serving.plugin.name} failed: its process {how}"
+            text = f"plugin {self.worker_service.plugin.name} failed: its process {how}"
             peer = self.peer.endpoint
             self._failed(Record("error", text, self.service, self.id, peer), how)
         self.abort()
@@ -118,7 +118,7 @@ class BlockingSession(Session):
 
     def _failed(self, record: Record, kind: str) -> None:
         self.end = self.end or End.ERROR
-        count_failure(self.engine, self.serving, record, kind)
+        count_failure(self.context, self.worker_service, record, kind)
         self.abort()
 
     def _over(self) -> None:
@@ -145,7 +145,7 @@ class BlockingSession(Session):
             if self.sock is not None:
                 with contextlib.suppress(OSError):
                     self.sock.shutdown(socket.SHUT_RDWR)
-            self._timer = self.engine.loop.call_later(GRACE, self._force)
+            self._timer = self.context.loop.call_later(GRACE, self._force)
 
     def _force(self) -> None:
         if self._end_by_force is not None:

@@ -1,7 +1,7 @@
 """Blocking handlers in threads of the worker itself: `model = "thread"`.
 
-The crew is the loop's; handlers run in their threads. Nobody can end a thread: one whose handler
-hangs after its connection was cut is given up, and another may take its place.
+The executor belongs to the loop; handlers run in their own threads. A thread cannot be killed: one
+whose handler hangs after its connection was cut is given up, and another may take its place.
 """
 
 from __future__ import annotations
@@ -12,15 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
 
 from superd.observe.records import Record
-from superd.worker.blocking.connection import CELLS, Account, BlockingTalk, account_of
-from superd.worker.blocking.session import BlockingSession, Crew
-from superd.worker.runtime.service import Serving
-
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
+from superd.worker.blocking.connection import CELLS, Account, HandlerConnection, account_of
+from superd.worker.blocking.session import BlockingSession, Executor
+from superd.worker.runtime.context import Context
+from superd.worker.runtime.service import WorkerService
 
 
 @dataclass(eq=False)
@@ -28,17 +25,17 @@ class Job:
     """One connection to be served by a thread."""
 
     session: BlockingSession
-    talk: BlockingTalk
+    talk: HandlerConnection
     given_up: bool = False
 
 
-class Threads(Crew):
+class ThreadExecutor(Executor):
     """At most `threads` of the entry, and as many again that hang and were given up."""
 
-    def __init__(self, engine: Engine, serving: Serving) -> None:
-        self.engine = engine
-        self.serving = serving
-        self.most = serving.entry.threads
+    def __init__(self, context: Context, service: WorkerService) -> None:
+        self.context = context
+        self.service = service
+        self.most = service.entry.threads
         self.busy = 0
         self.idle = 0
         self.given_up = 0
@@ -53,9 +50,9 @@ class Threads(Crew):
         assert session.sock is not None
         # of its own, as with a process: what a handler does to it, time-outs reach the client
         own = session.sock.dup()
-        aborted = partial(self.engine.loop.call_soon_threadsafe, session.abort)
-        name = self.serving.name
-        talk = BlockingTalk(session.caller, name, own, session.tally, self._say, aborted)
+        aborted = partial(self.context.loop.call_soon_threadsafe, session.abort)
+        name = self.service.name
+        talk = HandlerConnection(session.caller, name, own, session.tally, self._say, aborted)
         job = Job(session, talk)
         if self.idle:
             self.idle -= 1
@@ -73,21 +70,21 @@ class Threads(Crew):
         return partial(self._give_up, job)
 
     def _say(self, record: Record) -> None:
-        if self.engine.threshold.admits(record.level):
-            self.engine.loop.call_soon_threadsafe(self.engine.report, record)
+        if self.context.threshold.admits(record.level):
+            self.context.loop.call_soon_threadsafe(self.context.report, record)
 
     def _work(self, first: Job) -> None:
         """Serve one after another, in a thread."""
         job: Job | None = first
         while job is not None:
-            assert self.serving.blocking is not None
-            account = account_of(self.serving.blocking, job.talk, self.serving.plugin.name)
-            if self.engine.is_copy:  # the handler has forked, and both came back
+            assert self.service.blocking is not None
+            account = account_of(self.service.blocking, job.talk, self.service.plugin.name)
+            if self.context.is_copy:  # the handler has forked, and both came back
                 if account.failure is not None:
-                    self.engine.report(account.failure)
+                    self.context.report(account.failure)
                 os._exit(0)
             job.talk.let_go()
-            self.engine.loop.call_soon_threadsafe(self._done, job, account)
+            self.context.loop.call_soon_threadsafe(self._done, job, account)
             job = self._jobs.get()
 
     def _done(self, job: Job, account: Account) -> None:

@@ -27,11 +27,11 @@ from typing import NamedTuple
 from superd.observe.records import FloodGate, Record
 from superd.observe.stacks import Frame, Stack
 from superd.worker.lifeline import Lifeline
-from superd.worker.runtime.service import Serving
+from superd.worker.runtime.service import WorkerService
 
 SLACK = 0.15  # seconds that a beat may be late
 BUSY = 0.1  # seconds between beats
-QUIET = 0.3  # a little more than what the engine wakes up for anyway: that is a beat as well
+QUIET = 0.3  # a little more than what the context wakes up for anyway: that is a beat as well
 LONELY = 1.1
 BUSY_SHARE = 0.01  # of a processor; the beats themselves take a twentieth of that
 
@@ -46,7 +46,7 @@ class _Usage(NamedTuple):
     kept_from: float
 
 
-class Pulse:
+class Heartbeat:
     """Beats for as long as the loop turns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lifeline: Lifeline) -> None:
@@ -62,10 +62,10 @@ class Pulse:
         except OSError:
             self._scheduled = -1
 
-    def add(self, serving: Serving) -> None:
+    def add(self, service: WorkerService) -> None:
         """Know whose a plugin's code is."""
-        module = type(serving.plugin).__module__.partition(".")[0]
-        self._owners.setdefault(module, []).append(serving.name)
+        module = type(service.plugin).__module__.partition(".")[0]
+        self._owners.setdefault(module, []).append(service.name)
 
     def whose(self, frames: Sequence[FrameType]) -> tuple[str, str]:
         """Return the service whose plugin has the innermost of these frames, and the place."""

@@ -10,9 +10,9 @@ import inspect
 import socket
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from superd.admission.gate import Gate
+from superd.admission.gate import Gate, Ticket
 from superd.config.model import Service as Entry
 from superd.observe.connections import ServiceRecords
 from superd.plugin.connection import BlockingConnection, Connection
@@ -26,14 +26,21 @@ from superd.plugin.service import (
     model_of,
 )
 
-if TYPE_CHECKING:
-    from superd.worker.accept.acceptor import Acceptor
-
 Talk = Coroutine[Any, Any, None]
 
 
+class PausableListener(Protocol):
+    """A listener that can leave its clients in the kernel's backlog: the acceptor."""
+
+    def start(self) -> None:
+        """Poll the listener again, unless it is paused."""
+
+    def pause_for(self, seconds: float) -> None:
+        """Leave pending connections in the backlog for a while, even if there is a slot."""
+
+
 @dataclass(frozen=True, eq=False)
-class Serving:
+class WorkerService:
     """What every connection and datagram of a service shares. `counts` is indexed by `Count`.
 
     The methods that serve are looked up once; those that the plugin does not have, or that the
@@ -56,17 +63,30 @@ class Serving:
     relay_datagrams: Callable[[RelayedDatagrams], DatagramRelay] | None
     datagram: Callable[[Request], bytes | None] | None
     listener: Callable[[socket.socket, Waiting], Coroutine[Any, Any, str]] | None
-    waiting: set[Acceptor] = field(default_factory=set)
+    waiting: set[PausableListener] = field(default_factory=set)
+    acceptors: list[PausableListener] = field(default_factory=list)
 
     def resume(self) -> None:
         """Have clients that wait looked at again: there may be room."""
         for acceptor in tuple(self.waiting):
             acceptor.start()
 
+    def pause(self, seconds: float) -> None:
+        """Leave pending connections in the backlog for a while; 0 is not at all."""
+        if seconds:
+            for acceptor in self.acceptors:
+                acceptor.pause_for(seconds)
+
+    def release(self, ticket: Ticket) -> None:
+        """Release the slots of a client in the limits, for the next one."""
+        self.gate.leave(ticket)
+        if self.waiting:
+            self.resume()
+
     @classmethod
     def of(
         cls, name: str, entry: Entry, plugin: Service, gate: Gate, records: ServiceRecords
-    ) -> Serving:
+    ) -> WorkerService:
         names = (*STREAM_METHODS, *DATAGRAM_METHODS)
         methods: dict[str, Any] = {method: getattr(plugin, method, None) for method in names}
         methods["blocking"] = None

@@ -14,7 +14,7 @@ from superd.plugin.connection import LineTooLong, check_limit
 HIGH_WATER = 16 * 1024  # bytes that wait to be asked for; with more, no more is read
 
 
-class Inbox(asyncio.Protocol):
+class ReadBuffer(asyncio.Protocol):
     """Turns the calls of a transport into something to await; one reader at a time."""
 
     __slots__ = ("_buffer", "_ended", "_lost", "_paused", "_reader", "_transport", "_writer")

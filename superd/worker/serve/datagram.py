@@ -14,7 +14,7 @@ import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.admission.reflection import ReflectionGuard, is_single_host
 from superd.admission.refusals import Refusal
@@ -26,12 +26,11 @@ from superd.net.pktinfo import Destination, destination
 from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.plugin.service import Request
+from superd.worker.runtime.accounting import endpoint_text
+from superd.worker.runtime.context import Context
 from superd.worker.runtime.scratch import LARGEST, SCRATCH
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.session import endpoint_text, report_failure
-
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
+from superd.worker.runtime.service import WorkerService
+from superd.worker.serve.session import report_failure
 
 BATCH = 64  # datagrams per wake-up: the others' turn comes before a flood is over
 PAUSE = 0.1  # seconds, after an error that is not expected to pass at once
@@ -59,14 +58,14 @@ class DatagramListener(ABC):
 
     def __init__(
         self,
-        engine: Engine,
-        serving: Serving,
+        context: Context,
+        service: WorkerService,
         address: Address,
         sock: socket.socket,
         guard: ReflectionGuard,
     ) -> None:
-        self.engine = engine
-        self.serving = serving
+        self.context = context
+        self.service = service
         self.address = address
         self.sock = sock
         self.transport = address.transport
@@ -75,7 +74,7 @@ class DatagramListener(ABC):
         self.stopped = False
         self.bound = Destination(address, self.is_unix or is_single_host(address.host))
         self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
-        self.guard = guard if serving.entry.reflection_guard else None
+        self.guard = guard if service.entry.reflection_guard else None
         self.set_up()
 
     @abstractmethod
@@ -85,12 +84,12 @@ class DatagramListener(ABC):
     def start(self) -> None:
         """Poll the socket."""
         if not self.stopped:
-            self.engine.loop.add_reader(self.sock, self.receive)
+            self.context.loop.add_reader(self.sock, self.receive)
 
     def stop(self) -> None:
         """Take what has come, then poll no more and let go of the socket."""
         self.stopped = True
-        self.engine.loop.remove_reader(self.sock)
+        self.context.loop.remove_reader(self.sock)
         for _ in range(LAST_BATCHES):
             if not self.receive():
                 break
@@ -103,8 +102,8 @@ class DatagramListener(ABC):
     def receive(self) -> bool:
         """Take datagrams until none waits, but no more than BATCH; tell whether more may wait."""
         taken = answered = bytes_in = bytes_out = 0
-        if self.engine.pulse.wants_beat:
-            self.engine.pulse.quicken()
+        if self.context.heartbeat.wants_beat:
+            self.context.heartbeat.quicken()
         for _ in range(BATCH):
             try:
                 if self.asks_destination:
@@ -129,7 +128,7 @@ class DatagramListener(ABC):
             if sent is not None:
                 answered += 1
                 bytes_out += sent
-        self.serving.counts[_DATAGRAMS] += taken
+        self.service.counts[_DATAGRAMS] += taken
         self.count(bytes_in, answered, bytes_out)
         return taken == BATCH
 
@@ -139,7 +138,7 @@ class DatagramListener(ABC):
 
     def count(self, bytes_in: int, answered: int, bytes_out: int) -> None:
         """Add to the counters what a batch of datagrams came to."""
-        counts = self.serving.counts
+        counts = self.service.counts
         counts[_BYTES_IN] += bytes_in
         counts[_ANSWERS] += answered
         counts[_BYTES_OUT] += bytes_out
@@ -155,9 +154,9 @@ class DatagramListener(ABC):
 
     def _pause(self) -> None:
         """Leave the socket alone for a while: polling would only spin."""
-        self.engine.check_listeners()
-        self.engine.loop.remove_reader(self.sock)
-        self.engine.loop.call_later(PAUSE, self.start)
+        self.context.check_listeners()
+        self.context.loop.remove_reader(self.sock)
+        self.context.loop.call_later(PAUSE, self.start)
 
     def send(self, answer: bytes | memoryview, peer: Any, asked: Destination) -> int | None:
         """Send a datagram from where it was asked for; return its size, None if it is lost."""
@@ -177,35 +176,35 @@ class DatagramListener(ABC):
         self.refuse(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
 
     def turn_away(self, refusal: Refusal, peer: Any, asked: Destination) -> None:
-        self.serving.counts[refusal_column(refusal)] += 1
+        self.service.counts[refusal_column(refusal)] += 1
         where = endpoint_text(self.transport, peer)
-        self.serving.records.refused(where, safe(str(asked.address)), refusal.value)
+        self.service.records.refused(where, safe(str(asked.address)), refusal.value)
 
     def refuse(self, refusal: Refusal, peer: Any, why: str = "") -> None:
-        self.serving.counts[refusal_column(refusal)] += 1
+        self.service.counts[refusal_column(refusal)] += 1
         where = Address.of_socket(self.transport, peer).endpoint
         message = f"datagram not answered: {refusal.value}{why}"
-        record = Record("info", message, service=self.serving.name, peer=where)
-        self.engine.flood_gate.report((self.serving.name, refusal), record)
+        record = Record("info", message, service=self.service.name, peer=where)
+        self.context.flood_gate.report((self.service.name, refusal), record)
 
     def _report_error(self, error: OSError) -> None:
-        self.serving.counts[_ERRORS] += 1
+        self.service.counts[_ERRORS] += 1
         message = f"cannot receive: {os.strerror(error.errno or 0)}"
-        record = Record("info", message, service=self.serving.name)
-        self.engine.flood_gate.report((self.serving.name, error.errno), record)
+        record = Record("info", message, service=self.service.name)
+        self.context.flood_gate.report((self.service.name, error.errno), record)
 
 
-class Answering(DatagramListener):
+class DatagramResponder(DatagramListener):
     """Has a plugin answer each datagram at once."""
 
     def set_up(self) -> None:
-        serving = self.serving
-        handle = serving.datagram or serving.respond
+        service = self.service
+        handle = service.datagram or service.respond
         assert handle is not None
         self.handle: Callable[[Request], bytes | None] = handle
-        self.handled_by = "datagram" if serving.datagram else "respond"
-        self.gate = serving.gate if serving.gate.has_rules else None
-        self.amplify = serving.entry.amplify or self.is_unix
+        self.handled_by = "datagram" if service.datagram else "respond"
+        self.gate = service.gate if service.gate.has_rules else None
+        self.amplify = service.entry.amplify or self.is_unix
 
     def serve(self, size: int, peer: Any, asked: Destination) -> int | None:
         refusal = self.guarded(size, peer, asked)
@@ -236,4 +235,4 @@ class Answering(DatagramListener):
 
     def _contain(self, error: BaseException, peer: Any) -> None:
         where = Address.of_socket(self.transport, peer)
-        report_failure(self.engine, self.serving, error, "", where)
+        report_failure(self.context, self.service, error, "", where)

@@ -54,21 +54,21 @@ class FlowListener(DatagramListener):
         if refusal is not None:
             self.refuse(refusal, peer)
             return
-        ticket = self.serving.gate.admit_flow(NOBODY_KNOWN if self.is_unix else peer[0])
+        ticket = self.service.gate.admit_flow(NOBODY_KNOWN if self.is_unix else peer[0])
         if isinstance(ticket, Refusal):
             self.turn_away(ticket, peer, asked)
             return
-        if self.engine.flows[self.serving.name] >= self.most:
+        if self.context.flows[self.service.name] >= self.most:
             self._make_room()
-        self.serving.counts[_ACCEPTED] += 1
+        self.service.counts[_ACCEPTED] += 1
         flow = FlowSession()
         flow.open(self, key, peer, asked, ticket)
         flow.take(size)
 
     def _make_room(self) -> None:
         """End the session of this socket that was quiet for the longest; of another if need be."""
-        others = (other for other in self.engine.listeners if isinstance(other, FlowListener))
-        for listener in (self, *(other for other in others if other.serving is self.serving)):
+        others = (other for other in self.context.sockets if isinstance(other, FlowListener))
+        for listener in (self, *(other for other in others if other.service is self.service)):
             if listener.flows:
                 next(iter(listener.flows.values())).expire(End.EVICTED)
                 return
@@ -83,24 +83,24 @@ class FlowListener(DatagramListener):
             self.sock.close()
             return
         for flow in self.flows.values():
-            flow.active_at = self.engine.loop.time()
-        self.engine.loop.call_later(LOOK, self._end_quiet)
+            flow.active_at = self.context.loop.time()
+        self.context.loop.call_later(LOOK, self._end_quiet)
 
     def _end_quiet(self) -> None:
         """End the sessions of sources that nothing has come for; what they send goes elsewhere."""
-        now = self.engine.loop.time()
+        now = self.context.loop.time()
         for flow in list(self.flows.values()):
             if (passed := sum(flow.progress())) != flow.seen:
                 flow.seen, flow.active_at = passed, now
             elif now - flow.active_at >= QUIET:
                 flow.expire(End.DRAIN)
         if self.flows:
-            self.engine.loop.call_later(LOOK, self._end_quiet)
+            self.context.loop.call_later(LOOK, self._end_quiet)
 
     def forget(self, flow: FlowSession) -> None:
         """Take note that a session is over."""
         if self.flows.pop(flow.key, None) is not None:
-            self.engine.flows[self.serving.name] -= 1
+            self.context.flows[self.service.name] -= 1
         if self.is_let_go and not self.flows:
             self.sock.close()
 
@@ -126,13 +126,13 @@ class FlowSession(RelayingSession, RelayedDatagrams):
         """Enter the books, and have the plugin make its relay."""
         self.listener, self.key, self.asked, self.relay = listener, key, asked, None
         listener.flows[key] = self
-        listener.engine.flows[listener.serving.name] += 1
-        serving = listener.serving
+        listener.context.flows[listener.service.name] += 1
+        service = listener.service
         local = safe(str(asked.address))
-        self.begin(listener.engine, serving, listener.transport, peer, ticket, local)
-        assert serving.relay_datagrams is not None
+        self.begin(listener.context, service, listener.transport, peer, ticket, local)
+        assert service.relay_datagrams is not None
         try:
-            relay = serving.relay_datagrams(self)
+            relay = service.relay_datagrams(self)
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             self.contain(error)
         else:
@@ -163,7 +163,7 @@ class FlowSession(RelayingSession, RelayedDatagrams):
         if not self.sockaddr:
             self.listener.refuse(Refusal.UNNAMED, self.sockaddr)
         elif self.listener.send(data, self.sockaddr, self.asked) is not None:
-            self.serving.counts[_ANSWERS] += 1
+            self.worker_service.counts[_ANSWERS] += 1
 
     def ended(self, end: End) -> None:
         self.end = self.end or end

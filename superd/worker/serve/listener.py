@@ -13,22 +13,21 @@ import contextlib
 import socket
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.admission.gate import NO_SOURCE
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
-from superd.admission.scoreboard import Count, duration_column, refusal_column
+from superd.admission.scoreboard import Count, refusal_column
 from superd.net.addresses import Address
 from superd.observe.connections import End, ends_of, safe
 from superd.observe.records import Level, Record
 from superd.plugin.service import Unavailable, Waiting
+from superd.worker.runtime.accounting import endpoint_text
+from superd.worker.runtime.context import Context
 from superd.worker.runtime.scratch import SCRATCH
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.session import connection_id, endpoint_text, report_failure
-
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
+from superd.worker.runtime.service import WorkerService
+from superd.worker.serve.session import report_failure
 
 QUICK = 1.0  # seconds: who has ended by then has hardly done anything
 AT_ONCE = 0.1  # seconds: what waits so soon after an end may be what waited before
@@ -56,14 +55,14 @@ class Run:
     pause: float = 0.0
 
 
-class Handover:
+class ListenerHandoff:
     """One socket of such a service."""
 
     def __init__(
-        self, engine: Engine, serving: Serving, address: Address, sock: socket.socket
+        self, context: Context, service: WorkerService, address: Address, sock: socket.socket
     ) -> None:
-        self.engine = engine
-        self.serving = serving
+        self.context = context
+        self.service = service
         self.address = address
         self.sock = sock
         self.is_datagram = address.transport.is_datagram
@@ -75,12 +74,12 @@ class Handover:
     def start(self) -> None:
         """Poll the socket."""
         if not self.stopped:
-            self.engine.loop.add_reader(self.sock, self._ready)
+            self.context.loop.add_reader(self.sock, self._ready)
 
     def stop(self) -> None:
         """Poll no more; who has the socket may finish."""
         self.stopped = True
-        self.engine.loop.remove_reader(self.sock)
+        self.context.loop.remove_reader(self.sock)
         if not self.runs:
             self.sock.close()
 
@@ -98,19 +97,19 @@ class Handover:
         if self.is_datagram:
             if peer is None:
                 return
-            refusal = self.serving.gate.admit_datagram(peer[0] if peer else NOBODY_KNOWN)
+            refusal = self.service.gate.admit_datagram(peer[0] if peer else NOBODY_KNOWN)
             if refusal is not None:
                 self._refuse(refusal, peer)
                 return
-        if self.serving.entry.wait and (delay := self.serving.gate.reserve()):
+        if self.service.entry.wait and (delay := self.service.gate.reserve()):
             self._poll_again_in(delay / 1e9)
             return
-        self.engine.loop.remove_reader(self.sock)
+        self.context.loop.remove_reader(self.sock)
         run = self._begun(peer)
         self.runs.add(run)
-        run.task = self.engine.loop.create_task(self._run(run, peer))
+        run.task = self.context.loop.create_task(self._run(run, peer))
         run.task.add_done_callback(partial(self._ended, run))
-        if not self.serving.entry.wait:
+        if not self.service.entry.wait:
             self._poll_again_in(NEXT)
 
     def _first_peer(self) -> Any:
@@ -122,68 +121,67 @@ class Handover:
 
     def _refuse(self, refusal: Refusal, peer: Any) -> None:
         self._throw_away()
-        self.serving.counts[refusal_column(refusal)] += 1
+        self.service.counts[refusal_column(refusal)] += 1
         where = endpoint_text(self.address.transport, peer)
-        self.serving.records.refused(where, safe(str(self.address)), refusal.value)
+        self.service.records.refused(where, safe(str(self.address)), refusal.value)
 
     def _throw_away(self) -> None:
         with contextlib.suppress(OSError):
             self.sock.recv_into(SCRATCH, 0, socket.MSG_DONTWAIT)
 
     def _poll_again_in(self, seconds: float) -> None:
-        self.engine.loop.remove_reader(self.sock)
-        self.engine.loop.call_later(seconds, self.start)
+        self.context.loop.remove_reader(self.sock)
+        self.context.loop.call_later(seconds, self.start)
 
     def _begun(self, peer: Any) -> Run:
         """Book a run, before the plugin has begun."""
-        engine, serving = self.engine, self.serving
-        number, now = engine.next_number(), engine.loop.time()
+        context, service = self.context, self.service
+        number, now = context.accounting.next_number(), context.loop.time()
         where = "" if peer is None else endpoint_text(self.address.transport, peer)
-        ends = ends_of(connection_id(engine, number), where, safe(str(self.address)))
-        engine.held += 1
-        serving.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
-        serving.records.accepted(ends)
+        ends = ends_of(context.accounting.id_of(number), where, safe(str(self.address)))
+        context.held += 1
+        service.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
+        service.records.accepted(ends)
         return Run(number, where, ends, now, now - self.ended_at < AT_ONCE)
 
     async def _run(self, run: Run, peer: Any) -> None:
-        engine, serving, address = self.engine, self.serving, self.address
-        assert serving.listener is not None
-        connection = connection_id(engine, run.number)
+        context, service, address = self.context, self.service, self.address
+        assert service.listener is not None
+        connection = context.accounting.id_of(run.number)
 
         def log(level: Level, text: str) -> None:
-            engine.report(Record(level, text, serving.name, connection, run.where))
+            context.report(Record(level, text, service.name, connection, run.where))
 
         whose = None if peer is None else Address.of_socket(address.transport, peer)
         end = End.SERVER
         try:
-            run.outcome = await serving.listener(self.sock, Waiting(address, whose, log))
+            run.outcome = await service.listener(self.sock, Waiting(address, whose, log))
         except Unavailable as error:
             log("error", str(error))
-            serving.counts[_ERRORS] += 1
+            service.counts[_ERRORS] += 1
             end, run.pause = End.ERROR, error.pause
         except asyncio.CancelledError:
             end = End.DRAIN
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             end = End.ERROR
-            report_failure(engine, serving, error, connection, whose or address)
+            report_failure(context, service, error, connection, whose or address)
         if end is End.ERROR and self.is_datagram:
             self._throw_away()
         run.end = run.end or end
 
     def _ended(self, run: Run, _: asyncio.Task[None]) -> None:
         """Strike a run off; also one that was cancelled before it began, so that nothing ran."""
-        engine, serving = self.engine, self.serving
+        context, service = self.context, self.service
         self.runs.discard(run)
-        now = self.ended_at = engine.loop.time()
-        duration = now - run.began
-        serving.counts[duration_column(duration)] += 1
+        duration = context.accounting.count(service, run.began, 0, 0)
+        self.ended_at = run.began + duration
         end = run.end or End.DRAIN
-        serving.records.closed(run.ends, duration, None, None, end.value, run.outcome)
-        if serving.entry.wait:
-            serving.gate.leave(NO_SOURCE)
+        service.records.closed(run.ends, duration, None, None, end.value, run.outcome)
+        if service.entry.wait:
+            service.release(NO_SOURCE)
         self._go_on(run, duration)
-        engine.held -= 1
-        engine.end_if_drained()
+        context.held -= 1
+        context.end_if_drained()
 
     def _go_on(self, run: Run, duration: float) -> None:
         """Poll again, but not for ever for somebody who ends at once."""
@@ -192,8 +190,8 @@ class Handover:
         if self.quick >= MOST_QUICK and not pause:
             self.quick, pause = 0, PAUSE
             text = f"it ended at once {MOST_QUICK} times in a row, and pauses for {PAUSE:.0f} s"
-            self.engine.report(Record("error", text, self.serving.name))
+            self.context.report(Record("error", text, self.service.name))
         if self.stopped:
             self.sock.close()
-        elif self.serving.entry.wait or pause:
+        elif self.service.entry.wait or pause:
             self._poll_again_in(pause)

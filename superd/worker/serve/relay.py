@@ -59,7 +59,7 @@ class RelayedSession(RelayingSession):
     def give(self, sock: socket.SocketType) -> None:
         """Let the plugin have the socket; its calls are to say that they must not wait."""
         self.sock, self.relay = sock, None
-        relay = self.serving.relay
+        relay = self.worker_service.relay
         assert relay is not None
         try:
             self.relay = relay(sock, self)

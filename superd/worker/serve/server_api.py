@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
 
 from superd.admission.limits import netblock_of
 from superd.config.model import METRICS
@@ -20,20 +19,18 @@ from superd.plugin.connection import Client, Connection
 from superd.plugin.relay import Poller
 from superd.plugin.service import Request
 from superd.worker.channel import Channel
+from superd.worker.runtime.context import Context
 from superd.worker.runtime.queries import Observer
-from superd.worker.serve.session import Session, connection_id
+from superd.worker.serve.session import Session
 from superd.worker.serve.takeover import TakenSession
 
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
 
-
-class Backing:
+class ServerApi:
     """Stands behind a service; `entrances` are where tcpmux passes connections on to."""
 
     def __init__(
         self,
-        engine: Engine,
+        context: Context,
         channel: Channel,
         name: str,
         entry: Entry,
@@ -42,7 +39,7 @@ class Backing:
         records: ServiceRecords,
         observer: Observer,
     ) -> None:
-        self._engine = engine
+        self._context = context
         self._channel = channel
         self.name = name
         self._entry = entry
@@ -52,13 +49,14 @@ class Backing:
         self._observer = observer
 
     def log(self, level: Level, text: str) -> None:
-        self._engine.report(Record(level, text, service=self.name))
+        self._context.report(Record(level, text, service=self.name))
 
     def record(self, of: Client | Request, text: str, facts: Mapping[str, str]) -> None:
         if isinstance(of, Session):
             ends = of.ends
         else:
-            number = connection_id(self._engine, self._engine.next_number())
+            accounting = self._context.accounting
+            number = accounting.id_of(accounting.next_number())
             ends = ends_of(number, safe(of.peer.endpoint), safe(str(of.local)))
         self._records.noted(ends, text, facts)
 
@@ -66,7 +64,7 @@ class Backing:
         if peer.transport.is_unix:
             found("")
         else:
-            self._engine.names.ask(peer.host, found)
+            self._context.names.ask(peer.host, found)
 
     def ban(self, peer: Address, seconds: float, reason: str) -> None:
         if not peer.transport.is_unix:
@@ -74,15 +72,15 @@ class Backing:
             self._channel.ban(self.name, str(network), float(seconds), str(reason))
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
-        self._engine.names.addresses(host, found)
+        self._context.names.addresses(host, found)
 
     @property
     def poller(self) -> Poller:
-        return self._engine.poller
+        return self._context.poller
 
     @property
     def drains(self) -> bool:
-        return self._engine.draining
+        return self._context.is_draining
 
     async def observe(self, what: str) -> bytes:
         if self._entry.plugin != METRICS:

@@ -16,13 +16,12 @@ from superd.net.addresses import Transport
 from superd.net.closing import reset_on_close, undelivered
 from superd.observe.connections import End
 from superd.plugin.connection import LONGEST_LINE, Connection
+from superd.worker.runtime.linger import LINGER_TIMEOUT, STALLED_CLIENT_TIMEOUT
 from superd.worker.runtime.scratch import SCRATCH
-from superd.worker.serve.buffer import Inbox
+from superd.worker.serve.buffer import ReadBuffer
 from superd.worker.serve.packets import PacketTransport
 from superd.worker.serve.session import SLOTS, Session
 
-LINGER = 1.0  # seconds that unread input is still read, once all is sent
-PATIENCE = 30.0  # seconds that a client may take no byte of what is left for it
 PORTION = 64 * 1024  # the most that is read at once from a client that is not known
 KNOWN = 16 << 20  # bytes: more than the kernels would hold for a client that never reads
 
@@ -49,9 +48,9 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         try:
             sock.setblocking(False)
             if self.transport_kind is Transport.UNIXPACKET:
-                PacketTransport(self.engine.loop, sock, self)
+                PacketTransport(self.context.loop, sock, self)
             else:
-                await self.engine.loop.connect_accepted_socket(lambda: self, sock)
+                await self.context.loop.connect_accepted_socket(lambda: self, sock)
         except OSError:
             sock.close()
             self.leave()
@@ -65,16 +64,16 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         if self._finishing:
             stream.abort()  # its time was over before it began
             return
-        serving = self.serving
+        service = self.worker_service
         try:
             if self._inner is not None:
                 self._inner.connection_made(self)
-            elif serving.protocol is not None:
-                self._inner = _checked(serving.protocol(self))
+            elif service.protocol is not None:
+                self._inner = _checked(service.protocol(self))
                 self._inner.connection_made(self)
-            elif serving.stream is not None:
-                self._inner = Inbox(self)
-                self.run(serving.stream(self))
+            elif service.stream is not None:
+                self._inner = ReadBuffer(self)
+                self.run(service.stream(self))
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             self.contain(error)
 
@@ -215,11 +214,11 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
                 transport.abort()
             transport.resume_reading()
         if not (self._ended and transport.get_write_buffer_size() == 0):
-            self._linger(transport.get_write_buffer_size(), patience=PATIENCE)
+            self._linger(transport.get_write_buffer_size(), patience=STALLED_CLIENT_TIMEOUT)
 
     def _linger(self, unsent: int, patience: float) -> None:
-        wait = LINGER
-        self._timer = self.engine.loop.call_later(wait, self._lingered, unsent, patience - wait)
+        wait = LINGER_TIMEOUT
+        self._timer = self.context.loop.call_later(wait, self._lingered, unsent, patience - wait)
 
     def _lingered(self, before: int, patience: float) -> None:
         transport = self._transport
@@ -229,7 +228,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         if before == unsent == 0 or patience <= 0:
             self._break_off(transport)
         else:
-            self._linger(unsent, patience if unsent == before else PATIENCE)
+            self._linger(unsent, patience if unsent == before else STALLED_CLIENT_TIMEOUT)
 
     def _break_off(self, transport: asyncio.Transport) -> None:
         """Close at once; with a reset where that cuts short what was to be sent."""
@@ -266,23 +265,23 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     # What a coroutine of the plugin calls: Connection
 
     async def read(self, limit: int = 65536) -> bytes:
-        return await self._inbox.read(limit)
+        return await self._read_buffer.read(limit)
 
     async def readline(self, limit: int = LONGEST_LINE) -> bytes:
-        return await self._inbox.readline(limit)
+        return await self._read_buffer.readline(limit)
 
     async def send(self, data: bytes) -> None:
         if self.is_closing():
             raise ConnectionResetError("the connection is closed")
         self.write(data)
-        await self._inbox.drained()
+        await self._read_buffer.drained()
 
     def send_eof(self) -> None:
         self.write_eof()
 
     @property
-    def _inbox(self) -> Inbox:
-        if not isinstance(self._inner, Inbox):
+    def _read_buffer(self) -> ReadBuffer:
+        if not isinstance(self._inner, ReadBuffer):
             raise RuntimeError("a protocol is told of input by data_received; it cannot await it")
         return self._inner
 

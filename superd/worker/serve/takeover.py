@@ -15,21 +15,19 @@ import socket
 import struct
 import sys
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from superd.admission.gate import Ticket
-from superd.listen.binding import NO_TIMEOUT
 from superd.net.addresses import Transport
 from superd.net.closing import reset_on_close
 from superd.net.passing import pass_socket
+from superd.net.timeouts import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.connection import LONGEST_LINE, Connection
-from superd.worker.runtime.service import Serving
+from superd.worker.runtime.context import Context
+from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.session import SLOTS, Session
-
-if TYPE_CHECKING:
-    from superd.worker.engine import Engine
 
 RETRY = 0.05  # seconds until a client is tried again for whom there were no descriptors
 PAUSE = 2 * RETRY  # that others wait in the backlog: longer, so that none is accepted meanwhile
@@ -55,8 +53,8 @@ def bytes_of(sock: socket.socket) -> tuple[int, int] | None:
 
 
 def take_over(
-    engine: Engine,
-    serving: Serving,
+    context: Context,
+    service: WorkerService,
     kind: Transport,
     sock: socket.socket,
     sockaddr: Any,
@@ -65,24 +63,24 @@ def take_over(
 ) -> None:
     """Have the plugin take over a client; where it could not begin, this one and others wait."""
     try:
-        if serving.plugin.descriptors:
-            _keep_free(engine, sock, serving.plugin.descriptors)
+        if service.plugin.descriptors:
+            _keep_free(context, sock, service.plugin.descriptors)
     except OSError as error:
         text = f"clients wait: {os.strerror(error.errno or 0)}"
-        record = Record("warning", text, service=serving.name)
-        engine.flood_gate.report((serving.name, error.errno), record)
+        record = Record("warning", text, service=service.name)
+        context.flood_gate.report((service.name, error.errno), record)
         if error.errno == errno.EMFILE:
-            engine.check_descriptors()
-        again = partial(take_over, engine, serving, kind, sock, sockaddr, ticket, local)
-        engine.pause(serving, PAUSE)
-        engine.hold(RETRY, again)
+            context.check_descriptors()
+        again = partial(take_over, context, service, kind, sock, sockaddr, ticket, local)
+        service.pause(PAUSE)
+        context.hold(RETRY, again)
         return
     session = TakenSession()
-    session.begin(engine, serving, kind, sockaddr, ticket, local)
+    session.begin(context, service, kind, sockaddr, ticket, local)
     session.give(sock)
 
 
-def _keep_free(engine: Engine, sock: socket.socket, number: int) -> None:
+def _keep_free(context: Context, sock: socket.socket, number: int) -> None:
     """See that so many descriptors are left when the loop turns, whoever else is accepted until
     then; OSError if not.
     """
@@ -90,7 +88,7 @@ def _keep_free(engine: Engine, sock: socket.socket, number: int) -> None:
         for _ in range(number):
             kept.callback(os.close, os.dup(sock.fileno()))
         os.close(os.dup(sock.fileno()))  # and one now: see `give`
-        engine.loop.call_soon(kept.pop_all().close)
+        context.loop.call_soon(kept.pop_all().close)
 
 
 class TakenSession(Session, Connection):
@@ -109,7 +107,7 @@ class TakenSession(Session, Connection):
         may close its own and leave the client to a program.
         """
         self.sock, self.kept, self.is_known = sock, None, False
-        entry, takeover = self.serving.entry, self.serving.takeover
+        entry, takeover = self.worker_service.entry, self.worker_service.takeover
         assert takeover is not None
         try:
             if entry.first_byte_timeout or entry.idle_timeout:
@@ -131,7 +129,7 @@ class TakenSession(Session, Connection):
     def progress(self) -> tuple[int, int]:
         """Ask the kernel; where that does not tell, the connection counts as never idle."""
         self._count()
-        return self.passed or (1, int(self.engine.loop.time() * 1000))
+        return self.passed or (1, int(self.context.loop.time() * 1000))
 
     @property
     def passed(self) -> tuple[int, int] | None:
@@ -192,7 +190,7 @@ class TakenSession(Session, Connection):
     def pass_on(self, entrance: socket.socket) -> bool:
         """Have another service go on, which is to find it counted by nobody."""
         assert self.sock is not None
-        self.give_place_back()
+        self.release_slots()
         try:
             pass_socket(entrance, self.sock)
         except OSError:

@@ -78,12 +78,12 @@ class Bench:
         self.listener, self.loop = Listener(*outcomes), Loop()
         self.log: list[Record] = []
         self.taken: list[str] = []
-        engine: Any = SimpleNamespace(
+        context: Any = SimpleNamespace(
             loop=self.loop,
             flood_gate=FloodGate(self.log.append),
             check_listeners=lambda: None,
             check_descriptors=lambda: None,
-            pulse=SimpleNamespace(wants_beat=False),
+            heartbeat=SimpleNamespace(wants_beat=False),
         )
         entry = SimpleNamespace(backlog=4096)
         self.counts = memoryview(bytearray(8 * len(Count))).cast("Q")
@@ -97,13 +97,13 @@ class Bench:
             waits=False,
             clock=time.monotonic_ns,
         )
-        serving: Any = SimpleNamespace(
+        service: Any = SimpleNamespace(
             name="test", counts=self.counts, entry=entry, gate=gate, waiting=set()
         )
         listener: Any = self.listener
         make: Any = lambda *_: None  # noqa: E731
         address = Address(Transport.TCP, "127.0.0.1")
-        self.acceptor = Acceptor(engine, serving, address, listener, self.take, make)
+        self.acceptor = Acceptor(context, service, address, listener, self.take, make)
         self.acceptor.start()
 
     def take(self, _: Any, sockaddr: tuple[str, int], ticket: Ticket, _local: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superd.plugin.connection import LineTooLong
-from superd.worker.serve.buffer import HIGH_WATER, Inbox
+from superd.worker.serve.buffer import HIGH_WATER, ReadBuffer
 
 
 class Transport(asyncio.Transport):
@@ -28,9 +28,9 @@ class Transport(asyncio.Transport):
         self.reading = True
 
 
-def inbox(*segments: bytes, end: bool = False) -> Inbox:
+def inbox(*segments: bytes, end: bool = False) -> ReadBuffer:
     """Return an inbox to which the segments have come, and perhaps the end."""
-    made = Inbox(Transport())
+    made = ReadBuffer(Transport())
     for segment in segments:
         made.data_received(segment)
     if end:
@@ -64,7 +64,7 @@ def test_reads_give_every_byte_once_and_in_order(segments: list[bytes], limit: i
 @given(with_line_feeds)
 def test_lines_do_not_depend_on_the_segments(segments: list[bytes]) -> None:
     async def talk() -> None:
-        box = Inbox(Transport())
+        box = ReadBuffer(Transport())
         feeder = asyncio.create_task(feed(box, segments))
         lines = []
         while line := await box.readline(1000):
@@ -72,7 +72,7 @@ def test_lines_do_not_depend_on_the_segments(segments: list[bytes]) -> None:
         await feeder
         assert lines == b"".join(segments).splitlines(keepends=True)
 
-    async def feed(box: Inbox, segments: list[bytes]) -> None:
+    async def feed(box: ReadBuffer, segments: list[bytes]) -> None:
         for segment in segments:
             box.data_received(segment)
             await asyncio.sleep(0)
@@ -99,7 +99,7 @@ def test_a_line_without_end_is_too_long_as_soon_as_it_has_the_limit(length: int)
 def test_with_enough_in_it_no_more_is_read_until_all_is_taken() -> None:
     async def talk() -> None:
         transport = Transport()
-        box = Inbox(transport)
+        box = ReadBuffer(transport)
         box.data_received(bytes(HIGH_WATER))
         assert transport.reading
         box.data_received(b"x")
@@ -119,7 +119,7 @@ def test_with_enough_in_it_no_more_is_read_until_all_is_taken() -> None:
 def test_a_line_longer_than_that_can_still_be_asked_for() -> None:
     async def talk() -> None:
         transport = Transport()
-        box = Inbox(transport)
+        box = ReadBuffer(transport)
         line = b"x" * (5 * HIGH_WATER) + b"\n"
         waiting = asyncio.create_task(box.readline(len(line)))
         for start in range(0, len(line), 1000):

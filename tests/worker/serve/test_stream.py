@@ -25,10 +25,12 @@ from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
 from superd.worker.accept.acceptor import Acceptor
 from superd.worker.engine import Engine
 from superd.worker.lifeline import Lifeline
-from superd.worker.runtime.heartbeat import Pulse
+from superd.worker.runtime.context import Context
+from superd.worker.runtime.heartbeat import Heartbeat
 from superd.worker.runtime.loop import new_loop
-from superd.worker.runtime.service import Serving
-from superd.worker.serve.listener import Handover
+from superd.worker.runtime.service import WorkerService
+from superd.worker.serve.listener import ListenerHandoff
+from superd.worker.serve.session import Session
 from superd.worker.serve.stream import PORTION, ProtocolSession, advance
 
 LOOPS = ["uvloop", "asyncio"]
@@ -110,35 +112,36 @@ class Bench:
         self.lifeline = Lifeline(memoryview(bytearray(8)).cast("Q"))
         self.log: list[Record] = []
         self.events: list[dict[str, Any]] = []
-        pulse = Pulse(self.loop, self.lifeline)
+        heartbeat = Heartbeat(self.loop, self.lifeline)
         threshold, guard = Threshold("debug"), ReflectionGuard([])
-        self.engine = Engine(
-            self.loop, 1, self.log.append, threshold, self.take_events, guard, 1.0, 0.0, pulse
+        self.context = Context(
+            self.loop, 1, self.log.append, threshold, self.take_events, guard, 1.0, 0.0, heartbeat
         )
+        self.engine = Engine(self.context)
         self.plugin = Everything()
         roster = Roster.of(["test"], 1)
         self.books = books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
         wait = method == "listener"
         entry = Entry.model_construct(plugin="everything", listen=(), wait=wait)
         gate = Gate.of("test", entry, Daemon(), books, None)
-        records = ServiceRecords(self.engine.connection_log, "test", entry.record)
+        records = ServiceRecords(self.context.connection_log, "test", entry.record)
         found: Any = dict.fromkeys((*STREAM_METHODS, *DATAGRAM_METHODS))
         found[method] = getattr(self.plugin, method)
-        self.serving = Serving(
+        self.service = WorkerService(
             "test", entry, self.plugin, gate.counts, gate, records, blocking=None, **found
         )
         self.listener = socket.create_server(("127.0.0.1", 0))
         self.listener.setblocking(False)
         self.address = self.listener.getsockname()
-        self.engine.add(self.serving)
-        self.engine.listen(self.serving, Address(Transport.TCP, *self.address), self.listener)
+        self.engine.add(self.service)
+        self.engine.listen(self.service, Address(Transport.TCP, *self.address), self.listener)
 
     def client(self) -> socket.socket:
         return socket.create_connection(self.address, timeout=10)
 
     def accept(self) -> None:
         """Have the acceptor take who waits; the loop has not turned since."""
-        (acceptor,) = self.engine.listeners
+        (acceptor,) = self.context.sockets
         acceptor.start()
         assert isinstance(acceptor, Acceptor)
         acceptor.accept()
@@ -158,15 +161,15 @@ class Bench:
 
     @property
     def active(self) -> int:
-        return int(self.serving.counts[Count.ACTIVE])
+        return int(self.service.counts[Count.ACTIVE])
 
     def close(self) -> None:
-        for listener in self.engine.listeners:
+        for listener in self.context.sockets:
             listener.stop()
         try:
-            self.turn(lambda: not self.engine.sessions and not self.engine.lingering)
+            self.turn(lambda: not self.context.connections and not self.context.lingering)
         finally:
-            self.engine.lingering.epoll.close()
+            self.context.lingering.epoll.close()
             self.lifeline.close()
             self.loop.close()
 
@@ -194,9 +197,9 @@ def test_a_connection_whose_time_is_over_before_it_began_never_begins(
     at = bench(method)
     with at.client() as client:
         at.accept()
-        (session,) = at.engine.sessions.values()
+        (session,) = at.context.connections.values()
         session.expire(End.DRAIN)
-        at.turn(lambda: not at.engine.sessions)
+        at.turn(lambda: not at.context.connections)
         assert client.recv(1) == b""
     assert at.plugin.told == []
     assert at.active == 0
@@ -211,10 +214,10 @@ def test_a_stop_at_any_turn_ends_every_connection(bench: Make, method: str, turn
         at.accept()
         for _ in range(turns):
             at.loop.run_until_complete(asyncio.sleep(0))
-        for session in list(at.engine.sessions.values()):
+        for session in list(at.context.connections.values()):
             session.expire(End.DRAIN)
             session.expire(End.DRAIN)
-        at.turn(lambda: not (at.engine.sessions or at.engine.lingering))
+        at.turn(lambda: not (at.context.connections or at.context.lingering))
         assert client.recv(1) == b""
     told = at.plugin.told
     assert told.count("begun") == told.count("ended")
@@ -228,21 +231,21 @@ def test_a_stop_at_any_turn_ends_who_has_the_listener_and_gives_its_place_back(
     bench: Make, turns: int
 ) -> None:
     at = bench("listener")
-    handover = at.engine.listeners.pop()  # it is stopped here already
-    assert isinstance(handover, Handover)
+    handoff = at.context.sockets.pop()  # it is stopped here already
+    assert isinstance(handoff, ListenerHandoff)
     with at.client():
-        handover.start()
-        while not handover.runs:
+        handoff.start()
+        while not handoff.runs:
             at.loop.run_until_complete(asyncio.sleep(0))
         for _ in range(turns):
             at.loop.run_until_complete(asyncio.sleep(0))
-        assert at.active == at.engine.held == 1
-        handover.stop()
-        handover.cancel(End.DRAIN)
-        at.turn(lambda: not handover.runs)
+        assert at.active == at.context.held == 1
+        handoff.stop()
+        handoff.cancel(End.DRAIN)
+        at.turn(lambda: not handoff.runs)
     assert at.plugin.told.count("begun") == at.plugin.told.count("ended")
-    assert at.active == at.engine.held == 0
-    at.engine.connection_log.flush()
+    assert at.active == at.context.held == 0
+    at.context.connection_log.flush()
     assert [event["event"] for event in at.events] == ["accepted", "closed"]
     assert at.events[-1]["end"] == "drain"
     assert at.log == []
@@ -253,13 +256,14 @@ def test_a_connection_is_struck_off_once_however_it_ends(bench: Make, method: st
     at = bench(method)
     client = at.client()
     at.accept()
-    (session,) = at.engine.sessions.values()
+    (session,) = at.context.connections.values()
+    assert isinstance(session, Session)
     at.turn(lambda: at.plugin.told)
     assert at.active == 1
     session.abort()
     session.expire(End.DRAIN)
     client.close()
-    at.turn(lambda: not at.engine.sessions)
+    at.turn(lambda: not at.context.connections)
     session.leave()
     assert at.active == 0
 
@@ -268,12 +272,12 @@ def test_a_socket_that_the_loop_refuses_is_closed_and_struck_off(bench: Make) ->
     at = bench("protocol")
     ours, theirs = socket.socketpair()
     session = ProtocolSession()
-    assert at.serving.gate.admit(UnixPeer(0)) == NO_SOURCE
-    session.begin(at.engine, at.serving, Transport.UNIX, "", NO_SOURCE, "unix:///x")
+    assert at.service.gate.admit(UnixPeer(0)) == NO_SOURCE
+    session.begin(at.context, at.service, Transport.UNIX, "", NO_SOURCE, "unix:///x")
     with ours:
         theirs.close()
         advance(session.attach(theirs))
-        at.turn(lambda: not at.engine.sessions)
+        at.turn(lambda: not at.context.connections)
     assert at.active == 0
 
 
@@ -293,7 +297,7 @@ def test_a_client_that_does_not_read_is_read_from_in_portions(bench: Make) -> No
                 return "pause" in at.plugin.told
 
         at.turn(stalled)
-        (session,) = at.engine.sessions.values()
+        (session,) = at.context.connections.values()
         assert isinstance(session, ProtocolSession)
         assert 0 < session.get_write_buffer_size() <= PORTION
         assert not session.is_reading()

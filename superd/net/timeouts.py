@@ -1,0 +1,11 @@
+"""Values of SO_RCVTIMEO, as socket(7) has it: a struct timeval of seconds and microseconds.
+
+Used by the master, which sets the option at listeners, and by workers, whose connections inherit
+it. Never raises.
+"""
+
+from __future__ import annotations
+
+import struct
+
+NO_TIMEOUT = struct.pack("@ll", 0, 0)
