@@ -11,25 +11,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from superd.cli.daemon import asked
 from superd.cli.figures import UNKNOWN, age, size
-from superd.cli.files import no_service
-from superd.cli.running import asked, running
+from superd.cli.files import daemon_files, no_such_service, services_in
 from superd.errors import ExitCode, SuperdError, shown
 from superd.observe.rows import table
 
 
 def connections(file: Path | None, service: str | None, *, as_json: bool) -> int:
     """List the connections of all workers, or those of one service; exit 1 if some are not told."""
-    settings = running(file)
     try:
-        answer = asked(settings, "connections", service=service)
+        answer = asked(daemon_files(file), "connections", service=service)
     except SuperdError as error:
         if service is None or error.exit_code != ExitCode.USAGE:
             raise
-        if service in settings.services:
+        known = services_in(file)
+        if service in known:
             text = f"there is no service {shown(service)}; one that is new takes a reload"
             raise SuperdError(text) from None
-        raise no_service(service, settings.services) from None
+        raise no_such_service(service, known) from None
     rows = sorted(answer["connections"], key=lambda row: (row["service"], -row["age"]))
     if as_json:
         print(json.dumps({**answer, "connections": rows}, indent=2))
@@ -45,7 +45,7 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
 
 def kill(file: Path | None, connection: str) -> int:
     """End one connection."""
-    asked(running(file), "kill", id=connection)
+    asked(daemon_files(file), "kill", id=connection)
     return int(ExitCode.OK)
 
 

@@ -1,11 +1,13 @@
-"""`superd stop`, `reload`, `reopen`, `disable`, `enable`, `log-level`: a daemon is told what to do.
+"""`superd stop`, `reload`, `upgrade`, `reopen`, `disable`, `enable` and `log-level`: they control
+the daemon.
 
-Runs in the command line. Raises SuperdError where it does not run or refuses, NotPermitted where it
-is another user's.
+Runs in the command line. Raises SuperdError where the daemon does not run or refuses, NotPermitted
+where it belongs to another user.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -14,107 +16,107 @@ import time
 from pathlib import Path
 from typing import Any
 
-from superd.cli.files import daemon_of, no_service
-from superd.cli.running import (
-    ServesAnother,
+from superd.cli.daemon import (
+    ControlConnection,
+    ServesAnotherFile,
     asked,
-    asked_on,
     connected,
     holder_of,
-    outline_of,
     process_of,
-    running,
 )
-from superd.config.model import Settings
+from superd.cli.files import DaemonFiles, daemon_files, no_such_service, services_in
 from superd.errors import ExitCode, NotPermitted, SuperdError
 
-LOOK = 0.02  # seconds between two questions how a reload goes
-SILENCE = 30.0  # seconds without an answer, until nobody is taken to answer any more
-MARGIN = 10.0  # seconds that a daemon may take beyond its drain-timeout
+POLL_INTERVAL = 0.02  # seconds between two requests for the state of a change
+SILENCE_TIMEOUT = 30.0  # seconds without an answer, after which the daemon counts as hung
+STOP_MARGIN = 10.0  # seconds that a daemon may take to stop, beyond its drain-timeout
 
 
 def stop(file: Path | None) -> int:
-    """Stop the daemon and wait until it is gone."""
-    settings = daemon_of(file)
-    pid = process_of(settings)
+    """Stop the daemon and wait for its end."""
+    files = daemon_files(file)
+    pid = process_of(files)
     if pid is None:
-        raise SuperdError(f"no superd runs with the pid file {settings.daemon.pid_file}")
+        raise SuperdError(f"no superd runs with the pid file {files.pid_file}")
     if pid == 0:
         raise SuperdError("superd runs in another container, where it can be stopped")
     descriptor = _pidfd(pid)
-    if descriptor is None or process_of(settings) != pid:
-        return int(ExitCode.OK)  # it has gone by itself
+    if descriptor is None or process_of(files) != pid:
+        return int(ExitCode.OK)  # it ended meanwhile
     try:
-        with connected(settings) as line:
-            outline_of(settings, line)
-            asked_on(line, "forget-sockets")
-    except ServesAnother:
+        asked(files, "forget-sockets")
+    except ServesAnotherFile:
         raise
     except SuperdError:
-        pass  # it may have no control socket; and the signal counts
+        pass  # it may have no control socket; the signal is what stops it
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)
     except PermissionError:
         raise NotPermitted(f"process {pid} belongs to another user") from None
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
-    if not poll.poll((settings.daemon.drain_timeout + MARGIN) * 1000):
-        raise SuperdError(f"process {pid} was told to stop and is still there; see its log")
+    if not poll.poll((files.drain_timeout + STOP_MARGIN) * 1000):
+        raise SuperdError(f"process {pid} has not stopped after TERM; see its log")
     return int(ExitCode.OK)
 
 
 def reload(file: Path | None) -> int:
-    """Have the daemon read its configuration anew; return once it has gone over to it, or not."""
-    settings = running(file)  # its mistakes are the daemon's to tell
-    answer = _outcome(settings, "reload")
-    return _told_with_changes(answer)
-
-
-def enable(file: Path | None, service: str, *, enabled: bool) -> int:
-    """Have a service served, or not, whatever its entry says; return once it is so, or not."""
-    settings = running(file)
-    known = {one["name"] for one in asked(settings, "status")["services"]}
-    known |= settings.services.keys()
-    if service not in known:
-        raise no_service(service, known)
-    started = asked(settings, "enable", service=service, enabled=enabled)
-    return _told(_followed(settings, "reload", started["number"]))
+    """Have the daemon reload its configuration; return once that succeeded or failed."""
+    return _report_with_services(_changed(daemon_files(file), "reload"))
 
 
 def upgrade(file: Path | None) -> int:
-    """Have the daemon go over to the program that is installed now; return once it has, or not."""
-    settings = running(file)
-    answer = _outcome(settings, "upgrade")
+    """Have the daemon execute the installed program; return once that succeeded or failed."""
+    answer = _changed(daemon_files(file), "upgrade")
     if "version" in answer:
         print(f"superd {answer['before']} -> {answer['version']}")
         if answer["state"] == "failed":
-            print("superd: the workers stay those of before:", file=sys.stderr)
-    return _told_with_changes(answer)
+            print("superd: the workers of the former version keep serving:", file=sys.stderr)
+    return _report_with_services(answer)
 
 
-def _outcome(settings: Settings, request: str) -> Any:
-    """Ask for a change that takes a while; return how it ended."""
-    return _followed(settings, request, asked(settings, request)["number"])
+def enable(file: Path | None, service: str, *, enabled: bool) -> int:
+    """Enable or disable a service, whatever its entry says; return once that is done or failed."""
+    files = daemon_files(file)
+    known = {one["name"] for one in asked(files, "status")["services"]}
+    if service not in known:
+        known |= services_in(file)
+        if service not in known:
+            raise no_such_service(service, known)
+    return _report(_changed(files, "enable", service=service, enabled=enabled))
 
 
-def _followed(settings: Settings, request: str, number: int) -> Any:
-    """Wait until a change is over, and return how it ended."""
-    answered = time.monotonic()
-    while True:
-        try:
-            answer = asked(settings, f"{request}-state", number=number)
-        except SuperdError:  # a program that has just taken over on a busy machine needs a while
-            if holder_of(settings) is None or time.monotonic() - answered > SILENCE:
-                raise
-        else:
-            answered = time.monotonic()
-            if answer["state"] in ("done", "failed"):
-                return answer
-        select.select([], [], [], LOOK)
+def _changed(files: DaemonFiles, request: str, **arguments: object) -> Any:
+    """Request a change that takes a while and return its outcome.
+
+    One connection serves from the request to the outcome. Only an upgrade ends it, as the master
+    then executes another program, which may need a while on a busy machine before it answers.
+    """
+    state = "upgrade-state" if request == "upgrade" else "reload-state"
+    with contextlib.ExitStack() as stack:
+        first = stack.enter_context(connected(files))
+        number = first.request(request, **arguments)["number"]
+        connection: ControlConnection | None = first
+        last_answer = time.monotonic()
+        while True:
+            try:
+                if connection is None:
+                    connection = stack.enter_context(connected(files))
+                answer = connection.request(state, number=number)
+            except SuperdError:
+                if holder_of(files) is None or time.monotonic() - last_answer > SILENCE_TIMEOUT:
+                    raise
+                stack.close()
+                connection = None
+            else:
+                last_answer = time.monotonic()
+                if answer["state"] in ("done", "failed"):
+                    return answer
+            time.sleep(POLL_INTERVAL)
 
 
-def _told(answer: Any) -> int:
-    """Print how a change ended; return the exit code."""
+def _report(answer: Any) -> int:
+    """Print the notices and problems of a change; return the exit code."""
     for notice in answer["notices"]:
         print(f"superd: {notice}", file=sys.stderr)
     for problem in answer["problems"]:
@@ -122,23 +124,23 @@ def _told(answer: Any) -> int:
     return int(answer["code"])
 
 
-def _told_with_changes(answer: Any) -> int:
-    """The same, and what has become of each service."""
-    code = _told(answer)
+def _report_with_services(answer: Any) -> int:
+    """Print the same, and what the change did to each service."""
+    code = _report(answer)
     for name, change in answer["changes"].items() if answer["state"] == "done" else ():
         print(f"{name}: {change}")
     return code
 
 
 def reopen(file: Path | None) -> int:
-    """Have the daemon open its log files anew."""
-    asked(running(file), "reopen")
+    """Have the daemon reopen its log files."""
+    asked(daemon_files(file), "reopen")
     return int(ExitCode.OK)
 
 
 def log_level(file: Path | None, level: str | None) -> int:
     """Show the least severe level that is logged, or change it."""
-    answer = asked(running(file), "log-level", level=level)
+    answer = asked(daemon_files(file), "log-level", level=level)
     if level is None:
         print(answer["level"])
     return int(ExitCode.OK)

@@ -19,10 +19,10 @@ from superd.admission.access import AccessList, Rule, UnixPeer, Verdict
 from superd.admission.refusals import Refusal
 from superd.admission.rules import Who, access_list
 from superd.admission.times import AccessTimes
-from superd.cli.files import no_service, read
-from superd.cli.running import ServesAnother, asked_on, connected, outline_of
+from superd.cli.daemon import ServesAnotherFile, connected
+from superd.cli.files import DaemonFiles, daemon_files, no_such_service, read
 from superd.config.loading import Configuration
-from superd.config.model import Service, Settings
+from superd.config.model import Service
 from superd.errors import ExitCode, SuperdError, UsageError, shown
 from superd.master.bans import Ban, ban_of, saved
 from superd.net.names import confirmed_name
@@ -35,12 +35,12 @@ def explain(file: Path | None, service: str, address: str, at: str | None) -> in
     """Print `admitted` or `refused`, and why; exit 0 or 1."""
     configuration = read(file)
     settings = configuration.settings
-    daemon = _Daemon.of(configuration.partial)
+    daemon = _Daemon.of(daemon_files(file), settings.daemon.ban_file)
     if daemon.texts not in (None, settings.digest):
         text = "the daemon has not taken what the file says now, which is judged here"
         print(f"superd: {text}; `superd reload` has it do so", file=sys.stderr)
     if service not in settings.services:
-        raise no_service(service, settings.services)
+        raise no_such_service(service, settings.services)
     who, moment = _who(address), _moment(at)
     entry = settings.services[service]
     asked = _Asked(configuration, service, entry, daemon.bans)
@@ -90,16 +90,16 @@ class _Daemon:
     bans: Sequence[Ban]
 
     @classmethod
-    def of(cls, settings: Settings) -> _Daemon:
+    def of(cls, files: DaemonFiles, ban_file: Path | None) -> _Daemon:
         """Ask the daemon; where none can be asked, bans are as their file has them."""
         try:
-            with connected(settings) as line:
-                outline = outline_of(settings, line)
-                bans = [ban_of(ban) for ban in asked_on(line, "bans")["bans"]]
-        except ServesAnother:
+            with connected(files) as connection:
+                outline = connection.outline()
+                bans = [ban_of(ban) for ban in connection.request("bans")["bans"]]
+        except ServesAnotherFile:
             raise
         except SuperdError:
-            in_file = saved(settings.daemon.ban_file) if settings.daemon.ban_file else []
+            in_file = saved(ban_file) if ban_file else []
             return cls(None, {}, [ban for ban in in_file if ban.until > time.time()])
         return cls(outline.get("texts"), outline["overrides"], bans)
 

@@ -1,7 +1,8 @@
-"""Which configuration is meant, what is not in it, and where its daemon's files are when it does
-not say.
+"""Finds the configuration file, and the runtime files of its daemon.
 
-Runs in the command line. Raises ConfigurationError.
+Runs in the command line. To find a daemon it reads the [daemon] table of the main file and nothing
+else, so that a mistake in a service never keeps an operator from the daemon. Raises
+ConfigurationError.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from superd.config.loading import Configuration, load, load_again
-from superd.config.model import Settings
+from pydantic import ValidationError
+
+from superd.config.loading import Configuration, load
+from superd.config.model import Daemon
+from superd.config.reading import read_document
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, Problem, UsageError, shown
 from superd.master.pidfile import holder
@@ -22,17 +27,27 @@ SYSTEM_DIRECTORY = Path("/run/superd")
 SYSTEM_STATE = Path("/var/lib/superd")
 
 
+@dataclass(frozen=True)
+class DaemonFiles:
+    """The files by which a command finds the daemon of a configuration."""
+
+    configuration: Path
+    pid_file: Path
+    control_socket: Path
+    drain_timeout: float  # seconds that connections may take to finish after a stop
+
+
 def configuration_file(named: Path | None) -> Path:
-    """Return the file that is named, or the usual one, which has to be there."""
-    file = _usual_file() if named is None else named
+    """Return the named configuration file, else the default one, which has to exist."""
+    file = _default_file() if named is None else named
     if named is None and not os.path.lexists(file):
         message = "there is no such file; name another with -c FILE or $SUPERD_CONFIG"
         raise ConfigurationError([Problem(str(file), 0, 0, "", message)])
     return file
 
 
-def _usual_file() -> Path:
-    """Return the file that $SUPERD_CONFIG or the custom of the place names."""
+def _default_file() -> Path:
+    """Return $SUPERD_CONFIG, else the default of root or of the user."""
     if from_environment := os.environ.get("SUPERD_CONFIG"):
         return Path(from_environment)
     if os.geteuid() == 0:
@@ -42,47 +57,83 @@ def _usual_file() -> Path:
 
 
 def read(named: Path | None) -> Configuration:
-    """Read the configuration and fill in where its pid file and control socket are."""
+    """Read the configuration and fill in the default paths of its runtime files."""
     return with_runtime_files(load(configuration_file(named)))
 
 
-def daemon_of(named: Path | None) -> Settings:
-    """Return the settings of a daemon that may be running. Mistakes made since its start do not
-    matter: where its file cannot be read any more, it is looked for in the usual places.
+def daemon_files(named: Path | None) -> DaemonFiles:
+    """Return the files of a daemon that may be running.
+
+    A wrong value in [daemon] is ignored here, as a running daemon has read the file without it.
+    Where the file cannot be read as TOML any more, the daemon is looked for at the default paths.
     """
+    file = (_default_file() if named is None else named).absolute()
     try:
-        return read(named).partial
+        document = read_document(configuration_file(named))
     except ConfigurationError:
-        file = _usual_file() if named is None else named
-        usual = with_runtime_files(load_again(file, {str(file): ""})).partial
-        if usual.daemon.pid_file is None or holder(usual.daemon.pid_file) is None:
+        files = _daemon_files(file, {})
+        if holder(files.pid_file) is None:
             raise
-        return usual
+        return files
+    table = document.data.get("daemon")
+    return _daemon_files(file, table if isinstance(table, dict) else {})
 
 
-def no_service(name: str, services: Iterable[str]) -> UsageError:
-    """Return what to say where a service is named that is none of these."""
+def _daemon_files(file: Path, table: dict[str, Any]) -> DaemonFiles:
+    """Return the files that a [daemon] table names, or their defaults."""
+    daemon = Daemon()
+    for key in ("pid-file", "control-socket", "drain-timeout"):
+        if key in table:
+            with contextlib.suppress(ValidationError):
+                valid = Daemon.model_validate({key: table[key]}, context={"directory": file.parent})
+                field = key.replace("-", "_")
+                daemon = daemon.model_copy(update={field: getattr(valid, field)})
+    return DaemonFiles(
+        configuration=file,
+        pid_file=daemon.pid_file or _default_pid_file(file),
+        control_socket=daemon.control_socket or _default_control_socket(file),
+        drain_timeout=daemon.drain_timeout,
+    )
+
+
+def services_in(named: Path | None) -> set[str]:
+    """Return the names of the services in the configuration, as far as it can be read."""
+    try:
+        return set(load(configuration_file(named)).partial.services)
+    except ConfigurationError:
+        return set()
+
+
+def no_such_service(name: str, services: Iterable[str]) -> UsageError:
+    """Return the error for a service name that is not among `services`."""
     hint = did_you_mean(name, list(services))
     return UsageError(f"there is no service {shown(name)}{hint}")
 
 
 def with_runtime_files(configuration: Configuration) -> Configuration:
-    """Fill in where pid file, control socket and bans are, named after the configuration's file."""
+    """Fill in the default paths of pid file, control socket and ban file."""
     settings = configuration.partial
-    directory = runtime_directory()
-    name = settings.file.stem
-    daemon = settings.daemon.model_copy(
+    file, daemon = settings.file, settings.daemon
+    daemon = daemon.model_copy(
         update={
-            "pid_file": settings.daemon.pid_file or directory / f"{name}.pid",
-            "control_socket": settings.daemon.control_socket or directory / f"{name}.sock",
-            "ban_file": settings.daemon.ban_file or state_directory() / f"{name}.bans",
+            "pid_file": daemon.pid_file or _default_pid_file(file),
+            "control_socket": daemon.control_socket or _default_control_socket(file),
+            "ban_file": daemon.ban_file or state_directory() / f"{file.stem}.bans",
         }
     )
     return replace(configuration, partial=settings.model_copy(update={"daemon": daemon}))
 
 
+def _default_pid_file(file: Path) -> Path:
+    return runtime_directory() / f"{file.stem}.pid"
+
+
+def _default_control_socket(file: Path) -> Path:
+    return runtime_directory() / f"{file.stem}.sock"
+
+
 def runtime_directory() -> Path:
-    """Return what systemd has made, or /run/superd, or what stands for it for another user."""
+    """Return the directory that systemd made, else /run/superd for root, else the user's own."""
     if made := _made_by_systemd("RUNTIME_DIRECTORY"):
         return made
     if os.geteuid() == 0:
@@ -95,7 +146,7 @@ def runtime_directory() -> Path:
 
 
 def state_directory() -> Path:
-    """Return what systemd has made, or /var/lib/superd, or what stands for it for another user."""
+    """Return the directory that systemd made, else /var/lib/superd for root, else the user's."""
     if made := _made_by_systemd("STATE_DIRECTORY"):
         return made
     home = None if os.geteuid() == 0 else _home("XDG_STATE_HOME", "~/.local/state")
@@ -108,8 +159,8 @@ def _made_by_systemd(variable: str) -> Path | None:
     return Path(first) if first.startswith("/") else None
 
 
-def _home(variable: str, custom: str) -> Path | None:
+def _home(variable: str, default: str) -> Path | None:
     """Return a directory of the user's; None where the user has no home, as in a container."""
     with contextlib.suppress(RuntimeError):
-        return Path(os.environ.get(variable) or Path(custom).expanduser())
+        return Path(os.environ.get(variable) or Path(default).expanduser())
     return None

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from superd.cli.daemon import NotRunning, asked
 from superd.cli.figures import UNKNOWN, age, size
-from superd.cli.files import daemon_of
-from superd.cli.running import NotRunning, asked_on, connected, outline_of
+from superd.cli.files import daemon_files
 from superd.errors import ExitCode
 from superd.observe.rows import table
 
@@ -24,11 +24,8 @@ REFUSED = "refused-"
 
 def status(file: Path | None, form: str) -> int:
     """Show what the daemon does, as "text", "json" or "prometheus"; exit 3 where none runs."""
-    settings = daemon_of(file)
     try:
-        with connected(settings) as line:
-            outline_of(settings, line)
-            answer = asked_on(line, "metrics" if form == "prometheus" else "status")
+        answer = asked(daemon_files(file), "metrics" if form == "prometheus" else "status")
     except NotRunning:
         if form == "prometheus":
             print("superd is not running", file=sys.stderr)

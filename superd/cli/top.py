@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from superd.cli.daemon import connected
 from superd.cli.figures import UNKNOWN, size
-from superd.cli.running import asked_on, connected, running
+from superd.cli.files import DaemonFiles, daemon_files
 from superd.cli.status import refusals_of
-from superd.config.model import Settings
 from superd.errors import ExitCode
 from superd.observe.rows import table
 
@@ -38,25 +38,25 @@ class Look:
     traffic: dict[str, dict[str, int]]
 
     @classmethod
-    def at(cls, settings: Settings) -> Look:
-        with connected(settings) as line:  # anew: who pauses for long is dropped
-            traffic = asked_on(line, "traffic")["traffic"]
-            return cls(time.monotonic(), asked_on(line, "status"), traffic)
+    def at(cls, files: DaemonFiles) -> Look:
+        with connected(files) as connection:  # a new one: the master drops an idle connection
+            traffic = connection.request("traffic")["traffic"]
+            return cls(time.monotonic(), connection.request("status"), traffic)
 
 
 def top(file: Path | None, *, once: bool) -> int:
     """Show services and workers with their rates."""
-    settings = running(file)
-    before = Look.at(settings)
+    files = daemon_files(file)
+    before = Look.at(files)
     if once or not sys.stdout.isatty():
-        select.select([], [], [], INTERVAL)
-        print("\n".join(_as_text(before, Look.at(settings))))
+        time.sleep(INTERVAL)
+        print("\n".join(_as_text(before, Look.at(files))))
     else:
-        _draw(settings, before)
+        _draw(files, before)
     return int(ExitCode.OK)
 
 
-def _draw(settings: Settings, before: Look) -> None:
+def _draw(files: DaemonFiles, before: Look) -> None:
     from rich.console import Group
     from rich.live import Live
     from rich.table import Table
@@ -77,7 +77,7 @@ def _draw(settings: Settings, before: Look) -> None:
 
     with _keys() as keys, Live(screen=True, auto_refresh=False) as live:
         while not _wants_to_leave(keys):
-            now = Look.at(settings)
+            now = Look.at(files)
             title = Text(f"{_title(now)}\nq ends this", no_wrap=True, overflow="ellipsis")
             services, workers = drawn(_services(before, now)), drawn(_workers(before, now))
             live.update(Group(title, Text(), services, Text(), workers), refresh=True)

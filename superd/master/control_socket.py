@@ -1,10 +1,10 @@
 """The control socket: `superd status` and others ask here, and are answered, in lines of JSON.
 
-Runs in the master; the asking half runs in the command line. Only the daemon's user and root are
+Runs in the master; superd/cli/daemon.py is the client's end. Only the daemon's user and root are
 heard, by the socket's mode and by what the kernel says of who has connected. A request is one line,
 as {"request": "status"}, and so is its answer; several are answered in order. A client that stalls
 costs one descriptor and is dropped after a while; nothing it sends can stop the master. Raises
-SuperdError where it cannot listen, or where nobody answers.
+SuperdError where it cannot listen.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from superd.config.model import Service
-from superd.errors import ExitCode, NotPermitted, SuperdError, reason
+from superd.errors import ExitCode, SuperdError, reason
 from superd.listen.listeners import Listener, listen
 from superd.net.addresses import Address, Transport
-from superd.net.credentials import ids_of_peer, pid_of_peer
+from superd.net.credentials import ids_of_peer
 
 MOST_CLIENTS = 16
 PATIENCE = 5.0  # seconds that a client may take to ask, or to take its answer
@@ -218,55 +218,3 @@ def control_listener(path: Path) -> Listener:
         return listen({"control socket": entry})[0]
     except SuperdError as error:
         raise type(error)(str(error).removeprefix("service.")) from None
-
-
-class Line:
-    """A connection to the control socket of a master, for the command line."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(PATIENCE)
-        try:
-            self._socket.connect(str(path))
-        except PermissionError:
-            self._socket.close()
-            raise NotPermitted(f"control socket {path}: it belongs to another user") from None
-        except OSError as error:
-            self._socket.close()
-            raise self._failed(error) from None
-        self._answers = self._socket.makefile("rb")
-
-    @property
-    def pid(self) -> int:
-        """The process that answers; 0 where it is in another container."""
-        return pid_of_peer(self._socket)
-
-    def ask(self, request: str, **arguments: object) -> Any:
-        """Return the answer to a request; SuperdError where there is none."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it may say why
-            self._socket.sendall(line_of({"request": request, **arguments}))
-        try:
-            return json.loads(self._answers.readline())
-        except (OSError, ValueError) as error:
-            raise self._failed(error) from None
-
-    def _failed(self, error: OSError | ValueError) -> SuperdError:
-        if isinstance(error, TimeoutError):
-            why = f"no answer within {PATIENCE:.0f} s; superd is very busy, or stopped by SIGSTOP"
-        else:
-            why = reason(error) if isinstance(error, OSError) else "there is no answer"
-        return SuperdError(f"control socket {self._path}: {why}")
-
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._answers.close()
-        self._socket.close()
-
-
-def ask(path: Path, request: str, **arguments: object) -> Any:
-    """Ask one question; see Line."""
-    with Line(path) as line:
-        return line.ask(request, **arguments)

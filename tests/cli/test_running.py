@@ -16,7 +16,7 @@ import pytest
 from tests.cli.conftest import Say
 from tests.support import proc
 from tests.support.daemons import ECHO, Configure, logged, run_in_own_mounts
-from tests.support.harness import Superd, is_alive, until
+from tests.support.harness import PATIENCE, Superd, is_alive, until
 
 COMMANDS = (
     "stop", "reload", "upgrade", "reopen", "status", "status --json", "status --prometheus",
@@ -99,7 +99,7 @@ def test_a_daemon_of_the_version_before_is_asked_for_its_status(
         return {"bans": []} if request == "bans" else {"error": f'there is no request "{request}"'}
 
     def serve() -> None:
-        for _ in range(3):  # what a command asks first, and then
+        for _ in range(2):  # one connection of each command
             client, _ = server.accept()
             with client, client.makefile("rw") as line:
                 for request in line:
@@ -115,10 +115,57 @@ def test_a_daemon_of_the_version_before_is_asked_for_its_status(
         assert superd_here("bans", "-c", str(superd.file)).returncode == 0
         served = "/etc/superd.toml"
         done = superd_here("bans", "-c", str(superd.file))
-        thread.join()
+        thread.join(PATIENCE)
     told = f"superd: process 1 serves /etc/superd.toml, not {superd.file}\n"
     assert (done.returncode, done.stderr) == (1, told)
     assert asked == ["outline", "status", "bans", "outline", "status"]
+
+
+def test_a_reload_is_requested_and_followed_on_one_connection(
+    tmp_path: Path, superd_here: Say, configured: Configure
+) -> None:
+    superd = configured(ECHO.format(port=0))
+    asked = []
+    states = iter(["loading", "starting", "done"])
+
+    def answer(request: str) -> object:
+        asked.append(request)
+        if request == "outline":
+            return {"pid": 1, "configuration": str(superd.file)}
+        if request == "reload":
+            return {"number": 7}
+        outcome = {"notices": [], "problems": [], "code": 0, "changes": {"echo": "unchanged"}}
+        return {"state": next(states), **outcome}
+
+    def serve() -> None:
+        client, _ = server.accept()
+        with client, client.makefile("rw") as line:
+            for request in line:
+                line.write(json.dumps(answer(json.loads(request)["request"])) + "\n")
+                line.flush()
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(superd.directory / "control"))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        done = superd_here("reload", "-c", str(superd.file))
+        thread.join(PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "echo: unchanged\n", "")
+    assert asked == ["outline", "reload", *["reload-state"] * 3]
+
+
+def test_a_mistake_in_a_service_keeps_no_operator_from_the_daemon(
+    usual: Superd, superd_here: Say
+) -> None:
+    text = usual.file.read_text()
+    usual.file.write_text(f'{text}\n[service.x]\nplugin = 5\nlisten = "nowhere"\nuser = "none"\n')
+    for words in ("status", "log-level debug", "connections", "disable echo", "top", "stop"):
+        name, *more = words.split()
+        done = superd_here(name, "-c", str(usual.file), *more)
+        told = "service.echo: it is the last service that is enabled\n"
+        expected = (78, told) if name == "disable" else (0, "")
+        assert (done.returncode, done.stderr) == expected, words
 
 
 @pytest.mark.root

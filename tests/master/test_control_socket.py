@@ -14,14 +14,13 @@ from typing import Any
 
 import pytest
 
+from superd.cli.daemon import ControlConnection, ask
 from superd.errors import AddressInUse, NotPermitted, SuperdError
 from superd.master.control_socket import (
     LONGEST_REQUEST,
     MOST_CLIENTS,
     ControlSocket,
     Later,
-    Line,
-    ask,
     control_listener,
     line_of,
 )
@@ -99,9 +98,9 @@ def test_an_answer_of_ten_megabytes_arrives_whole(answering: Answering) -> None:
 
 def test_several_requests_of_one_connection_are_answered_in_order(tmp_path: Path) -> None:
     one = Answering(tmp_path / "control", "")
-    with contextlib.closing(one), Line(one.path) as line:
-        assert json.loads(line.ask("status")[0]) == {"request": "status"}
-        assert json.loads(line.ask("bans")[0]) == {"request": "bans"}
+    with contextlib.closing(one), ControlConnection(one.path) as connection:
+        assert json.loads(connection.ask("status")[0]) == {"request": "status"}
+        assert json.loads(connection.ask("bans")[0]) == {"request": "bans"}
     with contextlib.closing(Answering(tmp_path / "control", "")) as one, one.client() as client:
         client.sendall(b"one\ntwo\nnever\nthr")
         with client.makefile() as answers:

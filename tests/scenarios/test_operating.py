@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from superd.master.control_socket import ask
+from superd.cli.daemon import ask
 from superd.observe.connections import End
 from tests.conftest import Start
 from tests.support.clients import crowd, ending, is_open
@@ -249,7 +249,7 @@ def test_those_of_a_generation_that_drains_are_listed_and_killed_too(start_super
     served = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
     with served.connect("echo") as old, served.connect("echo") as kept:
         until(lambda: len(listed(served)) == 2, "both")
-        assert served.run("reload", "--wait").returncode == 0
+        assert served.run("reload").returncode == 0
         with served.connect("echo") as new:
             until(lambda: len(listed(served)) == 3, "the third")
             rows = {row["peer"]: row for row in listed(served)}

@@ -316,7 +316,7 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
     flag.touch()  # now the first start succeeds, which is the trial's, and the next one fails
     code, text = failed_upgrade(served)
     assert code == 1
-    assert text.startswith("superd: the workers stay those of before:\n")
+    assert text.startswith("superd: the workers of the former version keep serving:\n")
     assert re.search(r"^worker \d+ of pool root ended with code 3$", text, re.MULTILINE)
     assert (served.pid, served.workers()) == (pid, workers)
     assert answer_to(served.connect("h")) == b"served\n"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from superd.master.control_socket import ask
+from superd.cli.daemon import ask
 
 PATIENCE = 15.0  # seconds; a test that waits longer for an event has failed
 
