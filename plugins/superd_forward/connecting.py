@@ -16,15 +16,13 @@ from collections.abc import Iterator
 from functools import partial
 from itertools import zip_longest
 from operator import length_hint
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from superd.plugin import Unavailable
-from superd_forward.events import BROKEN, INPUT
-from superd_forward.loops import forget, remember
+from superd.plugin import Relayed, Unavailable
+from superd_forward.context import Context
+from superd_forward.loops import Chain, forget, remember
+from superd_forward.side import BROKEN, INPUT
 from superd_forward.targets import Target, Way
-
-if TYPE_CHECKING:
-    from superd_forward.relay import ForwardedConnection
 
 NEXT_ADDRESS = 0.25  # seconds (RFC 8305, 5)
 NO_ADDRESS = "its name has no address"
@@ -37,15 +35,32 @@ EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, 
 BROKEN_SINCE = frozenset((errno.ECONNRESET, errno.EPIPE))  # after it had been connected
 
 
+class ConnectingOwner(Protocol):
+    """The forwarded connection that is being connected, as far as it is called here."""
+
+    context: Context
+    conn: Relayed
+    chain: Chain
+    is_over: bool
+
+    def connected(
+        self, attempt: Attempt, target: Target, started: float, events: int, *, is_broken: bool
+    ) -> None: ...
+
+    def unreachable(self, why: str) -> None: ...
+
+    def cut(self) -> None: ...
+
+
 class Connecting:
     """Tries targets in their order for one connection, and calls it back once."""
 
     __slots__ = (
-        "attempts", "deadline", "next_at", "order", "relay", "started", "target", "ways", "why",
+        "attempts", "deadline", "next_at", "order", "owner", "started", "target", "ways", "why",
     )  # fmt: skip
 
-    def __init__(self, relay: ForwardedConnection, order: Iterator[Target]) -> None:
-        self.relay = relay
+    def __init__(self, owner: ConnectingOwner, order: Iterator[Target]) -> None:
+        self.owner = owner
         self.order = order
         self.attempts: list[Attempt] = []
         self.ways: deque[Way] | tuple[()] = ()  # that are still to be tried
@@ -55,29 +70,29 @@ class Connecting:
 
     def start(self, last: str = "") -> None:
         """Go to the next target; give up where there is none, for what was wrong with the last."""
-        streams = self.relay.streams
+        context = self.owner.context
         target = self.target = next(self.order, None)
         if target is None:
-            streams.connecting.discard(self)
-            self.relay.unreachable(last)
+            context.connecting.discard(self)
+            self.owner.unreachable(last)
             return
         target.entered()
         self.why = ""
         self.started = time.monotonic()
-        self.deadline = self.started + streams.connect_timeout
+        self.deadline = self.started + context.connect_timeout
         if target.way is not None:
             self._try(target.way)
         else:
-            streams.connecting.add(self)
-            streams.look_up(target.host, partial(self._found, target))
+            context.connecting.add(self)
+            context.look_up(target.host, partial(self._found, target))
 
     def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
         """Go on with the addresses that a target's name has; those of both families in turn."""
         if target is not self.target:
             return  # it was too late, and another is tried
-        streams = self.relay.streams
-        if streams.bind_to:
-            hosts = tuple(h for h in hosts if (":" in h) == (":" in streams.bind_to))
+        context = self.owner.context
+        if context.bind_to:
+            hosts = tuple(h for h in hosts if (":" in h) == (":" in context.bind_to))
         first = [host for host in hosts if (":" in host) == (":" in hosts[0])]
         second = [host for host in hosts if host not in first]
         both = (host for pair in zip_longest(first, second) for host in pair if host)
@@ -92,11 +107,11 @@ class Connecting:
             self._next_target(self.why or NO_ADDRESS)
 
     def _try(self, way: Way) -> None:
-        streams = self.relay.streams
+        context = self.owner.context
         try:
-            attempt = Attempt(self, streams.connect(way), way)
+            attempt = Attempt(self, context.connect(way), way)
             self.attempts.append(attempt)
-            streams.poller.add(attempt.sock.fileno(), attempt)
+            context.poller.add(attempt.sock.fileno(), attempt)
         except BlockingIOError:  # the backlog of a unix socket is full, and nothing tells its end
             self.ways = deque((way, *self.ways))
         except OSError as error:
@@ -109,7 +124,7 @@ class Connecting:
             return
         if self.ways:
             self.next_at = time.monotonic() + NEXT_ADDRESS
-        streams.connecting.add(self)
+        context.connecting.add(self)
 
     def won(self, attempt: Attempt, events: int, *, is_broken: bool) -> None:
         """Leave the others, and go on with who has answered, be it broken since."""
@@ -118,7 +133,7 @@ class Connecting:
         assert target is not None
         self._leave()
         target.took()
-        self.relay.connected(attempt, target, self.started, events & INPUT, is_broken=is_broken)
+        self.owner.connected(attempt, target, self.started, events & INPUT, is_broken=is_broken)
 
     def lost(self, attempt: Attempt, why: str) -> None:
         """Go on where an address has not taken the connection."""
@@ -142,7 +157,7 @@ class Connecting:
         self._leave()
 
     def _leave(self) -> None:
-        self.relay.streams.connecting.discard(self)
+        self.owner.context.connecting.discard(self)
         self.ways = ()
         while self.attempts:
             self.attempts.pop().close()
@@ -154,17 +169,17 @@ class Connecting:
         self.cancel()
         # not at once, as all of many targets may fail at once
         go_on = partial(self._go_on, f"{target.name}: {why}")
-        self.relay.streams.loop.call_soon(go_on)
+        self.owner.context.loop.call_soon(go_on)
 
     def _go_on(self, last: str) -> None:
-        if not self.relay.is_over:
+        if not self.owner.is_over:
             self.start(last)
 
     def _give_up(self, error: OSError) -> None:
         assert self.target is not None
         text = f"cannot connect to {self.target.name}: {error.strerror}"
-        self.relay.cut()
-        self.relay.conn.failed(Unavailable(text, PAUSE))
+        self.owner.cut()
+        self.owner.conn.failed(Unavailable(text, PAUSE))
 
     def _note(self, way: Way, why: str) -> None:
         assert self.target is not None
@@ -189,8 +204,8 @@ class Attempt:
         self.way = way
         self.endpoint = None
         if way.may_loop:
-            relay = connecting.relay
-            self.endpoint = remember(sock, way.address.port, (*relay.chain, relay.streams))
+            owner = connecting.owner
+            self.endpoint = remember(sock, way.address.port, (*owner.chain, owner.context))
 
     def ready(self, events: int) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0
@@ -200,10 +215,10 @@ class Attempt:
             self.connecting.won(self, events, is_broken=error != 0)
 
     def failed(self, error: BaseException) -> None:
-        self.connecting.relay.conn.failed(error)
+        self.connecting.owner.conn.failed(error)
 
     def close(self) -> None:
         if self.endpoint is not None:
             forget(self.endpoint)
-        self.connecting.relay.streams.poller.forget(self.sock.fileno())
+        self.connecting.owner.context.poller.forget(self.sock.fileno())
         self.sock.close()

@@ -9,26 +9,36 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, cast
+from typing import Protocol
 
 from superd.plugin import Address, Poller
-from superd_forward.connecting import Connecting
 from superd_forward.memory import Memory
-from superd_forward.side import Nobody, Side
 from superd_forward.targets import Targets, Way
-from superd_forward.timers import Rounds
+from superd_forward.timers import Timers
 from superd_forward.title import Title
 
-if TYPE_CHECKING:
-    from superd_forward.relay import ForwardedConnection
-
-LOOK_AT_CONNECTING = 0.05
-LOOK_AT_HALF_CLOSED = 0.25
-LOOK_AT_BREAKING = 0.005
+# seconds between looks at all connections in that state
+CONNECTING_INTERVAL = 0.05
+HALF_CLOSED_INTERVAL = 0.25
+BREAKING_INTERVAL = 0.005
 IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): ports of different targets may be the same
 
 
-class Streams:
+class Connecting(Protocol):
+    """An attempt to connect, as the timers call it."""
+
+    def look(self, now: float) -> None: ...
+
+
+class Ending(Protocol):
+    """A connection that has ended on one side, as the timers call it."""
+
+    def reset_once_read(self) -> None: ...
+
+    def look_if_half_closed_too_long(self) -> None: ...
+
+
+class Context:
     """The sockets, the targets and the settings; `header` makes what precedes a client's bytes."""
 
     def __init__(
@@ -58,15 +68,14 @@ class Streams:
         self.header = header
         self.connections: dict[object, None] = {}  # and sources of datagrams
         self.title = Title(loop, lambda: self.connections)
-        self.nobody = cast(Side, Nobody())
-        self.connecting: Rounds[Connecting] = Rounds(
-            loop, LOOK_AT_CONNECTING, lambda connecting: connecting.look(time.monotonic())
+        self.connecting: Timers[Connecting] = Timers(
+            loop, CONNECTING_INTERVAL, lambda connecting: connecting.look(time.monotonic())
         )
-        self.breaking: Rounds[ForwardedConnection] = Rounds(
-            loop, LOOK_AT_BREAKING, lambda relay: relay.reset_once_read()
+        self.breaking: Timers[Ending] = Timers(
+            loop, BREAKING_INTERVAL, lambda relay: relay.reset_once_read()
         )
-        self.half_closed: Rounds[ForwardedConnection] = Rounds(
-            loop, LOOK_AT_HALF_CLOSED, lambda relay: relay.look_if_half_closed_too_long()
+        self.half_closed: Timers[Ending] = Timers(
+            loop, HALF_CLOSED_INTERVAL, lambda relay: relay.look_if_half_closed_too_long()
         )
 
     def connect(self, way: Way) -> socket.SocketType:

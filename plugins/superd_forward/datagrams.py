@@ -10,16 +10,13 @@ import socket
 import time
 from functools import partial
 from operator import length_hint
-from typing import TYPE_CHECKING
 
 from superd.plugin import DatagramRelay, End, RelayedDatagrams, Unavailable
 from superd_forward.connecting import EXHAUSTED, has_run_out
+from superd_forward.context import Context
 from superd_forward.loops import LOOP, Endpoint, chain_at, forget, remember
 from superd_forward.targets import Target, Targets
-from superd_forward.timers import Rounds
-
-if TYPE_CHECKING:
-    from superd_forward.context import Streams
+from superd_forward.timers import Timers
 
 BATCH = 64  # answers per wake-up: the others' turn comes before a flood is over
 MOST_WAITING = 64 * 1024  # bytes that wait for the address of a target
@@ -34,13 +31,13 @@ class Datagrams:
     datagram, or the last answer to it, and after so many `replies`, where that is not 0.
     """
 
-    def __init__(self, streams: Streams, targets: Targets, *, timeout: float, replies: int) -> None:
-        self.streams = streams
+    def __init__(self, context: Context, targets: Targets, *, timeout: float, replies: int) -> None:
+        self.context = context
         self.targets = targets
         self.timeout = timeout
         self.replies = replies
-        self.all: Rounds[ForwardedDatagrams] = Rounds(
-            streams.loop, LOOK, lambda relay: relay.look()
+        self.all: Timers[ForwardedDatagrams] = Timers(
+            context.loop, LOOK, lambda relay: relay.look()
         )
 
 
@@ -59,7 +56,7 @@ class ForwardedDatagrams(DatagramRelay):
         self.due = 0  # answers, where they are counted
         self.moved = 0
         self.active_at = self.started = time.monotonic()
-        header = shared.streams.header
+        header = shared.context.header
         self.header = b"" if header is None else header(conn.peer, conn.local)
         self._received = self._sent = 0
         self.endpoint: Endpoint | None = None  # of our socket to the target
@@ -67,7 +64,7 @@ class ForwardedDatagrams(DatagramRelay):
         chain = chain_at((peer.host or peer.path, peer.port, conn.local.port))
         self.chain = (*chain, shared)
         shared.all.add(self)
-        shared.streams.connections[self] = None
+        shared.context.connections[self] = None
         if shared in chain:
             conn.note(LOOP)
             self._over(End.UNREACHABLE)
@@ -135,17 +132,17 @@ class ForwardedDatagrams(DatagramRelay):
         if target.way is not None:
             self._found(target, (target.host,))
         else:
-            self.shared.streams.look_up(target.host, partial(self._found, target))
+            self.shared.context.look_up(target.host, partial(self._found, target))
 
     def _next_target_soon(self) -> None:
         """Not at once, as all of many targets may fail at once."""
-        self.shared.streams.loop.call_soon(self._next_target)
+        self.shared.context.loop.call_soon(self._next_target)
 
     def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
         if self.is_over or target is not self.target:
             return  # it was too late, and another is tried
-        streams = self.shared.streams
-        bind_to = streams.bind_to
+        context = self.shared.context
+        bind_to = context.bind_to
         why = "its name has no address"
         for host in hosts:
             if bind_to and host and (":" in host) != (":" in bind_to):
@@ -153,8 +150,8 @@ class ForwardedDatagrams(DatagramRelay):
             way = target.way or target.at(host)
             sock = None
             try:
-                sock = streams.connect(way)
-                streams.poller.add(sock.fileno(), self)
+                sock = context.connect(way)
+                context.poller.add(sock.fileno(), self)
             except OSError as error:
                 why = error.strerror or str(error)
                 if sock is not None:
@@ -168,7 +165,7 @@ class ForwardedDatagrams(DatagramRelay):
             self.sock = sock
             port = way.address.port
             self.endpoint = remember(sock, port, self.chain) if way.may_loop else None
-            streams.title.changed()
+            context.title.changed()
             self.conn.reached(way.name, time.monotonic() - self.started)
             waiting, self.waiting = self.waiting, []
             for data in waiting:
@@ -190,7 +187,7 @@ class ForwardedDatagrams(DatagramRelay):
 
     def ready(self, events: int) -> None:
         for _ in range(BATCH):
-            sock, buffer = self.sock, self.shared.streams.memory.buffer
+            sock, buffer = self.sock, self.shared.context.memory.buffer
             if sock is None:
                 return
             if buffer is None:
@@ -215,7 +212,7 @@ class ForwardedDatagrams(DatagramRelay):
                 self._over(End.SERVER)
                 return
         if self.sock is not None:
-            self.shared.streams.memory.again(self.sock.fileno(), self)
+            self.shared.context.memory.again(self.sock.fileno(), self)
 
     def failed(self, error: BaseException) -> None:
         self.conn.failed(error)
@@ -233,8 +230,8 @@ class ForwardedDatagrams(DatagramRelay):
     def cut(self) -> None:
         self.is_over = True
         self.shared.all.discard(self)
-        self.shared.streams.connections.pop(self, None)
-        self.shared.streams.title.changed()
+        self.shared.context.connections.pop(self, None)
+        self.shared.context.title.changed()
         self._leave_target()
 
     def _over(self, end: End) -> None:
@@ -249,7 +246,7 @@ class ForwardedDatagrams(DatagramRelay):
         if self.sock is not None:
             if self.endpoint is not None:
                 forget(self.endpoint)
-            self.shared.streams.poller.forget(self.sock.fileno())
+            self.shared.context.poller.forget(self.sock.fileno())
             with contextlib.suppress(OSError):
                 self.sock.close()
             self.sock = self.last = None

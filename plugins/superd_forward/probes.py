@@ -6,16 +6,17 @@ import asyncio
 import random
 import socket
 from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import Field
 
-from superd.net.closing import reset_on_close
-from superd.plugin import Options, PositiveDuration
+from superd.plugin import (
+    Options,
+    PositiveDuration,
+    reset_on_close,
+)
+from superd_forward.context import Context
 from superd_forward.targets import Target
-
-if TYPE_CHECKING:
-    from superd_forward.context import Streams
 
 MOST_EXPECTED = 4096  # bytes that are read until the answer is not the expected one
 
@@ -29,7 +30,7 @@ class Probe(Options):
     rise: Annotated[int, Field(ge=1, description="successes in a row until it is up again")] = 2
 
 
-async def keep_probing(target: Target, probe: Probe, streams: Streams, header: bytes) -> None:
+async def keep_probing(target: Target, probe: Probe, context: Context, header: bytes) -> None:
     """Probe a target for ever; workers and targets each at their own moment. `header` precedes
     what is sent.
     """
@@ -38,7 +39,7 @@ async def keep_probing(target: Target, probe: Probe, streams: Streams, header: b
     await asyncio.sleep(random.uniform(0, probe.every / 10))  # noqa: S311  no secret
     while True:
         try:
-            why = await asyncio.wait_for(_ask(target, probe, streams, header), probe.timeout)
+            why = await asyncio.wait_for(_ask(target, probe, context, header), probe.timeout)
         except TimeoutError:
             why = "no answer in time"
         except OSError as error:
@@ -52,18 +53,18 @@ async def keep_probing(target: Target, probe: Probe, streams: Streams, header: b
         await asyncio.sleep(probe.every)
 
 
-async def _ask(target: Target, probe: Probe, streams: Streams, header: bytes) -> str:
+async def _ask(target: Target, probe: Probe, context: Context, header: bytes) -> str:
     """Connect, send and read; return what is wrong, or nothing."""
     loop = asyncio.get_running_loop()
     way = target.way
     if way is None:
         found: asyncio.Future[tuple[str, ...]] = loop.create_future()
-        streams.look_up(target.host, partial(_settle, found))
+        context.look_up(target.host, partial(_settle, found))
         hosts = await found
         if not hosts:
             return "its name has no address"
         way = target.at(hosts[0])
-    with socket.socket(fileno=streams.connect(way).detach()) as sock:
+    with socket.socket(fileno=context.connect(way).detach()) as sock:
         if not way.is_unix:  # where it is done, or has failed, at once
             await loop.sock_connect(sock, way.sockaddr)
         if question := header + probe.send.encode():

@@ -12,18 +12,13 @@ import os
 import socket
 import time
 from operator import length_hint
-from typing import TYPE_CHECKING
 
-from superd.net.closing import reset_on_close, undelivered
-from superd.plugin import End, Relay, Relayed
+from superd.plugin import End, Relay, Relayed, reset_on_close, undelivered
 from superd_forward.connecting import Attempt, Connecting
-from superd_forward.events import INPUT
+from superd_forward.context import Context
 from superd_forward.loops import LOOP, Endpoint, chain_of, forget
-from superd_forward.side import Side
+from superd_forward.side import INPUT, NO_SIDE, Side
 from superd_forward.targets import Target
-
-if TYPE_CHECKING:
-    from superd_forward.context import Streams
 
 AT_ONCE = 1.0  # seconds in which a target may show that it does not want what it has taken
 PATIENCE = 10.0  # seconds that somebody may read nothing of what precedes a reset
@@ -33,15 +28,15 @@ class ForwardedConnection(Relay):
     """A client's side and its target's, once there is one; until then `target_side` is None."""
 
     __slots__ = (
-        "chain", "client", "conn", "connecting", "cut_short", "deadline", "endpoint", "first",
-        "is_over", "order", "passed", "seen", "streams", "target", "target_side",
+        "chain", "client", "conn", "connecting", "context", "cut_short", "deadline", "endpoint",
+        "first", "is_over", "order", "passed", "seen", "target", "target_side",
     )  # fmt: skip
 
-    def __init__(self, streams: Streams, sock: socket.SocketType, conn: Relayed) -> None:
-        self.streams = streams
+    def __init__(self, context: Context, sock: socket.SocketType, conn: Relayed) -> None:
+        self.context = context
         self.conn = conn
-        self.client = Side(self, sock, streams.memory)
-        self.client.other = streams.nobody
+        self.client = Side(self, sock, context.memory)
+        self.client.other = NO_SIDE
         self.target_side: Side | None = None
         self.target: Target | None = None
         self.first: End | None = None  # who has ended its input first
@@ -53,11 +48,11 @@ class ForwardedConnection(Relay):
         self.connecting: Connecting | None = None
         self.endpoint: Endpoint | None = None  # of our socket to the target
         self.chain = chain_of(sock)  # the services that it has come through
-        self.order = iter(streams.targets.order(conn))
-        streams.poller.add(self.client.descriptor, self.client)
-        streams.connections[self] = None
+        self.order = iter(context.targets.order(conn))
+        context.poller.add(self.client.descriptor, self.client)
+        context.connections[self] = None
         try:
-            if streams in self.chain:
+            if context in self.chain:
                 self.unreachable(LOOP)
             else:
                 self._connect()
@@ -102,15 +97,15 @@ class ForwardedConnection(Relay):
         now = time.monotonic()
         self.deadline = now + AT_ONCE
         if target.in_a_row:
-            self.streams.loop.call_later(AT_ONCE, self.lasts, target)
+            self.context.loop.call_later(AT_ONCE, self.lasts, target)
         self.conn.reached(attempt.way.name, now - started)
-        self.streams.title.changed()
-        side = self.target_side = Side(self, sock, self.streams.memory)
+        self.context.title.changed()
+        side = self.target_side = Side(self, sock, self.context.memory)
         side.other, client.other = client, side
         side.is_broken = is_broken
-        self.streams.poller.hand_over(side.descriptor, side)
-        if self.streams.header is not None:
-            header = self.streams.header(self.conn.peer, self.conn.local)
+        self.context.poller.hand_over(side.descriptor, side)
+        if self.context.header is not None:
+            header = self.context.header(self.conn.peer, self.conn.local)
             side.keep(memoryview(header))
             side.flush()
         if client.unread and side.kept is None:
@@ -146,7 +141,7 @@ class ForwardedConnection(Relay):
             return
         if other.kept is None:
             other.end()
-        self.streams.half_closed.add(self)
+        self.context.half_closed.add(self)
 
     def flushed(self, side: Side) -> None:
         """A side has taken what was kept for it."""
@@ -199,7 +194,7 @@ class ForwardedConnection(Relay):
             self._over(End.RESET)  # nobody is to be connected to any more
         else:
             self.seen = -1
-            self.streams.half_closed.add(self)
+            self.context.half_closed.add(self)
 
     def _may_try_another(self) -> bool:
         """Go to the next target where this one has reset the connection before anything passed."""
@@ -218,7 +213,7 @@ class ForwardedConnection(Relay):
             self.endpoint = None
         side.close()
         self.target_side = None
-        self.client.other, self.client.unread = self.streams.nobody, INPUT
+        self.client.other, self.client.unread = NO_SIDE, INPUT
         self._connect()
         return True
 
@@ -235,7 +230,7 @@ class ForwardedConnection(Relay):
             self.seen, self.deadline = left, now + PATIENCE
         if left and now < self.deadline:
             side.other.close()
-            self.streams.breaking.add(self)
+            self.context.breaking.add(self)
             return
         reset_on_close(side.sock)
         self._over(self.cut_short)
@@ -244,7 +239,7 @@ class ForwardedConnection(Relay):
         """End it where one side has ended or was reset, and nothing has passed for a while."""
         if self.cut_short is not None:
             return  # the deadline is that of the reset
-        now, limit = time.monotonic(), self.streams.half_close_timeout
+        now, limit = time.monotonic(), self.context.half_close_timeout
         if not limit and any(side is not None and side.is_broken for side in self._sides):
             limit = PATIENCE
         waiting = sum(len(s.kept or ()) + undelivered(s.sock) for s in self._sides if s is not None)
@@ -278,19 +273,18 @@ class ForwardedConnection(Relay):
             self.connecting = None
         if self.endpoint is not None:
             forget(self.endpoint)
-        del self.streams.connections[self]
-        self.streams.title.changed()
-        self.streams.half_closed.discard(self)
-        self.streams.breaking.discard(self)
-        nobody = self.streams.nobody
+        del self.context.connections[self]
+        self.context.title.changed()
+        self.context.half_closed.discard(self)
+        self.context.breaking.discard(self)
         for side in self._sides:
             if side is not None:
                 side.close()
-                side.other = nobody
-        if not self.streams.connections:
-            self.streams.memory.pipes.close_spare()
+                side.other = NO_SIDE
+        if not self.context.connections:
+            self.context.memory.pipes.close_spare()
         if self.target is not None:
             self.target.left()
             self.target.succeeded()
             self.target = None
-        self.client, self.target_side = nobody, None  # circles would wait to be collected
+        self.client, self.target_side = NO_SIDE, None  # circles would wait to be collected

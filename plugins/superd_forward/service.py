@@ -12,14 +12,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from superd.config.model import Service as Entry
-from superd.net.addresses import ANY_IPV4, ANY_IPV6
-from superd.net.destinations import Destination, parse_destination
-from superd.net.proxy import OWN_HEADER_V1, OWN_HEADER_V2, proxy_header_v1, proxy_header_v2
 from superd.plugin import (
+    ANY_IPV4,
+    ANY_IPV6,
+    OWN_HEADER_V1,
+    OWN_HEADER_V2,
     Address,
     DatagramRelay,
+    Destination,
     Duration,
+    Entry,
     Options,
     PositiveDuration,
     Relay,
@@ -27,8 +29,11 @@ from superd.plugin import (
     RelayedDatagrams,
     Service,
     WrongOption,
+    parse_destination,
+    proxy_header_v1,
+    proxy_header_v2,
 )
-from superd_forward.context import Streams
+from superd_forward.context import Context
 from superd_forward.datagrams import Datagrams, ForwardedDatagrams
 from superd_forward.probes import Probe, keep_probing
 from superd_forward.relay import ForwardedConnection
@@ -140,7 +145,7 @@ class Forward(Service):
     options_model = ForwardOptions
     options: ForwardOptions
 
-    streams: Streams
+    context: Context
     datagrams: Datagrams
 
     def check(self, entry: Entry) -> None:
@@ -209,7 +214,7 @@ class Forward(Service):
     def start(self) -> None:
         loop = asyncio.get_running_loop()
         options, entry = self.options, self.entry
-        self.streams = Streams(
+        self.context = Context(
             loop,
             self.poller,
             self._targets(datagrams=False),
@@ -222,7 +227,7 @@ class Forward(Service):
             header=HEADERS[options.proxy_protocol or ""],
         )
         self.datagrams = Datagrams(
-            self.streams,
+            self.context,
             self._targets(datagrams=True),
             timeout=options.datagram_timeout,
             replies=options.datagram_replies,
@@ -230,19 +235,19 @@ class Forward(Service):
         self.probing = set[asyncio.Task[None]]()
         if options.probe is not None:
             header = OWN_HEADERS[options.proxy_protocol or ""]
-            for target in (*self.streams.targets.all, *self.datagrams.targets.all):
-                probing = keep_probing(target, options.probe, self.streams, header)
+            for target in (*self.context.targets.all, *self.datagrams.targets.all):
+                probing = keep_probing(target, options.probe, self.context, header)
                 self.probing.add(loop.create_task(probing))
 
     def relay(self, sock: socket.SocketType, conn: Relayed) -> Relay:
-        return ForwardedConnection(self.streams, sock, conn)
+        return ForwardedConnection(self.context, sock, conn)
 
     def relay_datagrams(self, conn: RelayedDatagrams) -> DatagramRelay:
         return ForwardedDatagrams(self.datagrams, conn)
 
     def status(self) -> list[dict[str, str | int | float]]:
         now = time.monotonic()
-        both = (*self.streams.targets.all, *self.datagrams.targets.all)
+        both = (*self.context.targets.all, *self.datagrams.targets.all)
         return [target.row(now) for target in both]
 
     def close(self) -> None:

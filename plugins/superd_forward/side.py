@@ -7,16 +7,22 @@ not fit is kept, at most a buffer or a pipe, and its sender is not read from unt
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 from select import EPOLLOUT
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol, cast
 
-from superd_forward.events import BROKEN, ENDED, INPUT, URGENT, USUAL
+from superd.plugin import Relayed
+from superd_forward.context import Context
 from superd_forward.memory import PORTION, Memory
 from superd_forward.pipes import Pipe, is_at_mark
 
-if TYPE_CHECKING:
-    from superd_forward.relay import ForwardedConnection
+# epoll(7) events of a socket, by what they mean here
+USUAL = select.EPOLLIN | select.EPOLLOUT  # input, and nothing else to act on
+URGENT = select.EPOLLPRI  # an out-of-band byte: reading stops there although more may follow
+BROKEN = select.EPOLLERR
+ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+INPUT = select.EPOLLIN | ENDED
 
 AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 UNTIL_NONE = ENDED | URGENT
@@ -28,8 +34,26 @@ BULK = 8  # portions of that size in a row
 TAKES_NOTHING: Final = b""  # in the place of what is kept: not connected yet, or broken
 
 
-class Nobody:
-    """Stands for the other side until there is one."""
+class SideOwner(Protocol):
+    """The forwarded connection that a side belongs to, as far as a side calls it."""
+
+    context: Context
+    conn: Relayed
+    is_over: bool
+
+    def ended(self, side: Side) -> None: ...
+
+    def broke(self, side: Side) -> None: ...
+
+    def refused(self, side: Side) -> None: ...
+
+    def flushed(self, side: Side) -> None: ...
+
+    def will_not_last(self) -> None: ...
+
+
+class NoSide:
+    """The other side while there is none: it takes nothing."""
 
     kept = TAKES_NOTHING
 
@@ -43,13 +67,13 @@ class Side:
 
     __slots__ = (
         "bulk", "count", "descriptor", "has_ended", "is_broken", "kept", "memory", "other",
-        "relay", "sock", "unread", "until_none",
+        "owner", "sock", "unread", "until_none",
     )  # fmt: skip
 
     other: Side
 
-    def __init__(self, relay: ForwardedConnection, sock: socket.SocketType, memory: Memory) -> None:
-        self.relay = relay
+    def __init__(self, owner: SideOwner, sock: socket.SocketType, memory: Memory) -> None:
+        self.owner = owner
         self.sock = sock
         self.memory = memory
         self.descriptor = sock.fileno()
@@ -75,16 +99,16 @@ class Side:
                 self.is_broken = True
             if self.has_ended:
                 if self.is_broken:
-                    self.relay.broke(self)
+                    self.owner.broke(self)
             elif self.other.kept is not None:
                 self.unread |= events
                 if self.is_broken:
-                    self.relay.will_not_last()
+                    self.owner.will_not_last()
             else:
                 self.pull(events)
 
     def failed(self, error: BaseException) -> None:
-        self.relay.conn.failed(error)
+        self.owner.conn.failed(error)
 
     def pull(self, events: int) -> None:
         """Pass on what there is to read. Where nothing tells of an end, less than a whole portion
@@ -100,10 +124,10 @@ class Side:
             except BlockingIOError:
                 return
             except OSError:
-                self.relay.broke(self)
+                self.owner.broke(self)
                 return
             if not size:
-                self.relay.ended(self)
+                self.owner.ended(self)
                 return
             self.count += size
             if size >= LARGE:
@@ -115,13 +139,13 @@ class Side:
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self.relay.refused(other)
+                self.owner.refused(other)
                 return
             if sent < size:
                 self.unread = INPUT
                 other.keep(buffer[sent:size])
                 if self.is_broken:
-                    self.relay.will_not_last()
+                    self.owner.will_not_last()
                 return
             if size < PORTION and not events & self.until_none:
                 return
@@ -140,7 +164,7 @@ class Side:
         for side in (self, self.other):
             side.sock.setblocking(False)  # splice(2) has no flag for that
         is_done = self._splice(pipe)
-        if self.relay.is_over:
+        if self.owner.is_over:
             pipe.close()
         elif self.other.kept is not pipe:
             self.memory.pipes.give_back(pipe)
@@ -161,24 +185,24 @@ class Side:
                     self.bulk = BULK
                 return True
             except OSError:
-                self.relay.broke(self)
+                self.owner.broke(self)
                 return True
             if not size:
                 if is_at_mark(self.sock):
                     return False
-                self.relay.ended(self)
+                self.owner.ended(self)
                 return True
             self.count += size
             try:
                 is_empty = pipe.empty(self.other.descriptor)
             except OSError:
-                self.relay.refused(self.other)
+                self.owner.refused(self.other)
                 return True
             if not is_empty:
                 self.bulk, self.unread = BULK, INPUT
                 self.other.kept = pipe
                 if self.is_broken:
-                    self.relay.will_not_last()
+                    self.owner.will_not_last()
                 return True
         self.bulk = BULK
         self.memory.again(self.descriptor, self)
@@ -209,10 +233,10 @@ class Side:
         except BlockingIOError:
             return
         except OSError:
-            self.relay.refused(self)
+            self.owner.refused(self)
             return
         self.kept = None
-        self.relay.flushed(self)
+        self.owner.flushed(self)
 
     def take_nothing(self) -> None:
         """Let go of what was kept, as it cannot be sent any more."""
@@ -228,5 +252,8 @@ class Side:
     def close(self) -> None:
         self.take_nothing()
         if self.sock.fileno() >= 0:  # else the descriptor may be another's by now
-            self.relay.streams.poller.forget(self.descriptor)
+            self.owner.context.poller.forget(self.descriptor)
             self.sock.close()
+
+
+NO_SIDE: Final = cast(Side, NoSide())

@@ -11,8 +11,13 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 
-from superd.net.destinations import Destination
-from superd.plugin import Address, Client, Level, Transport
+from superd.plugin import (
+    Address,
+    Client,
+    Destination,
+    Level,
+    Transport,
+)
 
 NONBLOCKING = socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 

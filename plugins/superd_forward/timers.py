@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
-T = TypeVar("T", bound=Hashable)
+T = TypeVar("T")
 
 
-class Rounds(Generic[T]):
+class Timers(Generic[T]):
     """Calls `look(member)` for each every `interval` seconds; costs nothing while there is none."""
 
     def __init__(

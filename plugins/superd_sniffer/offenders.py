@@ -9,7 +9,7 @@ import ipaddress
 from collections import deque
 from collections.abc import Sequence
 
-from superd.net.patterns import IPNetwork
+from superd.plugin import IPNetwork
 
 MOST_HOSTS = 10_000
 

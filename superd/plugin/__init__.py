@@ -14,6 +14,8 @@ def superd_services() -> list[type[Service]]:
     return [Shout]
 """
 
+from superd.config.lists import Networks
+from superd.config.model import Service as Entry
 from superd.config.values import (
     Duration,
     FilePath,
@@ -23,7 +25,16 @@ from superd.config.values import (
     Size,
     Strings,
 )
-from superd.net.addresses import Address, Transport
+from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
+from superd.net.closing import reset_on_close, undelivered
+from superd.net.destinations import Destination, parse_destination
+from superd.net.patterns import IPNetwork
+from superd.net.proxy import (
+    OWN_HEADER_V1,
+    OWN_HEADER_V2,
+    proxy_header_v1,
+    proxy_header_v2,
+)
 from superd.observe.connections import End
 from superd.observe.records import Level
 from superd.plugin.connection import BlockingConnection, Client, Connection, LineTooLong
@@ -48,16 +59,24 @@ from superd.plugin.service import (
 
 __all__ = [
     "Address",
+    "ANY_IPV4",
+    "ANY_IPV6",
     "BlockingConnection",
     "Client",
     "Connection",
     "DatagramRelay",
+    "Destination",
     "Duration",
     "End",
+    "Entry",
     "FilePath",
+    "IPNetwork",
     "Level",
     "LineTooLong",
+    "Networks",
     "Options",
+    "OWN_HEADER_V1",
+    "OWN_HEADER_V2",
     "Polled",
     "Poller",
     "PositiveDuration",
@@ -76,4 +95,9 @@ __all__ = [
     "WrongOption",
     "hookimpl",
     "inherited_environment",
+    "parse_destination",
+    "proxy_header_v1",
+    "proxy_header_v2",
+    "reset_on_close",
+    "undelivered",
 ]

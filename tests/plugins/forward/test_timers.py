@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from superd_forward.timers import Rounds
+from superd_forward.timers import Timers
 
 
 def test_a_mistake_in_one_round_does_not_end_the_rounds() -> None:
@@ -17,8 +17,8 @@ def test_a_mistake_in_one_round_does_not_end_the_rounds() -> None:
 
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(lambda loop, context: None)
-        rounds: Rounds[str] = Rounds(loop, 0.01, look)
-        rounds.add("x")
+        timers: Timers[str] = Timers(loop, 0.01, look)
+        timers.add("x")
         while len(calls) < 3:
             await asyncio.sleep(0.01)
         return len(calls)
