@@ -19,7 +19,7 @@ from superd.config.loading import load
 from superd.config.model import Daemon
 from superd.errors import ExitCode, SuperdError, UsageError, reason
 from superd.listen.inherited import Inheritance, take_inherited
-from superd.listen.listeners import Listener
+from superd.listen.listener import Listener
 from superd.master.plan.plan import Plan, plan
 from superd.master.signals import end_on_term
 from superd.master.start import make_runtime_directory, serve

@@ -22,7 +22,7 @@ from superd.listen.binding import (
     set_owner_and_mode,
 )
 from superd.listen.failures import explained
-from superd.listen.listeners import Listener
+from superd.listen.listener import Listener
 from superd.net.addresses import Transport
 
 SETTABLE = ("backlog", "keepalive", "nodelay", "wait")  # of an entry, and nothing keeps us from it

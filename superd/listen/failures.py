@@ -11,15 +11,12 @@ import os
 import resource
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 from superd.listen.binding import file_at
+from superd.listen.listener import Listener
 from superd.net.addresses import Address
-
-if TYPE_CHECKING:
-    from superd.listen.listeners import Listener
 
 
 class TooManyAddresses(SuperdError):

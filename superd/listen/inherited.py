@@ -21,7 +21,8 @@ from functools import partial
 from superd.config.model import Service
 from superd.errors import UsageError, printable
 from superd.listen.binding import identity, mode_of, prepare, unlink_own
-from superd.listen.listeners import Listener, sockets_of
+from superd.listen.listener import Listener
+from superd.listen.listeners import sockets_of
 from superd.net.addresses import ANY_IPV4, Address, Transport
 
 FIRST = 3  # SD_LISTEN_FDS_START

@@ -6,110 +6,20 @@ NotPermitted or SuperdError, with one line for each address that could not be bo
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
-import select
 import socket
-import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from superd.config.model import Service
 from superd.errors import AddressInUse
-from superd.listen.binding import bind, file_at, identity, unlink_own
+from superd.listen.binding import bind, file_at, identity
 from superd.listen.failures import Failures, TooManyAddresses
+from superd.listen.listener import Listener
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 
-Entrance = socket.socket
-MADE_BY = ("mode", "uid", "gid", "greets")  # what addresses that are the same may differ in
-SO_MEMINFO = 55  # Linux; socket has no name for it
-SHOWN = 5  # addresses, where there are many
-
-
-@dataclass
-class Listener:
-    """One bound socket of one service. `asked` is what its entry says, where 0 is any free port;
-    `address` has the port that was really bound.
-    """
-
-    service: str
-    entry: Service
-    asked: Address
-    address: Address
-    socket: socket.socket
-    shares_port: bool = False  # with a listener of ours at another local address
-    file: tuple[int, int] | None = None  # device and inode of a unix socket's file
-    entrance: Entrance | None = None  # where connections are put in that tcpmux passes on
-    backlog: int = 0  # what the kernel made of the entry's
-    is_given: bool = False  # it belongs to who started superd, and so does its file
-
-    @property
-    def takes_ipv4(self) -> bool:
-        """Whether it serves IPv4, too, as none does that superd has bound to [::]."""
-        if self.is_closed or self.address.host != ANY_IPV6:
-            return False
-        return not self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-
-    @property
-    def is_closed(self) -> bool:
-        """Whether it was past mending, and nobody has made it anew yet."""
-        return self.socket.fileno() < 0
-
-    def close(self) -> None:
-        """Remove the socket's file where it is still ours, and close the socket."""
-        if self.file is not None:
-            if not self.is_closed:  # by the copy that a reload has of it
-                unlink_own(self.address.path, self.file)
-            self.file = None
-        self.socket.close()
-        if self.entrance is not None:
-            self.entrance.close()
-
-    def start(self) -> None:
-        """Let clients in; datagrams have been coming since the socket was bound."""
-        if not self.address.transport.is_datagram and self.entrance is None:
-            self.socket.listen(self.entry.backlog)
-            self.backlog = self._backlog_in_force()
-
-    def repair(self) -> str | None:
-        """Undo what a worker may have done to the shared socket; return what it was.
-
-        Raises OSError where the socket cannot be mended and has to be made anew.
-        """
-        done = None
-        if self.entrance is not None:
-            if _is_shut_down(self.socket) or _is_shut_down(self.entrance):
-                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
-            return None
-        is_blocking = not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK
-        # a program that has it may well want it so; who reads datagrams here does not wait anyway
-        is_others = self.entry.wait or self.address.transport.is_datagram
-        if is_blocking and not is_others:
-            self.socket.setblocking(False)
-            done = "was made blocking"
-        if self.address.transport is not Transport.TCP:
-            if _is_shut_down(self.socket) or _is_connected(self.socket):
-                raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
-            if self.address.transport.is_datagram:
-                return done
-        elif not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            done = "was shut down"
-        elif self._backlog_in_force() < self.backlog:
-            done = "had its backlog taken away"
-        if done or self.address.transport.is_unix:
-            self.socket.listen(self.entry.backlog)
-        if done and self.address.port and self.socket.getsockname()[1] != self.address.port:
-            # shutdown(2) lets go of a port that the kernel had chosen, and listen(2) takes another
-            raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
-        return done
-
-    def _backlog_in_force(self) -> int:
-        """Return what tcpi_sacked is for a listening socket (tcp(7)); unix sockets do not tell."""
-        if self.address.transport.is_unix:
-            return 0
-        info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-        return int(struct.unpack_from("@I", info, 28)[0])
+# Addresses that compare equal may differ in these.
+DETAILS_OF_EQUAL_ADDRESSES = ("mode", "uid", "gid", "greets")
+MAX_ADDRESSES_SHOWN = 5
 
 
 def listen(
@@ -192,8 +102,10 @@ def listen(
 def _some(addresses: Iterable[Address]) -> str:
     """Return the first of many addresses, and how many more there are."""
     texts = sorted(map(str, addresses))
-    more = f" and {len(texts) - SHOWN} more" if len(texts) > SHOWN else ""
-    return ", ".join(texts[:SHOWN]) + more
+    more = (
+        f" and {len(texts) - MAX_ADDRESSES_SHOWN} more" if len(texts) > MAX_ADDRESSES_SHOWN else ""
+    )
+    return ", ".join(texts[:MAX_ADDRESSES_SHOWN]) + more
 
 
 def _kept(
@@ -228,7 +140,7 @@ def _known_by(address: Address, file: tuple[int, int] | None) -> object:
 
 def _gone_on_with(listener: Listener, name: str, service: Service, address: Address) -> Listener:
     """Return a listener with the same socket for another entry."""
-    how = {key: getattr(address, key) for key in MADE_BY}
+    how = {key: getattr(address, key) for key in DETAILS_OF_EQUAL_ADDRESSES}
     if listener.file is not None:
         how["path"] = address.path
     bound = replace(listener.address, **how)
@@ -257,11 +169,6 @@ def renew(closed: Listener) -> Listener:
     listener = _listener(closed.service, closed.entry, closed.address, share=closed.shares_port)
     listener.start()
     return replace(listener, asked=closed.asked)
-
-
-def dropped(sock: socket.socket) -> int:
-    """Return how many datagrams found the buffer of a socket full (sock_diag(7), SK_MEMINFO)."""
-    return int(struct.unpack("@9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[-1])
 
 
 def sockets_of(address: Address) -> tuple[Address, ...]:
@@ -307,17 +214,3 @@ def _listener(name: str, service: Service, address: Address, *, share: bool) -> 
         return listener
     bound = replace(address, port=sock.getsockname()[1])
     return Listener(name, service, address, bound, sock, shares_port=share)
-
-
-def _is_shut_down(sock: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(sock, select.POLLRDHUP)
-    return bool(poll.poll(0))
-
-
-def _is_connected(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True

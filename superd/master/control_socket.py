@@ -23,7 +23,8 @@ from typing import Any, Protocol
 
 from superd.config.model import Service
 from superd.errors import ExitCode, SuperdError, reason
-from superd.listen.listeners import Listener, listen
+from superd.listen.listener import Listener
+from superd.listen.listeners import listen
 from superd.net.addresses import Address, Transport
 from superd.net.credentials import ids_of_peer
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from superd.errors import ExitCode, SuperdError
-from superd.listen.listeners import Listener
+from superd.listen.listener import Listener
 from superd.master.change.changes import Changes
 from superd.master.commands import Commands
 from superd.master.context import Context, State

@@ -18,7 +18,8 @@ from superd.admission.tally import Tally
 from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
 from superd.listen.inherited import Inheritance, match
-from superd.listen.listeners import Listener, listen
+from superd.listen.listener import Listener
+from superd.listen.listeners import listen
 from superd.master.bans import Bans
 from superd.master.context import Context
 from superd.master.logs.log import Log, log_of

@@ -18,7 +18,8 @@ import pytest
 from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError
 from superd.listen.adopting import adopt
-from superd.listen.listeners import Listener, listen, renew
+from superd.listen.listener import Listener
+from superd.listen.listeners import listen, renew
 from superd.net.addresses import Transport
 from tests.support.harness import until
 

@@ -26,7 +26,8 @@ from superd.config.loading import load, load_again
 from superd.config.model import Service, Settings
 from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, reason, shown
 from superd.listen.adopting import adopt
-from superd.listen.listeners import Listener, listen
+from superd.listen.listener import Listener
+from superd.listen.listeners import listen
 from superd.master.context import Context
 from superd.master.logs.log import Log, log_of
 from superd.master.plan.plan import plan_of

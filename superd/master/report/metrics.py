@@ -15,7 +15,7 @@ from itertools import islice
 
 from superd import __version__
 from superd.admission.scoreboard import DURATIONS, REFUSALS, Count
-from superd.listen.listeners import dropped
+from superd.listen.listener import dropped
 from superd.master.context import Context, State
 from superd.master.report.status import state_of, why_not_ready
 from superd.net.addresses import Transport

@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from superd import __version__
-from superd.listen.listeners import dropped
+from superd.listen.listener import dropped
 from superd.master.context import Context
 from superd.master.plan.pools import Pool
 from superd.master.workers.generation import Slot

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from superd.listen.inherited import Inheritance, has_file, name_to_store
-from superd.listen.listeners import Listener
+from superd.listen.listener import Listener
 from superd.master.workers.generation import Generation
 
 MAX_DESCRIPTORS = 253  # in one message (SCM_MAX_FD)

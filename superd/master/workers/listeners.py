@@ -11,7 +11,8 @@ from collections.abc import Container, Iterator, Mapping
 
 from superd.config.model import TCPMUX, Service
 from superd.errors import reason
-from superd.listen.listeners import Listener, renew
+from superd.listen.listener import Listener
+from superd.listen.listeners import renew
 from superd.master.logs.log import Log
 from superd.net.addresses import Address, Transport
 

@@ -16,7 +16,7 @@ import pytest
 
 from superd.config.model import Service
 from superd.listen.adopting import adopt
-from superd.listen.listeners import Listener
+from superd.listen.listener import Listener
 from superd.net.addresses import Address, Transport
 from tests.conftest import Start
 from tests.plugins.sniffer.knocking import lines

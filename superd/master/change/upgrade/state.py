@@ -16,7 +16,7 @@ from typing import Any
 from superd import __version__
 from superd.admission.memory import nameless_file
 from superd.errors import SuperdError
-from superd.listen.listeners import Listener
+from superd.listen.listener import Listener
 from superd.master.change.reload import RUNTIME_FILES
 from superd.master.context import Context
 from superd.master.workers.generation import Slot

@@ -15,7 +15,7 @@ from superd.admission.scoreboard import Scoreboard
 from superd.admission.tally import Tally
 from superd.config.loading import load_again
 from superd.config.model import Confinement, Service
-from superd.listen.listeners import Listener
+from superd.listen.listener import Listener
 from superd.master.change.reload import Reload
 from superd.master.change.upgrade.state import State, address_of
 from superd.master.logs.log import Log
