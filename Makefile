@@ -5,17 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-.PHONY: run test bench check soak clean
+# The suite mostly waits for daemons, so it has more processes than the machine has cores.
+PYTEST := $(BIN)/python -m pytest -q
+PARALLEL := -n 4 --dist worksteal
+
+.PHONY: run test test-all soak bench check clean
 
 run: $(READY)
 	$(BIN)/superd run -c conf/superd.toml
 
 test: $(READY)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
-# the hazards in full length: minutes, not seconds
+# Every test, also the slow ones: many rounds, and foreign programs.
+test-all: $(READY)
+	$(PYTEST) $(PARALLEL) --slow $(PYTEST_ARGS)
+
+# The endurance tests too, one after the other: minutes each.
 soak: $(READY)
-	$(BIN)/python -m pytest --soak $(PYTEST_ARGS)
+	$(PYTEST) --slow --soak $(PYTEST_ARGS)
 
 bench: $(READY)
 	$(BIN)/python -m tests.bench $(BENCH_ARGS)

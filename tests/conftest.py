@@ -15,11 +15,13 @@ Start = Callable[..., Superd]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="run the hazards in full length")
+    parser.addoption("--slow", action="store_true", help="run the slow tests, too")
+    parser.addoption("--soak", action="store_true", help="run the endurance tests, too")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "root: needs root; CI has it")
+    config.addinivalue_line("markers", "slow: takes many seconds; runs with --slow only")
     config.addinivalue_line("markers", "soak: takes minutes; runs with --soak only")
     config.addinivalue_line("markers", "tool(name, ...): needs these programs")
 
@@ -28,8 +30,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
-        if item.get_closest_marker("soak") and not config.getoption("--soak"):
-            item.add_marker(pytest.mark.skip(reason="long; runs with --soak"))
+        for name in ("slow", "soak"):
+            if item.get_closest_marker(name) and not config.getoption(f"--{name}"):
+                item.add_marker(pytest.mark.skip(reason=f"{name}; runs with --{name}"))
         for mark in item.iter_markers("tool"):
             missing = [name for name in mark.args if shutil.which(name) is None]
             if missing:
