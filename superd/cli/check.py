@@ -23,13 +23,14 @@ from superd.plugin.registry import installed
 OK = "configuration OK"
 
 
-def check(files: Sequence[Path]) -> int:
+def check(files: Sequence[Path], file: Path | None = None) -> int:
     """Check each file and raise all problems of all of them at once."""
     problems: list[Problem] = []
     plugins = installed()
-    for file in files or [configuration_file(None)]:
+    named = [*files, *([file] if file else [])]
+    for one in named or [configuration_file(None)]:
         try:
-            configuration = load(file)
+            configuration = load(one)
         except ConfigurationError as error:
             problems += error.problems
             continue

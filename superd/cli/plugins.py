@@ -23,15 +23,22 @@ from superd.plugin.service import kinds_of, models_of
 from superd.process.isolated import run_isolated
 
 
+def plugins(file: Path | None, name: str | None, *, as_json: bool) -> int:
+    """List all installed plugins, or show the one of this name."""
+    if name:
+        return show_plugin(name, as_json=as_json)
+    return list_plugins(file, as_json=as_json)
+
+
 def list_plugins(file: Path | None, *, as_json: bool) -> int:
     """Print all installed plugins."""
     used = _uses(file)
-    plugins = [one for first in installed().values() for one in (first, *first.rivals)]
+    found = [one for first in installed().values() for one in (first, *first.rivals)]
     if as_json:
-        print(json.dumps([_row(plugin, used.get(plugin.name, [])) for plugin in plugins], indent=2))
+        print(json.dumps([_row(plugin, used.get(plugin.name, [])) for plugin in found], indent=2))
         return int(ExitCode.OK)
     rows = [["NAME", "DISTRIBUTION", "VERSION", "KIND", "USED BY"]]
-    for plugin in plugins:
+    for plugin in found:
         kinds, uses = ", ".join(plugin.kinds) or "?", ", ".join(used.get(plugin.name, [])) or "-"
         rows.append([plugin.name, plugin.distribution, plugin.version, kinds, uses])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -67,10 +74,10 @@ def _uses(file: Path | None) -> dict[str, list[str]]:
 
 def show_plugin(name: str, *, as_json: bool) -> int:
     """Print what a plugin does, its options, and an entry to start from."""
-    plugins = installed()
-    if name not in plugins:
-        raise SuperdError(f"there is no plugin {shown(name)}{did_you_mean(name, list(plugins))}")
-    outcome = run_isolated({name: lambda: describe(plugins[name])})[name]
+    known = installed()
+    if name not in known:
+        raise SuperdError(f"there is no plugin {shown(name)}{did_you_mean(name, list(known))}")
+    outcome = run_isolated({name: lambda: describe(known[name])})[name]
     if outcome.failure:
         raise SuperdError(blamed(name, outcome.failure))
     print(json.dumps(outcome.result, indent=2) if as_json else "\n".join(_lines(outcome.result)))

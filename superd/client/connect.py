@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from superd.client.packets import QUIET, Datagrams
 from superd.client.reaching import Deadline, connect, datagram_sockets, duration, parse
@@ -19,8 +20,8 @@ from superd.net.destinations import Destination
 
 
 @dataclass(frozen=True)
-class Manner:
-    """How the two sides are to be connected."""
+class ConnectOptions:
+    """How to connect, and what to do at the end of the input."""
 
     half_close: bool = True
     by_lines: bool = False
@@ -32,37 +33,42 @@ class Manner:
     insecure: bool = False
 
 
-def connect_two_ways(address: str, manner: Manner) -> int:
-    """Connect standard input and output with an address; exit 0 when both sides have ended."""
+def run(address: str, **options: Any) -> int:
+    """Run the command; the keyword arguments are the fields of ConnectOptions."""
+    return connect_two_ways(address, ConnectOptions(**options))
+
+
+def connect_two_ways(address: str, options: ConnectOptions) -> int:
+    """Connect standard input and output to an address; exit 0 once both sides have ended."""
     target = parse(address)
-    seconds = duration("--timeout", manner.timeout)
+    seconds = duration("--timeout", options.timeout)
     is_datagram = target.transport is not None and target.transport.is_datagram
     is_stream = target.transport in (None, Transport.TCP, Transport.UNIX)
-    if manner.tls and not is_stream:
+    if options.tls and not is_stream:
         raise UsageError(f"--tls goes with tcp and unix, not with {target}")
-    if manner.source and target.path:
+    if options.source and target.path:
         raise UsageError(f"--source goes with tcp and udp, not with {target}")
-    if not manner.tls and (manner.authorities or manner.server_name or manner.insecure):
+    if not options.tls and (options.authorities or options.server_name or options.insecure):
         raise UsageError("--ca, --server-name and --insecure go with --tls")
     with contextlib.ExitStack() as stack:
         if is_datagram:
-            sockets = datagram_sockets(target, Deadline(seconds), manner.source)
-            source, sink = stack.enter_context(_standard(manner.by_lines))
+            sockets = datagram_sockets(target, Deadline(seconds), options.source)
+            source, sink = stack.enter_context(_standard(options.by_lines))
             quiet = QUIET if seconds is None else seconds
             datagrams = Datagrams(
-                target, sockets, source, sink, quiet=quiet, by_lines=manner.by_lines
+                target, sockets, source, sink, quiet=quiet, by_lines=options.by_lines
             )
             stack.callback(datagrams.close)
             datagrams.run()
             return int(ExitCode.OK)
-        stream = stack.enter_context(_stream(target, manner, Deadline(seconds)))
-        source, sink = stack.enter_context(_standard(manner.by_lines))
+        stream = stack.enter_context(_stream(target, options, Deadline(seconds)))
+        source, sink = stack.enter_context(_standard(options.by_lines))
         conversation = Conversation(
             str(target),
             stream,
             source,
             sink,
-            half_close=manner.half_close,
+            half_close=options.half_close,
             idle=seconds,
             size=BUFFER if is_stream else PACKET,
         )
@@ -86,18 +92,18 @@ def _standard(by_lines: bool) -> Iterator[tuple[Input, Output]]:
 
 
 @contextlib.contextmanager
-def _stream(target: Destination, manner: Manner, deadline: Deadline) -> Iterator[Stream]:
+def _stream(target: Destination, options: ConnectOptions, deadline: Deadline) -> Iterator[Stream]:
     """Yield a connection, encrypted where that is asked for."""
-    if not manner.tls:
-        connection, _ = connect(target, deadline, manner.source)
+    if not options.tls:
+        connection, _ = connect(target, deadline, options.source)
         with connection:
             yield Plain(connection)
         return
     from superd.client.encryption import Trust, encrypted  # late: it brings OpenSSL
 
-    server_name = target.host if manner.server_name is None else manner.server_name
-    trust = Trust(server_name, manner.authorities, insecure=manner.insecure)
-    connection, _ = connect(target, deadline, manner.source)
+    server_name = target.host if options.server_name is None else options.server_name
+    trust = Trust(server_name, options.authorities, insecure=options.insecure)
+    connection, _ = connect(target, deadline, options.source)
     with connection:
         stream = encrypted(connection, str(target), trust, deadline)
         try:

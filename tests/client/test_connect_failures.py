@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from superd.client.connect import Manner, connect_two_ways
+from superd.client.connect import ConnectOptions, connect_two_ways
 from superd.errors import UsageError
 from tests.client.peers import connect, connecting, endpoint, free_port, peer
 from tests.support.harness import PATIENCE, receive_all
@@ -100,25 +100,27 @@ def test_a_source_that_is_not_ours() -> None:
 @pytest.mark.parametrize(
     ("address", "manner", "told"),
     [
-        ("host", Manner(), "expected a host and a port"),
-        ("ftp://host:1", Manner(), "unixpacket://"),
-        ("127.0.0.1:0", Manner(), "port 0 cannot be connected to"),
-        ("127.0.0.1:no-such-port", Manner(), "neither a port nor a name"),
-        ("unix://relative", Manner(), "expected an absolute path"),
-        ("127.0.0.1:7", Manner(timeout="soon"), "--timeout: expected a duration"),
-        ("udp://127.0.0.1:7", Manner(tls=True), "--tls goes with tcp"),
-        ("127.0.0.1:7", Manner(authorities="file"), "go with --tls"),
-        ("127.0.0.1:7", Manner(tls=True, authorities="/none"), "--ca /none: No such file"),
+        ("host", ConnectOptions(), "expected a host and a port"),
+        ("ftp://host:1", ConnectOptions(), "unixpacket://"),
+        ("127.0.0.1:0", ConnectOptions(), "port 0 cannot be connected to"),
+        ("127.0.0.1:no-such-port", ConnectOptions(), "neither a port nor a name"),
+        ("unix://relative", ConnectOptions(), "expected an absolute path"),
+        ("127.0.0.1:7", ConnectOptions(timeout="soon"), "--timeout: expected a duration"),
+        ("udp://127.0.0.1:7", ConnectOptions(tls=True), "--tls goes with tcp"),
+        ("127.0.0.1:7", ConnectOptions(authorities="file"), "go with --tls"),
+        ("127.0.0.1:7", ConnectOptions(tls=True, authorities="/none"), "--ca /none: No such file"),
         (
             "127.0.0.1:7",
-            Manner(tls=True, authorities="/dev/null"),
+            ConnectOptions(tls=True, authorities="/dev/null"),
             "--ca /dev/null: it holds no certificate",
         ),
-        ("unix:///none", Manner(tls=True), "--server-name"),
-        ("unix:///none", Manner(source="127.0.0.1"), "--source goes with tcp"),
+        ("unix:///none", ConnectOptions(tls=True), "--server-name"),
+        ("unix:///none", ConnectOptions(source="127.0.0.1"), "--source goes with tcp"),
     ],
 )
-def test_what_cannot_be_is_a_mistake_of_usage(address: str, manner: Manner, told: str) -> None:
+def test_what_cannot_be_is_a_mistake_of_usage(
+    address: str, manner: ConnectOptions, told: str
+) -> None:
     with pytest.raises(UsageError, match=re.escape(told)) as caught:
         connect_two_ways(address, manner)
     assert caught.value.exit_code == 2
