@@ -8,11 +8,13 @@ as long as a write takes. Raises OSError where it cannot be opened, and only the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from pathlib import Path
 
 MODE = 0o640
+FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
 PORTION = 1 << 20
 
 
@@ -26,8 +28,9 @@ class RotatingFile:
         self.size = size
         self.head = head
         self.lost = 0
-        self._file = _opened(path, os.O_APPEND)
-        self._older = [_opened(Path(f"{path}.{number}"), 0) for number in range(1, files)]
+        current, *older = _names(path, files)
+        self._file = _opened(current, os.O_APPEND)
+        self._older = [_opened(one, 0) for one in older]
 
     def write(self, pieces: list[bytes]) -> None:
         """Append pieces, each of which is in one file as a whole."""
@@ -79,5 +82,21 @@ class RotatingFile:
             os.close(file)
 
 
+def check_writable(path: Path, files: int) -> None:
+    """Raise the OSError with which RotatingFile could not open its files; create none of them."""
+    for one in _names(path, files):
+        try:
+            os.close(os.open(one, FLAGS))
+        except FileNotFoundError:
+            if not path.parent.is_dir():
+                raise
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(one)) from None
+
+
+def _names(path: Path, files: int) -> list[Path]:
+    return [path, *(Path(f"{path}.{number}") for number in range(1, files))]
+
+
 def _opened(path: Path, flag: int) -> int:
-    return os.open(path, flag | os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
+    return os.open(path, FLAGS | flag | os.O_CREAT, MODE)

@@ -27,7 +27,7 @@ from superd_sniffer.history import Knock, Notebook
 from superd_sniffer.offenders import Culprits
 from superd_sniffer.ports import port_names
 from superd_sniffer.recognisers.guess import guess
-from superd_sniffer.rotating import RotatingFile
+from superd_sniffer.rotating import RotatingFile, check_writable
 
 MOST_HEARD = 64 * 1024
 LEAST_SIZE = 256 * 1024  # of a file: more than any piece
@@ -100,6 +100,11 @@ class Sniffer(Service):
             for path, head in ((options.output, b""), (options.pcap, pcap.header()))
             if path is not None
         ]
+
+    def preflight(self) -> None:
+        for path in (self.options.output, self.options.pcap):
+            if path is not None:
+                check_writable(path, self.options.files)
 
     def start(self) -> None:
         self.loop = loop = asyncio.get_running_loop()

@@ -35,7 +35,8 @@ def check(files: Sequence[Path], file: Path | None = None) -> int:
             problems += error.problems
             continue
         prepare = os.geteuid() == 0 and not configuration.problems
-        problems += preflight(configuration, plugins, prepare=prepare).all_problems(configuration)
+        verdict = preflight(configuration, plugins, prepare=prepare, is_check=True)
+        problems += verdict.all_problems(configuration)
         problems += _logs_without_directory(configuration)
     if problems:
         raise ConfigurationError(problems)

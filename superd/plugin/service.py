@@ -164,6 +164,13 @@ class Service:
         that would be a way out of a jail.
         """
 
+    def preflight(self) -> None:
+        """Check for `superd check` that `prepare` would succeed, and change nothing.
+
+        Overridden by a plugin whose `prepare` creates files.
+        """
+        self.prepare()
+
     def close(self) -> None:
         """Let go of what `prepare` opened."""
 

@@ -16,6 +16,19 @@ Say = Callable[..., subprocess.CompletedProcess[str]]
 Install = Callable[[str, str], None]
 
 
+@pytest.fixture(autouse=True)
+def default_paths(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Place the default pid file, control socket and ban file of each test in its own directory.
+
+    Without it they are in /run/superd and /var/lib/superd, where a superd of this machine has its.
+    """
+    directory = tmp_path_factory.mktemp("default")
+    for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
+        monkeypatch.setenv(variable, str(directory))
+
+
 @pytest.fixture
 def superd_here(capfd: pytest.CaptureFixture[str]) -> Say:
     """Return a function that runs a command of superd in this process."""

@@ -256,3 +256,16 @@ def test_bad_input_is_told_in_one_line_and_touches_nothing_that_runs(
     assert exchange(running.connect("echo"), b"still here") == b"still here"
     assert running.run("status").returncode == 0  # its file has a mistake by now, and it answers
     assert running.run("stop").returncode == 0
+
+
+@pytest.mark.root
+def test_check_creates_no_file(tmp_path: Path, superd_here: Say) -> None:
+    options = 'output = "knocks.jsonl", pcap = "knocks.pcap", files = 3, capture = {}'
+    entry = f'[service.s]\nplugin = "sniffer"\nlisten = "tcp://*:7"\noptions = {{ {options} }}\n'
+    file = written(tmp_path, entry)
+    assert superd_here("check", str(file)).stdout == "configuration OK\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["superd.toml"]
+    written(tmp_path, entry.replace('"knocks.pcap"', '"missing/knocks.pcap"'))
+    done = superd_here("check", str(file))
+    told = "plugin sniffer failed in prepare: No such file or directory: "
+    assert (done.returncode, done.stderr.count(told)) == (78, 1)

@@ -154,7 +154,10 @@ def test_a_pid_file_that_is_named_has_to_be_possible(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.tool("unshare", "mount")
-def test_a_read_only_file_system_is_no_obstacle(tmp_path: Path) -> None:
+def test_a_read_only_file_system_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY")  # /run/superd it is, which cannot be made
     file = tmp_path / "superd.toml"
     file.write_text(ECHO)
     script = 'mount -t tmpfs -o ro tmpfs /run && exec "$@"'
@@ -182,7 +185,11 @@ def test_a_read_only_file_system_is_no_obstacle(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_a_user_without_a_home_has_a_place_for_runtime_files() -> None:
+def test_a_user_without_a_home_has_a_place_for_runtime_files(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY")
+
     def as_nobody_known() -> str:
         os.environ.pop("HOME", None)
         os.environ.pop("XDG_RUNTIME_DIR", None)

@@ -173,7 +173,7 @@ def test_a_mistake_in_a_service_keeps_no_operator_from_the_daemon(
 def test_another_user_is_told_whose_daemon_serves_the_file(tmp_path: Path) -> None:
     script = f"""
         set -e
-        mount -t tmpfs tmpfs /run
+        for place in /run /var/lib; do mount -t tmpfs tmpfs $place; done
         mount -t tmpfs tmpfs /mnt
         for name in one other; do mkdir /mnt/$name; cp superd.toml /mnt/$name; done
         "$@" start -c /mnt/one/superd.toml

@@ -278,7 +278,7 @@ def test_two_configurations_of_one_user_run_side_by_side(tmp_path: Path) -> None
         (tmp_path / f"{name}.toml").write_text(ECHO.format(port=0))
     script = """
         set -e
-        mount -t tmpfs tmpfs /run
+        for place in /run /var/lib; do mount -t tmpfs tmpfs $place; done
         for name in one two; do "$@" start -c $name.toml; done
         ls /run/superd
         cat /run/superd/*.pid

@@ -17,7 +17,7 @@ import pytest
 
 from superd.client.encryption import Encrypted, Trust, encrypted
 from superd.client.reaching import Deadline
-from tests.client.peers import connect, peer, program
+from tests.client.peers import connect, connecting, peer, program
 from tests.support.clients import reset
 from tests.support.harness import PATIENCE, receive_all
 from tests.support.programs import noise
@@ -149,12 +149,15 @@ def test_an_end_without_close_notify_is_told(
         assert client.recv(10) == b"read"
         end(client)
 
-    with tls_peer(certificate, handle) as address:
-        done = connect(
-            "--tls", "--no-half-close", "--ca", certificate.file, address, data=b"read", code=1
-        )
-    assert done.stdout == b"half a mess"
-    assert "without ending TLS: what came may be cut short" in done.stderr.decode()
+    trusted = ("--tls", "--no-half-close", "--ca", certificate.file)
+    with tls_peer(certificate, handle) as address, connecting(*trusted, address) as process:
+        assert process.stdout is not None
+        # A reset discards what the client has not read yet, so it waits until the client has
+        # read everything and says so.
+        assert process.stdout.read(11) == b"half a mess"
+        rest, told = process.communicate(b"read", PATIENCE)
+    assert (process.returncode, rest) == (1, b"")
+    assert "without ending TLS: what came may be cut short" in told.decode()
 
 
 def test_who_does_not_speak_tls_is_told_of() -> None:
@@ -173,6 +176,7 @@ def test_a_handshake_takes_no_longer_than_it_may() -> None:
     assert told == f"superd: no TLS with {address} in 0.2 s\n"
 
 
+@pytest.mark.tool("socat")
 def test_tls_over_a_unix_socket(certificate: Certificate, tmp_path: Path) -> None:
     path = str(tmp_path / "socket")
     trusted = ("--tls", "--ca", certificate.file, "--server-name", "localhost")

@@ -53,11 +53,16 @@ def logged(port: int, more: str = "") -> str:
 
 
 def run_in_own_mounts(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run a shell script, to which `"$@"` is superd, where what it mounts is nobody else's."""
+    """Run a shell script, to which `"$@"` is superd, in a mount namespace of its own.
+
+    Its default paths are those of the machine, so the script mounts over /run and /var/lib first.
+    """
+    made_by_systemd = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
         capture_output=True,
         text=True,
         cwd=directory,
+        env={name: value for name, value in os.environ.items() if name not in made_by_systemd},
         check=False,
     )

@@ -46,7 +46,11 @@ class Verdict:
 
 
 def preflight(
-    configuration: Configuration, plugins: Mapping[str, Plugin], *, prepare: bool
+    configuration: Configuration,
+    plugins: Mapping[str, Plugin],
+    *,
+    prepare: bool,
+    is_check: bool = False,
 ) -> Verdict:
     """Try all services, those that are not enabled too; `prepare` those that are."""
     verdict = Verdict()
@@ -58,7 +62,7 @@ def preflight(
             by_plugin.setdefault(entry.plugin, {})[name] = entry
     outcomes = run_isolated(
         {
-            plugin: _Preflight(configuration, plugins[plugin], services, prepare)
+            plugin: _Preflight(configuration, plugins[plugin], services, prepare, is_check)
             for plugin, services in by_plugin.items()
         }
     )
@@ -105,6 +109,7 @@ class _Preflight:
     plugin: Plugin
     services: Mapping[str, Service]
     prepare: bool
+    is_check: bool  # which creates no file
 
     def __call__(self) -> dict[str, Any]:
         clean_environment()
@@ -125,7 +130,7 @@ class _Preflight:
                 service = self._built(name, entry, kind, problems)
                 if service is not None and self.prepare and entry.enabled:
                     with self.plugin.taking("prepare"):
-                        service.prepare()
+                        service.preflight() if self.is_check else service.prepare()
                 if service is not None and service.looks_up:
                     looking_up.append(name)
                 if service is not None and entry.enabled:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from superd_sniffer.rotating import RotatingFile
+from superd_sniffer.rotating import RotatingFile, check_writable
 
 from tests.support.harness import until
 from tests.support.proc import descriptors
@@ -157,6 +157,26 @@ def test_all_is_opened_at_once_and_closed(tmp_path: Path) -> None:
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o640
     file.close()
     assert {one.number for one in descriptors(os.getpid())} == before
+
+
+def test_what_can_be_written_is_checked_without_creating_a_file(tmp_path: Path) -> None:
+    check_writable(tmp_path / "file", 3)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_bytes(b"kept")
+    check_writable(tmp_path / "file", 3)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"kept"]
+
+
+def test_what_cannot_be_written_is_an_error_of_the_check(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        check_writable(tmp_path / "missing" / "file", 1)
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(IsADirectoryError):
+        check_writable(tmp_path / "directory", 1)
+    (tmp_path / "link.1").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="symbolic links"):
+        check_writable(tmp_path / "link", 2)
+    assert not (tmp_path / "link").exists()
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:
