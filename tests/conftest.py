@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,10 +22,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    _use_no_default_path()
     config.addinivalue_line("markers", "root: needs root; CI has it")
     config.addinivalue_line("markers", "slow: takes many seconds; runs with --slow only")
     config.addinivalue_line("markers", "soak: takes minutes; runs with --soak only")
     config.addinivalue_line("markers", "tool(name, ...): needs these programs")
+
+
+def _use_no_default_path() -> None:
+    """Put superd's default paths into a directory of this test run: tests meet no other superd of
+    the machine, and leave nothing behind.
+    """
+    directory = tempfile.mkdtemp(prefix="superd-tests-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    for name in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY", "XDG_RUNTIME_DIR"):
+        os.environ[name] = directory
+    os.environ["SUPERD_CONFIG"] = f"{directory}/superd.toml"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

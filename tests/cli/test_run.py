@@ -18,6 +18,7 @@ from superd.net.addresses import parse_addresses
 from superd.process.isolated import run_isolated
 from tests.conftest import Start
 from tests.support import proc
+from tests.support.daemons import without_own_directories
 from tests.support.harness import PATIENCE, Superd, command, exchange, read_lines, refused, until
 
 ECHO = """
@@ -166,6 +167,7 @@ def test_a_read_only_file_system_is_no_obstacle(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env=without_own_directories(),
     )
     assert process.stdout is not None
     address = None
@@ -191,9 +193,8 @@ def test_a_user_without_a_home_has_a_place_for_runtime_files(
     monkeypatch.delenv("RUNTIME_DIRECTORY")
 
     def as_nobody_known() -> str:
-        os.environ.pop("HOME", None)
-        os.environ.pop("XDG_RUNTIME_DIR", None)
-        os.environ.pop("XDG_STATE_HOME", None)
+        for name in ("HOME", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
+            os.environ.pop(name, None)
         os.setresuid(54_321, 54_321, 54_321)
         return str(runtime_directory())
 

@@ -106,7 +106,7 @@ def test_ps_shows_who_is_forwarded_to_whom(started: list[Trial], tmp_path: Path)
     master = started[-1].pid
 
     def titles() -> str:
-        return output("ps", "-o", "args=", "--ppid", str(master)).decode()
+        return output("ps", "-ww", "-o", "args=", "--ppid", str(master)).decode()
 
     with connection(where["tcp"]) as client:
         source, number = client.getsockname()

@@ -57,12 +57,17 @@ def run_in_own_mounts(script: str, directory: Path) -> subprocess.CompletedProce
 
     Its default paths are those of the machine, so the script mounts over /run and /var/lib first.
     """
-    made_by_systemd = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
         capture_output=True,
         text=True,
         cwd=directory,
-        env={name: value for name, value in os.environ.items() if name not in made_by_systemd},
+        env=without_own_directories(),
         check=False,
     )
+
+
+def without_own_directories() -> dict[str, str]:
+    """Return the environment in which superd uses the machine's default paths; for namespaces."""
+    own = {"RUNTIME_DIRECTORY", "STATE_DIRECTORY", "XDG_RUNTIME_DIR", "SUPERD_CONFIG"}
+    return {name: value for name, value in os.environ.items() if name not in own}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from superd.cli.daemon import ask
+from tests.support import proc
 
 PATIENCE = 15.0  # seconds; a test that waits longer for an event has failed
 
@@ -177,14 +178,19 @@ class Superd:
         """Stop at once, if it still runs, and return the exit code."""
         if self.process is None:
             return 0
+        started: list[int] = []
         if self.process.poll() is None:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+                started = proc.descendants(self.pid)
                 self.signal(signal.SIGINT)
         try:
             code = self.process.wait(PATIENCE)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
+        for pid in started:  # programs outlive superd when it stops at once
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

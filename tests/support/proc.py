@@ -82,6 +82,18 @@ def children(pid: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def descendants(pid: int) -> list[int]:
+    """Return the children of `pid`, theirs, and so on."""
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            new = children(waiting.pop())
+            found += new
+            waiting += new
+    return found
+
+
 def descriptors(pid: int) -> list[Descriptor]:
     found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
