@@ -70,7 +70,10 @@ def test_a_daemon_serves_when_start_returns_and_is_gone_when_stop_does(
     assert again.stderr == f"superd: no superd runs with the pid file {superd.directory}/pid\n"
 
 
-@pytest.mark.parametrize("number", [20, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number",
+    [4, pytest.param(20, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
+)
 def test_nobody_who_connects_after_start_is_refused(configured: Configure, number: int) -> None:
     def start_and_connect(superd: Superd, port: int, times: int) -> int:
         for _ in range(times):

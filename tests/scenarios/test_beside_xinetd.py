@@ -21,7 +21,7 @@ from tests.support.proc import children
 from tests.support.programs import noise, public_directory, script
 from tests.support.xinetd import Xinetd
 
-pytestmark = [pytest.mark.root, pytest.mark.tool("xinetd")]
+pytestmark = [pytest.mark.root, pytest.mark.tool("xinetd"), pytest.mark.slow]
 
 INTERNAL = 0x1_8000_0000  # two signals of the C library's own, which its posix_spawn(3) ignores
 

@@ -56,7 +56,11 @@ listen = "tcp://127.0.0.1:{other}"
 
 @pytest.mark.parametrize(
     ("reloads", "upgrades", "kills"),
-    [(4, 2, 4), pytest.param(100, 20, 100, marks=pytest.mark.soak)],
+    [
+        (2, 1, 2),
+        pytest.param(4, 2, 4, marks=pytest.mark.slow),
+        pytest.param(100, 20, 100, marks=pytest.mark.soak),
+    ],
 )
 def test_nobody_is_lost(
     start_superd: Start, tmp_path: Path, reloads: int, upgrades: int, kills: int

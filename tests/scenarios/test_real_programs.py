@@ -28,6 +28,8 @@ from tests.support.programs import (
 )
 from tests.support.ssh import Ssh, separation
 
+pytestmark = pytest.mark.slow
+
 CLONES = 8
 
 SERVICE = """

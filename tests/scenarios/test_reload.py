@@ -456,7 +456,10 @@ def test_what_takes_a_restart_is_told(start_superd: Start, tmp_path: Path) -> No
     assert f"ban-file stays {served.directory}/bans: another one takes a restart" in done.stderr
 
 
-@pytest.mark.parametrize("number", [10, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number",
+    [3, pytest.param(10, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
+)
 def test_reloads_under_load_lose_nobody(start_superd: Start, number: int) -> None:
     port, other = free_ports(2)
     address = ("127.0.0.1", port)

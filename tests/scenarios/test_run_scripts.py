@@ -17,6 +17,8 @@ import pytest
 from tests.support.harness import PATIENCE, Superd, exchange, is_alive, until
 from tests.support.namespaces import need
 
+pytestmark = pytest.mark.slow
+
 CONF = Path(__file__).parent.parent.parent / "conf"
 TOML = """
 [service.echo]

@@ -110,7 +110,10 @@ def adopting() -> Iterator[None]:
     libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("number", [20, pytest.param(1000, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number",
+    [5, pytest.param(20, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
+)
 def test_term_at_any_moment_of_a_start_leaves_nobody_behind(
     adopting: None, tmp_path: Path, number: int
 ) -> None:

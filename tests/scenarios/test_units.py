@@ -100,6 +100,7 @@ DIRECTORIES = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")
 
 
 @pytest.mark.root
+@pytest.mark.slow
 @pytest.mark.tool(*PROGRAMS)
 @pytest.mark.parametrize(
     ("unit", "defaults"),

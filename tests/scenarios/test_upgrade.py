@@ -523,7 +523,10 @@ def test_a_supervisor_is_told_of_an_upgrade_and_keeps_the_same_sockets(
         told.close()
 
 
-@pytest.mark.parametrize("number", [6, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "number",
+    [2, pytest.param(6, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.soak)],
+)
 def test_upgrades_under_load_lose_nobody(
     start_superd: Start, installed: Path, tmp_path: Path, number: int
 ) -> None:

@@ -24,6 +24,8 @@ from tests.plugins.sniffer.test_ranges import echo, is_echo, reload, sniffer
 from tests.support.harness import ask_udp
 from tests.support.proc import children, memory
 
+pytestmark = pytest.mark.slow
+
 LOW = 10_000
 ECHO = LOW + 5
 ROOM = 500  # descriptors for everything else

@@ -13,6 +13,8 @@ import pytest
 from tests.plugins.sniffer.knocking import Knocks, Line, lines
 from tests.support.harness import Superd, until
 
+pytestmark = pytest.mark.slow
+
 TOOLS = {
     "curl -s http://127.0.0.1:{tcp}/path": "http",
     "curl -s --http2-prior-knowledge http://127.0.0.1:{tcp}/": "http2",

@@ -33,6 +33,8 @@ from tests.support.programs import (
 )
 from tests.support.ssh import Ssh, separation
 
+pytestmark = pytest.mark.slow
+
 LARGE = 5_000_000
 PARALLEL = 100
 

@@ -19,6 +19,8 @@ from tests.support.forwards import closings, forward, running
 from tests.support.harness import Superd, until
 from tests.support.programs import NOBODY, fed, noise, output, public_directory, run
 
+pytestmark = pytest.mark.slow
+
 # iperf3: one connection for control, others for data, or datagrams to the same port
 
 SIZE = 20_000_000
