@@ -27,7 +27,7 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
             raise
         known = services_in(file)
         if service in known:
-            text = f"there is no service {shown(service)}; one that is new takes a reload"
+            text = f"there is no service {shown(service)}; a new one takes a reload"
             raise SuperdError(text) from None
         raise no_such_service(service, known) from None
     rows = sorted(answer["connections"], key=lambda row: (row["service"], -row["age"]))

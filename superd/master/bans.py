@@ -1,7 +1,7 @@
-"""The bans of this superd: who is banned until when, why and by whom, and the file that keeps them.
+"""The bans of this superd: each with its end, author and reason, and the file that saves them.
 
-Runs in the master; workers see the table that it writes to. Never raises: a file that is damaged
-or cannot be written is reported, and the bans hold all the same.
+Runs in the master; workers read the table that it writes. Raises nothing: a file that is damaged or
+cannot be written is logged, and the bans stay in force.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from superd.master.logs.log import Log
 from superd.net.patterns import IPNetwork, parse_network, shown_network
 
 LONGEST_BAN = 366 * 86400.0  # seconds
-LONGEST_REASON = 200
-SAVE = 1.0  # seconds between two writes of the file
+LONGEST_REASON = 200  # characters
+SAVE_INTERVAL = 1.0  # seconds between two writes of the file
+FULL_WARNING_INTERVAL = 60.0  # seconds between two warnings that the table is full
 FILE_MODE = 0o600
-OPERATOR = "operator"  # who bans where no plugin does
+OPERATOR = "operator"  # author of the bans that no plugin made
 
 
 @dataclass(frozen=True)
 class Ban:
-    """One ban; `until` in seconds since 1970, as the file has it."""
+    """One ban; `until` is in seconds since 1970."""
 
     network: IPNetwork
     until: float
@@ -39,8 +40,8 @@ class Ban:
 
 
 class Bans:
-    """All bans, their table and their file. Those that another program has `listed` are gone on
-    with, and none else: the file may be older than some were lifted.
+    """All bans, their table and their file. After an upgrade they are those that the program before
+    has `listed`, and the file is not read: it may have bans that were lifted since.
     """
 
     def __init__(
@@ -53,9 +54,9 @@ class Bans:
         self._bans: dict[IPNetwork, Ban] = {}
         self._is_saved = True
         self._save_at = 0.0
-        self._told_full = 0.0
+        self._warn_full_at = 0.0
         if listed is not None:
-            self._go_on(map(ban_of, listed))
+            self._take_over(map(ban_of, listed))
         elif path is not None:
             self._read(path)
 
@@ -66,39 +67,39 @@ class Bans:
         return network in self._bans
 
     def protect(self, networks: Collection[IPNetwork]) -> None:
-        """Let no ban touch these networks; lift those that do."""
+        """Refuse bans that overlap these networks, and lift those that do."""
         self._protected = networks
         for network in [one for one in self._bans if self.protecting(one) is not None]:
             self.lift(network)
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return all bans as JSON, those that end first first."""
+        """Return all bans as JSON, ordered by their end."""
         ordered = sorted(self._bans.values(), key=lambda ban: ban.until)
         return [_as_json(ban) for ban in ordered]
 
     def protecting(self, network: IPNetwork) -> IPNetwork | None:
-        """Return the network of never-ban that a ban would touch."""
+        """Return the network of never-ban that a ban would overlap."""
         for one in self._protected:
             if one.version == network.version and one.overlaps(network):
                 return one
         return None
 
     def add(self, network: IPNetwork, seconds: float, by: str, why: str) -> str:
-        """Ban a network; return why that cannot be, or "". A plugin takes no ban from an operator:
-        where there is one it stays as it is, and where there are only such, there is no room.
+        """Ban a network; return why this is impossible, or "". A plugin cannot replace the ban of
+        an operator: it stays as it is, and a table full of such bans has no room for a plugin's.
         """
         if (protected := self.protecting(network)) is not None:
             names = shown_network(network), shown_network(protected)
             return "{} is protected by never-ban ({})".format(*names)
         if not 0 < seconds <= LONGEST_BAN:
-            return "a ban lasts for more than nothing and at most a year"
+            return f"expected a ban of more than 0 s and at most 366 days, found {seconds:g} s"
         if by != OPERATOR and network in self._bans and self._bans[network].by == OPERATOR:
             return ""
         ban = Ban(network, time.time() + seconds, by, printable(why)[:LONGEST_REASON])
-        return "" if self._enter(ban) else "there is no room for another ban"
+        return "" if self._enter(ban) else "there is no room for another ban; lift one first"
 
     def lift(self, network: IPNetwork) -> bool:
-        """End a ban; tell whether there was one."""
+        """End a ban; return whether there was one."""
         if self._bans.pop(network, None) is None:
             return False
         self.table.remove(network)
@@ -106,17 +107,17 @@ class Bans:
         return True
 
     def keep_time(self, now: float) -> None:
-        """End what is over and write the file where that is due; `now` of the monotonic clock."""
+        """Lift bans that are over, and write the file if it is due; `now` is monotonic time."""
         wall = time.time()
         over = [ban.network for ban in self._bans.values() if ban.until <= wall]
         for network in over:
             self.lift(network)
         if not self._is_saved and now >= self._save_at:
-            self._save_at = now + SAVE
+            self._save_at = now + SAVE_INTERVAL
             self.save()
 
     def save(self) -> None:
-        """Write the file, if something has changed."""
+        """Write the file, if the bans have changed."""
         if self._path is None or self._is_saved:
             return
         self._is_saved = True
@@ -130,7 +131,7 @@ class Bans:
                 os.fsync(descriptor)
             os.replace(fresh, self._path)
         except OSError as error:
-            self._log.error(f"bans cannot be kept in {self._path}: {reason(error)}")
+            self._log.error(f"cannot save bans to {self._path}: {reason(error)}")
 
     def _enter(self, ban: Ban) -> bool:
         if ban.network not in self._bans and len(self._bans) >= MOST:
@@ -144,16 +145,16 @@ class Bans:
         self._is_saved = False
         return True
 
-    def _go_on(self, bans: Iterable[Ban]) -> None:
+    def _take_over(self, bans: Iterable[Ban]) -> None:
         for ban in bans:
             if self.table.knows(ban.network):
                 self._bans[ban.network] = ban
-            else:  # the table is a new one
+            else:  # the table is new
                 self._enter(ban)
 
     def _make_room(self, *, by_operator: bool) -> None:
-        """Let the plugins' bans end that would end first; where there are none, for an operator's
-        the operators'. Some at once, as finding them takes a while.
+        """Lift the bans of plugins that would end first. For an operator's ban, if plugins have
+        none, lift those of operators. One hundredth at a time, since the search is slow.
         """
         bans = [ban for ban in self._bans.values() if ban.by != OPERATOR]
         if not bans and by_operator:
@@ -161,9 +162,9 @@ class Bans:
         for ban in nsmallest(MOST // 100, bans, key=lambda ban: ban.until):
             self.lift(ban.network)
         now = time.monotonic()
-        if bans and now >= self._told_full:
-            self._told_full = now + 60
-            self._log.warning(f"there are {MOST} bans; those that end first give way to others")
+        if bans and now >= self._warn_full_at:
+            self._warn_full_at = now + FULL_WARNING_INTERVAL
+            self._log.warning(f"there is room for {MOST} bans: the first to end make room")
 
     def _read(self, path: Path) -> None:
         try:
@@ -171,7 +172,7 @@ class Bans:
         except FileNotFoundError:
             return
         except OSError as error:
-            self._log.error(f"bans cannot be read from {path}: {reason(error)}")
+            self._log.error(f"cannot read bans from {path}: {reason(error)}")
             return
         damaged = 0
         for number, line in enumerate(lines, 1):
@@ -180,7 +181,7 @@ class Bans:
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 damaged += 1
                 if damaged == 1:
-                    self._log.error(f"{path}:{number}: this is no ban: {reason(error)}")
+                    self._log.error(f"{path}:{number}: not a saved ban: {reason(error)}")
             else:
                 if ban.until > time.time():
                     self._enter(ban)
@@ -193,13 +194,13 @@ class Bans:
         try:
             os.replace(path, aside)
         except OSError as error:
-            self._log.error(f"{path} cannot be set aside: {reason(error)}")
+            self._log.error(f"cannot rename {path}, which has damaged lines: {reason(error)}")
         else:
-            self._log.error(f"{damaged} damaged lines of {path} are in {aside} now")
+            self._log.error(f"{path} has {damaged} damaged lines; it is renamed to {aside}")
 
 
 def saved(path: Path) -> list[Ban]:
-    """Return the bans that a file has, without what is damaged in it."""
+    """Return the bans that a file has, without its damaged lines."""
     bans = []
     with contextlib.suppress(OSError):
         for line in path.read_bytes().decode(errors="backslashreplace").splitlines():
@@ -209,11 +210,11 @@ def saved(path: Path) -> list[Ban]:
 
 
 def ban_of(data: Any) -> Ban:
-    """Return the ban that JSON tells of; ValueError, TypeError or KeyError where it is none."""
+    """Return a ban from JSON; ValueError, TypeError or KeyError if it is invalid."""
     until, by, why = data["until"], data["by"], data.get("reason", "")
     is_number = isinstance(until, (int, float)) and not isinstance(until, bool)
     if not (is_number and 0 < until < 1e11 and isinstance(by, str) and isinstance(why, str)):
-        raise ValueError("a value is none")
+        raise ValueError("invalid value in a saved ban")
     return Ban(
         parse_network(data["network"]),
         min(float(until), time.time() + LONGEST_BAN),

@@ -62,7 +62,7 @@ class Commands:
             if not isinstance(arguments, dict) or not isinstance(arguments.get("request"), str):
                 raise ValueError("not an object")
         except (ValueError, RecursionError):
-            return {"error": 'a request is a line such as {"request": "status"}'}
+            return {"error": 'expected a request such as {"request": "status"}'}
         name = arguments.pop("request")
         if name not in self._commands:
             return {"error": f"there is no request {shown(name)}, only {', '.join(self._commands)}"}
@@ -102,14 +102,14 @@ class Commands:
         if error := self._context.bans.add(network, seconds, OPERATOR, str(reason)):
             return {"error": error}
         banned = f"banned {shown_network(network)} for {seconds:.0f} s"
-        self._context.log.info(f"{banned}, by the operator")
+        self._context.log.info(f"{banned} by the operator")
         return {}
 
     def _unban(self, address: str) -> Answer:
         network = parse_network(str(address))
         if not self._context.bans.lift(network):
             return {"error": f"{shown_network(network)} is not banned"}
-        self._context.log.info(f"{shown_network(network)} is not banned any more, by the operator")
+        self._context.log.info(f"ban of {shown_network(network)} lifted by the operator")
         return {}
 
     def _reopen(self) -> Answer:

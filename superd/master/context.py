@@ -25,7 +25,7 @@ from superd.master.workers.child import Child
 from superd.master.workers.generation import Generation, Slot
 
 
-class State(Enum):
+class MasterState(Enum):
     STARTING = "starting"
     SERVING = "serving"
     DRAINING = "draining"
@@ -77,7 +77,7 @@ class Context:
     pid_file: PidFile | None = None
     in_background: bool = False
     is_trial: bool = False  # of an upgrade: workers start, but listen on nothing
-    state: State = State.STARTING
+    state: MasterState = MasterState.STARTING
     since: float = field(default_factory=time.time)  # seconds since 1970
     generations: list[Generation] = field(default_factory=list)
     serial: int = 0  # of the worker that was started last
@@ -105,11 +105,11 @@ class Context:
 
     @property
     def is_starting(self) -> bool:
-        return self.state is State.STARTING
+        return self.state is MasterState.STARTING
 
     @property
     def is_serving(self) -> bool:
-        return self.state is State.SERVING
+        return self.state is MasterState.SERVING
 
     @property
     def is_up(self) -> bool:

@@ -1,10 +1,10 @@
-"""The control socket: `superd status` and others ask here, and are answered, in lines of JSON.
+"""The control socket: answers the requests of `superd status` and other commands, in lines of JSON.
 
-Runs in the master; superd/cli/daemon.py is the client's end. Only the daemon's user and root are
-heard, by the socket's mode and by what the kernel says of who has connected. A request is one line,
-as {"request": "status"}, and so is its answer; several are answered in order. A client that stalls
-costs one descriptor and is dropped after a while; nothing it sends can stop the master. Raises
-SuperdError where it cannot listen.
+Runs in the master; superd/cli/daemon.py is the client's half. Serves only the daemon's user and
+root, by the socket's mode and by the peer's credentials (unix(7), SO_PEERCRED). A request is one
+line, such as {"request": "status"}, and so is its answer; several are answered in order. A client
+that stalls costs one descriptor and is dropped after a while; nothing that it sends can stop the
+master. Raises SuperdError if it cannot listen.
 """
 
 from __future__ import annotations
@@ -28,38 +28,40 @@ from superd.listen.listeners import listen
 from superd.net.addresses import Address, Transport
 from superd.net.credentials import ids_of_peer
 
-MOST_CLIENTS = 16
-PATIENCE = 5.0  # seconds that a client may take to ask, or to take its answer
-LONGEST_WAIT = 3.0  # seconds until an answer that is to come is given as far as it is known
-LONGEST_REQUEST = 4096
+MAX_CLIENTS = 16
+CLIENT_TIMEOUT = 5.0  # seconds that a client may take to send a request, or to read its answer
+ANSWER_TIMEOUT = 3.0  # seconds until a pending answer is given with what is known by then
+MAX_REQUEST_BYTES = 4096
 
 _NOT_PERMITTED = int(ExitCode.NOT_PERMITTED)
 
 
 class Later(Protocol):
-    """An answer that is still to come."""
+    """An answer that is not known yet."""
 
     def begin(self, reply: Callable[[bytes], None]) -> None:
-        """Have `reply` called with the answer, once, and perhaps at once."""
+        """Call `reply` with the answer, once; this may happen before `begin` returns."""
 
     def give_up(self) -> None:
-        """Reply now, with what is known."""
+        """Call `reply` now, with what is known."""
 
 
 @dataclass(eq=False)
 class Client:
-    """Who asks, since when it is its turn, and what of its requests and answers is under way."""
+    """A connection to the control socket. `since` is when its time for the next step began, and
+    `is_last` means that it is dropped after the answer.
+    """
 
     socket: socket.socket
     since: float
     received: bytes = b""
     unsent: memoryview | None = None
     later: Later | None = None
-    is_last: bool = False  # the answer: it is dropped then
+    is_last: bool = False
 
 
 class ControlSocket:
-    """Answers requests; `answer(line)` gives what is to be sent, at once or later."""
+    """Answers requests; `answer(line)` returns an answer, or a Later."""
 
     def __init__(
         self,
@@ -72,15 +74,15 @@ class ControlSocket:
         self.listener = listener
         self.clients: set[Client] = set()
         self.is_accepting = False
-        self.look()
+        self.check()
 
-    def look(self) -> None:
-        """Drop those who stall, and accept again after a failure; called a few times a second."""
+    def check(self) -> None:
+        """Drop clients that stall, and accept again after a failure; called every second."""
         now = time.monotonic()
         for client in list(self.clients):
-            if client.later is None and now - client.since > PATIENCE:
+            if client.later is None and now - client.since > CLIENT_TIMEOUT:
                 self._drop(client)
-            elif client.later is not None and now - client.since > LONGEST_WAIT:
+            elif client.later is not None and now - client.since > ANSWER_TIMEOUT:
                 client.later.give_up()
         if not self.is_accepting:
             self.is_accepting = True
@@ -91,7 +93,7 @@ class ControlSocket:
             sock, _ = self.listener.socket.accept()
         except BlockingIOError:
             return
-        except OSError:  # no descriptor is free: whoever waits would make the loop spin
+        except OSError:  # EMFILE or the like: the pending connection would make the loop spin
             self.is_accepting = False
             self.selector.unregister(self.listener.socket)
             return
@@ -106,28 +108,29 @@ class ControlSocket:
         self._await_request(client)
 
     def _refusal(self, sock: socket.socket) -> dict[str, Any] | None:
-        """Return what to tell somebody who is not heard."""
+        """Return the answer to a client that is refused, or None."""
         try:
             uid, _ = ids_of_peer(sock)
-        except AttributeError:  # this system does not tell; the file is its owner's alone
+        except AttributeError:  # no peer credentials here; the socket's mode admits its owner only
             uid = os.geteuid()
         except OSError as error:
-            return {"error": f"cannot tell who asks: {reason(error)}", "code": _NOT_PERMITTED}
-        if uid not in (0, os.geteuid()):
-            text = f"user {uid} may not ask, only user {os.geteuid()}, whose daemon this is"
+            text = f"cannot find out the client's user: {reason(error)}"
             return {"error": text, "code": _NOT_PERMITTED}
-        if len(self.clients) >= MOST_CLIENTS:
-            return {"error": f"{MOST_CLIENTS} others are asking already; try again"}
+        if uid not in (0, os.geteuid()):
+            text = f"user {uid} may not use this control socket; expected user {os.geteuid()} or 0"
+            return {"error": text, "code": _NOT_PERMITTED}
+        if len(self.clients) >= MAX_CLIENTS:
+            return {"error": f"{MAX_CLIENTS} clients are connected already; try again"}
         return None
 
     def _await_request(self, client: Client) -> None:
         self._watch(client, selectors.EVENT_READ, self._receive)
 
     def _watch(self, client: Client, events: int, call: Callable[[Client], None]) -> None:
-        self._leave_alone(client)
+        self._unwatch(client)
         self.selector.register(client.socket, events, partial(call, client))
 
-    def _leave_alone(self, client: Client) -> None:
+    def _unwatch(self, client: Client) -> None:
         if client.socket in self.selector.get_map():
             self.selector.unregister(client.socket)
 
@@ -135,7 +138,7 @@ class ControlSocket:
         if client not in self.clients:
             return  # it was dropped in the same turn of the loop
         try:
-            data = client.socket.recv(LONGEST_REQUEST)
+            data = client.socket.recv(MAX_REQUEST_BYTES)
         except BlockingIOError:
             return
         except OSError:
@@ -144,14 +147,14 @@ class ControlSocket:
             self._drop(client)
             return
         client.received += data
-        self._take_up(client)
+        self._answer_next(client)
 
-    def _take_up(self, client: Client) -> None:
-        """Answer the next request, if it is there. While it is answered nothing more is read."""
+    def _answer_next(self, client: Client) -> None:
+        """Answer the next request if it is complete. Nothing is read until it is answered."""
         line, end, rest = client.received.partition(b"\n")
-        if len(line) > LONGEST_REQUEST:
+        if len(line) > MAX_REQUEST_BYTES:
             client.is_last = True
-            text = f"a request has at most {LONGEST_REQUEST} bytes"
+            text = f"expected a request of at most {MAX_REQUEST_BYTES} bytes"
             self._reply(client, line_of({"error": text}))
         elif not end:
             self._await_request(client)
@@ -162,7 +165,7 @@ class ControlSocket:
             if isinstance(answer, bytes):
                 self._reply(client, answer)
             else:
-                self._leave_alone(client)
+                self._unwatch(client)
                 client.later = answer
                 answer.begin(partial(self._reply, client))
 
@@ -175,7 +178,7 @@ class ControlSocket:
         self._watch(client, selectors.EVENT_WRITE, self._send)
 
     def _send(self, client: Client) -> None:
-        """Send as much of the answer as the client takes."""
+        """Send as much of the answer as the client's socket takes."""
         if client not in self.clients or client.unsent is None:
             return
         try:
@@ -189,13 +192,13 @@ class ControlSocket:
             self._drop(client)
         elif not client.unsent:
             client.since = time.monotonic()
-            self._take_up(client)
+            self._answer_next(client)
 
     def _drop(self, client: Client) -> None:
-        self._leave_alone(client)
+        self._unwatch(client)
         self.clients.remove(client)
-        with contextlib.suppress(OSError):  # it may have gone
-            client.socket.shutdown(socket.SHUT_RDWR)  # a child of ours may have the socket, too
+        with contextlib.suppress(OSError):  # it may have disconnected
+            client.socket.shutdown(socket.SHUT_RDWR)  # a forked child may have the socket, too
         client.socket.close()
 
     def close(self) -> None:
@@ -207,14 +210,14 @@ class ControlSocket:
 
 
 def line_of(answer: object) -> bytes:
-    """Return an answer as it is sent."""
+    """Return an answer in the form in which it is sent."""
     return json.dumps(answer).encode("ascii") + b"\n"
 
 
 def control_listener(path: Path) -> Listener:
     """Listen on the control socket."""
     address = Address(Transport.UNIX, path=str(path), mode=0o600)
-    entry = Service.model_construct(plugin="(control)", listen=(address,), backlog=MOST_CLIENTS)
+    entry = Service.model_construct(plugin="(control)", listen=(address,), backlog=MAX_CLIENTS)
     try:
         return listen({"control socket": entry})[0]
     except SuperdError as error:

@@ -16,7 +16,7 @@ from superd.errors import ExitCode, SuperdError
 from superd.listen.listener import Listener
 from superd.master.change.changes import Changes
 from superd.master.commands import Commands
-from superd.master.context import Context, State
+from superd.master.context import Context, MasterState
 from superd.master.control_socket import ControlSocket, control_listener
 from superd.master.report.queries import ReportQueries
 from superd.master.supervisor import KILL_AFTER, Supervisor, drain_time
@@ -61,7 +61,7 @@ class Master:
                 key.data()
             self._keep_time()
             if context.is_starting and context.current.is_ready:
-                context.state = State.SERVING
+                context.state = MasterState.SERVING
                 try:
                     ready()
                 except SuperdError as error:
@@ -107,16 +107,16 @@ class Master:
             self.handle_int()
             return
         self.context.log.info("stopping: connections may finish")
-        self.context.state = State.DRAINING
+        self.context.state = MasterState.DRAINING
         self._stop_listening()
         self.supervisor.signal(signal.SIGTERM)
         self._kill_at = time.monotonic() + drain_time(self.context.current)
 
     def handle_int(self) -> None:
         """INT, QUIT: stop at once."""
-        if self.context.state is not State.STOPPING:
+        if self.context.state is not MasterState.STOPPING:
             self.context.log.info("stopping at once")
-            self.context.state = State.STOPPING
+            self.context.state = MasterState.STOPPING
             self._stop_listening()
             self.supervisor.signal(signal.SIGQUIT)
             self._kill_at = time.monotonic() + KILL_AFTER
@@ -176,7 +176,7 @@ class Master:
         context = self.context
         self.supervisor.check(now)
         context.bans.keep_time(now)
-        context.rates.look(now, context.current.plan.services)
+        context.rates.sample(now, context.current.plan.services)
         if context.control is not None:
-            context.control.look()
+            context.control.check()
         self.supervisor.replace_workers_of(context.current.listeners.check())

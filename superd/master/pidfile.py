@@ -1,8 +1,8 @@
-"""The pid file: who holds its lock is the master, whatever number it contains.
+"""The pid file: the process that holds its lock is the master, whatever number it contains.
 
-Runs in the master, and in the command line, which asks for the holder. The lock dies with the
-process, so the file is never stale, and no number is ever signalled on trust (fcntl(2), F_GETLK).
-Raises SuperdError.
+Runs in the master, and in the command line, which looks up the holder. The lock ends with the
+process, so the file is never stale, and superd never signals a number just because a file contains
+it (fcntl(2), F_GETLK). Raises SuperdError.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 
-MASTER_TITLE = "superd: master "  # of the process, before the configuration that it serves
+MASTER_TITLE = "superd: master "  # of the process; the configuration's path follows
 
 _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 
@@ -25,13 +25,14 @@ _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 class PidFile:
     """A locked pid file. Keep it referenced for as long as the master lives.
 
-    `descriptor` is that of the program before an upgrade: the lock is the process's (fcntl(2)).
+    `descriptor` is the locked file of the program before an upgrade: the lock belongs to the
+    process, and outlives execve(2).
     """
 
     def __init__(self, path: Path, descriptor: int | None = None) -> None:
         self.path = path
         if descriptor is not None:
-            self.descriptor = descriptor  # what it has written is still true
+            self.descriptor = descriptor  # the number in it is still right
             return
         self.descriptor = self._locked()
         try:
@@ -65,7 +66,7 @@ class PidFile:
         return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
     def remove(self) -> None:
-        """Remove the file, then give up the lock."""
+        """Remove the file, then release the lock."""
         with contextlib.suppress(OSError):
             if self._is_still(self.descriptor):
                 os.unlink(self.path)
@@ -73,9 +74,9 @@ class PidFile:
 
 
 def holder(path: Path) -> int | None:
-    """Return the process that holds the lock; None where no superd runs with this pid file.
+    """Return the process that holds the lock; None if no superd runs with this pid file.
 
-    0 is one that cannot be seen from here: in another container, the same file.
+    0 means a process that is not visible here, such as one in another container with this file.
     """
     try:
         descriptor = _open(path, os.O_RDONLY)
@@ -92,7 +93,7 @@ def holder(path: Path) -> int | None:
 
 
 def _open(path: Path, flags: int) -> int:
-    """Open without following a link: the file is about to be written by root."""
+    """Open without following a symbolic link, since root is about to write the file."""
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o644)
     except OSError as error:
@@ -105,7 +106,7 @@ def _open(path: Path, flags: int) -> int:
     if not stat.S_ISREG(status.st_mode):
         mistake = "is not a regular file"
     elif status.st_nlink > 1:
-        mistake = "is another file, too (a hard link)"
+        mistake = "has more than one name (a hard link)"
     if mistake:
         os.close(descriptor)
         raise SuperdError(f"pid file {path}: {mistake}")

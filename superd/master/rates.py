@@ -1,6 +1,6 @@
-"""How many clients each service had in a second of late: of about the last minute.
+"""The rate at which each service accepted clients, over about the last minute.
 
-Runs in the master, whose loop turns anyway. Never raises.
+Runs in the master, at each of its checks. Raises nothing.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from collections.abc import Collection
 
 from superd.admission.scoreboard import Scoreboard
 
-INTERVAL = 5.0  # seconds
-KEPT = 12  # looks: a minute
+SAMPLE_INTERVAL = 5.0  # seconds
+KEPT_SAMPLES = 12  # one minute
 
 
 class Rates:
-    """What services had accepted by some moments of the last minute."""
+    """Samples of how many clients services had accepted, each with its monotonic time."""
 
     def __init__(self, scoreboard: Scoreboard) -> None:
         self._scoreboard = scoreboard
-        self._looks: deque[tuple[float, dict[str, int]]] = deque(maxlen=KEPT)
+        self._samples: deque[tuple[float, dict[str, int]]] = deque(maxlen=KEPT_SAMPLES)
 
-    def look(self, now: float, services: Collection[str]) -> None:
-        """Note what services have accepted by now, where it is time for that."""
-        if not self._looks or now >= self._looks[-1][0] + INTERVAL:
+    def sample(self, now: float, services: Collection[str]) -> None:
+        """Take a sample if one is due."""
+        if not self._samples or now >= self._samples[-1][0] + SAMPLE_INTERVAL:
             accepted = {name: self._scoreboard.accepted(name) for name in services}
-            self._looks.append((now, accepted))
+            self._samples.append((now, accepted))
 
     def rate(self, now: float, service: str) -> float | None:
-        """Return how many it accepted in a second; None where it is too new to tell."""
-        for then, accepted in self._looks:
+        """Return the clients accepted per second; None within a second of the first sample."""
+        for then, accepted in self._samples:
             if service in accepted:
                 if now - then < 1.0:
                     return None

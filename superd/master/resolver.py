@@ -1,7 +1,7 @@
-"""The master's half of the resolver: its socket, its process, and that there is one.
+"""The master's half of the resolver: its listener, and its process, which is restarted if it ends.
 
-Runs in the master, which never looks up a client's name itself. Never raises but OSError for a
-socket that cannot be made.
+Runs in the master, which never looks up a client's name itself. Raises only OSError, if the
+listener cannot be made.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ BACKLOG = 256
 
 
 class Resolver:
-    """Keeps a resolver running. Its listener stays, so that workers find its successor; over an
-    upgrade, too.
+    """Keeps a resolver process running. The listener stays, also over an upgrade, so workers reach
+    the next process at the same address.
     """
 
     def __init__(self, log: Log, listener: socket.socket | None = None) -> None:
         self.log = log
         self.pid: int | None = None
-        self.due = 0.0  # when to start the next one
-        self._line: socket.socket | None = None
+        self.due = 0.0  # when to start the next process, by the monotonic clock
+        self._channel: socket.socket | None = None
         self._throttle = Throttle()
         self._users = {os.geteuid()}
         self.listener = listener or _new_listener()
@@ -44,7 +44,7 @@ class Resolver:
         self.address = name.decode("ascii")
 
     def serve(self, pools: Iterable[Pool]) -> None:
-        """Let the users of some pools ask, too; a resolver that does not know them is replaced."""
+        """Admit the users of some pools; a process that does not know them yet is replaced."""
         users = {uid for pool in pools if (uid := pool.confinement.user) is not None}
         if users <= self._users:
             return
@@ -53,7 +53,7 @@ class Resolver:
             os.kill(self.pid, signal.SIGTERM)
 
     def keep_running(self, now: float) -> None:
-        """Start a resolver where there is none and one is due."""
+        """Start a process if there is none and its start is due."""
         if self.pid is not None or now < self.due:
             return
         confinement = Confinement()
@@ -62,39 +62,39 @@ class Resolver:
             confinement = Confinement(user=user, group=group)
         job = partial(main, self.listener, self._users, confinement, self.log.threshold)
         try:
-            self.pid, self._line = fork_child(job)
+            self.pid, self._channel = fork_child(job)
         except OSError as error:
             self.log.error(f"cannot start the resolver: {reason(error)}")
             self.due = now + self._throttle.delay(now, was_ready=False)
 
     def ended(self, code: int, now: float) -> None:
-        """It is gone and reaped."""
+        """Plan the start of the next process: this one has ended and was reaped."""
         self.pid = None
-        said = self._last_words()
-        failure = next((m.get("text", "") for m in said if m.get("kind") == FAILED), "")
-        was_ready = any(message.get("kind") == READY for message in said)
+        messages = self._read_rest()
+        failure = next((m.get("text", "") for m in messages if m.get("kind") == FAILED), "")
+        was_ready = any(message.get("kind") == READY for message in messages)
         delay = self._throttle.delay(now, was_ready=was_ready)
         self.due = now + delay
         why = f": {failure}" if failure else ""
         when = f"in {delay:.0f} s" if delay else "now"
         self.log.error(f"the resolver {how_it_ended(code)}{why}; its successor starts {when}")
 
-    def _last_words(self) -> list[dict[str, Any]]:
-        """Return what it has said, as far as that are messages: it may have been taken over."""
-        said: list[dict[str, Any]] = []
-        if self._line is not None:
-            with contextlib.suppress(OSError, ValueError), self._line as line:
-                words = islice(iter(lambda: line.recv(LARGEST), b""), ALLOWANCE)
-                said.extend(map(parsed, words))
-        self._line = None
-        return said
+    def _read_rest(self) -> list[dict[str, Any]]:
+        """Return its messages up to the first invalid one: it may have been taken over."""
+        messages: list[dict[str, Any]] = []
+        if self._channel is not None:
+            with contextlib.suppress(OSError, ValueError), self._channel as channel:
+                received = islice(iter(lambda: channel.recv(LARGEST), b""), ALLOWANCE)
+                messages.extend(map(parsed, received))
+        self._channel = None
+        return messages
 
     def close(self) -> None:
-        """End it, and let go of its socket."""
+        """Kill the process, and close the listener."""
         self.listener.close()
         pid, self.pid = self.pid, None
-        if self._line is not None:
-            self._line.close()
+        if self._channel is not None:
+            self._channel.close()
         if pid is not None:
             with contextlib.suppress(ProcessLookupError, ChildProcessError):
                 os.kill(pid, signal.SIGKILL)
@@ -103,6 +103,6 @@ class Resolver:
 
 def _new_listener() -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    listener.bind("")  # the kernel picks an abstract name, which is there in a jail too
+    listener.bind("")  # the kernel picks an abstract name, which a jail can reach, too
     listener.listen(BACKLOG)
     return listener

@@ -19,7 +19,7 @@ from superd import __version__
 from superd.admission.tally import Tally
 from superd.errors import SuperdError
 from superd.master.bans import Bans
-from superd.master.change.reload import RUNTIME_FILES, examined
+from superd.master.change.reload import RUNTIME_FILES, load_and_check
 from superd.master.change.upgrade.hand_on import SERVED, TRIAL
 from superd.master.change.upgrade.state import State, read
 from superd.master.change.upgrade.take_over import (
@@ -31,8 +31,7 @@ from superd.master.change.upgrade.take_over import (
     resolver_of,
     tally_of,
 )
-from superd.master.context import Context
-from superd.master.context import State as MasterState
+from superd.master.context import Context, MasterState
 from superd.master.logs.log import Log, log_of
 from superd.master.master import Master
 from superd.master.pidfile import MASTER_TITLE, PidFile
@@ -59,7 +58,7 @@ def main() -> int:
 
 
 def resume(state: State) -> int:
-    """Be the master from now on."""
+    """Take over from the program before, and be the master until superd stops."""
     notifier = Notifier()
     notifier.fd_store.take_up(state["stored"])
     plan = plan_in_force(state)
@@ -101,7 +100,7 @@ def resume(state: State) -> int:
         undo.callback(master.close)
         if state["control"] is not None:
             master.open_control(listener_of(state["control"], {}))
-        log.info(f"upgrade: superd {__version__} goes on in place of {state['version']}")
+        log.info(f"upgrade: superd {__version__} takes over from {state['version']}")
         context.upgrade = Upgraded(master.changes.reload(), state["upgrade"], state["version"])
         return run(master, ready=lambda: None)
 
@@ -125,7 +124,7 @@ def run_trial(state: State) -> int:
     listeners_of(state, plan.services)
     generations_of(state, plan, Listeners([], log), tally_of(state, plan, log).scoreboard)
 
-    settings, looking_up = examined(Path(state["file"]), state["overrides"])
+    settings, looking_up = load_and_check(Path(state["file"]), state["overrides"])
     log_of(settings, in_background=state["in background"]).close()
     alone = settings.daemon.model_copy(update=dict.fromkeys(RUNTIME_FILES))
     plan = plan_of(settings.model_copy(update={"daemon": alone}), installed(), {}, looking_up)

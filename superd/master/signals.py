@@ -1,7 +1,7 @@
-"""Signals: what whoever started superd left of them, and those that the master has asked for.
+"""Signals: resets inherited dispositions, and queues the signals that the master handles.
 
-Runs in the command line and the master. A handler does nothing; the numbers come through a pipe
-that the master's loop reads. Never raises.
+Runs in the command line and the master. A handler does nothing: Python writes the number to a pipe,
+which the master's loop reads. Raises nothing.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ CAUGHT = (
     signal.SIGTERM, signal.SIGINT, signal.SIGQUIT,
     signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCHLD,
 )  # fmt: skip
-ROOM = 65536
+PIPE_CAPACITY = 65536  # signals, one byte each (pipe(7))
 
 
 def reset_inherited() -> None:
-    """Let signals in and children be waited for: superd may be started with neither."""
+    """Unblock signals and make children waitable again: superd may have been started otherwise."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def end_on_term() -> None:
-    """Until the master catches signals, TERM ends superd as an exception, so that it tidies up.
+    """Make TERM raise SystemExit until the master catches signals, so that superd cleans up.
 
-    As process 1 of a container it would not end it at all: that one has no default (signal(7)).
+    Process 1 of a container would ignore TERM otherwise: it has no default action (signal(7)).
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
 
 
 class Signals:
-    """The signals that have come since the last look; a selector can wait for the next one.
+    """A queue of signals, which a selector can wait for.
 
-    A pipe has room for 65,536 of them, so a flood of one kind does not drown another.
+    It has room for 65,536 signals, so a flood of one signal does not displace another.
     """
 
     def __init__(self) -> None:
@@ -54,15 +54,15 @@ class Signals:
 
     @property
     def are_pending(self) -> bool:
-        """Whether any has come that was not taken yet."""
+        """Whether a signal has not been taken yet."""
         poll = select.poll()
         poll.register(self._reader, select.POLLIN)
         return bool(poll.poll(0))
 
     def taken(self) -> list[int]:
-        """Return each signal that has come, once, in order; two TERM are a TERM and an INT."""
+        """Return each signal in the queue, once, in order; two TERM become a TERM and an INT."""
         try:
-            numbers = os.read(self._reader, ROOM)
+            numbers = os.read(self._reader, PIPE_CAPACITY)
         except BlockingIOError:
             return []
         again = numbers.count(signal.SIGTERM) > 1

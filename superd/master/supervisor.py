@@ -110,7 +110,7 @@ class Supervisor:
                 child.end(f"it was not ready within {START_TIMEOUT:.0f} s")
             child.allowance = ALLOWANCE
             if child.has_closed:  # and has not ended, which closes the channel too
-                child.end("it broke its line to the master")
+                child.end("it closed its channel to the master")
             else:
                 self._messages.listen_to(child)
         if self._context.is_up:

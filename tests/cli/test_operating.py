@@ -70,7 +70,7 @@ def test_a_service_that_is_not_served_has_no_connections(served: Superd) -> None
     served.toml += '[service.new]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
     served.write()
     done = served.run("connections", "new")
-    told = 'superd: there is no service "new"; one that is new takes a reload\n'
+    told = 'superd: there is no service "new"; a new one takes a reload\n'
     assert (done.returncode, done.stderr) == (1, told)
 
 
@@ -136,7 +136,7 @@ def test_all_else_stays_as_it_runs_whatever_the_file_says_meanwhile(served: Supe
     served.toml = added
     served.write()
     done = served.run("enable", "extra")
-    told = 'there is no service "extra"; one that is new takes a reload\n'
+    told = 'there is no service "extra"; a new one takes a reload\n'
     assert (done.returncode, done.stderr) == (1, told)
     assert served.run("reload").returncode == 0
     assert services(served) == {"daytime", "echo", "extra"}
@@ -253,7 +253,7 @@ def test_a_log_file_that_cannot_be_opened_anew_is_told(tmp_path: Path, start_sup
     served = start_superd(f'[daemon]\nlog = ["{there}/own", "stderr"]\n{toml}')
     there.rename(moved)
     done = served.run("reopen")
-    told = f"the log stays where it was: No such file or directory: {there}/own"
+    told = f"not reopened, the old file stays in use: No such file or directory: {there}/own"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"superd: {told}\n")
     for text in ((moved / "own").read_text(), served.log()):
         assert f"error: {told}\n" in text

@@ -17,8 +17,8 @@ import pytest
 from superd.cli.daemon import ControlConnection, ask
 from superd.errors import AddressInUse, NotPermitted, SuperdError
 from superd.master.control_socket import (
-    LONGEST_REQUEST,
-    MOST_CLIENTS,
+    MAX_CLIENTS,
+    MAX_REQUEST_BYTES,
     ControlSocket,
     Later,
     control_listener,
@@ -60,7 +60,7 @@ class Answering:
                 key.data()
             for client in self.control.clients:
                 client.since -= 1.0 if client.later else 0.0  # seconds are short here
-            self.control.look()
+            self.control.check()
 
     def answer(self, line: bytes) -> bytes | Later:
         return Never() if b"never" in line else line_of([line.decode(), self.said])
@@ -121,10 +121,10 @@ def test_a_request_that_comes_in_pieces_is_put_together(answering: Answering) ->
 @pytest.mark.parametrize("end", ["", "\n"])
 def test_too_long_a_line_is_refused_and_its_client_dropped(answering: Answering, end: str) -> None:
     with answering.client() as client:
-        client.sendall(b"x" * (LONGEST_REQUEST + 1) + end.encode())
+        client.sendall(b"x" * (MAX_REQUEST_BYTES + 1) + end.encode())
         with client.makefile() as answers:
             told = json.loads(answers.readline())
-            assert told == {"error": f"a request has at most {LONGEST_REQUEST} bytes"}
+            assert told == {"error": f"expected a request of at most {MAX_REQUEST_BYTES} bytes"}
             assert answers.read() == ""
 
 
@@ -137,7 +137,7 @@ def test_who_waits_for_an_answer_keeps_nobody_else_waiting(answering: Answering)
 
 
 def test_who_has_gone_before_the_answer_came_is_forgotten(answering: Answering) -> None:
-    for _ in range(MOST_CLIENTS):
+    for _ in range(MAX_CLIENTS):
         with answering.client() as client:
             client.sendall(b"never\n")
     until(lambda: isinstance(ask(answering.path, "status"), list), "a free place")
@@ -165,8 +165,8 @@ def test_clients_that_stall_hang_up_or_talk_nonsense_disturb_nobody(answering: A
 
 
 def test_those_who_come_when_all_places_are_taken_are_turned_away(answering: Answering) -> None:
-    silent = [answering.client() for _ in range(MOST_CLIENTS)]
-    assert "others are asking already" in ask(answering.path, "status")["error"]
+    silent = [answering.client() for _ in range(MAX_CLIENTS)]
+    assert "clients are connected already" in ask(answering.path, "status")["error"]
     for client in silent:
         client.close()
     until(lambda: isinstance(ask(answering.path, "status"), list), "a place to become free")
@@ -182,7 +182,7 @@ def test_a_client_that_was_dropped_in_the_same_turn_is_forgotten(tmp_path: Path)
         (key,) = [key for key, _ in selector.select(0) if key.data != control.accept]
         (booked,) = control.clients
         booked.since -= 3600  # it has stalled for an hour
-        control.look()
+        control.check()
         key.data()
     assert not control.clients
     control.close()
@@ -243,6 +243,6 @@ def test_another_user_is_not_heard_whatever_the_mode_of_the_file_is(tmp_path: Pa
 
     with contextlib.closing(one):
         told = run_isolated({"ask": as_another_user})["ask"].result
-        assert "user 65534 may not ask, only user 0" in told["error"]
+        assert "user 65534 may not use this control socket; expected user 0" in told["error"]
         assert told["code"] == 77
         assert ask(one.path, "status")[1] == ""

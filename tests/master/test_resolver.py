@@ -22,7 +22,7 @@ def test_last_words_that_are_none_do_not_matter(tmp_path: Path, words: bytes) ->
     theirs.send(words)
     theirs.close()
     resolver = Resolver(Log([str(tmp_path / "log")], "text"))
-    resolver._line = ours  # as one has it that was taken over
+    resolver._channel = ours  # as one has it that was taken over
     now = time.monotonic()
     resolver.ended(1, now)
     assert (resolver.pid, resolver.due) == (None, now + 1.0)

@@ -98,7 +98,11 @@ WRONG = [
     (["ban", "192.0.2.1/24"], 2, 'did you mean "192.0.2.0/24"?'),
     (["ban", "host.example"], 2, "is not an address or a network"),
     (["ban", "192.0.2.1", "--for", "ever"], 2, "--for: expected a duration"),
-    (["ban", "192.0.2.1", "--for", "0s"], 1, "a ban lasts for more than nothing"),
+    (
+        ["ban", "192.0.2.1", "--for", "0s"],
+        1,
+        "expected a ban of more than 0 s and at most 366 days, found 0 s",
+    ),
     (["ban", "192.0.2.1", "--for", "400d"], 2, "at most a year"),
     (["unban", "192.0.2.1"], 1, "192.0.2.1 is not banned"),
 ]
@@ -151,7 +155,7 @@ def test_a_damaged_file_is_reported_and_set_aside_and_what_is_whole_holds(
     garbage = [b"garbage", b"\xff\x00", b"[1]", b'{"network": 5}', b"9" * 10_000, b"[" * 10_000]
     file.write_bytes(b"\n".join([*garbage, *(line.encode() for line in lines)]))
     served = start_superd(TOML.replace("[daemon]", f'[daemon]\nban-file = "{file}"'))
-    served.wait_for_log(rf"{file}:1: this is no ban")
+    served.wait_for_log(rf"{file}:1: not a saved ban")
     assert (tmp_path / "my.bans.damaged").exists()
     assert list(banned(served)) == ["127.0.0.2"]
 
@@ -163,7 +167,7 @@ def test_a_file_that_cannot_be_written_is_reported_and_the_bans_hold(
     toml = TOML.replace("[daemon]", f'[daemon]\nban-file = "{tmp_path}/bans"')
     served = start_superd(toml)
     served.run("ban", "127.0.0.2")
-    served.wait_for_log(r"bans cannot be kept in .*: Is a directory")
+    served.wait_for_log(r"cannot save bans to .*: Is a directory")
     assert not is_admitted(served, "echo", "127.0.0.2")
 
 
@@ -251,7 +255,9 @@ def test_plugins_bans_give_way_before_those_of_operators(bans: Bans, by: str) ->
 def test_a_plugin_finds_no_room_where_operators_have_it_all(bans: Bans, tmp_path: Path) -> None:
     for number in range(MOST):
         assert bans.add(host(number), 600, OPERATOR, "") == ""
-    assert bans.add(host(MOST), 900, PLUGIN, "") == "there is no room for another ban"
+    assert (
+        bans.add(host(MOST), 900, PLUGIN, "") == "there is no room for another ban; lift one first"
+    )
     assert len(bans) == MOST
     assert (tmp_path / "log").read_text() == ""
     assert bans.add(host(MOST), 900, OPERATOR, "") == ""

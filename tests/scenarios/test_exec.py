@@ -631,4 +631,6 @@ def test_a_service_without_a_use_for_wait_is_a_mistake(tmp_path: Path) -> None:
     one.write()
     done = one.run("run")
     assert done.returncode == 78
-    assert "service.x.wait: plugin echo does not take the listening socket itself" in done.stderr
+    assert (
+        "service.x.wait: plugin echo cannot have the listening socket; remove wait" in done.stderr
+    )

@@ -54,7 +54,9 @@ def test_a_worker_that_forges_records_is_ended_and_nothing_of_them_written(
             client.sendall(f"FORGED = {forged!r}\n{FORGER}\nresult = 1\n".encode())
             client.shutdown(socket.SHUT_WR)
             ending(client)
-        served.wait_for_log(f"worker {worker} sent what is no message: events that are not its own")
+        served.wait_for_log(
+            f"worker {worker} sent an invalid message: events of another worker or service"
+        )
         until(lambda ended=worker: served.workers() not in ([], [ended]), "another worker")  # type: ignore[misc]
     assert inside(served, "inside", "result = 1") == 1
     assert "192.0.2.1" not in file.read_text()

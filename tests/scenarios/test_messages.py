@@ -138,7 +138,7 @@ def test_a_worker_that_sends_what_is_no_message_is_replaced_and_nobody_else(
         neighbour.sendall(b"still here")
         assert neighbour.recv(100) == b"still here"
     assert hostile.workers("other") == [bystander]
-    why = "was ended by SIGKILL: it broke its line to the master"
+    why = "was ended by SIGKILL: it closed its channel to the master"
     assert re.search(rf"worker {victim} of pool {pool} {why}", hostile.log())
 
 

@@ -686,7 +686,7 @@ def test_a_hanging_thread_does_not_take_the_place_of_others(
             'model = "loop"',
             'has only one that blocks; expected "thread" or "fork" or "prefork", found "loop"',
         ),
-        ("echo", 'model = "fork"\nwait = true', "has no meaning with wait = true"),
+        ("echo", 'model = "fork"\nwait = true', "has no effect with wait = true"),
         ("echo", 'model = "forks"', 'found "forks" (did you mean "fork"?)'),
         ("echo", "processes = 0", "expected an integer of at least 1, found 0"),
     ],

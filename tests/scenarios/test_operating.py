@@ -164,7 +164,7 @@ def test_a_connection_is_listed_and_ends_when_it_is_killed(
     record = ended(served, row["id"])
     assert (record["end"], record["service"]) == (End.KILLED.value, service)
     assert listed(served, service) == []
-    served.wait_for_log(f"info: connection {row['id']} is ended, by the operator")
+    served.wait_for_log(f"info: connection {row['id']} ended by the operator")
     again = ask(served.directory / "control", "kill", id=row["id"])
     assert again == {"error": f"there is no connection {row['id']}"}
 

@@ -266,7 +266,7 @@ def test_a_mistake_leaves_everything_as_it_was(served: Superd, mistake: str, how
         else:
             served.signal(signal.SIGHUP)
             until(
-                lambda: "the configuration stays as it was" in served.log()[start:],
+                lambda: "the configuration is unchanged" in served.log()[start:],
                 "the mistake to be told of",
             )
             assert "not reloaded: " in served.log()[start:]
@@ -453,7 +453,7 @@ def test_what_takes_a_restart_is_told(start_superd: Start, tmp_path: Path) -> No
     served.write()
     done = served.run("reload")
     assert done.returncode == 0
-    assert f"ban-file stays {served.directory}/bans: another one takes a restart" in done.stderr
+    assert f"ban-file stays {served.directory}/bans: changing it takes a restart" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -547,7 +547,9 @@ def test_when_there_is_no_room_for_workers_it_is_said_what_makes_room(start_supe
         assert client.recv(1) == b"1"
         done = served.run("reload")
         assert done.returncode == 1
-        assert f"there is room for {LEAST_PLACES} workers, with those that drain" in done.stderr
+        assert (
+            f"there is room for {LEAST_PLACES} workers, including those that drain" in done.stderr
+        )
     until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
     reload(served, served.toml)
 

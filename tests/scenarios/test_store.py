@@ -226,7 +226,7 @@ def test_a_socket_that_was_made_anew_takes_the_place_of_the_broken_one(
     with socket.socket(fileno=os.dup(broken)) as shared:
         before = os.fstat(broken).st_ino
         shared.shutdown(socket.SHUT_RDWR)
-    superd.wait_for_log("is listened on again")
+    superd.wait_for_log("is bound again")
     until(lambda: before not in stored_inodes(supervisor), "the broken socket to be let go")
     until(lambda: len(supervisor.names()) == 4, "the new socket in the store")
 

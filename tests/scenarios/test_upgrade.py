@@ -163,7 +163,7 @@ BROKEN = {
         "master/change/upgrade/state.py",
         "FORMAT = 1",
         "FORMAT = 2",
-        f"superd {__version__} cannot go on from {__version__}: restart it instead",
+        f"superd {__version__} cannot take over from {__version__}: restart superd instead",
     ),
 }
 
@@ -243,7 +243,7 @@ def test_a_log_that_the_new_program_could_not_open_keeps_the_old_one(
     (tmp_path / "logs").rename(tmp_path / "aside")
     code, text = failed_upgrade(served)
     assert (code, f"cannot log to {tmp_path}/logs/log: No such file" in text) == (1, True)
-    assert "the program stays as it was" in (tmp_path / "aside" / "log").read_text()
+    assert "the running program is unchanged" in (tmp_path / "aside" / "log").read_text()
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
@@ -368,7 +368,7 @@ def test_a_ban_that_was_lifted_stays_lifted_though_its_file_could_not_be_written
     until(lambda: file.exists() and "127.0.0.9" in file.read_text(), "the ban in its file")
     (served.directory / "bans.new").mkdir()  # is in the way
     assert served.run("unban", "127.0.0.9").returncode == 0
-    served.wait_for_log("bans cannot be kept")
+    served.wait_for_log("cannot save bans")
     upgrade(served)
     assert "127.0.0.9" in file.read_text()
     assert "127.0.0.9" not in served.run("bans").stdout
@@ -495,7 +495,7 @@ def test_a_daemon_is_upgraded_too(tmp_path: Path) -> None:
         upgrade(served)
         assert served.pid == pid
         assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"
-        assert "goes on in place of" in (tmp_path / "log").read_text()
+        assert "takes over from" in (tmp_path / "log").read_text()
         assert served.run("stop").returncode == 0
         assert not is_alive(pid)
     finally:
@@ -565,7 +565,7 @@ def test_signals_of_the_moment_are_not_lost(start_superd: Start) -> None:
     served = start_superd(ECHO)
     for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         served.signal(number)
-    served.wait_for_log("goes on in place of")
+    served.wait_for_log("takes over from")
     served.wait_for_log("reloaded: ")
     served.signal(signal.SIGTERM)
     assert served.wait() == 0

@@ -1,1 +1,1 @@
-"""Reload and upgrade: from one configuration, or program, to the next."""
+"""Changes of the running master: reloads of the configuration, upgrades of the program."""

@@ -73,7 +73,9 @@ class Reload:
         file = context.current.plan.settings.file
         self._check: Job | None = None
         try:
-            self._check = start_isolated(partial(checked, file, overrides, texts), STEP_TIMEOUT)
+            self._check = start_isolated(
+                partial(check_in_child, file, overrides, texts), STEP_TIMEOUT
+            )
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
         else:
@@ -135,9 +137,7 @@ class Reload:
         settings = self._with_fixed_files(settings, old.plan.settings)
         try:
             for name in self.overrides.keys() - context.overrides.keys() - settings.services.keys():
-                raise SuperdError(
-                    f"there is no service {shown(name)}; one that is new takes a reload"
-                )
+                raise SuperdError(f"there is no service {shown(name)}; a new one takes a reload")
             plan = plan_of(settings, installed(), {}, looking_up)
             daemon, before = settings.daemon, old.plan.settings.daemon
             keys = ("log", "log_format", "record_log", "record_format")
@@ -170,7 +170,7 @@ class Reload:
             wanted, is_now = getattr(settings.daemon, key), getattr(running.daemon, key)
             if wanted not in (None, is_now):
                 name = key.replace("_", "-")
-                self.notices.append(f"[daemon] {name} stays {is_now}: another one takes a restart")
+                self.notices.append(f"[daemon] {name} stays {is_now}: changing it takes a restart")
         kept = {key: getattr(running.daemon, key) for key in RUNTIME_FILES}
         daemon = settings.daemon.model_copy(update=kept)
         return settings.model_copy(update={"daemon": daemon})
@@ -178,7 +178,7 @@ class Reload:
     def _switch_to(self, new: Generation) -> None:
         context, old = self._context, self._context.current
         if new.listeners.is_stale:
-            self._fail("a listener was broken meanwhile; reload once more", ExitCode.FAILED)
+            self._fail("a listener broke meanwhile; reload again", ExitCode.FAILED)
             return
         try:
             unused = adopt(self._listeners, old.listeners.all)
@@ -229,22 +229,22 @@ class Reload:
                 listener.close()
         for line in self.problems:
             self._context.log.error(f"not reloaded: {line}")
-        self._context.log.error("the configuration stays as it was")
+        self._context.log.error("the configuration is unchanged")
 
 
-def checked(
+def check_in_child(
     file: Path, overrides: Mapping[str, bool], texts: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """Check a configuration and run the preflight of its plugins; runs in a child."""
+    """Do `load_and_check`; return its result as JSON for the master."""
     try:
-        settings, looking_up = examined(file, overrides, texts)
+        settings, looking_up = load_and_check(file, overrides, texts)
     except ConfigurationError as error:
         return {"problems": str(error).splitlines()}
     pickled = base64.b64encode(pickle.dumps(settings)).decode("ascii")
     return {"settings": pickled, "looking_up": looking_up}
 
 
-def examined(
+def load_and_check(
     file: Path, overrides: Mapping[str, bool], texts: Mapping[str, str] | None = None
 ) -> tuple[Settings, list[str]]:
     """Check a configuration and run the preflight of its plugins; return the settings, and the

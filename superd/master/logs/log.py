@@ -1,7 +1,7 @@
-"""The log: general records and the events of connections, to one or several sinks.
+"""The log: writes records and the events of connections to one or several sinks.
 
-Runs in the master. Never lets a sink that fails stop the service: what it does not take is dropped
-and counted, and the count follows once it takes records again. Raises SuperdError where a sink
+Runs in the master. A sink that fails never stops the service: lines that it does not take are
+dropped and counted, and the count is logged once it takes lines again. Raises SuperdError if a sink
 cannot be opened at the start.
 """
 
@@ -23,7 +23,7 @@ from superd.master.logs.sinks import (
     Sink,
     StandardError,
     Syslog,
-    Untaken,
+    Unwritten,
 )
 from superd.observe.records import LEVELS, Record, Threshold
 
@@ -32,18 +32,18 @@ def log_of(settings: Settings, *, in_background: bool) -> Log:
     """Return the log that a configuration asks for."""
     daemon = settings.daemon
     return Log(
-        _places(settings, daemon.log, in_background=in_background),
+        _sink_names(settings, daemon.log, in_background=in_background),
         daemon.log_format,
-        record_sinks=_places(settings, daemon.record_log, in_background=in_background),
+        record_sinks=_sink_names(settings, daemon.record_log, in_background=in_background),
         record_format=daemon.record_format or "",
         level=daemon.log_level,
     )
 
 
-def _places(settings: Settings, names: Iterable[str], *, in_background: bool) -> list[str]:
-    """Return where to log; a path is relative to the configuration.
+def _sink_names(settings: Settings, names: Iterable[str], *, in_background: bool) -> list[str]:
+    """Return the names of sinks; a path is relative to the configuration.
 
-    A daemon has no standard error, so syslog stands for it, where there is one.
+    A daemon has no standard error: it logs to syslog instead, if there is a syslog socket.
     """
     directory = settings.file.parent
     sinks = {name if name in LOG_SINKS else str(directory / name): None for name in names}
@@ -54,9 +54,10 @@ def _places(settings: Settings, names: Iterable[str], *, in_background: bool) ->
 
 
 class Log:
-    """Writes records to `sinks`, and events to those of `record_sinks`; none of these means to
-    the same. `failures` counts the lines that one of them did not take. `threshold` is what workers
-    go by, and may spoil.
+    """Writes records to `sinks`, and events to `record_sinks`, or to `sinks` if there are none.
+
+    `failures` counts the lines that a sink did not take. `threshold` is the level in memory shared
+    with the workers; a worker may overwrite it, so the master itself uses `level`.
     """
 
     def __init__(
@@ -82,7 +83,7 @@ class Log:
             self.record_sinks = [_opened(name, form, sockets) for name in names]
 
     def write(self, record: Record) -> None:
-        """Write a record; the master's own have no pid and no time yet."""
+        """Write a record. Records of the master get their pid and time here."""
         if LEVELS.index(record.level) < LEVELS.index(self.level):
             return
         record = record if record.time else _stamped(record)
@@ -90,7 +91,7 @@ class Log:
             self._write(sink, lambda sink=sink: sink.write(record), 1)  # type: ignore[misc]
 
     def write_events(self, batch: bytes) -> None:
-        """Write a batch of lines as workers send them."""
+        """Write a batch of lines in the form in which workers send them."""
         number = batch.count(b"\n")
         for sink in self.record_sinks:
             self._write(sink, lambda sink=sink: sink.write_events(batch), number)  # type: ignore[misc]
@@ -102,7 +103,7 @@ class Log:
                 sink.lost = 0
             try:
                 write()
-            except Untaken as error:
+            except Unwritten as error:
                 number = min(number, error.lines)
                 raise
         except (OSError, ValueError):
@@ -119,20 +120,20 @@ class Log:
         self.write(Record("error", message, service=service))
 
     def set_level(self, level: str) -> None:
-        """Log what is as severe as `level`, here and in all workers."""
+        """Log records of at least this level, here and in all workers."""
         self.level = level
         self.threshold.set(level)
 
     def reopen(self) -> list[str]:
-        """Open files anew, after they were renamed; return why some could not be. Those are
-        written on as they are.
+        """Reopen log files, after they were renamed; return why some could not be reopened. Their
+        old files stay in use.
         """
         failures = []
         for sink in self._all_sinks():
             try:
                 sink.reopen()
             except OSError as error:
-                failures.append(f"the log stays where it was: {reason(error)}")
+                failures.append(f"not reopened, the old file stays in use: {reason(error)}")
         for text in failures:
             self.error(text)
         if not failures:
@@ -140,7 +141,7 @@ class Log:
         return failures
 
     def replace_sinks(self, other: Log) -> None:
-        """Take the sinks of another log, and close one's own."""
+        """Close the sinks, and take those of another log."""
         self.close()
         self.sinks, self.record_sinks = other.sinks, other.record_sinks
 

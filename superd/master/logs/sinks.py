@@ -1,7 +1,7 @@
-"""Where log records and events end: standard error, a file, syslog, the journal.
+"""The sinks of log records and events: standard error, files, syslog, the journal.
 
-Runs in the master, to which the sinks belong. Never waits long for whoever reads a sink. Raises
-OSError for what a sink does not take.
+Runs in the master, which owns the sinks. Never blocks for long on a slow reader. Raises OSError if
+a sink does not take a line.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from superd.observe.records import Record, as_json, as_message, as_text, as_xine
 SYSLOG_SOCKET = "/dev/log"
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 STDERR = 2
-PATIENCE = 0.1  # seconds that a reader who kept up until now may take
+SINK_WRITE_TIMEOUT = 0.1  # seconds for a reader that kept up so far; none for one that lost lines
 FILE_MODE = 0o640
 _OPEN = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -30,16 +30,16 @@ _OPEN = os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 _FACILITY = 3 << 3
 _SEVERITIES = {"debug": 7, "info": 6, "warning": 4, "error": 3}
 
-# keys of events that the journal knows by longer names, since its fields are everybody's
+# longer names for keys of events, since all programs share the journal's fields
 _FIELDS = {
     "conn": "CONNECTION", "duration": "DURATION_USEC", "connect": "CONNECT_USEC",
     "in": "BYTES_IN", "out": "BYTES_OUT",
 }  # fmt: skip
-_SECONDS = {"duration", "connect"}  # which the journal has in microseconds
+_SECONDS = {"duration", "connect"}  # written to the journal in microseconds
 
 
-class Untaken(OSError):
-    """A sink has not taken the last lines of what it was given."""
+class Unwritten(OSError):
+    """A sink did not take the last `lines` of a batch."""
 
     def __init__(self, lines: int) -> None:
         super().__init__()
@@ -47,9 +47,9 @@ class Untaken(OSError):
 
 
 class Sink(ABC):
-    """One place for log records, in one form: text, json or xinetd's.
+    """One destination of log lines, in one form: "text", "json" or "xinetd".
 
-    `lost` counts the lines it did not take since the last that it did.
+    `lost` counts the lines that it did not take since the last one that it took.
     """
 
     lost = 0
@@ -59,19 +59,19 @@ class Sink(ABC):
 
     @abstractmethod
     def write(self, record: Record) -> None:
-        """Write a record or raise OSError."""
+        """Write a record; OSError if it is not taken."""
 
     @abstractmethod
     def write_events(self, batch: bytes) -> None:
-        """Write lines of connections.ConnectionLog or raise Untaken."""
+        """Write lines of connections.ConnectionLog; Unwritten if some are not taken."""
 
     @abstractmethod
     def reopen(self) -> None:
-        """Open the place anew or raise OSError, and go on with the old one."""
+        """Open the destination again; OSError if this fails, and the old one stays in use."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the place."""
+        """Close the destination."""
 
 
 class Descriptor(Sink):
@@ -97,7 +97,7 @@ class Descriptor(Sink):
         data = b"\n" + lines if self.is_torn else lines
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
-        end = time.monotonic() + (0 if self.lost else PATIENCE)
+        end = time.monotonic() + (0 if self.lost else SINK_WRITE_TIMEOUT)
         try:
             while data:
                 if not poll.poll(max(0, (end - time.monotonic()) * 1000)):
@@ -106,10 +106,10 @@ class Descriptor(Sink):
                 self.is_torn = not data[:written].endswith(b"\n")
                 data = data[written:]
         except OSError:
-            raise Untaken(min(data.count(b"\n"), lines.count(b"\n"))) from None
+            raise Unwritten(min(data.count(b"\n"), lines.count(b"\n"))) from None
 
     def reopen(self) -> None:
-        """There is nothing to be opened."""
+        """Do nothing: only files and sockets can be opened again."""
 
     def close(self) -> None:
         if self.descriptor != STDERR:
@@ -117,11 +117,11 @@ class Descriptor(Sink):
 
 
 class StandardError(Descriptor):
-    """Whatever standard error is.
+    """Standard error: a file, pipe, terminal or socket.
 
-    Who reads a pipe or a terminal can stop it, so it is opened once more to be written without
-    blocking; setting the flag would set it for all who share it (open(2)). Where it cannot be
-    opened, as a socket cannot, polling before each write has to do.
+    The reader of a pipe or a terminal can block it, so superd opens it a second time, without
+    blocking: setting O_NONBLOCK would set it for all processes that share the open file (open(2)).
+    A socket cannot be opened again; there, superd relies on polling before each write.
     """
 
     def __init__(self, log_format: str) -> None:
@@ -133,7 +133,7 @@ class StandardError(Descriptor):
 
 
 class File(Descriptor):
-    """A file, or a named pipe, which has to have a reader."""
+    """A file, or a named pipe, which must have a reader."""
 
     def __init__(self, log_format: str, path: str) -> None:
         self.path = path
@@ -149,7 +149,7 @@ class File(Descriptor):
 
 
 class Socket(Sink):
-    """A daemon that takes datagrams; connected anew after it was restarted."""
+    """A daemon that receives datagrams. The socket is connected again after a restart of it."""
 
     def __init__(self, log_format: str, path: str) -> None:
         super().__init__(log_format)
@@ -162,11 +162,11 @@ class Socket(Sink):
             try:
                 self._write_event(line)
             except OSError:
-                raise Untaken(len(lines) - number) from None
+                raise Unwritten(len(lines) - number) from None
 
     @abstractmethod
     def _write_event(self, line: bytes) -> None:
-        """Send one event or raise OSError."""
+        """Send one event; OSError if it is not taken."""
 
     def _send(self, data: bytes) -> None:
         try:
@@ -197,8 +197,8 @@ class Socket(Sink):
 
 
 class Syslog(Socket):
-    """The system's log, one datagram a line. In xinetd's form events are told in xinetd's name,
-    for programs that watch the log for it.
+    """The system's log, one datagram a line. In xinetd's form events have xinetd's name, for
+    programs that search the log for it.
     """
 
     def write(self, record: Record) -> None:
@@ -221,8 +221,8 @@ class Syslog(Socket):
 
 
 class Journal(Socket):
-    """systemd's journal, by its native protocol: each record is a datagram of fields, so that
-    `journalctl SUPERD_SERVICE=echo` finds them.
+    """systemd's journal, by its native protocol: each record is a datagram of fields, which
+    `journalctl SUPERD_SERVICE=echo` can find.
     """
 
     def write(self, record: Record) -> None:
@@ -257,7 +257,7 @@ class Journal(Socket):
 
 
 def _field(key: str, value: str) -> bytes:
-    """Return a field of the journal; one with several lines has its length before it."""
+    """Return a field in the journal's form; a value of several lines has its length before it."""
     data = value.encode(errors="backslashreplace")
     if b"\n" not in data:
         return b"%s=%s\n" % (key.encode(), data)

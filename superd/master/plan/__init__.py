@@ -1,1 +1,1 @@
-"""From settings to pools of workers, and the check that tries a plan before it is used."""
+"""Plans: the pools of workers that a configuration asks for, and the preflight of its plugins."""

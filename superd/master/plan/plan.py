@@ -1,7 +1,7 @@
-"""What is to be served and by whom: a configuration, checked and rehearsed, sorted into pools.
+"""Plans what each pool of workers serves, from a configuration that has passed the preflight.
 
-Runs in the command line, before it becomes the master. Binds nothing. Raises ConfigurationError
-and NotPermitted.
+Runs in the command line, before it becomes the master, and in the master for a reload. Binds
+nothing. Raises ConfigurationError and NotPermitted.
 """
 
 from __future__ import annotations
@@ -24,14 +24,18 @@ SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 @dataclass
 class Plan:
-    """A configuration that has been checked and rehearsed, and is ready to be bound."""
+    """A configuration that has passed all checks and whose addresses can be bound.
+
+    `broken` has services whose plugin does not work, with the reason; `looking_up` services whose
+    plugin needs a resolver.
+    """
 
     settings: Settings
     pools: list[Pool]
     plugins: dict[str, Plugin]
     broken: dict[str, str]
     needs_resolver: bool
-    looking_up: list[str]  # services whose plugin needs a resolver
+    looking_up: list[str]
     notices: list[str] = field(default_factory=list)
 
     @property
@@ -44,7 +48,7 @@ class Plan:
 
 
 def plan(configuration: Configuration) -> Plan:
-    """Rehearse all plugins and sort the services into pools; everything short of binding."""
+    """Run the preflight of all plugins, and sort the services that work into pools."""
     plugins = installed()
     preload.warm_up()
     verdict = preflight(configuration, plugins, prepare=not configuration.problems)
@@ -63,7 +67,7 @@ def plan_of(
     broken: dict[str, str],
     looking_up: Collection[str] = (),
 ) -> Plan:
-    """Sort the services that are not broken into pools."""
+    """Sort the services that are not `broken` into pools."""
     services = {name: entry for name, entry in settings.enabled.items() if name not in broken}
     pools, notices = pools_of(settings, services)
     notices += _backlog_notice(services)
@@ -73,7 +77,7 @@ def plan_of(
 
 
 def _backlog_notice(services: dict[str, Service]) -> list[str]:
-    """Tell of a kernel limit that is lower than the backlog asked for (listen(2))."""
+    """Return a notice if the kernel limits a backlog further (listen(2))."""
     try:
         most = int(SOMAXCONN.read_text())
     except (OSError, ValueError):

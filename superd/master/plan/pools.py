@@ -1,7 +1,7 @@
-"""Which services share workers, and what confinement this superd can really give them.
+"""Sorts services into pools, and finds the confinement that this superd can really apply.
 
-Runs in the master, before it binds. Raises NotPermitted where confinement is required and cannot
-be had, SuperdError where it cannot be told who to become.
+Runs in the master, before it binds. Raises NotPermitted if confinement is required and impossible,
+SuperdError if there is no user for workers to run as.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NOBODY = "nobody"
 
 @dataclass(frozen=True)
 class Pool:
-    """Services of one confinement, and how many workers serve them. Those that fork have a worker
-    of their own, since a process has a copy of all that its worker has.
+    """Services with the same confinement, and how many workers serve them. Services that fork have
+    a pool of their own: a forked process has a copy of everything in its worker.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Pool:
 
 
 def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[Pool], list[str]]:
-    """Return the pools of `services`, and what the operator ought to know of their confinement."""
+    """Return the pools of `services`, and notices for the operator about their confinement."""
     is_root = os.geteuid() == 0
     left_out: dict[str, None] = {}
     groups: dict[tuple[Confinement, bool], dict[str, Service]] = {}
@@ -42,12 +42,12 @@ def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[
         if is_root:
             confinement = _with_identity(confinement)
         else:
-            left_out |= dict.fromkeys(_beyond_a_user(confinement))
-            confinement = _of_a_user(confinement)
+            left_out |= dict.fromkeys(_keys_of_root(confinement))
+            confinement = _without_root(confinement)
         groups.setdefault((confinement, service.forks), {})[name] = service
     keys = ", ".join(left_out)
     if left_out and settings.daemon.confinement == "require":
-        raise NotPermitted(f'confinement = "require", and superd is not root: cannot give {keys}')
+        raise NotPermitted(f'confinement = "require", and superd is not root: cannot apply {keys}')
     workers = settings.daemon.workers
     count = _cores() if workers == "auto" else workers
     names: set[str] = set()
@@ -58,21 +58,21 @@ def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[
         names.add(name)
     notices = []
     if left_out:
-        notices.append(f"not root, so this confinement is left out: {keys}")
+        notices.append(f"superd is not root, so it does not apply this confinement: {keys}")
     if roots := [name for pool in pools if pool.confinement.user == 0 for name in pool.services]:
         notices.append(f'user = "root", so these services keep every privilege: {", ".join(roots)}')
     return pools, notices
 
 
 def _cores() -> int:
-    """Return how many cores this process may use, which in a container are often not all."""
+    """Return how many cores this process may use; a container often has only some."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _with_identity(confinement: Confinement) -> Confinement:
-    """Fill in who a worker of root becomes: nobody, unless the entry says otherwise."""
+    """Fill in user and group for a worker started by root: nobody's, unless the entry has them."""
     user = nobody()[0] if confinement.user is None else confinement.user
     group = confinement.group
     if group is None:
@@ -84,17 +84,17 @@ def _with_identity(confinement: Confinement) -> Confinement:
 
 
 def nobody() -> tuple[int, int]:
-    """Return user and group of who may do nothing."""
+    """Return user and group of "nobody"."""
     try:
         entry = pwd.getpwnam(NOBODY)
         return entry.pw_uid, entry.pw_gid
     except KeyError:
-        text = f'there is no user "{NOBODY}" here: each service has to say user = "..."'
+        text = f'there is no user "{NOBODY}": set user = "..." in each service'
         raise SuperdError(text) from None
 
 
-def _beyond_a_user(confinement: Confinement) -> list[str]:
-    """Return the keys that only root could honour."""
+def _keys_of_root(confinement: Confinement) -> list[str]:
+    """Return the keys that only root could apply."""
     keys = []
     if confinement.user not in (None, os.geteuid()):
         keys.append("user")
@@ -109,8 +109,8 @@ def _beyond_a_user(confinement: Confinement) -> list[str]:
     return keys + [f"rlimits.{name.replace('_', '-')}" for name in _limits_too_high(confinement)]
 
 
-def _of_a_user(confinement: Confinement) -> Confinement:
-    """Return the confinement without what only root could give."""
+def _without_root(confinement: Confinement) -> Confinement:
+    """Return the confinement without the keys that only root could apply."""
     update: dict[str, object] = {"user": None, "group": None, "groups": (), "chroot": ""}
     if _nice_too_low(confinement):
         update["nice"] = 0
@@ -120,12 +120,12 @@ def _of_a_user(confinement: Confinement) -> Confinement:
 
 
 def _nice_too_low(confinement: Confinement) -> bool:
-    """Anybody may be nicer than now. 0 is what is not asked for: then it stays as it is."""
+    """Return whether `nice` takes root. Any user may raise it; 0 means that it is not set."""
     return confinement.nice != 0 and confinement.nice < os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def _limits_too_high(confinement: Confinement) -> list[str]:
-    """Return the names of limits above those that this process cannot exceed itself."""
+    """Return the names of limits above the hard limits of this process."""
     found = []
     for name, number in RLIMITS.items():
         wanted = getattr(confinement.rlimits, name)

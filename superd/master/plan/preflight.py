@@ -1,13 +1,13 @@
-"""Checks what only plugins can tell, in processes that are thrown away.
+"""The preflight: checks each plugin and its services in a child process, before anything is bound.
 
-Runs in the command line and the master, before anything is bound. Each plugin is rehearsed in a
-child of its own: it is imported, its options are checked, its services are built and, before a
-start, prepared. A plugin that raises, exits, hangs or crashes there breaks its services only.
+Runs in the command line and the master, never in a worker. In the child a plugin is imported, its
+options are checked, its services are built and, before a start, prepared. A plugin that raises,
+exits, hangs or crashes there breaks only its own services. Raises nothing.
 """
 
 from __future__ import annotations
 
-import asyncio  # noqa: F401  most plugins do: once for all of their children
+import asyncio  # noqa: F401  most plugins import it: once here, for all of the children
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -31,14 +31,16 @@ _ENTRY_KEYS = {field.alias for field in Service.model_fields.values()}
 
 @dataclass
 class Verdict:
-    """Mistakes in the configuration, and services whose plugin does not work, with the reason."""
+    """The result: mistakes in the configuration, and services whose plugin does not work, with the
+    reason.
+    """
 
     problems: list[Problem] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
     looking_up: list[str] = field(default_factory=list)  # services that need a resolver
 
     def all_problems(self, configuration: Configuration) -> list[Problem]:
-        """Return all that is wrong with a configuration, its plugins among it."""
+        """Return all problems of a configuration, with those of its plugins."""
         broken = [
             configuration.problem(name, ("plugin",), why) for name, why in self.broken.items()
         ]
@@ -52,11 +54,11 @@ def preflight(
     prepare: bool,
     is_check: bool = False,
 ) -> Verdict:
-    """Try all services, those that are not enabled too; `prepare` those that are."""
+    """Check all services, also disabled ones; with `prepare`, prepare those that are enabled."""
     verdict = Verdict()
     by_plugin: dict[str, dict[str, Service]] = {}
     for name, entry in configuration.partial.services.items():
-        if mistake := _mistake_in(entry.plugin, plugins):
+        if mistake := _plugin_mistake(entry.plugin, plugins):
             verdict.problems.append(configuration.problem(name, ("plugin",), mistake))
         else:
             by_plugin.setdefault(entry.plugin, {})[name] = entry
@@ -77,23 +79,25 @@ def preflight(
 
 
 def blamed(plugin: str, failure: str) -> str:
-    """Return why a plugin's process failed, with the plugin's name, which its own errors have."""
+    """Return why a plugin's child failed, with the plugin's name unless the text has it already."""
     return failure if failure.startswith("plugin ") else f"plugin {plugin}: {failure}"
 
 
-def _mistake_in(plugin: str, plugins: Mapping[str, Plugin]) -> str:
-    """Return why a service cannot name this plugin; empty where it can."""
+def _plugin_mistake(plugin: str, plugins: Mapping[str, Plugin]) -> str:
+    """Return why a service cannot name this plugin, or ""."""
     if plugin in plugins:
         return plugins[plugin].conflict
-    hint = did_you_mean(plugin, list(plugins)) or "; `superd plugins` lists those that there are"
+    hint = did_you_mean(plugin, list(plugins)) or "; `superd plugins` lists all"
     return f"there is no plugin {shown(plugin)}{hint}"
 
 
-def _mistake_in_model(entry: Service, kind: type[PluginService]) -> str:
-    """Return why the plugin cannot serve as `model` says; empty where it can."""
+def _model_mistake(entry: Service, kind: type[PluginService]) -> str:
+    """Return why the plugin cannot serve with the entry's `model`, or ""."""
     known = models_of(kind)
     if entry.wait and entry.model is not None:
-        return "has no meaning with wait = true, where the plugin has the listening socket itself"
+        return (
+            "has no effect with wait = true, where the plugin has the listening socket; remove it"
+        )
     if entry.model is None or entry.model in known:
         return ""
     needed = "no stream(conn) that blocks" if known == ("loop",) else "only one that blocks"
@@ -103,7 +107,7 @@ def _mistake_in_model(entry: Service, kind: type[PluginService]) -> str:
 
 @dataclass(frozen=True)
 class _Preflight:
-    """What runs in the child, for all services of one plugin."""
+    """The child's job, for all services of one plugin."""
 
     configuration: Configuration
     plugin: Plugin
@@ -122,9 +126,9 @@ class _Preflight:
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
             if entry.wait and not hasattr(kind, "listener"):
-                message = f"plugin {entry.plugin} does not take the listening socket itself"
+                message = f"plugin {entry.plugin} cannot have the listening socket; remove wait"
                 problems.append(self.configuration.problem(name, ("wait",), message))
-            if mistake := _mistake_in_model(entry, kind):
+            if mistake := _model_mistake(entry, kind):
                 problems.append(self.configuration.problem(name, ("model",), mistake))
             try:
                 service = self._built(name, entry, kind, problems)
@@ -139,13 +143,13 @@ class _Preflight:
                 broken[name] = str(error)
         with self.plugin.taking("check_all"):
             problems += [self._wrong(name, wrong) for name, wrong in kind.check_all(built)]
-        told = [asdict(problem) for problem in problems]
-        return {"problems": told, "broken": broken, "looking_up": looking_up}
+        rows = [asdict(problem) for problem in problems]
+        return {"problems": rows, "broken": broken, "looking_up": looking_up}
 
     def _built(
         self, name: str, entry: Service, kind: type[PluginService], problems: list[Problem]
     ) -> PluginService | None:
-        """Build the service, or add to the problems what is wrong with its options."""
+        """Build the service; if its options are wrong, add to the problems and return None."""
         model, context = kind.options_model, {"directory": self.configuration.partial.file.parent}
         try:
             with self.plugin.taking("options_model", ValidationError):
@@ -171,7 +175,7 @@ class _Preflight:
         return lambda path: self.configuration.locate(name, ("options", *path))
 
     def _mismatches(self, name: str, entry: Service, kinds: tuple[str, ...]) -> list[Problem]:
-        """Complain of each transport that the plugin has no method for."""
+        """Return a problem for each transport that the plugin has no method for."""
         found = []
         for transport in dict.fromkeys(address.transport for address in entry.listen):
             if ("datagram" if transport.is_datagram else "stream") not in kinds:

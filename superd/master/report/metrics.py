@@ -1,7 +1,7 @@
-"""What is measured of superd, as metrics for Prometheus.
+"""All metrics of superd, as text for Prometheus.
 
-Runs in the master. Only looks; never raises. Families of services stand in the order of their
-configuration; what a service shows of its state by itself is told as far as it is numbers.
+Runs in the master. Changes nothing; raises nothing. Samples of services are in the order of the
+configuration. The rows that a service shows of its state become metrics as far as they are numbers.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from itertools import islice
 from superd import __version__
 from superd.admission.scoreboard import DURATIONS, REFUSALS, Count
 from superd.listen.listener import dropped
-from superd.master.context import Context, State
+from superd.master.context import Context, MasterState
 from superd.master.report.status import state_of, why_not_ready
 from superd.net.addresses import Transport
 from superd.observe.metrics import Sample, counter, gauge, histogram, labels
 from superd.observe.rows import LONGEST_TEXT, Rows
 from superd.process.procfs import Usage, usage_of
 
-MOST_SHOWN = 10_000  # numbers of all rows: what workers say must not become any amount of text
+MAX_ROW_SAMPLES = 10_000  # of all rows: bounds the text, whatever workers send
 WORKER_STATES = ("starting", "ready", "draining", "throttled", "ended")
 
 COUNTERS = {
-    Count.ACCEPTED: ("accepted", "Connections, and sources of datagrams that are relayed."),
-    Count.DATAGRAMS: ("datagrams", "Datagrams that have come."),
-    Count.ANSWERS: ("answers", "Datagrams that were sent in answer."),
+    Count.ACCEPTED: ("accepted", "Connections accepted, and sources of relayed datagrams."),
+    Count.DATAGRAMS: ("datagrams", "Datagrams received."),
+    Count.ANSWERS: ("answers", "Datagrams sent in answer."),
     Count.ERRORS: ("errors", "Failures of a service's plugin."),
-    Count.BYTES_IN: ("received_bytes", "Bytes that have come from clients."),
-    Count.BYTES_OUT: ("sent_bytes", "Bytes that were sent to clients."),
-    Count.WAITS: ("waits", "Times that clients were made to wait at a limit."),
+    Count.BYTES_IN: ("received_bytes", "Bytes received from clients."),
+    Count.BYTES_OUT: ("sent_bytes", "Bytes sent to clients."),
+    Count.WAITS: ("waits", "Times that clients were kept waiting at a limit."),
 }
 
 
@@ -50,11 +50,15 @@ def _daemon(context: Context) -> Iterator[str]:
         "Versions of superd and of the Python that runs it.",
         [(labels(version=__version__, python=python), 1)],
     )
-    yield from gauge("superd_start_time_seconds", "When superd was started.", [("", context.since)])
+    yield from gauge(
+        "superd_start_time_seconds",
+        "Start time of superd, in seconds since 1970.",
+        [("", context.since)],
+    )
     yield from gauge(
         "superd_state",
-        "1 for the state that superd is in.",
-        [(labels(state=state.value), int(state is context.state)) for state in State],
+        "1 for the current state of superd.",
+        [(labels(state=state.value), int(state is context.state)) for state in MasterState],
     )
     yield from gauge(
         "superd_ready",
@@ -64,12 +68,12 @@ def _daemon(context: Context) -> Iterator[str]:
     yield from gauge("superd_bans", "Networks that are banned.", [("", len(context.bans))])
     yield from counter(
         "superd_log_failures_total",
-        "Lines of the log and of records that a place for them did not take.",
+        "Lines of the log and of records that a sink did not take.",
         [("", context.log.failures)],
     )
     yield from counter(
         "superd_lost_lines_total",
-        "Lines of the log and of records that did not get from a worker to the master.",
+        "Lines of the log and of records that were lost between a worker and the master.",
         [("", context.tally.scoreboard.lost())],
     )
 
@@ -79,12 +83,12 @@ def _configuration(context: Context) -> Iterator[str]:
     daemon = plan.settings.daemon
     yield from gauge(
         "superd_config_info",
-        "The configuration that is served.",
+        "The configuration in force.",
         [(labels(file=str(plan.settings.file), loop=daemon.loop), 1)],
     )
     yield from gauge(
         "superd_config_generation",
-        "1 at the start, and one more with each configuration that superd went over to.",
+        "1 at the start, and one more with each successful reload.",
         [("", context.current.number)],
     )
     over = [reload for reload in context.reloads if reload.is_over]
@@ -95,17 +99,17 @@ def _configuration(context: Context) -> Iterator[str]:
     )
     yield from gauge(
         "superd_config_last_reload_success_timestamp_seconds",
-        "When the configuration that is served was read.",
+        "When the configuration in force was loaded, in seconds since 1970.",
         [("", context.current.since)],
     )
     yield from counter(
         "superd_config_reloads_total",
-        "Reloads, those that failed among them.",
+        "Reloads, including failed ones.",
         [("", context.reload_number)],
     )
     yield from gauge(
         "superd_services",
-        "Services that are served, and those whose plugin does not work.",
+        "Services that are served, and services whose plugin does not work.",
         [
             (labels(state="served"), len(plan.services)),
             (labels(state="broken"), len(plan.broken)),
@@ -129,7 +133,7 @@ def _workers(context: Context) -> Iterator[str]:
     pools = {pool.name: 0 for pool in context.current.plan.pools} | context.restarts
     yield from counter(
         "superd_worker_restarts_total",
-        "Workers that have ended and were replaced.",
+        "Workers that ended and were replaced.",
         [(labels(pool=name), number) for name, number in pools.items()],
     )
 
@@ -214,7 +218,7 @@ def _services(context: Context) -> Iterator[str]:
     yield from gauge(
         "superd_service_status",
         "Numbers that services show in `superd status`, such as those of a target of forward.",
-        dict(islice(_shown_by_services(context), MOST_SHOWN)).items(),
+        dict(islice(_shown_by_services(context), MAX_ROW_SAMPLES)).items(),
     )
 
 

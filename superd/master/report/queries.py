@@ -1,7 +1,7 @@
-"""Answers workers that serve metrics: how superd is, and what is measured of it.
+"""Answers the queries of workers that serve metrics: superd's readiness, and all metrics.
 
-Runs in the master. However many of them ask, and however often, metrics are collected a few times
-a second at most. Raises ValueError for a question that a worker must not ask.
+Runs in the master. Collects metrics a few times a second at most, however many workers ask and
+however often. Raises ValueError for a query that a worker may not make.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from superd.master.report.status import why_not_ready
 from superd.master.workers.child import Child
 from superd.worker import channel
 
-SHARED = 0.25  # seconds that all who ask have the same metrics
-SHARE = 0.1  # of the master's time, at most
+MIN_COLLECT_INTERVAL = 0.25  # seconds in which all queries get the same metrics
+MAX_TIME_SHARE = 0.1  # of the master's time that collecting may take
 
 
 class ReportQueries:
-    """Knows which worker may ask what."""
+    """Answers workers, and knows which of them may ask."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._file: int | None = None  # with the metrics
+        self._file: int | None = None  # the metrics that were collected last
         self._collect_at = 0.0
 
     def answer(self, child: Child, what: object) -> None:
-        """Answer a question of a worker. An answer that its line does not take is lost, and the
-        worker does not wait for it for ever.
+        """Answer a query of a worker. If its channel is full, the answer is lost; the worker waits
+        for a limited time only.
         """
         if not self._may_ask(child):
-            raise ValueError("a question of a worker that serves no metrics")
+            raise ValueError("a query of a worker that serves no metrics")
         if what == channel.READINESS:
             child.ask(channel.OBSERVE, what=what, text=why_not_ready(self._context))
         elif what == channel.METRICS:
@@ -42,7 +42,7 @@ class ReportQueries:
             if self._file is not None:
                 child.hand(channel.OBSERVE, self._file, what=what)
         else:
-            raise ValueError(f"nobody can observe {what!r}")
+            raise ValueError(f"unknown query {what!r}")
 
     def _may_ask(self, child: Child) -> bool:
         return any(
@@ -53,7 +53,7 @@ class ReportQueries:
         )
 
     def _collect(self) -> None:
-        """Have a file with metrics that are not old."""
+        """Collect metrics into a new file, unless the last ones are recent enough."""
         started = time.monotonic()
         if started < self._collect_at:
             return
@@ -61,12 +61,12 @@ class ReportQueries:
             os.close(self._file)
         self._file = file_with(metrics(self._context).encode())
         took = time.monotonic() - started
-        self._collect_at = started + max(SHARED, took / SHARE)
+        self._collect_at = started + max(MIN_COLLECT_INTERVAL, took / MAX_TIME_SHARE)
 
 
 def file_with(text: bytes) -> int | None:
-    """Return a file that is nowhere but in memory, and that nobody can change; None where there is
-    no memory for it, or no such files (memfd_create(2)).
+    """Return a file in memory that no process can change (memfd_create(2), F_ADD_SEALS); None if
+    the system has no memory for it, or no such files.
     """
     try:
         file = os.memfd_create("metrics", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

@@ -1,6 +1,6 @@
-"""What `superd status` shows.
+"""The status of superd, as JSON for `superd status`.
 
-Runs in the master. Only looks; never raises.
+Runs in the master. Changes nothing; raises nothing.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from superd.process.procfs import usage_of
 
 
 def outline(context: Context) -> dict[str, Any]:
-    """Return what is told quickly, however many services there are. `texts` stands for what the
-    files of the configuration said when it was read.
+    """Return the part of the status that takes the same time however many services there are.
+    `texts` is a digest of the configuration's files as they were when it was read.
     """
     return {
         "version": __version__,
@@ -58,7 +58,7 @@ def status(context: Context) -> dict[str, Any]:
 
 
 def why_not_ready(context: Context) -> str:
-    """Return what keeps superd from serving all that it is to serve; "" for nothing."""
+    """Return why superd does not serve all of its services, or "" if it does."""
     if not context.is_serving:
         return f"superd is {context.state.value}"
     ready = {slot.pool.name for slot in context.current.slots if state_of(slot) == "ready"}
@@ -67,7 +67,7 @@ def why_not_ready(context: Context) -> str:
 
 
 def state_of(slot: Slot) -> str:
-    """Return what the worker of a place is doing, or why there is none."""
+    """Return what the worker of a slot does, or why there is none."""
     if slot.child is None:
         return "ended" if slot.due is None else "throttled"
     if slot.generation.drains:
@@ -89,7 +89,7 @@ def _worker(slot: Slot) -> dict[str, Any]:
 
 
 def _used(pid: int) -> dict[str, float | int | None]:
-    """Return what a process has used: seconds of processor time, and bytes of memory."""
+    """Return the processor time (seconds) and memory (bytes) of a process."""
     usage = usage_of(pid)
     if usage is None:
         return {"cpu": None, "memory": None}
@@ -97,7 +97,7 @@ def _used(pid: int) -> dict[str, float | int | None]:
 
 
 def _reload(context: Context) -> dict[str, Any] | None:
-    """Return how the last reload went."""
+    """Return the result of the last reload."""
     if not context.reloads:
         return None
     last = context.reloads[-1]
@@ -105,13 +105,13 @@ def _reload(context: Context) -> dict[str, Any] | None:
 
 
 def _upgrade(context: Context) -> dict[str, Any] | None:
-    """Return how the last upgrade went."""
+    """Return the result of the last upgrade."""
     upgrade = context.upgrade
     return None if upgrade is None else {"number": upgrade.number, **upgrade.report()}
 
 
 def _leaving(context: Context) -> dict[str, int]:
-    """Return how many connections go on of services that are served no more, by name."""
+    """Return by name how many connections are left of services that were removed or disabled."""
     known = {name for child in context.children for name in child.services}
     gone = known & context.tally.roster.numbers.keys() - context.current.plan.services.keys()
     active = {name: sum(context.tally.scoreboard.active(name)) for name in sorted(gone)}
@@ -119,7 +119,7 @@ def _leaving(context: Context) -> dict[str, int]:
 
 
 def _rows(context: Context, service: str) -> Rows:
-    """Return what a service has to show; each worker has its own view, so it says whose."""
+    """Return the rows that a service shows. If several workers show some, each row has its pid."""
     children = [slot.child for slot in context.current.slots if slot.child is not None]
     showing = [child for child in children if child.rows.get(service)]
     if len(showing) == 1:

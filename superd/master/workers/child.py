@@ -1,7 +1,7 @@
-"""The master's record of its workers, and how often one may be started.
+"""The master's record of its workers, and the throttle of their starts.
 
-Runs in the master. Signals a worker only until it has been reaped, so that its number cannot have
-become somebody else's. Believes nothing that a worker sends: ValueError says what is wrong with it.
+Runs in the master. Signals a worker only until it is reaped: later its pid may belong to another
+process. Trusts nothing that a worker sends: ValueError says what is wrong with a message.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from superd.worker.lifeline import Lifeline
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
 
-MOST_UNREAD = 8 * 1024  # bytes, as the kernel counts them: some messages
-ALLOWANCE = 512  # messages between two looks; more than a socket holds, fewer than a flood
+MAX_UNREAD_BYTES = 8 * 1024  # as the kernel counts them: a few messages
+ALLOWANCE = 512  # messages between two checks; more than a socket holds, fewer than a flood
 
 
 class PendingQuery(Protocol):
@@ -70,7 +70,7 @@ class Child:
         os.kill(self.pid, number)
 
     def ask(self, kind: str, **content: object) -> bool:
-        """Send a worker what it is to do; False where its line is full, or gone."""
+        """Send a message; False if the channel is full or closed."""
         try:
             self.channel.send(json.dumps({"kind": kind, **content}).encode("ascii"))
         except OSError:
@@ -78,10 +78,10 @@ class Child:
         return True
 
     def hand(self, kind: str, file: int, **content: object) -> bool:
-        """Send a worker an open file. One that leaves what it is sent gets no more: it would keep
-        all of these files from being forgotten.
+        """Send a message with an open file; False if the channel is full or closed, or the worker
+        has not read earlier messages: unread messages keep their files open.
         """
-        if undelivered(self.channel) > MOST_UNREAD:
+        if undelivered(self.channel) > MAX_UNREAD_BYTES:
             return False
         message = json.dumps({"kind": kind, **content}).encode("ascii")
         try:
@@ -91,13 +91,13 @@ class Child:
         return True
 
     def end(self, why: str) -> None:
-        """Kill a worker that cannot be relied on any more."""
+        """Kill a worker that cannot be trusted to serve any more."""
         self.ended_for = self.ended_for or why
         self.signal(signal.SIGKILL)
 
     def messages(self) -> Iterator[dict[str, Any] | bytes]:
-        """Yield what the worker has sent, as far as its allowance goes: objects, and batches of
-        events, which are checked but not read.
+        """Yield the worker's messages within its allowance: objects, and batches of events, which
+        are checked by a pattern but not parsed.
         """
         while self.allowance and not self.has_closed:
             try:
@@ -114,7 +114,7 @@ class Child:
 
     def _checked(self, data: bytes) -> bytes:
         if not self._events.fullmatch(data):
-            raise ValueError("events that are not its own")
+            raise ValueError("events of another worker or service")
         return data
 
 
@@ -133,8 +133,8 @@ def start_worker(assignment: Assignment) -> Child:
 def reap() -> Iterator[tuple[int, int]]:
     """Yield pid and exit code (negative: the signal) of each child that has ended.
 
-    Signals coalesce, so all are collected each time; as pid 1 that includes orphans of others.
-    One by one, so that who is told of the first end can still signal the others.
+    Signals coalesce, so all children are collected each time; as process 1 also orphans of other
+    processes. Each is reaped only when the caller asks for it, and can still be signalled before.
     """
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -145,15 +145,16 @@ def reap() -> Iterator[tuple[int, int]]:
 
 
 class Throttle:
-    """When a pool may have its next worker.
+    """Decides when a pool may have its next worker.
 
-    One that served is replaced at once, unless workers keep dying: then every second. One that
-    died before it was ready waits 1 s, then twice as long each time, a minute at most.
+    A worker that was ready is replaced at once, unless workers keep dying: then after a second. If
+    a worker ended before it was ready, the delay is 1 s, then twice as long each time, up to a
+    minute.
     """
 
-    BURST = 100
+    BURST = 100  # replacements at once
     REFILL = 2.0  # per second
-    LONGEST = 60.0
+    MAX_DELAY = 60.0  # seconds
 
     def __init__(self) -> None:
         self._tokens = float(self.BURST)
@@ -163,7 +164,7 @@ class Throttle:
     def delay(self, now: float, *, was_ready: bool) -> float:
         """Return how many seconds to wait before the next start."""
         if not was_ready:
-            delay, self._next = self._next, min(self._next * 2, self.LONGEST)
+            delay, self._next = self._next, min(self._next * 2, self.MAX_DELAY)
             return delay
         self._next = 1.0
         self._tokens = min(self.BURST, self._tokens + (now - self._refilled) * self.REFILL)

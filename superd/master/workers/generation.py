@@ -58,9 +58,9 @@ class Generation:
                 number = next(free, None)
                 if number is None:
                     raise NoRoom(
-                        f"there is room for {limit} workers, with those that drain: `superd"
-                        " connections` shows for whom they do, reload-drain-timeout limits it,"
-                        " and a restart makes more room"
+                        f"there is room for {limit} workers, including those that drain: `superd"
+                        " connections` lists their clients, reload-drain-timeout limits how long"
+                        " they drain, and a restart makes more room"
                     )
                 self.slots.append(Slot(number, self, pool, throttle, is_first=index == 0))
 

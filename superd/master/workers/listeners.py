@@ -18,7 +18,7 @@ from superd.net.addresses import Address, Transport
 
 CHECKED_AT_A_TIME = 500  # listeners: with more of them, a check would block the master's loop
 
-BROKEN = "a listener of its was broken for good"
+BROKEN = "one of its listeners was broken for good"
 WITHOUT = "it was started without one of its listeners"
 
 
@@ -86,7 +86,7 @@ class Listeners:
                 listener.close()
                 self.changes += 1
                 self._lost.add(listener.address)
-                what = f"was broken for good ({reason(error)}); it is made anew, with new workers"
+                what = f"was broken for good ({reason(error)}); it is bound again, with new workers"
                 self.log.error(f"{listener.address} {what}", listener.service)
                 yield from self._concerned(listener, BROKEN)
             else:
@@ -103,7 +103,7 @@ class Listeners:
                     continue
                 self.changes += 1
                 self._lost.remove(listener.address)
-                self.log.warning(f"{listener.address} is listened on again", listener.service)
+                self.log.warning(f"{listener.address} is bound again", listener.service)
                 yield from self._concerned(listener, WITHOUT)
 
     def _concerned(self, listener: Listener, why: str) -> Iterator[tuple[str, str]]:

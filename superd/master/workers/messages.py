@@ -70,7 +70,7 @@ class MessageReader:
             for message in child.messages():
                 self._take(child, message)
         except (ValueError, TypeError, KeyError, OverflowError) as error:
-            self.log.error(f"worker {child.pid} sent what is no message: {error}")
+            self.log.error(f"worker {child.pid} sent an invalid message: {error}")
             child.has_closed = True
 
     def _take(self, child: Child, message: dict[str, Any] | bytes) -> None:
@@ -98,7 +98,7 @@ class MessageReader:
     def _keep_rows(self, child: Child, *, service: str, rows: object) -> None:
         """Keep the rows that a service shows of its state."""
         if service not in child.services:
-            raise ValueError("the state of a service that is not its own")
+            raise ValueError("the state of a service of another worker")
         child.rows[service] = checked(rows)
 
     def _observe(self, child: Child, *, what: object) -> None:
@@ -108,7 +108,7 @@ class MessageReader:
     def _take_answer(self, child: Child, *, inquiry: int, content: object, is_last: bool) -> None:
         """Take an answer, or a part of one; an answer that comes too late is dropped."""
         if not isinstance(inquiry, int) or not isinstance(is_last, bool):
-            raise ValueError("an answer to no inquiry")
+            raise ValueError("invalid answer to a query")
         if (query := child.queries.get(inquiry)) is not None:
             query.take(child, content, is_last=is_last)
 
@@ -118,7 +118,7 @@ class MessageReader:
         """Ban a network that a plugin wants banned."""
         are_texts = isinstance(network, str) and isinstance(reason, str)
         if service not in child.services or not are_texts:
-            raise ValueError("a ban by a service that is not its own")
+            raise ValueError("a ban by a service of another worker")
         banned = parse_network(network)
         known = banned in self.bans
         if error := self.bans.add(banned, float(seconds), f"service {service}", reason):

@@ -114,12 +114,12 @@ class ConnectionsQuery(Query):
             self.left_out += content
             return
         if not isinstance(content, list):
-            raise ValueError("connections that are none")
+            raise ValueError("invalid list of connections")
         where = {"worker": child.pid, "generation": self.generations[child]}
         rows = [json.dumps({**checked(row, child.services), **where}) for row in content]
         self.sizes[child] += sum(map(len, rows))
         if self.sizes[child] > MOST * ROOM:
-            raise ValueError("more connections than it may tell")
+            raise ValueError("more connections than are accepted from one worker")
         self.rows += rows
 
     def answer(self) -> bytes:
@@ -139,10 +139,10 @@ class KillQuery(Query):
 
     def add(self, child: Child, content: object) -> None:
         if not isinstance(content, bool):
-            raise ValueError("neither yes nor no")
+            raise ValueError("invalid answer to a kill")
         if content and not self.is_done:
             self.is_done = True
-            self.log.info(f"connection {self.name} is ended, by the operator")
+            self.log.info(f"connection {self.name} ended by the operator")
 
     def answer(self) -> bytes:
         if self.is_done:
@@ -172,12 +172,12 @@ class TrafficQuery(Query):
 
     def add(self, child: Child, content: object) -> None:
         if not isinstance(content, dict) or not content.keys() <= child.services:
-            raise ValueError("the traffic of a service that is not its own")
+            raise ValueError("the traffic of a service of another worker")
         for passed in content.values():
             if not isinstance(passed, list) or [type(number) for number in passed] != [int, int]:
-                raise ValueError("traffic that is none")
+                raise ValueError("invalid traffic of a service")
             if any(not 0 <= number < 1 << 64 for number in passed):
-                raise ValueError("traffic that is none")
+                raise ValueError("invalid traffic of a service")
         self.reported.setdefault(child, {}).update(content)
 
     def answer(self) -> bytes:

@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_opened_anew_is_written_on(tmp_path: Path, log_to:
     log.reopen()
     log.info("after")
     lines = (tmp_path / "old" / "log").read_text().splitlines()
-    assert "error: the log stays where it was: No such file or directory" in lines[0]
+    assert "error: not reopened, the old file stays in use: No such file or directory" in lines[0]
     assert lines[1].endswith("after")
 
 

@@ -196,8 +196,10 @@ def test_an_ordinary_user_serves_the_same_file_and_is_told_once_what_was_left_ou
     users_superd.start(*as_nobody())
     assert exchange(users_superd.connect("echo"), b"hello") == b"hello"
     assert len(exchange(users_superd.connect("time"), b"")) == 4
-    [told] = [line for line in users_superd.log().splitlines() if "left out" in line]
-    assert told.endswith("not root, so this confinement is left out: user, chroot, groups, nice")
+    [told] = [line for line in users_superd.log().splitlines() if "does not apply" in line]
+    assert told.endswith(
+        "superd is not root, so it does not apply this confinement: user, chroot, groups, nice"
+    )
     echo_pool, time_pool = (
         next(s["pool"] for s in users_superd.status()["services"] if s["name"] == name)
         for name in ("echo", "time")
@@ -226,7 +228,7 @@ def test_confinement_that_is_required_and_cannot_be_had_is_77_and_names_the_keys
     toml = f'[daemon]\nconfinement = "require"\n{OF_ROOT}'
     code, line = refused(users_superd.directory, toml, *as_nobody())
     assert code == 77
-    assert line.endswith("cannot give user, chroot, groups, nice")
+    assert line.endswith("cannot apply user, chroot, groups, nice")
 
 
 @pytest.mark.root

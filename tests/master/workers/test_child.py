@@ -87,7 +87,7 @@ def test_events_that_are_anothers_or_could_forge_a_line_are_refused(
 ) -> None:
     child, worker = line
     worker.send(batch)
-    with pytest.raises(ValueError, match="not its own"):
+    with pytest.raises(ValueError, match="events of another worker or service"):
         list(child.messages())
 
 
@@ -97,10 +97,10 @@ def test_a_batch_of_a_megabyte_is_refused(line: tuple[Child, socket.socket]) -> 
     batch = event() * ((1 << 20) // len(event()))
     with contextlib.suppress(OSError):  # where the system does not allow such a buffer
         worker.send(batch)
-        with pytest.raises(ValueError, match="not its own"):
+        with pytest.raises(ValueError, match="events of another worker or service"):
             list(child.messages())
     worker.send(batch[: LARGEST + 100])
-    with pytest.raises(ValueError, match="not its own"):
+    with pytest.raises(ValueError, match="events of another worker or service"):
         list(child.messages())
 
 
@@ -303,4 +303,4 @@ def test_a_throttle_recovers_after_a_worker_has_served() -> None:
 def test_a_throttle_waits_a_minute_at_most_however_often_a_start_failed() -> None:
     throttle = Throttle()
     delays = [throttle.delay(time.monotonic(), was_ready=False) for _ in range(5000)]
-    assert max(delays) == delays[-1] == Throttle.LONGEST
+    assert max(delays) == delays[-1] == Throttle.MAX_DELAY

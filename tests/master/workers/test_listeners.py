@@ -73,7 +73,7 @@ def test_what_cannot_be_mended_is_made_anew_once_nobody_holds_the_address(log_fi
     lines = log_file.read_text().splitlines()
     assert len(lines) == 2
     assert "was broken for good" in lines[0]
-    assert "is listened on again" in lines[1]
+    assert "is bound again" in lines[1]
 
 
 def test_an_address_that_somebody_else_has_taken_is_waited_for(

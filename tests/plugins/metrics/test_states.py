@@ -236,6 +236,6 @@ def test_only_metrics_may_ask_and_a_worker_that_does_nevertheless_is_ended(
     )
     assert refused == "inside is not there to tell of superd"
     inside(superd, "inside", f"{find}result = me._server._channel.observe('metrics')")
-    superd.wait_for_log(f"worker {worker} sent what is no message: .* serves no metrics")
+    superd.wait_for_log(f"worker {worker} sent an invalid message: .* serves no metrics")
     until(lambda: superd.workers("other") not in ([], [worker]), "its successor")
     assert page(superd, "/readyz") == READY

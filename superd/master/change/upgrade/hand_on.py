@@ -141,7 +141,7 @@ class Upgrade:
             self._end_trial()
         for line in self.problems:
             self._context.log.error(f"not upgraded: {line}")
-        self._context.log.error("the program stays as it was")
+        self._context.log.error("the running program is unchanged")
 
 
 def command(*arguments: object) -> list[str]:
@@ -165,11 +165,9 @@ def run_trial(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
     )
     if done.returncode == ExitCode.OK and done.stdout.endswith(SERVED.encode()):
         return {"code": ExitCode.OK, "problems": []}
-    lines = (
-        done.stderr[-MAX_PROBLEM_BYTES:].decode(errors="replace").splitlines()[-MAX_PROBLEM_LINES:]
-    )
+    printed = done.stderr[-MAX_PROBLEM_BYTES:].decode(errors="replace").splitlines()
     known = done.returncode in set(ExitCode) - {ExitCode.OK}
     return {
         "code": done.returncode if known else ExitCode.FAILED,
-        "problems": lines or [f"its trial {how_it_ended(done.returncode)}"],
+        "problems": printed[-MAX_PROBLEM_LINES:] or [f"its trial {how_it_ended(done.returncode)}"],
     }

@@ -97,11 +97,11 @@ def read(descriptor: int) -> State:
         state: State = json.load(file)
     if state["format"] != FORMAT:
         raise SuperdError(
-            f"superd {__version__} cannot go on from {state['version']}: restart it instead"
+            f"superd {__version__} cannot take over from {state['version']}: restart superd instead"
         )
     for number, inode in state["descriptors"]:
         if os.fstat(number).st_ino != inode:
-            raise SuperdError(f"descriptor {number} is not what it was")
+            raise SuperdError(f"descriptor {number} is not the file that the state names")
         os.set_inheritable(number, False)
     return state
 

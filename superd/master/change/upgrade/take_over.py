@@ -106,7 +106,7 @@ def tally_of(state: State, plan: Plan, log: Log) -> Tally:
     try:
         return Tally.taken_up(state["tally"])
     except ValueError as error:
-        log.warning(f"limits and counters start anew: {error}")
+        log.warning(f"limits and counters start from zero: {error}")
         taken = max((passed["number"] + 1 for passed in state["places"]), default=0)
         return Tally.of(list(plan.services), max(plan.workers, taken))
 
