@@ -1,4 +1,4 @@
-"""The pid file: its lock tells who runs, and whatever else may stand there comes to no harm."""
+"""The pid file: its lock names the running master, and files of others are never harmed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def other(path: Path) -> Iterator[subprocess.Popen[str]]:
     process.communicate()
 
 
-def test_a_pid_file_has_the_number_of_its_holder_and_goes_with_it(path: Path) -> None:
+def test_a_pid_file_contains_its_holders_pid_until_it_is_removed(path: Path) -> None:
     held = PidFile(path)
     assert path.read_text() == f"{os.getpid()}\n"
     held.remove()
@@ -54,10 +54,10 @@ def test_a_pid_file_has_the_number_of_its_holder_and_goes_with_it(path: Path) ->
     assert holder(path) is None
 
 
-def test_the_holder_is_known_to_others_by_its_lock(
+def test_the_lock_identifies_the_holder_whatever_the_file_contains(
     path: Path, other: subprocess.Popen[str]
 ) -> None:
-    path.write_text("1\n")  # whatever it says
+    path.write_text("1\n")
     assert holder(path) == other.pid
 
 
@@ -71,7 +71,7 @@ def test_a_second_superd_is_refused_and_changes_nothing(
     assert holder(path) == other.pid
 
 
-def test_a_killed_holder_leaves_a_file_that_disturbs_nobody(
+def test_the_file_of_a_killed_holder_does_not_block_the_next(
     path: Path, other: subprocess.Popen[str]
 ) -> None:
     other.send_signal(signal.SIGKILL)
@@ -86,7 +86,7 @@ def test_a_killed_holder_leaves_a_file_that_disturbs_nobody(
     [b"", b"\n", b"-1\n", b"0\n", b"1\n", b"garbage", b"\x00\xff" * 999, b"9" * 99],
     ids=range(8),
 )
-def test_what_stands_in_a_stale_file_does_not_matter(path: Path, content: bytes) -> None:
+def test_the_content_of_a_stale_file_is_ignored(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     assert holder(path) is None
     held = PidFile(path)
@@ -94,7 +94,7 @@ def test_what_stands_in_a_stale_file_does_not_matter(path: Path, content: bytes)
     held.remove()
 
 
-def test_a_symbolic_link_is_refused_and_its_target_left_alone(path: Path, tmp_path: Path) -> None:
+def test_a_symbolic_link_is_refused_and_its_target_unchanged(path: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     path.symlink_to(victim)
@@ -111,7 +111,7 @@ def test_a_dangling_symbolic_link_creates_nothing(path: Path, tmp_path: Path) ->
     assert not (tmp_path / "nothing").exists()
 
 
-def test_a_hard_link_is_refused_and_its_other_name_left_alone(path: Path, tmp_path: Path) -> None:
+def test_a_hard_link_is_refused_and_its_other_name_unchanged(path: Path, tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("precious")
     path.hardlink_to(victim)
@@ -120,7 +120,7 @@ def test_a_hard_link_is_refused_and_its_other_name_left_alone(path: Path, tmp_pa
     assert victim.read_text() == "precious"
 
 
-def test_a_pipe_and_a_directory_are_refused_without_waiting(tmp_path: Path) -> None:
+def test_a_pipe_and_a_directory_are_refused_without_blocking(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "directory").mkdir()
     for name in ("pipe", "directory"):
@@ -128,18 +128,18 @@ def test_a_pipe_and_a_directory_are_refused_without_waiting(tmp_path: Path) -> N
             PidFile(tmp_path / name)
 
 
-def test_a_directory_that_is_not_there_is_named(tmp_path: Path) -> None:
+def test_an_error_names_a_directory_that_does_not_exist(tmp_path: Path) -> None:
     with pytest.raises(SuperdError, match=r"nowhere/pid: No such file"):
         PidFile(tmp_path / "nowhere" / "pid")
 
 
 @pytest.mark.root
-def test_a_file_of_another_user_is_not_permitted(path: Path) -> None:
+def test_a_file_of_another_user_is_refused(path: Path) -> None:
     path.touch(mode=0o600)
     path.parent.chmod(0o755)
 
     def as_another_user() -> str:
-        os.chdir(path.parent)  # what is above may be closed to others
+        os.chdir(path.parent)  # other users may not search the directories above
         os.setresuid(65534, 65534, 65534)
         try:
             return str(holder(Path(path.name)))
@@ -150,12 +150,12 @@ def test_a_file_of_another_user_is_not_permitted(path: Path) -> None:
     assert outcome.result == f"pid file {path.name}: Permission denied"
 
 
-def test_a_removed_file_is_not_mistaken_for_the_next_one(path: Path) -> None:
+def test_a_file_that_replaced_the_pid_file_is_not_removed(path: Path) -> None:
     held = PidFile(path)
     path.unlink()
-    path.write_text("somebody else's\n")
+    path.write_text("another program's\n")
     held.remove()
-    assert path.read_text() == "somebody else's\n"
+    assert path.read_text() == "another program's\n"
 
 
 def test_a_forked_child_does_not_hold_the_lock(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The master's half of the resolver: what that says in the end is not to be relied on."""
+"""The master's half of the resolver: it does not trust the last messages of the process."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from superd.master.resolver import Resolver
 
 
 @pytest.mark.parametrize(
-    "words",
+    "data",
     [b"[]", b"7", b"{}", b'{"kind": []}', b'{"kind": "failed"}', b"[" * 50_000, b"\xff"],
 )
-def test_last_words_that_are_none_do_not_matter(tmp_path: Path, words: bytes) -> None:
+def test_invalid_last_messages_are_ignored(tmp_path: Path, data: bytes) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
-    theirs.send(words)
+    theirs.send(data)
     theirs.close()
     resolver = Resolver(Log([str(tmp_path / "log")], "text"))
-    resolver._channel = ours  # as one has it that was taken over
+    resolver._channel = ours  # the process at the other end was taken over
     now = time.monotonic()
     resolver.ended(1, now)
     assert (resolver.pid, resolver.due) == (None, now + 1.0)
-    said = (tmp_path / "log").read_text()
-    assert said.endswith("error: the resolver ended with code 1; its successor starts in 1 s\n")
+    logged = (tmp_path / "log").read_text()
+    assert logged.endswith("error: the resolver ended with code 1; its successor starts in 1 s\n")
     resolver.close()

@@ -1,4 +1,4 @@
-"""What an upgrade's new program makes of the state that is passed on to it."""
+"""What the new program of an upgrade makes of the state that it takes over."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def place(number: int, generation: int, *, drains: bool = False) -> dict[str, An
     return {**passed, "pool": "nobody", "is first": True, "child": None}
 
 
-def test_counting_anew_has_room_for_the_workers_of_before(log: Log, plan: Plan) -> None:
+def test_new_counters_have_room_for_the_old_workers(log: Log, plan: Plan) -> None:
     highest = LEAST_PLACES + 8
     before = Tally.of(["echo"], highest)
     passed = before.passed_on()
@@ -43,9 +43,7 @@ def test_counting_anew_has_room_for_the_workers_of_before(log: Log, plan: Plan) 
     tally.ledger.vacate(highest)
 
 
-def test_what_a_failed_reload_has_left_is_not_the_generation_that_serves(
-    log: Log, plan: Plan
-) -> None:
+def test_the_generation_of_a_failed_reload_is_not_the_current_one(log: Log, plan: Plan) -> None:
     places = [place(0, 1, drains=True), place(1, 2), place(2, 3, drains=True)]
     state = {"generation": 2, "places": places}
     scoreboard = Tally.of(["echo"], 3).scoreboard

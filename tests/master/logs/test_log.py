@@ -1,4 +1,4 @@
-"""The sinks of the log: what they write, and that none of them stops or delays the master."""
+"""The sinks of the log: the lines that they write, and that none of them blocks the master."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from superd.observe.records import Record
 
 LogTo = Callable[..., Log]
 
-SOON = 5.0  # seconds; what waits for a reader would wait for ever
+NOT_BLOCKED = 5.0  # seconds; a write that waits for its reader would never end
 
 
 @pytest.fixture
 def log_to() -> Iterator[LogTo]:
-    """Return a function that makes a log; all are closed in the end."""
+    """Return a function that makes a log; all logs are closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(*sinks: str | Path, form: str = "text", syslog: Path | None = None) -> Log:
@@ -41,7 +41,7 @@ def log_to() -> Iterator[LogTo]:
 
 @contextlib.contextmanager
 def standard_error(descriptor: int) -> Iterator[None]:
-    """Have `descriptor` stand for standard error."""
+    """Replace standard error by `descriptor`."""
     kept = os.dup(STDERR)
     os.dup2(descriptor, STDERR)
     try:
@@ -59,7 +59,7 @@ def pipe() -> Iterator[tuple[int, int]]:
 
 
 def available(reader: int) -> bytes:
-    """Read what there is, without waiting for more."""
+    """Read what is available, without waiting for more."""
     parts = []
     while select.select([reader], [], [], 0)[0]:
         part = os.read(reader, 1 << 20)
@@ -101,7 +101,9 @@ def test_all_sinks_get_all_records(tmp_path: Path, log_to: LogTo) -> None:
     assert {path.read_text().count("hello") for path in paths} == {1}
 
 
-def test_a_log_file_is_not_for_everybody_and_is_added_to(tmp_path: Path, log_to: LogTo) -> None:
+def test_other_users_cannot_read_a_log_file_and_it_is_appended_to(
+    tmp_path: Path, log_to: LogTo
+) -> None:
     path = tmp_path / "log"
     for word in ("first", "second"):
         log_to(path).info(word)
@@ -109,7 +111,7 @@ def test_a_log_file_is_not_for_everybody_and_is_added_to(tmp_path: Path, log_to:
     assert path.stat().st_mode & 0o007 == 0
 
 
-def test_a_file_that_was_renamed_is_opened_anew_on_demand(tmp_path: Path, log_to: LogTo) -> None:
+def test_a_renamed_file_is_reopened_on_request(tmp_path: Path, log_to: LogTo) -> None:
     path, old = tmp_path / "log", tmp_path / "log.1"
     log = log_to(path)
     log.info("one")
@@ -123,7 +125,7 @@ def test_a_file_that_was_renamed_is_opened_anew_on_demand(tmp_path: Path, log_to
     assert three.endswith("three")
 
 
-def test_a_file_that_cannot_be_opened_anew_is_written_on(tmp_path: Path, log_to: LogTo) -> None:
+def test_a_file_that_cannot_be_reopened_stays_in_use(tmp_path: Path, log_to: LogTo) -> None:
     (tmp_path / "logs").mkdir()
     path = tmp_path / "logs" / "log"
     log = log_to(path)
@@ -136,29 +138,29 @@ def test_a_file_that_cannot_be_opened_anew_is_written_on(tmp_path: Path, log_to:
 
 
 @pytest.mark.parametrize("name", ["", "directory", "nowhere/log", "pipe"])
-def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path, name: str, log_to: LogTo) -> None:
+def test_an_error_names_a_file_that_cannot_be_opened(
+    tmp_path: Path, name: str, log_to: LogTo
+) -> None:
     (tmp_path / "directory").mkdir()
-    os.mkfifo(tmp_path / "pipe")  # nobody reads it
+    os.mkfifo(tmp_path / "pipe")  # without a reader
     with pytest.raises(SuperdError, match="cannot log to "):
         log_to(tmp_path / name)
 
 
-def test_a_full_disk_is_counted_and_not_more(log_to: LogTo) -> None:
+def test_lines_lost_to_a_full_disk_are_only_counted(log_to: LogTo) -> None:
     log = log_to("/dev/full")
     for _ in range(100):
         log.info("hello")
     assert log.failures == 100
 
 
-def test_one_sink_that_fails_does_not_keep_the_others_from_writing(
-    tmp_path: Path, log_to: LogTo
-) -> None:
+def test_a_sink_that_fails_does_not_affect_other_sinks(tmp_path: Path, log_to: LogTo) -> None:
     log = log_to("/dev/full", tmp_path / "log")
     log.info("hello")
     assert "hello" in (tmp_path / "log").read_text()
 
 
-def test_a_pipe_whose_reader_has_gone_is_counted(pipe: tuple[int, int], log_to: LogTo) -> None:
+def test_lines_to_a_pipe_without_a_reader_are_counted(pipe: tuple[int, int], log_to: LogTo) -> None:
     reader, writer = pipe
     with standard_error(writer):
         log = log_to("stderr")
@@ -167,7 +169,7 @@ def test_a_pipe_whose_reader_has_gone_is_counted(pipe: tuple[int, int], log_to: 
     assert log.failures == 1
 
 
-def test_a_standard_error_that_is_closed_is_counted(tmp_path: Path, log_to: LogTo) -> None:
+def test_lines_to_a_closed_standard_error_are_counted(tmp_path: Path, log_to: LogTo) -> None:
     with open(tmp_path / "log", "w") as file, standard_error(file.fileno()):
         log = log_to("stderr")
         os.close(STDERR)
@@ -176,7 +178,7 @@ def test_a_standard_error_that_is_closed_is_counted(tmp_path: Path, log_to: LogT
 
 
 @pytest.mark.parametrize("kind", ["pipe", "stream socket", "datagram socket"])
-def test_a_reader_who_stops_delays_nobody_and_hears_how_much_it_missed(
+def test_a_reader_that_stops_does_not_block_the_log_and_gets_the_number_of_lost_lines(
     kind: str, log_to: LogTo
 ) -> None:
     if kind == "pipe":
@@ -189,7 +191,7 @@ def test_a_reader_who_stops_delays_nobody_and_hears_how_much_it_missed(
         started = time.monotonic()
         while log.failures < 1000:
             log.info("x" * 1000)
-        assert time.monotonic() - started < SOON
+        assert time.monotonic() - started < NOT_BLOCKED
         available(reader)
         log.info("back again")
         text = available(reader).decode()
@@ -197,7 +199,7 @@ def test_a_reader_who_stops_delays_nobody_and_hears_how_much_it_missed(
     assert text.endswith("back again\n")
 
 
-def test_a_terminal_that_was_stopped_delays_nobody(log_to: LogTo) -> None:
+def test_a_stopped_terminal_does_not_block_the_log(log_to: LogTo) -> None:
     import termios
 
     controller, terminal = os.openpty()
@@ -208,27 +210,23 @@ def test_a_terminal_that_was_stopped_delays_nobody(log_to: LogTo) -> None:
         started = time.monotonic()
         for _ in range(1000):
             log.info("x" * 1000)
-        assert time.monotonic() - started < SOON
+        assert time.monotonic() - started < NOT_BLOCKED
         assert log.failures
         termios.tcflow(terminal, termios.TCOON)
 
 
-def test_others_who_share_a_pipe_are_not_made_to_write_without_blocking(
-    pipe: tuple[int, int], log_to: LogTo
-) -> None:
+def test_other_writers_of_a_shared_pipe_still_block(pipe: tuple[int, int], log_to: LogTo) -> None:
     with standard_error(pipe[1]):
         log_to("stderr").info("hello")
         assert os.get_blocking(STDERR)
     assert os.get_blocking(pipe[1])
 
 
-def test_a_line_that_was_cut_off_does_not_swallow_the_next(
-    pipe: tuple[int, int], log_to: LogTo
-) -> None:
+def test_the_line_after_a_truncated_line_is_complete(pipe: tuple[int, int], log_to: LogTo) -> None:
     reader, writer = pipe
     with standard_error(writer):
         log = log_to("stderr")
-        detail = tuple(["y" * 2000] * 60)  # longer than the pipe has room
+        detail = tuple(["y" * 2000] * 60)  # more than fits into the pipe
         log.write(Record("error", "long", detail=detail))
         assert log.failures == 1
         cut = available(reader)
@@ -240,11 +238,11 @@ def test_a_line_that_was_cut_off_does_not_swallow_the_next(
 
 
 class Syslog:
-    """A daemon that takes what is logged."""
+    """A log daemon: it receives datagrams."""
 
     def __init__(self, path: Path) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.settimeout(SOON)
+        self.socket.settimeout(NOT_BLOCKED)
         self.socket.bind(str(path))
         self.path = path
 
@@ -286,10 +284,10 @@ def test_syslog_can_carry_json(syslog: Syslog, log_to: LogTo) -> None:
     assert json.loads(brace + rest)["message"] == "hello"
 
 
-def test_a_syslog_that_was_restarted_is_found_again(syslog: Syslog, log_to: LogTo) -> None:
+def test_syslog_is_reconnected_after_its_restart(syslog: Syslog, log_to: LogTo) -> None:
     log = log_to("syslog", syslog=syslog.path)
     syslog.stop()
-    log.info("nobody hears this")
+    log.info("this is lost")
     assert log.failures == 1
     again = Syslog(syslog.path)
     log.info("hello")
@@ -298,15 +296,15 @@ def test_a_syslog_that_was_restarted_is_found_again(syslog: Syslog, log_to: LogT
     again.stop()
 
 
-def test_a_syslog_that_does_not_read_delays_nobody(syslog: Syslog, log_to: LogTo) -> None:
+def test_a_syslog_that_does_not_read_does_not_block_the_log(syslog: Syslog, log_to: LogTo) -> None:
     log = log_to("syslog", syslog=syslog.path)
     started = time.monotonic()
     while log.failures < 1000:
         log.info("hello")
-    assert time.monotonic() - started < SOON
+    assert time.monotonic() - started < NOT_BLOCKED
 
 
-def test_a_syslog_that_is_not_there_is_named(tmp_path: Path, log_to: LogTo) -> None:
+def test_an_error_names_a_syslog_that_does_not_exist(tmp_path: Path, log_to: LogTo) -> None:
     with pytest.raises(SuperdError, match="cannot log to syslog: No such file"):
         log_to("syslog", syslog=tmp_path / "nowhere")
 
@@ -316,7 +314,7 @@ def event(kind: str = "closed", /, **more: Any) -> bytes:
     return json.dumps({**data, "peer": "127.0.0.1:5", **more}).encode() + b"\n"
 
 
-def test_events_go_to_a_place_of_their_own_in_a_form_of_their_own(tmp_path: Path) -> None:
+def test_events_can_have_their_own_sink_and_form(tmp_path: Path) -> None:
     log = Log(
         [str(tmp_path / "log")], "text",
         record_sinks=[str(tmp_path / "records")], record_format="json",
@@ -328,14 +326,14 @@ def test_events_go_to_a_place_of_their_own_in_a_form_of_their_own(tmp_path: Path
     assert (tmp_path / "log").read_text().count("\n") == 1
 
 
-def test_events_go_where_the_log_goes_unless_told_otherwise(tmp_path: Path, log_to: LogTo) -> None:
+def test_events_go_to_the_sinks_of_the_log_by_default(tmp_path: Path, log_to: LogTo) -> None:
     log = log_to(tmp_path / "log")
     log.write_events(event(end="client"))
     (line,) = (tmp_path / "log").read_text().splitlines()
     assert line.endswith("superd[7] info: closed service=echo conn=1-2 peer=127.0.0.1:5 end=client")
 
 
-def test_a_line_that_was_not_begun_leaves_no_empty_line_behind(
+def test_a_line_that_was_lost_completely_leaves_no_empty_line(
     pipe: tuple[int, int], log_to: LogTo
 ) -> None:
     reader, writer = pipe
@@ -343,10 +341,10 @@ def test_a_line_that_was_not_begun_leaves_no_empty_line_behind(
         log = log_to("stderr", form="json")
         while not log.failures:
             log.write_events(event())
-        heard = available(reader)
+        received = available(reader)
         log.write_events(event())
-        heard += available(reader)
-    assert b"" not in heard.splitlines()
+        received += available(reader)
+    assert b"" not in received.splitlines()
 
 
 def test_general_records_have_xinetds_form_too(tmp_path: Path, log_to: LogTo) -> None:
@@ -357,7 +355,7 @@ def test_general_records_have_xinetds_form_too(tmp_path: Path, log_to: LogTo) ->
     assert rest == f"superd[{os.getpid()}]: WARNING: hello service=echo\n"
 
 
-def test_syslog_hears_of_events_in_xinetds_name_in_its_form(syslog: Syslog, log_to: LogTo) -> None:
+def test_events_in_xinetds_form_have_xinetds_name_in_syslog(syslog: Syslog, log_to: LogTo) -> None:
     log = log_to("syslog", form="xinetd", syslog=syslog.path)
     log.write_events(event("refused", reason="access"))
     assert syslog.line().endswith(" xinetd[7]: FAIL: echo address from=127.0.0.1")
@@ -382,65 +380,65 @@ def fields(datagram: bytes) -> dict[str, str]:
     return found
 
 
-def test_the_journal_gets_fields_of_its_own(syslog: Syslog) -> None:
+def test_the_journal_gets_a_field_for_each_value(syslog: Syslog) -> None:
     log = Log(["journal"], "text", journal_socket=str(syslog.path))
     log.write(Record("error", "failed", service="echo", detail=("line 1", "line 2")))
-    heard = fields(syslog.socket.recv(65536))
-    assert heard["MESSAGE"] == "failed\nline 1\nline 2"
-    assert (heard["PRIORITY"], heard["SYSLOG_IDENTIFIER"]) == ("3", "superd")
-    assert heard["SUPERD_SERVICE"] == "echo"
+    received = fields(syslog.socket.recv(65536))
+    assert received["MESSAGE"] == "failed\nline 1\nline 2"
+    assert (received["PRIORITY"], received["SYSLOG_IDENTIFIER"]) == ("3", "superd")
+    assert received["SUPERD_SERVICE"] == "echo"
     log.write(Record("error", "\x1b[2J\nMESSAGE=forged", peer="@a\nMESSAGE=forged"))
-    heard = fields(syslog.socket.recv(65536))
-    assert heard["MESSAGE"] == r"\x1b[2J\nMESSAGE=forged"
-    assert heard["SUPERD_PEER"] == "@a\nMESSAGE=forged"
+    received = fields(syslog.socket.recv(65536))
+    assert received["MESSAGE"] == r"\x1b[2J\nMESSAGE=forged"
+    assert received["SUPERD_PEER"] == "@a\nMESSAGE=forged"
     log.write_events(event(duration=1.25, end="client", **{"in": 5, "out": 6}))
-    heard = fields(syslog.socket.recv(65536))
-    assert heard["MESSAGE"].startswith("closed service=echo conn=1-2")
-    assert heard["SYSLOG_PID"] == "7"
+    received = fields(syslog.socket.recv(65536))
+    assert received["MESSAGE"].startswith("closed service=echo conn=1-2")
+    assert received["SYSLOG_PID"] == "7"
     wanted = {
         "EVENT": "closed", "CONNECTION": "1-2", "PEER": "127.0.0.1:5", "END": "client",
         "DURATION_USEC": "1250000", "BYTES_IN": "5", "BYTES_OUT": "6",
     }  # fmt: skip
-    assert {key: heard[f"SUPERD_{key}"] for key in wanted} == wanted
+    assert {key: received[f"SUPERD_{key}"] for key in wanted} == wanted
     log.close()
 
 
-def test_facts_that_are_called_as_a_field_is_are_texts_all_the_same(syslog: Syslog) -> None:
+def test_facts_with_the_name_of_a_field_stay_texts(syslog: Syslog) -> None:
     log = Log(["journal"], "text", journal_socket=str(syslog.path))
     facts = {"connect": "proxy", "user-agent": "nmap", "service": "another"}
     log.write_events(event("noted", text="Connection", facts=facts))
-    heard = fields(syslog.socket.recv(65536))
-    assert heard["SUPERD_CONNECT_USEC"] == "proxy"
-    assert heard["SUPERD_USER_AGENT"] == "nmap"
-    assert heard["SUPERD_SERVICE"] == "echo"
+    received = fields(syslog.socket.recv(65536))
+    assert received["SUPERD_CONNECT_USEC"] == "proxy"
+    assert received["SUPERD_USER_AGENT"] == "nmap"
+    assert received["SUPERD_SERVICE"] == "echo"
     log.close()
 
 
-def test_events_that_are_lost_are_counted_one_by_one(log_to: LogTo) -> None:
+def test_each_lost_event_is_counted(log_to: LogTo) -> None:
     log = log_to("/dev/full")
     log.write_events(event() * 5)
     assert log.failures == 5
-    log.write_events(event() * 2)  # the line that tells of the loss is lost itself
+    log.write_events(event() * 2)  # the line with the number of lost lines is lost, too
     assert log.failures == 7
 
 
-def test_what_a_socket_took_before_it_was_full_is_not_counted_as_lost(
+def test_events_sent_before_a_socket_was_full_are_not_counted_as_lost(
     syslog: Syslog, log_to: LogTo
 ) -> None:
     log = log_to("syslog", syslog=syslog.path)
     log.write_events(event() * 1000)
     syslog.socket.setblocking(False)
-    heard = 0
+    received = 0
     with contextlib.suppress(BlockingIOError):
         while syslog.line():
-            heard += 1
-    assert 0 < heard < 1000
-    assert log.failures == 1000 - heard
+            received += 1
+    assert 0 < received < 1000
+    assert log.failures == 1000 - received
     log.info("again")
-    assert syslog.line().endswith(f"warning: {1000 - heard} log records were lost")
+    assert syslog.line().endswith(f"warning: {1000 - received} log records were lost")
 
 
-def test_events_of_before_and_after_a_restart_of_syslog_are_told_apart(
+def test_events_from_before_and_after_a_restart_of_syslog_are_counted_right(
     syslog: Syslog, log_to: LogTo
 ) -> None:
     log = log_to("syslog", form="json", syslog=syslog.path)
@@ -455,7 +453,7 @@ def test_events_of_before_and_after_a_restart_of_syslog_are_told_apart(
     again.stop()
 
 
-def test_a_reader_who_takes_a_little_at_a_time_delays_a_write_no_longer_than_once(
+def test_a_slow_reader_delays_a_batch_by_one_timeout_at_most(
     pipe: tuple[int, int], log_to: LogTo
 ) -> None:
     reader, writer = pipe
@@ -471,14 +469,14 @@ def test_a_reader_who_takes_a_little_at_a_time_delays_a_write_no_longer_than_onc
         log = log_to("stderr", form="json")
         log.write_events(event() * 500)
         drinker.start()
-        log.write_events(event() * 20_000)  # takes a sipping reader for several seconds
+        log.write_events(event() * 20_000)  # takes the slow reader several seconds
     done.set()
     drinker.join()
     assert log.failures > 5_000
 
 
 @pytest.mark.root
-def test_a_disk_that_is_full_for_a_while_loses_what_is_told_and_not_a_line_more(
+def test_a_temporarily_full_disk_loses_exactly_the_reported_number_of_lines(
     tmp_path: Path,
 ) -> None:
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path)]
@@ -496,10 +494,10 @@ def test_a_disk_that_is_full_for_a_while_loses_what_is_told_and_not_a_line_more(
         log.write_events(event())
         lines = file.read_bytes().splitlines(keepends=True)
         assert lines.count(event()) + lost == 701
-        told = [line for line in lines if line != event()]
-        assert f"{lost} log records were lost" in told.pop().decode()
-        assert all(event().startswith(torn.rstrip()) for torn in told)
-        assert len(told) <= 1
+        others = [line for line in lines if line != event()]
+        assert f"{lost} log records were lost" in others.pop().decode()
+        assert all(event().startswith(torn.rstrip()) for torn in others)
+        assert len(others) <= 1
     finally:
         log.close()
         subprocess.run(["umount", str(tmp_path)], check=True)

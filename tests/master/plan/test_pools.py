@@ -1,4 +1,4 @@
-"""Which services share workers, and what an ordinary user's superd leaves out."""
+"""Pools: which services share workers, and the confinement that only root can apply."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support import proc
 from tests.support.harness import Superd, exchange, refused
 from tests.support.proc import NOBODY, assert_nothing_is_left_open
 
-USER, GROUP = 4321, 4322  # numbers that no name stands for
+USER, GROUP = 4321, 4322  # numbers without a name
 
 ECHO = """
 [service.echo]
@@ -27,7 +27,7 @@ listen = "tcp://127.0.0.1:0"
 
 
 def pools(directory: Path, toml: str) -> list[Pool]:
-    """Return the pools that the services of a configuration fall into."""
+    """Return the pools of a configuration."""
     file = directory / "superd.toml"
     file.write_text(toml)
     file.chmod(0o600)
@@ -78,12 +78,12 @@ def test_services_that_differ_in_any_part_of_confinement_never_share_a_pool(
 
 
 @pytest.mark.root
-def test_what_is_said_and_what_goes_without_saying_are_the_same_confinement(
+def test_a_default_that_is_set_explicitly_is_the_same_confinement(
     tmp_path: Path,
 ) -> None:
     nobody = pwd.getpwnam("nobody")
-    said = f'user = "nobody"\ngroup = {nobody.pw_gid}'
-    [pool] = pools(tmp_path, two_services(second=said))
+    explicit = f'user = "nobody"\ngroup = {nobody.pw_gid}'
+    [pool] = pools(tmp_path, two_services(second=explicit))
     assert pool.name == "nobody"
     assert (pool.confinement.user, pool.confinement.group) == (nobody.pw_uid, nobody.pw_gid)
 
@@ -95,7 +95,7 @@ def test_a_user_without_a_name_has_the_group_of_the_same_number(tmp_path: Path) 
 
 
 @pytest.mark.root
-def test_no_two_pools_have_one_name(tmp_path: Path) -> None:
+def test_pools_have_different_names(tmp_path: Path) -> None:
     made = pools(
         tmp_path,
         two_services('pool = "nobody-2"', 'umask = "022"').replace("service.", "service.x")
@@ -104,13 +104,13 @@ def test_no_two_pools_have_one_name(tmp_path: Path) -> None:
     assert len({pool.name for pool in made}) == len(made) == 4
 
 
-def test_auto_is_one_worker_for_each_core_that_may_be_used(tmp_path: Path) -> None:
+def test_auto_is_one_worker_for_each_usable_core(tmp_path: Path) -> None:
     [pool] = pools(tmp_path, f'[daemon]\nworkers = "auto"\n{ECHO}')
     assert pool.workers == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.root
-def test_each_pool_has_its_own_workers_and_as_many_as_are_asked_for(start_superd: Start) -> None:
+def test_each_pool_has_as_many_workers_as_configured(start_superd: Start) -> None:
     superd = start_superd(
         f"""
         [daemon]
@@ -145,7 +145,7 @@ def test_each_pool_has_its_own_workers_and_as_many_as_are_asked_for(start_superd
 
 @pytest.fixture
 def users_superd(tmp_path: Path) -> Iterator[Superd]:
-    """A superd whose files belong to nobody."""
+    """A superd whose files belong to the user nobody."""
     directory = tmp_path / "user"
     directory.mkdir()
     os.chown(directory, NOBODY, NOBODY)
@@ -156,10 +156,10 @@ def users_superd(tmp_path: Path) -> Iterator[Superd]:
 
 
 def as_nobody() -> list[str]:
-    """Return what makes a command nobody's, but one who may read what root has.
+    """Return a prefix that runs a command as nobody, with the right to read files of root.
 
-    The interpreter may be in root's home, and so are the tests' directories. That takes a
-    capability, which workers are to give up: so this is what AmbientCapabilities of systemd does.
+    The interpreter and the tests' directories may be in root's home. Reading them takes a
+    capability, as by systemd's AmbientCapabilities; workers must drop it.
     """
     user = ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups"]
     for capability in ("dac_read_search", "dac_override"):
@@ -189,15 +189,15 @@ groups = [{GROUP}]
 
 @pytest.mark.root
 @pytest.mark.tool("setpriv")
-def test_an_ordinary_user_serves_the_same_file_and_is_told_once_what_was_left_out(
+def test_an_ordinary_user_serves_the_same_file_and_one_warning_names_the_keys_that_are_ignored(
     users_superd: Superd,
 ) -> None:
     users_superd.toml = OF_ROOT
     users_superd.start(*as_nobody())
     assert exchange(users_superd.connect("echo"), b"hello") == b"hello"
     assert len(exchange(users_superd.connect("time"), b"")) == 4
-    [told] = [line for line in users_superd.log().splitlines() if "does not apply" in line]
-    assert told.endswith(
+    [notice] = [line for line in users_superd.log().splitlines() if "does not apply" in line]
+    assert notice.endswith(
         "superd is not root, so it does not apply this confinement: user, chroot, groups, nice"
     )
     echo_pool, time_pool = (
@@ -222,7 +222,7 @@ def test_an_ordinary_user_serves_the_same_file_and_is_told_once_what_was_left_ou
 
 @pytest.mark.root
 @pytest.mark.tool("setpriv")
-def test_confinement_that_is_required_and_cannot_be_had_is_77_and_names_the_keys(
+def test_required_confinement_without_root_exits_with_77_and_names_the_keys(
     users_superd: Superd,
 ) -> None:
     toml = f'[daemon]\nconfinement = "require"\n{OF_ROOT}'
@@ -233,7 +233,7 @@ def test_confinement_that_is_required_and_cannot_be_had_is_77_and_names_the_keys
 
 @pytest.mark.root
 @pytest.mark.tool("setpriv")
-def test_confinement_that_an_ordinary_user_can_have_is_enough_to_require(
+def test_required_confinement_that_an_ordinary_user_can_apply_is_accepted(
     users_superd: Superd,
 ) -> None:
     users_superd.toml = f'[daemon]\nconfinement = "require"\n{ECHO}nice = 5\nuser = {NOBODY}\n'

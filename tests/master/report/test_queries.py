@@ -1,4 +1,4 @@
-"""Files that the master hands to workers: nobody changes them, and nobody hoards them."""
+"""Files that the master passes to workers: no worker can change them, or keep many of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from superd.worker.channel import Channel
 from tests.master.children import child_of
 
 
-def test_a_worker_has_the_text_of_any_length_and_cannot_change_it_for_others() -> None:
+def test_a_worker_gets_a_text_of_any_length_and_cannot_change_it() -> None:
     text = b"line\n" * 100_000
     file = file_with(text)
     assert file is not None
@@ -32,7 +32,7 @@ def test_a_worker_has_the_text_of_any_length_and_cannot_change_it_for_others() -
     os.close(taken)
 
 
-def test_a_worker_that_takes_nothing_gets_a_few_files_and_no_more() -> None:
+def test_a_worker_that_does_not_read_gets_only_a_few_files() -> None:
     file = file_with(b"text")
     assert file is not None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

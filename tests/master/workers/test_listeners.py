@@ -1,4 +1,4 @@
-"""Listeners that workers broke: mended in place, or made anew as soon as that is possible."""
+"""Listeners that a worker broke: repaired in place, or bound again once that is possible."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def listening(address: str, log_file: Path) -> Iterator[Listeners]:
 
 
 def break_for_good(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # ENOTCONN, and yet it is shut down
+    with contextlib.suppress(OSError):  # ENOTCONN, although it is shut down
         sock.shutdown(socket.SHUT_RDWR)
 
 
-def test_a_listener_that_was_shut_down_is_mended_and_its_workers_may_stay(log_file: Path) -> None:
+def test_a_listener_that_was_shut_down_is_repaired_without_new_workers(log_file: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # one that the kernel chose would be lost by a shutdown
+        port = server.getsockname()[1]  # a port that the kernel chose would be lost by a shutdown
     with listening(f"tcp://127.0.0.1:{port}", log_file) as listeners:
         ((_, address, sock),) = listeners.sockets({"one"})
         sock.shutdown(socket.SHUT_RDWR)
@@ -54,7 +54,9 @@ def test_a_listener_that_was_shut_down_is_mended_and_its_workers_may_stay(log_fi
         assert log_file.read_text().count("\n") == 1
 
 
-def test_what_cannot_be_mended_is_made_anew_once_nobody_holds_the_address(log_file: Path) -> None:
+def test_a_listener_beyond_repair_is_bound_again_once_no_process_holds_the_address(
+    log_file: Path,
+) -> None:
     with listening("udp://127.0.0.1:0", log_file) as listeners:
         ((_, address, sock),) = listeners.sockets({"one"})
         with sock.dup():  # as a worker has it
@@ -76,18 +78,16 @@ def test_what_cannot_be_mended_is_made_anew_once_nobody_holds_the_address(log_fi
     assert "is bound again" in lines[1]
 
 
-def test_an_address_that_somebody_else_has_taken_is_waited_for(
-    tmp_path: Path, log_file: Path
-) -> None:
+def test_an_address_that_another_program_holds_is_retried(tmp_path: Path, log_file: Path) -> None:
     path = tmp_path / "socket"
     with listening(f"unix://{path}", log_file) as listeners:
         ((_, _, sock),) = listeners.sockets({"one"})
         break_for_good(sock)
         assert list(listeners.check()) == [("one", BROKEN)]
-        path.write_text("somebody else's")
+        path.write_text("another program's")
         for _ in range(3):
             assert list(listeners.check()) == []
-        assert path.read_text() == "somebody else's"
+        assert path.read_text() == "another program's"
         os.unlink(path)
         assert list(listeners.check()) == [("one", WITHOUT)]
         with socket.socket(socket.AF_UNIX) as client:

@@ -1,4 +1,4 @@
-"""What a worker says is believed as far as its own services go; anything else is its end only."""
+"""Messages of workers: believed only about their own services; an invalid one ends the worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def refuse(child: Child, what: object) -> NoReturn:
 
 @pytest.fixture
 def messages(tmp_path: Path) -> Iterator[Reading]:
-    """The master's reader, a worker that it listens to, and the worker's end of the line."""
+    """A message reader, a worker that it reads from, and the worker's end of the channel."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
     log = Log([str(tmp_path / "log")], "text")
@@ -40,7 +40,7 @@ def messages(tmp_path: Path) -> Iterator[Reading]:
     log.close()
 
 
-def test_a_plugin_of_the_worker_may_ban(
+def test_a_service_of_the_worker_may_ban(
     messages: Reading,
 ) -> None:
     reader, child, worker = messages
@@ -51,12 +51,12 @@ def test_a_plugin_of_the_worker_may_ban(
     assert (ban["network"], ban["by"]) == ("192.0.2.1", "service echo")
 
 
-@pytest.mark.parametrize("question", [{"what": "metrics"}, {"what": []}, {}, {"why": 1}], ids=str)
-def test_a_question_that_a_worker_must_not_ask_ends_it(
-    messages: Reading, question: dict[str, Any]
+@pytest.mark.parametrize("query", [{"what": "metrics"}, {"what": []}, {}, {"why": 1}], ids=str)
+def test_a_query_that_a_worker_may_not_make_ends_it(
+    messages: Reading, query: dict[str, Any]
 ) -> None:
     reader, child, worker = messages
-    worker.send(json.dumps({"kind": "observe", **question}).encode())
+    worker.send(json.dumps({"kind": "observe", **query}).encode())
     reader.read_rest(child)
     assert child.has_closed
 
@@ -76,7 +76,7 @@ def test_a_question_that_a_worker_must_not_ask_ends_it(
     ],
     ids=str,
 )
-def test_a_message_that_is_none_ends_the_worker_and_nothing_else(
+def test_an_invalid_message_ends_the_worker_and_nothing_else(
     messages: Reading, change: dict[str, Any]
 ) -> None:
     reader, child, worker = messages

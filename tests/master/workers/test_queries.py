@@ -1,4 +1,4 @@
-"""What workers answer to the control socket is checked, put together, and not waited for long."""
+"""Queries to workers: their answers are checked and combined, and awaited for a limited time."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ ROW = {
 
 
 class Workers:
-    """Two workers that say what a test has them say, and the master's ear."""
+    """Two workers that send what a test wants, and the master's message reader."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
@@ -35,12 +35,12 @@ class Workers:
         self.reader = MessageReader(
             self.selector, log, Bans(None, log, BanTable()), lambda child, what: None
         )
-        self.lines: list[socket.socket] = []
+        self.channels: list[socket.socket] = []
         self.slots: list[Any] = []
         for pid in (101, 102):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.setblocking(False)
-            self.lines.append(theirs)
+            self.channels.append(theirs)
             child = child_of(ours, "echo", pid=pid, ready=True)
             self.reader.listen_to(child)
             slot = SimpleNamespace(child=child, generation=SimpleNamespace(number=3))
@@ -50,20 +50,20 @@ class Workers:
     def ask(self, query: Query) -> None:
         query.begin(lambda line: self.replies.append(json.loads(line)))
 
-    def heard(self, number: int) -> dict[str, Any]:
-        """Return what a worker is asked."""
-        request: dict[str, Any] = json.loads(self.lines[number].recv(65536))
+    def received(self, number: int) -> dict[str, Any]:
+        """Return the query that a worker has received."""
+        request: dict[str, Any] = json.loads(self.channels[number].recv(65536))
         return request
 
-    def say(self, number: int, content: object, *, is_last: bool = False, inquiry: Any) -> None:
+    def send(self, number: int, content: object, *, is_last: bool = False, inquiry: Any) -> None:
         message = {"kind": "answer", "content": content, "is_last": is_last, "inquiry": inquiry}
-        self.lines[number].send(json.dumps(message).encode())
+        self.channels[number].send(json.dumps(message).encode())
         for key, _ in self.selector.select(0):
             key.data()
 
     def close(self) -> None:
-        for slot, line in zip(self.slots, self.lines, strict=True):
-            line.close()
+        for slot, channel in zip(self.slots, self.channels, strict=True):
+            channel.close()
             slot.child.channel.close()
         self.selector.close()
 
@@ -77,17 +77,17 @@ def workers(tmp_path: Path) -> Iterator[Workers]:
     log.close()
 
 
-def test_an_answer_comes_once_all_have_told_all(workers: Workers) -> None:
+def test_a_query_is_answered_once_all_workers_have_answered_in_full(workers: Workers) -> None:
     query = ConnectionsQuery(workers.slots, None)
     workers.ask(query)
-    asked = workers.heard(0)
+    asked = workers.received(0)
     assert asked == {"kind": "connections", "inquiry": query.number, "service": None}
-    workers.say(0, [ROW], inquiry=query.number)
-    workers.say(1, None, is_last=True, inquiry=query.number)
-    workers.say(0, [{**ROW, "id": "1-30"}], inquiry=query.number)
-    workers.say(0, 7, inquiry=query.number)
+    workers.send(0, [ROW], inquiry=query.number)
+    workers.send(1, None, is_last=True, inquiry=query.number)
+    workers.send(0, [{**ROW, "id": "1-30"}], inquiry=query.number)
+    workers.send(0, 7, inquiry=query.number)
     assert not workers.replies
-    workers.say(0, None, is_last=True, inquiry=query.number)
+    workers.send(0, None, is_last=True, inquiry=query.number)
     [answer] = workers.replies
     assert [(row["id"], row["worker"]) for row in answer["connections"]] == [
         ("1-2f", 101),
@@ -97,41 +97,43 @@ def test_an_answer_comes_once_all_have_told_all(workers: Workers) -> None:
     assert not any(slot.child.queries for slot in workers.slots)
 
 
-def test_who_does_not_answer_is_named_and_comes_too_late(workers: Workers) -> None:
+def test_a_worker_that_does_not_answer_in_time_is_named_and_its_answer_ignored(
+    workers: Workers,
+) -> None:
     query = ConnectionsQuery(workers.slots, None)
     workers.ask(query)
-    workers.say(0, None, is_last=True, inquiry=query.number)
+    workers.send(0, None, is_last=True, inquiry=query.number)
     query.give_up()
     assert workers.replies[0]["untold"] == [{"worker": 102, "generation": 3}]
-    workers.say(1, [ROW], inquiry=query.number)
+    workers.send(1, [ROW], inquiry=query.number)
     assert not workers.slots[1].child.has_closed
     assert len(workers.replies) == 1
 
 
-def test_who_ends_meanwhile_is_waited_for_no_more(workers: Workers) -> None:
+def test_a_worker_that_ends_is_not_waited_for(workers: Workers) -> None:
     query = ConnectionsQuery(workers.slots, None)
     workers.ask(query)
-    workers.say(0, None, is_last=True, inquiry=query.number)
+    workers.send(0, None, is_last=True, inquiry=query.number)
     assert not workers.replies
     workers.reader.read_rest(workers.slots[1].child)
     assert workers.replies == [{"connections": [], "untold": [], "left-out": 0}]
 
 
-def test_who_takes_no_question_is_named_at_once(workers: Workers) -> None:
+def test_a_worker_whose_channel_is_full_is_named_at_once(workers: Workers) -> None:
     child = workers.slots[0].child
     while child.ask("nothing", of="x" * 30_000):
         pass
     query = KillQuery(workers.slots, "1-2", workers.log)
     workers.ask(query)
-    workers.say(1, False, inquiry=query.number)
-    workers.say(1, None, is_last=True, inquiry=query.number)
+    workers.send(1, False, inquiry=query.number)
+    workers.send(1, None, is_last=True, inquiry=query.number)
     [answer] = workers.replies
-    told = "there is no connection 1-2, as far as is known: worker 101 did not answer"
-    assert answer == {"error": told}
+    text = "there is no connection 1-2, as far as is known: worker 101 did not answer"
+    assert answer == {"error": text}
 
 
 def wrong_rows() -> list[object]:
-    """Return contents that are no connections of the worker's."""
+    """Return invalid lists of a worker's connections."""
     changes: list[dict[str, object]] = [
         {"id": "x"}, {"id": 5}, {"service": "other"}, {"service": []}, {"peer": 5},
         {"peer": "x" * 600}, {"local": None}, {"age": "old"}, {"age": -1.0}, {"age": 1e300},
@@ -144,14 +146,14 @@ def wrong_rows() -> list[object]:
 
 
 @pytest.mark.parametrize("content", wrong_rows(), ids=str)
-def test_connections_that_are_none_end_the_worker_and_nothing_else(
+def test_an_invalid_list_of_connections_ends_the_worker_and_nothing_else(
     workers: Workers, content: object
 ) -> None:
     query = ConnectionsQuery(workers.slots, None)
     workers.ask(query)
-    workers.say(0, content, inquiry=query.number)
+    workers.send(0, content, inquiry=query.number)
     assert workers.slots[0].child.has_closed
-    workers.say(1, [ROW], inquiry=query.number)
+    workers.send(1, [ROW], inquiry=query.number)
     assert not workers.slots[1].child.has_closed
 
 
@@ -161,26 +163,28 @@ def test_connections_that_are_none_end_the_worker_and_nothing_else(
      {"echo": [1, 1 << 64]}, {"echo": 1}],
     ids=str,
 )  # fmt: skip
-def test_traffic_that_is_none_ends_the_worker(workers: Workers, content: object) -> None:
+def test_invalid_traffic_ends_the_worker(workers: Workers, content: object) -> None:
     for slot in workers.slots:
         slot.number = 0
     query = TrafficQuery(workers.slots, None, [])  # type: ignore[arg-type]
     workers.ask(query)
-    workers.say(0, content, inquiry=query.number)
+    workers.send(0, content, inquiry=query.number)
     assert workers.slots[0].child.has_closed
 
 
 @pytest.mark.parametrize("content", [0, None, "yes"])
-def test_an_answer_to_kill_is_yes_or_no(workers: Workers, content: object) -> None:
+def test_an_answer_to_a_kill_that_is_not_true_or_false_ends_the_worker(
+    workers: Workers, content: object
+) -> None:
     query = KillQuery(workers.slots, "1-2", workers.log)
     workers.ask(query)
-    workers.say(0, content, inquiry=query.number)
+    workers.send(0, content, inquiry=query.number)
     assert workers.slots[0].child.has_closed
 
 
 @pytest.mark.parametrize("number", ["1", None, [], 1.5])
 def test_an_answer_without_a_number_ends_the_worker(workers: Workers, number: object) -> None:
-    workers.say(0, None, inquiry=number)
+    workers.send(0, None, inquiry=number)
     assert workers.slots[0].child.has_closed
 
 
@@ -188,11 +192,11 @@ def test_a_worker_cannot_fill_the_memory_of_the_master(workers: Workers) -> None
     query = ConnectionsQuery(workers.slots, None)
     workers.ask(query)
     child = workers.slots[0].child
-    told = 0
+    sent = 0
     longest = {**ROW, "peer": "\U0001f600" * 512, "local": "\U0001f600" * 512}
-    while not child.has_closed and told <= MOST:
+    while not child.has_closed and sent <= MOST:
         child.allowance = 512
-        workers.say(0, [longest] * 4, inquiry=query.number)
-        told += 4
+        workers.send(0, [longest] * 4, inquiry=query.number)
+        sent += 4
     assert child.has_closed
     assert sum(map(len, query.rows)) <= MOST * ROOM
