@@ -29,6 +29,8 @@ def attempt(plugin: str, settings: list[str]) -> int:
     """Serve `plugin` with options and keys of an entry given as KEY=VALUE."""
     made = entry(plugin, settings)
     is_free = not any(setting.startswith("listen=") for setting in settings)
+    if is_free:  # on loopback only, where nobody can be flooded
+        made.setdefault("amplify", True)
     found = _planned(plugin, made, made["listen"] if is_free else [])
     return serve(found, Inheritance(), in_background=False, ready=announce)
 

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
+import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import NoReturn
@@ -149,21 +152,18 @@ def _announcing_on(descriptor: int) -> Callable[[list[Listener]], None]:
 
 
 def line_to_try(address: Address) -> str:
-    """Return a command that talks to the address."""
-    if address.transport.is_unix:
-        if address.path.startswith("@"):
-            name = address.path[1:]
-            if address.transport is Transport.UNIXGRAM:  # a client without a name gets no answer
-                return f"socat - ABSTRACT-SENDTO:{name},bind={name}-client"
-            kind = 1 if address.transport is Transport.UNIX else 5
-            return f"socat - ABSTRACT-CONNECT:{name},type={kind}"
-        if address.transport is Transport.UNIX:
-            return f"nc -U {address.path}"
-        if address.transport is Transport.UNIXGRAM:
-            return f"nc -uU {address.path}"
-        return f"socat - UNIX-CONNECT:{address.path},type=5"
+    """Return a shell command that connects to the address; superd is there wherever this runs."""
     if address.transport is Transport.TCPMUX:
-        return f"to send {address.path} to a tcpmux service"
+        return f'connect to the service with plugin = "tcpmux" and send {address.path}'
     host = {ANY_IPV4: "127.0.0.1", ANY_IPV6: "::1"}.get(address.host, address.host)
-    flag = "-u " if address.transport.is_datagram else ""
-    return f"nc {flag}{host} {address.port}"
+    return shlex.join([*_this_program(), "connect", str(replace(address, host=host))])
+
+
+def _this_program() -> list[str]:
+    """Return how this superd is run: by its name if PATH finds it, else by its path."""
+    invoked = sys.argv[0]
+    if os.path.basename(invoked) == "__main__.py":
+        return [sys.executable, "-m", "superd"]
+    found = shutil.which("superd")
+    is_found = found is not None and os.path.realpath(found) == os.path.realpath(invoked)
+    return ["superd"] if is_found else [os.path.abspath(invoked)]

@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,31 +30,49 @@ listen = "tcp://127.0.0.1:0"
 
 
 @pytest.mark.parametrize(
-    ("address", "line"),
+    ("address", "target"),
     [
-        ("tcp://127.0.0.1:7", "nc 127.0.0.1 7"),
-        ("udp://127.0.0.1:7", "nc -u 127.0.0.1 7"),
-        ("tcp://[::1]:7", "nc ::1 7"),
-        ("tcp://0.0.0.0:7", "nc 127.0.0.1 7"),
-        ("udp://[::]:7", "nc -u ::1 7"),
-        ("unix:///run/echo", "nc -U /run/echo"),
-        ("unixgram:///run/echo", "nc -uU /run/echo"),
-        ("unixpacket:///run/echo", "socat - UNIX-CONNECT:/run/echo,type=5"),
-        ("unix://@echo", "socat - ABSTRACT-CONNECT:echo,type=1"),
-        ("unixgram://@echo", "socat - ABSTRACT-SENDTO:echo,bind=echo-client"),
+        ("tcp://127.0.0.1:7", "tcp://127.0.0.1:7"),
+        ("udp://127.0.0.1:7", "udp://127.0.0.1:7"),
+        ("tcp://[::1]:7", "'tcp://[::1]:7'"),
+        ("tcp://0.0.0.0:7", "tcp://127.0.0.1:7"),
+        ("udp://[::]:7", "'udp://[::1]:7'"),
+        ("unix:///run/echo", "unix:///run/echo"),
+        ("unixgram:///run/my echo", "'unixgram:///run/my echo'"),
+        ("unixpacket:///run/echo", "unixpacket:///run/echo"),
+        ("unix://@echo", "unix://@echo"),
+        ("unixgram://@echo", "unixgram://@echo"),
     ],
 )
-def test_there_is_a_line_to_try_for_each_kind_of_address(address: str, line: str) -> None:
-    assert line_to_try(parse_addresses(address)[0]) == line
+def test_there_is_a_line_to_try_for_each_kind_of_address(
+    monkeypatch: pytest.MonkeyPatch, address: str, target: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/opt/superd/bin/superd", "run"])
+    line = line_to_try(parse_addresses(address)[0])
+    assert line == f"/opt/superd/bin/superd connect {target}"
 
 
-@pytest.mark.tool("nc", "socat")
+def test_the_line_to_try_names_superd_as_it_is_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    address = parse_addresses("tcp://127.0.0.1:7")[0]
+    installed = tmp_path / "superd"
+    installed.touch(0o755)
+    monkeypatch.setattr(sys, "argv", [str(installed)])
+    assert line_to_try(address) == f"{installed} connect tcp://127.0.0.1:7"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert line_to_try(address) == "superd connect tcp://127.0.0.1:7"
+    monkeypatch.setattr(sys, "argv", ["/somewhere/superd/__main__.py"])
+    assert line_to_try(address) == f"{sys.executable} -m superd connect tcp://127.0.0.1:7"
+
+
 def test_every_address_is_printed_with_a_line_that_works_and_ready_comes_last(
     start_superd: Start, tmp_path: Path
 ) -> None:
     addresses = (
         "tcp://127.0.0.1:0", "udp://127.0.0.1:0", "tcp://[::1]:0", "tcp://*:0",
         f"unix://{tmp_path}/stream", f"unixpacket://{tmp_path}/packet", f"unix://@{tmp_path}",
+        f"unixgram://{tmp_path}/gram", f"unixgram://@{tmp_path}/gram",
     )  # fmt: skip
     superd = start_superd(f'[service.echo]\nplugin = "echo"\nlisten = {list(addresses)}\n')
     first, *lines, last = superd.announced
@@ -63,7 +82,9 @@ def test_every_address_is_printed_with_a_line_that_works_and_ready_comes_last(
     for line in lines:
         assert line.startswith("echo  ")
         tried = subprocess.Popen(
-            line.partition("try: ")[2].split(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            ["sh", "-c", f"exec {line.partition('try: ')[2]}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         assert tried.stdin is not None
         assert tried.stdout is not None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -52,6 +53,60 @@ def tried(started: list[Trial], directory: Path, *arguments: str) -> dict[str, t
         if match := re.match(r"\S+ +(tcp|udp)://([0-9.]+):(\d+) +try: ", line):
             found[match[1]] = (match[2], int(match[3]))
     raise AssertionError("it ended")
+
+
+def lines_to_try(started: list[Trial], directory: Path, *arguments: str) -> list[str]:
+    """Start `superd try` and return the lines that it prints to try its addresses."""
+    trial = subprocess.Popen(
+        command("try", *arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True, cwd=directory,
+    )  # fmt: skip
+    started.append(trial)
+    assert trial.stdout is not None
+    printed: list[str] = []
+    for line in read_lines(trial.stdout):
+        if line == "ready":
+            return printed
+        printed.append(line.partition("try: ")[2])
+    raise AssertionError("superd ended before it was ready")
+
+
+@pytest.mark.parametrize(
+    ("plugin", "options", "answer"),
+    [
+        ("echo", [], r"hello\n"),
+        ("discard", [], ""),
+        ("chargen", [], r" !\"#\$%"),
+        ("daytime", [], r"[A-Z][a-z]{2} [A-Z][a-z]{2} [ 0-9]{2} [0-9:]{8} \d{4}\r\n"),
+        ("time", [], r"(?s)...."),
+        ("qotd", [], r"\S+ "),
+        ("message", [], r".+\n?"),
+        ("metrics", [], "HTTP/1.1 400 "),
+        ("exec", ['command=["/bin/cat"]', "listen=tcp://127.0.0.1:0"], r"hello\n"),
+        ("forward", ["to=ECHO"], r"hello\n"),
+        ("sniffer", ["capture={}"], ""),
+        ("tcpmux", [], "-"),
+    ],
+)
+def test_the_line_to_try_works_as_printed(
+    started: list[Trial], tmp_path: Path, plugin: str, options: list[str], answer: str
+) -> None:
+    echo = lines_to_try(started, tmp_path, "echo")[0].rpartition(" ")[2]
+    lines = lines_to_try(started, tmp_path, plugin, *(o.replace("ECHO", echo) for o in options))
+    assert lines
+    for line in lines:
+        with subprocess.Popen(
+            ["sh", "-c", f"exec {line}"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as client:
+            assert client.stdin is not None
+            assert client.stdout is not None
+            client.stdin.write(b"hello\n")
+            client.stdin.close()
+            try:
+                heard = os.read(client.stdout.fileno(), 100).decode("latin-1")
+            finally:
+                client.kill()
+        assert re.match(answer, heard) if answer else not heard, (line, heard)
 
 
 def test_a_plugin_is_served_on_loopback_over_all_that_it_can(
@@ -112,10 +167,14 @@ def test_ps_shows_who_is_forwarded_to_whom(started: list[Trial], tmp_path: Path)
         source, number = client.getsockname()
         shown = f"{source}:{number} > tcp://{host}:{port}"
         until(lambda: shown in titles(), "the connection in the title")
-        enough = 3 * len(titles().splitlines())  # that one of them has more than it shows
-        more = [connection(where["tcp"]) for _ in range(enough)]
+        more: list[socket.socket] = []
+
+        def is_cut() -> bool:
+            more.append(connection(where["tcp"]))  # a title has as much room as the environment
+            return re.search(r" and \d+ more$", titles(), re.MULTILINE) is not None
+
         try:
-            until(lambda: re.search(r" and \d+ more$", titles(), re.MULTILINE), "a number")
+            until(is_cut, "a title with the number of further connections")
         finally:
             for one in more:
                 one.close()
