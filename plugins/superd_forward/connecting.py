@@ -11,20 +11,17 @@ import os
 import select
 import socket
 import time
-from collections import deque
 from collections.abc import Iterator
 from functools import partial
-from itertools import zip_longest
 from operator import length_hint
 from typing import Protocol
 
-from superd.plugin import Relayed, Unavailable
+from superd.plugin import Candidates, Relayed, Unavailable
 from superd_forward.context import Context
 from superd_forward.loops import Chain, forget, remember
 from superd_forward.side import BROKEN, INPUT
 from superd_forward.targets import Target, Way
 
-NEXT_ADDRESS = 0.25  # seconds (RFC 8305, 5)
 NO_ADDRESS = "its name has no address"
 TIMED_OUT = os.strerror(errno.ETIMEDOUT)
 PAUSE = 0.25  # seconds that clients wait in the backlog where superd itself has run out
@@ -56,15 +53,15 @@ class Connecting:
     """Tries targets in their order for one connection, and calls it back once."""
 
     __slots__ = (
-        "attempts", "deadline", "next_at", "order", "owner", "started", "target", "ways", "why",
+        "attempts", "deadline", "order", "owner", "started", "target", "ways", "why",
     )  # fmt: skip
 
     def __init__(self, owner: ConnectingOwner, order: Iterator[Target]) -> None:
         self.owner = owner
         self.order = order
         self.attempts: list[Attempt] = []
-        self.ways: deque[Way] | tuple[()] = ()  # that are still to be tried
-        self.started = self.deadline = self.next_at = 0.0
+        self.ways: Candidates[Way] | tuple[()] = ()
+        self.started = self.deadline = 0.0
         self.target: Target | None = None
         self.why = ""
 
@@ -87,16 +84,13 @@ class Connecting:
             context.look_up(target.host, partial(self._found, target))
 
     def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
-        """Go on with the addresses that a target's name has; those of both families in turn."""
+        """Try the addresses that a target's name has."""
         if target is not self.target:
             return  # it was too late, and another is tried
         context = self.owner.context
         if context.bind_to:
             hosts = tuple(h for h in hosts if (":" in h) == (":" in context.bind_to))
-        first = [host for host in hosts if (":" in host) == (":" in hosts[0])]
-        second = [host for host in hosts if host not in first]
-        both = (host for pair in zip_longest(first, second) for host in pair if host)
-        self.ways = deque(target.at(host) for host in both)
+        self.ways = Candidates(target.at(host) for host in hosts)
         self._try_next()
 
     def _try_next(self) -> None:
@@ -113,7 +107,7 @@ class Connecting:
             self.attempts.append(attempt)
             context.poller.add(attempt.sock.fileno(), attempt)
         except BlockingIOError:  # the backlog of a unix socket is full, and nothing tells its end
-            self.ways = deque((way, *self.ways))
+            self.ways = Candidates((way, *self.ways))
         except OSError as error:
             others = self.why or self.ways or self.attempts or length_hint(self.order)
             if has_run_out(error, others=bool(others)):
@@ -123,7 +117,7 @@ class Connecting:
                 self._try_next()
             return
         if self.ways:
-            self.next_at = time.monotonic() + NEXT_ADDRESS
+            self.ways.attempted()
         context.connecting.add(self)
 
     def won(self, attempt: Attempt, events: int, *, is_broken: bool) -> None:
@@ -146,7 +140,7 @@ class Connecting:
         """See whether it is time for the next address, or for the next target."""
         if now >= self.deadline:
             self._next_target(TIMED_OUT)
-        elif self.ways and now >= self.next_at:
+        elif self.ways and now >= self.ways.due_at:
             self._try_next()
 
     def cancel(self) -> None:

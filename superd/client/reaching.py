@@ -22,10 +22,9 @@ from superd.config.durations import parse_duration
 from superd.errors import SuperdError, UsageError, reason
 from superd.net.addresses import Address, Transport, unmapped
 from superd.net.destinations import TRANSPORTS, Destination, parse_destination
+from superd.net.happy_eyeballs import Candidates
 
 T = TypeVar("T")
-
-NEXT_ADDRESS = 0.25  # seconds (RFC 8305, 5)
 
 
 class Unreachable(SuperdError):
@@ -154,14 +153,14 @@ def connect(
     target: Destination, deadline: Deadline, source: str = ""
 ) -> tuple[socket.socket, Address]:
     """Return a connection that does not block, and the address that it leads to."""
+    candidates = Candidates(addresses(target, deadline, datagrams=False, source=source))
     attempts = _Attempts(target, source)
     try:
-        for address in addresses(target, deadline, datagrams=False, source=source):
-            attempts.start(address, deadline)
-            if attempts.wait(NEXT_ADDRESS, deadline):
+        while candidates and not attempts.won:
+            attempts.start(candidates.popleft(), deadline)
+            candidates.attempted()
+            if attempts.wait(candidates.due_at if candidates else None, deadline):
                 break
-        while attempts.pending and not attempts.won:
-            attempts.wait(None, deadline)
         return attempts.result()
     finally:
         attempts.close()
@@ -199,11 +198,15 @@ class _Attempts:
         else:
             self._settle(connection.fileno(), number)
 
-    def wait(self, seconds: float | None, deadline: Deadline) -> bool:
-        """Wait for one to succeed, or for all to fail; return whether there is no other to try."""
-        end = Deadline(seconds)
-        while self.pending and not self.won and not end.is_over:
-            left = [one.left for one in (end, deadline) if one.left is not None]
+    def wait(self, until: float | None, deadline: Deadline) -> bool:
+        """Wait until one succeeds, all have failed or the monotonic clock says `until`.
+
+        Return whether no other address is to be tried: one has succeeded, or the deadline is over.
+        """
+        while self.pending and not self.won:
+            left = [] if deadline.left is None else [deadline.left]
+            if until is not None:
+                left.append(max(0.0, until - time.monotonic()))
             for descriptor, _ in self._poll.poll(min(left) * 1000 if left else None):
                 self._poll.unregister(descriptor)
                 connection = self.pending[descriptor][0]
@@ -211,6 +214,8 @@ class _Attempts:
             if deadline.is_over:
                 self._give_up(f"no connection in {deadline}")
                 return True
+            if until is not None and time.monotonic() >= until:
+                break
         return self.won is not None
 
     def _settle(self, descriptor: int, number: int) -> None:

@@ -28,6 +28,7 @@ from superd.config.values import (
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 from superd.net.closing import reset_on_close, undelivered
 from superd.net.destinations import Destination, parse_destination
+from superd.net.happy_eyeballs import Candidates
 from superd.net.patterns import IPNetwork
 from superd.net.proxy import (
     OWN_HEADER_V1,
@@ -62,6 +63,7 @@ __all__ = [
     "ANY_IPV4",
     "ANY_IPV6",
     "BlockingConnection",
+    "Candidates",
     "Client",
     "Connection",
     "DatagramRelay",
