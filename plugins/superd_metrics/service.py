@@ -1,6 +1,7 @@
-"""The service: three pages, for whoever scrapes, and for whoever wants to know whether it serves.
+"""The service: three pages, for Prometheus and for health checks.
 
-Speaks as much of HTTP/1.1 as that takes: GET and HEAD, persistent connections, pipelining.
+Speaks HTTP/1.1 by h11: GET and HEAD, persistent connections, pipelining. A request has no body; one
+that comes is not read, and the connection is closed after the answer.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
+from urllib.parse import urlsplit
 
+import h11
 from pydantic import Field
 
 from superd.plugin import Connection, Options, PositiveDuration, Service
-from superd_metrics.requests import Malformed, Request, Requests
 
 METRICS = "text/plain; version=0.0.4; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 METHODS = ("GET", "HEAD")
-PORTION = 64 * 1024  # bytes of an answer that a client has to have taken before it gets more
+MAX_REQUEST_BYTES = 8 * 1024
+PORTION_BYTES = 64 * 1024  # of an answer; the client has to take one before it gets the next
 
 
 @dataclass(frozen=True)
@@ -31,23 +34,33 @@ class Page:
     kind: str = TEXT
 
 
+class NotARequest(ValueError):
+    """A client sent something else than a request; the page answers it."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.page = Page(status, f"{text}\n".encode())
+
+
 class Stalled(Exception):
-    """A client does not take what is sent to it."""
+    """A client does not take the answer."""
 
 
 class MetricsOptions(Options):
     timeout: Annotated[
         PositiveDuration,
-        Field(description="for the next request to come, and for a part of an answer to be taken"),
+        Field(
+            description="for the next request to arrive, and for a part of an answer to be taken"
+        ),
     ] = 5.0
 
 
 class Metrics(Service):
     """Answers GET and HEAD of three pages.
 
-    /metrics is what is measured of superd, in Prometheus' text format. /livez is answered with 200
-    if this worker and superd's master turn. /readyz is answered with 200 if superd serves and each
-    pool has a worker that is ready, and with 503 while it starts, drains or stops; a line says why.
+    /metrics has superd's metrics, in Prometheus' text format. /livez answers 200 if this worker and
+    the master respond. /readyz answers 200 if superd serves and each pool has a worker that is
+    ready, and 503 while superd starts, drains or stops; a line says why.
     """
 
     name = "metrics"
@@ -55,50 +68,54 @@ class Metrics(Service):
     options: MetricsOptions
 
     async def stream(self, conn: Connection) -> None:
-        requests = Requests()
+        http = h11.Connection(h11.SERVER, max_incomplete_event_size=MAX_REQUEST_BYTES)
         try:
-            while (request := await self._next(conn, requests)) is not None:
+            while (request := await self._next(conn, http)) is not None:
                 page = await self._page(request)
-                persists = request.persists and not self.drains
-                text = b"" if request.method == "HEAD" else page.text
-                await self._send(conn, _head(page, request.minor, persists=persists), text)
-                if not persists:
+                has_text = request.method != b"HEAD"
+                is_last = _has_body(http) or self.drains
+                await self._send(conn, http, page, has_text=has_text, is_last=is_last)
+                if http.our_state is not h11.DONE:
                     return
-        except Malformed as error:
-            page = Page(HTTPStatus(error.status), f"{error}\n".encode())
-            await conn.send(_head(page, persists=False) + page.text)
+                http.start_next_cycle()
+        except NotARequest as error:
+            await self._send(conn, http, error.page)
         except Stalled:
-            conn.note("it took no more of the answer")
+            conn.note("the client did not take the answer")
             conn.abort()
 
-    async def _next(self, conn: Connection, requests: Requests) -> Request | None:
-        """Return the next request; None where there is none any more, or none in time."""
-        status, text = HTTPStatus.BAD_REQUEST, "the request has no end"
+    async def _next(self, conn: Connection, http: h11.Connection) -> h11.Request | None:
+        """Return the next request; None at the end of the stream, or if none arrives in time."""
+        problem = HTTPStatus.BAD_REQUEST, "the request has no end"
         try:
             async with asyncio.timeout(self.options.timeout):
-                while (request := requests.next()) is None:
-                    data = await conn.read(requests.room)
+                while (event := http.next_event()) is h11.NEED_DATA:
+                    data = await conn.read(MAX_REQUEST_BYTES)
                     if not data:
                         break
-                    requests.take(data)
-                else:
-                    return request
+                    http.receive_data(data)
         except TimeoutError:
-            status, text = HTTPStatus.REQUEST_TIMEOUT, "the request took too long"
-        if requests.has_begun:
-            raise Malformed(status, text)
+            problem = HTTPStatus.REQUEST_TIMEOUT, "the request took too long"
+        except h11.RemoteProtocolError as error:
+            raise NotARequest(HTTPStatus(error.error_status_hint), f"{error}") from None
+        else:
+            if isinstance(event, h11.Request):
+                return event
+        if http.trailing_data[0]:
+            raise NotARequest(*problem)
         return None
 
-    async def _page(self, request: Request) -> Page:
+    async def _page(self, request: h11.Request) -> Page:
         pages = {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
-        if request.path not in pages:
+        path = urlsplit(request.target.decode("ascii")).path or "/"
+        if path not in pages:
             return Page(HTTPStatus.NOT_FOUND, f"there are {', '.join(pages)}\n".encode())
-        if request.method not in METHODS:
+        if request.method.decode("ascii") not in METHODS:
             return Page(
                 HTTPStatus.METHOD_NOT_ALLOWED, f"there is {' and '.join(METHODS)}\n".encode()
             )
         try:
-            return await pages[request.path]()
+            return await pages[path]()
         except TimeoutError as error:
             return Page(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode())
 
@@ -114,33 +131,53 @@ class Metrics(Service):
             return Page(HTTPStatus.SERVICE_UNAVAILABLE, why_not + b"\n")
         return Page(HTTPStatus.OK, b"superd is ready\n")
 
-    async def _send(self, conn: Connection, head: bytes, text: bytes) -> None:
-        """Send an answer as fast as the client takes it; Stalled where it takes nothing.
+    async def _send(
+        self,
+        conn: Connection,
+        http: h11.Connection,
+        page: Page,
+        *,
+        has_text: bool = True,
+        is_last: bool = True,
+    ) -> None:
+        """Send an answer as fast as the client takes it; Stalled if it stops to take any.
 
-        In parts of what all clients of this moment share: each holds no more than one for itself.
+        The text is sent in parts, so that each client holds one part of a text that all clients of
+        this moment share.
         """
-        for start in range(0, max(len(text), 1), PORTION):
-            part = text[start : start + PORTION]
+        data = http.send(_head(page, is_last=is_last)) or b""
+        text = page.text if has_text else b""
+        for start in range(0, max(len(text), 1), PORTION_BYTES):
+            if part := text[start : start + PORTION_BYTES]:
+                data += http.send(h11.Data(data=part)) or b""
             try:
                 async with asyncio.timeout(self.options.timeout):
-                    await conn.send(part if start else head + part)
+                    await conn.send(data)
             except TimeoutError:
                 raise Stalled from None
+            data = b""
+        http.send(h11.EndOfMessage())
 
 
-def _head(page: Page, minor: int = 1, *, persists: bool) -> bytes:
-    """Return the head of an answer to a request of HTTP/1.`minor`."""
-    lines = [
-        f"HTTP/1.1 {page.status.value} {page.status.phrase}",
-        time.strftime("Date: %a, %d %b %Y %H:%M:%S GMT", time.gmtime()),
-        f"Content-Type: {page.kind}",
-        f"Content-Length: {len(page.text)}",
-        "Cache-Control: no-store",
+def _has_body(http: h11.Connection) -> bool:
+    """Tell whether a body follows the request that was read last."""
+    try:
+        return type(http.next_event()) is not h11.EndOfMessage
+    except h11.RemoteProtocolError:
+        return True
+
+
+def _head(page: Page, *, is_last: bool) -> h11.Response:
+    headers = [
+        ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
+        ("Content-Type", page.kind),
+        ("Content-Length", str(len(page.text))),
+        ("Cache-Control", "no-store"),
     ]
     if page.status is HTTPStatus.METHOD_NOT_ALLOWED:
-        lines.append(f"Allow: {', '.join(METHODS)}")
-    if not persists:
-        lines.append("Connection: close")
-    elif minor == 0:
-        lines.append("Connection: keep-alive")
-    return "\r\n".join([*lines, "", ""]).encode("ascii")
+        headers.append(("Allow", ", ".join(METHODS)))
+    if is_last:
+        headers.append(("Connection", "close"))
+    return h11.Response(
+        status_code=page.status.value, headers=headers, reason=page.status.phrase.encode()
+    )

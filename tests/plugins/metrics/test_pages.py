@@ -24,6 +24,11 @@ listen = "tcp://127.0.0.1:0"
 options = {{ timeout = "300ms" }}
 """
 
+IDS = (
+    "tls", "old", "no-host", "two-blanks", "target", "method", "two-hosts", "blank-in-name",
+    "no-colon", "nul", "lone-cr", "negative-length", "two-lengths", "blanks", "long", "no-end",
+    "body", "chunks",
+)  # fmt: skip
 ALIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 MANY = 20 << 20  # bytes of memory: a part of what all of these answers have
@@ -100,13 +105,25 @@ def test_a_client_of_old_is_answered_and_left(served: Superd) -> None:
     ("data", "status"),
     [
         (b"\x16\x03\x01\x02\x00", 400),
-        (b"GET /livez\r\n", 400),
+        (b"GET /livez\r\n\r\n", 400),
         (b"GET /livez HTTP/1.1\r\n\r\n" + ALIVE, 400),
+        (b"GET  /livez HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /\xff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"G(T /livez HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nHost: y\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost : x\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nnothing\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nA: \0\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nA: b\rC: d\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 1, 2\r\n\r\n", 400),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\nA:" + b" " * 8000 + b"\0\r\n\r\n", 400),
         (b"GET /livez HTTP/1.1\r\nX: " + b"x" * 100_000, 431),
+        (b"a" * 20_000, 431),
         (b"POST /livez HTTP/1.1\r\nHost: x\r\nContent-Length: 33\r\n\r\n" + ALIVE, 405),
         (b"GET /livez HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + ALIVE, 200),
     ],
-    ids=["tls", "old", "no host", "long", "body", "chunks"],
+    ids=IDS,
 )
 def test_what_could_mean_anything_has_one_answer_and_the_end(
     served: Superd, data: bytes, status: int
@@ -153,6 +170,29 @@ def test_a_hostile_client_harms_nobody(served: Superd, parts: list[bytes]) -> No
         assert all(code in (200, 400, 404, 405) for code, _ in answers(client))
     assert served.workers() == before
     assert served.counts("metrics")["errors"] == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "lasts"),
+    [
+        ("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close", False),
+        ("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: TE, Close", False),
+        ("GET /livez HTTP/1.1\r\nHost: x\r\nconnection:keep-alive", True),
+        ("GET /livez HTTP/1.1\nHost: x\nContent-Length: 0", True),
+        ("GET http://superd/livez HTTP/1.1\r\nHost: x", True),
+        ("GET /livez HTTP/1.0", False),
+    ],
+)
+def test_a_connection_lasts_where_the_client_wants_it(
+    served: Superd, head: str, lasts: bool
+) -> None:
+    with served.connect("metrics") as client:
+        client.sendall(head.encode() + b"\r\n\r\n")
+        first = answers(client)
+        assert next(first) == (200, b"superd is alive\n")
+        if lasts:
+            client.sendall(LAST)
+        assert list(first) == ([(200, b"superd is ready\n")] if lasts else [])
 
 
 @pytest.mark.tool("curl")
