@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
 import resource
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError, reason
 from superd.listen.binding import file_at
 from superd.listen.listener import Listener
+from superd.listen.privileges import bind_remedy
 from superd.net.addresses import Address
 
 
@@ -89,8 +89,8 @@ def explained(error: OSError, name: str, service: Service, address: Address) -> 
     if error.errno == errno.ENODEV:
         return SuperdError(f"{start}: there is no network interface {service.device!r}")
     if error.errno in (errno.EACCES, errno.EPERM):
-        remedy = ": superd is not root" if os.geteuid() and 0 < address.port < 1024 else ""
-        return NotPermitted(f"{start}: not permitted{remedy}")
+        remedy = bind_remedy(address)
+        return NotPermitted(f"{start}: not permitted{remedy and f': {remedy}'}")
     if error.errno == errno.EEXIST:
         return SuperdError(f"{start}: the file there {error.strerror}")
     return SuperdError(f"{start}: {reason(error)}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from superd.cli import check as command
+from superd.cli.main import main
+from superd.listen.privileges import first_unprivileged_port
 from superd.plugin.registry import installed, load
 from superd.process.isolated import Outcome, run_isolated
 from tests.cli.conftest import Install, Say
@@ -256,6 +260,47 @@ def test_bad_input_is_told_in_one_line_and_touches_nothing_that_runs(
     assert exchange(running.connect("echo"), b"still here") == b"still here"
     assert running.run("status").returncode == 0  # its file has a mistake by now, and it answers
     assert running.run("stop").returncode == 0
+
+
+def checked_by_nobody(text: str) -> list[str]:
+    """Return what `superd check` prints, as a user without privileges: the exit code first."""
+
+    def check() -> list[str]:
+        os.setresuid(65534, 65534, 65534)
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            code = main(["check", str(file)])
+        return [str(code), *err.getvalue().splitlines(), *out.getvalue().splitlines()]
+
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)
+        file = written(Path(directory), text)
+        file.chmod(0o644)
+        outcome = run_isolated({"check": check})["check"]
+    assert not outcome.failure
+    return [line.replace(f"{directory}/", "") for line in outcome.result]
+
+
+@pytest.mark.root
+def test_a_user_without_privileges_is_told_which_ports_take_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = first_unprivileged_port()
+    if start < 20:
+        pytest.skip("any user may bind any port here")
+    listen = 'listen = ["tcp://*:7", "udp://*:7007", "unix://@check", "tcp://127.0.0.1:9-12"]'
+    text = f'[service.echo]\nplugin = "echo"\n{listen}\n'
+    remedy = (
+        f"is below {start}; use a higher port, or run superd as root or with CAP_NET_BIND_SERVICE"
+        " (AmbientCapabilities= in a unit of systemd)"
+    )
+    assert checked_by_nobody(text) == [
+        "0",
+        f"superd: as this user: superd.toml:3:11: service.echo.listen[0]: port 7 {remedy}",
+        f"superd: as this user: superd.toml:3:57: service.echo.listen[3]: port 9 {remedy}",
+        "configuration OK",
+    ]
+    monkeypatch.setenv("LISTEN_FDS", "1")
+    assert checked_by_nobody(text) == ["0", "configuration OK"]
 
 
 @pytest.mark.root
