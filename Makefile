@@ -1,4 +1,4 @@
-# Each target does all of its set-up: a fresh machine needs Python 3.11 with venv, and no more.
+# Each target does all of its set-up. The machine needs make, and Python 3.11 or later with venv.
 
 PYTHON ?= python3
 VENV := .venv
@@ -35,10 +35,19 @@ check: $(READY)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
+# The interpreter is checked first: pip of an older one tries every release of every dependency,
+# for half an hour and without a word.
 $(READY): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
-	touch $(READY)
+	@command -v $(PYTHON) >/dev/null || { echo "superd needs Python 3.11 or later, and there is\
+ no $(PYTHON). Install it, or name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("superd needs Python 3.11\
+ or later, and $(PYTHON) is %d.%d. Name another: make PYTHON=python3.12" % sys.version_info[:2])'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual\
+ environments. Install its venv module (Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	@echo "Installing superd and its tools into $(VENV); this takes about a minute."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(READY)
 
 clean:
 	rm -rf $(VENV) .cache
