@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-LONGEST_SHOWN = 60  # characters of a value in a message
+MAX_SHOWN_CHARACTERS = 60  # characters of a value in a message
 
 
 class ExitCode(enum.IntEnum):
@@ -87,8 +87,8 @@ def printable(text: str) -> str:
 def shown(value: object) -> str:
     """Return a value for a message: as TOML has it, short, on one line."""
     if isinstance(value, str):
-        text = value[:LONGEST_SHOWN].replace("\\", r"\\").replace('"', r"\"")
-        cut = "..." if len(value) > LONGEST_SHOWN else ""
+        text = value[:MAX_SHOWN_CHARACTERS].replace("\\", r"\\").replace('"', r"\"")
+        cut = "..." if len(value) > MAX_SHOWN_CHARACTERS else ""
         return f'"{printable(text)}{cut}"'
     if isinstance(value, bool):
         return str(value).lower()
@@ -96,7 +96,7 @@ def shown(value: object) -> str:
         return "a table" if value else "an empty table"
     if isinstance(value, (list, tuple)):
         return "an array" if value else "an empty array"
-    if isinstance(value, int) and abs(value) >= 10**LONGEST_SHOWN:
+    if isinstance(value, int) and abs(value) >= 10**MAX_SHOWN_CHARACTERS:
         return "a huge number"
     return str(value)
 

@@ -44,7 +44,7 @@ def _port(name: Any) -> int:
 def _endpoint(name: Any, port: int) -> Endpoint:
     if isinstance(name, tuple):
         return name[0], name[1], port
-    return Address.of_socket(Transport.UNIX, name).path, 0, port
+    return Address.from_sockaddr(Transport.UNIX, name).path, 0, port
 
 
 def remember(sock: socket.SocketType, port: int, chain: Chain) -> Endpoint:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from superd.net.addresses import unmapped
-from superd.net.patterns import Everybody, Group, HostName, Network, Pattern, User
+from superd.net.patterns import Group, HostName, Network, Pattern, User, Wildcard
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class AccessList:
 
     def __init__(self, rules: Sequence[Rule], *, has_allow: bool) -> None:
         self.has_allow = has_allow
-        self._everybody = _strictest(r for r in rules if isinstance(r.pattern, Everybody))
+        self._everybody = _strictest(r for r in rules if isinstance(r.pattern, Wildcard))
         self._names = [r for r in rules if isinstance(r.pattern, HostName)]
         self._users = {
             pattern: rule for pattern, rule in _by_pattern(rules) if isinstance(pattern, User)

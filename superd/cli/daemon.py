@@ -20,7 +20,7 @@ from typing import Any
 from superd.cli.files import SYSTEM_DIRECTORY, DaemonFiles
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
 from superd.master.pidfile import MASTER_TITLE, holder
-from superd.net.credentials import pid_of_peer
+from superd.net.credentials import peer_pid
 
 ANSWER_TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
 
@@ -53,7 +53,7 @@ class ControlConnection:
     @property
     def pid(self) -> int:
         """The process that listens on the socket; 0 if it is in another container."""
-        return pid_of_peer(self._socket)
+        return peer_pid(self._socket)
 
     def ask(self, request: str, **arguments: object) -> Any:
         """Return the answer to a request, which may be an error; SuperdError if there is none."""

@@ -66,7 +66,7 @@ def _seen(text: str, deadline: Deadline) -> dict[str, Any]:
     else:
         client, _ = next(datagram_sockets(target, deadline))
     with client:
-        own = Address.of_socket(transport, client.getsockname())
+        own = Address.from_sockaddr(transport, client.getsockname())
     seen: dict[str, Any] = {"by": text, "as": own.endpoint}
     if not transport.is_unix:
         seen |= {"address": own.host, "port": own.port}

@@ -34,7 +34,7 @@ from superd.errors import ConfigurationError, Problem, shown
 from superd.net.addresses import (
     ANY_IPV4,
     ANY_IPV6,
-    MOST_ADDRESSES,
+    MAX_ADDRESSES,
     Address,
     Transport,
     parse_addresses,
@@ -286,8 +286,8 @@ class _Loader:
                         yield found.address_problem(name, one, message)
                     if one.path or one.port:
                         seen[end] = name
-            if len(seen) > MOST_ADDRESSES:
-                message = f"with this one there are more than {MOST_ADDRESSES} addresses"
+            if len(seen) > MAX_ADDRESSES:
+                message = f"with this one there are more than {MAX_ADDRESSES} addresses"
                 yield found.problem(name, ("listen",), message)
                 return
 
@@ -314,7 +314,7 @@ def _without_what_others_want(services: dict[str, Service]) -> dict[str, Service
         for entry in services.values()
         if entry.enabled
         for address in entry.listen
-        if not address.is_of_range
+        if not address.is_from_range
         for one in address.expanded()
     }
     ports = {one.port for one, _ in wanted}
@@ -324,7 +324,7 @@ def _without_what_others_want(services: dict[str, Service]) -> dict[str, Service
         return (one, device) in wanted or (replace(one, host=any_host), device) in wanted
 
     def left(address: Address, device: str) -> tuple[Address, ...]:
-        if not address.is_of_range or address.port not in ports:
+        if not address.is_from_range or address.port not in ports:
             return (address,)
         expanded = address.expanded()
         free = tuple(one for one in expanded if not is_wanted(one, device))

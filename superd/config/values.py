@@ -30,9 +30,9 @@ from superd.config.durations import duration_text as duration_text
 from superd.config.durations import parse_duration as parse_duration
 from superd.errors import shown
 from superd.net.addresses import (
-    LARGEST_ID,
-    LONGEST_PATH,
-    MOST_ADDRESSES,
+    MAX_ADDRESSES,
+    MAX_ID,
+    MAX_UNIX_PATH_BYTES,
     Address,
     Transport,
     parse_addresses,
@@ -103,10 +103,10 @@ def _identity(
     value: object, kind: str, look_up: Callable[[str], int], names: Callable[[], list[str]]
 ) -> int:
     """Return the number of a user or a group."""
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= LARGEST_ID:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID:
         return value
     if not isinstance(value, str):
-        raise ValueError(f"expected a {kind}'s name, or a number from 0 to {LARGEST_ID}")
+        raise ValueError(f"expected a {kind}'s name, or a number from 0 to {MAX_ID}")
     try:
         return look_up(value)
     except (KeyError, ValueError):
@@ -130,13 +130,13 @@ def _addresses(value: object) -> tuple[Address, ...]:
             if not isinstance(text, str):
                 raise ValueError('expected an address such as "tcp://127.0.0.1:7"')
             found += parse_addresses(text)
-            if len(found) > MOST_ADDRESSES:
-                raise ValueError(f"a service listens on at most {MOST_ADDRESSES} addresses")
+            if len(found) > MAX_ADDRESSES:
+                raise ValueError(f"a service listens on at most {MAX_ADDRESSES} addresses")
         except ValueError as error:
             kind = PydanticCustomError("address", "{error}", {"error": str(error)})
             place = (number,) if texts is value else ()
             mistakes.append(InitErrorDetails(type=kind, loc=place, input=text))
-            if len(found) > MOST_ADDRESSES:
+            if len(found) > MAX_ADDRESSES:
                 break
     if mistakes:
         raise ValidationError.from_exception_data("listen", mistakes)
@@ -187,8 +187,10 @@ def check_readable(path: Path) -> Path:
 
 
 def _socket_path(path: Path) -> Path:
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        raise ValueError(f"the path of a unix socket has at most {LONGEST_PATH} bytes (unix(7))")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        raise ValueError(
+            f"the path of a unix socket has at most {MAX_UNIX_PATH_BYTES} bytes (unix(7))"
+        )
     return path
 
 

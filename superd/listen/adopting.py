@@ -15,17 +15,18 @@ from collections.abc import Sequence
 
 from superd.listen.binding import (
     file_at,
-    limit_accept,
     mode_of,
+    set_accept_timeout,
+    set_client_options,
     set_device,
-    set_options_of_clients,
     set_owner_and_mode,
 )
 from superd.listen.failures import explained
 from superd.listen.listener import Listener
 from superd.net.addresses import Transport
 
-SETTABLE = ("backlog", "keepalive", "nodelay", "wait")  # of an entry, and nothing keeps us from it
+# Keys of an entry whose change the kernel always accepts on a listening socket.
+CHANGEABLE_KEYS = ("backlog", "keepalive", "nodelay", "wait")
 
 
 def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[Listener]:
@@ -40,11 +41,11 @@ def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[L
     ]
     _change_all(going_on)
     for old, new in going_on:
-        if any(getattr(old.entry, key) != getattr(new.entry, key) for key in SETTABLE):
+        if any(getattr(old.entry, key) != getattr(new.entry, key) for key in CHANGEABLE_KEYS):
             if new.address.transport is Transport.TCP:
-                set_options_of_clients(new.socket, new.entry)
+                set_client_options(new.socket, new.entry)
             if not new.address.transport.is_datagram:
-                limit_accept(new.socket, new.entry)
+                set_accept_timeout(new.socket, new.entry)
             with contextlib.suppress(OSError):
                 new.start()
     sockets = {listener.socket for listener in listeners}
@@ -67,9 +68,9 @@ def _change(old: Listener, new: Listener) -> None:
     """Change file and device of a socket to what another entry says, but not one that was given:
     there it is for who gave it to say.
     """
-    if old.is_given:
+    if old.is_external:
         return
-    was, wanted, path = old.asked, new.asked, new.address.path
+    was, wanted, path = old.configured, new.configured, new.address.path
     if old.file and (was.mode, was.uid, was.gid) != (wanted.mode, wanted.uid, wanted.gid):
         if file_at(path) != old.file:
             raise FileExistsError(errno.EEXIST, "was put there by somebody else")

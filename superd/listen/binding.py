@@ -15,7 +15,7 @@ import struct
 
 from superd.config.model import Service
 from superd.net.addresses import Address
-from superd.net.pktinfo import ask_for_destination
+from superd.net.pktinfo import enable_pktinfo
 from superd.net.timeouts import NO_TIMEOUT
 
 # Linux; socket has no names for these before 3.12 or 3.14
@@ -24,8 +24,8 @@ IPV6_FREEBIND = 78
 
 # An accept that another process made blocking gives up after this (SO_RCVTIMEO): seconds, us.
 ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
-DATAGRAM_BUFFER = 1 << 20
-UNIX_MODE = 0o666  # as systemd has it: who may connect is for the entry to say
+DATAGRAM_BUFFER_BYTES = 1 << 20
+DEFAULT_UNIX_MODE = 0o666  # as systemd has it: who may connect is for the entry to say
 
 
 def bind(service: Service, address: Address, *, share: bool) -> socket.socket:
@@ -41,7 +41,7 @@ def bind(service: Service, address: Address, *, share: bool) -> socket.socket:
             if share:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind(address.sockaddr)
-        _set_options_of_queue(sock, address, service)
+        _set_queue_options(sock, address, service)
     except BaseException:
         sock.close()
         raise
@@ -63,35 +63,35 @@ def _set_internet_options(sock: socket.socket, address: Address, service: Servic
         set_device(sock, service.device)
     if not address.transport.is_datagram:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    _set_options_of_traffic(sock, address, service)
+    _set_traffic_options(sock, address, service)
 
 
 def prepare(sock: socket.socket, address: Address, service: Service) -> None:
     """Set on a socket that somebody else has bound what can still be set as `bind` would."""
     sock.setblocking(False)
     if not address.transport.is_unix:
-        _set_options_of_traffic(sock, address, service)
-    _set_options_of_queue(sock, address, service)
+        _set_traffic_options(sock, address, service)
+    _set_queue_options(sock, address, service)
 
 
-def _set_options_of_traffic(sock: socket.socket, address: Address, service: Service) -> None:
+def _set_traffic_options(sock: socket.socket, address: Address, service: Service) -> None:
     if not address.transport.is_datagram:
-        set_options_of_clients(sock, service)
+        set_client_options(sock, service)
     elif address.is_wildcard:
-        ask_for_destination(sock)
+        enable_pktinfo(sock)
 
 
-def _set_options_of_queue(sock: socket.socket, address: Address, service: Service) -> None:
+def _set_queue_options(sock: socket.socket, address: Address, service: Service) -> None:
     if address.transport.is_datagram:
         # a unix datagram waits in its sender's buffer: ours bounds the answers
         is_unix = address.transport.is_unix
         which = socket.SO_SNDBUF if is_unix else socket.SO_RCVBUF
-        sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER_BYTES)
     else:
-        limit_accept(sock, service)
+        set_accept_timeout(sock, service)
 
 
-def limit_accept(sock: socket.socket, service: Service) -> None:
+def set_accept_timeout(sock: socket.socket, service: Service) -> None:
     """Have accept(2) give up soon, but not where it is a program that accepts: it is to wait, and
     its connections would inherit the limit for reading.
     """
@@ -99,7 +99,7 @@ def limit_accept(sock: socket.socket, service: Service) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
 
 
-def set_options_of_clients(sock: socket.socket, service: Service) -> None:
+def set_client_options(sock: socket.socket, service: Service) -> None:
     """Set what accepted tcp connections inherit and what may be set anew while one listens."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, service.keepalive)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, service.nodelay)
@@ -135,7 +135,7 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
 
 def mode_of(address: Address) -> int:
     """Return the mode that a socket's file is to have."""
-    return UNIX_MODE if address.mode is None else address.mode
+    return DEFAULT_UNIX_MODE if address.mode is None else address.mode
 
 
 def set_owner_and_mode(path: str, uid: int, gid: int, mode: int) -> None:

@@ -40,7 +40,7 @@ class Failures:
         try:
             yield
         except OSError as error:
-            if error.errno == errno.EADDRINUSE and address.is_of_range:
+            if error.errno == errno.EADDRINUSE and address.is_from_range:
                 self.taken.setdefault(name, set()).add(address)
             elif error.errno == errno.EADDRINUSE and (holder := self._holder(name, address)):
                 self.told.append(AddressInUse(f"{_start(name, address)}: {holder}"))

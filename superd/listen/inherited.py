@@ -75,7 +75,7 @@ class Inheritance:
     notices: list[str] = field(default_factory=list)
 
 
-def name_to_store(listener: Listener) -> str:
+def fd_name(listener: Listener) -> str:
     """Return by what name a socket is to be stored, so that it is known when it comes back."""
     if listener.file is None:
         return f"superd/{listener.service}"
@@ -135,7 +135,7 @@ def _checked(number: int, name: str) -> Inherited:
             f"{_called(number, name)} is a connection: superd is to accept those itself, so the"
             " socket unit needs Accept=no, and superd.service no instances"
         )
-    address = Address.of_socket(transport, sock.getsockname())
+    address = Address.from_sockaddr(transport, sock.getsockname())
     if not transport.is_datagram and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.close()
         raise ValueError(f"{printable(str(address))} does not listen; it is closed")
@@ -175,7 +175,7 @@ def match(
         else:
             found.append(_listener(one, place[0], *free.pop(place)))
     for one in left:
-        place = next((p for p in free if _may_stand_in(one, p)), None)
+        place = next((p for p in free if _may_replace(one, p)), None)
         if place is not None:
             notices.append(
                 f"service.{place[0]}: its socket unit has it listen on {one},"
@@ -210,7 +210,7 @@ def _likely(
         yield owners.get(one.address, ""), one.address
 
 
-def _may_stand_in(one: Inherited, place: Place) -> bool:
+def _may_replace(one: Inherited, place: Place) -> bool:
     service, address = place
     same_kind = one.address.transport is address.transport
     return not one.is_own and one.service == service and same_kind
@@ -237,9 +237,9 @@ def _is_as(one: Inherited, service: Service, address: Address) -> bool:
 
 def _listener(one: Inherited, name: str, service: Service, asked: Address) -> Listener:
     prepare(one.socket, one.address, service)
-    is_given = not one.is_own
+    is_external = not one.is_own
     listener = Listener(
-        name, service, asked, one.address, one.socket, file=one.file, is_given=is_given
+        name, service, asked, one.address, one.socket, file=one.file, is_external=is_external
     )
     listener.start()
     return listener

@@ -30,14 +30,14 @@ class Listener:
 
     service: str
     entry: Service
-    asked: Address
+    configured: Address
     address: Address
     socket: socket.socket
     shares_port: bool = False  # with a listener of ours at another local address
     file: tuple[int, int] | None = None  # device and inode of a unix socket's file
     entrance: Entrance | None = None  # where connections are put in that tcpmux passes on
     backlog: int = 0  # what the kernel made of the entry's
-    is_given: bool = False  # it belongs to who started superd, and so does its file
+    is_external: bool = False  # it belongs to who started superd, and so does its file
 
     @property
     def takes_ipv4(self) -> bool:
@@ -107,7 +107,7 @@ class Listener:
         return int(struct.unpack_from("@I", info, 28)[0])
 
 
-def dropped(sock: socket.socket) -> int:
+def dropped_datagrams(sock: socket.socket) -> int:
     """Return how many datagrams found the buffer of a socket full (sock_diag(7), SK_MEMINFO)."""
     return int(struct.unpack("@9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[-1])
 

@@ -75,7 +75,7 @@ def listen(
             continue
         with failures.gathered(name, service, address):
             if number in kept:
-                found.append(_gone_on_with(kept[number], name, service, address))
+                found.append(_kept_for(kept[number], name, service, address))
             else:
                 made.append(_listener(name, service, address, share=address in shared))
                 found.append(made[-1])
@@ -117,8 +117,8 @@ def _kept(
     kept: dict[int, Listener] = {}
     free: dict[object, list[Listener]] = {}
     for listener in existing:
-        free.setdefault(_known_by(listener.asked, listener.file), []).append(listener)
-    known = [_known_by(address, file_at(address.path)) for *_, address in wanted]
+        free.setdefault(_key_of(listener.configured, listener.file), []).append(listener)
+    known = [_key_of(address, file_at(address.path)) for *_, address in wanted]
     for may_differ in (False, True):
         for number, (name, service, address) in enumerate(wanted):
             is_any_port = not address.port and not address.path
@@ -131,27 +131,29 @@ def _kept(
     return kept
 
 
-def _known_by(address: Address, file: tuple[int, int] | None) -> object:
+def _key_of(address: Address, file: tuple[int, int] | None) -> object:
     """Return by what a socket is known: a file may have several names."""
     if not address.is_file:
         return address
     return (address.transport, file or file_at(address.path) or address.path)
 
 
-def _gone_on_with(listener: Listener, name: str, service: Service, address: Address) -> Listener:
+def _kept_for(listener: Listener, name: str, service: Service, address: Address) -> Listener:
     """Return a listener with the same socket for another entry."""
     how = {key: getattr(address, key) for key in DETAILS_OF_EQUAL_ADDRESSES}
     if listener.file is not None:
         how["path"] = address.path
     bound = replace(listener.address, **how)
-    return replace(listener, service=name, entry=service, asked=address, address=bound)
+    return replace(listener, service=name, entry=service, configured=address, address=bound)
 
 
 def _lost_files(
     wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
 ) -> Iterator[str]:
     """Tell of files that somebody has removed or replaced while we listened there."""
-    lost = {one.asked for one in existing if one.file not in (None, file_at(one.asked.path))}
+    lost = {
+        one.configured for one in existing if one.file not in (None, file_at(one.configured.path))
+    }
     for name, _, address in wanted:
         if address in lost:
             yield f"service.{name}: the file of {address} was removed or replaced; it is made anew"
@@ -161,14 +163,14 @@ def _end(address: Address) -> object:
     return (address.transport, address.family, address.port)
 
 
-def renew(closed: Listener) -> Listener:
+def reopen(closed: Listener) -> Listener:
     """Return a new listener on the address of one that was closed, since it was past mending.
 
     Raises OSError; as long as a worker holds the old socket, the address is in use.
     """
     listener = _listener(closed.service, closed.entry, closed.address, share=closed.shares_port)
     listener.start()
-    return replace(listener, asked=closed.asked)
+    return replace(listener, configured=closed.configured)
 
 
 def sockets_of(address: Address) -> tuple[Address, ...]:

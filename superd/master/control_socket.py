@@ -26,7 +26,7 @@ from superd.errors import ExitCode, SuperdError, reason
 from superd.listen.listener import Listener
 from superd.listen.listeners import listen
 from superd.net.addresses import Address, Transport
-from superd.net.credentials import ids_of_peer
+from superd.net.credentials import peer_ids
 
 MAX_CLIENTS = 16
 CLIENT_TIMEOUT = 5.0  # seconds that a client may take to send a request, or to read its answer
@@ -110,7 +110,7 @@ class ControlSocket:
     def _refusal(self, sock: socket.socket) -> dict[str, Any] | None:
         """Return the answer to a client that is refused, or None."""
         try:
-            uid, _ = ids_of_peer(sock)
+            uid, _ = peer_ids(sock)
         except AttributeError:  # no peer credentials here; the socket's mode admits its owner only
             uid = os.geteuid()
         except OSError as error:

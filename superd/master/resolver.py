@@ -20,7 +20,7 @@ from superd.errors import reason
 from superd.master.logs.log import Log
 from superd.master.plan.pools import Pool, nobody
 from superd.master.workers.child import ALLOWANCE, Throttle
-from superd.process.forking import fork_child, how_it_ended
+from superd.process.forking import describe_exit, fork_child
 from superd.resolver.resolver import main
 from superd.worker.channel import FAILED, LARGEST, READY, parsed
 
@@ -77,7 +77,7 @@ class Resolver:
         self.due = now + delay
         why = f": {failure}" if failure else ""
         when = f"in {delay:.0f} s" if delay else "now"
-        self.log.error(f"the resolver {how_it_ended(code)}{why}; its successor starts {when}")
+        self.log.error(f"the resolver {describe_exit(code)}{why}; its successor starts {when}")
 
     def _read_rest(self) -> list[dict[str, Any]]:
         """Return its messages up to the first invalid one: it may have been taken over."""

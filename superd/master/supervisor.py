@@ -20,7 +20,7 @@ from superd.master.workers.generation import Generation, Slot
 from superd.master.workers.messages import MessageReader
 from superd.master.workers.watchdog import Watchdog
 from superd.net.addresses import Transport
-from superd.process.forking import how_it_ended
+from superd.process.forking import describe_exit
 from superd.worker.timeouts import GRACE
 from superd.worker.worker import Assignment
 
@@ -165,7 +165,7 @@ class Supervisor:
         context.tally.ledger.vacate(slot.number)
         ended_for = child.ended_for if code == -signal.SIGKILL else ""
         exit_code, why = child.failure or (ExitCode.FAILED, ended_for)
-        what = f"worker {child.pid} of pool {slot.pool.name} {how_it_ended(code)}"
+        what = f"worker {child.pid} of pool {slot.pool.name} {describe_exit(code)}"
         what += f": {why}" if why else ""
         what += f"; {lost} connections were lost with it" if lost else ""
         if slot.generation.drains and (lost or ended_for):

@@ -21,10 +21,10 @@ from superd.errors import shown
 
 ANY_IPV4 = "0.0.0.0"  # noqa: S104  the wildcard is what an operator asks for with "*"
 ANY_IPV6 = "::"
-LARGEST_PORT = 65535
-MOST_ADDRESSES = 65536  # of one superd
-LONGEST_PATH = 107  # of a unix socket, in bytes
-LARGEST_ID = (1 << 32) - 2  # -1 means "leave it as it is" (chown(2))
+MAX_PORT = 65535
+MAX_ADDRESSES = 65536  # of one superd
+MAX_UNIX_PATH_BYTES = 107  # of a unix socket, in bytes
+MAX_ID = (1 << 32) - 2  # -1 means "leave it as it is" (chown(2))
 
 
 class Transport(enum.Enum):
@@ -42,7 +42,7 @@ class Transport(enum.Enum):
         self.is_datagram = prefix in ("udp", "unixgram")
 
     @property
-    def of_clients(self) -> Transport:
+    def client_transport(self) -> Transport:
         """What clients come by: those of tcpmux by tcp."""
         return Transport.TCP if self is Transport.TCPMUX else self
 
@@ -72,7 +72,7 @@ class Address:
     uid: int = field(default=-1, compare=False)
     gid: int = field(default=-1, compare=False)
     greets: bool = field(default=True, compare=False)
-    is_of_range: bool = field(default=False, compare=False)
+    is_from_range: bool = field(default=False, compare=False)
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -115,7 +115,7 @@ class Address:
         return tuple(replace(self, host=host) for host in (ANY_IPV4, ANY_IPV6))
 
     @classmethod
-    def of_socket(cls, transport: Transport, sockaddr: Any) -> Address:
+    def from_sockaddr(cls, transport: Transport, sockaddr: Any) -> Address:
         """Return what accept(2), recvmsg(2) or getsockname(2) gave; IPv4-mapped becomes IPv4."""
         if transport.is_unix:
             raw = sockaddr or b""
@@ -158,7 +158,7 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
     ports = _parse_ports(match["ports"], transport)
     is_range = len(ports) > 1
     return tuple(
-        Address(transport, host, port, is_of_range=is_range) for port in ports for host in hosts
+        Address(transport, host, port, is_from_range=is_range) for port in ports for host in hosts
     )
 
 
@@ -202,8 +202,8 @@ def parse_port(text: str, transport: Transport) -> int:
     """Return a port that is written as a number or as a name of /etc/services; ValueError."""
     if re.fullmatch(r"[0-9]+", text):
         digits = text.lstrip("0") or "0"
-        if len(digits) > len(str(LARGEST_PORT)) or int(digits) > LARGEST_PORT:
-            raise ValueError(f"there is no port {text:.20} (the last is {LARGEST_PORT})")
+        if len(digits) > len(str(MAX_PORT)) or int(digits) > MAX_PORT:
+            raise ValueError(f"there is no port {text:.20} (the last is {MAX_PORT})")
         return int(digits)
     try:
         return socket.getservbyname(text, transport.value)
@@ -219,8 +219,10 @@ def parse_unix(transport: Transport, rest: str) -> Address:
             f"expected an absolute path ({transport.value}:///run/name.sock)"
             f" or an abstract name ({transport.value}://@name)"
         )
-    if len(os.fsencode(path)) > LONGEST_PATH:
-        raise ValueError(f"the path of a unix socket has at most {LONGEST_PATH} bytes (unix(7))")
+    if len(os.fsencode(path)) > MAX_UNIX_PATH_BYTES:
+        raise ValueError(
+            f"the path of a unix socket has at most {MAX_UNIX_PATH_BYTES} bytes (unix(7))"
+        )
     if "\0" in path:
         raise ValueError("the path of a unix socket holds no NUL")
     mode, uid, gid = None, -1, -1
@@ -249,7 +251,7 @@ def _parse_tcpmux(rest: str) -> Address:
 
 def look_up_id(name: str, kind: Literal["user", "group"]) -> int:
     """Return the number of a user or a group that is written as a number or a name; ValueError."""
-    if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= LARGEST_ID:
+    if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= MAX_ID:
         return int(name)
     try:
         return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid

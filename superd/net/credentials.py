@@ -12,13 +12,13 @@ import struct
 _CREDENTIALS = struct.Struct("@iII")  # struct ucred: pid, uid, gid (unix(7))
 
 
-def ids_of_peer(sock: socket.SocketType) -> tuple[int, int]:
+def peer_ids(sock: socket.SocketType) -> tuple[int, int]:
     """Return the uid and the gid of the process that connected (SO_PEERCRED, unix(7))."""
     _, uid, gid = _credentials_of_peer(sock)
     return uid, gid
 
 
-def pid_of_peer(sock: socket.SocketType) -> int:
+def peer_pid(sock: socket.SocketType) -> int:
     """Return the process that has connected, or listened; 0 where it cannot be seen from here."""
     return _credentials_of_peer(sock)[0]
 

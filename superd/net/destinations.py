@@ -20,7 +20,7 @@ from superd.net.addresses import (
     parse_port,
     parse_unix,
 )
-from superd.net.names import plausible_name
+from superd.net.names import normalized_name
 
 TRANSPORTS = (Transport.TCP, Transport.UDP, Transport.UNIX, Transport.UNIXGRAM)
 
@@ -113,7 +113,7 @@ def _host(text: str) -> str:
             return str(ipaddress.IPv4Address(text))
         except ValueError:
             raise ValueError(f"{text} is not an IPv4 address") from None
-    name = plausible_name(text)
+    name = normalized_name(text)
     if not name:
         raise ValueError(f"{shown(text)} is not a host")
     return name

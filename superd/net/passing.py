@@ -16,26 +16,28 @@ from typing import Any
 
 PASSED = b"+"
 CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # not every system has it
-ONE_DESCRIPTOR = socket.CMSG_LEN(array.array("i").itemsize)
+ONE_DESCRIPTOR_BYTES = socket.CMSG_LEN(array.array("i").itemsize)
 
 
-def rights_to(sock: socket.socket) -> list[tuple[int, int, array.array[int]]]:
+def rights_for(sock: socket.socket) -> list[tuple[int, int, array.array[int]]]:
     """Return what goes with a message so that the receiver has a copy of the socket."""
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
 
 
 def pass_socket(entrance: socket.socket, sock: socket.socket) -> None:
     """Pass a connection on; BlockingIOError where too many wait already."""
-    entrance.sendmsg([PASSED], rights_to(sock), socket.MSG_DONTWAIT)
+    entrance.sendmsg([PASSED], rights_for(sock), socket.MSG_DONTWAIT)
 
 
-def take_passed(way_out: socket.socket) -> tuple[int, Any]:
+def accept_passed(way_out: socket.socket) -> tuple[int, Any]:
     """Return the descriptor of a connection and its peer's address, as accept(2) would.
 
     The kernel is asked who the peer is: who passes a connection on is not to be believed.
     """
     os.close(os.dup(way_out.fileno()))  # without a descriptor left it is to wait where it is
-    data, control, *_ = way_out.recvmsg(1, ONE_DESCRIPTOR, socket.MSG_DONTWAIT | CLOSED_ON_EXEC)
+    data, control, *_ = way_out.recvmsg(
+        1, ONE_DESCRIPTOR_BYTES, socket.MSG_DONTWAIT | CLOSED_ON_EXEC
+    )
     if not data:
         raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
     passed = array.array("i", b"".join(rights for *_, rights in control))
@@ -61,7 +63,7 @@ def take_passed(way_out: socket.socket) -> tuple[int, Any]:
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
     """Return a message, and the descriptor that came with it, if there is one and room for it."""
-    data, control, *_ = sock.recvmsg(size, ONE_DESCRIPTOR, CLOSED_ON_EXEC)
+    data, control, *_ = sock.recvmsg(size, ONE_DESCRIPTOR_BYTES, CLOSED_ON_EXEC)
     passed = array.array("i", b"".join(rights for *_, rights in control))
     return data, passed[0] if passed else None
 

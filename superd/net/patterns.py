@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from superd.errors import shown
 from superd.net.addresses import look_up_id
 
-LONGEST_NAME = 253  # RFC 1035, 2.3.4, as it is written
+MAX_NAME_CHARACTERS = 253  # RFC 1035, 2.3.4, as it is written
 
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"\.?(?:{_LABEL}\.)*{_LABEL}")
@@ -22,7 +22,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True)
-class Everybody:
+class Wildcard:
     """`*`: whoever comes, by whatever transport."""
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ class Group:
         return f"group:{self.gid}"
 
 
-Pattern = Everybody | Network | HostName | User | Group
+Pattern = Wildcard | Network | HostName | User | Group
 
 
 def parse_pattern(text: str) -> Pattern:
@@ -84,7 +84,7 @@ def parse_pattern(text: str) -> Pattern:
     '192.0.2.0/24'
     """
     if text == "*":
-        return Everybody()
+        return Wildcard()
     if text.startswith("user:"):
         return User(look_up_id(text[5:], "user"))
     if text.startswith("group:"):
@@ -92,7 +92,7 @@ def parse_pattern(text: str) -> Pattern:
     if ":" in text or "/" in text or re.fullmatch(r"[0-9.]+", text):
         return Network(parse_network(text))
     name = text.lower().removesuffix(".")
-    if len(name.lstrip(".")) > LONGEST_NAME or not _NAME.fullmatch(name):
+    if len(name.lstrip(".")) > MAX_NAME_CHARACTERS or not _NAME.fullmatch(name):
         raise ValueError(
             f"{shown(text)} is none of an address, a network, a host's name, a .domain, user:NAME,"
             ' group:NAME and "*"'

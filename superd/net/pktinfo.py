@@ -22,22 +22,22 @@ _LINK_LOCAL = b"\xfe\x80"
 Ancillary = tuple[int, int, bytes]
 
 # a socket for both tells of IPv4 in either form
-SPACE = socket.CMSG_SPACE(_IPV6.size) + socket.CMSG_SPACE(_IPV4.size)
+ANCILLARY_BYTES = socket.CMSG_SPACE(_IPV6.size) + socket.CMSG_SPACE(_IPV4.size)
 
 
 @dataclass(frozen=True, slots=True)
-class Destination:
+class LocalAddress:
     """Where a datagram came to.
 
-    `is_one_host` is False for a broadcast or multicast; `control` makes an answer leave from here.
+    `is_unicast` is False for a broadcast or multicast; `control` makes an answer leave from here.
     """
 
     address: Address
-    is_one_host: bool = True
+    is_unicast: bool = True
     control: tuple[Ancillary, ...] = ()
 
 
-def ask_for_destination(sock: socket.socket) -> None:
+def enable_pktinfo(sock: socket.socket) -> None:
     """Make the kernel tell the destination of each datagram of a wildcard socket."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
@@ -46,7 +46,7 @@ def ask_for_destination(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
 
 
-def destination(bound: Address, ancillary: tuple[Ancillary, ...]) -> Destination:
+def local_address(bound: Address, ancillary: tuple[Ancillary, ...]) -> LocalAddress:
     """Return where a datagram to a wildcard socket came to; `bound`, if the kernel did not tell."""
     for level, kind, data in sorted(ancillary):  # IPv4 first: only there a broadcast can be known
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
@@ -55,12 +55,12 @@ def destination(bound: Address, ancillary: tuple[Ancillary, ...]) -> Destination
                 ours = asked
             answer = _IPV4.pack(0, ours, bytes(4))
             address = replace(bound, host=socket.inet_ntop(socket.AF_INET, ours))
-            return Destination(address, ours == asked, ((level, kind, answer),))
+            return LocalAddress(address, ours == asked, ((level, kind, answer),))
         if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
             asked, interface = _IPV6.unpack(data)
             if not asked.startswith(_LINK_LOCAL):
                 interface = 0  # the way back may be another
             answer = _IPV6.pack(asked, interface)
             address = replace(bound, host=socket.inet_ntop(socket.AF_INET6, asked))
-            return Destination(address, asked[0] != 0xFF, ((level, kind, answer),))
-    return Destination(bound)
+            return LocalAddress(address, asked[0] != 0xFF, ((level, kind, answer),))
+    return LocalAddress(bound)

@@ -60,14 +60,14 @@ class Request:
     @property
     def peer(self) -> Address:
         """Who asks; made only when wanted, since most answers do not depend on it."""
-        return Address.of_socket(self._transport, self._peer)
+        return Address.from_sockaddr(self._transport, self._peer)
 
     @property
     def local(self) -> Address:
         """Which of our addresses was asked."""
         if isinstance(self._local, Address):
             return self._local
-        return Address.of_socket(self._transport, self._local.getsockname())
+        return Address.from_sockaddr(self._transport, self._local.getsockname())
 
 
 class Unavailable(Exception):

@@ -69,12 +69,12 @@ def empty_bounding_set() -> None:
             _prctl(PR_CAPBSET_DROP, capability)
 
 
-def inherit_none() -> None:
+def clear_inheritable() -> None:
     """Empty the inheritable set, and with it the ambient one."""
     keep(replace(held(), inheritable=0))
 
 
-def forget_on_change_of_user() -> None:
+def drop_on_change_of_user() -> None:
     """Undo what would keep capabilities for a user who is not root."""
     bits = _prctl(PR_GET_SECUREBITS)
     unwanted = SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS
@@ -82,12 +82,12 @@ def forget_on_change_of_user() -> None:
         _prctl(PR_SET_SECUREBITS, bits & ~unwanted)
 
 
-def gain_no_privileges() -> None:
+def set_no_new_privs() -> None:
     """Make set-user-id programs and the like run without what they would get."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
-def have_signal_at_parents_end(number: int) -> None:
+def set_parent_death_signal(number: int) -> None:
     """Have the kernel send this process a signal when its parent ends."""
     _prctl(PR_SET_PDEATHSIG, number)
 

@@ -22,7 +22,7 @@ from superd.process import capabilities
 LINUX = sys.platform == "linux"
 OPEN_DESCRIPTORS = "/proc/self/fd"
 THREADS = "/proc/self/task"
-OPEN_MAX = 4096  # where there is no /proc to tell
+ASSUMED_MAX_DESCRIPTORS = 4096  # where there is no /proc to tell
 
 RLIMITS = {
     key: getattr(resource, name)
@@ -42,7 +42,7 @@ class ConfinementError(SuperdError):
     """A step could not be taken, or did not have its effect."""
 
 
-def keep_only(descriptors: Collection[int]) -> None:
+def close_other_descriptors(descriptors: Collection[int]) -> None:
     """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
     kept = {0, 1, 2, *descriptors}
     for number in open_descriptors():
@@ -75,11 +75,11 @@ def limit(confinement: Confinement, *, has_own_session: bool = True) -> None:
         if confinement.user:
             with _doing("empty the capability bounding set", "CAP_SETPCAP"):
                 capabilities.empty_bounding_set()
-                capabilities.forget_on_change_of_user()
+                capabilities.drop_on_change_of_user()
         if confinement.user != 0:
-            capabilities.inherit_none()
+            capabilities.clear_inheritable()
         if confinement.no_new_privs:
-            capabilities.gain_no_privileges()
+            capabilities.set_no_new_privs()
 
 
 def confine(confinement: Confinement) -> None:
@@ -133,7 +133,7 @@ def open_descriptors() -> list[int]:
     """Return the numbers of all open descriptors; where they cannot be told, all numbers."""
     if os.path.isdir(OPEN_DESCRIPTORS):
         return [int(name) for name in os.listdir(OPEN_DESCRIPTORS)]
-    return list(range(OPEN_MAX))
+    return list(range(ASSUMED_MAX_DESCRIPTORS))
 
 
 def _name(number: int) -> str:

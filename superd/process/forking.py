@@ -38,7 +38,7 @@ def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.s
     return pid, ours
 
 
-def how_it_ended(code: int) -> str:
+def describe_exit(code: int) -> str:
     """Return an exit code, negative for a signal, in words."""
     if code >= 0:
         return f"ended with code {code}"

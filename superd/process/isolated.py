@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from superd.errors import SuperdError, reason
-from superd.process.forking import how_it_ended, reset_signals
+from superd.process.forking import describe_exit, reset_signals
 
 PATIENCE = 10.0  # seconds until a child is ended
 END = b"\n"  # of a result; JSON in one line has none within
@@ -163,4 +163,4 @@ def _outcome(data: bytearray, code: int) -> Outcome:
         told = json.loads(data)
         return Outcome(told.get("result"), told.get("failure", ""))
     except (ValueError, AttributeError):
-        return Outcome(failure=f"its process {how_it_ended(code)}")
+        return Outcome(failure=f"its process {describe_exit(code)}")

@@ -134,7 +134,7 @@ class Telling(importlib.abc.MetaPathFinder):
         return None
 
 
-def find_name_services() -> None:
+def load_name_services() -> None:
     """Have the C library load what its nsswitch.conf(5) names, as a jail may have another one.
 
     It loads each at its first use. Nothing is found under this name, so all of them are used.

@@ -23,18 +23,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiodns import DNSResolver
 
-SHORTEST_TTL = 1.0  # seconds
-LONGEST_TTL = 3600.0
-HOSTS_ARE_VALID = 2.0  # an edited file is seen
-SYSTEM_IS_VALID = 30.0  # getaddrinfo(3) does not say how long
-FAILURE_IS_VALID = 5.0  # a target that comes back is soon found
+MIN_TTL = 1.0  # seconds
+MAX_TTL = 3600.0
+HOSTS_FILE_TTL = 2.0  # an edited file is seen
+SYSTEM_TTL = 30.0  # getaddrinfo(3) does not say how long
+FAILURE_TTL = 5.0  # a target that comes back is soon found
 MOST_ADDRESSES = 16
 THREADS = 4  # not those for clients' names, which whoever connects can keep busy
 HOSTS = Path("/etc/hosts")
 FILES = (HOSTS, Path("/etc/resolv.conf"), Path("/etc/nsswitch.conf"))
 
 Found = tuple[tuple[str, ...], float]  # and for how many seconds
-NOTHING: Found = ((), FAILURE_IS_VALID)
+NOTHING: Found = ((), FAILURE_TTL)
 
 
 def load() -> None:
@@ -65,20 +65,20 @@ class Addresses:
         try:
             channel = self._current()  # is held here, since the queries of one that goes are lost
             if name.removesuffix(".") in self._hosts:
-                return await self._ask_system(name, HOSTS_ARE_VALID)
+                return await self._ask_system(name, HOSTS_FILE_TTL)
             answer = await channel.getaddrinfo(name)
         except DNSError as error:
             if error.args[0] == ARES_ETIMEOUT:
                 return NOTHING  # the system would ask the same, and a thread would wait with it
-            valid_until = self._loop.time() + FAILURE_IS_VALID
+            valid_until = self._loop.time() + FAILURE_TTL
             self._channel_until = min(self._channel_until, valid_until)
         except Exception:  # noqa: BLE001  c-ares may not start, for want of memory or descriptors
             self._channel = None
         else:
             if found := _numeric(node.addr[0].decode("ascii") for node in answer.nodes):
                 ttls = [node.ttl for node in answer.nodes] + [name.ttl for name in answer.cnames]
-                return found, min(max(min(ttls), SHORTEST_TTL), LONGEST_TTL)
-        return await self._ask_system(name, SYSTEM_IS_VALID)
+                return found, min(max(min(ttls), MIN_TTL), MAX_TTL)
+        return await self._ask_system(name, SYSTEM_TTL)
 
     def _current(self) -> DNSResolver:
         from aiodns import DNSResolver

@@ -20,10 +20,10 @@ from setproctitle import setproctitle
 
 from superd.config.model import Confinement
 from superd.errors import ExitCode, reason
-from superd.net.credentials import ids_of_peer
-from superd.net.names import confirmed_name, plausible_name
+from superd.net.credentials import peer_ids
+from superd.net.names import confirmed_name, normalized_name
 from superd.observe.records import Threshold
-from superd.process.confinement import confine, keep_only, limit
+from superd.process.confinement import close_other_descriptors, confine, limit
 from superd.process.environment import clean_environment
 from superd.process.forking import reset_signals
 from superd.resolver import addresses
@@ -36,8 +36,8 @@ PATIENCE = 5.0  # seconds until somebody is told that there is none
 MOST_CLIENTS = 512
 MOST_WAITING = 2000  # requests that are looked up or wait for a thread
 MOST_KNOWN = 4096
-NAME_IS_VALID = 300.0  # seconds; name servers say how long, but getnameinfo(3) does not tell
-FAILURE_IS_VALID = 60.0
+NAME_TTL = 300.0  # seconds; name servers say how long, but getnameinfo(3) does not tell
+FAILURE_TTL = 60.0
 
 
 def main(
@@ -54,7 +54,7 @@ def main(
         reset_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the master
         setproctitle("superd: resolver")
-        keep_only([line.fileno(), listener.fileno()])
+        close_other_descriptors([line.fileno(), listener.fileno()])
         clean_environment()
         addresses.load()
         limit(confinement)
@@ -97,7 +97,7 @@ class Resolver:
     def accept(self) -> None:
         with contextlib.suppress(OSError):
             client, _ = self.listener.accept()
-            if len(self.clients) >= MOST_CLIENTS or ids_of_peer(client)[0] not in self.users:
+            if len(self.clients) >= MOST_CLIENTS or peer_ids(client)[0] not in self.users:
                 client.close()
                 return
             client.setblocking(False)
@@ -140,7 +140,7 @@ class Resolver:
             return await self.addresses_of(request.removeprefix(ADDRESSES_OF))
         job = self.loop.run_in_executor(self.threads, self.name_of, request)
         name = await asyncio.shield(job)
-        return ((name,), NAME_IS_VALID) if name else _nothing(request)
+        return ((name,), NAME_TTL) if name else _nothing(request)
 
     def _answer(
         self, client: socket.socket, request: str, found: tuple[str, ...], valid: float
@@ -161,11 +161,11 @@ def _check(request: str) -> None:
     """Raise OSError or ValueError for what is no request."""
     if request.startswith(ADDRESSES_OF):
         name = request.removeprefix(ADDRESSES_OF)
-        if not name or plausible_name(name) != name:
+        if not name or normalized_name(name) != name:
             raise ValueError(name)
     else:
         socket.inet_pton(socket.AF_INET6 if ":" in request else socket.AF_INET, request)
 
 
 def _nothing(request: str) -> Found:
-    return addresses.NOTHING if request.startswith(ADDRESSES_OF) else ((), FAILURE_IS_VALID)
+    return addresses.NOTHING if request.startswith(ADDRESSES_OF) else ((), FAILURE_TTL)

@@ -38,7 +38,7 @@ from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.plugin.service import only_relays
 from superd.process import preload
-from superd.process.confinement import confine, keep_only, limit, open_descriptors
+from superd.process.confinement import close_other_descriptors, confine, limit, open_descriptors
 from superd.process.environment import clean_environment
 from superd.process.forking import reset_signals
 from superd.worker.blocking.processes import ForkExecutor, PreforkExecutor
@@ -125,7 +125,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     sockets = [*(sock for *_, sock in assignment.sockets), *assignment.entrances.values()]
     lock = assignment.ledger.lock.descriptor
     ours = {channel.sock.fileno(), lock, *lifeline.ends, *(sock.fileno() for sock in sockets)}
-    keep_only(ours)
+    close_other_descriptors(ours)
     clean_environment()
     limit(assignment.confinement, has_own_session=not assignment.is_trial)
 
@@ -136,7 +136,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     heartbeat = Heartbeat(loop, lifeline)
 
     if assignment.confinement.chroot:
-        preload.find_name_services()
+        preload.load_name_services()
         confine(assignment.confinement)
         preload.seal()
     else:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from superd.config.loading import load
 from superd.config.reading import LARGEST_FILE
 from superd.errors import ConfigurationError, ExitCode
-from superd.net.addresses import MOST_ADDRESSES, Transport
+from superd.net.addresses import MAX_ADDRESSES, Transport
 from tests.config.configurations import mistakes, one_mistake, read, written
 
 ECHO = '[service.{0}]\nplugin = "echo"\nlisten = "unix://@{0}"\n'
@@ -357,7 +357,7 @@ def test_an_address_under_defaults_serves_one_service(tmp_path: Path) -> None:
 
 def test_there_are_not_more_addresses_than_one_superd_can_have(tmp_path: Path) -> None:
     many = TWO.format('"tcp://[::1]:1-65535"', '"tcp://[::2]:1-65535"')
-    assert f"more than {MOST_ADDRESSES} addresses" in one_mistake(tmp_path, many)
+    assert f"more than {MAX_ADDRESSES} addresses" in one_mistake(tmp_path, many)
 
 
 @pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")

@@ -28,7 +28,7 @@ from superd.config.values import (
     parse_rate,
     parse_size,
 )
-from superd.net.addresses import LARGEST_ID, MOST_ADDRESSES
+from superd.net.addresses import MAX_ADDRESSES, MAX_ID
 from superd.process.isolated import run_isolated
 
 ANYTHING = st.one_of(
@@ -155,9 +155,9 @@ def test_a_user_who_does_not_exist_is_named_with_the_nearest_who_does() -> None:
     assert refusal(User, "0") == 'there is no user "0"'
 
 
-@pytest.mark.parametrize("value", [-1, LARGEST_ID + 1, 10**30, 1.5, True, [], None])
+@pytest.mark.parametrize("value", [-1, MAX_ID + 1, 10**30, 1.5, True, [], None])
 def test_a_number_that_no_user_can_have_is_refused(value: object) -> None:
-    assert refusal(User, value) == f"expected a user's name, or a number from 0 to {LARGEST_ID}"
+    assert refusal(User, value) == f"expected a user's name, or a number from 0 to {MAX_ID}"
 
 
 @pytest.mark.parametrize(("text", "mask"), [("077", 0o77), ("0022", 0o22), ("777", 0o777)])
@@ -178,9 +178,7 @@ def test_one_string_may_stand_for_an_array_of_one() -> None:
 def test_a_service_listens_on_a_number_of_addresses_that_can_be() -> None:
     assert len(validated(Addresses, "tcp://[::1]:1-65535")) == 65535
     too_many = ["tcp://[::1]:1-65535"] * 20
-    assert (
-        refusal(Addresses, too_many) == f"a service listens on at most {MOST_ADDRESSES} addresses"
-    )
+    assert refusal(Addresses, too_many) == f"a service listens on at most {MAX_ADDRESSES} addresses"
     assert refusal(Addresses, []) == "expected one address at least"
 
 

@@ -19,7 +19,7 @@ from superd.config.model import Service
 from superd.errors import AddressInUse, NotPermitted, SuperdError
 from superd.listen.adopting import adopt
 from superd.listen.listener import Listener
-from superd.listen.listeners import listen, renew
+from superd.listen.listeners import listen, reopen
 from superd.net.addresses import Transport
 from tests.support.harness import until
 
@@ -485,7 +485,7 @@ def test_a_port_that_the_kernel_chose_is_had_again_by_making_the_listener_anew(
     with pytest.raises(OSError, match="assign"):
         listener.repair()
     listener.close()
-    renewed = renew(listener)
+    renewed = reopen(listener)
     with socket.create_connection(listener.address.sockaddr):
         renewed.close()
 
@@ -517,7 +517,7 @@ def test_a_listener_past_mending_is_made_anew_once_nobody_holds_it(
     with pytest.raises(OSError, match="shutdown"):
         listener.repair()
     listener.close()
-    renewed = renew(listener)
+    renewed = reopen(listener)
     try:
         assert renewed.address == listener.address
         assert renewed.repair() is None
@@ -534,7 +534,7 @@ def test_a_datagram_listener_that_shares_its_port_is_made_anew_beside_the_other(
     port = free_port(socket.SOCK_DGRAM)
     specific, _ = listening(f"udp://127.0.0.2:{port}", f"udp://0.0.0.0:{port}")
     specific.close()
-    renewed = renew(specific)
+    renewed = reopen(specific)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"hello", ("127.0.0.2", port))
     assert renewed.socket.recv(9) == b"hello"

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superd.net.addresses import (
-    LARGEST_PORT,
-    LONGEST_PATH,
+    MAX_PORT,
+    MAX_UNIX_PATH_BYTES,
     Address,
     Transport,
     parse_addresses,
@@ -23,7 +23,7 @@ from superd.net.addresses import (
 INTERNET = (Transport.TCP, Transport.UDP)
 UNIX = (Transport.UNIX, Transport.UNIXGRAM, Transport.UNIXPACKET)
 
-PORTS = st.integers(0, LARGEST_PORT)
+PORTS = st.integers(0, MAX_PORT)
 PATHS = st.text(string.ascii_letters + string.digits + "._-+ /:@é", min_size=1, max_size=40)
 
 
@@ -156,8 +156,8 @@ def test_every_address_of_the_machine_is_one_of_each_family() -> None:
         ("unix:///", "expected an absolute path"),
         ("unixgram://@", "or an abstract name (unixgram://@name)"),
         ("unix:///a\0b", "holds no NUL"),
-        ("unix:///" + "a" * LONGEST_PATH, f"at most {LONGEST_PATH} bytes"),
-        ("unix:///" + "é" * 60, f"at most {LONGEST_PATH} bytes"),
+        ("unix:///" + "a" * MAX_UNIX_PATH_BYTES, f"at most {MAX_UNIX_PATH_BYTES} bytes"),
+        ("unix:///" + "é" * 60, f"at most {MAX_UNIX_PATH_BYTES} bytes"),
         ("unix:///a?mode=999", 'mode is written in octal, such as 0660, not "999"'),
         ("unix:///a?mode", 'mode is written in octal, such as 0660, not ""'),
         ("unix:///a?user=rooot", 'there is no user "rooot"'),
@@ -172,7 +172,7 @@ def test_what_is_no_address(text: str, words: str) -> None:
 
 
 def test_an_address_that_a_socket_gave_is_the_one_that_a_person_writes() -> None:
-    of = Address.of_socket
+    of = Address.from_sockaddr
     assert str(of(Transport.TCP, ("::ffff:192.0.2.1", 7, 0, 0))) == "tcp://192.0.2.1:7"
     assert str(of(Transport.UDP, ("::1", 7, 0, 0))) == "udp://[::1]:7"
     assert str(of(Transport.UNIX, b"\0name")) == "unix://@name"

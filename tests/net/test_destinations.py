@@ -11,12 +11,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from superd.net.addresses import LARGEST_PORT, LONGEST_PATH, Address, Transport
+from superd.net.addresses import MAX_PORT, MAX_UNIX_PATH_BYTES, Address, Transport
 from superd.net.destinations import TRANSPORTS, Destination, parse_destination
 
 INTERNET = (None, Transport.TCP, Transport.UDP)
 UNIX = (Transport.UNIX, Transport.UNIXGRAM)
-PORTS = st.integers(1, LARGEST_PORT)
+PORTS = st.integers(1, MAX_PORT)
 PATHS = st.text(string.ascii_letters + string.digits + "._-+ /:@é", min_size=1, max_size=40)
 LABELS = st.from_regex(r"[a-z0-9_]([a-z0-9_-]{0,20}[a-z0-9_])?", fullmatch=True)
 NAMES = st.lists(LABELS, min_size=2, max_size=4).map(".".join)
@@ -152,7 +152,7 @@ STARTS = "an address that starts with one of tcp://, udp://, unix://, unixgram:/
         ("unix:///", "expected an absolute path"),
         ("unixgram://@", "expected an absolute path (unixgram:///run/name.sock)"),
         ("unix:///run/a\0b", "holds no NUL"),
-        (f"unix:///{'a' * LONGEST_PATH}", "has at most 107 bytes"),
+        (f"unix:///{'a' * MAX_UNIX_PATH_BYTES}", "has at most 107 bytes"),
         ("unix:///run/a?mode=0660", "nothing follows the path of a socket that somebody else has"),
     ],
 )  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from superd.net.names import plausible_name
+from superd.net.names import normalized_name
 
 LONGEST = ".".join(["x" * 63] * 3 + ["x" * 61])
 
@@ -24,7 +24,7 @@ GOOD = {
 
 @pytest.mark.parametrize("text", GOOD)
 def test_a_name_is_as_dns_has_it(text: str) -> None:
-    assert plausible_name(text) == GOOD[text]
+    assert normalized_name(text) == GOOD[text]
 
 
 @pytest.mark.parametrize(
@@ -36,12 +36,12 @@ def test_a_name_is_as_dns_has_it(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_cannot_be_a_name_is_none(text: str) -> None:
-    assert plausible_name(text) == ""
+    assert normalized_name(text) == ""
 
 
 @given(st.text())
 def test_whatever_is_asked_is_ascii_and_itself(text: str) -> None:
-    name = plausible_name(text)
+    name = normalized_name(text)
     assert name.isascii()
     assert len(name) <= 254
-    assert plausible_name(name) == name
+    assert normalized_name(name) == name

@@ -10,17 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from superd.net.patterns import (
-    Everybody,
     Group,
     HostName,
     Network,
     User,
+    Wildcard,
     parse_network,
     parse_pattern,
 )
 
 GOOD = [
-    ("*", "*", Everybody),
+    ("*", "*", Wildcard),
     ("192.0.2.1", "192.0.2.1", Network),
     ("192.0.2.1/32", "192.0.2.1", Network),
     ("192.0.2.0/24", "192.0.2.0/24", Network),

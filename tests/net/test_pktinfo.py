@@ -9,7 +9,13 @@ from typing import Any
 import pytest
 
 from superd.net.addresses import parse_addresses
-from superd.net.pktinfo import SPACE, Ancillary, Destination, ask_for_destination, destination
+from superd.net.pktinfo import (
+    ANCILLARY_BYTES,
+    Ancillary,
+    LocalAddress,
+    enable_pktinfo,
+    local_address,
+)
 
 IPV4_WILDCARD = parse_addresses("udp://0.0.0.0:7")[0]
 IPV6_WILDCARD = parse_addresses("udp://[::]:7")[0]
@@ -20,7 +26,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
     """A wildcard socket that is told where its datagrams came to."""
     with socket.socket(request.param, socket.SOCK_DGRAM) as sock:
         sock.settimeout(10)
-        ask_for_destination(sock)
+        enable_pktinfo(sock)
         sock.bind(("", 0))
         yield sock
 
@@ -33,16 +39,16 @@ def ipv4_server(request: pytest.FixtureRequest) -> Iterator[socket.socket]:
         sock.settimeout(10)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        ask_for_destination(sock)
+        enable_pktinfo(sock)
         sock.bind(("", 0))
         yield sock
 
 
-def received(server: socket.socket) -> tuple[Destination, Any]:
-    data, ancillary, _, peer = server.recvmsg(100, SPACE)
+def received(server: socket.socket) -> tuple[LocalAddress, Any]:
+    data, ancillary, _, peer = server.recvmsg(100, ANCILLARY_BYTES)
     assert data == b"hello"
     bound = IPV6_WILDCARD if server.family == socket.AF_INET6 else IPV4_WILDCARD
-    return destination(bound, tuple(ancillary)), peer
+    return local_address(bound, tuple(ancillary)), peer
 
 
 def test_the_address_that_was_asked_is_told_and_answered_from(server: socket.socket) -> None:
@@ -54,7 +60,7 @@ def test_the_address_that_was_asked_is_told_and_answered_from(server: socket.soc
             client.send(b"hello")
             asked, peer = received(server)
             assert (asked.address.host, asked.address.port) == (host, 7)
-            assert asked.is_one_host
+            assert asked.is_unicast
             server.sendmsg([b"answer"], asked.control, 0, peer)
             assert client.recv(100) == b"answer", "a connected client takes it from nowhere else"
 
@@ -64,7 +70,7 @@ def test_a_broadcast_is_told_from_a_datagram_for_one_host(ipv4_server: socket.so
         client.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         client.sendto(b"hello", ("127.255.255.255", ipv4_server.getsockname()[1]))
         asked, _ = received(ipv4_server)
-    assert not asked.is_one_host
+    assert not asked.is_unicast
 
 
 def test_a_multicast_is_told_from_a_datagram_for_one_host(ipv4_server: socket.socket) -> None:
@@ -75,7 +81,7 @@ def test_a_multicast_is_told_from_a_datagram_for_one_host(ipv4_server: socket.so
         client.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
         client.sendto(b"hello", (group, ipv4_server.getsockname()[1]))
         asked, _ = received(ipv4_server)
-    assert not asked.is_one_host
+    assert not asked.is_unicast
 
 
 def test_a_datagram_that_came_before_the_kernel_was_asked_is_answered() -> None:
@@ -88,7 +94,7 @@ def test_a_datagram_that_came_before_the_kernel_was_asked_is_answered() -> None:
         server.bind(("", 0))
         client.connect(("127.0.0.2", server.getsockname()[1]))
         client.send(b"hello")
-        ask_for_destination(server)
+        enable_pktinfo(server)
         asked, peer = received(server)
         assert asked.address.host == "127.0.0.2"
         server.sendmsg([b"answer"], asked.control, 0, peer)
@@ -98,4 +104,4 @@ def test_a_datagram_that_came_before_the_kernel_was_asked_is_answered() -> None:
 def test_what_the_kernel_does_not_tell_is_the_wildcard_itself() -> None:
     stranger: Ancillary = (socket.SOL_SOCKET, socket.SCM_RIGHTS, b"")
     for ancillary in ((), (stranger,)):
-        assert destination(IPV4_WILDCARD, ancillary) == Destination(IPV4_WILDCARD)
+        assert local_address(IPV4_WILDCARD, ancillary) == LocalAddress(IPV4_WILDCARD)

@@ -15,7 +15,7 @@ from itertools import islice
 
 from superd import __version__
 from superd.admission.scoreboard import DURATIONS, REFUSALS, Count
-from superd.listen.listener import dropped
+from superd.listen.listener import dropped_datagrams
 from superd.master.context import Context, MasterState
 from superd.master.report.status import state_of, why_not_ready
 from superd.net.addresses import Transport
@@ -227,7 +227,7 @@ def _dropped(context: Context, of_services: dict[str, str]) -> Iterator[Sample]:
     with contextlib.suppress(OSError):  # not every system counts these
         for name, address, sock in context.current.listeners.sockets(of_services):
             if address.transport is Transport.UDP:
-                sums[of_services[name]] += dropped(sock)
+                sums[of_services[name]] += dropped_datagrams(sock)
     yield from sums.items()
 
 

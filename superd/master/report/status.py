@@ -11,7 +11,7 @@ import time
 from typing import Any
 
 from superd import __version__
-from superd.listen.listener import dropped
+from superd.listen.listener import dropped_datagrams
 from superd.master.context import Context
 from superd.master.plan.pools import Pool
 from superd.master.workers.generation import Slot
@@ -132,7 +132,11 @@ def _service(context: Context, pool: Pool, name: str) -> dict[str, Any]:
     sums = context.tally.scoreboard.sums(name)
     full = 0
     with contextlib.suppress(OSError):  # not every system counts these
-        full = sum(dropped(sock) for address, sock in sockets if address.transport is Transport.UDP)
+        full = sum(
+            dropped_datagrams(sock)
+            for address, sock in sockets
+            if address.transport is Transport.UDP
+        )
     return {
         "name": name,
         "plugin": pool.services[name].plugin,

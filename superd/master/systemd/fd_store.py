@@ -12,7 +12,7 @@ import select
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
-from superd.listen.inherited import Inheritance, has_file, name_to_store
+from superd.listen.inherited import Inheritance, fd_name, has_file
 from superd.listen.listener import Listener
 from superd.master.workers.generation import Generation
 
@@ -124,6 +124,6 @@ def _by_name(listeners: Iterable[Listener]) -> dict[str, dict[int, int]]:
     found: dict[str, dict[int, int]] = {}
     for one in listeners:
         descriptor = one.socket.fileno()
-        if descriptor >= 0 and not one.is_given and one.entrance is None:
-            found.setdefault(name_to_store(one), {})[os.fstat(descriptor).st_ino] = descriptor
+        if descriptor >= 0 and not one.is_external and one.entrance is None:
+            found.setdefault(fd_name(one), {})[os.fstat(descriptor).st_ino] = descriptor
     return found

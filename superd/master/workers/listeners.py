@@ -12,7 +12,7 @@ from collections.abc import Container, Iterator, Mapping
 from superd.config.model import TCPMUX, Service
 from superd.errors import reason
 from superd.listen.listener import Listener
-from superd.listen.listeners import renew
+from superd.listen.listeners import reopen
 from superd.master.logs.log import Log
 from superd.net.addresses import Address, Transport
 
@@ -98,7 +98,7 @@ class Listeners:
         for number, listener in enumerate(self.all if self._lost else ()):
             if listener.address in self._lost:
                 try:
-                    self.all[number] = renew(listener)
+                    self.all[number] = reopen(listener)
                 except OSError:
                     continue
                 self.changes += 1

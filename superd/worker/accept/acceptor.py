@@ -21,7 +21,7 @@ from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
-from superd.net.passing import take_passed
+from superd.net.passing import accept_passed
 from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.worker.accept.refuse import turn_away, unix_peer
@@ -86,7 +86,7 @@ class Acceptor:
         self.listener = listener
         self.dispatch = dispatch
         self.make = make
-        self.transport = address.transport.of_clients
+        self.transport = address.transport.client_transport
         is_passed = address.transport is Transport.TCPMUX
         self.local = "" if address.is_wildcard or is_passed else safe(str(address))
         self.is_unix = address.transport.is_unix
@@ -96,7 +96,7 @@ class Acceptor:
         self.take: Callable[[], tuple[int, Any]] = listener._accept  # type: ignore[attr-defined]
         self.numbers = (int(listener.family), int(listener.type), listener.proto)
         if is_passed:
-            self.take, self.numbers = partial(take_passed, listener), (-1, -1, -1)
+            self.take, self.numbers = partial(accept_passed, listener), (-1, -1, -1)
         self.pause = FIRST_PAUSE
         self.stopped = False
         self.is_at_limit = False

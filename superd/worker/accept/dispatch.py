@@ -45,7 +45,7 @@ def socket_server(
     if is_datagram:
         made = FlowListener if service.relay_datagrams else DatagramResponder
         return made(context, service, address, sock, context.guard)
-    kind = address.transport.of_clients
+    kind = address.transport.client_transport
     start = _starter(context, service, kind, executor)
     if start is None:
         dispatch = _greeting(address, Responder(context, service, kind).dispatch)

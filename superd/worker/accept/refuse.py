@@ -12,7 +12,7 @@ from superd.admission.access import UnixPeer
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import refusal_column
-from superd.net.credentials import ids_of_peer
+from superd.net.credentials import peer_ids
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.linger import SEND_WITH_END
 from superd.worker.runtime.service import WorkerService
@@ -43,7 +43,7 @@ def turn_away(
 def unix_peer(sock: socket.SocketType) -> UnixPeer:
     """Return who is at the other end of a unix socket."""
     with contextlib.suppress(OSError, AttributeError):  # not every system tells
-        uid, gid = ids_of_peer(sock)
+        uid, gid = peer_ids(sock)
         groups = b""
         with contextlib.suppress(OSError):
             groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * MOST_GROUPS)

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from setproctitle import setproctitle
 
 from superd.net.addresses import Transport
-from superd.net.passing import ONE_DESCRIPTOR
+from superd.net.passing import ONE_DESCRIPTOR_BYTES
 from superd.observe.records import Record, encoded
 from superd.process import capabilities
 from superd.worker.blocking.connection import (
@@ -98,7 +98,7 @@ class Child:
 
         signal.signal(ORPHANED, orphaned)
         if sys.platform == "linux":
-            capabilities.have_signal_at_parents_end(ORPHANED)
+            capabilities.set_parent_death_signal(ORPHANED)
         if os.getppid() != worker:
             orphaned()
 
@@ -111,7 +111,7 @@ class Child:
         """Serve one connection after another, as the worker sends them, until it hangs up."""
         while True:
             setproctitle(f"superd: {self.service.name} idle")
-            data, passed, *_ = self.line.recvmsg(LARGEST, ONE_DESCRIPTOR)
+            data, passed, *_ = self.line.recvmsg(LARGEST, ONE_DESCRIPTOR_BYTES)
             if not data:
                 self.exit()
             (descriptor,) = array.array("i", passed[0][2])

@@ -105,11 +105,11 @@ class HandlerConnection(BlockingConnection):
 
     @property
     def local(self) -> Address:
-        return Address.of_socket(Transport(self._caller.kind), self._sock.getsockname())
+        return Address.from_sockaddr(Transport(self._caller.kind), self._sock.getsockname())
 
     @property
     def peer(self) -> Address:
-        return Address.of_socket(Transport(self._caller.kind), self._caller.sockaddr)
+        return Address.from_sockaddr(Transport(self._caller.kind), self._caller.sockaddr)
 
     def log(self, level: Level, text: str) -> None:
         self._say(Record(level, text, self._service, self.id, self.peer.endpoint))

@@ -20,9 +20,9 @@ from functools import partial
 from typing import NoReturn
 
 from superd.errors import reason
-from superd.net.passing import rights_to
+from superd.net.passing import rights_for
 from superd.observe.records import Record, failure
-from superd.process.forking import fork_child, how_it_ended
+from superd.process.forking import describe_exit, fork_child
 from superd.worker.blocking.child import ABORTED, LARGEST, Child, account_of_message
 from superd.worker.blocking.connection import CELLS, Cell
 from superd.worker.blocking.session import PAUSE, BlockingSession, Executor
@@ -102,7 +102,7 @@ class Process:
             _, status = os.waitpid(self.pid, 0)
         except ChildProcessError:
             return "has gone"
-        return how_it_ended(os.waitstatus_to_exitcode(status))
+        return describe_exit(os.waitstatus_to_exitcode(status))
 
 
 class ForkExecutor(Executor):
@@ -227,7 +227,7 @@ class PreforkExecutor(ForkExecutor):
         sock = session.sock
         assert sock is not None
         data = marshal.dumps((int(sock.family), int(sock.type), *session.caller))
-        passed = rights_to(sock)
+        passed = rights_for(sock)
         while self.idle:
             process = self.idle.pop()
             session.tally = process.tally

@@ -78,7 +78,7 @@ class AccountedConnection:
 
     @property
     def peer(self) -> Address:
-        return Address.of_socket(self.transport_kind, self.sockaddr)
+        return Address.from_sockaddr(self.transport_kind, self.sockaddr)
 
     @property
     @abstractmethod
@@ -197,4 +197,4 @@ def endpoint_text(kind: Transport, sockaddr: Any) -> str:
         host = sockaddr[0]
         if ":" not in host:
             return f"{host}:{sockaddr[1]}"
-    return safe(Address.of_socket(kind, sockaddr).endpoint)
+    return safe(Address.from_sockaddr(kind, sockaddr).endpoint)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import resource
 
-from superd.process.confinement import OPEN_MAX
+from superd.process.confinement import ASSUMED_MAX_DESCRIPTORS
 
 PER_CONNECTION = 8  # descriptors that a plugin may hold for each connection, without leaking
 
@@ -18,7 +18,7 @@ PER_CONNECTION = 8  # descriptors that a plugin may hold for each connection, wi
 def count_descriptors() -> int:
     """Return how many descriptors are open; in a jail there is no /proc to tell."""
     count = 0
-    for number in range(OPEN_MAX):
+    for number in range(ASSUMED_MAX_DESCRIPTORS):
         with contextlib.suppress(OSError):
             os.fstat(number)
             count += 1

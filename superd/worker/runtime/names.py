@@ -15,15 +15,15 @@ import ipaddress
 import socket
 from collections.abc import Callable, Iterable
 
-from superd.net.names import plausible_name
-from superd.net.patterns import LONGEST_NAME
+from superd.net.names import normalized_name
+from superd.net.patterns import MAX_NAME_CHARACTERS
 
 PATIENCE = 6.0  # seconds
 VALID = 60.0  # seconds that a client's name is remembered at most
 MOST_KNOWN = 1024
 MOST_WAITING = 2000  # requests that are not answered yet
 ADDRESSES_OF = "="
-LONGEST_REQUEST = len(ADDRESSES_OF) + LONGEST_NAME + 1  # bytes; a name may end in a dot
+LONGEST_REQUEST = len(ADDRESSES_OF) + MAX_NAME_CHARACTERS + 1  # bytes; a name may end in a dot
 LONGEST_ANSWER = 2048
 
 Found = tuple[str, ...]
@@ -61,7 +61,7 @@ class Names:
         """
         if _is_address(name):
             answered((name,))
-        elif asked := plausible_name(name):
+        elif asked := normalized_name(name):
             self._request(ADDRESSES_OF + asked, answered)
         else:
             answered(())

@@ -22,7 +22,7 @@ from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count, refusal_column
 from superd.net import pktinfo
 from superd.net.addresses import Address
-from superd.net.pktinfo import Destination, destination
+from superd.net.pktinfo import LocalAddress, local_address
 from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.plugin.service import Request
@@ -72,8 +72,8 @@ class DatagramListener(ABC):
         self.is_unix = address.transport.is_unix
         self.asks_destination = address.is_wildcard and not self.is_unix
         self.stopped = False
-        self.bound = Destination(address, self.is_unix or is_single_host(address.host))
-        self.destination = lru_cache(DESTINATIONS)(partial(destination, address))
+        self.bound = LocalAddress(address, self.is_unix or is_single_host(address.host))
+        self.destination = lru_cache(DESTINATIONS)(partial(local_address, address))
         self.guard = guard if service.entry.reflection_guard else None
         self.set_up()
 
@@ -108,7 +108,7 @@ class DatagramListener(ABC):
             try:
                 if self.asks_destination:
                     size, ancillary, _, peer = self.sock.recvmsg_into(
-                        (SCRATCH,), pktinfo.SPACE, READING
+                        (SCRATCH,), pktinfo.ANCILLARY_BYTES, READING
                     )
                     asked = self.destination(tuple(ancillary))
                 else:
@@ -133,7 +133,7 @@ class DatagramListener(ABC):
         return taken == BATCH
 
     @abstractmethod
-    def serve(self, size: int, peer: Any, asked: Destination) -> int | None:
+    def serve(self, size: int, peer: Any, asked: LocalAddress) -> int | None:
         """Go on with what has been read into SCRATCH; return the size of an answer, if any."""
 
     def count(self, bytes_in: int, answered: int, bytes_out: int) -> None:
@@ -143,11 +143,11 @@ class DatagramListener(ABC):
         counts[_ANSWERS] += answered
         counts[_BYTES_OUT] += bytes_out
 
-    def guarded(self, size: int, peer: Any, asked: Destination) -> Refusal | None:
+    def guarded(self, size: int, peer: Any, asked: LocalAddress) -> Refusal | None:
         """Return why nobody at all may answer a datagram."""
         if self.guard is not None:
             if not self.is_unix:
-                return self.guard.refusal(peer[0], peer[1], asked.is_one_host)
+                return self.guard.refusal(peer[0], peer[1], asked.is_unicast)
             if (refusal := self.guard.unix_refusal(peer)) is not None:
                 return refusal
         return Refusal.TOO_LONG if size > LARGEST else None
@@ -158,7 +158,7 @@ class DatagramListener(ABC):
         self.context.loop.remove_reader(self.sock)
         self.context.loop.call_later(PAUSE, self.start)
 
-    def send(self, answer: bytes | memoryview, peer: Any, asked: Destination) -> int | None:
+    def send(self, answer: bytes | memoryview, peer: Any, asked: LocalAddress) -> int | None:
         """Send a datagram from where it was asked for; return its size, None if it is lost."""
         try:
             if asked.control:
@@ -175,14 +175,14 @@ class DatagramListener(ABC):
                 self.sock.shutdown(socket.SHUT_RD)
         self.refuse(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
 
-    def turn_away(self, refusal: Refusal, peer: Any, asked: Destination) -> None:
+    def turn_away(self, refusal: Refusal, peer: Any, asked: LocalAddress) -> None:
         self.service.counts[refusal_column(refusal)] += 1
         where = endpoint_text(self.transport, peer)
         self.service.records.refused(where, safe(str(asked.address)), refusal.value)
 
     def refuse(self, refusal: Refusal, peer: Any, why: str = "") -> None:
         self.service.counts[refusal_column(refusal)] += 1
-        where = Address.of_socket(self.transport, peer).endpoint
+        where = Address.from_sockaddr(self.transport, peer).endpoint
         message = f"datagram not answered: {refusal.value}{why}"
         record = Record("info", message, service=self.service.name, peer=where)
         self.context.flood_gate.report((self.service.name, refusal), record)
@@ -206,7 +206,7 @@ class DatagramResponder(DatagramListener):
         self.gate = service.gate if service.gate.has_rules else None
         self.amplify = service.entry.amplify or self.is_unix
 
-    def serve(self, size: int, peer: Any, asked: Destination) -> int | None:
+    def serve(self, size: int, peer: Any, asked: LocalAddress) -> int | None:
         refusal = self.guarded(size, peer, asked)
         if refusal is not None:
             self.refuse(refusal, peer)
@@ -234,5 +234,5 @@ class DatagramResponder(DatagramListener):
         return None
 
     def _contain(self, error: BaseException, peer: Any) -> None:
-        where = Address.of_socket(self.transport, peer)
+        where = Address.from_sockaddr(self.transport, peer)
         report_failure(self.context, self.service, error, "", where)

@@ -16,7 +16,7 @@ from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address
-from superd.net.pktinfo import Destination
+from superd.net.pktinfo import LocalAddress
 from superd.observe.connections import End, safe
 from superd.plugin.relay import DatagramRelay, RelayedDatagrams
 from superd.worker.runtime.scratch import LARGEST, SCRATCH
@@ -40,7 +40,7 @@ class FlowListener(DatagramListener):
         self.is_let_go = False
         self.most = max(1, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // PART)
 
-    def serve(self, size: int, peer: Any, asked: Destination) -> None:
+    def serve(self, size: int, peer: Any, asked: LocalAddress) -> None:
         key = (peer, asked.address.host)
         flow = self.flows.pop(key, None)
         if flow is not None:
@@ -112,7 +112,7 @@ class FlowSession(RelayingSession, RelayedDatagrams):
 
     listener: FlowListener
     key: tuple[Any, str]
-    asked: Destination
+    asked: LocalAddress
     relay: DatagramRelay | None
 
     def open(
@@ -120,7 +120,7 @@ class FlowSession(RelayingSession, RelayedDatagrams):
         listener: FlowListener,
         key: tuple[Any, str],
         peer: Any,
-        asked: Destination,
+        asked: LocalAddress,
         ticket: Ticket,
     ) -> None:
         """Enter the books, and have the plugin make its relay."""

@@ -152,7 +152,7 @@ class ListenerHandoff:
         def log(level: Level, text: str) -> None:
             context.report(Record(level, text, service.name, connection, run.where))
 
-        whose = None if peer is None else Address.of_socket(address.transport, peer)
+        whose = None if peer is None else Address.from_sockaddr(address.transport, peer)
         end = End.SERVER
         try:
             run.outcome = await service.listener(self.sock, Waiting(address, whose, log))

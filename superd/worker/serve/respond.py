@@ -72,7 +72,7 @@ class Responder:
     ) -> None:
         context, service = self.context, self.service
         connection = context.accounting.answered(service, self.kind, sockaddr, local, 0, End.ERROR)
-        peer = Address.of_socket(self.kind, sockaddr)
+        peer = Address.from_sockaddr(self.kind, sockaddr)
         report_failure(context, service, error, connection, peer)
         reset_on_close(sock)
         close_socket(sock, service, ticket)

@@ -70,7 +70,7 @@ class Session(AccountedConnection):
         sock = self.raw_socket()
         if sock is None:
             return Address(self.transport_kind)
-        return Address.of_socket(self.transport_kind, sock.getsockname())
+        return Address.from_sockaddr(self.transport_kind, sock.getsockname())
 
     @abstractmethod
     def raw_socket(self) -> socket.SocketType | None:

@@ -16,7 +16,7 @@ from typing import NoReturn
 import pytest
 
 from superd.master.workers.child import ALLOWANCE, Child, Throttle, reap
-from superd.process.forking import fork_child, how_it_ended, reset_signals
+from superd.process.forking import describe_exit, fork_child, reset_signals
 from superd.process.isolated import run_isolated
 from superd.worker.channel import LARGEST
 from tests.master.children import child_of
@@ -262,9 +262,9 @@ def test_a_fork_that_fails_leaves_no_descriptor_open_and_no_signal_blocked() -> 
 
 
 def test_the_end_of_a_worker_is_described() -> None:
-    assert how_it_ended(0) == "ended with code 0"
-    assert how_it_ended(-9) == "was ended by SIGKILL"
-    assert how_it_ended(-40) == "was ended by signal 40"
+    assert describe_exit(0) == "ended with code 0"
+    assert describe_exit(-9) == "was ended by SIGKILL"
+    assert describe_exit(-40) == "was ended by signal 40"
 
 
 def starts_within(seconds: float, *, was_ready: bool, life: float = 0.1) -> int:

@@ -19,7 +19,7 @@ from typing import Any
 from superd.errors import ExitCode, SuperdError, printable, reason
 from superd.master.change.upgrade.state import write
 from superd.master.context import Context
-from superd.process.forking import how_it_ended
+from superd.process.forking import describe_exit
 from superd.process.isolated import Job, start_isolated
 
 PROGRAM = "superd.master.resume"
@@ -169,5 +169,5 @@ def run_trial(call: Sequence[str], passed: Sequence[int]) -> dict[str, Any]:
     known = done.returncode in set(ExitCode) - {ExitCode.OK}
     return {
         "code": done.returncode if known else ExitCode.FAILED,
-        "problems": printed[-MAX_PROBLEM_LINES:] or [f"its trial {how_it_ended(done.returncode)}"],
+        "problems": printed[-MAX_PROBLEM_LINES:] or [f"its trial {describe_exit(done.returncode)}"],
     }

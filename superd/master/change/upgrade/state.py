@@ -110,14 +110,14 @@ def _listener(listener: Listener, found: _Descriptors) -> State:
     entrance = listener.entrance
     return {
         "service": listener.service,
-        "asked": _address(listener.asked),
+        "asked": _address(listener.configured),
         "address": _address(listener.address),
         "socket": found.add(listener.socket.fileno()),
         "entrance": None if entrance is None else found.add(entrance.fileno()),
         "shares port": listener.shares_port,
         "file": listener.file,
         "backlog": listener.backlog,
-        "is given": listener.is_given,
+        "is given": listener.is_external,
     }
 
 

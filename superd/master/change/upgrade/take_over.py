@@ -89,7 +89,7 @@ def listener_of(passed: State, services: Mapping[str, Service]) -> Listener:
         file=None if file is None else (file[0], file[1]),
         entrance=None if passed["entrance"] is None else _socket(passed["entrance"]),
         backlog=passed["backlog"],
-        is_given=passed["is given"],
+        is_external=passed["is given"],
     )
 
 
