@@ -61,9 +61,9 @@ def _privileged_ports(configuration: Configuration) -> Iterator[Problem]:
         ranges = set()
         for address in service.listen:
             range_ = (address.transport, address.host)
-            if (address.is_of_range and range_ in ranges) or not (remedy := bind_remedy(address)):
+            if (address.is_from_range and range_ in ranges) or not (remedy := bind_remedy(address)):
                 continue
-            if address.is_of_range:
+            if address.is_from_range:
                 ranges.add(range_)  # one notice stands for all of its ports
             yield configuration.address_problem(name, address, remedy)
 
