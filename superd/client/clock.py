@@ -56,7 +56,7 @@ def clock(host: str, *, by_tcp: bool, timeout: str | None) -> int:
     print(
         f"{host} is {abs(best.offset):.1f} s {direction} this clock"
         f" (round trip {best.round_trip * 1000:.1f} ms);"
-        " the protocol tells whole seconds, so give or take half of one"
+        " the protocol has whole seconds, so the error is up to 0.5 s"
     )
     return int(ExitCode.OK)
 

@@ -30,7 +30,7 @@ def offset(told: str) -> float:
     """Return the seconds that a sentence says another clock is ahead of this one."""
     match = re.fullmatch(
         r"\S+ is ([\d.]+) s (ahead of|behind) this clock \(round trip [\d.]+ ms\);"
-        r" the protocol tells whole seconds, so give or take half of one\n",
+        r" the protocol has whole seconds, so the error is up to 0\.5 s\n",
         told,
     )
     assert match, told
