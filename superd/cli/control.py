@@ -89,8 +89,8 @@ def enable(file: Path | None, service: str, *, enabled: bool) -> int:
 def _changed(files: DaemonFiles, request: str, **arguments: object) -> Any:
     """Request a change that takes a while and return its outcome.
 
-    One connection serves from the request to the outcome. Only an upgrade ends it, as the master
-    then executes another program, which may need a while on a busy machine before it answers.
+    One connection serves from the request to the outcome. Only an upgrade ends it: the master then
+    executes another program, which may need a while on a busy machine before it answers.
     """
     state = "upgrade-state" if request == "upgrade" else "reload-state"
     with contextlib.ExitStack() as stack:
@@ -112,6 +112,9 @@ def _changed(files: DaemonFiles, request: str, **arguments: object) -> Any:
                 last_answer = time.monotonic()
                 if answer["state"] in ("done", "failed"):
                     return answer
+                if answer["state"] == "ready":  # the master waits until no client is connected
+                    stack.close()
+                    connection = None
             time.sleep(POLL_INTERVAL)
 
 

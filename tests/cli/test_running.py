@@ -199,3 +199,33 @@ def test_another_user_is_told_whose_daemon_serves_the_file(tmp_path: Path) -> No
         f"superd: no superd runs with the pid file {home}/superd.pid", "1",
     ]  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_an_upgrade_that_is_ready_finds_its_client_disconnected(
+    tmp_path: Path, superd_here: Say, configured: Configure
+) -> None:
+    superd = configured(ECHO.format(port=0))
+    report = {"notices": [], "problems": [], "code": 0, "changes": {}}
+    connections = (["trying", "ready"], ["done"])
+
+    def serve() -> None:
+        for states in connections:
+            client, _ = server.accept()
+            with client, client.makefile("rw") as line:
+                for request in line:
+                    name = json.loads(request)["request"]
+                    answer: dict[str, object] = {"configuration": str(superd.file), "number": 1}
+                    if name == "upgrade-state":
+                        answer = {**report, "state": states.pop(0), "before": "1", "version": "2"}
+                    line.write(json.dumps(answer) + "\n")
+                    line.flush()
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(superd.directory / "control"))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        done = superd_here("upgrade", "-c", str(superd.file))
+        thread.join(PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "superd 1 -> 2\n", "")
+    assert connections == ([], [])
