@@ -164,7 +164,9 @@ class Bans:
         now = time.monotonic()
         if bans and now >= self._warn_full_at:
             self._warn_full_at = now + FULL_WARNING_INTERVAL
-            self._log.warning(f"there is room for {MOST} bans: the first to end make room")
+            self._log.warning(
+                f"there are {MOST} bans, the most possible; the next to end are lifted early"
+            )
 
     def _read(self, path: Path) -> None:
         try:

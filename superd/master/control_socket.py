@@ -77,7 +77,7 @@ class ControlSocket:
         self.check()
 
     def check(self) -> None:
-        """Drop clients that stall, and accept again after a failure; called every second."""
+        """Drop clients that stall, and accept again after a failure; called regularly."""
         now = time.monotonic()
         for client in list(self.clients):
             if client.later is None and now - client.since > CLIENT_TIMEOUT:

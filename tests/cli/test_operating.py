@@ -253,7 +253,9 @@ def test_a_log_file_that_cannot_be_opened_anew_is_told(tmp_path: Path, start_sup
     served = start_superd(f'[daemon]\nlog = ["{there}/own", "stderr"]\n{toml}')
     there.rename(moved)
     done = served.run("reopen")
-    told = f"not reopened, the old file stays in use: No such file or directory: {there}/own"
+    told = (
+        f"log file not reopened, the old one stays in use: No such file or directory: {there}/own"
+    )
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"superd: {told}\n")
     for text in ((moved / "own").read_text(), served.log()):
         assert f"error: {told}\n" in text

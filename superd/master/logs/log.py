@@ -133,7 +133,7 @@ class Log:
             try:
                 sink.reopen()
             except OSError as error:
-                failures.append(f"not reopened, the old file stays in use: {reason(error)}")
+                failures.append(f"log file not reopened, the old one stays in use: {reason(error)}")
         for text in failures:
             self.error(text)
         if not failures:

@@ -54,7 +54,9 @@ def preflight(
     prepare: bool,
     is_check: bool = False,
 ) -> Verdict:
-    """Check all services, also disabled ones; with `prepare`, prepare those that are enabled."""
+    """Check all services, also disabled ones; with `prepare`, prepare those that are enabled. With
+    `is_check` create no file.
+    """
     verdict = Verdict()
     by_plugin: dict[str, dict[str, Service]] = {}
     for name, entry in configuration.partial.services.items():
@@ -113,7 +115,7 @@ class _Preflight:
     plugin: Plugin
     services: Mapping[str, Service]
     prepare: bool
-    is_check: bool  # which creates no file
+    is_check: bool
 
     def __call__(self) -> dict[str, Any]:
         clean_environment()

@@ -152,27 +152,27 @@ def _processes(context: Context) -> Iterator[str]:
             usages.append((of, usage))
     yield from gauge(
         "superd_process_start_time_seconds",
-        "When a process was started.",
+        "Start time of a process, in seconds since 1970.",
         [(of, usage.started) for of, usage in usages],
     )
     yield from counter(
         "superd_process_cpu_seconds_total",
-        "Processor time that a process has used.",
+        "Processor time of a process.",
         [(of, usage.cpu) for of, usage in usages],
     )
     yield from counter(
         "superd_process_children_cpu_seconds_total",
-        "Processor time of those of its children that have ended: of workers for the master.",
+        "Processor time of children that have ended; for the master these are workers.",
         [(of, usage.children_cpu) for of, usage in usages],
     )
     yield from gauge(
         "superd_process_resident_memory_bytes",
-        "Memory of a process that is resident; what it shares with others counts for each.",
+        "Resident memory of a process; memory that processes share counts for each of them.",
         [(of, usage.memory) for of, usage in usages],
     )
     yield from gauge(
         "superd_process_open_fds",
-        "Descriptors that a process has open.",
+        "Open descriptors of a process.",
         [(of, usage.descriptors) for of, usage in usages if usage.descriptors is not None],
     )
 
@@ -191,13 +191,13 @@ def _services(context: Context) -> Iterator[str]:
         yield from counter(f"superd_service_{name}_total", text, samples)
     yield from gauge(
         "superd_service_connections",
-        "Connections that are there now.",
+        "Open connections.",
         [(of, one.counts[Count.ACTIVE]) for of, one in sums],
     )
     reasons = [labels(reason=refusal.value) for refusal in REFUSALS]
     yield from counter(
         "superd_service_refused_total",
-        "Connections and datagrams that were refused, or not answered, by reason.",
+        "Refused connections, and datagrams that were refused or not answered, by reason.",
         [
             (f"{of},{reason}", number)
             for of, one in sums
@@ -206,7 +206,7 @@ def _services(context: Context) -> Iterator[str]:
     )
     yield from histogram(
         "superd_service_connection_duration_seconds",
-        "How long connections lasted that have ended.",
+        "Durations of connections that have ended.",
         DURATIONS,
         [(of, one.durations) for of, one in sums],
     )
@@ -238,11 +238,11 @@ def _shown_by_services(context: Context) -> Iterator[Sample]:
 
 
 def _of_rows(of: dict[str, str], rows: Rows) -> Iterable[Sample]:
-    """Yield the numbers of rows; a row is known by the first text in it."""
+    """Yield the numbers of rows; the first text in a row names it."""
     for row in rows:
         name = next((value for value in row.values() if isinstance(value, str)), "")
         for key, value in row.items():
             if not isinstance(value, str):
-                with contextlib.suppress(OverflowError):  # a worker may say what it likes
+                with contextlib.suppress(OverflowError):  # a worker may send any number
                     number = float(value)
                     yield labels(**of, row=name[:LONGEST_TEXT], column=key[:LONGEST_TEXT]), number

@@ -36,11 +36,11 @@ class ReportQueries:
         if not self._may_ask(child):
             raise ValueError("a query of a worker that serves no metrics")
         if what == channel.READINESS:
-            child.ask(channel.OBSERVE, what=what, text=why_not_ready(self._context))
+            child.send(channel.OBSERVE, what=what, text=why_not_ready(self._context))
         elif what == channel.METRICS:
             self._collect()
             if self._file is not None:
-                child.hand(channel.OBSERVE, self._file, what=what)
+                child.send_file(channel.OBSERVE, self._file, what=what)
         else:
             raise ValueError(f"unknown query {what!r}")
 

@@ -113,8 +113,8 @@ def _upgrade(context: Context) -> dict[str, Any] | None:
 def _leaving(context: Context) -> dict[str, int]:
     """Return by name how many connections are left of services that were removed or disabled."""
     known = {name for child in context.children for name in child.services}
-    gone = known & context.tally.roster.numbers.keys() - context.current.plan.services.keys()
-    active = {name: sum(context.tally.scoreboard.active(name)) for name in sorted(gone)}
+    removed = known & context.tally.roster.numbers.keys() - context.current.plan.services.keys()
+    active = {name: sum(context.tally.scoreboard.active(name)) for name in sorted(removed)}
     return {name: number for name, number in active.items() if number}
 
 

@@ -84,8 +84,8 @@ class FdStore:
 
         Sockets are removed by name, all of a name at once: those still wanted are added again.
         """
-        gone = [n for n, inodes in self._stored.items() if inodes - wanted.get(n, {}).keys()]
-        if not self._remove(gone):
+        outdated = [n for n, inodes in self._stored.items() if inodes - wanted.get(n, {}).keys()]
+        if not self._remove(outdated):
             return False
         for name, sockets in wanted.items():
             stored = self._stored.setdefault(name, set())

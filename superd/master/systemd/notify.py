@@ -65,7 +65,7 @@ class Notifier:
             self._send("WATCHDOG=1")
 
     def _send(self, *lines: str, descriptors: Iterable[int] = ()) -> bool:
-        """Send; False if the socket is full. A service manager that is gone is ignored."""
+        """Send; False if the socket is full. A missing service manager is ignored."""
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         numbers = array.array("i", descriptors)
         passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, numbers)] if numbers else []

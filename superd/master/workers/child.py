@@ -69,7 +69,7 @@ class Child:
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def ask(self, kind: str, **content: object) -> bool:
+    def send(self, kind: str, **content: object) -> bool:
         """Send a message; False if the channel is full or closed."""
         try:
             self.channel.send(json.dumps({"kind": kind, **content}).encode("ascii"))
@@ -77,7 +77,7 @@ class Child:
             return False
         return True
 
-    def hand(self, kind: str, file: int, **content: object) -> bool:
+    def send_file(self, kind: str, file: int, **content: object) -> bool:
         """Send a message with an open file; False if the channel is full or closed, or the worker
         has not read earlier messages: unread messages keep their files open.
         """

@@ -45,7 +45,7 @@ class Query(ABC):
         """Send the query; see control_socket.Later."""
         self._reply = reply
         for child in self.generations:
-            if child.ask(self._kind, inquiry=self.number, **self._content):
+            if child.send(self._kind, inquiry=self.number, **self._content):
                 child.queries[self.number] = self
                 self.waiting.add(child)
             else:

@@ -133,7 +133,10 @@ def test_a_file_that_cannot_be_reopened_stays_in_use(tmp_path: Path, log_to: Log
     log.reopen()
     log.info("after")
     lines = (tmp_path / "old" / "log").read_text().splitlines()
-    assert "error: not reopened, the old file stays in use: No such file or directory" in lines[0]
+    assert (
+        "error: log file not reopened, the old one stays in use: No such file or directory"
+        in lines[0]
+    )
     assert lines[1].endswith("after")
 
 

@@ -19,7 +19,7 @@ def test_a_worker_gets_a_text_of_any_length_and_cannot_change_it() -> None:
     assert file is not None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        assert child_of(ours).hand("observe", file, what="metrics")
+        assert child_of(ours).send_file("observe", file, what="metrics")
         os.close(file)
         [message] = Channel(theirs, Threshold("debug")).heard()
     taken = message.pop("file")
@@ -39,10 +39,10 @@ def test_a_worker_that_does_not_read_gets_only_a_few_files() -> None:
     with ours, theirs:
         child = child_of(ours)
         sent = 0
-        while child.hand("observe", file, what="metrics"):
+        while child.send_file("observe", file, what="metrics"):
             sent += 1
         assert 1 <= sent < 20
         for message in Channel(theirs, Threshold("debug")).heard():
             os.close(message["file"])
-        assert child.hand("observe", file, what="metrics")
+        assert child.send_file("observe", file, what="metrics")
     os.close(file)

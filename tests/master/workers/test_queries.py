@@ -121,7 +121,7 @@ def test_a_worker_that_ends_is_not_waited_for(workers: Workers) -> None:
 
 def test_a_worker_whose_channel_is_full_is_named_at_once(workers: Workers) -> None:
     child = workers.slots[0].child
-    while child.ask("nothing", of="x" * 30_000):
+    while child.send("nothing", of="x" * 30_000):
         pass
     query = KillQuery(workers.slots, "1-2", workers.log)
     workers.ask(query)
