@@ -22,7 +22,7 @@ from superd.master.plan.pools import Pool, nobody
 from superd.master.workers.child import ALLOWANCE, Throttle
 from superd.process.forking import describe_exit, fork_child
 from superd.resolver.resolver import main
-from superd.worker.channel import FAILED, LARGEST, READY, parsed
+from superd.worker.channel import FAILED, MAX_MESSAGE_SIZE, READY, parse_message
 
 BACKLOG = 256
 
@@ -84,8 +84,8 @@ class Resolver:
         messages: list[dict[str, Any]] = []
         if self._channel is not None:
             with contextlib.suppress(OSError, ValueError), self._channel as channel:
-                received = islice(iter(lambda: channel.recv(LARGEST), b""), ALLOWANCE)
-                messages.extend(map(parsed, received))
+                received = islice(iter(lambda: channel.recv(MAX_MESSAGE_SIZE), b""), ALLOWANCE)
+                messages.extend(map(parse_message, received))
         self._channel = None
         return messages
 

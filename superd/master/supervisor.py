@@ -21,7 +21,7 @@ from superd.master.workers.messages import MessageReader
 from superd.master.workers.watchdog import Watchdog
 from superd.net.addresses import Transport
 from superd.process.forking import describe_exit
-from superd.worker.timeouts import GRACE
+from superd.worker.timeouts import CANCEL_TIMEOUT
 from superd.worker.worker import Assignment
 
 START_TIMEOUT = 30.0  # seconds that a worker may take until it is ready
@@ -74,7 +74,7 @@ class Supervisor:
     def retire(self, generation: Generation) -> None:
         """Have the workers of a generation drain; none of them is replaced."""
         limit = generation.plan.settings.daemon.reload_drain_timeout
-        generation.retire(time.monotonic() + limit + 2 * GRACE if limit else None)
+        generation.retire(time.monotonic() + limit + 2 * CANCEL_TIMEOUT if limit else None)
         self._forget_if_empty(generation)
 
     def ended(self, pid: int, code: int) -> None:
@@ -199,4 +199,4 @@ class Supervisor:
 
 def drain_time(generation: Generation) -> float:
     """Return how many seconds the workers of a generation may take until superd stops."""
-    return generation.plan.settings.daemon.drain_timeout + 2 * GRACE
+    return generation.plan.settings.daemon.drain_timeout + 2 * CANCEL_TIMEOUT

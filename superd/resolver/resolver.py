@@ -29,7 +29,7 @@ from superd.process.forking import reset_signals
 from superd.resolver import addresses
 from superd.resolver.addresses import Addresses, Found
 from superd.worker.channel import Channel
-from superd.worker.runtime.names import ADDRESSES_OF, LONGEST_REQUEST, answer_to
+from superd.worker.runtime.names import ADDRESSES_PREFIX, MAX_REQUEST_SIZE, answer_to
 
 THREADS = 16  # look-ups at a time, since each blocks its thread
 PATIENCE = 5.0  # seconds until somebody is told that there is none
@@ -106,7 +106,7 @@ class Resolver:
 
     def _heard(self, client: socket.socket) -> None:
         try:
-            request = client.recv(LONGEST_REQUEST + 1).decode("ascii")
+            request = client.recv(MAX_REQUEST_SIZE + 1).decode("ascii")
             _check(request)
         except BlockingIOError:
             return
@@ -136,8 +136,8 @@ class Resolver:
             self._answer(client, request, found, valid)
 
     async def _look_up(self, request: str) -> Found:
-        if request.startswith(ADDRESSES_OF):
-            return await self.addresses_of(request.removeprefix(ADDRESSES_OF))
+        if request.startswith(ADDRESSES_PREFIX):
+            return await self.addresses_of(request.removeprefix(ADDRESSES_PREFIX))
         job = self.loop.run_in_executor(self.threads, self.name_of, request)
         name = await asyncio.shield(job)
         return ((name,), NAME_TTL) if name else _nothing(request)
@@ -159,8 +159,8 @@ class Resolver:
 
 def _check(request: str) -> None:
     """Raise OSError or ValueError for what is no request."""
-    if request.startswith(ADDRESSES_OF):
-        name = request.removeprefix(ADDRESSES_OF)
+    if request.startswith(ADDRESSES_PREFIX):
+        name = request.removeprefix(ADDRESSES_PREFIX)
         if not name or normalized_name(name) != name:
             raise ValueError(name)
     else:
@@ -168,4 +168,4 @@ def _check(request: str) -> None:
 
 
 def _nothing(request: str) -> Found:
-    return addresses.NOTHING if request.startswith(ADDRESSES_OF) else ((), FAILURE_TTL)
+    return addresses.NOTHING if request.startswith(ADDRESSES_PREFIX) else ((), FAILURE_TTL)

@@ -1,8 +1,9 @@
-"""A worker's line to the master: log records, bans, `ready`, and why it could not start; and what
-the master wants of it.
+"""The channel between a worker and the master: both ends of the protocol.
 
-Messages are datagrams of JSON, or batches of events; the master going away is the end of the file.
-Sending never blocks: what does not fit is dropped and counted, and the count follows. Never raises.
+Channel is the worker's end; the master reads a worker's messages with `parse_message`. A message is
+a datagram of JSON or a batch of events. End of file means that the master has exited. Sending never
+blocks: a message that does not fit is dropped and counted, and a later record gives the count.
+Channel never raises; `parse_message` raises ValueError.
 """
 
 from __future__ import annotations
@@ -27,21 +28,22 @@ BAN = "ban"
 STATUS = "status"
 ANSWER = "answer"
 
-# what the master asks
+# requests of the master to a worker
 CONNECTIONS = "connections"
 KILL = "kill"
 TRAFFIC = "traffic"
 
-OBSERVE = "observe"  # a worker asks for one of these
+OBSERVE = "observe"  # the request of a worker to the master, for one of these
 METRICS = "metrics"
 READINESS = "readiness"
 
-LARGEST = 64 * 1024  # a record fits without its traceback, whatever characters it has
-EVENT = b'{"time"'  # begins a batch of events, and no other message of a worker
+# bytes; a record without its traceback fits, whatever characters it has
+MAX_MESSAGE_SIZE = 64 * 1024
+EVENT_PREFIX = b'{"time"'  # a batch of events begins like this, and no other message does
 
 
 class Channel:
-    """The worker's end of the line; `counts` are the daemon's in the worker's row."""
+    """The worker's end. `counts` are the counters of the whole daemon in the worker's row."""
 
     def __init__(
         self,
@@ -56,13 +58,14 @@ class Channel:
         self.is_closed = False
         sock.setblocking(False)
 
-    def heard(self) -> Iterator[dict[str, Any]]:
-        """Yield what the master has asked for, and what it has answered; a file that came with it
-        is `file`, to be closed by who takes it. `is_closed` tells that the master has gone.
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """Yield the master's requests and answers until none is pending. A descriptor that came
+        with a message is its `file`, which the caller must close. Sets `is_closed` once the master
+        has exited.
         """
         while not self.is_closed:
             try:
-                data, file = receive(self.sock, LARGEST)
+                data, file = receive(self.sock, MAX_MESSAGE_SIZE)
             except BlockingIOError:
                 return
             except OSError:
@@ -76,28 +79,28 @@ class Channel:
         self._send(READY, {})
 
     def failed(self, exit_code: int, text: str) -> None:
-        """Say why this worker cannot start."""
+        """Report why this worker cannot start."""
         self._send(FAILED, {"exit_code": exit_code, "text": cut(text)})
 
     def ban(self, service: str, network: str, seconds: float, reason: str) -> None:
-        """Have the master ban a network from all services."""
+        """Ask the master to ban a network from all services."""
         content = {"service": service, "network": network, "seconds": seconds}
         self._send(BAN, {**content, "reason": cut(reason)})
 
     def status(self, service: str, rows: Rows) -> None:
-        """Tell what a service has to show."""
+        """Send the rows that a service shows in `superd status`."""
         self._send(STATUS, {"service": service, "rows": rows})
 
     def observe(self, what: str) -> bool:
-        """Ask the master how superd is; False where it cannot be asked."""
+        """Ask the master for its metrics or readiness; return False if the channel is full."""
         return self._send(OBSERVE, {"what": what})
 
     def answer(self, inquiry: int, content: object, *, is_last: bool) -> bool:
-        """Send an answer, or a part of one; tell whether the master takes it just now."""
+        """Send an answer or a part of one; return False if the channel is full."""
         return self._send(ANSWER, {"inquiry": inquiry, "content": content, "is_last": is_last})
 
     def events(self, batch: bytes) -> bool:
-        """Send lines of connections.ConnectionLog; tell whether the master takes them."""
+        """Send lines of connections.ConnectionLog; return False if they were dropped."""
         try:
             self.sock.send(batch)
         except OSError:
@@ -106,7 +109,7 @@ class Channel:
         return True
 
     def log(self, record: Record) -> None:
-        """Send a record to the master's log, if it is wanted there."""
+        """Send a record to the master's log, if its level is at or above the threshold."""
         if not self.threshold.admits(record.level):
             return
         stamped = replace(record, pid=os.getpid(), time=time.time())
@@ -120,7 +123,7 @@ class Channel:
 
     def _send(self, kind: str, content: dict[str, Any]) -> bool:
         message = json.dumps({"kind": kind, **content}).encode("ascii")
-        if len(message) > LARGEST:
+        if len(message) > MAX_MESSAGE_SIZE:
             message = json.dumps({"kind": kind, **content, "detail": []}).encode("ascii")
         try:
             self.sock.send(message)
@@ -129,9 +132,9 @@ class Channel:
         return True
 
 
-def parsed(data: bytes) -> dict[str, Any]:
-    """Return a worker's message that is no batch of events. Raises ValueError where it is not a
-    JSON object.
+def parse_message(data: bytes) -> dict[str, Any]:
+    """Return a worker's message that is not a batch of events; ValueError unless it is a JSON
+    object.
     """
     try:
         message = json.loads(data)

@@ -1,7 +1,7 @@
-"""What a worker does when the master asks: it tells of its connections, or ends one.
+"""The master's requests to a worker: list its connections, count their bytes, or close one.
 
-Runs in the worker, on the loop. A long answer goes in parts, one at a turn of the loop, so that
-clients notice nothing; what the line does not take just now is sent a little later. Never raises.
+Runs in the worker, on the loop. A long answer is sent in parts, one per turn of the loop, so that
+clients are not delayed. A part that does not fit into the channel is retried. Never raises.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from superd.worker.runtime.context import Context
 from superd.worker.serve.listener import ListenerHandoff
 from superd.worker.serve.stream import ProtocolSession
 
-PART = 8 * 1024  # bytes of connections that are told at once, which takes less than a millisecond
-MOST_SERVICES = 200  # told at once
-REST_OF_ROW = 200  # bytes of a row, beside the texts
-RETRY = 0.02  # seconds until the line is tried again
-PATIENCE = 5.0  # seconds that an answer may take; the master has given up long before
+MAX_PART_SIZE = 8 * 1024  # bytes of connections in one part; sending one takes less than 1 ms
+MAX_SERVICES_PER_PART = 200
+FIXED_ROW_SIZE = 200  # bytes of a row, apart from its texts
+SEND_RETRY_INTERVAL = 0.02  # seconds
+ANSWER_TIMEOUT = 5.0  # seconds that a whole answer may take; the master gives up long before
 
 
 class Commands:
-    """Answers what the master asks, by its kind."""
+    """The handlers of the master's requests, in `by_kind`."""
 
     def __init__(self, context: Context, channel_: Channel) -> None:
         self.context = context
@@ -42,67 +42,67 @@ class Commands:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def _connections(self, inquiry: int, service: str | None) -> None:
-        self._start(self._answer(inquiry, self._parts(service)))
+        self._start(self._send(inquiry, self._parts(service)))
 
     def _kill(self, inquiry: int, number: int, serial: int) -> None:
-        found = serial == self.context.serial and self._ended(number)
-        self._start(self._answer(inquiry, iter([found])))
+        found = serial == self.context.serial and self._close(number)
+        self._start(self._send(inquiry, iter([found])))
 
-    def _ended(self, number: int) -> bool:
-        """End a connection as a time-out would; tell whether there is one of this number."""
+    def _close(self, number: int) -> bool:
+        """Close a connection as a time-out would; return whether it was open."""
         session = self.context.connections.get(number)
         if session is not None:
-            if session.end is End.CLIENT:  # it has only said that it will send no more
+            if session.end is End.CLIENT:  # it has only shut down its sending side
                 session.end = End.KILLED
             session.expire(End.KILLED)
         handoffs = (one for one in self.context.sockets if isinstance(one, ListenerHandoff))
         return session is not None or any(one.cancel(End.KILLED, number) for one in handoffs)
 
     def _traffic(self, inquiry: int) -> None:
-        self._start(self._answer(inquiry, self._sums()))
+        self._start(self._send(inquiry, self._sums()))
 
-    def _start(self, answering: Coroutine[Any, Any, None]) -> None:
-        task = self.context.loop.create_task(answering)
+    def _start(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = self.context.loop.create_task(sending)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, inquiry: int, parts: Iterator[object]) -> None:
-        """Send the parts, and then that they were all."""
-        end = self.context.loop.time() + PATIENCE
+    async def _send(self, inquiry: int, parts: Iterator[object]) -> None:
+        """Send the parts, then a message that marks the end."""
+        end = self.context.loop.time() + ANSWER_TIMEOUT
         for part in parts:
             while not self.channel.answer(inquiry, part, is_last=False):
                 if self.context.loop.time() > end:
                     return
-                await asyncio.sleep(RETRY)
+                await asyncio.sleep(SEND_RETRY_INTERVAL)
             await asyncio.sleep(0)
         while not self.channel.answer(inquiry, None, is_last=True):
             if self.context.loop.time() > end:
                 return
-            await asyncio.sleep(RETRY)
+            await asyncio.sleep(SEND_RETRY_INTERVAL)
 
     def _parts(self, service: str | None) -> Iterator[list[Row] | int]:
-        """Yield the connections there are now, as far as they still are when it is their turn; in
-        the end how many are more than are told.
+        """Yield rows of the connections that are open now and still open when their part is made;
+        then how many are left out, if the list is too long.
         """
         now = self.context.loop.time()
         rows: list[Row] = []
         size = 0
         sessions = self.context.connections.values()
-        told = [one for one in sessions if service in (None, one.service)]
-        for session in told[:MOST]:
+        listed = [one for one in sessions if service in (None, one.service)]
+        for session in listed[:MOST]:
             if session.number in self.context.connections:
                 row = _row(session, now)
                 rows.append(row)
-                size += REST_OF_ROW + len(session.ends) + len(row["target"])
-                if size > PART:
+                size += FIXED_ROW_SIZE + len(session.ends) + len(row["target"])
+                if size > MAX_PART_SIZE:
                     yield rows
                     rows, size = [], 0
         yield [*rows, *self._handed_off(service, now)]
-        if len(told) > MOST:
-            yield len(told) - MOST
+        if len(listed) > MOST:
+            yield len(listed) - MOST
 
     def _handed_off(self, service: str | None, now: float) -> list[Row]:
-        """Return the sockets that programs have for themselves: `wait = true`."""
+        """Return rows of the listeners that a plugin has at the moment: `wait = true`."""
         return [
             row_of(_known(run.ends), listener.service.name, now - run.began, "running", None, "")
             for listener in self.context.sockets
@@ -111,24 +111,24 @@ class Commands:
         ]
 
     def _sums(self) -> Iterator[dict[str, list[int]]]:
-        """Yield for each service how many bytes came and went by now."""
+        """Yield for each service the bytes received and sent so far, open connections included."""
         sums = {
             service.name: [service.counts[Count.BYTES_IN], service.counts[Count.BYTES_OUT]]
             for service in self.context.services
         }
         for session in self.context.connections.values():
-            session.progress()  # brings its counters up to date
+            session.progress()  # updates its counters
             received, sent = session.passed or (0, 0)
             of_service = sums[session.service]
             of_service[0] += received
             of_service[1] += sent
         names = list(sums)
-        for first in range(0, len(names), MOST_SERVICES):
-            yield {name: sums[name] for name in names[first : first + MOST_SERVICES]}
+        for first in range(0, len(names), MAX_SERVICES_PER_PART):
+            yield {name: sums[name] for name in names[first : first + MAX_SERVICES_PER_PART]}
 
 
 def _row(session: AccountedConnection, now: float) -> Row:
-    session.progress()  # brings its counters up to date
+    session.progress()  # updates its counters
     target = safe(session.target[0]) if session.target else ""
     known = _known(session.ends)
     return row_of(
@@ -137,7 +137,7 @@ def _row(session: AccountedConnection, now: float) -> Row:
 
 
 def _known(ends: str) -> Row:
-    """Return id, peer and local address, which the record has as JSON already."""
+    """Return id, peer and local address, which an event has as JSON already."""
     known: Row = json.loads(f'{{"id":"{ends}}}')
     return known
 

@@ -25,12 +25,13 @@ from superd.worker.runtime.context import Context
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.listener import ListenerHandoff
 from superd.worker.serve.session import count_failure
-from superd.worker.timeouts import GRACE, Timeouts
+from superd.worker.timeouts import CANCEL_TIMEOUT, Timeouts
 
-FLOOD_WINDOW = 1.0
-MOST_CHECKED = 1000  # listeners at once
-SHOW = 1.0  # seconds between looks at what services have to show
-SHORT_GRACE = 0.25  # where the master kills who has not ended in half a second
+FLUSH_INTERVAL = 1.0  # seconds between reports of repeated log records and counted events
+MAX_CHECKED_LISTENERS = 1000  # at each flush
+STATUS_INTERVAL = 1.0  # seconds between checks of what services show of their state
+# seconds; after a request to stop at once the master kills a worker within half a second
+SHORT_CANCEL_TIMEOUT = 0.25
 
 
 class Engine:
@@ -40,11 +41,11 @@ class Engine:
         self.context = context
         context.check_listeners = self.check_listeners
         context.check_descriptors = self.check_descriptors
-        context.on_drained = partial(self._end, GRACE)
+        context.on_drained = partial(self._end, CANCEL_TIMEOUT)
         context.loop.set_exception_handler(self._loop_failed)
         self.executors: dict[WorkerService, Executor] = {}  # of services whose handlers block
         self._inodes: list[tuple[WorkerService, socket.socket, int]] = []  # to identify listeners
-        self._is_to_end = False
+        self._has_drain_timeout = False
         self._ending: asyncio.Task[None] | None = None
         self._is_over = False
         self._own_descriptors = 0
@@ -52,7 +53,7 @@ class Engine:
         self._shown: dict[str, Rows] = {}
 
     def add(self, service: WorkerService, executor: Executor | None = None) -> None:
-        """Serve a service; one whose handlers block has an executor."""
+        """Serve a service. `executor` runs its handlers if they block."""
         self.context.services.append(service)
         self.context.heartbeat.add(service)
         if executor is not None:
@@ -90,29 +91,29 @@ class Engine:
         for served in context.sockets:
             served.start()
         loop.call_soon(ready)
-        loop.call_later(FLOOD_WINDOW, self._flush)
+        loop.call_later(FLUSH_INTERVAL, self._flush)
         Timeouts(context).start()
         loop.is_serving = True
         context.heartbeat.start(context.flood_gate, context.connections)
         while not self._is_over:
             try:
                 loop.run_forever()
-            except MemoryError:  # there may be some again
-                self._tell_of_shortage()
+            except MemoryError:  # memory may become free again
+                self._report_memory_shortage()
             except Exception:
-                raise  # the loop itself is broken: another worker is to take over
+                raise  # the loop itself is broken, so the master has to start another worker
             except BaseException as error:  # noqa: BLE001  SystemExit from a plugin's own task
                 record = failure("a plugin tried to end the worker", error)
                 context.flood_gate.report(("loop", *kind_of(error)), record)
         context.heartbeat.stop()
         for executor in self.executors.values():
-            executor.end_all()
+            executor.kill_all()
         context.flood_gate.flush()
         for service in context.services:
             service.records.end_window()
         context.connection_log.flush()
 
-    def _tell_of_shortage(self) -> None:
+    def _report_memory_shortage(self) -> None:
         try:
             record = Record("error", "the worker is short of memory")
             self.context.flood_gate.report(("memory",), record)
@@ -120,23 +121,23 @@ class Engine:
             pass
 
     def retire(self) -> None:
-        """Accept no more, since others do; end once the last connection has, however long that may
-        take, or when reload-drain-timeout is over.
+        """Stop accepting, since workers of the next generation accept. End with the last
+        connection, or after reload-drain-timeout if the configuration sets one.
         """
         if not self.context.is_draining:
-            self._accept_no_more()
+            self._stop_accepting()
             if timeout := self.context.retire_timeout:
                 self.context.loop.call_later(timeout, self._cut, "reload-drain-timeout")
 
     def drain(self) -> None:
-        """Accept no more; end once the last connection has, or when drain-timeout is over."""
-        if not self._is_to_end:
-            self._is_to_end = True
+        """Stop accepting. End with the last connection, or after drain-timeout."""
+        if not self._has_drain_timeout:
+            self._has_drain_timeout = True
             self.context.loop.call_later(self.context.drain_timeout, self._cut, "drain-timeout")
             if not self.context.is_draining:
-                self._accept_no_more()
+                self._stop_accepting()
 
-    def _accept_no_more(self) -> None:
+    def _stop_accepting(self) -> None:
         self.context.is_draining = True
         for served in self.context.sockets:
             served.stop()
@@ -144,34 +145,34 @@ class Engine:
         self.context.end_if_drained()
 
     def stop(self) -> None:
-        """End at once, whoever is connected."""
+        """Close all connections and end at once."""
         for served in self.context.sockets if not self.context.is_draining else ():
             served.stop()
         self.context.is_draining = True
         self._expire_all()
-        self._end(SHORT_GRACE)
+        self._end(SHORT_CANCEL_TIMEOUT)
 
     def _cut(self, limit: str) -> None:
         if number := len(self.context.connections) + self.context.held:
             message = f"{number} connections cut at the end of {limit}"
             self.context.report(Record("warning", message))
         self._expire_all()
-        self.context.loop.call_later(GRACE, self._end, SHORT_GRACE)
+        self.context.loop.call_later(CANCEL_TIMEOUT, self._end, SHORT_CANCEL_TIMEOUT)
 
-    def _end(self, grace: float) -> None:
-        """Stop the loop once the tasks that plugins have left have ended, too."""
+    def _end(self, timeout: float) -> None:
+        """Stop the loop once the remaining tasks of plugins have ended as well."""
         if self._ending is None:
-            self._ending = self.context.loop.create_task(self._end_tasks(grace))
+            self._ending = self.context.loop.create_task(self._end_tasks(timeout))
 
-    async def _end_tasks(self, grace: float) -> None:
+    async def _end_tasks(self, timeout: float) -> None:
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
-            if not task.cancelling():  # a second time would break off its cleaning up
+            if not task.cancelling():  # a second cancellation would interrupt its cleaning up
                 task.cancel()
-        ended, others = await asyncio.wait(tasks, timeout=grace) if tasks else (tasks, ())
-        for task in others:
-            service, place = self.context.heartbeat.whose(task.get_stack())
-            text = f"a task was cancelled and has not ended within {grace:g} s, {place}"
+        ended, running = await asyncio.wait(tasks, timeout=timeout) if tasks else (tasks, ())
+        for task in running:
+            service, place = self.context.heartbeat.owner_of(task.get_stack())
+            text = f"a task was cancelled and has not ended within {timeout:g} s, {place}"
             self.context.report(Record("warning", text, service=service))
         for task in ended:
             if not task.cancelled() and (error := task.exception()) is not None:
@@ -182,15 +183,16 @@ class Engine:
         self.context.loop.stop()
 
     def check_listeners(self, first: int = 0, last: int | None = None) -> None:
-        """End at once where a plugin has closed a listener, or put another file in its place.
+        """Stop if a plugin has closed a listener, or has put another file in its place.
 
-        The loop could never let go of it. The master has it still, and starts another worker.
+        The loop could never release the listener's descriptor. The master still has the listener
+        open, and starts another worker.
         """
         for service, sock, inode in (
             self._inodes[first:last] if not self.context.is_draining else ()
         ):
             if not _has_inode(sock, inode):
-                message = "a plugin closed a listener that was not its own; the worker ends"
+                message = "a plugin closed a listener that superd owns; the worker ends"
                 self.context.report(Record("error", message, service=service.name))
                 self.context.sockets = []
                 for each in self.context.services:
@@ -199,8 +201,8 @@ class Engine:
                 return
 
     def check_descriptors(self) -> None:
-        """Find descriptors where none is left: of those who linger and of the tarpit. Drain where
-        plugins have leaked them; the successor has them anew.
+        """Free descriptors after EMFILE: drop the tarpit and half of the lingering sockets. If
+        plugins have leaked most descriptors, drain, so that the master starts another worker.
         """
         context = self.context
         clients = len(context.connections) + len(context.lingering) + len(context.tarpit)
@@ -208,13 +210,13 @@ class Engine:
         context.tarpit.close_all()
         context.lingering.close_half()
         if leaked and not context.is_draining:
-            message = f"plugins have leaked {leaked} descriptors; another worker is to take over"
+            message = f"plugins have leaked {leaked} descriptors; the worker drains and is replaced"
             context.report(Record("error", message))
             self.drain()
 
-    def show(self, tell: Callable[[str, Rows], None]) -> None:
-        """Tell what services have to show of their state, now and whenever it has changed."""
-        self.context.loop.call_later(SHOW, self.show, tell)
+    def watch_status(self, send: Callable[[str, Rows], None]) -> None:
+        """Send what services show of their state, now and whenever it has changed."""
+        self.context.loop.call_later(STATUS_INTERVAL, self.watch_status, send)
         for service in self.context.services:
             try:
                 rows = fitting(service.plugin.status())
@@ -225,16 +227,18 @@ class Engine:
                 continue
             if rows != self._shown.get(service.name, []):
                 self._shown[service.name] = rows
-                tell(service.name, rows)
+                send(service.name, rows)
 
     def _flush(self) -> None:
-        self.context.loop.call_later(FLOOD_WINDOW, self._flush)  # first, for the rest takes memory
+        self.context.loop.call_later(
+            FLUSH_INTERVAL, self._flush
+        )  # first, as the rest may run out of memory
         self.context.heartbeat.beat()
         self.context.flood_gate.flush()
         for service in self.context.services:
             service.records.end_window()
         first = self._next_check if self._next_check < len(self._inodes) else 0
-        self._next_check = first + MOST_CHECKED
+        self._next_check = first + MAX_CHECKED_LISTENERS
         self.check_listeners(first, self._next_check)
 
     def _expire_all(self) -> None:
@@ -245,7 +249,7 @@ class Engine:
             session.expire(End.DRAIN)
 
     def _loop_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-        """Report what a task or callback of a plugin raised and nobody asked for."""
+        """Report what a task or callback of a plugin raised, where no code awaits its result."""
         error = context.get("exception")
         message = str(context.get("message") or "an error in the event loop")
         gate = self.context.flood_gate

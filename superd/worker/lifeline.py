@@ -1,8 +1,8 @@
-"""What a worker shows of its loop, even while that stands still: memory and two sockets.
+"""Shows the master where a worker's loop is, even while it is blocked: memory and two sockets.
 
-Made by the master for each worker, before the fork. The worker writes when its loop ought to turn
-next, and faulthandler where it stands; the master reads, and believes it as far as this worker is
-concerned. Raises OSError where no descriptor is left for them.
+Made by the master for each worker, before the fork. The worker writes when its loop turns next at
+the latest, and faulthandler writes the stack. The master reads both, and trusts them only as far as
+this worker is concerned. Raises OSError where no descriptor is free for the sockets.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from superd.observe.stacks import LARGEST, Stack, stack_of
 
 
 class Lifeline:
-    """The worker has both ends, since it tells of its own standstills once they are over; the
-    master reads only of a worker that does not come round. They are no pipe, since a worker could
-    make the reading end block for the master, too; of a socket the master says how it reads.
+    """Both ends belong to the worker, since it reports its own standstills once they are over; the
+    master reads only the stack of a worker that does not recover. Sockets and not a pipe: a worker
+    could make the reading end of a pipe block for the master as well, while of a socket the master
+    decides at each call whether to block.
 
-    `due` is the cell that Scoreboard.due gives. `reader` is that of a worker that lives already.
+    `due` is the cell that Scoreboard.due returns. `reader` is the descriptor of a worker that is
+    running already.
     """
 
     def __init__(self, due: memoryview, reader: int | None = None) -> None:
@@ -33,31 +35,31 @@ class Lifeline:
 
     @property
     def ends(self) -> tuple[int, int]:
-        """The descriptors."""
+        """The descriptors of the reading and the writing socket; -1 for one that is closed."""
         return self.reader, self.writer
 
     def expect(self, due: float) -> None:
-        """Say when the loop turns next, by the monotonic clock."""
+        """Set when the loop turns next at the latest, in seconds of the monotonic clock."""
         self._due[0] = int(due * 1e9)
 
     def lateness(self, now: float) -> float:
-        """Return for how many seconds the loop ought to have turned; 0 before its first turn."""
+        """Return how many seconds the loop is overdue; 0 before its first turn."""
         due = self._due[0]
         return max(0.0, now - due / 1e9) if due else 0.0
 
     def stack(self) -> Stack:
-        """Take what was written since the last time."""
+        """Return the last stack that was written since the last call."""
         reader = socket.socket(fileno=self.reader)
         try:
             written = reader.recv(LARGEST, socket.MSG_DONTWAIT)
-        except OSError:  # nothing, for the most part
+        except OSError:  # usually nothing was written
             written = b""
         finally:
             reader.detach()
         return stack_of(written)
 
-    def let_go_of_writer(self) -> None:
-        """Leave writing to the worker."""
+    def close_writer(self) -> None:
+        """Close the writing socket in the master: only the worker writes."""
         os.close(self.writer)
         self.writer = -1
 

@@ -1,4 +1,4 @@
-"""Closes connections whose time is over, and tells of handlers that go on nevertheless.
+"""Closes connections that have timed out, and reports handlers that keep running after that.
 
 Runs in the worker, on the loop, a few times a second. Never raises.
 """
@@ -17,44 +17,44 @@ from superd.worker.runtime.accounting import AccountedConnection
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.service import WorkerService
 
-SWEEP = 0.25  # seconds between looks
-GRACE = 1.0  # seconds that a coroutine that was cancelled has to clean up
+SWEEP_INTERVAL = 0.25  # seconds between checks of all connections
+CANCEL_TIMEOUT = 1.0  # seconds that a cancelled coroutine has for cleaning up
 
 
 class Timeouts:
-    """Looks after all sessions of a worker; `over` are those whose time is over, and since when,
-    by the loop's time.
+    """The time-outs of all connections of a worker. `expired` has those that have timed out, and
+    since when, by the loop's time; infinity for those that were reported.
     """
 
     def __init__(self, context: Context) -> None:
         self.context = context
-        self.over: dict[AccountedConnection, float] = {}
+        self.expired: dict[AccountedConnection, float] = {}
 
     def start(self) -> None:
-        """Look from now on, if anybody has a time-out."""
+        """Check connections from now on, if any service has a time-out."""
         if any(_has_timeouts(service) for service in self.context.services):
-            self.context.loop.call_later(SWEEP, self._sweep)
+            self.context.loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     def _sweep(self) -> None:
         context = self.context
-        context.loop.call_later(SWEEP, self._sweep)
+        context.loop.call_later(SWEEP_INTERVAL, self._sweep)
         context.heartbeat.beat()
         now = context.loop.time()
-        late = [(session, _late(session, now)) for session in context.connections.values()]
-        known, self.over = self.over, {}
-        for session, end in late:
+        expired = [(session, _expiry(session, now)) for session in context.connections.values()]
+        known, self.expired = self.expired, {}
+        for session, end in expired:
             if end is not None:
                 session.expire(end)
                 since = known.get(session, now)
-                if now - since >= GRACE and session.task is not None:
-                    self._tell(session, session.task)
+                if now - since >= CANCEL_TIMEOUT and session.task is not None:
+                    self._report(session, session.task)
                     since = float("inf")
-                self.over[session] = since
+                self.expired[session] = since
 
-    def _tell(self, session: AccountedConnection, task: asyncio.Task[None]) -> None:
-        """Say, once, which coroutine keeps a place that is nobody's any more."""
+    def _report(self, session: AccountedConnection, task: asyncio.Task[None]) -> None:
+        """Report, once, which coroutine still runs for a connection that has timed out."""
         stack = traceback.StackSummary.extract(_frames(task.get_coro()))
-        text = "its handler goes on though its time is over, and keeps its place"
+        text = "its handler keeps running after its time-out, and keeps its slot"
         detail = tuple("".join(stack.format()).splitlines())
         where = session.peer.endpoint
         self.context.report(
@@ -63,7 +63,7 @@ class Timeouts:
 
 
 def _frames(coroutine: Any) -> Iterator[tuple[FrameType, int]]:
-    """Yield where a coroutine waits, and where what it waits for does, with the lines."""
+    """Yield the frame and line of a coroutine, and of each coroutine that it awaits."""
     while (frame := getattr(coroutine, "cr_frame", None)) is not None:
         yield frame, frame.f_lineno
         coroutine = coroutine.cr_await
@@ -74,8 +74,8 @@ def _has_timeouts(service: WorkerService) -> bool:
     return bool(entry.first_byte_timeout or entry.idle_timeout or entry.session_timeout)
 
 
-def _late(session: AccountedConnection, now: float) -> End | None:
-    """Return which time-out of a session is over."""
+def _expiry(session: AccountedConnection, now: float) -> End | None:
+    """Return which time-out of a connection has passed; None if none has."""
     entry = session.worker_service.entry
     received, sent = session.progress()
     if entry.session_timeout and now - session.started >= entry.session_timeout:

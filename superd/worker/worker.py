@@ -1,7 +1,7 @@
 """A worker's life: from the fork to the exit.
 
 Runs in the worker only; `main` never returns. Until it is confined it runs plugins' code as the
-master's user, but it has no client yet. What keeps it from starting is told to the master.
+master's user, but it has no client yet. If it cannot start, it reports the reason to the master.
 """
 
 from __future__ import annotations
@@ -51,15 +51,15 @@ from superd.worker.lifeline import Lifeline
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.heartbeat import Heartbeat
 from superd.worker.runtime.loop import WorkerLoop, new_loop
-from superd.worker.runtime.queries import Observer
+from superd.worker.runtime.queries import MasterQueries
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.server_api import ServerApi
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What one worker is to do. `served_ports` and `served_names` are all of superd, not only its
-    own.
+    """What one worker serves, and how. `served_ports` and `served_names` are those of all workers
+    of superd.
     """
 
     serial: int
@@ -70,7 +70,7 @@ class Assignment:
     services: Mapping[str, Service]
     plugins: Mapping[str, registry.Plugin]
     sockets: Sequence[tuple[str, Address, socket.socket]]
-    entrances: Mapping[str, socket.socket]  # by name, of the services that tcpmux passes on to
+    entrances: Mapping[str, socket.socket]  # of the services behind tcpmux, by name
     served_ports: Mapping[Transport, frozenset[int]]  # tcp and udp
     served_names: frozenset[str | bytes]  # unixgram
     scoreboard: Scoreboard
@@ -79,32 +79,32 @@ class Assignment:
     threshold: Threshold
     limits: Limits  # the daemon's
     directory: Path  # of the configuration: relative paths in options start there
-    drain_timeout: float
-    retire_timeout: float  # 0 for none
+    drain_timeout: float  # seconds
+    retire_timeout: float  # seconds; 0 for none
     resolver: str  # the address of its socket; "" for none
     loop: str
-    is_trial: bool  # it serves nobody, and is ended with the process group of who tries it
+    is_trial: bool  # serves no client, and is killed with the process group of the preflight
 
 
-def main(assignment: Assignment, lifeline: Lifeline, line: socket.socket) -> NoReturn:
+def main(assignment: Assignment, lifeline: Lifeline, sock: socket.socket) -> NoReturn:
     """Serve until drained, then exit. Called right after the fork, with all signals blocked."""
     row = assignment.scoreboard.row(assignment.place, ALL)
-    channel = Channel(line, assignment.threshold, row)
+    channel = Channel(sock, assignment.threshold, row)
     code = int(ExitCode.FAILED)
     try:
         reset_signals()
-        _live(assignment, channel, lifeline)
+        _run(assignment, channel, lifeline)
         code = int(ExitCode.OK)
-    except BaseException as error:  # noqa: BLE001  the master is told, whatever it is
-        code = _tell(channel, error)
+    except BaseException as error:  # noqa: BLE001  whatever it is, the master needs the reason
+        code = _report_failure(channel, error)
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
             sys.stderr.flush()
-        os._exit(code)  # the master's atexit functions and open files are not ours to end
+        os._exit(code)  # without the atexit functions, and the open files, of the master
 
 
-def _tell(channel: Channel, error: BaseException) -> int:
+def _report_failure(channel: Channel, error: BaseException) -> int:
     code = int(ExitCode.FAILED)
     if isinstance(error, SuperdError):
         code = int(error.exit_code)
@@ -118,8 +118,8 @@ def _tell(channel: Channel, error: BaseException) -> int:
     return code
 
 
-def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
-    """The steps of `superd.plugin.Service`, as the worker takes them."""
+def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
+    """Take the steps of `superd.plugin.Service` with all services of the worker."""
     setproctitle(f"superd: worker {assignment.pool}")
     assignment.bans.write_no_more()
     sockets = [*(sock for *_, sock in assignment.sockets), *assignment.entrances.values()]
@@ -129,10 +129,10 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     clean_environment()
     limit(assignment.confinement, has_own_session=not assignment.is_trial)
 
-    plugins = _prepared(assignment)
+    plugins = _prepare_all(assignment)
     forks = any(entry.forks for entry in assignment.services.values())
-    kept = _opened_by_plugins(assignment, ours) if forks else ()
-    loop = _ready_loop(assignment.loop, plugins.values())
+    kept = _descriptors_of_plugins(assignment, ours) if forks else ()
+    loop = _warm_loop(assignment.loop, plugins.values())
     heartbeat = Heartbeat(loop, lifeline)
 
     if assignment.confinement.chroot:
@@ -141,7 +141,7 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         preload.seal()
     else:
         confine(assignment.confinement)
-        _tell_of_late_imports(channel)
+        _report_late_imports(channel)
     gc.collect()
     gc.freeze()
 
@@ -162,26 +162,26 @@ def _live(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     for name, plugin in plugins.items():
         try:
             plugin.close()
-        except BaseException as error:  # noqa: BLE001  the others are to be closed, too
+        except BaseException as error:  # noqa: BLE001  the other plugins need closing as well
             text = f"plugin {plugin.name} failed in close"
             channel.log(failure(text, error, service=name))
 
 
-def _prepared(assignment: Assignment) -> dict[str, PluginService]:
+def _prepare_all(assignment: Assignment) -> dict[str, PluginService]:
     """Load, build and prepare the plugins of all services."""
     known = len(sys.modules)
     plugins: dict[str, PluginService] = {}
     for name, entry in assignment.services.items():
         try:
-            plugins[name] = _made(assignment.plugins[entry.plugin], entry, assignment.directory)
+            plugins[name] = _build(assignment.plugins[entry.plugin], entry, assignment.directory)
         except registry.PluginError as error:
             raise SuperdError(f"service.{name}: {error}") from error
-    # the newest only: to look at all would give the worker a copy of what it shares with the master
+    # the newest only: reading all of them would copy memory that is shared with the master
     preload.keep_sources(tuple(islice(reversed(sys.modules), len(sys.modules) - known)))
     return plugins
 
 
-def _made(plugin: registry.Plugin, entry: Service, directory: Path) -> PluginService:
+def _build(plugin: registry.Plugin, entry: Service, directory: Path) -> PluginService:
     """Take the first two steps of a service's life."""
     kind = registry.load(plugin)
     with plugin.taking("options_model"):
@@ -196,17 +196,19 @@ def _made(plugin: registry.Plugin, entry: Service, directory: Path) -> PluginSer
     return service
 
 
-def _opened_by_plugins(assignment: Assignment, ours: Container[int]) -> Collection[int]:
-    """Return the descriptors that processes keep, and tell of what no process can have."""
+def _descriptors_of_plugins(assignment: Assignment, ours: Container[int]) -> Collection[int]:
+    """Return the descriptors that handler processes inherit from plugins. Raises SuperdError if a
+    plugin has started a thread, as no forked process would have it.
+    """
     if threading.active_count() > 1:
         names = ", ".join(assignment.services)
-        text = "a plugin started a thread in prepare, and no process that is forked would have it"
+        text = "a plugin started a thread in prepare, but forked processes do not inherit threads"
         raise SuperdError(f'services {names}: {text}; use model = "thread"')
     return [number for number in open_descriptors() if number not in ours and _is_open(number)]
 
 
 def _is_open(number: int) -> bool:
-    """Tell what was open only to list the others from what is."""
+    """Return whether a descriptor is open: the one for reading the list is closed by now."""
     try:
         os.fstat(number)
     except OSError:
@@ -217,7 +219,7 @@ def _is_open(number: int) -> bool:
 def _executor(
     context: Context, service: WorkerService, channel: Channel, kept: Collection[int]
 ) -> Executor | None:
-    """Return who serves where handlers block."""
+    """Return what runs the handlers of a service if they block; None if they do not."""
     if service.blocking is None:
         return None
     if not service.entry.forks:
@@ -226,11 +228,11 @@ def _executor(
     return executor(context, service, channel, kept)
 
 
-def _ready_loop(kind: str, plugins: Iterable[PluginService]) -> WorkerLoop:
-    """Return an event loop for these services that has opened all of its files.
+def _warm_loop(kind: str, plugins: Iterable[PluginService]) -> WorkerLoop:
+    """Return an event loop for these services that has opened all files that it needs.
 
-    libuv, below uvloop, asks /proc for the kernel's version, and for its first stream it opens
-    /dev/null: in a jail it would open the root directory in its place.
+    libuv, below uvloop, reads the kernel's version from /proc, and opens /dev/null for its first
+    stream: in a jail it would open the root directory in its place.
     """
     loop = new_loop(kind, only_relays=all(only_relays(type(plugin)) for plugin in plugins))
     asyncio.set_event_loop(loop)
@@ -250,7 +252,7 @@ def _serve(
 ) -> None:
     engine = Engine(context)
     services: dict[str, WorkerService] = {}
-    observer = Observer(context.loop, channel.observe)
+    queries = MasterQueries(context.loop, channel.observe)
     books = Books(assignment.ledger, assignment.scoreboard, assignment.place, Load())
     for name, plugin in plugins.items():
         entry = assignment.services[name]
@@ -260,7 +262,7 @@ def _serve(
         entrances = assignment.entrances if entry.plugin == TCPMUX else {}
         ports = assignment.served_ports
         plugin._server = ServerApi(
-            context, channel, name, entry, entrances, ports, records, observer
+            context, channel, name, entry, entrances, ports, records, queries
         )
         engine.add(services[name], _executor(context, services[name], channel, kept))
     for name, address, sock in assignment.sockets:
@@ -268,21 +270,21 @@ def _serve(
         if assignment.is_first or not by_source:  # one source's datagrams belong to one worker
             engine.listen(services[name], address, sock)
         else:
-            sock.close()  # lest the address stays taken for as long as this worker drains
+            sock.close()  # or the address would stay in use while this worker drains
     loop = context.loop
 
-    def hear() -> None:
-        for message in channel.heard():
-            requests[message.pop("kind")](**message)
+    def handle_messages() -> None:
+        for message in channel.messages():
+            handlers_by_kind[message.pop("kind")](**message)
         if channel.is_closed:
             loop.remove_reader(channel.sock)
             engine.drain()
 
-    requests = {**Commands(context, channel).by_kind, OBSERVE: observer.answered}
+    handlers_by_kind = {**Commands(context, channel).by_kind, OBSERVE: queries.answered}
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
-        engine.show(channel.status)
+        engine.watch_status(channel.status)
         channel.ready()
 
     handlers = {
@@ -290,17 +292,18 @@ def _serve(
         signal.SIGQUIT: engine.stop,
         signal.SIGUSR1: engine.retire,
     }
-    signal.pthread_sigmask(signal.SIG_BLOCK, handlers)  # uvloop loses those before it runs
+    # uvloop loses signals that arrive before it runs
+    signal.pthread_sigmask(signal.SIG_BLOCK, handlers)
     for number, handler in handlers.items():
         loop.add_signal_handler(number, handler)
-    loop.add_reader(channel.sock, hear)
-    _hear_of_strays(context.flood_gate)
+    loop.add_reader(channel.sock, handle_messages)
+    _report_stray_errors(context.flood_gate)
     os.register_at_fork(after_in_child=engine.become_copy)
-    loop.run_until_complete(_started(assignment, plugins))
+    loop.run_until_complete(_start_plugins(assignment, plugins))
     engine.run(ready)
 
 
-async def _started(assignment: Assignment, plugins: Mapping[str, PluginService]) -> None:
+async def _start_plugins(assignment: Assignment, plugins: Mapping[str, PluginService]) -> None:
     for name, plugin in plugins.items():
         try:
             with assignment.plugins[assignment.services[name].plugin].taking("start"):
@@ -309,18 +312,18 @@ async def _started(assignment: Assignment, plugins: Mapping[str, PluginService])
             raise SuperdError(f"service.{name}: {error}") from error
 
 
-def _tell_of_late_imports(channel: Channel) -> None:
-    def tell(module: str) -> None:
+def _report_late_imports(channel: Channel) -> None:
+    def report(module: str) -> None:
         message = f"late import of {module!r}: a chroot would refuse it"
         channel.log(Record("debug", message))
 
-    sys.meta_path.insert(0, preload.Telling(tell))
+    sys.meta_path.insert(0, preload.Telling(report))
 
 
-def _hear_of_strays(gate: FloodGate) -> None:
-    """Have it logged, too, what is raised where nobody waits for it: in a thread, in a finalizer.
+def _report_stray_errors(gate: FloodGate) -> None:
+    """Log exceptions of threads and finalizers as well.
 
-    Python itself would write it to the standard error, which a daemon does not have.
+    Python itself would write them to standard error, which a daemon does not have.
     """
 
     def in_thread(raised: threading.ExceptHookArgs) -> None:
@@ -329,10 +332,10 @@ def _hear_of_strays(gate: FloodGate) -> None:
             record = failure(f"a plugin's thread {name} failed", raised.exc_value)
             gate.report(("thread", raised.exc_type), record)
 
-    def anywhere(raised: sys.UnraisableHookArgs) -> None:
+    def unraisable(raised: sys.UnraisableHookArgs) -> None:
         if raised.exc_value is not None:
             where = raised.err_msg or "in a finalizer"
             gate.report(("stray", raised.exc_type), failure(where, raised.exc_value))
 
     threading.excepthook = in_thread
-    sys.unraisablehook = anywhere
+    sys.unraisablehook = unraisable

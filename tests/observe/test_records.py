@@ -23,7 +23,7 @@ from superd.observe.records import (
     escaped,
     failure,
 )
-from superd.worker.channel import LARGEST
+from superd.worker.channel import MAX_MESSAGE_SIZE
 
 RECORD = Record("info", "hello", pid=7, time=1_700_000_000.25)
 
@@ -96,7 +96,7 @@ def test_a_worker_cannot_speak_for_another() -> None:
 def test_the_longest_record_without_detail_fits_into_a_message() -> None:
     worst = "\U0001f600" * 2 * LONGEST_TEXT  # twelve bytes each in JSON
     data = encoded(replace(RECORD, message=worst, service="s" * 64, peer="\x01" * 108))
-    assert len(json.dumps(data)) < LARGEST
+    assert len(json.dumps(data)) < MAX_MESSAGE_SIZE
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ def test_both_kinds_of_requests_are_answered_on_one_line(running: Running) -> No
     names.ask("192.0.2.1", found.append)
     running.wait_for(lambda: len(found) == 2)
     assert found == [("2001:db8::1", "192.0.2.1"), "host.example"]
-    names._hang_up()
+    names._disconnect()
 
 
 def test_another_worker_gets_what_is_left_of_the_ttl(running: Running) -> None:
@@ -81,9 +81,9 @@ def test_another_worker_gets_what_is_left_of_the_ttl(running: Running) -> None:
     second.addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 2)
     assert running.asked == ["host.example"]
-    assert second._known["=host.example"][1] <= first._known["=host.example"][1] + 0.01
-    first._hang_up()
-    second._hang_up()
+    assert second._cache["=host.example"][1] <= first._cache["=host.example"][1] + 0.01
+    first._disconnect()
+    second._disconnect()
 
 
 def test_equal_requests_of_several_workers_are_looked_up_once(running: Running) -> None:
@@ -98,7 +98,7 @@ def test_equal_requests_of_several_workers_are_looked_up_once(running: Running) 
     running.wait_for(lambda: len(found) == 3)
     assert running.asked == ["host.example"]
     for names in workers:
-        names._hang_up()
+        names._disconnect()
 
 
 def test_a_look_up_that_fails_is_none(running: Running) -> None:
@@ -107,7 +107,7 @@ def test_a_look_up_that_fails_is_none(running: Running) -> None:
     names.addresses("unexpected.example", found.append)  # raises KeyError
     running.wait_for(lambda: found)
     assert found == [()]
-    names._hang_up()
+    names._disconnect()
 
 
 @pytest.mark.parametrize(
@@ -131,4 +131,4 @@ def test_more_than_it_can_look_up_are_told_that_there_is_none(running: Running) 
     names.addresses("host.example", found.append)
     running.wait_for(lambda: found)
     assert found == [()]
-    names._hang_up()
+    names._disconnect()

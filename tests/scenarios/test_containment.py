@@ -465,7 +465,7 @@ def test_a_plugin_that_swallows_its_cancellation_is_told_of_once(
         """,
         env=make_plugin(tmp_path / "plugins", "zoo", zoo()),
     )
-    told = r"warning: its handler goes on though its time is over, and keeps its place service=zoo"
+    told = r"warning: its handler keeps running after its time-out, and keeps its slot service=zoo"
     for number in (1, 2):
         assert act(served, "swallow") == (b"watch: ", "fin")
         until(lambda so_far=number: len(re.findall(told, served.log())) == so_far, "a line")  # type: ignore[misc]

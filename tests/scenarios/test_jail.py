@@ -87,7 +87,7 @@ def test_a_plugin_that_raises_in_a_jail_is_logged_with_its_source_lines(
     assert fate(superd.address("failing"), b"x" * 200) == RESET
     superd.wait_for_log(r"\| .*LineTooLong")
     assert "|     line = await conn.readline(100)" in superd.log()
-    assert "|     return await self._inbox.readline(limit)" in superd.log()
+    assert "|     return await self._read_buffer.readline(limit)" in superd.log()
 
 
 @pytest.mark.root

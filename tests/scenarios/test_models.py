@@ -669,7 +669,7 @@ def test_a_hanging_thread_does_not_take_the_place_of_others(
         with superd.connect("x") as client:
             assert first_line(client, "hang")
             assert ending(client)[0] == b""
-    superd.wait_for_log("its handler hangs; its thread is given up, 2 of them by now")
+    superd.wait_for_log("its handler hangs; its thread is abandoned, 2 so far")
     assert ask(superd, "x", "last") == ["bye"]
 
 

@@ -1,4 +1,4 @@
-"""A worker's line to the master: every message arrives whole, and none ever holds a worker up."""
+"""A worker's channel to the master: every message arrives whole, and none ever blocks a worker."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 
 from superd.admission.scoreboard import LOST
 from superd.observe.records import LONGEST_DETAIL, LONGEST_TEXT, Record, Threshold, decoded
-from superd.worker.channel import LARGEST, Channel
+from superd.worker.channel import MAX_MESSAGE_SIZE, Channel
 from tests.conftest import Start
 from tests.support.clients import fate
 from tests.support.harness import make_plugin
 from tests.support.inside import INSIDE, inside
 
-Line = tuple[Channel, socket.socket]
+Ends = tuple[Channel, socket.socket]
 
 
 @pytest.fixture
-def line() -> Iterator[Line]:
+def ends() -> Iterator[Ends]:
     """A channel, and the master's end of it."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
@@ -31,9 +31,9 @@ def line() -> Iterator[Line]:
         yield Channel(theirs, Threshold("debug")), ours
 
 
-def heard(master: socket.socket) -> Record:
-    """Return the log record that the master finds on its end."""
-    data = master.recv(LARGEST)
+def receive(master: socket.socket) -> Record:
+    """Return the log record that the master receives."""
+    data = master.recv(MAX_MESSAGE_SIZE)
     message = json.loads(data)
     assert message.pop("kind") == "log"
     return decoded(message, pid=1)
@@ -44,30 +44,30 @@ TEXTS = ["", "x", "x" * 100_000, "\U0001f600" * 50_000, "\udc80" * 50_000, '"\\\
 
 @pytest.mark.parametrize("text", TEXTS, ids=lambda text: f"{text[:2]!a} x {len(text)}")
 def test_a_record_of_any_length_and_any_characters_arrives_as_a_message(
-    line: Line, text: str
+    ends: Ends, text: str
 ) -> None:
-    channel, master = line
+    channel, master = ends
     channel.log(Record("error", text, detail=(text,) * LONGEST_DETAIL))
-    record = heard(master)
+    record = receive(master)
     assert record.message[:100] == text[:100]
     assert len(record.message) <= LONGEST_TEXT
     channel.failed(1, text)
-    assert json.loads(master.recv(LARGEST))["text"][:100] == text[:100]
+    assert json.loads(master.recv(MAX_MESSAGE_SIZE))["text"][:100] == text[:100]
 
 
 @given(st.text(alphabet=st.characters(codec=None)), st.lists(st.text(), max_size=LONGEST_DETAIL))
-def test_what_is_sent_is_what_is_heard(message: str, detail: list[str]) -> None:
+def test_what_is_sent_is_what_is_receive(message: str, detail: list[str]) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
         sent = Record("info", message, service="echo", detail=tuple(detail))
         Channel(theirs, Threshold("debug")).log(sent)
-        record = heard(ours)
+        record = receive(ours)
     assert (record.level, record.message, record.service) == ("info", message, "echo")
     assert record.detail == tuple(detail)
 
 
-def test_a_full_line_drops_records_and_tells_how_many(line: Line) -> None:
-    channel, master = line
+def test_a_full_channel_drops_records_and_reports_how_many(ends: Ends) -> None:
+    channel, master = ends
     sent = 0
     while not channel.dropped:
         channel.log(Record("info", f"number {sent} " + "x" * 1000))
@@ -75,14 +75,14 @@ def test_a_full_line_drops_records_and_tells_how_many(line: Line) -> None:
     for _ in range(9):
         channel.log(Record("info", "dropped"))
     for number in range(sent - 1):
-        assert heard(master).message.startswith(f"number {number} ")
+        assert receive(master).message.startswith(f"number {number} ")
     channel.log(Record("info", "after"))
-    assert heard(master).message == "after (10 lines lost)"
+    assert receive(master).message == "after (10 lines lost)"
     channel.log(Record("info", "later"))
-    assert heard(master).message == "later"
+    assert receive(master).message == "later"
 
 
-def test_what_is_lost_is_counted_where_the_master_sees_it() -> None:
+def test_lost_messages_are_counted_where_the_master_sees_it() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     counts = [0] * (LOST + 1)
     with ours, theirs:
@@ -93,11 +93,11 @@ def test_what_is_lost_is_counted_where_the_master_sees_it() -> None:
     assert counts[LOST] == sum(counts) == 201
 
 
-def test_a_master_that_has_gone_is_no_error(line: Line) -> None:
-    channel, master = line
+def test_a_master_that_has_exited_is_not_an_error(ends: Ends) -> None:
+    channel, master = ends
     master.close()
     channel.ready()
-    channel.log(Record("info", "nobody hears this"))
+    channel.log(Record("info", "no process reads this"))
     channel.failed(1, "nor this")
 
 

@@ -21,7 +21,7 @@ from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
 from superd.observe.rows import Rows
 from superd.process.forking import fork_child
-from superd.worker.channel import EVENT, LARGEST, parsed
+from superd.worker.channel import EVENT_PREFIX, MAX_MESSAGE_SIZE, parse_message
 from superd.worker.lifeline import Lifeline
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
@@ -101,14 +101,14 @@ class Child:
         """
         while self.allowance and not self.has_closed:
             try:
-                data = self.channel.recv(LARGEST)
+                data = self.channel.recv(MAX_MESSAGE_SIZE)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             if data:
                 self.allowance -= 1
-                yield self._checked(data) if data.startswith(EVENT) else parsed(data)
+                yield self._checked(data) if data.startswith(EVENT_PREFIX) else parse_message(data)
             else:
                 self.has_closed = True
 
@@ -126,7 +126,7 @@ def start_worker(assignment: Assignment) -> Child:
     except OSError:
         lifeline.close()
         raise
-    lifeline.let_go_of_writer()
+    lifeline.close_writer()
     return Child(pid, channel, lifeline, time.monotonic(), frozenset(assignment.services))
 
 

@@ -1,8 +1,9 @@
-"""The accept loop: takes what waits on one listener, a bounded number at a time.
+"""The accept loop: accepts the pending connections of one listener, a bounded number at a time.
 
-Runs in the worker, on the loop. Polls its listener only while a connection could be taken: not
-while a limit makes clients wait. Never closes it. Never trusts the listener's O_NONBLOCK:
-SO_RCVTIMEO bounds an accept that another process made blocking. Never raises.
+Runs in the worker, on the loop. Polls its listener only while a connection could be served: while a
+limit is reached, pending connections stay in the kernel's backlog. Never closes the listener before
+the worker drains. Never trusts the listener's O_NONBLOCK, which another process may have cleared:
+SO_RCVTIMEO bounds an accept that blocks. Never raises.
 """
 
 from __future__ import annotations
@@ -24,36 +25,36 @@ from superd.net.addresses import Address, Transport
 from superd.net.passing import accept_passed
 from superd.observe.connections import safe
 from superd.observe.records import Record
-from superd.worker.accept.refuse import turn_away, unix_peer
+from superd.worker.accept.refuse import close_refused, unix_peer
 from superd.worker.blocking.session import Executor
 from superd.worker.runtime.accounting import endpoint_text
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.service import WorkerService
 
-BATCH = 64  # connections per wake-up: the others' turn comes before a flood is over
-STARTS = 8  # the same where each takes a process, which may be as much as 10 ms
+MAX_BATCH = 64  # connections per wake-up, so that a flood does not starve other listeners
+MAX_PROCESS_BATCH = 8  # the same where each connection starts a process, which may take 10 ms
 
-# accept(2): these concern the one connection that was to be accepted, or pass at once
-NEXT = frozenset(
+# Errors of accept(2) that concern only the connection that would have been accepted, or pass at
+# once. After any other, EMFILE and ENFILE above all, pending connections stay in the backlog.
+TRANSIENT_ACCEPT_ERRNOS = frozenset(
     (
         errno.ECONNABORTED, errno.EPROTO, errno.EINTR, errno.EPERM, errno.ENETDOWN,
         errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH,
         errno.EOPNOTSUPP, errno.ENETUNREACH, errno.ETIMEDOUT,
     )
 )  # fmt: skip
-# All others, EMFILE and ENFILE foremost: nothing can be taken for now, the backlog waits
-FIRST_PAUSE = 0.05
-LONGEST_PAUSE = 0.25
-NOT_GO = "-The service refuses you\r\n"  # RFC 1078, for who comes by tcpmux
-RETRY = 0.02  # seconds until somebody who has been accepted is tried again
-EXECUTOR_RETRY = 250_000_000  # ns until it is looked again whether somebody of a executor is free
+MIN_ERROR_PAUSE = 0.05  # seconds without polling after another error; doubled after each
+MAX_ERROR_PAUSE = 0.25  # seconds
+TCPMUX_REFUSED = "-The service refuses you\r\n"  # RFC 1078
+DISPATCH_RETRY_INTERVAL = 0.02  # seconds before dispatch of an accepted connection is retried
+EXECUTOR_RETRY_INTERVAL = 250_000_000  # ns before a full executor is checked again
 
 _ACCEPTED = int(Count.ACCEPTED)
 _WAITS = int(Count.WAITS)
 
 
 class Accepted(socket.socket):
-    """A socket whose family and type are plain numbers, as looking up enumerations takes time."""
+    """A socket whose family and type are plain numbers: looking up enumerations takes time."""
 
     __slots__ = ()
 
@@ -62,9 +63,9 @@ class Accepted(socket.socket):
 
 
 class Acceptor:
-    """Accepts on one listener and hands each that the gate lets in, a socket of the type `make`
-    and what it was told of the client, to `dispatch`: at most `batch` at once. While its executor
-    is full, clients wait.
+    """Accepts at one listener, at most `batch` connections at once. Each that the gate admits is
+    passed to `dispatch`, as a socket of the type `make` with the client's address and ticket and
+    our address. While the executor is full, pending connections stay in the backlog.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class Acceptor:
         dispatch: Callable[[Any, Any, Ticket, str], None],
         make: type[socket.SocketType],
         executor: Executor | None = None,
-        batch: int = BATCH,
+        batch: int = MAX_BATCH,
     ) -> None:
         self.context = context
         self.batch = batch
@@ -97,32 +98,32 @@ class Acceptor:
         self.numbers = (int(listener.family), int(listener.type), listener.proto)
         if is_passed:
             self.take, self.numbers = partial(accept_passed, listener), (-1, -1, -1)
-        self.pause = FIRST_PAUSE
-        self.stopped = False
+        self.error_pause = MIN_ERROR_PAUSE
+        self.is_stopped = False
         self.is_at_limit = False
-        self.resumption: asyncio.TimerHandle | None = None
+        self.resume_timer: asyncio.TimerHandle | None = None
         self.paused_until = 0.0  # by the loop's time; 0 is not at all
 
     def start(self) -> None:
-        """Poll the listener, unless a plugin has asked for a pause."""
+        """Poll the listener, or do so once the pause that a plugin has requested is over."""
         self.service.waiting.discard(self)
         if self.paused_until and (left := self.paused_until - self.context.loop.time()) > 0:
             self._resume_in(left)
             return
         self.paused_until = 0.0
-        self._cancel_resumption()
-        if not self.stopped:
+        self._cancel_resume_timer()
+        if not self.is_stopped:
             self.context.loop.add_reader(self.listener, self.accept)
 
-    def _cancel_resumption(self) -> None:
-        if self.resumption is not None:
-            self.resumption.cancel()
-            self.resumption = None
+    def _cancel_resume_timer(self) -> None:
+        if self.resume_timer is not None:
+            self.resume_timer.cancel()
+            self.resume_timer = None
 
     def stop(self) -> None:
-        """Take what has been waiting, then poll no more and let go of the listener."""
-        if not self.stopped:
-            self.stopped = True
+        """Accept what is pending, then close the listener in this worker."""
+        if not self.is_stopped:
+            self.is_stopped = True
             self.context.loop.remove_reader(self.listener)
             for _ in range(0, self.service.entry.backlog, self.batch):
                 if not self.accept():
@@ -130,7 +131,7 @@ class Acceptor:
             self.listener.close()
 
     def accept(self) -> bool:
-        """Accept until none waits, but no more than a batch; tell whether more may wait."""
+        """Accept until none is pending, but at most a batch; return whether more may be pending."""
         accept = self.take
         dispatch, make, numbers = self.dispatch, self.make, self.numbers
         counts, gate = self.service.counts, self.service.gate
@@ -138,15 +139,15 @@ class Acceptor:
         waits, asks_user = gate.waits, self.is_unix and gate.asks_user
         has_more, executor = self.poll.poll, self.executor
         if self.context.heartbeat.wants_beat:
-            self.context.heartbeat.quicken()
+            self.context.heartbeat.speed_up()
         for number in range(self.batch):
-            # an accept in vain costs more than to look first, and so does a place given back
+            # a failing accept and an unused reservation each cost more than this poll
             if number and not has_more(0):
                 return False
             if self.paused_until:
                 return False
             if executor is not None and executor.is_full:
-                self._wait(EXECUTOR_RETRY)
+                self._wait(EXECUTOR_RETRY_INTERVAL)
                 return False
             if waits and (delay := gate.reserve()):
                 self._wait(delay)
@@ -161,12 +162,12 @@ class Acceptor:
             except OSError as error:
                 if waits:
                     gate.unreserve()
-                if error.errno not in NEXT:
+                if error.errno not in TRANSIENT_ACCEPT_ERRNOS:
                     self._pause(error)
                     return False
                 self._report(error, "a connection was lost before it was accepted")
                 continue
-            self.pause = FIRST_PAUSE
+            self.error_pause = MIN_ERROR_PAUSE
             counts[_ACCEPTED] += 1
             sock = make(*numbers, descriptor)
             if self.is_unix:
@@ -176,48 +177,51 @@ class Acceptor:
             if isinstance(ticket, (tuple, list)):
                 dispatch(sock, sockaddr, ticket, local or self._local_of(sock))
             else:
-                self._decided(sock, sockaddr, ticket)
+                self._apply(sock, sockaddr, ticket)
         return True
 
-    def _decided(
+    def _apply(
         self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket | Refusal | Unnamed
     ) -> None:
-        """Go on with a client as the gate says."""
+        """Dispatch, hold or refuse an accepted connection, as the gate decided."""
         if isinstance(ticket, Refusal) and self.service.gate.may_wait(ticket):
-            self.context.hold(RETRY, partial(self._again, sock, sockaddr))
+            retry = partial(self._retry_admission, sock, sockaddr)
+            self.context.hold(DISPATCH_RETRY_INTERVAL, retry)
         elif isinstance(ticket, Refusal):
             peer = endpoint_text(self.transport, sockaddr)
             self.service.records.refused(peer, self.local or self._local_of(sock), ticket.value)
             is_passed = self.address.transport is Transport.TCPMUX
-            banner = self.service.entry.banner_refused or (NOT_GO if is_passed else "")
-            turn_away(self.context, self.service, sock, ticket, banner)
+            banner = self.service.entry.banner_refused or (TCPMUX_REFUSED if is_passed else "")
+            close_refused(self.context, self.service, sock, ticket, banner)
         elif isinstance(ticket, Unnamed):
-            named = partial(self._named, sock, sockaddr, ticket.ticket)
+            named = partial(self._admit_named, sock, sockaddr, ticket.ticket)
             self.context.names.ask(sockaddr[0], named)
         else:
             self._start(sock, sockaddr, ticket)
 
     def _start(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket) -> None:
-        """Serve a client that was not admitted at once, when there is somebody to do it."""
+        """Dispatch a connection that was not admitted at once; retry while the executor is full."""
         if self.executor is not None and self.executor.is_full:
-            self.context.hold(RETRY, partial(self._start, sock, sockaddr, ticket))
+            self.context.hold(DISPATCH_RETRY_INTERVAL, partial(self._start, sock, sockaddr, ticket))
         else:
             self.dispatch(sock, sockaddr, ticket, self.local or self._local_of(sock))
 
-    def _again(self, sock: socket.SocketType, sockaddr: Any) -> None:
-        """Try once more with a client that came while others took the last places."""
-        who = unix_peer(sock) if self.is_unix else sockaddr[0]
-        self._decided(sock, sockaddr, self.service.gate.admit(who))
+    def _retry_admission(self, sock: socket.SocketType, sockaddr: Any) -> None:
+        """Decide again on a connection that was accepted while another took the last slot."""
+        peer = unix_peer(sock) if self.is_unix else sockaddr[0]
+        self._apply(sock, sockaddr, self.service.gate.admit(peer))
 
-    def _named(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket, name: str) -> None:
-        """Go on with a client whose name had to be asked for."""
+    def _admit_named(
+        self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket, name: str
+    ) -> None:
+        """Decide on a connection once the name of its client is known."""
         decision = self.service.gate.admit_named(sockaddr[0], name, ticket)
-        self._decided(sock, sockaddr, decision)
+        self._apply(sock, sockaddr, decision)
         if isinstance(decision, Refusal):
             self.service.resume()
 
     def _local_of(self, sock: socket.SocketType) -> str:
-        """Return which of our addresses a client has reached."""
+        """Return which of our addresses the client has connected to; "" if it has closed."""
         transport = self.transport
         try:
             return f"{transport.value}://{endpoint_text(transport, sock.getsockname())}"
@@ -225,13 +229,13 @@ class Acceptor:
             return ""
 
     def pause_for(self, seconds: float) -> None:
-        """Leave those who come in the backlog for a while, even if there is room again."""
+        """Leave pending connections in the backlog for a while, even if there is a free slot."""
         self.service.waiting.discard(self)
         self.paused_until = max(self.paused_until, self.context.loop.time() + seconds)
         self._resume_in(seconds)
 
     def _wait(self, delay: int) -> None:
-        """Leave those who come in the backlog, for some ns or until a connection ends."""
+        """Leave pending connections in the backlog, for `delay` ns or until a slot is free."""
         if not self.is_at_limit:
             self.is_at_limit = True
             self.service.counts[_WAITS] += 1
@@ -239,19 +243,19 @@ class Acceptor:
         self._resume_in(delay / 1e9)
 
     def _resume_in(self, seconds: float) -> None:
-        if not self.stopped:
-            self._cancel_resumption()
+        if not self.is_stopped:
+            self._cancel_resume_timer()
             self.context.loop.remove_reader(self.listener)
-            self.resumption = self.context.loop.call_later(seconds, self.start)
+            self.resume_timer = self.context.loop.call_later(seconds, self.start)
 
     def _pause(self, error: OSError) -> None:
-        """Leave those who wait in the backlog for a while; polling would only spin."""
+        """Stop polling for a while after an error of accept(2): the loop would only spin."""
         self._report(error, "cannot accept, clients wait")
         self.context.check_listeners()
         if error.errno == errno.EMFILE:
             self.context.check_descriptors()
-        self._resume_in(self.pause)
-        self.pause = min(self.pause * 2, LONGEST_PAUSE)
+        self._resume_in(self.error_pause)
+        self.error_pause = min(self.error_pause * 2, MAX_ERROR_PAUSE)
 
     def _report(self, error: OSError, what: str) -> None:
         name = errno.errorcode.get(error.errno or 0, "")

@@ -1,7 +1,7 @@
-"""What takes the clients of a listener, and how their sessions start: by the service's methods, and
-the address.
+"""Chooses what serves a socket and how its sessions start, by the methods of the service.
 
-Runs in the worker: chosen when it begins to serve, called for each client. Never raises.
+Runs in the worker: `socket_server` once for each socket, the dispatch functions that it returns
+once for each connection. Never raises.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from superd.admission.gate import Ticket
 from superd.net.addresses import Address, Transport
-from superd.worker.accept.acceptor import BATCH, STARTS, Accepted, Acceptor
+from superd.worker.accept.acceptor import MAX_BATCH, MAX_PROCESS_BATCH, Accepted, Acceptor
 from superd.worker.blocking.session import BlockingSession, Executor
 from superd.worker.runtime.context import Context, ServedSocket
 from superd.worker.runtime.service import WorkerService
@@ -27,7 +27,7 @@ from superd.worker.serve.takeover import take_over
 
 Dispatch = Callable[[Any, Any, Ticket, str], None]
 
-GO = b"+Go\r\n"  # RFC 1078
+TCPMUX_ACCEPTED = b"+Go\r\n"  # RFC 1078
 
 
 def socket_server(
@@ -37,34 +37,35 @@ def socket_server(
     sock: socket.socket,
     executor: Executor | None,
 ) -> ServedSocket:
-    """Return what serves one of a service's sockets, to be started."""
-    answers = service.relay_datagrams or service.datagram or service.respond
+    """Return what serves one of a service's sockets; it has yet to be started."""
+    answers_datagrams = service.relay_datagrams or service.datagram or service.respond
     is_datagram = address.transport.is_datagram
-    if service.listener and (service.entry.wait or (is_datagram and not answers)):
+    if service.listener and (service.entry.wait or (is_datagram and not answers_datagrams)):
         return ListenerHandoff(context, service, address, sock)
     if is_datagram:
-        made = FlowListener if service.relay_datagrams else DatagramResponder
-        return made(context, service, address, sock, context.guard)
+        if service.relay_datagrams:
+            return FlowListener(context, service, address, sock, context.guard)
+        return DatagramResponder(context, service, address, sock, context.guard)
     kind = address.transport.client_transport
     start = _starter(context, service, kind, executor)
     if start is None:
-        dispatch = _greeting(address, Responder(context, service, kind).dispatch)
+        dispatch = _with_greeting(address, Responder(context, service, kind).dispatch)
         return Acceptor(context, service, address, sock, dispatch, socket.SocketType)
     make = socket.SocketType if service.relay else Accepted
-    batch = STARTS if service.entry.forks or service.takeover else BATCH
+    batch = MAX_PROCESS_BATCH if service.entry.forks or service.takeover else MAX_BATCH
     return Acceptor(
-        context, service, address, sock, _greeting(address, start), make, executor, batch
+        context, service, address, sock, _with_greeting(address, start), make, executor, batch
     )
 
 
-def _greeting(address: Address, start: Dispatch) -> Dispatch:
-    """Have who comes by tcpmux be told that it may go on, where the service does not do so."""
+def _with_greeting(address: Address, start: Dispatch) -> Dispatch:
+    """Answer `+Go` to clients of tcpmux before dispatch, unless the service does so itself."""
     if address.transport is not Transport.TCPMUX or not address.greets:
         return start
 
     def greet(sock: Any, sockaddr: Any, ticket: Ticket, local: str) -> None:
-        with contextlib.suppress(OSError):  # it has gone, as will be seen
-            sock.send(GO, socket.MSG_DONTWAIT)
+        with contextlib.suppress(OSError):  # the client has closed, which the session finds out
+            sock.send(TCPMUX_ACCEPTED, socket.MSG_DONTWAIT)
         start(sock, sockaddr, ticket, local)
 
     return greet
@@ -73,33 +74,33 @@ def _greeting(address: Address, start: Dispatch) -> Dispatch:
 def _starter(
     context: Context, service: WorkerService, kind: Transport, executor: Executor | None
 ) -> Dispatch | None:
-    """Choose how sessions of a service start: see the steps of `superd.plugin.Service`. None where
-    clients have their answer without one.
+    """Return how sessions of a service start, as `superd.plugin.Service` documents; None where a
+    connection is answered without a session.
     """
 
-    def relay(sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
+    def start_relay(sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
         session = RelayedSession()
         session.begin(context, service, kind, sockaddr, ticket, local)
-        session.give(sock)
+        session.start(sock)
 
-    def delegate(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
+    def start_blocking(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
         assert executor is not None
         session = BlockingSession()
         session.begin(context, service, kind, sockaddr, ticket, local)
-        session.give(sock, executor)
+        session.start(sock, executor)
 
-    def attach(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
+    def start_protocol(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
         session = ProtocolSession()
         session.begin(context, service, kind, sockaddr, ticket, local)
         advance(session.attach(sock))
 
-    def give(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
+    def start_takeover(sock: socket.socket, sockaddr: Any, ticket: Ticket, local: str) -> None:
         take_over(context, service, kind, sock, sockaddr, ticket, local)
 
     if service.relay:
-        return relay
+        return start_relay
     if service.blocking:
-        return delegate
+        return start_blocking
     if service.protocol or service.stream:
-        return attach
-    return give if service.takeover else None
+        return start_protocol
+    return start_takeover if service.takeover else None

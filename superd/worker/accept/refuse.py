@@ -1,6 +1,7 @@
-"""What becomes of a client that is not let in: rejected, perhaps with a banner, or held a while.
+"""Closes connections that were refused: at once, after a banner, or after a while in the tarpit.
 
-Runs in the worker, on the loop. Costs as little as can be, since many come at once. Never raises.
+Runs in the worker, on the loop. Does as little as possible for each, since refused connections
+often arrive in floods. Never raises.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from superd.worker.runtime.context import Context
 from superd.worker.runtime.linger import SEND_WITH_END
 from superd.worker.runtime.service import WorkerService
 
-# who comes at all is not told why it is turned away, nor held: it may be anybody
+# refused by a rule, not a limit: no tarpit; the address may be anyone's
 BY_RULE = frozenset((Refusal.BANNED, Refusal.ACCESS, Refusal.TIMES))
 
-SO_PEERGROUPS = 59  # its supplementary groups; Linux since 4.13
-MOST_GROUPS = 256  # who has more is not known by any of them
+SO_PEERGROUPS = 59  # the supplementary groups of a peer; Linux since 4.13
+MAX_GROUPS = 256  # a peer with more is judged without its supplementary groups
 
 
-def turn_away(
+def close_refused(
     context: Context, service: WorkerService, sock: socket.SocketType, refusal: Refusal, banner: str
 ) -> None:
-    """Count it, and end the connection as the entry says; `banner` is for who is told why."""
+    """Count a refusal, and close the connection as the entry says; `banner` may be empty."""
     service.counts[refusal_column(refusal)] += 1
     entry = service.entry
     if entry.on_limit == "tarpit" and refusal not in BY_RULE:
         context.tarpit.hold(sock)
     elif banner and refusal is not Refusal.BANNED:
-        with contextlib.suppress(OSError):  # the client has gone
+        with contextlib.suppress(OSError):  # the client has closed
             sock.send(banner.encode(), SEND_WITH_END)
         context.lingering.finish(sock)
     else:
@@ -41,11 +42,11 @@ def turn_away(
 
 
 def unix_peer(sock: socket.SocketType) -> UnixPeer:
-    """Return who is at the other end of a unix socket."""
-    with contextlib.suppress(OSError, AttributeError):  # not every system tells
+    """Return the user and groups at the other end of a unix socket."""
+    with contextlib.suppress(OSError, AttributeError):  # not every system provides them
         uid, gid = peer_ids(sock)
         groups = b""
         with contextlib.suppress(OSError):
-            groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * MOST_GROUPS)
+            groups = sock.getsockopt(socket.SOL_SOCKET, SO_PEERGROUPS, 4 * MAX_GROUPS)
         return UnixPeer(uid, (gid, *memoryview(groups).cast("I")))
     return NOBODY_KNOWN

@@ -1,8 +1,9 @@
-"""What a process does that a worker forked for blocking handlers.
+"""A process that a worker has forked for blocking handlers.
 
-Runs in that process only, confined as its worker was, without an event loop. Keeps no descriptor of
-the worker's but its line there, the one to the log, and what plugins have opened in `prepare`. Its
-title tells whom it serves. Whatever a handler does ends here: the process ends, or tells.
+Runs in that process only, confined as its worker is, without an event loop. Keeps no descriptor of
+the worker except its channel to the worker, the one to the log, and what plugins have opened in
+`prepare`. Its title names its client. Contains whatever a handler raises: the process reports the
+result, or exits.
 """
 
 from __future__ import annotations
@@ -27,74 +28,76 @@ from superd.net.passing import ONE_DESCRIPTOR_BYTES
 from superd.observe.records import Record, encoded
 from superd.process import capabilities
 from superd.worker.blocking.connection import (
-    ALL_WELL,
-    Account,
-    Caller,
+    SUCCESS,
+    ClientInfo,
     HandlerConnection,
-    account_of,
+    HandlerResult,
+    run_handler,
 )
 from superd.worker.channel import Channel
 from superd.worker.runtime.accounting import endpoint_text
 from superd.worker.runtime.service import WorkerService
 
-DONE = b"done"  # all went well, and there is nothing to tell
+DONE = b"done"  # the handler has returned, without an outcome
 ABORTED = b"aborted"
-ORPHANED = signal.SIGUSR2
-LARGEST = 64 * 1024  # bytes of a message either way
+ORPHANED = signal.SIGUSR2  # the kernel sends it when the worker has ended
+MAX_MESSAGE_SIZE = 64 * 1024  # bytes, in either direction
 
 
-def account_message(account: Account) -> bytes:
-    """Return what a process tells its worker of how a handler ended."""
-    if account == ALL_WELL:
+def message_of(result: HandlerResult) -> bytes:
+    """Return the message with which a process reports the result of a handler."""
+    if result == SUCCESS:
         return DONE
-    told = account._asdict()
-    if account.failure is not None:
-        told["failure"] = encoded(account.failure)
-    message = json.dumps(told).encode("ascii")
-    if len(message) > LARGEST and account.failure is not None:
-        told["failure"]["detail"] = []
-        message = json.dumps(told).encode("ascii")
+    content = result._asdict()
+    if result.failure is not None:
+        content["failure"] = encoded(result.failure)
+    message = json.dumps(content).encode("ascii")
+    if len(message) > MAX_MESSAGE_SIZE and result.failure is not None:
+        content["failure"]["detail"] = []
+        message = json.dumps(content).encode("ascii")
     return message
 
 
-def account_of_message(message: bytes) -> Account:
-    """Return what `account_message` was made of; ValueError, TypeError or KeyError for others."""
+def result_of(message: bytes) -> HandlerResult:
+    """Return the result in a message of `message_of`; ValueError, TypeError or KeyError if the
+    message is invalid.
+    """
     if message == DONE:
-        return ALL_WELL
-    told: dict[str, Any] = json.loads(message)
-    if told["failure"] is not None:
-        told["failure"] = Record(**{**told["failure"], "detail": tuple(told["failure"]["detail"])})
-    return Account(**told)
+        return SUCCESS
+    content: dict[str, Any] = json.loads(message)
+    if (failure := content["failure"]) is not None:
+        content["failure"] = Record(**{**failure, "detail": tuple(failure["detail"])})
+    return HandlerResult(**content)
 
 
-class Child:
-    """The process: its line to the worker, and the tally that it shares with it."""
+class HandlerProcess:
+    """This process: its socket to the worker, and the tally that it shares with the worker."""
 
     def __init__(
         self,
         service: WorkerService,
         tally: memoryview,
-        line: socket.socket,
+        worker_sock: socket.socket,
         channel: Channel,
         kept: Collection[int],
         worker: int,
-        patience: float,
+        drain_timeout: float,
     ) -> None:
         self.service = service
         self.tally = tally
-        self.line = line
+        self.worker_sock = worker_sock
         self.channel = channel
         self.pid = os.getpid()
-        _forget_handlers()
-        self._outlive(worker, patience)
-        os.setsid()  # so that what a handler forks can be ended with it
-        _close_all_but({0, 1, 2, line.fileno(), channel.sock.fileno(), *kept})
+        _reset_signals()
+        self._limit_orphan(worker, drain_timeout)
+        os.setsid()  # so that what a handler forks can be killed with it
+        _close_all_but({0, 1, 2, worker_sock.fileno(), channel.sock.fileno(), *kept})
 
-    def _outlive(self, worker: int, patience: float) -> None:
-        """Once the worker has gone, nobody bounds the time of a connection but a timer, in s."""
+    def _limit_orphan(self, worker: int, drain_timeout: float) -> None:
+        """Exit `drain_timeout` seconds after the worker has ended: its time-outs end with it."""
 
         def orphaned(*_: object) -> None:
-            signal.alarm(math.ceil(patience) or 1)
+            signal.alarm(math.ceil(drain_timeout) or 1)
 
         signal.signal(ORPHANED, orphaned)
         if sys.platform == "linux":
@@ -102,47 +105,47 @@ class Child:
         if os.getppid() != worker:
             orphaned()
 
-    def serve_one(self, caller: Caller, sock: socket.socket) -> NoReturn:
-        """Serve the connection that this process was forked for, and end."""
-        self._serve(caller, sock)
+    def serve_one(self, client: ClientInfo, sock: socket.socket) -> NoReturn:
+        """Serve the connection that this process was forked for, and exit."""
+        self._serve(client, sock)
         self.exit()
 
     def serve_many(self) -> NoReturn:
-        """Serve one connection after another, as the worker sends them, until it hangs up."""
+        """Serve the connections that the worker sends, until it closes its socket."""
         while True:
             setproctitle(f"superd: {self.service.name} idle")
-            data, passed, *_ = self.line.recvmsg(LARGEST, ONE_DESCRIPTOR_BYTES)
+            data, passed, *_ = self.worker_sock.recvmsg(MAX_MESSAGE_SIZE, ONE_DESCRIPTOR_BYTES)
             if not data:
                 self.exit()
             (descriptor,) = array.array("i", passed[0][2])
-            family, kind, *caller = marshal.loads(data)  # noqa: S302  from the worker itself
+            family, kind, *client = marshal.loads(data)  # noqa: S302  from the worker itself
             sock = socket.socket(family, kind, fileno=descriptor)
-            self._serve(Caller(*caller), sock)
+            self._serve(ClientInfo(*client), sock)
 
-    def _serve(self, caller: Caller, sock: socket.socket) -> None:
-        where = endpoint_text(Transport(caller.kind), caller.sockaddr)
+    def _serve(self, client: ClientInfo, sock: socket.socket) -> None:
+        where = endpoint_text(Transport(client.kind), client.sockaddr)
         setproctitle(f"superd: {self.service.name} {where}")
-        talk = HandlerConnection(
-            caller, self.service.name, sock, self.tally, self.channel.log, self._tell_aborted
+        conn = HandlerConnection(
+            client, self.service.name, sock, self.tally, self.channel.log, self._report_abort
         )
         assert self.service.blocking is not None
-        account = account_of(self.service.blocking, talk, self.service.plugin.name)
-        if os.getpid() != self.pid:  # a handler has forked, and both came back
-            if account.failure is not None:
-                self.channel.log(account.failure)
+        result = run_handler(self.service.blocking, conn, self.service.plugin.name)
+        if os.getpid() != self.pid:  # the handler has forked, and returned in both processes
+            if result.failure is not None:
+                self.channel.log(result.failure)
             os._exit(0)
         if not _has_descriptors():
-            account = account._replace(is_spent=True)
-        talk.let_go()
-        self._tell(account_message(account))
+            result = result._replace(is_spent=True)
+        conn.close_socket()
+        self._send(message_of(result))
 
-    def _tell_aborted(self) -> None:
-        self._tell(ABORTED)
+    def _report_abort(self) -> None:
+        self._send(ABORTED)
 
-    def _tell(self, message: bytes) -> None:
+    def _send(self, message: bytes) -> None:
         try:
-            self.line.send(message)
-        except OSError:  # the worker has gone, or cannot hear it: the end of the process tells it
+            self.worker_sock.send(message)
+        except OSError:  # the worker has ended, or its queue is full: it sees this exit
             os._exit(1)
 
     def exit(self) -> NoReturn:
@@ -153,7 +156,7 @@ class Child:
 
 
 def _has_descriptors() -> bool:
-    """Tell whether a handler has left enough of them for the next connection."""
+    """Return whether handlers have left a descriptor for the next connection."""
     try:
         os.close(os.dup(0))
     except OSError as error:
@@ -161,9 +164,9 @@ def _has_descriptors() -> bool:
     return True
 
 
-def _forget_handlers() -> None:
-    """Forget the worker's handlers, of three signals, and let signals in; the rest is as it should
-    be, and to set all of them anew would take as long as half a fork.
+def _reset_signals() -> None:
+    """Reset the three signals that the worker handles, and unblock all. The others have their
+    defaults already, and resetting all would take as long as half a fork.
     """
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM):
@@ -172,10 +175,10 @@ def _forget_handlers() -> None:
 
 
 def _close_all_but(kept: Collection[int]) -> None:
-    """Close every descriptor but these: closerange is one system call for each gap."""
+    """Close every descriptor except these; closerange is one system call for each gap."""
     first = 0
     for number in sorted(kept):
-        if first < number:  # an empty range would be every descriptor that there is
+        if first < number:  # an empty range would close every descriptor
             os.closerange(first, number)
         first = number + 1
     os.closerange(first, 1 << 30)

@@ -1,7 +1,7 @@
-"""A connection as a blocking handler has it, and what is told of how the handler ended.
+"""A connection as a blocking handler has it, and the result of the handler.
 
 Runs in a thread of the worker, or in a process that the worker forked; never on the loop. Raises
-ConnectionError where the client has gone, or its time was over.
+ConnectionError where the client has closed or reset the connection, or a time-out has cut it.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from superd.observe.records import Level, Record, cut, failure, kind_of
 from superd.plugin.connection import LONGEST_LINE, BlockingConnection, LineTooLong, check_limit
 from superd.plugin.service import Unavailable
 
-PORTION = 64 * 1024  # bytes that are read at once where a line is looked for
+LINE_READ_SIZE = 64 * 1024  # bytes that readline reads at once
 
 
-class Cell(enum.IntEnum):
-    """What a talk counts, in memory that it shares with the session that booked it."""
+class TallyCell(enum.IntEnum):
+    """The indices of a tally: memory that a handler's connection shares with its session."""
 
     RECEIVED = 0
     SENT = 1
-    ENDED = 2  # who ended it, as By says
-    RAW = 3  # whether the handler has had the socket itself, so that the kernel is to count
+    ENDED = 2  # by whom, as EndedBy
+    RAW = 3  # 1 if the handler has used the socket itself, so that only the kernel can count
 
 
-class By(enum.IntEnum):
-    """Who ended a talk first."""
+class EndedBy(enum.IntEnum):
+    """Which side ended a connection first."""
 
-    NOBODY = 0
+    NEITHER = 0
     CLIENT = 1
     RESET = 2
 
 
-CELLS = len(Cell)
+TALLY_SIZE = len(TallyCell) * 8  # bytes
 
 
-class Caller(NamedTuple):
-    """Who is talked to, in what a process can be sent (marshal): `kind` is Transport's value, and
-    `sockaddr` what accept(2) told.
+class ClientInfo(NamedTuple):
+    """The client of a connection, in types that marshal can send to a process: `kind` is the value
+    of its Transport, and `sockaddr` is what accept(2) returned.
     """
 
     id: str
@@ -50,11 +50,12 @@ class Caller(NamedTuple):
     sockaddr: Any
 
 
-class Account(NamedTuple):
-    """How a handler ended: what it said for the record, and what went wrong, if anything.
+class HandlerResult(NamedTuple):
+    """How a handler ended: its outcome for the record, and its failure, if any.
 
-    `kind` is what its failure has in common with others, for a FloodGate; `pause` comes with
-    `unavailable`. `is_spent` says that who ran it has no memory or descriptors left for others.
+    `kind` is the key of the failure for a FloodGate. `unavailable` is the text of an Unavailable,
+    and `pause` its seconds. `is_spent` says that the process has no memory or descriptors left for
+    another connection.
     """
 
     outcome: str = ""
@@ -65,39 +66,46 @@ class Account(NamedTuple):
     is_spent: bool = False
 
 
-ALL_WELL = Account()
+SUCCESS = HandlerResult()
 
 
 class HandlerConnection(BlockingConnection):
-    """Counts in `tally`, by Cell; `say` takes a log record, `tell_aborted` is called after `abort`,
-    for who has a copy of the socket.
+    """Counts in `tally`, by TallyCell. `report` takes a log record; `on_abort` is called after
+    `abort`, as the session has a copy of the socket.
     """
 
     __slots__ = (
-        "_buffer", "_caller", "_say", "_service", "_sock", "_tally", "_tell_aborted", "outcome",
+        "_buffer",
+        "_client",
+        "_on_abort",
+        "_report",
+        "_service",
+        "_sock",
+        "_tally",
+        "outcome",
     )  # fmt: skip
 
     def __init__(
         self,
-        caller: Caller,
+        client: ClientInfo,
         service: str,
         sock: socket.socket,
         tally: memoryview,
-        say: Callable[[Record], None],
-        tell_aborted: Callable[[], object],
+        report: Callable[[Record], None],
+        on_abort: Callable[[], object],
     ) -> None:
-        self._caller = caller
+        self._client = client
         self._service = service
         self._sock = sock
         self._tally = tally
-        self._say = say
-        self._tell_aborted = tell_aborted
+        self._report = report
+        self._on_abort = on_abort
         self._buffer = b""
         self.outcome = ""
 
     @property
     def id(self) -> str:
-        return self._caller.id
+        return self._client.id
 
     @property
     def service(self) -> str:
@@ -105,32 +113,32 @@ class HandlerConnection(BlockingConnection):
 
     @property
     def local(self) -> Address:
-        return Address.from_sockaddr(Transport(self._caller.kind), self._sock.getsockname())
+        return Address.from_sockaddr(Transport(self._client.kind), self._sock.getsockname())
 
     @property
     def peer(self) -> Address:
-        return Address.from_sockaddr(Transport(self._caller.kind), self._caller.sockaddr)
+        return Address.from_sockaddr(Transport(self._client.kind), self._client.sockaddr)
 
     def log(self, level: Level, text: str) -> None:
-        self._say(Record(level, text, self._service, self.id, self.peer.endpoint))
+        self._report(Record(level, text, self._service, self.id, self.peer.endpoint))
 
     def note(self, outcome: str) -> None:
         self.outcome = cut(str(outcome))
 
     @property
     def socket(self) -> socket.socket:
-        self._tally[Cell.RAW] = 1
+        self._tally[TallyCell.RAW] = 1
         return self._sock
 
     @property
     def is_broken(self) -> bool:
-        """Whether the client has gone, or its time was over."""
-        return self._tally[Cell.ENDED] == By.RESET
+        """Whether the client has closed or reset the connection, or a time-out has cut it."""
+        return self._tally[TallyCell.ENDED] == EndedBy.RESET
 
     def read(self, limit: int = 65536) -> bytes:
         check_limit(limit)
         if not self._buffer:
-            return self._received(limit)
+            return self._receive(limit)
         taken, self._buffer = self._buffer[:limit], self._buffer[limit:]
         return taken
 
@@ -143,7 +151,7 @@ class HandlerConnection(BlockingConnection):
             if searched >= limit:
                 self._buffer = buffer
                 raise LineTooLong(f"a line of more than {limit} bytes")
-            more = self._received(PORTION)
+            more = self._receive(LINE_READ_SIZE)
             if not more:
                 end = len(buffer)
                 break
@@ -151,74 +159,74 @@ class HandlerConnection(BlockingConnection):
         self._buffer = buffer[end:]
         return buffer[:end]
 
-    def _received(self, limit: int) -> bytes:
+    def _receive(self, limit: int) -> bytes:
         try:
             data = self._sock.recv(limit)
         except ConnectionError:
-            self._ended(By.RESET)
+            self._ended(EndedBy.RESET)
             raise
         if not data:
-            self._ended(By.CLIENT)
-        self._tally[Cell.RECEIVED] += len(data)
+            self._ended(EndedBy.CLIENT)
+        self._tally[TallyCell.RECEIVED] += len(data)
         return data
 
     def send(self, data: bytes) -> None:
         try:
             self._sock.sendall(data)
         except ConnectionError:
-            self._ended(By.RESET)
+            self._ended(EndedBy.RESET)
             raise
-        self._tally[Cell.SENT] += len(data)
+        self._tally[TallyCell.SENT] += len(data)
 
-    def _ended(self, by: By) -> None:
-        self._tally[Cell.ENDED] = self._tally[Cell.ENDED] or by
+    def _ended(self, by: EndedBy) -> None:
+        self._tally[TallyCell.ENDED] = self._tally[TallyCell.ENDED] or by
 
     def send_eof(self) -> None:
         try:
             self._sock.shutdown(socket.SHUT_WR)
         except OSError:
-            self._ended(By.RESET)
+            self._ended(EndedBy.RESET)
 
     def close(self) -> None:
         """The worker delivers what was sent and closes once the handler has returned."""
         self.send_eof()
 
     def abort(self) -> None:
-        self._ended(By.RESET)
+        self._ended(EndedBy.RESET)
         reset_on_close(self._sock)
         self._sock.close()
-        self._tell_aborted()
+        self._on_abort()
 
-    def let_go(self) -> None:
-        """Close the handler's own socket; its session has another, or a copy."""
+    def close_socket(self) -> None:
+        """Close the handler's own socket; the session has a copy."""
         self._sock.close()
 
 
-def account_of(
-    handler: Callable[[BlockingConnection], object], talk: HandlerConnection, plugin: str
-) -> Account:
-    """Run a handler to its end, whatever that is."""
+def run_handler(
+    handler: Callable[[BlockingConnection], object], conn: HandlerConnection, plugin: str
+) -> HandlerResult:
+    """Run a handler until it returns or raises."""
     try:
-        handler(talk)
+        handler(conn)
     except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
         try:
-            return _account_of_error(error, talk, plugin)
-        except Exception:  # noqa: BLE001  its class may raise when it is asked what it is
+            return _failure(error, conn, plugin)
+        except Exception:  # noqa: BLE001  the exception's class may raise while it is described
             text = f"plugin {plugin} failed: {type(error).__name__}"
-            return Account(failure=Record("error", text, talk.service, talk.id), kind=text)
-    return _good_account(talk)
+            return HandlerResult(failure=Record("error", text, conn.service, conn.id), kind=text)
+    return _success(conn)
 
 
-def _good_account(talk: HandlerConnection) -> Account:
-    return Account(talk.outcome) if talk.outcome else ALL_WELL
+def _success(conn: HandlerConnection) -> HandlerResult:
+    return HandlerResult(conn.outcome) if conn.outcome else SUCCESS
 
 
-def _account_of_error(error: BaseException, talk: HandlerConnection, plugin: str) -> Account:
+def _failure(error: BaseException, conn: HandlerConnection, plugin: str) -> HandlerResult:
     if isinstance(error, Unavailable):
-        return Account(unavailable=cut(str(error)), pause=float(error.pause))
-    if talk.is_broken and isinstance(error, OSError):
-        return _good_account(talk)
-    what, peer = f"plugin {plugin} failed", talk.peer.endpoint
-    record = failure(what, error, service=talk.service, connection=talk.id, peer=peer)
+        return HandlerResult(unavailable=cut(str(error)), pause=float(error.pause))
+    if conn.is_broken and isinstance(error, OSError):
+        return _success(conn)
+    what, peer = f"plugin {plugin} failed", conn.peer.endpoint
+    record = failure(what, error, service=conn.service, connection=conn.id, peer=peer)
     is_spent = isinstance(error, MemoryError)
-    return Account(talk.outcome, record, cut(str(kind_of(error))), is_spent=is_spent)
+    return HandlerResult(conn.outcome, record, cut(str(kind_of(error))), is_spent=is_spent)

@@ -1,7 +1,7 @@
-"""A connection whose blocking handler runs elsewhere: what the worker keeps of it meanwhile.
+"""A connection whose blocking handler runs in a thread or in another process.
 
-Runs in the worker, on the loop. Books it, bounds its time, and closes the socket when the handler
-has ended, however that was. Never raises.
+Runs in the worker, on the loop. Accounts for the connection, applies its time-outs, and closes the
+socket after the handler has ended, however it did. Never raises.
 """
 
 from __future__ import annotations
@@ -17,64 +17,67 @@ from superd.net.timeouts import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.service import Unavailable
-from superd.worker.blocking.connection import Account, By, Caller, Cell
+from superd.worker.blocking.connection import ClientInfo, EndedBy, HandlerResult, TallyCell
 from superd.worker.serve.session import SLOTS, Session, count_failure
 from superd.worker.serve.takeover import bytes_of
 
-GRACE = 0.5  # seconds that a handler has after its connection was cut; the context ends later
-PAUSE = 1.0  # seconds until it is tried again to start a thread or process
+HANDLER_STOP_TIMEOUT = 0.5  # seconds from cutting a connection to killing its handler
+START_RETRY_INTERVAL = 1.0  # seconds after a thread or process could not be started
 
-ENDS = {By.CLIENT: End.CLIENT, By.RESET: End.RESET}
+ENDS = {EndedBy.CLIENT: End.CLIENT, EndedBy.RESET: End.RESET}
 
 
 class Executor(ABC):
-    """Those who run the blocking handlers of one service: threads, or processes."""
+    """Runs the blocking handlers of one service, in threads or in processes."""
 
     @property
     @abstractmethod
     def is_full(self) -> bool:
-        """Whether nobody is there to serve one more, so that who comes is to wait."""
+        """Whether it can run no other handler, so that pending connections have to wait."""
 
-    def start(self) -> None:  # noqa: B027  threads and forks have nothing to do
-        """Get ready."""
+    def start(self) -> None:  # noqa: B027  only prefork needs it
+        """Start what runs handlers, before the worker accepts."""
 
     @abstractmethod
     def serve(self, session: BlockingSession) -> Callable[[], None]:
-        """Have the handler of a connection run, and return what ends it by force.
+        """Run the handler of a connection; return a function that kills it.
 
-        Tells the session by `ended` or `died`. Raises OSError or RuntimeError where nobody can.
+        Calls `ended` or `died` of the session. Raises OSError or RuntimeError where no thread or
+        process can be started.
         """
 
-    def end_all(self) -> None:  # noqa: B027  nobody can end a thread
-        """End by force whoever still serves, as the worker ends."""
+    def kill_all(self) -> None:  # noqa: B027  a thread cannot be killed
+        """Kill the handlers that still run, as the worker ends."""
 
 
 class BlockingSession(Session):
-    """One such connection. `tally` is what the handler's talk counts in."""
+    """One such connection. `tally` is what the handler's connection counts in, by TallyCell."""
 
-    __slots__ = (*SLOTS, "_end_by_force", "_timer", "sock", "tally")
+    __slots__ = (*SLOTS, "_kill", "_timer", "sock", "tally")
 
     sock: socket.socket | None
     tally: memoryview
-    _end_by_force: Callable[[], None] | None
+    _kill: Callable[[], None] | None
     _timer: asyncio.TimerHandle | None
 
-    def give(self, sock: socket.socket, executor: Executor) -> None:
-        """Have the executor serve the connection."""
+    def start(self, sock: socket.socket, executor: Executor) -> None:
+        """Have the executor run the handler."""
         self.sock = sock
-        self._end_by_force = self._timer = None
+        self._kill = self._timer = None
         try:
-            sock.setblocking(True)  # one that was passed on is not
+            sock.setblocking(True)  # one that tcpmux passed on does not block
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_TIMEOUT)
-            self._end_by_force = executor.serve(self)
+            self._kill = executor.serve(self)
         except (OSError, RuntimeError) as error:
-            self.contain(Unavailable(f"nobody can serve it: {error}", PAUSE))
+            self.contain(
+                Unavailable(f"its handler cannot be started: {error}", START_RETRY_INTERVAL)
+            )
             self.leave()
 
     @property
-    def caller(self) -> Caller:
-        """Who it is, for the handler's side."""
-        return Caller(self.id, self.transport_kind.value, self.sockaddr)
+    def client(self) -> ClientInfo:
+        """The client, as the handler's side needs it."""
+        return ClientInfo(self.id, self.transport_kind.value, self.sockaddr)
 
     def raw_socket(self) -> socket.socket | None:
         return self.sock
@@ -88,25 +91,25 @@ class BlockingSession(Session):
         return self.received, self.sent
 
     def _count(self) -> None:
-        self.received, self.sent = self.tally[Cell.RECEIVED], self.tally[Cell.SENT]
-        if self.tally[Cell.RAW] and self.sock is not None:
+        self.received, self.sent = self.tally[TallyCell.RECEIVED], self.tally[TallyCell.SENT]
+        if self.tally[TallyCell.RAW] and self.sock is not None:
             self.received, self.sent = bytes_of(self.sock) or (self.received, self.sent)
 
-    def ended(self, account: Account) -> None:
-        """The handler has returned or raised."""
+    def ended(self, result: HandlerResult) -> None:
+        """End the session after its handler has returned or raised."""
         self._count()
-        self.outcome = account.outcome
-        if account.failure is not None:
-            self._failed(account.failure, account.kind)
-        elif account.unavailable:
-            self.contain(Unavailable(account.unavailable, account.pause))
+        self.outcome = result.outcome
+        if result.failure is not None:
+            self._failed(result.failure, result.kind)
+        elif result.unavailable:
+            self.contain(Unavailable(result.unavailable, result.pause))
         else:
-            self.end = self.end or ENDS.get(By(self.tally[Cell.ENDED]))
+            self.end = self.end or ENDS.get(EndedBy(self.tally[TallyCell.ENDED]))
             self.finish()
-        self._over()
+        self._close()
 
     def died(self, how: str) -> None:
-        """Who ran the handler has gone with it."""
+        """End the session after the process or thread of its handler was lost."""
         self._count()
         self.outcome = how
         if self.end is None:
@@ -114,15 +117,15 @@ class BlockingSession(Session):
             peer = self.peer.endpoint
             self._failed(Record("error", text, self.service, self.id, peer), how)
         self.abort()
-        self._over()
+        self._close()
 
     def _failed(self, record: Record, kind: str) -> None:
         self.end = self.end or End.ERROR
         count_failure(self.context, self.worker_service, record, kind)
         self.abort()
 
-    def _over(self) -> None:
-        self._end_by_force = None
+    def _close(self) -> None:
+        self._kill = None
         if self._timer is not None:
             self._timer.cancel()
         self.leave()
@@ -139,14 +142,14 @@ class BlockingSession(Session):
             sock.close()
 
     def expire(self, end: End) -> None:
-        """Cut the connection, which the handler sees; one that does not end is ended."""
+        """Cut the connection, which the handler sees; kill a handler that does not end."""
         if self._timer is None:
             self.end = self.end or end
             if self.sock is not None:
                 with contextlib.suppress(OSError):
                     self.sock.shutdown(socket.SHUT_RDWR)
-            self._timer = self.context.loop.call_later(GRACE, self._force)
+            self._timer = self.context.loop.call_later(HANDLER_STOP_TIMEOUT, self._kill_handler)
 
-    def _force(self) -> None:
-        if self._end_by_force is not None:
-            self._end_by_force()
+    def _kill_handler(self) -> None:
+        if self._kill is not None:
+            self._kill()

@@ -106,8 +106,8 @@ class AccountedConnection:
 
 
 class Accounting:
-    """The books of one worker. `serial` is unique among the workers of one master; `clock` is the
-    loop's time; `connections` is the table of those that are open, by number.
+    """Accounts for the connections of one worker. `serial` is unique among the workers of one
+    master; `clock` is the loop's time; `connections` is the table of open ones, by number.
     """
 
     def __init__(

@@ -78,14 +78,14 @@ class Context:
         self.services: list[WorkerService] = []
         self.sockets: list[ServedSocket] = []
         self.flows = Counter[str]()  # sources of datagrams, by service
-        self.held = 0  # clients and runs of listeners that are in no table, but delay the end
+        self.held = 0  # clients and listener handoffs outside the table that delay the end
         self.is_draining = False
-        self.is_copy = False  # a process that a plugin has forked, and not the worker
-        self.is_forking = False  # the worker itself forks: what it forks is no copy
+        self.is_copy = False  # this process was forked by a plugin, and is not the worker
+        self.is_forking = False  # the worker itself forks a process, which is not a copy
 
     @cached_property
     def poller(self) -> Poller:
-        """What relays wait for their sockets with."""
+        """What polls the sockets of relays."""
         return poller_of(self.loop)
 
     def hold(self, seconds: float, retry: Callable[[], None]) -> None:

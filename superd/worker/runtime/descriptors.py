@@ -1,6 +1,6 @@
-"""Whether plugins have leaked so many descriptors that a worker can accept nobody any more.
+"""Detects that plugins have leaked so many descriptors that a worker can accept no connection.
 
-Runs in the worker: counts at the start, and judges when accept(2) finds no descriptor left. Never
+Runs in the worker: counts at the start, and judges after accept(2) has failed with EMFILE. Never
 raises.
 """
 
@@ -12,11 +12,11 @@ import resource
 
 from superd.process.confinement import ASSUMED_MAX_DESCRIPTORS
 
-PER_CONNECTION = 8  # descriptors that a plugin may hold for each connection, without leaking
+DESCRIPTORS_PER_CONNECTION = 8  # that a plugin may hold open for each, without leaking
 
 
 def count_descriptors() -> int:
-    """Return how many descriptors are open; in a jail there is no /proc to tell."""
+    """Return how many descriptors are open; a jail has no /proc to list them."""
     count = 0
     for number in range(ASSUMED_MAX_DESCRIPTORS):
         with contextlib.suppress(OSError):
@@ -26,10 +26,14 @@ def count_descriptors() -> int:
 
 
 def leaked(at_start: int, connections: int) -> int:
-    """Return how many descriptors nobody accounts for, if they are most; else 0.
+    """Return how many descriptors are unaccounted for, if they are most of them; else 0.
 
-    To be asked when all that the limit allows are open.
+    Valid only while as many descriptors are open as the limit allows.
     """
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    unaccounted = most - at_start - connections
-    return unaccounted if unaccounted > max(most // 2, PER_CONNECTION * connections) else 0
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    unaccounted = limit - at_start - connections
+    return (
+        unaccounted
+        if unaccounted > max(limit // 2, DESCRIPTORS_PER_CONNECTION * connections)
+        else 0
+    )

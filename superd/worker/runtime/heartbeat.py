@@ -1,15 +1,16 @@
-"""Sees that the loop turns, and tells which handler held it up.
+"""Checks that the loop turns, and reports which handler blocked it.
 
-Runs in the worker, on the loop; a thread could not be had where processes are forked, and would be
-silent while C code holds the interpreter's lock. A timer that is set anew at each beat, and so
-never rings while all is well, has faulthandler write the stack from within the signal's handler:
-SIGALRM is superd's own. Never raises.
+Runs in the worker, on the loop. A thread is no alternative: forked processes would not have it, and
+it could not run while C code holds the interpreter's lock. Each beat sets a timer, which expires
+only if the next beat is late; faulthandler then writes the stack from within the handler of
+SIGALRM, which superd reserves for itself. Never raises.
 
-What is told, with its stack: each standstill of 250 ms or more in a worker that is busy or has just
-been come to, of 450 ms or more where connections are open but quiet, and of 1.25 s or more where
-there is nobody; and none below 150 ms, as what is measured starts at the beat that was missed.
-Time in which the worker could not run, for others had the processor or the interpreter, does not
-count, and neither does that of a worker that was stopped while it waited for clients.
+Each standstill is reported with its stack if it takes 250 ms or more in a worker that is busy or
+has just accepted a client, 450 ms or more where connections are open but idle, and 1.25 s or more
+where there is no connection. A standstill below 150 ms is never reported, as measuring starts at
+the beat that was missed. Time in which the worker could not run, because others had the processor
+or the interpreter, does not count; nor does the time of a worker that was stopped while it waited
+for clients.
 """
 
 from __future__ import annotations
@@ -29,25 +30,26 @@ from superd.observe.stacks import Frame, Stack
 from superd.worker.lifeline import Lifeline
 from superd.worker.runtime.service import WorkerService
 
-SLACK = 0.15  # seconds that a beat may be late
-BUSY = 0.1  # seconds between beats
-QUIET = 0.3  # a little more than what the context wakes up for anyway: that is a beat as well
-LONELY = 1.1
+MAX_LATENESS = 0.15  # seconds that a beat may be late without a report
+BUSY_PERIOD = 0.1  # seconds between beats
+# a little longer than the period of the engine's own timers, each of which beats as well
+IDLE_PERIOD = 0.3  # where connections are open
+EMPTY_PERIOD = 1.1  # where there is no connection
 BUSY_SHARE = 0.01  # of a processor; the beats themselves take a twentieth of that
 
-# of the calling thread, in ns: it ran, and waited for a processor (proc(5), sched-stats)
-SCHEDULED = "/proc/thread-self/schedstat"
+# ns that the calling thread has run, and has waited for a processor (proc(5), sched-stats)
+SCHEDULER_STATISTICS = "/proc/thread-self/schedstat"
 
 
 class _Usage(NamedTuple):
-    """Seconds until now that the loop's thread has run, and that others kept it from running."""
+    """Seconds that the loop's thread has run so far, and that it was ready but could not run."""
 
     own: float
-    kept_from: float
+    delayed: float
 
 
 class Heartbeat:
-    """Beats for as long as the loop turns."""
+    """Beats as long as the loop turns."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, lifeline: Lifeline) -> None:
         self._is_slow = False
@@ -55,78 +57,79 @@ class Heartbeat:
         self._lifeline = lifeline
         self._owners: dict[str, list[str]] = {}
         self._timer: asyncio.TimerHandle | None = None
-        self._due, self._last = float("inf"), 0.0  # no beat is late before the first
+        self._due, self._last = float("inf"), 0.0  # no heartbeat is due until one is scheduled
         self._used = _Usage(0.0, 0.0)
         try:  # before the worker is confined
-            self._scheduled = os.open(SCHEDULED, os.O_RDONLY)
+            self._statistics = os.open(SCHEDULER_STATISTICS, os.O_RDONLY)
         except OSError:
-            self._scheduled = -1
+            self._statistics = -1
 
     def add(self, service: WorkerService) -> None:
-        """Know whose a plugin's code is."""
+        """Attribute the code of a service's plugin to the service."""
         module = type(service.plugin).__module__.partition(".")[0]
         self._owners.setdefault(module, []).append(service.name)
 
-    def whose(self, frames: Sequence[FrameType]) -> tuple[str, str]:
-        """Return the service whose plugin has the innermost of these frames, and the place."""
+    def owner_of(self, frames: Sequence[FrameType]) -> tuple[str, str]:
+        """Return the service whose plugin has the innermost of these frames, and where that is."""
         shown = [Frame(f.f_code.co_filename, f.f_lineno, f.f_code.co_name) for f in frames]
         return Stack(tuple(shown), is_known=True).place(self._owners)
 
     def start(self, flood_gate: FloodGate, connected: Sized) -> None:
-        """Beat from now on; `connected` is whoever is served."""
+        """Beat from now on; `connected` has the open connections."""
         self._flood_gate = flood_gate
         self._connected = connected
         faulthandler.register(signal.SIGALRM, self._lifeline.writer, all_threads=False)
         self._last = time.monotonic()
         self._used = self._usage()
-        self._set(self._last, BUSY)
+        self._schedule(self._last, BUSY_PERIOD)
 
     def stop(self) -> None:
-        """Watch no more; the master does until the worker has ended."""
+        """Stop watching; the master continues until the worker has ended."""
         if self._timer is not None:
             self._timer.cancel()
         signal.setitimer(signal.ITIMER_REAL, 0)
 
     @property
     def wants_beat(self) -> bool:
-        """Whether who comes should call `quicken`: a beat that might be as much as a second away
-        would not see that they are held up, and one that is late waits for others who come.
+        """Whether a client that connects should cause `speed_up`: the next beat may be a second
+        away, too late to notice that the client has to wait, or it is overdue because the loop is
+        busy with other clients.
         """
         return self._is_slow or time.monotonic() > self._due
 
-    def quicken(self) -> None:
-        """Watch more closely, for somebody has come."""
-        self.beat(is_come_to=True)
+    def speed_up(self) -> None:
+        """Beat at the period of a busy worker, since a client has connected."""
+        self.beat(has_client=True)
 
-    def beat(self, *, is_come_to: bool = False) -> None:
-        """Note that the loop turns; whoever has to wake up anyway spares it a beat of its own."""
+    def beat(self, *, has_client: bool = False) -> None:
+        """Note that the loop turns. A caller that wakes up anyway saves a timer by it."""
         if self._timer is not None:
             self._timer.cancel()
         now = time.monotonic()
         used = self._usage()
         late = now - self._due
-        if late > SLACK:
-            self._look_back(late, used)
+        if late > MAX_LATENESS:
+            self._report_standstill(late, used)
         has_worked = used.own - self._used.own > BUSY_SHARE * (now - self._last)
-        if is_come_to or has_worked or late > SLACK:
-            period = BUSY
+        if has_client or has_worked or late > MAX_LATENESS:
+            period = BUSY_PERIOD
         else:
-            period = QUIET if self._connected else LONELY
+            period = IDLE_PERIOD if self._connected else EMPTY_PERIOD
         self._last, self._used = now, used
-        self._set(now, period)
+        self._schedule(now, period)
 
-    def _set(self, now: float, period: float) -> None:
-        self._is_slow = period > BUSY
+    def _schedule(self, now: float, period: float) -> None:
+        self._is_slow = period > BUSY_PERIOD
         self._due = now + period
         self._lifeline.expect(self._due)
-        signal.setitimer(signal.ITIMER_REAL, period + SLACK)
+        signal.setitimer(signal.ITIMER_REAL, period + MAX_LATENESS)
         self._timer = self._loop.call_later(period, self.beat)
 
-    def _look_back(self, late: float, used: _Usage) -> None:
-        """Tell of a beat that came late, if it was somebody's fault."""
+    def _report_standstill(self, late: float, used: _Usage) -> None:
+        """Report a late beat, unless the worker could not run or was at rest."""
         stack = self._lifeline.stack()
-        still = late - (used.kept_from - self._used.kept_from)
-        if still < SLACK or stack.is_at_rest:
+        still = late - (used.delayed - self._used.delayed)
+        if still < MAX_LATENESS or stack.is_at_rest:
             return
         service, place = stack.place(self._owners)
         text = f"the worker stood still for {still:.2f} s or more, {place}"
@@ -137,6 +140,6 @@ class Heartbeat:
     def _usage(self) -> _Usage:
         own = time.thread_time()
         waited = 0.0
-        with contextlib.suppress(OSError, ValueError, IndexError):  # it may be closed by a plugin
-            waited = int(os.pread(self._scheduled, 100, 0).split()[1]) / 1e9
+        with contextlib.suppress(OSError, ValueError, IndexError):  # a plugin may have closed it
+            waited = int(os.pread(self._statistics, 100, 0).split()[1]) / 1e9
         return _Usage(own, waited + time.process_time() - own)

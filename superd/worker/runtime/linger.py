@@ -23,7 +23,7 @@ STALLED_CLIENT_TIMEOUT = 30.0  # seconds that a client may take no byte of what 
 FIRST_CHECK_DELAY = 0.001  # seconds until new sockets are checked for the first time
 CHECK_INTERVAL = 0.1  # seconds between checks of which sockets have timed out
 MAX_READY = 64  # sockets that are checked in one turn of the loop
-# tcp(7): what is sent waits for the end of the stream, to go out in one segment with it
+# tcp(7): the kernel holds the bytes back, to send them in one segment with the FIN
 SEND_WITH_END = socket.MSG_DONTWAIT | getattr(socket, "MSG_MORE", 0)
 
 

@@ -1,6 +1,6 @@
 """The event loop of a worker, which belongs to all of its services.
 
-Runs in the worker. Raises ImportError where the loop that is wanted is not installed.
+Runs in the worker. Raises ImportError if the configured loop is not installed.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from superd.worker.runtime.polling import PollingLoop
 
 
 class WorkerLoop(asyncio.AbstractEventLoop):
-    """An event loop that a plugin cannot stop: while it serves that raises in the plugin."""
+    """An event loop that a plugin cannot stop: while the worker serves, `stop` raises."""
 
     is_serving = False
 
     def stop(self) -> None:
         if self.is_serving:
-            raise RuntimeError("a plugin cannot stop the event loop: it is everybody's")
+            raise RuntimeError(
+                "a plugin cannot stop the event loop: all services of the worker share it"
+            )
         super().stop()
 
 
 def new_loop(kind: str, *, only_relays: bool = False) -> WorkerLoop:
-    """Return a loop of "uvloop" or "asyncio". "auto" is uvloop where it is installed, except for
-    workers that do nothing but relay: they have the shorter path in asyncio's.
+    """Return a loop of `kind` "uvloop" or "asyncio". "auto" is uvloop where it is installed, except
+    for workers that only relay: their path through asyncio is shorter.
     """
-    made: type[asyncio.AbstractEventLoop] = PollingLoop
+    base: type[asyncio.AbstractEventLoop] = PollingLoop
     if kind == "uvloop" or (kind == "auto" and not only_relays):
         try:
             import uvloop
@@ -33,6 +35,6 @@ def new_loop(kind: str, *, only_relays: bool = False) -> WorkerLoop:
             if kind == "uvloop":
                 raise
         else:
-            made = uvloop.Loop
-    loop: WorkerLoop = type("Loop", (WorkerLoop, made), {})()
+            base = uvloop.Loop
+    loop: WorkerLoop = type("Loop", (WorkerLoop, base), {})()
     return loop

@@ -1,10 +1,10 @@
-"""Names, as a worker asks the resolver: clients' names, and the addresses of those named.
+"""The worker's client of the resolver process: names of clients, and addresses of names.
 
 Runs in the worker, on the loop; works in a jail, since the resolver's socket has an abstract name.
-Never blocks and never raises: where the resolver does not answer in time, there is none.
+Never blocks and never raises: without an answer in time, nothing was found.
 
-A request is a numeric host, whose name is wanted, or "=" and a name, whose addresses are. The
-answer repeats it, and says after NUL each for how many seconds it is valid, and what was found.
+A request is a numeric host, to look up its name, or "=" and a name, to look up its addresses. The
+answer has the request, the seconds that it is valid, and each name or address, separated by NUL.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from collections.abc import Callable, Iterable
 from superd.net.names import normalized_name
 from superd.net.patterns import MAX_NAME_CHARACTERS
 
-PATIENCE = 6.0  # seconds
-VALID = 60.0  # seconds that a client's name is remembered at most
-MOST_KNOWN = 1024
-MOST_WAITING = 2000  # requests that are not answered yet
-ADDRESSES_OF = "="
-LONGEST_REQUEST = len(ADDRESSES_OF) + MAX_NAME_CHARACTERS + 1  # bytes; a name may end in a dot
-LONGEST_ANSWER = 2048
+REQUEST_TIMEOUT = 6.0  # seconds
+MAX_NAME_LIFETIME = 60.0  # seconds that a client's name is cached at most
+MAX_CACHED = 1024  # answers
+MAX_PENDING = 2000  # requests without an answer
+ADDRESSES_PREFIX = "="
+MAX_REQUEST_SIZE = len(ADDRESSES_PREFIX) + MAX_NAME_CHARACTERS + 1  # bytes; a name may end in a dot
+MAX_ANSWER_SIZE = 2048  # bytes
 
 Found = tuple[str, ...]
-Answered = Callable[[Found], None]
+OnFound = Callable[[Found], None]
 
 
 def answer_to(request: str, found: Iterable[str], valid: float) -> bytes:
@@ -36,75 +36,74 @@ def answer_to(request: str, found: Iterable[str], valid: float) -> bytes:
 
 
 class Names:
-    """Asks for names; `address` is the resolver's socket, "" where there is none."""
+    """Looks up names and addresses; `address` is the resolver's socket, "" for none."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, address: str) -> None:
         self._loop = loop
         self._address = address
-        self._line: socket.socket | None = None
-        self._waiting: dict[str, tuple[asyncio.TimerHandle, list[Answered]]] = {}
-        self._known: dict[str, tuple[Found, float]] = {}
+        self._socket: socket.socket | None = None
+        self._pending: dict[str, tuple[asyncio.TimerHandle, list[OnFound]]] = {}
+        self._cache: dict[str, tuple[Found, float]] = {}
 
     def __len__(self) -> int:
-        """Return how many requests are under way."""
-        return len(self._waiting)
+        """Return how many requests are pending."""
+        return len(self._pending)
 
-    def ask(self, host: str, answered: Callable[[str], None]) -> None:
-        """Have `answered(name)` called; "" where a numeric host has no confirmed name."""
-        self._request(host.partition("%")[0], lambda found: answered("".join(found[:1])))
+    def ask(self, host: str, on_found: Callable[[str], None]) -> None:
+        """Call `on_found(name)`, with "" if the numeric host has no confirmed name."""
+        self._request(host.partition("%")[0], lambda found: on_found("".join(found[:1])))
 
-    def addresses(self, name: str, answered: Answered) -> None:
-        """Have `answered` called with a name's numeric addresses, the best first; () for none.
+    def addresses(self, name: str, on_found: OnFound) -> None:
+        """Call `on_found` with the numeric addresses of a name, the preferred first; () for none.
 
-        What is remembered within its TTL, or needs no look-up, is answered at once. A numeric host
-        is its own address.
+        It is called at once for a cached answer and for a numeric host, which is its own address.
         """
         if _is_address(name):
-            answered((name,))
+            on_found((name,))
         elif asked := normalized_name(name):
-            self._request(ADDRESSES_OF + asked, answered)
+            self._request(ADDRESSES_PREFIX + asked, on_found)
         else:
-            answered(())
+            on_found(())
 
-    def _request(self, request: str, answered: Answered) -> None:
-        found, until = self._known.get(request, ((), 0.0))
+    def _request(self, request: str, on_found: OnFound) -> None:
+        found, until = self._cache.get(request, ((), 0.0))
         if until > self._loop.time():
-            answered(found)
-        elif request in self._waiting:
-            self._waiting[request][1].append(answered)
-        elif len(self._waiting) < MOST_WAITING and self._send(request):
-            timer = self._loop.call_later(PATIENCE, self._settle, request, ())
-            self._waiting[request] = (timer, [answered])
+            on_found(found)
+        elif request in self._pending:
+            self._pending[request][1].append(on_found)
+        elif len(self._pending) < MAX_PENDING and self._send(request):
+            timer = self._loop.call_later(REQUEST_TIMEOUT, self._settle, request, ())
+            self._pending[request] = (timer, [on_found])
         else:
-            answered(())
+            on_found(())
 
     def _send(self, request: str) -> bool:
         try:
-            if self._line is None:
-                self._line = self._connected()
-                self._loop.add_reader(self._line, self._heard)
-            self._line.send(request.encode("ascii"))
+            if self._socket is None:
+                self._socket = self._connect()
+                self._loop.add_reader(self._socket, self._on_readable)
+            self._socket.send(request.encode("ascii"))
         except BlockingIOError:
-            return False  # it is full of requests, whose answers are still to come
+            return False  # its queue is full of requests that the resolver has not read
         except (OSError, ValueError):
-            self._hang_up()
+            self._disconnect()
             return False
         return True
 
-    def _connected(self) -> socket.socket:
-        line = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    def _connect(self) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            line.setblocking(False)
-            line.connect(self._address)
+            sock.setblocking(False)
+            sock.connect(self._address)
         except OSError:
-            line.close()
+            sock.close()
             raise
-        return line
+        return sock
 
-    def _heard(self) -> None:
-        assert self._line is not None
+    def _on_readable(self) -> None:
+        assert self._socket is not None
         try:
-            data = self._line.recv(LONGEST_ANSWER)
+            data = self._socket.recv(MAX_ANSWER_SIZE)
         except BlockingIOError:
             return
         except OSError:
@@ -112,35 +111,35 @@ class Names:
         try:
             request, seconds, *texts = data.decode("ascii").split("\0")
             valid, found = float(seconds), tuple(texts)
-        except ValueError:  # it has gone, or says what no resolver would
-            self._hang_up()
+        except ValueError:  # the resolver has ended, or the answer is invalid
+            self._disconnect()
             return
-        if not request.startswith(ADDRESSES_OF):
-            valid = min(valid, VALID)
-        while len(self._known) >= MOST_KNOWN:
-            del self._known[next(iter(self._known))]
-        self._known[request] = (found, self._loop.time() + valid)
+        if not request.startswith(ADDRESSES_PREFIX):
+            valid = min(valid, MAX_NAME_LIFETIME)
+        while len(self._cache) >= MAX_CACHED:
+            del self._cache[next(iter(self._cache))]
+        self._cache[request] = (found, self._loop.time() + valid)
         self._settle(request, found)
 
     def _settle(self, request: str, found: Found) -> None:
-        if request in self._waiting:
-            timer, callbacks = self._waiting.pop(request)
+        if request in self._pending:
+            timer, callbacks = self._pending.pop(request)
             timer.cancel()
-            for answered in callbacks:
+            for on_found in callbacks:
                 try:
-                    answered(found)
-                except Exception as error:  # noqa: BLE001  the others' turn comes all the same
-                    told = {"message": "who asked for a name failed", "exception": error}
-                    self._loop.call_exception_handler(told)
+                    on_found(found)
+                except Exception as error:  # noqa: BLE001  the other callbacks have to run as well
+                    context = {"message": "a callback for a name failed", "exception": error}
+                    self._loop.call_exception_handler(context)
 
-    def _hang_up(self) -> None:
-        """The resolver has gone; the next who asks finds its successor."""
-        line, self._line = self._line, None
-        if line is not None:
+    def _disconnect(self) -> None:
+        """Close the socket of a resolver that has ended; the next request connects to another."""
+        sock, self._socket = self._socket, None
+        if sock is not None:
             with contextlib.suppress(OSError):
-                self._loop.remove_reader(line)
-            line.close()
-        for request in list(self._waiting):
+                self._loop.remove_reader(sock)
+            sock.close()
+        for request in list(self._pending):
             self._settle(request, ())
 
 

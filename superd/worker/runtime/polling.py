@@ -1,10 +1,10 @@
-"""Polls the sockets of relays, all of them in one epoll(7).
+"""Polls the sockets of relays, all of them with one epoll(7).
 
-Runs in the worker, on the loop. A byte's path is to be short: a socket is registered once for its
-life, edge-triggered, and whoever waits for it is called from where the epoll is asked. In a worker
-that only relays this is the epoll of the loop itself; below uvloop, which lets nobody in, it is one
-that the loop polls as a single descriptor. Raises OSError where there is no room for a socket, and
-MemoryError; what was lost then is asked for anew.
+Runs in the worker, on the loop. The path of a byte is short: a socket is registered once for its
+life, edge-triggered, and the relay is called directly from the code that polls. In a worker that
+only relays this is the epoll of the loop itself. uvloop gives no access to its own, so there it is
+another one, which the loop polls as a single descriptor. Raises OSError where a socket cannot be
+registered, and MemoryError; events that were lost because of it are polled for again.
 """
 
 from __future__ import annotations
@@ -21,114 +21,115 @@ from typing import TypeVarTuple
 
 from superd.plugin.relay import Polled, Poller
 
-BATCH = 256  # sockets per wake-up: the others' turn comes before a flood is over
+MAX_BATCH = 256  # sockets per wake-up, so that a flood does not starve the rest of the loop
 
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLPRI | select.EPOLLET
-MORE = select.EPOLLIN | select.EPOLLRDHUP  # there may be more to read; nothing is broken
+MORE_INPUT = select.EPOLLIN | select.EPOLLRDHUP  # more may be readable; no error
 
-WRITABLE = ~select.EPOLLIN  # with an error, a socket is both
+WRITABLE = ~select.EPOLLIN  # a socket with an error is readable and writable
 READABLE = ~select.EPOLLOUT
 
 Given = TypeVarTuple("Given")
 
 
 class EpollPoller(Poller):
-    """The poller of a worker. `loop_is_wanted` is whether the loop has something to do besides."""
+    """The poller of a worker. `is_loop_needed` is whether the loop has other work to do."""
 
     def __init__(self, epoll: select.epoll, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop_is_wanted = False
+        self.is_loop_needed = False
         self._epoll = epoll
         self._loop = loop
-        self._waiting: dict[int, Polled] = {}
+        self._relays: dict[int, Polled] = {}
         self._again: dict[int, Polled] = {}
-        self._changed: set[int] = set()  # since epoll was asked: what it told is about others
-        self._has_lost = False  # whether it has told something that nobody was told
+        self._changed: set[int] = set()  # since the last poll: its events are about other sockets
+        self._has_lost = False  # whether events of the last poll were not delivered
 
-    def add(self, descriptor: int, who: Polled) -> None:
+    def add(self, descriptor: int, relay: Polled) -> None:
         self._epoll.register(descriptor, EVENTS)
-        self._waiting[descriptor] = who
+        self._relays[descriptor] = relay
         self._changed.add(descriptor)
 
-    def hand_over(self, descriptor: int, who: Polled) -> None:
-        self._waiting[descriptor] = who
+    def hand_over(self, descriptor: int, relay: Polled) -> None:
+        self._relays[descriptor] = relay
 
     def forget(self, descriptor: int) -> None:
-        self._waiting.pop(descriptor, None)
+        self._relays.pop(descriptor, None)
         self._changed.add(descriptor)
 
-    def again(self, descriptor: int, who: Polled) -> None:
-        if self._waiting.get(descriptor) is who:
+    def again(self, descriptor: int, relay: Polled) -> None:
+        if self._relays.get(descriptor) is relay:
             if not self._again:
                 self._loop.call_soon(self._run_again)
-            self._again[descriptor] = who
+            self._again[descriptor] = relay
 
     def poll(self, timeout: float = 0) -> list[tuple[int, int]]:
-        """Have go on whose sockets are ready, until others are, or the loop is wanted, or `timeout`
-        seconds are over; below 0 is without end. Return descriptors that are others', and events.
+        """Call the relays whose sockets are ready, until another descriptor is ready, the loop is
+        needed, or `timeout` seconds have passed; below 0 is no time-out. Return the descriptors
+        that belong to no relay, with their events.
         """
-        poll, find, changed = self._epoll.poll, self._waiting.get, self._changed
+        poll, find, changed = self._epoll.poll, self._relays.get, self._changed
         if self._has_lost:
-            self._ask_anew()
+            self._rearm()
         until = time.monotonic() + timeout if timeout > 0 else 0.0
         while True:
             others = []
             changed.clear()
             self._has_lost = True
-            for descriptor, events in poll(timeout, BATCH):
+            for descriptor, events in poll(timeout, MAX_BATCH):
                 if descriptor in changed:
                     continue
-                who = find(descriptor)
-                if who is None:
+                relay = find(descriptor)
+                if relay is None:
                     others.append((descriptor, events))
                     continue
                 try:
-                    who.ready(events)
-                except BaseException as error:  # noqa: BLE001  the others are to go on
-                    self._tell(who, error)
+                    relay.ready(events)
+                except BaseException as error:  # noqa: BLE001  the other relays continue
+                    self._fail(relay, error)
             self._has_lost = False
-            if others or self.loop_is_wanted or not timeout:
+            if others or self.is_loop_needed or not timeout:
                 return others
             if timeout > 0:
                 timeout = max(0.0, until - time.monotonic())
 
     def close(self) -> None:
-        """Poll nothing any more."""
+        """Stop polling."""
         self._epoll.close()
 
-    def _ask_anew(self) -> None:
-        """Have epoll tell once more what it has told: that was lost where there was no memory."""
-        for descriptor in tuple(self._waiting):
-            with contextlib.suppress(OSError):  # it is closed, as its owner knows
+    def _rearm(self) -> None:
+        """Have epoll report the state of every socket again: events were lost without memory."""
+        for descriptor in tuple(self._relays):
+            with contextlib.suppress(OSError):  # its relay has closed it
                 self._epoll.modify(descriptor, EVENTS)
 
     def _run_again(self) -> None:
         waiting, self._again = self._again, {}
-        for descriptor, who in waiting.items():
-            if self._waiting.get(descriptor) is who:
+        for descriptor, relay in waiting.items():
+            if self._relays.get(descriptor) is relay:
                 try:
-                    who.ready(MORE)
-                except BaseException as error:  # noqa: BLE001  the others are to go on
-                    self._tell(who, error)
+                    relay.ready(MORE_INPUT)
+                except BaseException as error:  # noqa: BLE001  the other relays continue
+                    self._fail(relay, error)
 
-    def _tell(self, who: Polled, error: BaseException) -> None:
-        """Tell somebody of its mistake; that may fail as well, where there is no memory."""
+    def _fail(self, relay: Polled, error: BaseException) -> None:
+        """Report an exception to the relay that raised it; without memory this may fail as well."""
         try:
-            who.failed(error)
-        except BaseException as another:  # noqa: BLE001  the others are to go on
-            context = {"message": "a relay failed, and could not be told", "exception": another}
+            relay.failed(error)
+        except BaseException as second:  # noqa: BLE001  the other relays continue
+            context = {"message": "a relay failed, and so did its failed()", "exception": second}
             self._loop.call_exception_handler(context)
 
 
 class PollingSelector(selectors.EpollSelector):
-    """A selector that serves relays while the loop waits; the loop is told of the others only."""
+    """A selector that serves relays while the loop waits; the loop sees other descriptors only."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
-        # one of our own, since that of the selector is private
+        # a duplicate, since the selector's own epoll is private
         self.poller = EpollPoller(select.epoll.fromfd(os.dup(self.fileno())), loop)
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        self.poller.loop_is_wanted = False
+        self.poller.is_loop_needed = False
         found = []
         known = self.get_map()
         for descriptor, events in self.poller.poll(-1 if timeout is None else max(0, timeout)):
@@ -145,23 +146,23 @@ class PollingSelector(selectors.EpollSelector):
 
 
 class PollingLoop(asyncio.SelectorEventLoop):
-    """asyncio's loop, with a poller that it does not have to wake up for."""
+    """asyncio's loop, with a poller that serves relays without waking the loop up."""
 
     def __init__(self) -> None:
         selector = PollingSelector(self)
         self.poller = selector.poller
         super().__init__(selector)
 
-    # What the loop is to do now, or by another time than it has told the selector
+    # Work for the loop itself, which ends the selector's wait
 
     def stop(self) -> None:
-        self.poller.loop_is_wanted = True
+        self.poller.is_loop_needed = True
         super().stop()
 
     def call_soon(
         self, callback: Callable[[*Given], object], *args: *Given, context: Context | None = None
     ) -> asyncio.Handle:
-        self.poller.loop_is_wanted = True
+        self.poller.is_loop_needed = True
         return super().call_soon(callback, *args, context=context)
 
     def call_at(
@@ -171,7 +172,7 @@ class PollingLoop(asyncio.SelectorEventLoop):
         *args: *Given,
         context: Context | None = None,
     ) -> asyncio.TimerHandle:
-        self.poller.loop_is_wanted = True
+        self.poller.is_loop_needed = True
         return super().call_at(when, callback, *args, context=context)
 
 

@@ -1,7 +1,7 @@
-"""How superd is as a whole, for a service that tells of it: the master is asked, and answers.
+"""Queries of a worker to the master: metrics and readiness of superd as a whole.
 
-Runs in the worker, on the loop. All who ask in a moment share a question and its answer. Raises
-TimeoutError where the master does not answer.
+Runs in the worker, on the loop. Callers that ask within a moment of each other share one query and
+its answer. Raises TimeoutError if the master does not answer.
 """
 
 from __future__ import annotations
@@ -10,31 +10,31 @@ import asyncio
 import os
 from collections.abc import Callable
 
-PATIENCE = 2.0  # seconds
-SHARED = 0.02  # seconds that an answer is good for: the line to the master has other uses
+QUERY_TIMEOUT = 2.0  # seconds
+ANSWER_LIFETIME = 0.02  # seconds that an answer is reused, to keep the channel free
 
 
-class Observer:
-    """One for a worker; `ask` puts a question to the master, or tells that it cannot be put."""
+class MasterQueries:
+    """One for a worker. `send` sends a query to the master; it returns False if it cannot."""
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        ask: Callable[[str], bool],
-        patience: float = PATIENCE,
+        send: Callable[[str], bool],
+        timeout: float = QUERY_TIMEOUT,
     ) -> None:
         self._loop = loop
-        self._ask = ask
-        self._patience = patience
+        self._send = send
+        self._timeout = timeout
         self._answers: dict[str, asyncio.Future[bytes | None]] = {}
 
     async def observe(self, what: str) -> bytes:
-        """Return what the master says."""
+        """Return the master's answer to a query."""
         answer = self._answers.get(what)
         if answer is None:
             answer = self._answers[what] = self._loop.create_future()
-            if self._ask(what):
-                self._loop.call_later(self._patience, self._settle, what, answer, None)
+            if self._send(what):
+                self._loop.call_later(self._timeout, self._settle, what, answer, None)
             else:
                 self._settle(what, answer, None)
         text = await asyncio.shield(answer)
@@ -43,17 +43,17 @@ class Observer:
         return text
 
     def answered(self, what: str, text: str | None = None, file: int | None = None) -> None:
-        """Take an answer. A long one is a file, which all workers share, and so its position; it
-        does not come where there is no free descriptor.
+        """Take an answer. A long one is a file, whose position all workers share; it does not
+        arrive where no descriptor is free.
         """
-        told = None if text is None else text.encode()
+        answer = None if text is None else text.encode()
         if file is not None:
-            told = os.pread(file, os.fstat(file).st_size, 0)
+            answer = os.pread(file, os.fstat(file).st_size, 0)
             os.close(file)
-        if told is not None and what in self._answers:
-            self._settle(what, self._answers[what], told)
+        if answer is not None and what in self._answers:
+            self._settle(what, self._answers[what], answer)
 
     def _settle(self, what: str, answer: asyncio.Future[bytes | None], text: bytes | None) -> None:
         if not answer.done():
             answer.set_result(text)
-            self._loop.call_later(SHARED, self._answers.pop, what, None)
+            self._loop.call_later(ANSWER_LIFETIME, self._answers.pop, what, None)

@@ -26,7 +26,7 @@ from superd.plugin.service import (
     model_of,
 )
 
-Talk = Coroutine[Any, Any, None]
+HandlerCoroutine = Coroutine[Any, Any, None]
 
 
 class PausableListener(Protocol):
@@ -43,9 +43,9 @@ class PausableListener(Protocol):
 class WorkerService:
     """What every connection and datagram of a service shares. `counts` is indexed by `Count`.
 
-    The methods that serve are looked up once; those that the plugin does not have, or that the
-    model of the entry has no use for, are None. `waiting` has the acceptors that poll no more
-    because a limit is reached.
+    The plugin's methods are looked up once; those that the plugin does not have, or that the model
+    of the entry does not use, are None. `acceptors` has all of the service's acceptors, and
+    `waiting` those that do not poll because a limit is reached.
     """
 
     name: str
@@ -56,9 +56,9 @@ class WorkerService:
     records: ServiceRecords
     relay: Callable[[socket.SocketType, Relayed], Relay] | None
     protocol: Callable[[Connection], asyncio.Protocol] | None
-    stream: Callable[[Connection], Talk] | None
+    stream: Callable[[Connection], HandlerCoroutine] | None
     blocking: Callable[[BlockingConnection], object] | None
-    takeover: Callable[[socket.socket, Connection], Talk] | None
+    takeover: Callable[[socket.socket, Connection], HandlerCoroutine] | None
     respond: Callable[[Request], bytes] | None
     relay_datagrams: Callable[[RelayedDatagrams], DatagramRelay] | None
     datagram: Callable[[Request], bytes | None] | None
@@ -67,7 +67,7 @@ class WorkerService:
     acceptors: list[PausableListener] = field(default_factory=list)
 
     def resume(self) -> None:
-        """Have clients that wait looked at again: there may be room."""
+        """Poll the listeners again that waited for a slot: one may be free."""
         for acceptor in tuple(self.waiting):
             acceptor.start()
 

@@ -1,8 +1,8 @@
-"""What a coroutine reads from: input that has come and is not yet asked for.
+"""The read buffer of a coroutine: input that was received and not yet read.
 
-Runs in the worker, on the loop. Holds what the loop read at once, or one line: then the client
-waits.
-Raises LineTooLong, and ConnectionResetError where the connection broke before the input ended.
+Runs in the worker, on the loop. Holds what the loop has read at once, or one line, and stops
+reading until the coroutine has taken it. Raises LineTooLong, and ConnectionResetError where the
+connection broke before the end of the input.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import asyncio
 
 from superd.plugin.connection import LineTooLong, check_limit
 
-HIGH_WATER = 16 * 1024  # bytes that wait to be asked for; with more, no more is read
+HIGH_WATER = 16 * 1024  # bytes; with more in the buffer, the transport stops reading
 
 
 class ReadBuffer(asyncio.Protocol):
-    """Turns the calls of a transport into something to await; one reader at a time."""
+    """Turns the calls of a transport into awaitable reads; one reader at a time."""
 
     __slots__ = ("_buffer", "_ended", "_lost", "_paused", "_reader", "_transport", "_writer")
 
@@ -72,19 +72,19 @@ class ReadBuffer(asyncio.Protocol):
             await self._more()
 
     async def drained(self) -> None:
-        """Wait until the transport can take more; several may wait."""
+        """Wait until the transport accepts more; several coroutines may wait."""
         while self._paused and self._lost is None:
             if self._writer is None or self._writer.done():
                 self._writer = asyncio.get_running_loop().create_future()
-            await asyncio.wait((self._writer,))  # one that is cancelled leaves it to the others
+            await asyncio.wait((self._writer,))  # not cancelled with one that waits
         if self._lost is not None:
-            raise ConnectionResetError("the client has gone") from self._lost
+            raise ConnectionResetError("the client has closed the connection") from self._lost
 
     async def _more(self) -> None:
         if self._reader is not None and not self._reader.done():
             raise RuntimeError("another coroutine reads from this connection already")
         if self._lost is not None:
-            raise ConnectionResetError("the client has gone") from self._lost
+            raise ConnectionResetError("the client has closed the connection") from self._lost
         self._transport.resume_reading()
         self._reader = asyncio.get_running_loop().create_future()
         await self._reader

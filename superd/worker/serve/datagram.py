@@ -1,8 +1,9 @@
-"""Datagrams: udp and unixgram. Reads a bounded number per wake-up, answers from where it was asked.
+"""Datagrams of udp and unixgram: reads a bounded number per wake-up, and answers from the address
+that the client has sent to.
 
-Runs in the worker, on the loop. Never answers what the reflection guard refuses, nor with more
-bytes than the request had unless the entry says so. What a plugin raises is reported and costs
-that datagram only. Never raises.
+Runs in the worker, on the loop. Never answers a datagram that the reflection guard refuses. Never
+answers with more bytes than the request had, unless the entry allows it. What a plugin raises is
+reported and costs that datagram only. Never raises.
 """
 
 from __future__ import annotations
@@ -22,28 +23,30 @@ from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count, refusal_column
 from superd.net import pktinfo
 from superd.net.addresses import Address
-from superd.net.pktinfo import LocalAddress, local_address
+from superd.net.pktinfo import LocalAddress
 from superd.observe.connections import safe
 from superd.observe.records import Record
 from superd.plugin.service import Request
 from superd.worker.runtime.accounting import endpoint_text
 from superd.worker.runtime.context import Context
-from superd.worker.runtime.scratch import LARGEST, SCRATCH
+from superd.worker.runtime.scratch import SCRATCH, SCRATCH_SIZE
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.session import report_failure
 
-BATCH = 64  # datagrams per wake-up: the others' turn comes before a flood is over
-PAUSE = 0.1  # seconds, after an error that is not expected to pass at once
-LAST_BATCHES = 64  # more than a socket's buffer holds
-LARGEST_ANSWER = 65507
-DESTINATIONS = 1024  # addresses of ours that are remembered
+MAX_BATCH = 64  # datagrams per wake-up, so that a flood does not starve other sockets
+ERROR_PAUSE = 0.1  # seconds without polling after an error that is not transient
+MAX_FINAL_BATCHES = 64  # of pending datagrams while draining; more than a socket's buffer holds
+MAX_ANSWER_SIZE = 65507  # bytes, of udp over IPv4
+MAX_CACHED_LOCAL_ADDRESSES = 1024  # addresses of ours
 
-# A worker that shares the socket may have made it blocking. With MSG_TRUNC the size is told of a
-# datagram that did not fit.
-READING = socket.MSG_DONTWAIT | socket.MSG_TRUNC
+# A worker that shares the socket may have made it blocking. With MSG_TRUNC the kernel returns the
+# whole size of a datagram that did not fit.
+RECEIVE_FLAGS = socket.MSG_DONTWAIT | socket.MSG_TRUNC
 
-# recv(2): these are about an earlier answer and pass with the telling
-TOLD = frozenset((errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EINTR))
+# errors of recv(2) about an earlier answer, each of which the kernel reports once
+TRANSIENT_RECEIVE_ERRNOS = frozenset(
+    (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EINTR)
+)
 
 # as plain numbers: they are used for each datagram
 _DATAGRAMS = int(Count.DATAGRAMS)
@@ -54,7 +57,7 @@ _BYTES_OUT = int(Count.BYTES_OUT)
 
 
 class DatagramListener(ABC):
-    """Reads from one bound socket, and sends what is answered from where it was asked."""
+    """Reads from one bound socket, and answers from the address that the client has sent to."""
 
     def __init__(
         self,
@@ -70,99 +73,103 @@ class DatagramListener(ABC):
         self.sock = sock
         self.transport = address.transport
         self.is_unix = address.transport.is_unix
-        self.asks_destination = address.is_wildcard and not self.is_unix
-        self.stopped = False
+        self.needs_local_address = address.is_wildcard and not self.is_unix
+        self.is_stopped = False
         self.bound = LocalAddress(address, self.is_unix or is_single_host(address.host))
-        self.destination = lru_cache(DESTINATIONS)(partial(local_address, address))
+        self.local_address_of = lru_cache(MAX_CACHED_LOCAL_ADDRESSES)(
+            partial(pktinfo.local_address, address)
+        )
         self.guard = guard if service.entry.reflection_guard else None
         self.set_up()
 
     @abstractmethod
     def set_up(self) -> None:
-        """Make what `serve` needs."""
+        """Initialise what `serve` needs."""
 
     def start(self) -> None:
         """Poll the socket."""
-        if not self.stopped:
+        if not self.is_stopped:
             self.context.loop.add_reader(self.sock, self.receive)
 
     def stop(self) -> None:
-        """Take what has come, then poll no more and let go of the socket."""
-        self.stopped = True
+        """Serve the pending datagrams, then close the socket in this worker."""
+        self.is_stopped = True
         self.context.loop.remove_reader(self.sock)
-        for _ in range(LAST_BATCHES):
+        for _ in range(MAX_FINAL_BATCHES):
             if not self.receive():
                 break
-        self.let_go()
+        self.close()
 
-    def let_go(self) -> None:
-        """Close the socket here."""
+    def close(self) -> None:
+        """Close the socket in this worker."""
         self.sock.close()
 
     def receive(self) -> bool:
-        """Take datagrams until none waits, but no more than BATCH; tell whether more may wait."""
-        taken = answered = bytes_in = bytes_out = 0
+        """Serve pending datagrams, at most MAX_BATCH; return whether more may be pending."""
+        received = answered = bytes_in = bytes_out = 0
         if self.context.heartbeat.wants_beat:
-            self.context.heartbeat.quicken()
-        for _ in range(BATCH):
+            self.context.heartbeat.speed_up()
+        for _ in range(MAX_BATCH):
             try:
-                if self.asks_destination:
+                if self.needs_local_address:
                     size, ancillary, _, peer = self.sock.recvmsg_into(
-                        (SCRATCH,), pktinfo.ANCILLARY_BYTES, READING
+                        (SCRATCH,), pktinfo.ANCILLARY_BYTES, RECEIVE_FLAGS
                     )
-                    asked = self.destination(tuple(ancillary))
+                    local = self.local_address_of(tuple(ancillary))
                 else:
-                    size, peer = self.sock.recvfrom_into(SCRATCH, 0, READING)
-                    asked = self.bound
+                    size, peer = self.sock.recvfrom_into(SCRATCH, 0, RECEIVE_FLAGS)
+                    local = self.bound
             except BlockingIOError:
                 break
             except OSError as error:
                 self._report_error(error)
-                if error.errno in TOLD:
+                if error.errno in TRANSIENT_RECEIVE_ERRNOS:
                     continue
                 self._pause()
                 break
-            taken += 1
+            received += 1
             bytes_in += size
-            sent = self.serve(size, peer, asked)
+            sent = self.serve(size, peer, local)
             if sent is not None:
                 answered += 1
                 bytes_out += sent
-        self.service.counts[_DATAGRAMS] += taken
+        self.service.counts[_DATAGRAMS] += received
         self.count(bytes_in, answered, bytes_out)
-        return taken == BATCH
+        return received == MAX_BATCH
 
     @abstractmethod
-    def serve(self, size: int, peer: Any, asked: LocalAddress) -> int | None:
-        """Go on with what has been read into SCRATCH; return the size of an answer, if any."""
+    def serve(self, size: int, peer: Any, local: LocalAddress) -> int | None:
+        """Serve the datagram in SCRATCH; return the size of the answer, if any."""
 
     def count(self, bytes_in: int, answered: int, bytes_out: int) -> None:
-        """Add to the counters what a batch of datagrams came to."""
+        """Add the sums of a batch of datagrams to the counters."""
         counts = self.service.counts
         counts[_BYTES_IN] += bytes_in
         counts[_ANSWERS] += answered
         counts[_BYTES_OUT] += bytes_out
 
-    def guarded(self, size: int, peer: Any, asked: LocalAddress) -> Refusal | None:
-        """Return why nobody at all may answer a datagram."""
+    def guarded(self, size: int, peer: Any, local: LocalAddress) -> Refusal | None:
+        """Return why a datagram must not be answered, whatever the service is; None if it may."""
         if self.guard is not None:
             if not self.is_unix:
-                return self.guard.refusal(peer[0], peer[1], asked.is_unicast)
+                return self.guard.refusal(peer[0], peer[1], local.is_unicast)
             if (refusal := self.guard.unix_refusal(peer)) is not None:
                 return refusal
-        return Refusal.TOO_LONG if size > LARGEST else None
+        return Refusal.TOO_LONG if size > SCRATCH_SIZE else None
 
     def _pause(self) -> None:
-        """Leave the socket alone for a while: polling would only spin."""
+        """Stop polling for a while: the loop would only spin."""
         self.context.check_listeners()
         self.context.loop.remove_reader(self.sock)
-        self.context.loop.call_later(PAUSE, self.start)
+        self.context.loop.call_later(ERROR_PAUSE, self.start)
 
-    def send(self, answer: bytes | memoryview, peer: Any, asked: LocalAddress) -> int | None:
-        """Send a datagram from where it was asked for; return its size, None if it is lost."""
+    def send(self, answer: bytes | memoryview, peer: Any, local: LocalAddress) -> int | None:
+        """Send an answer from the address that the client has sent to; return its size, None if it
+        could not be sent.
+        """
         try:
-            if asked.control:
-                return self.sock.sendmsg((answer,), asked.control, socket.MSG_DONTWAIT, peer)
+            if local.control:
+                return self.sock.sendmsg((answer,), local.control, socket.MSG_DONTWAIT, peer)
             return self.sock.sendto(answer, socket.MSG_DONTWAIT, peer)
         except OSError as error:
             self._not_sent(error, peer)
@@ -170,17 +177,18 @@ class DatagramListener(ABC):
 
     def _not_sent(self, error: OSError, peer: Any) -> None:
         if error.errno == errno.EPIPE and not self.is_unix:
-            # Somebody shut the socket down for sending. The master sees only that for receiving.
+            # Another process has shut the socket down for sending. The master detects, and repairs,
+            # only a shutdown for receiving.
             with contextlib.suppress(OSError):
                 self.sock.shutdown(socket.SHUT_RD)
-        self.refuse(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
+        self.log_refusal(Refusal.SEND, peer, f" ({os.strerror(error.errno or 0)})")
 
-    def turn_away(self, refusal: Refusal, peer: Any, asked: LocalAddress) -> None:
+    def record_refusal(self, refusal: Refusal, peer: Any, local: LocalAddress) -> None:
         self.service.counts[refusal_column(refusal)] += 1
         where = endpoint_text(self.transport, peer)
-        self.service.records.refused(where, safe(str(asked.address)), refusal.value)
+        self.service.records.refused(where, safe(str(local.address)), refusal.value)
 
-    def refuse(self, refusal: Refusal, peer: Any, why: str = "") -> None:
+    def log_refusal(self, refusal: Refusal, peer: Any, why: str = "") -> None:
         self.service.counts[refusal_column(refusal)] += 1
         where = Address.from_sockaddr(self.transport, peer).endpoint
         message = f"datagram not answered: {refusal.value}{why}"
@@ -195,42 +203,42 @@ class DatagramListener(ABC):
 
 
 class DatagramResponder(DatagramListener):
-    """Has a plugin answer each datagram at once."""
+    """Answers each datagram at once, with the plugin's `datagram` or `respond`."""
 
     def set_up(self) -> None:
         service = self.service
         handle = service.datagram or service.respond
         assert handle is not None
         self.handle: Callable[[Request], bytes | None] = handle
-        self.handled_by = "datagram" if service.datagram else "respond"
+        self.method = "datagram" if service.datagram else "respond"
         self.gate = service.gate if service.gate.has_rules else None
         self.amplify = service.entry.amplify or self.is_unix
 
-    def serve(self, size: int, peer: Any, asked: LocalAddress) -> int | None:
-        refusal = self.guarded(size, peer, asked)
+    def serve(self, size: int, peer: Any, local: LocalAddress) -> int | None:
+        refusal = self.guarded(size, peer, local)
         if refusal is not None:
-            self.refuse(refusal, peer)
+            self.log_refusal(refusal, peer)
             return None
         if self.gate is not None:
             refusal = self.gate.admit_datagram(NOBODY_KNOWN if self.is_unix else peer[0])
             if refusal is not None:
-                self.turn_away(refusal, peer, asked)
+                self.record_refusal(refusal, peer, local)
                 return None
-        room = max(size, LARGEST_ANSWER) if self.amplify else size
+        room = max(size, MAX_ANSWER_SIZE) if self.amplify else size
         data = SCRATCH[:size].tobytes()
         try:
-            answer = self.handle(Request(data, room, self.transport, peer, asked.address))
+            answer = self.handle(Request(data, room, self.transport, peer, local.address))
             if answer is None:
                 return None
             if not isinstance(answer, bytes):
-                text = f"{self.handled_by}() returned {type(answer).__name__}, not bytes"
+                text = f"{self.method}() returned {type(answer).__name__}, not bytes"
                 raise TypeError(text)
             if len(answer) <= room and peer:
-                return self.send(answer, peer, asked)
+                return self.send(answer, peer, local)
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             self._contain(error, peer)
             return None
-        self.refuse(Refusal.AMPLIFICATION if peer else Refusal.UNNAMED, peer)
+        self.log_refusal(Refusal.AMPLIFICATION if peer else Refusal.UNNAMED, peer)
         return None
 
     def _contain(self, error: BaseException, peer: Any) -> None:

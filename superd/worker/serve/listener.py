@@ -1,9 +1,9 @@
-"""Services whose plugin has the listening or datagram socket itself for a time: `wait = true`.
+"""Services whose plugin gets the listening or datagram socket itself for a while: `wait = true`.
 
-Runs in the worker, on the loop. Polls while nobody has the socket, and no more until the plugin has
-returned; only one has it at a time, in all workers. Never spins: a datagram that started nothing is
-thrown away, and who ends at once again and again while somebody waits is made to pause. Never
-raises.
+Runs in the worker, on the loop. Polls the socket until a client is pending, then hands it to the
+plugin, and polls again once the plugin has returned. At most one plugin in all workers has it at a
+time. Never spins: a datagram for which the plugin failed is discarded, and a plugin that returns
+quickly many times in a row, while clients are pending, is paused. Never raises.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from superd.worker.runtime.scratch import SCRATCH
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.session import report_failure
 
-QUICK = 1.0  # seconds: who has ended by then has hardly done anything
-AT_ONCE = 0.1  # seconds: what waits so soon after an end may be what waited before
-MOST_QUICK = 10  # short runs that follow each other at once, and then a pause
-PAUSE = 10.0
-NEXT = 0.05  # seconds until the next look where several may have a datagram socket at once
+SHORT_RUN = 1.0  # seconds; a shorter run has probably served no client
+FOLLOW_UP_TIME = 0.1  # seconds; a client pending so soon after a run may be the one before
+MAX_SHORT_RUNS = 10  # that follow each other at once, before the plugin is paused
+SHORT_RUN_PAUSE = 10.0  # seconds
+SHARED_POLL_INTERVAL = 0.05  # seconds, where several runs may have a datagram socket at once
 
 _ACCEPTED = int(Count.ACCEPTED)
 _DATAGRAMS = int(Count.DATAGRAMS)
@@ -45,18 +45,18 @@ class Run:
     """One time that a plugin has the socket."""
 
     number: int
-    where: str  # whose datagram is the first, if it is one
+    peer: str  # that has sent the first datagram; "" for a listening socket
     ends: str
     began: float
-    follows: bool  # at once, upon another run
+    follows: bool  # whether it began right after another run
     task: asyncio.Task[None] | None = None
-    end: End | None = None  # the first reason there was, of which a cancellation may be one
+    end: End | None = None  # the first reason to end, which may be a cancellation
     outcome: str = ""
     pause: float = 0.0
 
 
 class ListenerHandoff:
-    """One socket of such a service."""
+    """Hands one socket of such a service to its plugin."""
 
     def __init__(
         self, context: Context, service: WorkerService, address: Address, sock: socket.socket
@@ -67,24 +67,24 @@ class ListenerHandoff:
         self.sock = sock
         self.is_datagram = address.transport.is_datagram
         self.runs: set[Run] = set()
-        self.stopped = False
-        self.quick = 0
-        self.ended_at = float("-inf")  # by the loop's time, the last run
+        self.is_stopped = False
+        self.short_runs = 0  # in a row
+        self.ended_at = float("-inf")  # when the last run ended, by the loop's time
 
     def start(self) -> None:
         """Poll the socket."""
-        if not self.stopped:
-            self.context.loop.add_reader(self.sock, self._ready)
+        if not self.is_stopped:
+            self.context.loop.add_reader(self.sock, self._on_readable)
 
     def stop(self) -> None:
-        """Poll no more; who has the socket may finish."""
-        self.stopped = True
+        """Stop polling; a plugin that has the socket may finish."""
+        self.is_stopped = True
         self.context.loop.remove_reader(self.sock)
         if not self.runs:
             self.sock.close()
 
     def cancel(self, end: End, number: int | None = None) -> bool:
-        """End the run of this number, or all of them; tell whether there was any."""
+        """Cancel the run of this number, or all runs; return whether there was any."""
         found = [run for run in self.runs if number in (None, run.number)]
         for run in found:
             run.end = run.end or end
@@ -92,7 +92,7 @@ class ListenerHandoff:
                 run.task.cancel()
         return bool(found)
 
-    def _ready(self) -> None:
+    def _on_readable(self) -> None:
         peer = self._first_peer() if self.is_datagram else None
         if self.is_datagram:
             if peer is None:
@@ -102,47 +102,47 @@ class ListenerHandoff:
                 self._refuse(refusal, peer)
                 return
         if self.service.entry.wait and (delay := self.service.gate.reserve()):
-            self._poll_again_in(delay / 1e9)
+            self._resume_in(delay / 1e9)
             return
         self.context.loop.remove_reader(self.sock)
-        run = self._begun(peer)
+        run = self._begin(peer)
         self.runs.add(run)
         run.task = self.context.loop.create_task(self._run(run, peer))
         run.task.add_done_callback(partial(self._ended, run))
         if not self.service.entry.wait:
-            self._poll_again_in(NEXT)
+            self._resume_in(SHARED_POLL_INTERVAL)
 
     def _first_peer(self) -> Any:
-        """Return who has sent the datagram that waits; None where there is none after all."""
+        """Return the sender of the pending datagram; None if there is none after all."""
         try:
             return self.sock.recvfrom(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)[1] or ()
         except OSError:
-            return None  # it was about an earlier answer, and is told once
+            return None  # an error of an earlier answer, which the kernel reports once
 
     def _refuse(self, refusal: Refusal, peer: Any) -> None:
-        self._throw_away()
+        self._discard_datagram()
         self.service.counts[refusal_column(refusal)] += 1
         where = endpoint_text(self.address.transport, peer)
         self.service.records.refused(where, safe(str(self.address)), refusal.value)
 
-    def _throw_away(self) -> None:
+    def _discard_datagram(self) -> None:
         with contextlib.suppress(OSError):
             self.sock.recv_into(SCRATCH, 0, socket.MSG_DONTWAIT)
 
-    def _poll_again_in(self, seconds: float) -> None:
+    def _resume_in(self, seconds: float) -> None:
         self.context.loop.remove_reader(self.sock)
         self.context.loop.call_later(seconds, self.start)
 
-    def _begun(self, peer: Any) -> Run:
-        """Book a run, before the plugin has begun."""
+    def _begin(self, peer: Any) -> Run:
+        """Account for a run, before the plugin runs."""
         context, service = self.context, self.service
         number, now = context.accounting.next_number(), context.loop.time()
-        where = "" if peer is None else endpoint_text(self.address.transport, peer)
-        ends = ends_of(context.accounting.id_of(number), where, safe(str(self.address)))
+        peer_text = "" if peer is None else endpoint_text(self.address.transport, peer)
+        ends = ends_of(context.accounting.id_of(number), peer_text, safe(str(self.address)))
         context.held += 1
         service.counts[_DATAGRAMS if self.is_datagram else _ACCEPTED] += 1
         service.records.accepted(ends)
-        return Run(number, where, ends, now, now - self.ended_at < AT_ONCE)
+        return Run(number, peer_text, ends, now, now - self.ended_at < FOLLOW_UP_TIME)
 
     async def _run(self, run: Run, peer: Any) -> None:
         context, service, address = self.context, self.service, self.address
@@ -150,12 +150,12 @@ class ListenerHandoff:
         connection = context.accounting.id_of(run.number)
 
         def log(level: Level, text: str) -> None:
-            context.report(Record(level, text, service.name, connection, run.where))
+            context.report(Record(level, text, service.name, connection, run.peer))
 
-        whose = None if peer is None else Address.from_sockaddr(address.transport, peer)
+        sender = None if peer is None else Address.from_sockaddr(address.transport, peer)
         end = End.SERVER
         try:
-            run.outcome = await service.listener(self.sock, Waiting(address, whose, log))
+            run.outcome = await service.listener(self.sock, Waiting(address, sender, log))
         except Unavailable as error:
             log("error", str(error))
             service.counts[_ERRORS] += 1
@@ -164,13 +164,13 @@ class ListenerHandoff:
             end = End.DRAIN
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             end = End.ERROR
-            report_failure(context, service, error, connection, whose or address)
+            report_failure(context, service, error, connection, sender or address)
         if end is End.ERROR and self.is_datagram:
-            self._throw_away()
+            self._discard_datagram()
         run.end = run.end or end
 
     def _ended(self, run: Run, _: asyncio.Task[None]) -> None:
-        """Strike a run off; also one that was cancelled before it began, so that nothing ran."""
+        """Account for the end of a run. Called also if it was cancelled before its first step."""
         context, service = self.context, self.service
         self.runs.discard(run)
         duration = context.accounting.count(service, run.began, 0, 0)
@@ -179,19 +179,22 @@ class ListenerHandoff:
         service.records.closed(run.ends, duration, None, None, end.value, run.outcome)
         if service.entry.wait:
             service.release(NO_SOURCE)
-        self._go_on(run, duration)
+        self._resume(run, duration)
         context.held -= 1
         context.end_if_drained()
 
-    def _go_on(self, run: Run, duration: float) -> None:
-        """Poll again, but not for ever for somebody who ends at once."""
+    def _resume(self, run: Run, duration: float) -> None:
+        """Poll again; after too many short runs in a row, pause first."""
         pause = run.pause
-        self.quick = 0 if duration >= QUICK else self.quick + 1 if run.follows else 1
-        if self.quick >= MOST_QUICK and not pause:
-            self.quick, pause = 0, PAUSE
-            text = f"it ended at once {MOST_QUICK} times in a row, and pauses for {PAUSE:.0f} s"
+        self.short_runs = 0 if duration >= SHORT_RUN else self.short_runs + 1 if run.follows else 1
+        if self.short_runs >= MAX_SHORT_RUNS and not pause:
+            self.short_runs, pause = 0, SHORT_RUN_PAUSE
+            text = (
+                f"it ended at once {MAX_SHORT_RUNS} times in a row, and pauses for"
+                f" {SHORT_RUN_PAUSE:.0f} s"
+            )
             self.context.report(Record("error", text, self.service.name))
-        if self.stopped:
+        if self.is_stopped:
             self.sock.close()
         elif self.service.entry.wait or pause:
-            self._poll_again_in(pause)
+            self._resume_in(pause)

@@ -1,7 +1,7 @@
-"""A transport for unixpacket (SOCK_SEQPACKET): each write is one packet, each packet one read.
+"""A transport for unixpacket (SOCK_SEQPACKET): each write is one packet, and so is each read.
 
-Runs in the worker, on the loop; asyncio's own transports know streams only. A lost connection is
-told to its protocol, as any transport does. Raises ValueError for a packet that is too long.
+Runs in the worker, on the loop; asyncio's own transports support streams only. Calls the protocol's
+`connection_lost` as any transport does. Raises ValueError for a packet that is too long.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ import os
 import socket
 from collections import deque
 
-from superd.worker.runtime.scratch import LARGEST, SCRATCH
+from superd.worker.runtime.scratch import SCRATCH, SCRATCH_SIZE
 
-HIGH_WATER = 64 * 1024
+HIGH_WATER = 64 * 1024  # bytes of unsent packets; above this, writing is paused
 
 
 class PacketTransport(asyncio.Transport):
     """Carries packets between a socket and an asyncio protocol.
 
-    An empty packet means the end. One that is too long breaks the connection: a part of a packet
-    means nothing.
+    An empty packet means end of file. A packet that is too long breaks the connection, since a part
+    of a packet has no meaning.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class PacketTransport(asyncio.Transport):
         self._reading = False
         self._eof = False
         self._closing = False
-        # what can be received can be sent, too
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LARGEST)
+        # so that any packet that can be received can be sent as well
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SCRATCH_SIZE)
         self.resume_reading()
         protocol.connection_made(self)
 
     def _readable(self) -> None:
         try:
-            # with MSG_TRUNC the size is told of a packet that did not fit
+            # with MSG_TRUNC the kernel returns the whole size of a packet that did not fit
             size = self._sock.recv_into(SCRATCH, 0, socket.MSG_TRUNC)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as error:
             self._lose(error)
             return
-        if size > LARGEST:
+        if size > SCRATCH_SIZE:
             self._lose(OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE)))
         elif size:
             self._protocol.data_received(SCRATCH[:size].tobytes())
@@ -64,8 +64,8 @@ class PacketTransport(asyncio.Transport):
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if self._closing or self._eof or not data:
             return
-        if len(data) > LARGEST:
-            raise ValueError(f"a packet has at most {LARGEST} bytes, not {len(data)}")
+        if len(data) > SCRATCH_SIZE:
+            raise ValueError(f"a packet has at most {SCRATCH_SIZE} bytes, not {len(data)}")
         if not self._unsent and self._send(bytes(data)):
             return
         if not self._unsent:

@@ -1,5 +1,5 @@
-"""Clients whose bytes a plugin carries itself: superd books, times and records them. Here are those
-of stream connections, and what those of datagrams have in common with them.
+"""Connections whose bytes a plugin relays itself, while superd counts, times and records them. Has
+stream connections, and what flows of datagrams have in common with them.
 
 Runs in the worker, on the loop. What the plugin raises at the start costs this connection only.
 Never raises.
@@ -16,7 +16,7 @@ from superd.worker.serve.session import SLOTS, Session
 
 
 class RelayingSession(Session, Relayed):
-    """What clients have in common that a plugin has a relay for."""
+    """What stream connections and flows with a relay have in common."""
 
     __slots__ = ()
 
@@ -39,25 +39,25 @@ class RelayingSession(Session, Relayed):
 
     def _cut(self) -> None:
         relay = self.relay
-        self._let_go()  # first, as cutting may call back
+        self._drop_relay()  # first, as cutting may call back
         if relay is not None:
             relay.cut()
 
-    def _let_go(self) -> None:
-        """Let go of the relay, which has us: a circle would wait for the garbage collector."""
+    def _drop_relay(self) -> None:
+        """Drop the relay, which refers to us: a cycle would wait for the garbage collector."""
         self.progress()
         self.relay = None
 
 
 class RelayedSession(RelayingSession):
-    """A connection that a plugin has a relay for."""
+    """A stream connection for which a plugin has a relay."""
 
     __slots__ = (*SLOTS, "relay", "sock")
 
     sock: socket.SocketType
 
-    def give(self, sock: socket.SocketType) -> None:
-        """Let the plugin have the socket; its calls are to say that they must not wait."""
+    def start(self, sock: socket.SocketType) -> None:
+        """Give the plugin the socket, which may block: its calls have to pass MSG_DONTWAIT."""
         self.sock, self.relay = sock, None
         relay = self.worker_service.relay
         assert relay is not None
@@ -75,7 +75,7 @@ class RelayedSession(RelayingSession):
 
     def ended(self, end: End) -> None:
         self.end = self.end or end
-        self._let_go()
+        self._drop_relay()
         self.leave()
 
     def abort(self) -> None:

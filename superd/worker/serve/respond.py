@@ -38,7 +38,7 @@ class Responder:
         self.kind = kind
 
     def dispatch(self, sock: socket.SocketType, sockaddr: Any, ticket: Ticket, local: str) -> None:
-        """Answer; a session is made only where the answer does not fit into the socket at once."""
+        """Answer; make a session only if the answer does not fit into the socket at once."""
         service = self.service
         try:
             answer = self.respond(Request(b"", UNLIMITED, self.kind, sockaddr, sock))
@@ -55,7 +55,7 @@ class Responder:
                 self._send_rest(sock, sockaddr, answer[sent:], ticket, local)
                 return
             sock.shutdown(socket.SHUT_WR)
-        except OSError:  # the client has gone
+        except OSError:  # the client has closed
             self.context.accounting.answered(service, self.kind, sockaddr, local, 0, End.RESET)
             close_socket(sock, service, ticket)
         else:
@@ -83,11 +83,11 @@ class Responder:
         whole = socket.socket(fileno=sock.detach())
         session = ProtocolSession()
         session.begin(self.context, self.service, self.kind, sockaddr, ticket, local)
-        advance(session.attach(whole, Remainder(rest)))
+        advance(session.attach(whole, RestSender(rest)))
 
 
-class Remainder(asyncio.Protocol):
-    """Sends what was left of an answer, and closes."""
+class RestSender(asyncio.Protocol):
+    """Sends the rest of an answer, and closes."""
 
     def __init__(self, rest: bytes) -> None:
         self.rest = rest

@@ -1,7 +1,8 @@
 """What a worker does for one of its services: see the methods of the same names in Service.
 
-Runs in the worker, once it serves. Never blocks; never raises but for a service that passes a
-connection on and is not tcpmux, or observes and is not metrics, and where observing fails.
+Runs in the worker, once it serves. Never blocks. Raises RuntimeError for a service that passes a
+connection on and is not tcpmux, or observes superd and is not metrics; TimeoutError where the
+master does not answer.
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from superd.plugin.relay import Poller
 from superd.plugin.service import Request
 from superd.worker.channel import Channel
 from superd.worker.runtime.context import Context
-from superd.worker.runtime.queries import Observer
+from superd.worker.runtime.queries import MasterQueries
 from superd.worker.serve.session import Session
-from superd.worker.serve.takeover import TakenSession
+from superd.worker.serve.takeover import TakeoverSession
 
 
 class ServerApi:
-    """Stands behind a service; `entrances` are where tcpmux passes connections on to."""
+    """The server as one service sees it. `entrances` are the sockets through which tcpmux passes
+    connections on, by service.
+    """
 
     def __init__(
         self,
@@ -37,7 +40,7 @@ class ServerApi:
         entrances: Mapping[str, socket.socket],
         ports: Mapping[Transport, frozenset[int]],
         records: ServiceRecords,
-        observer: Observer,
+        queries: MasterQueries,
     ) -> None:
         self._context = context
         self._channel = channel
@@ -46,7 +49,7 @@ class ServerApi:
         self._entrances = entrances
         self._ports = ports
         self._records = records
-        self._observer = observer
+        self._queries = queries
 
     def log(self, level: Level, text: str) -> None:
         self._context.report(Record(level, text, service=self.name))
@@ -84,8 +87,8 @@ class ServerApi:
 
     async def observe(self, what: str) -> bytes:
         if self._entry.plugin != METRICS:
-            raise RuntimeError(f"{self.name} is not there to tell of superd")
-        return await self._observer.observe(what)
+            raise RuntimeError(f"{self.name} cannot observe superd: its plugin is not {METRICS}")
+        return await self._queries.observe(what)
 
     def listens_on(self, transport: Transport, port: int) -> bool:
         return port in self._ports.get(transport, ())
@@ -95,6 +98,8 @@ class ServerApi:
 
     def pass_on(self, conn: Connection, name: str) -> bool:
         if name not in self._entrances:
-            raise RuntimeError(f"{self.name} has nobody to pass a connection on to")
-        assert isinstance(conn, TakenSession)
+            raise RuntimeError(
+                f"{self.name} cannot pass a connection on: no service listens on tcpmux://{name}"
+            )
+        assert isinstance(conn, TakeoverSession)
         return conn.pass_on(self._entrances[name])

@@ -46,8 +46,8 @@ class Session(AccountedConnection):
         ticket: Ticket,
         local: str,
     ) -> None:
-        """Enter the books. `sockaddr` is what accept(2) returned, as getpeername(2) may fail by
-        now; `local` is our own address, as the record has it.
+        """Start accounting for the connection. `sockaddr` is what accept(2) returned, as
+        getpeername(2) may fail by now; `local` is our own address, as the record has it.
         """
         self.context = context
         self.worker_service = service
@@ -74,7 +74,7 @@ class Session(AccountedConnection):
 
     @abstractmethod
     def raw_socket(self) -> socket.SocketType | None:
-        """Return the connection's socket, or what stands for it; None once it is closed."""
+        """Return the connection's socket or its equivalent; None once it is closed."""
 
     @abstractmethod
     def abort(self) -> None:
@@ -84,40 +84,40 @@ class Session(AccountedConnection):
     def finish(self) -> None:
         """Close after the plugin has returned."""
 
-    def run(self, talk: Coroutine[Any, Any, None]) -> None:
+    def run(self, handler: Coroutine[Any, Any, None]) -> None:
         """Run the plugin's coroutine for this connection, then finish."""
-        self.task = self.context.loop.create_task(self._contained(talk))
-        self.task.add_done_callback(partial(self._talked, talk))
+        self.task = self.context.loop.create_task(self._contained(handler))
+        self.task.add_done_callback(partial(self._handler_done, handler))
 
-    async def _contained(self, talk: Coroutine[Any, Any, None]) -> None:
+    async def _contained(self, handler: Coroutine[Any, Any, None]) -> None:
         try:
-            await talk
+            await handler
         except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
             if self.context.is_copy:
                 self._report(error)
             elif not self._is_expected(error):
                 self.contain(error)
         if self.context.is_copy:
-            os._exit(0)  # the plugin has forked, and both came back
+            os._exit(0)  # the plugin has forked, and its coroutine returned in both processes
 
-    def _talked(self, talk: Coroutine[Any, Any, None], _: asyncio.Task[None]) -> None:
-        """End the session; also one that was cancelled before it began, so that nothing ran."""
-        talk.close()
+    def _handler_done(self, handler: Coroutine[Any, Any, None], _: asyncio.Task[None]) -> None:
+        """End the session. Called also for a task that was cancelled before its first step."""
+        handler.close()
         self.task = None
         self.finish()
         if self.is_lost:
             self.leave()
 
     def _is_expected(self, error: BaseException) -> bool:
-        """Tell whether the plugin was cancelled from outside or its client has gone: no mistake."""
+        """Return whether the plugin was cancelled by superd, or its client broke the connection."""
         if isinstance(error, BaseExceptionGroup):
             return all(map(self._is_expected, error.exceptions))
         if isinstance(error, asyncio.CancelledError):
             return self.task is not None and self.task.cancelling() > 0
-        return isinstance(error, ConnectionError) and self.has_gone
+        return isinstance(error, ConnectionError) and self.is_broken
 
     @property
-    def has_gone(self) -> bool:
+    def is_broken(self) -> bool:
         """Whether the client has broken the connection."""
         return self.is_lost
 
@@ -126,7 +126,7 @@ class Session(AccountedConnection):
         self.end = self.end or End.ERROR
         try:
             self._report(error)
-        finally:  # without memory there is no report
+        finally:  # without memory there may be no report
             if isinstance(error, Unavailable):
                 self.finish()
             else:
@@ -151,7 +151,7 @@ class Session(AccountedConnection):
         self.context.report(Record(level, text, self.worker_service.name, self.id, where))
 
     def leave(self) -> None:
-        """Leave the books, once."""
+        """End accounting for the connection; further calls do nothing."""
         try:
             self.context.accounting.close(self)
         finally:  # without memory there may be no record
@@ -180,6 +180,6 @@ def report_failure(
 
 
 def count_failure(context: Context, service: WorkerService, record: Record, *kind: object) -> None:
-    """Count a failure, and log its record unless many of its kind have come."""
+    """Count a failure, and log its record unless many of its kind were logged already."""
     service.counts[_ERRORS] += 1
     context.flood_gate.report((service.name, *kind), record)

@@ -1,7 +1,7 @@
 """A connection served by an asyncio protocol, or by a coroutine, over an asyncio transport.
 
-Runs in the worker, on the loop. Stands between the transport and the plugin's protocol: counts
-bytes, contains what the plugin raises, and closes without losing an answer. Never raises.
+Runs in the worker, on the loop, between the transport and the plugin's protocol: counts bytes,
+contains what the plugin raises, and closes without losing an answer. Never raises.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from superd.worker.serve.buffer import ReadBuffer
 from superd.worker.serve.packets import PacketTransport
 from superd.worker.serve.session import SLOTS, Session
 
-PORTION = 64 * 1024  # the most that is read at once from a client that is not known
-KNOWN = 16 << 20  # bytes: more than the kernels would hold for a client that never reads
+CHUNK_SIZE = 64 * 1024  # bytes that are read at once from a client that may not be reading
+# bytes; a client that has sent more reads its answers, as the kernels' buffers hold less
+READING_CLIENT_BYTES = 16 << 20
 
-_PORTION = SCRATCH[:PORTION]
+_CHUNK = SCRATCH[:CHUNK_SIZE]
 
 
 class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
-    """Is the transport for the plugin, and the protocol for the loop."""
+    """The transport for the plugin, and the protocol for the loop."""
 
     __slots__ = (*SLOTS, "_ended", "_finishing", "_inner", "_timer", "_transport", "_write")
 
@@ -40,7 +41,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     async def attach(self, sock: socket.socket, inner: asyncio.Protocol | None = None) -> None:
         """Give the accepted socket to the loop, which then calls `connection_made`.
 
-        `inner` takes the place of what the plugin would make.
+        `inner` is used instead of a protocol that the plugin makes.
         """
         self._transport = self._timer = None
         self._inner = inner
@@ -60,9 +61,9 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = stream = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._write = stream.write
-        stream.set_write_buffer_limits(0)  # what the kernel does not take is enough to wait
+        stream.set_write_buffer_limits(0)  # pause writing as soon as the kernel's buffer is full
         if self._finishing:
-            stream.abort()  # its time was over before it began
+            stream.abort()  # it was expired before it began
             return
         service = self.worker_service
         try:
@@ -80,10 +81,10 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         size = len(data)
         self.received += size
-        if size > PORTION and self.received < KNOWN:
-            self._read_in_portions()
+        if size > CHUNK_SIZE and self.received < READING_CLIENT_BYTES:
+            self._read_in_chunks()
         if self._finishing:
-            return  # lingering: read only so that closing does not reset
+            return  # lingering: input is only read so that close(2) sends no reset
         try:
             self._inner.data_received(data)  # type: ignore[union-attr]  # set when it was made
         except BaseException as error:  # noqa: BLE001
@@ -107,24 +108,24 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
                 self.close()
         return True
 
-    def _read_in_portions(self) -> None:
+    def _read_in_chunks(self) -> None:
         if self._transport is not None and self.transport_kind is not Transport.UNIXPACKET:
-            self._transport.set_protocol(InPortions(self))
+            self._transport.set_protocol(ChunkedReader(self))
 
     def read_in_full(self) -> None:
         transport = self._transport
         if transport is not None:
             transport.set_protocol(self)
             if transport.get_write_buffer_limits() == (0, 0):  # the plugin has set none
-                transport.set_write_buffer_limits(PORTION)
+                transport.set_write_buffer_limits(CHUNK_SIZE)
 
     def pause_writing(self) -> None:
-        self._flow("pause_writing")
+        self._notify("pause_writing")
 
     def resume_writing(self) -> None:
-        self._flow("resume_writing")
+        self._notify("resume_writing")
 
-    def _flow(self, what: str) -> None:
+    def _notify(self, what: str) -> None:
         if self._inner is not None and not self._finishing:
             try:
                 getattr(self._inner, what)()
@@ -135,7 +136,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self._transport = None
         if exc is not None:
             self.end = self.end or End.RESET
-        self._write = _forget  # the transport's own would keep it alive
+        self._write = _discard  # the transport's own method would keep the transport alive
         if self._timer is not None:
             self._timer.cancel()
         try:
@@ -199,39 +200,39 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self._inner = protocol
 
     def close(self) -> None:
-        """Deliver what was written, say so, and read on a while: unread input would reset."""
+        """Deliver what was written and shut down, then linger: unread input would cause a reset."""
         transport = self._transport
         if self._finishing or transport is None:
             return
         self._finishing = True
-        self._write = _forget
+        self._write = _discard
         if self._ended:
             transport.close()
         else:
             try:
                 transport.write_eof()
-            except OSError:  # the client has gone
+            except OSError:  # the client has closed
                 transport.abort()
             transport.resume_reading()
         if not (self._ended and transport.get_write_buffer_size() == 0):
-            self._linger(transport.get_write_buffer_size(), patience=STALLED_CLIENT_TIMEOUT)
+            self._linger(transport.get_write_buffer_size(), time_left=STALLED_CLIENT_TIMEOUT)
 
-    def _linger(self, unsent: int, patience: float) -> None:
+    def _linger(self, unsent: int, time_left: float) -> None:
         wait = LINGER_TIMEOUT
-        self._timer = self.context.loop.call_later(wait, self._lingered, unsent, patience - wait)
+        self._timer = self.context.loop.call_later(wait, self._lingered, unsent, time_left - wait)
 
-    def _lingered(self, before: int, patience: float) -> None:
+    def _lingered(self, before: int, time_left: float) -> None:
         transport = self._transport
         assert transport is not None  # the timer ends with it
         unsent = transport.get_write_buffer_size()
         unsent += undelivered(transport.get_extra_info("socket"))
-        if before == unsent == 0 or patience <= 0:
-            self._break_off(transport)
+        if before == unsent == 0 or time_left <= 0:
+            self._cut(transport)
         else:
-            self._linger(unsent, patience if unsent == before else STALLED_CLIENT_TIMEOUT)
+            self._linger(unsent, time_left if unsent == before else STALLED_CLIENT_TIMEOUT)
 
-    def _break_off(self, transport: asyncio.Transport) -> None:
-        """Close at once; with a reset where that cuts short what was to be sent."""
+    def _cut(self, transport: asyncio.Transport) -> None:
+        """Close at once; with a reset if unsent output is lost."""
         if transport.get_write_buffer_size():
             reset_on_close(transport.get_extra_info("socket"))
         transport.abort()
@@ -258,7 +259,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self.end = self.end or end
         self._finishing = True
         if self._transport is not None:
-            self._break_off(self._transport)
+            self._cut(self._transport)
         if self.task is not None:
             self.task.cancel()
 
@@ -282,15 +283,15 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     @property
     def _read_buffer(self) -> ReadBuffer:
         if not isinstance(self._inner, ReadBuffer):
-            raise RuntimeError("a protocol is told of input by data_received; it cannot await it")
+            raise RuntimeError("a protocol gets its input by data_received, and cannot await it")
         return self._inner
 
 
-class InPortions(asyncio.BufferedProtocol):
-    """Stands between the loop and a session whose client sends much, and is not known to read.
+class ChunkedReader(asyncio.BufferedProtocol):
+    """Reads in chunks for a session whose client sends a lot and may not be reading.
 
-    Loops read up to 256 KiB at once, which a session has to hold where its client does not take
-    the answer. That is faster by a fifth, so a client that has taken a lot may have it.
+    Loops read up to 256 KiB at once, which the session has to hold if its client does not read the
+    answer. That is faster by a fifth, so a client that has proved to be reading gets it.
     """
 
     __slots__ = ("session",)
@@ -299,11 +300,11 @@ class InPortions(asyncio.BufferedProtocol):
         self.session = session
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _PORTION
+        return _CHUNK
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.session.data_received(_PORTION[:nbytes].tobytes())
-        if self.session.received >= KNOWN:
+        self.session.data_received(_CHUNK[:nbytes].tobytes())
+        if self.session.received >= READING_CLIENT_BYTES:
             self.session.read_in_full()
 
     def eof_received(self) -> bool:
@@ -320,9 +321,9 @@ class InPortions(asyncio.BufferedProtocol):
 
 
 def advance(attaching: Coroutine[asyncio.Future[object], None, None], _: object = None) -> None:
-    """Run `attach` as far as it gets, and on when what it awaits is done.
+    """Run `attach` until it awaits, and continue once that is done.
 
-    A task would do the same; making one takes a tenth of the time of a short connection.
+    A task would do the same, but making one takes a tenth of the time of a short connection.
     """
     try:
         awaited = attaching.send(None)
@@ -331,11 +332,11 @@ def advance(attaching: Coroutine[asyncio.Future[object], None, None], _: object 
     awaited.add_done_callback(partial(advance, attaching))
 
 
-def _forget(data: bytes | bytearray | memoryview) -> None:
-    """Take what is written to a lost connection, or after it was closed."""
+def _discard(data: bytes | bytearray | memoryview) -> None:
+    """Discard what is written to a lost connection, or after it was closed."""
 
 
 def _checked(protocol: object) -> asyncio.Protocol:
     if not isinstance(protocol, asyncio.Protocol):
-        raise TypeError(f"protocol() returned {protocol!r}, which is no asyncio.Protocol")
+        raise TypeError(f"protocol() returned {protocol!r}, which is not an asyncio.Protocol")
     return protocol

@@ -1,7 +1,7 @@
 """Connections whose raw socket a plugin takes over.
 
-Runs in the worker, on the loop. Where there are too few descriptors for the plugin to begin, its
-client waits. When the plugin has returned, what it sent is delivered and the socket closed. Never
+Runs in the worker, on the loop. A client waits while too few descriptors are free for the plugin to
+start. Once the plugin has returned, what it has sent is delivered and the socket closed. Never
 raises.
 """
 
@@ -29,26 +29,27 @@ from superd.worker.runtime.context import Context
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.session import SLOTS, Session
 
-RETRY = 0.05  # seconds until a client is tried again for whom there were no descriptors
-PAUSE = 2 * RETRY  # that others wait in the backlog: longer, so that none is accepted meanwhile
-GONE = select.POLLHUP | select.POLLERR
+RETRY_INTERVAL = 0.05  # seconds before a connection is retried for which descriptors were missing
+# seconds without polling then; longer, so that no other connection is accepted before the retry
+ACCEPT_PAUSE = 2 * RETRY_INTERVAL
+BROKEN = select.POLLHUP | select.POLLERR
 LINUX = sys.platform == "linux"
-TCP_INFO_SIZE = 136  # of struct tcp_info, up to tcpi_bytes_received (tcp(7))
+TCP_INFO_SIZE = 136  # bytes of struct tcp_info, up to tcpi_bytes_received (tcp(7))
 
-# states of tcp (tcp_states.h): the end of the stream has come from the client, or has got there;
-# it was counted as a byte
-END_HAS_COME = frozenset((6, 8, 9, 11))  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING
-END_HAS_GONE = frozenset((5, 6))  # FIN_WAIT2, TIME_WAIT
+# States of tcp (tcp_states.h) in which the client's FIN was received, or our own acknowledged: the
+# kernel counts each as a byte.
+FIN_RECEIVED = frozenset((6, 8, 9, 11))  # TIME_WAIT, CLOSE_WAIT, LAST_ACK, CLOSING
+FIN_ACKNOWLEDGED = frozenset((5, 6))  # FIN_WAIT2, TIME_WAIT
 
 
 def bytes_of(sock: socket.socket) -> tuple[int, int] | None:
-    """Return how many bytes came and went, as the kernel counts them for tcp on Linux."""
+    """Return the bytes received and sent, as the kernel counts them for tcp on Linux; else None."""
     if sock.family in (socket.AF_INET, socket.AF_INET6) and LINUX:
         with contextlib.suppress(OSError):
             info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_SIZE)
             sent, received = struct.unpack_from("@QQ", info, TCP_INFO_SIZE - 16)
             state = info[0]
-            return received - (state in END_HAS_COME), sent - (state in END_HAS_GONE)
+            return received - (state in FIN_RECEIVED), sent - (state in FIN_ACKNOWLEDGED)
     return None
 
 
@@ -61,7 +62,9 @@ def take_over(
     ticket: Ticket,
     local: str,
 ) -> None:
-    """Have the plugin take over a client; where it could not begin, this one and others wait."""
+    """Let the plugin take over a connection. If too few descriptors are free for it to start, retry
+    later, and leave pending connections in the backlog until then.
+    """
     try:
         if service.plugin.descriptors:
             _keep_free(context, sock, service.plugin.descriptors)
@@ -71,40 +74,40 @@ def take_over(
         context.flood_gate.report((service.name, error.errno), record)
         if error.errno == errno.EMFILE:
             context.check_descriptors()
-        again = partial(take_over, context, service, kind, sock, sockaddr, ticket, local)
-        service.pause(PAUSE)
-        context.hold(RETRY, again)
+        retry = partial(take_over, context, service, kind, sock, sockaddr, ticket, local)
+        service.pause(ACCEPT_PAUSE)
+        context.hold(RETRY_INTERVAL, retry)
         return
-    session = TakenSession()
+    session = TakeoverSession()
     session.begin(context, service, kind, sockaddr, ticket, local)
-    session.give(sock)
+    session.start(sock)
 
 
 def _keep_free(context: Context, sock: socket.socket, number: int) -> None:
-    """See that so many descriptors are left when the loop turns, whoever else is accepted until
-    then; OSError if not.
+    """Reserve so many descriptors until the loop turns, so that no other connection takes them
+    before the plugin starts. Raises OSError if they are not free.
     """
     with contextlib.ExitStack() as kept:
         for _ in range(number):
             kept.callback(os.close, os.dup(sock.fileno()))
-        os.close(os.dup(sock.fileno()))  # and one now: see `give`
+        os.close(os.dup(sock.fileno()))  # and one now: see `start`
         context.loop.call_soon(kept.pop_all().close)
 
 
-class TakenSession(Session, Connection):
-    """A connection that superd only books; the plugin reads and writes the socket itself."""
+class TakeoverSession(Session, Connection):
+    """A connection that superd only accounts for; the plugin reads and writes the socket itself."""
 
     __slots__ = (*SLOTS, "is_known", "kept", "sock")
 
     sock: socket.socket | None
     kept: socket.socket | None
-    is_known: bool  # what came and went
+    is_known: bool  # whether the counters are
 
-    def give(self, sock: socket.socket) -> None:
-        """Let the plugin have the socket, without the time-out that the listener has.
+    def start(self, sock: socket.socket) -> None:
+        """Give the plugin the socket, without the SO_RCVTIMEO that it has inherited.
 
-        Where the entry's time-outs ask what comes and goes, it is kept for them once more: a plugin
-        may close its own and leave the client to a program.
+        If the entry has time-outs that depend on traffic, a duplicate is kept for counting it: the
+        plugin may close its own and leave the client to a program.
         """
         self.sock, self.kept, self.is_known = sock, None, False
         entry, takeover = self.worker_service.entry, self.worker_service.takeover
@@ -127,7 +130,7 @@ class TakenSession(Session, Connection):
         return self.sock is None
 
     def progress(self) -> tuple[int, int]:
-        """Ask the kernel; where that does not tell, the connection counts as never idle."""
+        """Ask the kernel; where it does not count, the connection is never idle."""
         self._count()
         return self.passed or (1, int(self.context.loop.time() * 1000))
 
@@ -142,8 +145,8 @@ class TakenSession(Session, Connection):
         return next(found, None)
 
     def _count(self) -> None:
-        """Learn from the kernel how many bytes came and went, if it tells; the socket may be
-        elsewhere by now. What was known when it ended, or was cut, stays.
+        """Update the counters from the kernel, if it counts; the socket may be closed here by now.
+        The counters keep what they were when the connection ended, or was cut.
         """
         if self.sock is None or self.end not in (None, End.ERROR):
             return
@@ -153,24 +156,24 @@ class TakenSession(Session, Connection):
         self.received, self.sent = counted or (0, 0)
 
     @property
-    def has_gone(self) -> bool:
+    def is_broken(self) -> bool:
         sock = self._open
         if sock is None:
             return True
         poll = select.poll()
         poll.register(sock, 0)
-        return any(events & GONE for _, events in poll.poll(0))
+        return any(events & BROKEN for _, events in poll.poll(0))
 
     def finish(self) -> None:
         self._count()
         sock, self.sock = self.sock, None
-        self._let_go()
+        self._close_kept()
         if sock is None or sock.fileno() < 0:
-            return  # the plugin has closed it, or given it to somebody else
+            return  # the plugin has closed it, or given it to another process
         self.linger(sock)
 
     def expire(self, end: End) -> None:
-        """End the talk; the plugin may be at the socket just now, so it is closed after that."""
+        """Shut the socket down; close it after the plugin, which may be using it, has returned."""
         self._count()
         self.end = self.end or end
         if (sock := self._open) is not None:
@@ -185,21 +188,21 @@ class TakenSession(Session, Connection):
             reset_on_close(sock)
             sock.close()
         self.sock = None
-        self._let_go()
+        self._close_kept()
 
     def pass_on(self, entrance: socket.socket) -> bool:
-        """Have another service go on, which is to find it counted by nobody."""
+        """Pass the connection to another service, which counts it against its own limits."""
         assert self.sock is not None
         self.release_slots()
         try:
             pass_socket(entrance, self.sock)
         except OSError:
             return False
-        self._let_go()
+        self._close_kept()
         self.sock.close()
         return True
 
-    def _let_go(self) -> None:
+    def _close_kept(self) -> None:
         if self.kept is not None:
             self.kept.close()
             self.kept = None
@@ -208,16 +211,16 @@ class TakenSession(Session, Connection):
         self.finish()
 
     async def read(self, limit: int = 65536) -> bytes:
-        raise RuntimeError(_OWN)
+        raise RuntimeError(_USE_SOCKET)
 
     async def readline(self, limit: int = LONGEST_LINE) -> bytes:
-        raise RuntimeError(_OWN)
+        raise RuntimeError(_USE_SOCKET)
 
     async def send(self, data: bytes) -> None:
-        raise RuntimeError(_OWN)
+        raise RuntimeError(_USE_SOCKET)
 
     def send_eof(self) -> None:
-        raise RuntimeError(_OWN)
+        raise RuntimeError(_USE_SOCKET)
 
 
-_OWN = "the plugin has taken over the socket; it reads and writes there"
+_USE_SOCKET = "the plugin has taken over the socket; it reads and writes there"

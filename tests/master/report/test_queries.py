@@ -21,7 +21,7 @@ def test_a_worker_gets_a_text_of_any_length_and_cannot_change_it() -> None:
     with ours, theirs:
         assert child_of(ours).send_file("observe", file, what="metrics")
         os.close(file)
-        [message] = Channel(theirs, Threshold("debug")).heard()
+        [message] = Channel(theirs, Threshold("debug")).messages()
     taken = message.pop("file")
     assert message == {"kind": "observe", "what": "metrics"}
     assert os.pread(taken, 1 << 20, 0) == text
@@ -42,7 +42,7 @@ def test_a_worker_that_does_not_read_gets_only_a_few_files() -> None:
         while child.send_file("observe", file, what="metrics"):
             sent += 1
         assert 1 <= sent < 20
-        for message in Channel(theirs, Threshold("debug")).heard():
+        for message in Channel(theirs, Threshold("debug")).messages():
             os.close(message["file"])
         assert child.send_file("observe", file, what="metrics")
     os.close(file)

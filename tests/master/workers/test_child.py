@@ -18,7 +18,7 @@ import pytest
 from superd.master.workers.child import ALLOWANCE, Child, Throttle, reap
 from superd.process.forking import describe_exit, fork_child, reset_signals
 from superd.process.isolated import run_isolated
-from superd.worker.channel import LARGEST
+from superd.worker.channel import MAX_MESSAGE_SIZE
 from tests.master.children import child_of
 from tests.support.harness import until
 from tests.support.proc import descriptors, zombies
@@ -99,7 +99,7 @@ def test_a_batch_of_a_megabyte_is_refused(pair: tuple[Child, socket.socket]) -> 
         worker.send(batch)
         with pytest.raises(ValueError, match="events of another worker or service"):
             list(child.messages())
-    worker.send(batch[: LARGEST + 100])
+    worker.send(batch[: MAX_MESSAGE_SIZE + 100])
     with pytest.raises(ValueError, match="events of another worker or service"):
         list(child.messages())
 
@@ -131,7 +131,7 @@ def test_an_invalid_message_is_refused(pair: tuple[Child, socket.socket], garbag
 
 def test_a_message_that_is_too_long_is_refused(pair: tuple[Child, socket.socket]) -> None:
     child, worker = pair
-    worker.send(json.dumps({"kind": "x" * LARGEST}).encode())
+    worker.send(json.dumps({"kind": "x" * MAX_MESSAGE_SIZE}).encode())
     with pytest.raises(ValueError, match="not JSON"):
         list(child.messages())
 

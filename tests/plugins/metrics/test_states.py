@@ -234,7 +234,7 @@ def test_only_metrics_may_ask_and_a_worker_that_does_nevertheless_is_ended(
         f"{find}try:\n    me.observe('metrics').send(None)\nexcept RuntimeError as error:\n"
         "    result = str(error)",
     )
-    assert refused == "inside is not there to tell of superd"
+    assert refused == "inside cannot observe superd: its plugin is not metrics"
     inside(superd, "inside", f"{find}result = me._server._channel.observe('metrics')")
     superd.wait_for_log(f"worker {worker} sent an invalid message: .* serves no metrics")
     until(lambda: superd.workers("other") not in ([], [worker]), "its successor")

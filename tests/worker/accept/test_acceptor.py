@@ -1,4 +1,4 @@
-"""The acceptor: which errors of accept(2) it passes over, and which make it pause."""
+"""The acceptor: which errors of accept(2) it skips, and which make it pause."""
 
 from __future__ import annotations
 
@@ -20,20 +20,25 @@ from superd.admission.rules import Rules
 from superd.admission.scoreboard import Count
 from superd.net.addresses import Address, Transport
 from superd.observe.records import FloodGate, Record
-from superd.worker.accept.acceptor import BATCH, LONGEST_PAUSE, NEXT, Acceptor
+from superd.worker.accept.acceptor import (
+    MAX_BATCH,
+    MAX_ERROR_PAUSE,
+    TRANSIENT_ACCEPT_ERRNOS,
+    Acceptor,
+)
 
 PAUSING = [errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EINVAL, errno.EBADF]
 
 
 class Listener:
-    """A listening socket of which each accept does what was said beforehand."""
+    """A listening socket whose accepts have the outcomes that a test lists."""
 
     family, type, proto = socket.AF_INET, socket.SOCK_STREAM, 0
 
     def __init__(self, *outcomes: int | str) -> None:
         self.outcomes = deque(outcomes)
         self.is_closed = False
-        self.event = os.eventfd(1)  # always readable, as if somebody always waited
+        self.event = os.eventfd(1)  # always readable, as if a client were always pending
 
     def fileno(self) -> int:
         return self.event
@@ -54,7 +59,7 @@ class Listener:
 
 
 class Loop:
-    """Notes who is polled, and what is to be called later."""
+    """Notes the callback of the polled listener, and the calls that are scheduled."""
 
     def __init__(self) -> None:
         self.polled: Callable[[], Any] | None = None
@@ -77,7 +82,7 @@ class Bench:
     def __init__(self, *outcomes: int | str) -> None:
         self.listener, self.loop = Listener(*outcomes), Loop()
         self.log: list[Record] = []
-        self.taken: list[str] = []
+        self.dispatched: list[str] = []
         context: Any = SimpleNamespace(
             loop=self.loop,
             flood_gate=FloodGate(self.log.append),
@@ -103,28 +108,28 @@ class Bench:
         listener: Any = self.listener
         make: Any = lambda *_: None  # noqa: E731
         address = Address(Transport.TCP, "127.0.0.1")
-        self.acceptor = Acceptor(context, service, address, listener, self.take, make)
+        self.acceptor = Acceptor(context, service, address, listener, self.dispatch, make)
         self.acceptor.start()
 
-    def take(self, _: Any, sockaddr: tuple[str, int], ticket: Ticket, _local: str) -> None:
+    def dispatch(self, _: Any, sockaddr: tuple[str, int], ticket: Ticket, _local: str) -> None:
         assert ticket == NO_SOURCE
-        self.taken.append(sockaddr[0])
+        self.dispatched.append(sockaddr[0])
 
 
-@pytest.mark.parametrize("number", sorted(NEXT), ids=errno.errorcode.__getitem__)
-def test_an_error_of_one_connection_is_passed_over(number: int) -> None:
+@pytest.mark.parametrize("number", sorted(TRANSIENT_ACCEPT_ERRNOS), ids=errno.errorcode.__getitem__)
+def test_an_error_of_one_connection_is_skipped(number: int) -> None:
     bench = Bench("first", number, "second")
     bench.acceptor.accept()
-    assert bench.taken == ["first", "second"]
+    assert bench.dispatched == ["first", "second"]
     assert bench.loop.polled is not None
     assert errno.errorcode[number] in bench.log[0].message
 
 
 @pytest.mark.parametrize("number", PAUSING, ids=errno.errorcode.__getitem__)
-def test_any_other_error_pauses_and_leaves_those_who_wait(number: int) -> None:
+def test_any_other_error_pauses_and_leaves_pending_clients_in_the_backlog(number: int) -> None:
     bench = Bench("first", number, "second")
     bench.acceptor.accept()
-    assert bench.taken == ["first"]
+    assert bench.dispatched == ["first"]
     assert bench.loop.polled is None
     assert not bench.listener.is_closed
     assert "cannot accept, clients wait" in bench.log[0].message
@@ -132,30 +137,30 @@ def test_any_other_error_pauses_and_leaves_those_who_wait(number: int) -> None:
     resume()
     assert bench.loop.polled is not None
     bench.acceptor.accept()
-    assert bench.taken == ["first", "second"]
+    assert bench.dispatched == ["first", "second"]
 
 
 def test_pauses_grow_to_a_quarter_of_a_second_and_start_again_after_a_success() -> None:
-    bench = Bench(*[errno.EMFILE] * 5, "at last", errno.EMFILE)
+    bench = Bench(*[errno.EMFILE] * 5, "accepted", errno.EMFILE)
     for _ in range(6):
         bench.acceptor.accept()
     delays = [delay for delay, _ in bench.loop.later]
-    assert delays == [0.05, 0.1, 0.2, LONGEST_PAUSE, LONGEST_PAUSE, 0.05]
-    assert LONGEST_PAUSE == 0.25
+    assert delays == [0.05, 0.1, 0.2, MAX_ERROR_PAUSE, MAX_ERROR_PAUSE, 0.05]
+    assert MAX_ERROR_PAUSE == 0.25
 
 
-def test_a_flood_is_taken_in_batches_whatever_it_consists_of() -> None:
-    flood: list[int | str] = ["client", errno.ECONNABORTED] * BATCH
+def test_a_flood_is_accepted_in_batches_whatever_it_consists_of() -> None:
+    flood: list[int | str] = ["client", errno.ECONNABORTED] * MAX_BATCH
     bench = Bench(*flood)
     assert bench.acceptor.accept()
-    assert len(bench.taken) == BATCH // 2
-    assert len(bench.listener.outcomes) == len(flood) - BATCH
+    assert len(bench.dispatched) == MAX_BATCH // 2
+    assert len(bench.listener.outcomes) == len(flood) - MAX_BATCH
 
 
-def test_at_the_stop_all_who_wait_are_taken_and_the_listener_let_go() -> None:
+def test_stop_accepts_all_pending_clients_and_closes_the_listener() -> None:
     bench = Bench(*["client"] * 1000)
     bench.acceptor.stop()
-    assert len(bench.taken) == 1000
+    assert len(bench.dispatched) == 1000
     assert bench.listener.is_closed
     assert bench.loop.polled is None
     bench.acceptor.stop()
@@ -172,7 +177,7 @@ def test_a_pause_does_not_outlive_the_stop() -> None:
     assert bench.loop.polled is None
 
 
-def test_a_listener_that_somebody_made_blocking_does_not_block() -> None:
+def test_a_listener_that_another_process_made_blocking_does_not_block() -> None:
     """The real socket, as the master makes it: SO_RCVTIMEO bounds the wait."""
     from superd.listen.binding import ACCEPT_TIMEOUT
 

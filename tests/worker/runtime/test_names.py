@@ -1,4 +1,4 @@
-"""The worker's half of names: what it asks, remembers and forgets; the test is the resolver."""
+"""The worker's client of the resolver: what it requests and caches. The test is the resolver."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def loop() -> Iterator[Loop]:
     one.close()
 
 
-class Fake:
-    """A resolver that says what the test says; `found` is all that the worker was told."""
+class FakeResolver:
+    """A resolver that sends what the test sends; `found` has all answers that the worker got."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -31,7 +31,7 @@ class Fake:
         self.listener.listen()
         self.listener.settimeout(5)
         self.names = Names(loop, self.listener.getsockname().decode())
-        self.line: socket.socket | None = None
+        self.sock: socket.socket | None = None
         self.found: list[tuple[str, ...]] = []
 
     def ask(self, *names: str) -> None:
@@ -39,38 +39,38 @@ class Fake:
             self.names.addresses(name, self.found.append)
 
     def request(self) -> str:
-        if self.line is None:
-            self.line, _ = self.listener.accept()
-            self.line.settimeout(5)
-        return self.line.recv(1024).decode()
+        if self.sock is None:
+            self.sock, _ = self.listener.accept()
+            self.sock.settimeout(5)
+        return self.sock.recv(1024).decode()
 
-    def say(self, data: bytes) -> None:
-        assert self.line is not None
-        self.line.send(data)
+    def send(self, data: bytes) -> None:
+        assert self.sock is not None
+        self.sock.send(data)
         for _ in range(3):
             self.loop.call_soon(self.loop.stop)
             self.loop.run_forever()
 
     def close(self) -> None:
-        if self.line is not None:
-            self.line.close()
-            self.line = None
+        if self.sock is not None:
+            self.sock.close()
+            self.sock = None
 
 
 @pytest.fixture
-def fake(loop: Loop) -> Iterator[Fake]:
-    one = Fake(loop)
+def fake(loop: Loop) -> Iterator[FakeResolver]:
+    one = FakeResolver(loop)
     yield one
     one.close()
-    one.names._hang_up()
+    one.names._disconnect()
     one.listener.close()
 
 
-def test_an_answer_is_remembered_for_its_time(fake: Fake, loop: Loop) -> None:
+def test_an_answer_is_cached_until_it_expires(fake: FakeResolver, loop: Loop) -> None:
     fake.ask("Host.example")
     assert fake.request() == "=host.example"
     fake.ask("host.example")
-    fake.say(answer_to("=host.example", ["2001:db8::1", "192.0.2.1"], 0.2))
+    fake.send(answer_to("=host.example", ["2001:db8::1", "192.0.2.1"], 0.2))
     assert fake.found == [("2001:db8::1", "192.0.2.1")] * 2
     fake.ask("host.example")
     assert len(fake.found) == 3
@@ -80,13 +80,13 @@ def test_an_answer_is_remembered_for_its_time(fake: Fake, loop: Loop) -> None:
     assert fake.request() == "=host.example"
 
 
-def test_what_needs_no_look_up_is_answered_at_once(fake: Fake) -> None:
+def test_what_needs_no_look_up_is_answered_at_once(fake: FakeResolver) -> None:
     fake.ask("192.0.2.1", "2001:db8::1", "no name", "x" * 300, "")
     assert fake.found == [("192.0.2.1",), ("2001:db8::1",), (), (), ()]
     assert len(fake.names) == 0
 
 
-def test_without_a_resolver_there_is_nothing(loop: Loop) -> None:
+def test_without_a_resolver_nothing_is_found(loop: Loop) -> None:
     found: list[object] = []
     Names(loop, "").addresses("host.example", found.append)
     Names(loop, "no-such-socket").addresses("host.example", found.append)
@@ -95,11 +95,13 @@ def test_without_a_resolver_there_is_nothing(loop: Loop) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"x", b"=host.example\0x\0a", b"=host.example\0\xff"])
-def test_a_resolver_that_goes_or_talks_nonsense_is_left(fake: Fake, answer: bytes) -> None:
+def test_the_worker_disconnects_from_a_resolver_that_ends_or_sends_invalid_answers(
+    fake: FakeResolver, answer: bytes
+) -> None:
     fake.ask("host.example")
     fake.request()
     if answer:
-        fake.say(answer)
+        fake.send(answer)
     else:
         fake.close()
         fake.loop.call_soon(fake.loop.stop)
@@ -109,28 +111,30 @@ def test_a_resolver_that_goes_or_talks_nonsense_is_left(fake: Fake, answer: byte
     assert fake.found == [()]
     fake.close()
     fake.ask("host.example")
-    assert fake.request() == "=host.example"  # its successor is asked
+    assert fake.request() == "=host.example"  # a new connection
 
 
-def test_who_asks_and_fails_does_not_keep_others_from_their_answer(fake: Fake) -> None:
-    told: list[object] = []
-    fake.loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+def test_a_callback_that_fails_does_not_keep_others_from_running(fake: FakeResolver) -> None:
+    errors: list[object] = []
+    fake.loop.set_exception_handler(lambda loop, context: errors.append(context["exception"]))
     fake.names.addresses("host.example", lambda found: [][1])
     fake.ask("host.example")
     fake.request()
-    fake.say(answer_to("=host.example", ["192.0.2.1"], 1))
+    fake.send(answer_to("=host.example", ["192.0.2.1"], 1))
     assert fake.found == [("192.0.2.1",)]
-    assert [type(error) for error in told] == [IndexError]
+    assert [type(error) for error in errors] == [IndexError]
 
 
-def test_more_than_the_line_holds_are_refused_and_the_others_answered(fake: Fake) -> None:
-    hosts = [f"host-{number}.example" for number in range(module.MOST_WAITING + 10)]
+def test_requests_beyond_the_queue_find_nothing_and_the_others_are_answered(
+    fake: FakeResolver,
+) -> None:
+    hosts = [f"host-{number}.example" for number in range(module.MAX_PENDING + 10)]
     fake.ask(*hosts)
-    waiting = len(fake.names)
-    assert 100 < waiting <= module.MOST_WAITING
-    assert fake.found == [()] * (len(hosts) - waiting)
-    for number in range(waiting):
+    pending = len(fake.names)
+    assert 100 < pending <= module.MAX_PENDING
+    assert fake.found == [()] * (len(hosts) - pending)
+    for number in range(pending):
         assert fake.request() == f"={hosts[number]}"
-        fake.say(answer_to(f"={hosts[number]}", ["192.0.2.1"], 60))
-    assert fake.found.count(("192.0.2.1",)) == waiting
-    assert len(fake.names._known) <= module.MOST_KNOWN
+        fake.send(answer_to(f"={hosts[number]}", ["192.0.2.1"], 60))
+    assert fake.found.count(("192.0.2.1",)) == pending
+    assert len(fake.names._cache) <= module.MAX_CACHED

@@ -1,4 +1,4 @@
-"""The poller of relays, in a loop of its own and below uvloop: who is told what, and when."""
+"""The poller of relays, in asyncio's loop and beside uvloop: which events it delivers, and when."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from superd.worker.runtime.loop import WorkerLoop, new_loop
 from superd.worker.runtime.polling import EpollPoller, PollingLoop, poller_of
 
 LOOPS = ["uvloop", "asyncio"]
-PATIENCE = 10.0
+TIMEOUT = 10.0  # seconds
 
 Pair = tuple[socket.socket, socket.socket]
 
 
-class Waiter:
-    """Keeps what it is told of its socket, and does something more."""
+class FakeRelay:
+    """Keeps the events of its socket, and calls `act` for each."""
 
     def __init__(self, act: Callable[[], object] = lambda: None) -> None:
-        self.told: list[int] = []
+        self.events: list[int] = []
         self.failures: list[BaseException] = []
         self.act = act
 
     def ready(self, events: int) -> None:
-        self.told.append(events)
+        self.events.append(events)
         self.act()
 
     def failed(self, error: BaseException) -> None:
@@ -38,30 +38,30 @@ class Waiter:
 
 
 class Bench:
-    """A loop with its poller; what runs on it is over in time, or the test fails."""
+    """A loop with its poller; what runs on it ends in time, or the test fails."""
 
     def __init__(self, kind: str) -> None:
         self.loop: WorkerLoop = new_loop(kind)
         self.poller: Poller = poller_of(self.loop)
-        self.over = self.loop.create_future()
+        self.done = self.loop.create_future()
 
     def end(self) -> None:
-        if not self.over.done():
-            self.over.set_result(None)
+        if not self.done.done():
+            self.done.set_result(None)
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
         late: list[bool] = []
-        self.loop.call_later(PATIENCE, late.append, True)
+        self.loop.call_later(TIMEOUT, late.append, True)
         yield
-        assert not late, "it was over only when the loop woke up for something else"
+        assert not late, "it ended only when the loop woke up for something else"
 
     def run(self) -> None:
         with self.in_time():
-            self.loop.run_until_complete(asyncio.wait_for(self.over, 2 * PATIENCE))
+            self.loop.run_until_complete(asyncio.wait_for(self.done, 2 * TIMEOUT))
 
     def turn(self) -> None:
-        """Let everything be told that is ready, and what goes on later go on."""
+        """Deliver all events that are ready, and run what was put off."""
         for _ in range(3):
             self.loop.run_until_complete(asyncio.sleep(0))
 
@@ -87,93 +87,99 @@ def second_pair() -> Iterator[Pair]:
         yield ours, theirs
 
 
-def test_one_is_told_that_it_can_write_and_when_there_is_input(bench: Bench, pair: Pair) -> None:
+def test_a_relay_is_called_when_it_can_write_and_when_there_is_input(
+    bench: Bench, pair: Pair
+) -> None:
     ours, theirs = pair
-    waiter = Waiter()
-    bench.poller.add(ours.fileno(), waiter)
+    relay = FakeRelay()
+    bench.poller.add(ours.fileno(), relay)
     bench.turn()
     theirs.send(b"x")
     bench.turn()
     theirs.close()
     bench.turn()
-    first, second, third = waiter.told
+    first, second, third = relay.events
     assert first == select.EPOLLOUT
     assert second == select.EPOLLIN | select.EPOLLOUT
     assert third & select.EPOLLRDHUP
 
 
-def test_who_has_forgotten_a_socket_is_told_no_more(bench: Bench, pair: Pair) -> None:
+def test_a_forgotten_socket_has_no_more_events(bench: Bench, pair: Pair) -> None:
     ours, theirs = pair
-    waiter = Waiter()
-    bench.poller.add(ours.fileno(), waiter)
-    bench.poller.again(ours.fileno(), waiter)
+    relay = FakeRelay()
+    bench.poller.add(ours.fileno(), relay)
+    bench.poller.again(ours.fileno(), relay)
     bench.poller.forget(ours.fileno())
     theirs.send(b"x")
     bench.turn()
-    assert waiter.told == []
+    assert relay.events == []
 
 
-def test_a_socket_that_was_handed_over_is_told_to_who_has_it(bench: Bench, pair: Pair) -> None:
+def test_events_of_a_socket_that_was_handed_over_go_to_its_new_relay(
+    bench: Bench, pair: Pair
+) -> None:
     ours, theirs = pair
-    before, after = Waiter(), Waiter()
+    before, after = FakeRelay(), FakeRelay()
     bench.poller.add(ours.fileno(), before)
     bench.turn()
     bench.poller.hand_over(ours.fileno(), after)
     theirs.send(b"x")
     bench.turn()
-    assert len(before.told) == len(after.told) == 1
+    assert len(before.events) == len(after.events) == 1
 
 
-def test_who_goes_on_later_is_told_of_input_and_of_nothing_broken(bench: Bench, pair: Pair) -> None:
-    """It may have read up to the end by then: an error would be taken for a reset."""
-    waiter = Waiter()
-    bench.poller.add(pair[0].fileno(), waiter)
+def test_a_relay_that_continues_later_is_called_for_input_and_no_error(
+    bench: Bench, pair: Pair
+) -> None:
+    """It may have read up to the end by then: it would take an error for a reset."""
+    relay = FakeRelay()
+    bench.poller.add(pair[0].fileno(), relay)
     bench.turn()
-    bench.poller.again(pair[0].fileno(), waiter)
+    bench.poller.again(pair[0].fileno(), relay)
     bench.turn()
-    _, events = waiter.told
+    _, events = relay.events
     assert events & select.EPOLLIN
     assert events & select.EPOLLRDHUP
     assert not events & (select.EPOLLERR | select.EPOLLHUP)
 
 
-def test_who_is_to_go_on_twice_has_one_turn(bench: Bench, pair: Pair) -> None:
-    waiter = Waiter()
-    bench.poller.add(pair[0].fileno(), waiter)
+def test_a_relay_that_asks_twice_to_continue_is_called_once(bench: Bench, pair: Pair) -> None:
+    relay = FakeRelay()
+    bench.poller.add(pair[0].fileno(), relay)
     bench.turn()
-    del waiter.told[:]
-    bench.poller.again(pair[0].fileno(), waiter)
-    bench.poller.again(pair[0].fileno(), waiter)
+    del relay.events[:]
+    bench.poller.again(pair[0].fileno(), relay)
+    bench.poller.again(pair[0].fileno(), relay)
     bench.turn()
-    assert len(waiter.told) == 1
+    assert len(relay.events) == 1
 
 
-def test_a_mistake_is_told_to_who_made_it_and_the_others_go_on(
+def test_an_exception_is_reported_to_its_relay_and_the_others_continue(
     bench: Bench, pair: Pair, second_pair: Pair
 ) -> None:
     def fail() -> None:
         raise SystemExit
 
-    waiters = Waiter(fail), Waiter(fail)
-    for waiter, (ours, _) in zip(waiters, (pair, second_pair), strict=True):
-        bench.poller.add(ours.fileno(), waiter)
+    relays = FakeRelay(fail), FakeRelay(fail)
+    for relay, (ours, _) in zip(relays, (pair, second_pair), strict=True):
+        bench.poller.add(ours.fileno(), relay)
     bench.turn()
-    for waiter, (ours, _) in zip(waiters, (pair, second_pair), strict=True):
-        bench.poller.again(ours.fileno(), waiter)
+    for relay, (ours, _) in zip(relays, (pair, second_pair), strict=True):
+        bench.poller.again(ours.fileno(), relay)
     bench.turn()
-    for waiter in waiters:
-        assert [type(error) for error in waiter.failures] == [SystemExit] * 2
+    for relay in relays:
+        assert [type(error) for error in relay.failures] == [SystemExit] * 2
 
 
-class Helpless(Waiter):
-    """Cannot even be told."""
+class Failing(FakeRelay):
+    """A relay whose `failed` raises as well."""
 
     def failed(self, error: BaseException) -> None:
         super().failed(error)
         raise MemoryError
 
 
-def test_who_cannot_be_told_of_a_mistake_leaves_the_others_their_turn(
+def test_a_relay_whose_failed_raises_does_not_keep_others_from_running(
     bench: Bench, pair: Pair, second_pair: Pair
 ) -> None:
     def fail() -> None:
@@ -181,17 +187,17 @@ def test_who_cannot_be_told_of_a_mistake_leaves_the_others_their_turn(
 
     seen: list[object] = []
     bench.loop.set_exception_handler(lambda loop, context: seen.append(context["exception"]))
-    waiters = Helpless(fail), Helpless(fail)
-    for waiter, (ours, _) in zip(waiters, (pair, second_pair), strict=True):
-        bench.poller.add(ours.fileno(), waiter)
+    relays = Failing(fail), Failing(fail)
+    for relay, (ours, _) in zip(relays, (pair, second_pair), strict=True):
+        bench.poller.add(ours.fileno(), relay)
     bench.turn()
-    assert [len(waiter.failures) for waiter in waiters] == [1, 1]
+    assert [len(relay.failures) for relay in relays] == [1, 1]
     assert [type(error) for error in seen] == [MemoryError] * 2
 
 
-class Replacing(Waiter):
-    """Once told, gives the number of another's socket to a new one, unless that has happened to its
-    own; `own` is called with the number.
+class Replacing(FakeRelay):
+    """When called, gives the number of another relay's socket to a new socket, unless that has
+    happened to its own; calls `own` with the number.
     """
 
     def __init__(
@@ -214,11 +220,11 @@ class Replacing(Waiter):
             self.own(number)
 
 
-def test_a_new_socket_is_not_told_of_one_that_had_its_number(
+def test_a_new_socket_gets_no_events_of_one_that_had_its_number(
     bench: Bench, pair: Pair, second_pair: Pair
 ) -> None:
-    """Whoever is first closes the other, of which epoll has told in the same breath."""
-    newcomer, (new, its_peer) = Waiter(), socket.socketpair()
+    """The relay that is called first closes the other, which has an event in the same batch."""
+    newcomer, (new, its_peer) = FakeRelay(), socket.socketpair()
     taken: list[int] = []
 
     def own(number: int) -> None:
@@ -232,12 +238,12 @@ def test_a_new_socket_is_not_told_of_one_that_had_its_number(
     second_pair[1].shutdown(socket.SHUT_WR)
     with new, its_peer:
         bench.turn()
-    assert len(one.told) + len(other.told) == 1
-    assert newcomer.told == [select.EPOLLOUT], "it is told of its own socket, and of that only"
+    assert len(one.events) + len(other.events) == 1
+    assert newcomer.events == [select.EPOLLOUT], "it gets the events of its own socket only"
 
 
-class Busy(Waiter):
-    """Sends a byte back for each that comes, for ever."""
+class Busy(FakeRelay):
+    """Sends each byte back, for ever."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(self.answer)
@@ -245,13 +251,13 @@ class Busy(Waiter):
         sock.setblocking(False)
 
     def answer(self) -> None:
-        if self.told[-1] & select.EPOLLIN:
+        if self.events[-1] & select.EPOLLIN:
             self.sock.send(self.sock.recv(100))
 
 
 @pytest.fixture
 def busy(bench: Bench, pair: Pair) -> tuple[Busy, Busy]:
-    """Two whose sockets are never quiet."""
+    """Two relays whose sockets are always busy."""
     both = Busy(pair[0]), Busy(pair[1])
     for one in both:
         bench.poller.add(one.sock.fileno(), one)
@@ -259,25 +265,23 @@ def busy(bench: Bench, pair: Pair) -> tuple[Busy, Busy]:
     return both
 
 
-def test_busy_sockets_leave_timers_their_time(bench: Bench, busy: tuple[Busy, Busy]) -> None:
+def test_busy_sockets_do_not_delay_timers(bench: Bench, busy: tuple[Busy, Busy]) -> None:
     bench.loop.call_later(0.1, bench.end)
     bench.run()
-    assert min(len(one.told) for one in busy) > 10
+    assert min(len(one.events) for one in busy) > 10
 
 
-def test_busy_sockets_leave_others_their_turn(
+def test_busy_sockets_do_not_starve_other_descriptors(
     bench: Bench, busy: tuple[Busy, Busy], second_pair: Pair
 ) -> None:
     ours, theirs = second_pair
     bench.loop.add_reader(ours, bench.end)
     bench.loop.call_later(0.05, theirs.send, b"x")
     bench.run()
-    assert min(len(one.told) for one in busy) > 10
+    assert min(len(one.events) for one in busy) > 10
 
 
-def test_what_is_to_be_called_soon_is_called_though_sockets_are_busy(
-    bench: Bench, busy: tuple[Busy, Busy]
-) -> None:
+def test_busy_sockets_do_not_starve_callbacks(bench: Bench, busy: tuple[Busy, Busy]) -> None:
     def count_down() -> None:
         left.pop()
         bench.loop.call_soon(count_down if left else bench.end)
@@ -288,30 +292,30 @@ def test_what_is_to_be_called_soon_is_called_though_sockets_are_busy(
     assert not left
 
 
-def test_a_timer_that_is_set_by_who_was_told_rings_in_time(bench: Bench, pair: Pair) -> None:
-    """The loop has gone to sleep for longer."""
+def test_a_timer_that_a_relay_sets_expires_in_time(bench: Bench, pair: Pair) -> None:
+    """The loop is in a longer wait at that time."""
     ours, theirs = pair
-    waiter = Waiter()
-    bench.poller.add(ours.fileno(), waiter)
+    relay = FakeRelay()
+    bench.poller.add(ours.fileno(), relay)
     bench.turn()
-    waiter.act = lambda: bench.loop.call_later(0.01, bench.end)
+    relay.act = lambda: bench.loop.call_later(0.01, bench.end)
     bench.loop.call_later(0.05, theirs.send, b"x")
     bench.run()
-    assert len(waiter.told) == 2
+    assert len(relay.events) == 2
 
 
-def test_who_was_told_can_have_something_called_soon(bench: Bench, pair: Pair) -> None:
+def test_a_relay_can_schedule_a_callback(bench: Bench, pair: Pair) -> None:
     ours, theirs = pair
-    waiter = Waiter()
-    bench.poller.add(ours.fileno(), waiter)
+    relay = FakeRelay()
+    bench.poller.add(ours.fileno(), relay)
     bench.turn()
-    waiter.act = lambda: bench.loop.call_soon(bench.end)
+    relay.act = lambda: bench.loop.call_soon(bench.end)
     bench.loop.call_later(0.05, theirs.send, b"x")
     bench.run()
-    assert len(waiter.told) == 2
+    assert len(relay.events) == 2
 
 
-def test_workers_that_only_relay_have_the_loop_that_is_made_for_it() -> None:
+def test_workers_that_only_relay_use_the_polling_loop() -> None:
     loops = [
         new_loop("auto", only_relays=True),
         new_loop("auto", only_relays=False),
@@ -323,24 +327,24 @@ def test_workers_that_only_relay_have_the_loop_that_is_made_for_it() -> None:
         loop.close()
 
 
-def test_who_has_a_number_now_goes_on_whatever_its_last_owner_asks_for(
+def test_the_relay_of_a_socket_continues_whatever_the_last_one_requests(
     bench: Bench, pair: Pair
 ) -> None:
     ours = pair[0].fileno()
-    before, after = Waiter(), Waiter()
+    before, after = FakeRelay(), FakeRelay()
     bench.poller.add(ours, before)
     bench.poller.hand_over(ours, after)
     bench.turn()
     bench.poller.again(ours, after)
     bench.poller.again(ours, before)
     bench.turn()
-    assert (len(before.told), len(after.told)) == (0, 2)
+    assert (len(before.events), len(after.events)) == (0, 2)
 
 
-def test_what_was_told_of_a_relay_is_not_taken_for_the_loops_own(
+def test_an_event_of_a_relay_is_not_delivered_to_the_loop(
     bench: Bench, pair: Pair, second_pair: Pair
 ) -> None:
-    """Whoever is first lets the loop have the number of the other, of which epoll has told, too."""
+    """The relay that is called first gives the other's number to the loop; both have an event."""
     new, its_peer = socket.socketpair()
     called: list[int] = []
     taken: list[int] = []
@@ -361,38 +365,40 @@ def test_what_was_told_of_a_relay_is_not_taken_for_the_loops_own(
         bench.loop.remove_reader(taken[0])
 
 
-def test_what_could_not_be_told_is_told_once_it_can(pair: Pair, second_pair: Pair) -> None:
-    """One of them ends the round, and epoll tells an edge only once."""
+def test_events_that_were_lost_are_delivered_by_the_next_poll(
+    pair: Pair, second_pair: Pair
+) -> None:
+    """One relay ends the poll with an exception, and epoll reports an edge only once."""
 
-    def end_the_round(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
+    def end_the_poll(loop: asyncio.AbstractEventLoop, context: dict[str, object]) -> None:
         raise SystemExit
 
     def fail() -> None:
         raise MemoryError
 
     with closing(new_loop("asyncio")) as loop:
-        loop.set_exception_handler(end_the_round)
+        loop.set_exception_handler(end_the_poll)
         poller = EpollPoller(select.epoll(), loop)
-        waiters = Helpless(fail), Helpless(fail)
-        for waiter, (ours, _) in zip(waiters, (pair, second_pair), strict=True):
-            poller.add(ours.fileno(), waiter)
+        relays = Failing(fail), Failing(fail)
+        for relay, (ours, _) in zip(relays, (pair, second_pair), strict=True):
+            poller.add(ours.fileno(), relay)
         with pytest.raises(SystemExit):
             poller.poll()
-        assert sum(len(waiter.told) for waiter in waiters) == 1
-        for waiter in waiters:
-            waiter.act = lambda: None
+        assert sum(len(relay.events) for relay in relays) == 1
+        for relay in relays:
+            relay.act = lambda: None
         poller.poll()
         poller.close()
-    assert sum(len(waiter.told) for waiter in waiters) == 3, "both are told, one once more"
+    assert sum(len(relay.events) for relay in relays) == 3, "both are called, one of them again"
 
 
-def test_the_loop_can_be_stopped_by_who_was_told(bench: Bench, pair: Pair) -> None:
+def test_a_relay_can_stop_the_loop(bench: Bench, pair: Pair) -> None:
     ours, theirs = pair
-    waiter = Waiter()
-    bench.poller.add(ours.fileno(), waiter)
+    relay = FakeRelay()
+    bench.poller.add(ours.fileno(), relay)
     bench.turn()
-    waiter.act = bench.loop.stop
+    relay.act = bench.loop.stop
     bench.loop.call_later(0.05, theirs.send, b"x")
     with bench.in_time():
         bench.loop.run_forever()
-    assert len(waiter.told) == 2
+    assert len(relay.events) == 2

@@ -1,4 +1,4 @@
-"""Sessions over a transport, and the moments at which a time-out or a stop may catch them."""
+"""Sessions over a transport: time-outs and stops at any moment of their life."""
 
 from __future__ import annotations
 
@@ -31,20 +31,20 @@ from superd.worker.runtime.loop import new_loop
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.listener import ListenerHandoff
 from superd.worker.serve.session import Session
-from superd.worker.serve.stream import PORTION, ProtocolSession, advance
+from superd.worker.serve.stream import CHUNK_SIZE, ProtocolSession, advance
 
 LOOPS = ["uvloop", "asyncio"]
 
 
 class Echo(asyncio.Protocol):
-    """Notes what it is told, and echoes."""
+    """Notes the calls that it gets, and echoes."""
 
-    def __init__(self, told: list[str]) -> None:
-        self.told = told
+    def __init__(self, calls: list[str]) -> None:
+        self.calls = calls
         self.sizes: list[int] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.told.append("made")
+        self.calls.append("made")
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
 
@@ -53,54 +53,54 @@ class Echo(asyncio.Protocol):
         self.transport.write(data)
 
     def pause_writing(self) -> None:
-        self.told.append("pause")
+        self.calls.append("pause")
         self.transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self.told.append("resume")
+        self.calls.append("resume")
         self.transport.resume_reading()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.told.append("lost")
+        self.calls.append("lost")
 
 
 class Everything(Service):
-    """A plugin with every method, of which a test leaves those that it wants."""
+    """A plugin with every method; each test uses one of them."""
 
     name = "everything"
 
     def __init__(self) -> None:
         super().__init__(Options())
-        self.told: list[str] = []
+        self.calls: list[str] = []
         self.made: list[Echo] = []
 
     def protocol(self, conn: Connection) -> asyncio.Protocol:
-        self.made.append(Echo(self.told))
+        self.made.append(Echo(self.calls))
         return self.made[-1]
 
     async def stream(self, conn: Connection) -> None:
-        self.told.append("begun")
+        self.calls.append("begun")
         try:
             await conn.readline()
         finally:
-            self.told.append("ended")
+            self.calls.append("ended")
 
     async def takeover(self, sock: socket.socket, conn: Connection) -> None:
-        self.told.append("begun")
+        self.calls.append("begun")
         try:
             await asyncio.sleep(3600)
         finally:
-            self.told.append("ended")
+            self.calls.append("ended")
 
     def respond(self, request: Request) -> bytes:
         return b"answer"
 
     async def listener(self, sock: socket.socket, waiting: Waiting) -> str:
-        self.told.append("begun")
+        self.calls.append("begun")
         try:
             await asyncio.sleep(3600)
         finally:
-            self.told.append("ended")
+            self.calls.append("ended")
         return ""
 
 
@@ -140,7 +140,7 @@ class Bench:
         return socket.create_connection(self.address, timeout=10)
 
     def accept(self) -> None:
-        """Have the acceptor take who waits; the loop has not turned since."""
+        """Accept the pending client, without a turn of the loop after that."""
         (acceptor,) = self.context.sockets
         acceptor.start()
         assert isinstance(acceptor, Acceptor)
@@ -191,9 +191,7 @@ Make = Callable[[str], Bench]
 
 
 @pytest.mark.parametrize("method", ["protocol", "stream"])
-def test_a_connection_whose_time_is_over_before_it_began_never_begins(
-    bench: Make, method: str
-) -> None:
+def test_a_connection_that_expires_before_it_begins_never_begins(bench: Make, method: str) -> None:
     at = bench(method)
     with at.client() as client:
         at.accept()
@@ -201,7 +199,7 @@ def test_a_connection_whose_time_is_over_before_it_began_never_begins(
         session.expire(End.DRAIN)
         at.turn(lambda: not at.context.connections)
         assert client.recv(1) == b""
-    assert at.plugin.told == []
+    assert at.plugin.calls == []
     assert at.active == 0
     assert at.log == []
 
@@ -219,19 +217,19 @@ def test_a_stop_at_any_turn_ends_every_connection(bench: Make, method: str, turn
             session.expire(End.DRAIN)
         at.turn(lambda: not (at.context.connections or at.context.lingering))
         assert client.recv(1) == b""
-    told = at.plugin.told
-    assert told.count("begun") == told.count("ended")
-    assert told.count("made") == told.count("lost")
+    calls = at.plugin.calls
+    assert calls.count("begun") == calls.count("ended")
+    assert calls.count("made") == calls.count("lost")
     assert at.active == 0
     assert at.log == []
 
 
 @pytest.mark.parametrize("turns", range(4))
-def test_a_stop_at_any_turn_ends_who_has_the_listener_and_gives_its_place_back(
+def test_a_stop_at_any_turn_ends_the_run_of_a_listener_and_releases_its_slot(
     bench: Make, turns: int
 ) -> None:
     at = bench("listener")
-    handoff = at.context.sockets.pop()  # it is stopped here already
+    handoff = at.context.sockets.pop()  # so that `close` does not stop it again
     assert isinstance(handoff, ListenerHandoff)
     with at.client():
         handoff.start()
@@ -243,7 +241,7 @@ def test_a_stop_at_any_turn_ends_who_has_the_listener_and_gives_its_place_back(
         handoff.stop()
         handoff.cancel(End.DRAIN)
         at.turn(lambda: not handoff.runs)
-    assert at.plugin.told.count("begun") == at.plugin.told.count("ended")
+    assert at.plugin.calls.count("begun") == at.plugin.calls.count("ended")
     assert at.active == at.context.held == 0
     at.context.connection_log.flush()
     assert [event["event"] for event in at.events] == ["accepted", "closed"]
@@ -252,13 +250,13 @@ def test_a_stop_at_any_turn_ends_who_has_the_listener_and_gives_its_place_back(
 
 
 @pytest.mark.parametrize("method", ["protocol", "stream", "takeover"])
-def test_a_connection_is_struck_off_once_however_it_ends(bench: Make, method: str) -> None:
+def test_a_connection_is_accounted_for_once_however_it_ends(bench: Make, method: str) -> None:
     at = bench(method)
     client = at.client()
     at.accept()
     (session,) = at.context.connections.values()
     assert isinstance(session, Session)
-    at.turn(lambda: at.plugin.told)
+    at.turn(lambda: at.plugin.calls)
     assert at.active == 1
     session.abort()
     session.expire(End.DRAIN)
@@ -268,7 +266,7 @@ def test_a_connection_is_struck_off_once_however_it_ends(bench: Make, method: st
     assert at.active == 0
 
 
-def test_a_socket_that_the_loop_refuses_is_closed_and_struck_off(bench: Make) -> None:
+def test_a_socket_that_the_loop_rejects_is_closed_and_accounted_for(bench: Make) -> None:
     at = bench("protocol")
     ours, theirs = socket.socketpair()
     session = ProtocolSession()
@@ -281,7 +279,7 @@ def test_a_socket_that_the_loop_refuses_is_closed_and_struck_off(bench: Make) ->
     assert at.active == 0
 
 
-def test_a_client_that_does_not_read_is_read_from_in_portions(bench: Make) -> None:
+def test_a_client_that_does_not_read_is_read_from_in_chunks(bench: Make) -> None:
     at = bench("protocol")
     with at.client() as client:
         at.accept()
@@ -294,29 +292,29 @@ def test_a_client_that_does_not_read_is_read_from_in_portions(bench: Make) -> No
                 while True:
                     sent += client.send(bytes(1 << 20))
             except BlockingIOError:
-                return "pause" in at.plugin.told
+                return "pause" in at.plugin.calls
 
         at.turn(stalled)
         (session,) = at.context.connections.values()
         assert isinstance(session, ProtocolSession)
-        assert 0 < session.get_write_buffer_size() <= PORTION
+        assert 0 < session.get_write_buffer_size() <= CHUNK_SIZE
         assert not session.is_reading()
-        assert max(at.plugin.made[0].sizes[-3:]) <= PORTION
-    at.turn(lambda: "lost" in at.plugin.told)
+        assert max(at.plugin.made[0].sizes[-3:]) <= CHUNK_SIZE
+    at.turn(lambda: "lost" in at.plugin.calls)
 
 
-def test_after_close_nothing_that_is_called_does_harm(bench: Make) -> None:
+def test_calls_after_close_do_no_harm(bench: Make) -> None:
     at = bench("protocol")
     client = at.client()
     at.accept()
-    at.turn(lambda: at.plugin.told)
+    at.turn(lambda: at.plugin.calls)
     transport = at.plugin.made[0].transport
     transport.write(b"before")
     transport.close()
     call_everything(transport)
     at.turn(lambda: client.recv(100, socket.MSG_PEEK) == b"before")
     client.close()
-    at.turn(lambda: "lost" in at.plugin.told)
+    at.turn(lambda: "lost" in at.plugin.calls)
     call_everything(transport)
     transport.abort()
     assert at.log == []
