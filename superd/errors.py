@@ -1,6 +1,6 @@
-"""What can go wrong, and the exit code that tells it.
+"""The errors that superd reports to the operator, and the exit code of each.
 
-Runs in every process. Never imports another module of superd, so that all of them can raise these.
+Used by every process. Imports no other module of superd, so that any of them can raise these.
 """
 
 from __future__ import annotations
@@ -10,50 +10,50 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-MAX_SHOWN_CHARACTERS = 60  # characters of a value in a message
+MAX_SHOWN_CHARACTERS = 60  # of a value in a message; the rest is cut
 
 
 class ExitCode(enum.IntEnum):
-    """Exit codes of the `superd` command, after sysexits.h where it has a word for it."""
+    """Exit codes of the `superd` command; those of sysexits.h where one fits."""
 
     OK = 0
     FAILED = 1
     USAGE = 2
-    NOT_RUNNING = 3  # `superd status`, as the Linux Standard Base has it
+    NOT_RUNNING = 3  # of `superd status`; the Linux Standard Base asks for it
     ADDRESS_IN_USE = 69  # EX_UNAVAILABLE
     NOT_PERMITTED = 77  # EX_NOPERM
     CONFIGURATION = 78  # EX_CONFIG
 
 
 class SuperdError(Exception):
-    """A failure whose text is meant for the operator: it is printed without a traceback."""
+    """A failure whose text is for the operator; it is printed without a traceback."""
 
     exit_code = ExitCode.FAILED
 
 
 class UsageError(SuperdError):
-    """The command line asks for something that cannot be."""
+    """The command line asks for something impossible."""
 
     exit_code = ExitCode.USAGE
 
 
 class AddressInUse(SuperdError):
-    """Somebody else listens on an address that the configuration names."""
+    """Another process listens on an address that the configuration names."""
 
     exit_code = ExitCode.ADDRESS_IN_USE
 
 
 class NotPermitted(SuperdError):
-    """The operating system refuses what the configuration asks for."""
+    """superd lacks a privilege that the configuration requires."""
 
     exit_code = ExitCode.NOT_PERMITTED
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """One mistake in a configuration: where it stands, what is wrong, what was found.
+    """One mistake in a configuration: its place, what was expected and what was found.
 
-    `line` and `column` count from 1; 0 where a whole file is meant.
+    `line` and `column` count from 1. They are 0 if the problem concerns a whole file.
     """
 
     file: str
@@ -68,7 +68,7 @@ class Problem:
 
 
 class ConfigurationError(SuperdError):
-    """Every mistake found in a configuration, all at once."""
+    """All mistakes that were found in a configuration."""
 
     exit_code = ExitCode.CONFIGURATION
 
@@ -78,14 +78,14 @@ class ConfigurationError(SuperdError):
 
 
 def printable(text: str) -> str:
-    """Return text on one line and without control characters, so that it cannot forge another."""
+    """Return text on one line with control characters escaped, so that it cannot forge a line."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: object) -> str:
-    """Return a value for a message: as TOML has it, short, on one line."""
+    """Return a value for a message: in TOML's notation, shortened, on one line."""
     if isinstance(value, str):
         text = value[:MAX_SHOWN_CHARACTERS].replace("\\", r"\\").replace('"', r"\"")
         cut = "..." if len(value) > MAX_SHOWN_CHARACTERS else ""
@@ -102,12 +102,12 @@ def shown(value: object) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return an error in the words of the operating system, or with its class name."""
+    """Return the operating system's text for an error, or the class and text of any other."""
     if isinstance(error, OSError) and isinstance(error.errno, int):
         words = os.strerror(error.errno)
         return f"{words}: {error.filename}" if error.filename is not None else words
     try:
         text = str(error)
-    except Exception:  # noqa: BLE001  its class is somebody else's
+    except Exception:  # noqa: BLE001  the class may be a plugin's, and its __str__ may fail
         text = ""
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

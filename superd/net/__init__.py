@@ -1,1 +1,1 @@
-"""Addresses and sockets. Runs in every process."""
+"""Value types of the network, such as addresses, and helpers for sockets. For every process."""

@@ -1,7 +1,7 @@
 """Addresses as values: parse, format, compare.
 
-Runs in every process. Never opens a socket; names are looked up only while a configuration is
-read, never for a client. Raises ValueError with a text for the operator.
+Used by every process. Opens no socket. Looks up names only while a configuration is read, never
+for a client. Raises ValueError with a text for the operator.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from superd.errors import shown
 ANY_IPV4 = "0.0.0.0"  # noqa: S104  the wildcard is what an operator asks for with "*"
 ANY_IPV6 = "::"
 MAX_PORT = 65535
-MAX_ADDRESSES = 65536  # of one superd
-MAX_UNIX_PATH_BYTES = 107  # of a unix socket, in bytes
-MAX_ID = (1 << 32) - 2  # -1 means "leave it as it is" (chown(2))
+MAX_ADDRESSES = 65536  # of all services together
+MAX_UNIX_PATH_BYTES = 107  # sun_path without its NUL (unix(7))
+MAX_ID = (1 << 32) - 2  # the next one is -1, "do not change" (chown(2))
 
 
 class Transport(enum.Enum):
-    """What comes before `://` in an address."""
+    """The part of an address before `://`."""
 
     TCP = "tcp"
     UDP = "udp"
@@ -43,7 +43,7 @@ class Transport(enum.Enum):
 
     @property
     def client_transport(self) -> Transport:
-        """What clients come by: those of tcpmux by tcp."""
+        """The transport of accepted connections: tcp for tcpmux, else the same."""
         return Transport.TCP if self is Transport.TCPMUX else self
 
     @property
@@ -55,13 +55,13 @@ class Transport(enum.Enum):
 
 @dataclass(frozen=True)
 class Address:
-    """Where a service listens, or one end of a connection.
+    """The address of a listener, or of one end of a connection.
 
-    `host` is numeric, or "*" for every IPv4 and IPv6 address; `path` is a file, or "@name" in
-    the abstract namespace, or the name by which tcpmux knows a service. `mode`, `uid` and `gid` are
-    for the socket's file, if it is to be made. `greets` tells whether superd says `+Go` to who
-    comes by tcpmux, and not the service itself. One that is of a range of ports gives way to who
-    wants that very address.
+    `host` is numeric, or "*" for every IPv4 and IPv6 address. `path` is a file, or "@name" in the
+    abstract namespace, or the name of a tcpmux service. `mode`, `uid` and `gid` are those that the
+    socket's file gets; None and -1 leave them to the default. `greets` tells whether superd, not
+    the service, sends `+Go` to tcpmux clients (RFC 1078). An address from a port range yields to a
+    service that names it explicitly.
     """
 
     transport: Transport
@@ -90,7 +90,7 @@ class Address:
 
     @property
     def sockaddr(self) -> Any:
-        """The address as Python's socket module takes it."""
+        """The address in the form that Python's socket module takes."""
         if self.transport.is_unix:
             return "\0" + self.path[1:] if self.path.startswith("@") else self.path
         if self.family == socket.AF_INET:
@@ -109,14 +109,14 @@ class Address:
         return f"{self.transport.value}://{self.endpoint}"
 
     def expanded(self) -> tuple[Address, ...]:
-        """Return one address a socket: "*" becomes one of IPv4 and one of IPv6."""
+        """Return one address for each socket: "*" becomes one of IPv4 and one of IPv6."""
         if self.host != "*":
             return (self,)
         return tuple(replace(self, host=host) for host in (ANY_IPV4, ANY_IPV6))
 
     @classmethod
     def from_sockaddr(cls, transport: Transport, sockaddr: Any) -> Address:
-        """Return what accept(2), recvmsg(2) or getsockname(2) gave; IPv4-mapped becomes IPv4."""
+        """Return an address from accept(2), recvmsg(2) or getsockname(2); IPv4-mapped as IPv4."""
         if transport.is_unix:
             raw = sockaddr or b""
             path = raw.decode(errors="backslashreplace") if isinstance(raw, bytes) else raw
@@ -126,7 +126,7 @@ class Address:
 
 
 def unmapped(host: str) -> str:
-    """Return an IPv4-mapped IPv6 host (RFC 4291, 2.5.5.2) as the IPv4 host that it is."""
+    """Return an IPv4-mapped IPv6 host (RFC 4291, 2.5.5.2) as IPv4; any other host unchanged."""
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
@@ -136,7 +136,7 @@ ENDPOINT = re.compile(
 
 
 def parse_addresses(text: str) -> tuple[Address, ...]:
-    """Return the addresses that a `listen` value means: several for a name or a range of ports.
+    """Return the addresses of a `listen` value: several for a name or a port range. ValueError.
 
     >>> [str(a) for a in parse_addresses("tcp://127.0.0.1:7-8")]
     ['tcp://127.0.0.1:7', 'tcp://127.0.0.1:8']
@@ -188,18 +188,18 @@ def _parse_host(bracketed: str | None, plain: str | None) -> tuple[str, ...]:
 
 
 def _parse_ports(text: str, transport: Transport) -> range:
-    """Return a port, or a range of them; the name of a service may have a hyphen, too."""
+    """Return one port, or a range of ports; a name with a hyphen is one port."""
     if not re.fullmatch(r"[0-9]+-[0-9]+", text):
         port = parse_port(text, transport)
         return range(port, port + 1)
     first, last = (parse_port(end, transport) for end in text.split("-"))
     if not 0 < first <= last:
-        raise ValueError(f"a range of ports goes from low to high, not {text}")
+        raise ValueError(f"expected a range of ports from low to high, above 0, not {text}")
     return range(first, last + 1)
 
 
 def parse_port(text: str, transport: Transport) -> int:
-    """Return a port that is written as a number or as a name of /etc/services; ValueError."""
+    """Return the port of a number or of a name in /etc/services. ValueError."""
     if re.fullmatch(r"[0-9]+", text):
         digits = text.lstrip("0") or "0"
         if len(digits) > len(str(MAX_PORT)) or int(digits) > MAX_PORT:
@@ -212,7 +212,7 @@ def parse_port(text: str, transport: Transport) -> int:
 
 
 def parse_unix(transport: Transport, rest: str) -> Address:
-    """Return the address of a unix socket from what follows `://`; ValueError."""
+    """Return the address of a unix socket from the text after `://`. ValueError."""
     path, _, query = rest.partition("?")
     if not path.startswith(("/", "@")) or len(path) == 1:
         raise ValueError(
@@ -224,19 +224,19 @@ def parse_unix(transport: Transport, rest: str) -> Address:
             f"the path of a unix socket has at most {MAX_UNIX_PATH_BYTES} bytes (unix(7))"
         )
     if "\0" in path:
-        raise ValueError("the path of a unix socket holds no NUL")
+        raise ValueError("the path of a unix socket cannot contain NUL")
     mode, uid, gid = None, -1, -1
     for key, value in parse_qsl(query, keep_blank_values=True):
         if key == "mode":
             if not re.fullmatch(r"0?[0-7]{3}", value):
-                raise ValueError(f"mode is written in octal, such as 0660, not {shown(value)}")
+                raise ValueError(f"expected an octal mode, such as 0660, not {shown(value)}")
             mode = int(value, 8)
         elif key == "user":
             uid = look_up_id(value, "user")
         elif key == "group":
             gid = look_up_id(value, "group")
         else:
-            raise ValueError(f"there is no {shown(key)} after the ?, only mode, user and group")
+            raise ValueError(f"expected mode, user or group after the ?, not {shown(key)}")
     return Address(transport, path=path, mode=mode, uid=uid, gid=gid)
 
 
@@ -245,12 +245,12 @@ def _parse_tcpmux(rest: str) -> Address:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,63}", name) or name.lower() == "help":
         raise ValueError("expected a name of letters, digits and . _ + -, such as tcpmux://finger")
     if query not in ("", "greeting=service"):
-        raise ValueError(f"there is no {shown(query)} after the ?, only greeting=service")
+        raise ValueError(f"expected greeting=service after the ?, not {shown(query)}")
     return Address(Transport.TCPMUX, path=name.lower(), greets=not query)
 
 
 def look_up_id(name: str, kind: Literal["user", "group"]) -> int:
-    """Return the number of a user or a group that is written as a number or a name; ValueError."""
+    """Return the id of a user or a group from a number or a name. ValueError."""
     if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= MAX_ID:
         return int(name)
     try:

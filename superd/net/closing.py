@@ -1,7 +1,7 @@
-"""How a connection is closed, beyond close(2).
+"""Closing a connection: what is still undelivered, and how to close with a reset.
 
-Runs in the worker; the master asks what a worker has not taken. Never raises: the other side may
-have gone.
+Used by workers, and by the master for bytes that a worker has not read. Never raises: the peer may
+have closed already.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 import termios
 from typing import Any
 
-RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
 def undelivered(sock: Any) -> int:
-    """Return how many bytes the kernel holds that the other side has not taken (tcp(7))."""
+    """Return how many sent bytes the peer has not acknowledged (TIOCOUTQ, tcp(7)); 0 if unknown."""
     queued = bytearray(4)
     try:
         fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)
@@ -27,7 +27,7 @@ def undelivered(sock: Any) -> int:
 
 
 def reset_on_close(sock: Any) -> None:
-    """Make closing the socket send a reset, so that the other side sees the break (socket(7))."""
+    """Make close(2) send a reset, so that the peer can tell an abort (SO_LINGER, socket(7))."""
     try:  # noqa: SIM105  suppress() takes longer than the call itself
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     except OSError:

@@ -1,7 +1,7 @@
-"""Who is at the other end of a unix socket, as the kernel noted it when they connected or listened.
+"""The credentials of a unix socket's peer, recorded by the kernel at connect(2) or listen(2).
 
-Runs in every process but services' own. Asks the kernel only. Raises OSError, and AttributeError
-where the system has no such question.
+Used by the master, workers, the resolver and the command line. Raises OSError, and AttributeError
+on a system without SO_PEERCRED.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ _CREDENTIALS = struct.Struct("@iII")  # struct ucred: pid, uid, gid (unix(7))
 
 
 def peer_ids(sock: socket.SocketType) -> tuple[int, int]:
-    """Return the uid and the gid of the process that connected (SO_PEERCRED, unix(7))."""
+    """Return the uid and the gid of the peer process (SO_PEERCRED, unix(7))."""
     _, uid, gid = _credentials_of_peer(sock)
     return uid, gid
 
 
 def peer_pid(sock: socket.SocketType) -> int:
-    """Return the process that has connected, or listened; 0 where it cannot be seen from here."""
+    """Return the pid of the peer process; 0 if it is outside this pid namespace."""
     return _credentials_of_peer(sock)[0]
 
 

@@ -1,6 +1,6 @@
-"""Where somebody is to be connected to: like an address, but a host may be a name.
+"""Destinations to connect to: like an address, but the host may be a name.
 
-Runs in every process. Never looks a name up: that is for when it is needed. Raises ValueError with
+Used by every process. Looks up no name: the caller does so when it connects. Raises ValueError with
 a text for the operator.
 """
 
@@ -27,8 +27,9 @@ TRANSPORTS = (Transport.TCP, Transport.UDP, Transport.UNIX, Transport.UNIXGRAM)
 
 @dataclass(frozen=True)
 class Destination:
-    """A host and a port, or the path of a unix socket. Without a transport it is reached by the
-    one that fits: tcp for connections, udp for datagrams.
+    """A host and a port, or the path of a unix socket.
+
+    A destination without a transport takes connections by tcp and datagrams by udp.
     """
 
     transport: Transport | None
@@ -45,7 +46,7 @@ class Destination:
 
     @property
     def is_name(self) -> bool:
-        """Whether the host has to be looked up."""
+        """Whether the host is a name that has to be looked up."""
         if not self.host:
             return False
         try:
@@ -55,18 +56,18 @@ class Destination:
         return False
 
     def serves(self, *, datagrams: bool) -> bool:
-        """Tell whether it takes datagrams, or connections."""
+        """Return whether it takes datagrams, or connections if `datagrams` is False."""
         return self.transport is None or self.transport.is_datagram == datagrams
 
     def address(self, host: str, *, datagrams: bool) -> Address:
-        """Return the address that it is, once its host is known."""
+        """Return the address for a numeric host."""
         transport = self.transport or (Transport.UDP if datagrams else Transport.TCP)
         return Address(transport, host, self.port, self.path)
 
 
 def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS) -> Destination:
-    """Return what `tcp://HOST:PORT`, `udp://HOST:PORT`, `HOST:PORT`, `unix://PATH` or
-    `unixgram://PATH` means.
+    """Return the destination of `tcp://HOST:PORT`, `udp://HOST:PORT`, `HOST:PORT`, `unix://PATH`
+    or `unixgram://PATH`. ValueError.
     """
     prefix, separator, rest = text.partition("://")
     transport = None
@@ -79,7 +80,7 @@ def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS)
         rest = text
     if transport is not None and transport.is_unix:
         if "?" in rest:
-            raise ValueError("nothing follows the path of a socket that somebody else has made")
+            raise ValueError("expected only the path of the socket, with nothing after a ?")
         return Destination(transport, path=parse_unix(transport, rest).path)
     match = ENDPOINT.fullmatch(rest)
     if match is None or ":" in match["ports"]:
@@ -91,12 +92,14 @@ def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS)
     if not port:
         raise ValueError("port 0 cannot be connected to")
     if host in (ANY_IPV4, ANY_IPV6):
-        raise ValueError(f"{host} stands for every address and is none to connect to")
+        raise ValueError(
+            f"expected one address to connect to, not {host}, which means every address"
+        )
     return Destination(transport, host, port)
 
 
 def _bracketed(text: str) -> str:
-    """Return an IPv6 address, or the IPv4 address that it is."""
+    """Return an IPv6 host; an IPv4-mapped one as IPv4. ValueError."""
     try:
         host = ipaddress.IPv6Address(text)
     except ValueError:
@@ -105,7 +108,7 @@ def _bracketed(text: str) -> str:
 
 
 def _host(text: str) -> str:
-    """Return an IPv4 address or a name, as far as one can tell from its form."""
+    """Return an IPv4 address or a name, judged by its form alone. ValueError."""
     if not text or text == "*":
         raise ValueError("the host to connect to is missing")
     if re.fullmatch(r"[0-9.]+", text):

@@ -1,7 +1,7 @@
 """Happy Eyeballs (RFC 8305): in which order, and when, the addresses of one destination are tried.
 
-Used by `superd connect` and the like, and by workers that forward connections. Opens no socket and
-waits for nothing: the caller does both. Never raises.
+Used by the client commands, and by workers that forward connections. The caller opens sockets and
+waits. Never raises.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The names of hosts: which texts may be one, and which is the confirmed one of an address.
+"""Host names: which texts are valid, and the confirmed name of an address.
 
-Looks up where that may take long, in the resolver and the command line, never in the master or on a
-worker's loop. Whoever answers a reverse look-up may say what he likes, so a name that does not
-lead back to the address, or has other characters than a host's name, is none. Never raises.
+`confirmed_name` blocks, so it runs in the resolver and the command line, never in the master or on
+a worker's loop. The owner of an address decides what a reverse lookup returns. A name is therefore
+rejected unless it has only the characters of a host name and resolves back to the address. Never
+raises.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
 
 
 def normalized_name(text: str) -> str:
-    """Return a name as DNS has it, in lower case and ASCII; "" for what cannot be a host's.
+    """Return a host name in the form of DNS, lower case and ASCII; "" if it is not valid.
 
-    What ends in a number is none: the C library takes `127.1` and `0x7f000001` for addresses.
+    A name whose last label is a number is not valid: the C library parses `127.1` and `0x7f000001`
+    as addresses.
     """
-    if len(text) > MAX_NAME_CHARACTERS + 1:  # before the codec, which takes long for a long one
+    if len(text) > MAX_NAME_CHARACTERS + 1:  # the idna codec is slow for long texts
         return ""
     try:
         name = text.lower() if text.isascii() else text.encode("idna").decode("ascii").lower()
@@ -36,7 +38,7 @@ def normalized_name(text: str) -> str:
 
 
 def confirmed_name(host: str) -> str:
-    """Return the name of a numeric host; "" where it has none that is confirmed."""
+    """Return the name of a numeric host that resolves back to it; "" if there is none."""
     try:
         name = socket.getnameinfo((host, 0), socket.NI_NAMEREQD)[0].lower().removesuffix(".")
         if len(name) > MAX_NAME_CHARACTERS or not _NAME.fullmatch(name):

@@ -1,9 +1,11 @@
-"""Descriptors that one process passes to another over a unix socket (unix(7), SCM_RIGHTS).
+"""Passing descriptors from one process to another over a unix socket (unix(7), SCM_RIGHTS).
 
-For a service that is reached by name (RFC 1078) a pair of sockets stands for the listener: the
-master makes it and keeps both ends, workers of the service have the one to take from, and those of
-tcpmux services the other. Used in workers, which are handed files by the master, too, and in
-processes that they fork. Raises OSError.
+A tcpmux:// service (RFC 1078) has a socket pair for a listener. The master makes it and keeps both
+ends. Workers of the tcpmux plugin send connections into its entrance, and workers of the service
+receive them from the other end.
+
+Used by workers and the processes that they fork; workers receive files from the master, too.
+Raises OSError.
 """
 
 from __future__ import annotations
@@ -14,28 +16,28 @@ import os
 import socket
 from typing import Any
 
-PASSED = b"+"
-CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # not every system has it
+PAYLOAD = b"+"  # a message must hold at least one byte to carry a descriptor
+CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # missing on some systems
 ONE_DESCRIPTOR_BYTES = socket.CMSG_LEN(array.array("i").itemsize)
 
 
 def rights_for(sock: socket.socket) -> list[tuple[int, int, array.array[int]]]:
-    """Return what goes with a message so that the receiver has a copy of the socket."""
+    """Return the ancillary data that gives the receiver a copy of the socket."""
     return [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()]))]
 
 
 def pass_socket(entrance: socket.socket, sock: socket.socket) -> None:
-    """Pass a connection on; BlockingIOError where too many wait already."""
-    entrance.sendmsg([PASSED], rights_for(sock), socket.MSG_DONTWAIT)
+    """Pass a connection to the service. BlockingIOError if its queue is full."""
+    entrance.sendmsg([PAYLOAD], rights_for(sock), socket.MSG_DONTWAIT)
 
 
-def accept_passed(way_out: socket.socket) -> tuple[int, Any]:
+def accept_passed(receiver: socket.socket) -> tuple[int, Any]:
     """Return the descriptor of a connection and its peer's address, as accept(2) would.
 
-    The kernel is asked who the peer is: who passes a connection on is not to be believed.
+    The peer's address comes from the kernel, as the sending worker is not trusted.
     """
-    os.close(os.dup(way_out.fileno()))  # without a descriptor left it is to wait where it is
-    data, control, *_ = way_out.recvmsg(
+    os.close(os.dup(receiver.fileno()))  # fails at EMFILE, and the connection stays queued
+    data, control, *_ = receiver.recvmsg(
         1, ONE_DESCRIPTOR_BYTES, socket.MSG_DONTWAIT | CLOSED_ON_EXEC
     )
     if not data:
@@ -46,7 +48,7 @@ def accept_passed(way_out: socket.socket) -> tuple[int, Any]:
         sock = socket.socket(fileno=descriptor)
         passed.pop()
     except (OSError, ValueError):
-        raise _lost() from None
+        raise _aborted() from None
     finally:
         for number in passed:
             os.close(number)
@@ -57,16 +59,16 @@ def accept_passed(way_out: socket.socket) -> tuple[int, Any]:
     is_tcp = sock.family in (socket.AF_INET, socket.AF_INET6) and sock.type == socket.SOCK_STREAM
     if sockaddr is None or not is_tcp:
         sock.close()
-        raise _lost()
+        raise _aborted()
     return sock.detach(), sockaddr
 
 
 def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
-    """Return a message, and the descriptor that came with it, if there is one and room for it."""
+    """Return a message and the descriptor that it carries; None if it carries none."""
     data, control, *_ = sock.recvmsg(size, ONE_DESCRIPTOR_BYTES, CLOSED_ON_EXEC)
     passed = array.array("i", b"".join(rights for *_, rights in control))
     return data, passed[0] if passed else None
 
 
-def _lost() -> OSError:
+def _aborted() -> OSError:
     return OSError(errno.ECONNABORTED, os.strerror(errno.ECONNABORTED))

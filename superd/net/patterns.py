@@ -1,6 +1,6 @@
-"""Whom a rule of `allow` or `deny` speaks of, as a value: parse, format, compare.
+"""The patterns of `allow` and `deny`, as values: parse, format, compare.
 
-Used wherever a configuration is read, and in workers. Looks up users and groups of the system only
+Used by every process that reads a configuration, and by workers. Looks up users and groups only
 while a configuration is read, and never a host. Raises ValueError with a text for the operator.
 """
 
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from superd.errors import shown
 from superd.net.addresses import look_up_id
 
-MAX_NAME_CHARACTERS = 253  # RFC 1035, 2.3.4, as it is written
+MAX_NAME_CHARACTERS = 253  # in text form: 255 octets on the wire (RFC 1035, 2.3.4)
 
 _LABEL = r"(?!-)[a-z0-9_-]{1,63}(?<!-)"
 _NAME = re.compile(rf"\.?(?:{_LABEL}\.)*{_LABEL}")
@@ -23,7 +23,7 @@ IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Wildcard:
-    """`*`: whoever comes, by whatever transport."""
+    """`*`: every client, by every transport."""
 
     def __str__(self) -> str:
         return "*"
@@ -31,7 +31,7 @@ class Wildcard:
 
 @dataclass(frozen=True)
 class Network:
-    """An address or a network; what is IPv4-mapped IPv6 is IPv4."""
+    """An address or a network; IPv4-mapped IPv6 is held as IPv4."""
 
     network: IPNetwork
 
@@ -41,7 +41,7 @@ class Network:
 
 @dataclass(frozen=True)
 class HostName:
-    """A host by its confirmed name; with a leading dot a domain and every name below it."""
+    """A host by its confirmed name; with a leading dot, a domain and every name below it."""
 
     name: str
 
@@ -56,7 +56,7 @@ class HostName:
 
 @dataclass(frozen=True)
 class User:
-    """The peer of a unix socket by its user."""
+    """A client of a unix socket, by its user."""
 
     uid: int
 
@@ -66,7 +66,7 @@ class User:
 
 @dataclass(frozen=True)
 class Group:
-    """The peer of a unix socket by one of its groups."""
+    """A client of a unix socket, by one of its groups."""
 
     gid: int
 
@@ -78,7 +78,7 @@ Pattern = Wildcard | Network | HostName | User | Group
 
 
 def parse_pattern(text: str) -> Pattern:
-    """Return what `text` means.
+    """Return the pattern that a text means. ValueError.
 
     >>> str(parse_pattern("::ffff:192.0.2.0/120"))
     '192.0.2.0/24'
@@ -94,14 +94,14 @@ def parse_pattern(text: str) -> Pattern:
     name = text.lower().removesuffix(".")
     if len(name.lstrip(".")) > MAX_NAME_CHARACTERS or not _NAME.fullmatch(name):
         raise ValueError(
-            f"{shown(text)} is none of an address, a network, a host's name, a .domain, user:NAME,"
-            ' group:NAME and "*"'
+            f"expected an address, a network, a host name, a .domain, user:NAME, group:NAME or"
+            f' "*", not {shown(text)}'
         )
     return HostName(name)
 
 
 def parse_network(text: str) -> IPNetwork:
-    """Return an address or a network; IPv4-mapped IPv6 as IPv4. No bits are set beyond the mask."""
+    """Return a network; a single address is one, and IPv4-mapped IPv6 becomes IPv4. ValueError."""
     try:
         network = ipaddress.ip_network(text)
     except ValueError as error:
@@ -116,13 +116,13 @@ def parse_network(text: str) -> IPNetwork:
 
 
 def shown_network(network: IPNetwork) -> str:
-    """Return a network as it is written; one of a single address as that."""
+    """Return a network as text; a network of one address as that address."""
     is_host = network.prefixlen == network.max_prefixlen
     return str(network.network_address if is_host else network)
 
 
 def unmapped_network(network: IPNetwork) -> IPNetwork:
-    """Return a network of IPv4-mapped IPv6 (RFC 4291, 2.5.5.2) as the IPv4 network that it is."""
+    """Return a network of IPv4-mapped IPv6 (RFC 4291, 2.5.5.2) as IPv4; any other unchanged."""
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     if mapped is None or network.prefixlen < 96:
         return network

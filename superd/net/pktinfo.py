@@ -1,6 +1,7 @@
-"""Which local address a datagram came to, and answering from it (ip(7), ipv6(7), RFC 3542).
+"""The local address that a datagram was sent to, to reply from it (ip(7), ipv6(7), RFC 3542).
 
-Runs in the master, which asks for it, and in workers. Never raises but for a broken socket.
+Used by the master, which sets the socket option, and by workers. Raises OSError only for a broken
+socket.
 """
 
 from __future__ import annotations
@@ -15,21 +16,21 @@ IP_PKTINFO = 8
 IPV6_RECVPKTINFO = 49
 IPV6_PKTINFO = 50
 
-_IPV4 = struct.Struct("@i4s4s")  # interface, our address that is responsible, destination
-_IPV6 = struct.Struct("@16sI")  # destination, interface
+_IPV4 = struct.Struct("@i4s4s")  # struct in_pktinfo: interface, local address, destination
+_IPV6 = struct.Struct("@16sI")  # struct in6_pktinfo: destination, interface
 _LINK_LOCAL = b"\xfe\x80"
 
 Ancillary = tuple[int, int, bytes]
 
-# a socket for both tells of IPv4 in either form
+# bytes; a dual-stack socket reports IPv4 in either form
 ANCILLARY_BYTES = socket.CMSG_SPACE(_IPV6.size) + socket.CMSG_SPACE(_IPV4.size)
 
 
 @dataclass(frozen=True, slots=True)
 class LocalAddress:
-    """Where a datagram came to.
+    """The local address of a datagram, and the ancillary data that makes a reply leave from it.
 
-    `is_unicast` is False for a broadcast or multicast; `control` makes an answer leave from here.
+    `is_unicast` is False for a broadcast or a multicast.
     """
 
     address: Address
@@ -38,7 +39,7 @@ class LocalAddress:
 
 
 def enable_pktinfo(sock: socket.socket) -> None:
-    """Make the kernel tell the destination of each datagram of a wildcard socket."""
+    """Have the kernel report the destination of each datagram of a wildcard socket."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
         if sock.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY):
@@ -47,11 +48,11 @@ def enable_pktinfo(sock: socket.socket) -> None:
 
 
 def local_address(bound: Address, ancillary: tuple[Ancillary, ...]) -> LocalAddress:
-    """Return where a datagram to a wildcard socket came to; `bound`, if the kernel did not tell."""
-    for level, kind, data in sorted(ancillary):  # IPv4 first: only there a broadcast can be known
+    """Return the local address of a datagram to a wildcard socket; `bound` if none was reported."""
+    for level, kind, data in sorted(ancillary):  # IPv4 first: IPv6 does not report a broadcast
         if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
             _, ours, asked = _IPV4.unpack(data)
-            if not any(ours):  # it came before the kernel was asked, in the time of another process
+            if not any(ours):  # queued before the option was set, such as in an inherited socket
                 ours = asked
             answer = _IPV4.pack(0, ours, bytes(4))
             address = replace(bound, host=socket.inet_ntop(socket.AF_INET, ours))
@@ -59,7 +60,7 @@ def local_address(bound: Address, ancillary: tuple[Ancillary, ...]) -> LocalAddr
         if (level, kind) == (socket.IPPROTO_IPV6, IPV6_PKTINFO):
             asked, interface = _IPV6.unpack(data)
             if not asked.startswith(_LINK_LOCAL):
-                interface = 0  # the way back may be another
+                interface = 0  # the reply may leave by another interface
             answer = _IPV6.pack(asked, interface)
             address = replace(bound, host=socket.inet_ntop(socket.AF_INET6, asked))
             return LocalAddress(address, asked[0] != 0xFF, ((level, kind, answer),))

@@ -1,6 +1,6 @@
-"""The PROXY protocol: a header that tells a server behind a forwarder who its client is.
+"""The PROXY protocol: a header that gives a target the address of the forwarded client.
 
-Runs in the worker. Source: HAProxy's doc/proxy-protocol.txt. Only writes headers; never raises.
+Used by workers. Source: HAProxy's doc/proxy-protocol.txt. Only writes headers. Never raises.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ import os
 from superd.net.addresses import Address
 
 V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
-_V2_PROXY, _V2_LOCAL = 0x21, 0x20  # version 2, for somebody else and on one's own account
+_V2_PROXY, _V2_LOCAL = 0x21, 0x20  # version 2; for a client, and for superd itself
 _INET, _INET6, _UNIX = 0x10, 0x20, 0x30
 _STREAM, _DGRAM = 0x01, 0x02
-_UNIX_PATH = 108  # bytes, filled up with NUL
+_UNIX_PATH = 108  # bytes, padded with NUL
 
 
-# what precedes a probe, which has no client
+# sent before a probe, which has no client
 OWN_HEADER_V1 = b"PROXY UNKNOWN\r\n"
 OWN_HEADER_V2 = V2_SIGNATURE + bytes((_V2_LOCAL, 0, 0, 0))
 
 
 def proxy_header_v1(peer: Address, local: Address) -> bytes:
-    """Return the header in text, of at most 107 bytes; `UNKNOWN` for anything but tcp."""
-    hosts = _numbers(peer, local)
+    """Return the text header, of at most 107 bytes; `UNKNOWN` for any transport but tcp."""
+    hosts = _hosts(peer, local)
     if hosts is None or peer.transport.is_datagram:
         return OWN_HEADER_V1
     source, destination = hosts
@@ -35,7 +35,7 @@ def proxy_header_v1(peer: Address, local: Address) -> bytes:
 def proxy_header_v2(peer: Address, local: Address) -> bytes:
     """Return the binary header: 28 bytes for IPv4, 52 for IPv6, 232 for unix sockets."""
     kind = _DGRAM if peer.transport.is_datagram else _STREAM
-    if (hosts := _numbers(peer, local)) is not None:
+    if (hosts := _hosts(peer, local)) is not None:
         source, destination = hosts
         kind |= _INET if source.version == 4 else _INET6
         ports = peer.port.to_bytes(2, "big") + local.port.to_bytes(2, "big")
@@ -49,8 +49,8 @@ def proxy_header_v2(peer: Address, local: Address) -> bytes:
 _IP = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
-def _numbers(peer: Address, local: Address) -> tuple[_IP, _IP] | None:
-    """Return the hosts of both ends, of one family; None for unix sockets."""
+def _hosts(peer: Address, local: Address) -> tuple[_IP, _IP] | None:
+    """Return the hosts of both ends in one address family; None for unix sockets."""
     if not (peer.host and local.host):
         return None
     source, destination = (ipaddress.ip_address(a.host.partition("%")[0]) for a in (peer, local))

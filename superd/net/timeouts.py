@@ -1,6 +1,6 @@
-"""Values of SO_RCVTIMEO, as socket(7) has it: a struct timeval of seconds and microseconds.
+"""Values of SO_RCVTIMEO (socket(7)): a struct timeval of seconds and microseconds.
 
-Used by the master, which sets the option at listeners, and by workers, whose connections inherit
+Used by the master, which sets the option on listeners, and by workers, whose connections inherit
 it. Never raises.
 """
 

@@ -1,4 +1,4 @@
-"""Addresses as values: what is read, what is written, what is equal, what is refused."""
+"""Addresses as values: parsing, formatting, comparing and refusing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refusal(text: str) -> str:
 
 
 @given(st.sampled_from(INTERNET), st.ip_addresses(), PORTS)
-def test_an_internet_address_is_read_as_it_is_written(
+def test_an_internet_address_parses_back_from_its_text(
     transport: Transport, host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
 ) -> None:
     mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
@@ -51,7 +51,7 @@ def test_an_internet_address_is_read_as_it_is_written(
 
 
 @given(st.sampled_from(UNIX), st.sampled_from("/@"), PATHS)
-def test_a_unix_address_is_read_as_it_is_written(
+def test_a_unix_address_parses_back_from_its_text(
     transport: Transport, start: str, path: str
 ) -> None:
     address = Address(transport, path=start + path)
@@ -60,12 +60,12 @@ def test_a_unix_address_is_read_as_it_is_written(
     assert address.family == socket.AF_UNIX
 
 
-# hosts without a name, which would be looked up
+# almost addresses; no host is a name, as that would be looked up
 NEARLY = r"(tcp|udp)://(\[[0-9a-f:.%]*\]|[0-9.*]*):[0-9-]*|unix(gram|packet)?://[a-z0-9?=@/&%-]*"
 
 
 @given(st.one_of(st.text(), st.from_regex(NEARLY, fullmatch=True)))
-def test_any_text_is_an_address_or_refused_in_words(text: str) -> None:
+def test_any_text_is_an_address_or_refused_with_a_message(text: str) -> None:
     try:
         told = " ".join(texts(text))
     except ValueError as error:
@@ -91,25 +91,25 @@ def test_any_text_is_an_address_or_refused_in_words(text: str) -> None:
         ("unixpacket:///a", ["unixpacket:///a"]),
     ],
 )
-def test_what_a_listen_value_means(text: str, found: list[str]) -> None:
+def test_meaning_of_a_listen_value(text: str, found: list[str]) -> None:
     assert texts(text) == found
 
 
 @pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")
-def test_a_port_may_have_the_name_of_its_service() -> None:
+def test_a_port_may_be_a_name_of_etc_services() -> None:
     assert texts("tcp://*:finger") == ["tcp://*:79"]
     assert texts("udp://*:time") == ["udp://*:37"]
     assert texts("tcp://*:ftp-data") == ["tcp://*:20"]
 
 
-def test_the_owner_and_the_mode_of_a_socket_belong_to_its_address_but_not_to_its_name() -> None:
+def test_owner_and_mode_are_held_but_not_compared() -> None:
     [address] = parse_addresses("unix:///run/a?mode=0660&user=0&group=7")
     assert (address.mode, address.uid, address.gid) == (0o660, 0, 7)
     assert address == Address(Transport.UNIX, path="/run/a")
     assert hash(address) == hash(Address(Transport.UNIX, path="/run/a"))
 
 
-def test_every_address_of_the_machine_is_one_of_each_family() -> None:
+def test_a_star_expands_to_one_address_of_each_family() -> None:
     [address] = parse_addresses("tcp://*:7")
     assert address.is_wildcard
     assert [str(a) for a in address.expanded()] == ["tcp://0.0.0.0:7", "tcp://[::]:7"]
@@ -147,31 +147,31 @@ def test_every_address_of_the_machine_is_one_of_each_family() -> None:
         ("tcp://*:-1", '"-1" is neither a port nor a name of /etc/services'),
         ("tcp://*:no such", '"no such" is neither a port nor a name of /etc/services'),
         ("tcp://*:a\0b", '"a\\x00b" is neither a port nor a name of /etc/services'),
-        ("tcp://*:9-7", "a range of ports goes from low to high, not 9-7"),
-        ("tcp://*:0-7", "a range of ports goes from low to high, not 0-7"),
+        ("tcp://*:9-7", "expected a range of ports from low to high, above 0, not 9-7"),
+        ("tcp://*:0-7", "expected a range of ports from low to high, above 0, not 0-7"),
         ("tcp://*:7-70000", "there is no port 70000 (the last is 65535)"),
         ("tcp://*:7-8-9", '"7-8-9" is neither a port nor a name of /etc/services'),
         ("unix://", "expected an absolute path (unix:///run/name.sock)"),
         ("unix://run/a", "or an abstract name (unix://@name)"),
         ("unix:///", "expected an absolute path"),
         ("unixgram://@", "or an abstract name (unixgram://@name)"),
-        ("unix:///a\0b", "holds no NUL"),
+        ("unix:///a\0b", "cannot contain NUL"),
         ("unix:///" + "a" * MAX_UNIX_PATH_BYTES, f"at most {MAX_UNIX_PATH_BYTES} bytes"),
         ("unix:///" + "é" * 60, f"at most {MAX_UNIX_PATH_BYTES} bytes"),
-        ("unix:///a?mode=999", 'mode is written in octal, such as 0660, not "999"'),
-        ("unix:///a?mode", 'mode is written in octal, such as 0660, not ""'),
+        ("unix:///a?mode=999", 'expected an octal mode, such as 0660, not "999"'),
+        ("unix:///a?mode", 'expected an octal mode, such as 0660, not ""'),
         ("unix:///a?user=rooot", 'there is no user "rooot"'),
         ("unix:///a?user=a%00b", 'there is no user "a\\x00b"'),
         ("unix:///a?user=99999999999", 'there is no user "99999999999"'),
         ("unix:///a?group=٣", 'there is no group "٣"'),
-        ("unix:///a?mod=0660", 'there is no "mod" after the ?, only mode, user and group'),
+        ("unix:///a?mod=0660", 'expected mode, user or group after the ?, not "mod"'),
     ],
 )
-def test_what_is_no_address(text: str, words: str) -> None:
+def test_an_invalid_address_is_refused_with_the_reason(text: str, words: str) -> None:
     assert words in refusal(text)
 
 
-def test_an_address_that_a_socket_gave_is_the_one_that_a_person_writes() -> None:
+def test_the_address_of_a_socket_has_the_text_that_an_operator_writes() -> None:
     of = Address.from_sockaddr
     assert str(of(Transport.TCP, ("::ffff:192.0.2.1", 7, 0, 0))) == "tcp://192.0.2.1:7"
     assert str(of(Transport.UDP, ("::1", 7, 0, 0))) == "udp://[::1]:7"
@@ -182,12 +182,12 @@ def test_an_address_that_a_socket_gave_is_the_one_that_a_person_writes() -> None
 
 
 @given(st.ip_addresses(v=4))
-def test_a_mapped_address_is_the_one_of_version_4(host: ipaddress.IPv4Address) -> None:
+def test_an_ipv4_mapped_address_becomes_ipv4(host: ipaddress.IPv4Address) -> None:
     assert unmapped(f"::ffff:{host}") == str(host)
     assert unmapped(str(host)) == str(host)
 
 
-def test_only_a_mapped_address_is_taken_for_one_of_version_4() -> None:
+def test_only_an_ipv4_mapped_address_becomes_ipv4() -> None:
     for host in ("::1", "::ffff:1:2", "64:ff9b::192.0.2.1", "::192.0.2.1"):
         assert unmapped(host) == host
 

@@ -1,4 +1,4 @@
-"""Where to forward to: what is read, what is written, what is refused and in which words."""
+"""Destinations as values: parsing, formatting, and refusing with a message."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = st.lists(LABELS, min_size=2, max_size=4).map(".".join)
 
 
 @given(st.sampled_from(INTERNET), st.ip_addresses(), PORTS)
-def test_a_numeric_host_is_read_as_it_is_written(
+def test_a_numeric_host_parses_back_from_its_text(
     transport: Transport | None, host: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int
 ) -> None:
     mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
@@ -34,17 +34,17 @@ def test_a_numeric_host_is_read_as_it_is_written(
 
 
 @given(st.sampled_from(INTERNET), NAMES, PORTS)
-def test_a_name_is_read_as_it_is_written_and_not_looked_up(
+def test_a_name_parses_back_from_its_text_without_a_lookup(
     transport: Transport | None, name: str, port: int
 ) -> None:
-    name += ".x"  # with a number at the end it would be an address
+    name += ".x"  # a name cannot end in a number
     one = Destination(transport, name, port)
     assert parse_destination(str(one)) == one
     assert one.is_name
 
 
 @given(st.sampled_from(UNIX), st.sampled_from("/@"), PATHS)
-def test_a_unix_socket_is_read_as_it_is_written(
+def test_a_unix_socket_parses_back_from_its_text(
     transport: Transport, start: str, path: str
 ) -> None:
     one = Destination(transport, path=start + path)
@@ -57,7 +57,7 @@ NEARLY = r"((tcp|udp)://)?(\[[0-9a-f:.%]*\]|[0-9a-zé.*_-]*):[0-9a-z-]*|unix(gra
 
 
 @given(st.one_of(st.text(), st.from_regex(NEARLY, fullmatch=True)))
-def test_any_text_is_a_destination_or_refused_in_words(text: str) -> None:
+def test_any_text_is_a_destination_or_refused_with_a_message(text: str) -> None:
     try:
         one = parse_destination(text)
     except ValueError as error:
@@ -87,18 +87,18 @@ def test_any_text_is_a_destination_or_refused_in_words(text: str) -> None:
         ("unixgram://@log", "unixgram://@log"),
     ],
 )
-def test_what_a_target_means(text: str, found: str) -> None:
+def test_meaning_of_a_destination(text: str, found: str) -> None:
     assert str(parse_destination(text)) == found
 
 
 @pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")
-def test_a_port_may_have_the_name_of_its_service() -> None:
+def test_a_port_may_be_a_name_of_etc_services() -> None:
     assert parse_destination("tcp://127.0.0.1:finger").port == 79
     assert parse_destination("udp://127.0.0.1:tftp").port == 69
     assert parse_destination("127.0.0.1:domain").port == 53
 
 
-def test_without_a_transport_it_is_reached_by_the_one_that_fits() -> None:
+def test_a_destination_without_a_transport_takes_tcp_and_udp() -> None:
     one = parse_destination("127.0.0.1:53")
     assert str(one.address("127.0.0.1", datagrams=False)) == "tcp://127.0.0.1:53"
     assert str(one.address("127.0.0.1", datagrams=True)) == "udp://127.0.0.1:53"
@@ -151,17 +151,19 @@ STARTS = "an address that starts with one of tcp://, udp://, unix://, unixgram:/
         ("unix://run/a", "expected an absolute path (unix:///run/name.sock)"),
         ("unix:///", "expected an absolute path"),
         ("unixgram://@", "expected an absolute path (unixgram:///run/name.sock)"),
-        ("unix:///run/a\0b", "holds no NUL"),
+        ("unix:///run/a\0b", "cannot contain NUL"),
         (f"unix:///{'a' * MAX_UNIX_PATH_BYTES}", "has at most 107 bytes"),
-        ("unix:///run/a?mode=0660", "nothing follows the path of a socket that somebody else has"),
+        ("unix:///run/a?mode=0660", "expected only the path of the socket, with nothing after a ?"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_told(text: str, told: str) -> None:
+def test_an_invalid_destination_is_refused_with_the_reason(text: str, told: str) -> None:
     with pytest.raises(ValueError, match=re.escape(told)):
         parse_destination(text)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "[::]"])
-def test_every_address_is_no_host_to_connect_to(host: str) -> None:
-    with pytest.raises(ValueError, match="every address and is none to connect to"):
+def test_a_wildcard_is_not_a_destination(host: str) -> None:
+    with pytest.raises(
+        ValueError, match=r"expected one address to connect to, not .*, which means every address"
+    ):
         parse_destination(f"tcp://{host}:80")

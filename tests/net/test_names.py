@@ -1,4 +1,4 @@
-"""Names of hosts: what may be one, and how DNS writes it."""
+"""Host names: which texts are valid, and their form in DNS."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = {
 
 
 @pytest.mark.parametrize("text", GOOD)
-def test_a_name_is_as_dns_has_it(text: str) -> None:
+def test_a_name_is_in_the_form_of_dns(text: str) -> None:
     assert normalized_name(text) == GOOD[text]
 
 
@@ -35,12 +35,12 @@ def test_a_name_is_as_dns_has_it(text: str) -> None:
         "x" * 64, LONGEST + "x", "x." * 200, "ü" * 300, "ü" * 60, "\udc80",
     ],
 )  # fmt: skip
-def test_what_cannot_be_a_name_is_none(text: str) -> None:
+def test_an_invalid_name_is_rejected(text: str) -> None:
     assert normalized_name(text) == ""
 
 
 @given(st.text())
-def test_whatever_is_asked_is_ascii_and_itself(text: str) -> None:
+def test_a_normalized_name_is_ascii_and_stays_the_same(text: str) -> None:
     name = normalized_name(text)
     assert name.isascii()
     assert len(name) <= 254

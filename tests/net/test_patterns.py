@@ -1,4 +1,4 @@
-"""Patterns of allow and deny: what they mean, and what is none."""
+"""Patterns of allow and deny: their meaning, and what is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ GOOD = [
 
 
 @pytest.mark.parametrize(("text", "shown", "kind"), GOOD)
-def test_a_pattern_is_shown_as_it_is_compared(text: str, shown: str, kind: type) -> None:
+def test_a_pattern_parses_back_from_its_text(text: str, shown: str, kind: type) -> None:
     pattern = parse_pattern(text)
     assert isinstance(pattern, kind)
     assert str(pattern) == shown
@@ -57,22 +57,34 @@ BAD = [
     ("2001:db8::/129", "is not an address or a network"),
     ("1:2:3", "is not an address or a network"),
     ("/24", "is not an address or a network"),
-    ("", "is none of an address"),
-    ("a b", "is none of an address"),
-    ("-a.example", "is none of an address"),
-    ("a..example", "is none of an address"),
-    ("*.example.com", "is none of an address"),
-    ("x" * 64, "is none of an address"),
-    (".".join(["x" * 50] * 6), "is none of an address"),
+    ("", "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or"),
+    ("a b", "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or"),
+    (
+        "-a.example",
+        "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or",
+    ),
+    (
+        "a..example",
+        "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or",
+    ),
+    (
+        "*.example.com",
+        "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or",
+    ),
+    ("x" * 64, "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or"),
+    (
+        ".".join(["x" * 50] * 6),
+        "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or",
+    ),
     ("user:nosuchuser", 'there is no user "nosuchuser"'),
     ("user:", 'there is no user ""'),
     ("group:99999999999", 'there is no group "99999999999"'),
-    ("evil\n", "is none of an address"),
+    ("evil\n", "expected an address, a network, a host name, a .domain, user:NAME, group:NAME or"),
 ]
 
 
 @pytest.mark.parametrize(("text", "expected"), BAD)
-def test_what_is_no_pattern_is_told_with_the_remedy(text: str, expected: str) -> None:
+def test_an_invalid_pattern_is_refused_with_the_remedy(text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=re.escape(expected)):
         parse_pattern(text)
 
@@ -90,7 +102,7 @@ def test_any_text_is_a_pattern_or_a_value_error(text: str) -> None:
 
 
 @given(st.ip_addresses(), st.integers(0, 128))
-def test_networks_are_those_of_the_standard_library(
+def test_networks_agree_with_the_standard_library(
     address: ipaddress.IPv4Address | ipaddress.IPv6Address, bits: int
 ) -> None:
     network = ipaddress.ip_network((address, min(bits, address.max_prefixlen)), strict=False)
@@ -110,7 +122,7 @@ def test_networks_are_those_of_the_standard_library(
         (".example.com", "example.com.evil.org", False),
     ],
 )
-def test_a_name_matches_itself_and_a_domain_all_below_it(
+def test_a_name_matches_itself_and_a_domain_every_name_below_it(
     pattern: str, name: str, matches: bool
 ) -> None:
     assert HostName(pattern).matches(name) is matches

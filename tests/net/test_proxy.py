@@ -1,4 +1,4 @@
-"""The PROXY protocol's headers, read by what the specification says and nothing else."""
+"""The PROXY protocol's headers, read by a parser written from the specification."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SIGNATURE = bytes.fromhex("0d0a0d0a000d0a515549540a")
 
 
 class Header(NamedTuple):
-    """What a server behind the forwarder makes of it."""
+    """What a target behind the forwarder reads in a header."""
 
     family: str
     kind: str
@@ -29,7 +29,7 @@ class Header(NamedTuple):
 
 
 def read_v1(data: bytes) -> Header | None:
-    """Read what section 2.1 says; None for UNKNOWN."""
+    """Parse a header of section 2.1; None for UNKNOWN."""
     assert data.endswith(b"\r\n")
     assert len(data) <= 107
     text = data[:-2].decode("ascii")
@@ -45,7 +45,7 @@ def read_v1(data: bytes) -> Header | None:
 
 
 def read_v2(data: bytes) -> Header:
-    """Read what section 2.2 says; no header of ours has a TLV."""
+    """Parse a header of section 2.2; superd sends no TLV."""
     signature, command, kind, length = struct.unpack_from("!12sBBH", data)
     assert signature == SIGNATURE
     assert command == 0x21
@@ -62,7 +62,7 @@ def read_v2(data: bytes) -> Header:
     return Header(family, protocol, (hosts[0], ports[0]), (hosts[1], ports[1]))
 
 
-def test_the_examples_byte_for_byte() -> None:
+def test_headers_have_the_bytes_of_the_specification() -> None:
     peer, local = Address(TCP, "192.168.0.1", 56324), Address(TCP, "192.168.0.11", 443)
     assert proxy_header_v1(peer, local) == b"PROXY TCP4 192.168.0.1 192.168.0.11 56324 443\r\n"
     assert proxy_header_v2(peer, local) == SIGNATURE + bytes.fromhex(
@@ -79,7 +79,7 @@ PORTS = st.integers(0, 65535)
 
 
 @given(HOSTS, HOSTS, PORTS, PORTS)
-def test_both_ends_are_told_whatever_their_families(
+def test_both_ends_are_in_the_header_whatever_their_families(
     source: ipaddress.IPv4Address | ipaddress.IPv6Address,
     destination: ipaddress.IPv4Address | ipaddress.IPv6Address,
     from_port: int,
@@ -100,21 +100,21 @@ def as_ipv6(host: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IP
     return ipaddress.IPv6Address(number)
 
 
-def test_the_longest_of_the_first_version_fits() -> None:
+def test_the_longest_text_header_fits() -> None:
     longest = "ffff:" * 7 + "ffff"
     header = proxy_header_v1(Address(TCP, longest, 65535), Address(TCP, longest, 65535))
     assert len(header) == 104
     assert read_v1(header) == ("TCP6", "STREAM", (longest, 65535), (longest, 65535))
 
 
-def test_the_scope_of_a_link_local_host_stays_here() -> None:
+def test_the_scope_of_a_link_local_host_is_not_sent() -> None:
     peer, local = Address(TCP, "fe80::1%lo", 5), Address(TCP, "fe80::2%lo", 6)
     ends = ("fe80::1", 5), ("fe80::2", 6)
     assert read_v1(proxy_header_v1(peer, local)) == ("TCP6", "STREAM", *ends)
     assert read_v2(proxy_header_v2(peer, local)) == ("INET6", "STREAM", *ends)
 
 
-def test_the_first_version_knows_nothing_but_tcp() -> None:
+def test_the_text_header_is_unknown_for_all_but_tcp() -> None:
     unix, udp = Address(UNIX, path="/run/a"), Address(UDP, "127.0.0.1", 5)
     assert read_v1(proxy_header_v1(unix, unix)) is None
     assert read_v1(proxy_header_v1(udp, udp)) is None
@@ -130,7 +130,7 @@ def test_the_first_version_knows_nothing_but_tcp() -> None:
         ("/" + "é" * 53, "/" + "é" * 53),
     ],
 )
-def test_the_paths_of_unix_sockets_are_told(
+def test_the_paths_of_unix_sockets_are_in_the_header(
     transport: Transport, kind: str, path: str, told: str
 ) -> None:
     header = proxy_header_v2(Address(transport, path=path), Address(transport, path="/b"))
@@ -139,6 +139,6 @@ def test_the_paths_of_unix_sockets_are_told(
 
 
 @pytest.mark.parametrize(("host", "family"), [("192.0.2.1", "INET"), ("2001:db8::1", "INET6")])
-def test_datagrams_are_told_from_connections(host: str, family: str) -> None:
+def test_the_header_of_a_datagram_says_so(host: str, family: str) -> None:
     header = proxy_header_v2(Address(UDP, host, 5), Address(UDP, host, 6))
     assert read_v2(header) == (family, "DGRAM", (host, 5), (host, 6))

@@ -23,7 +23,7 @@ MISTAKES = [
     (TCP, 'to = ^"192.0.2.1"', "to", "expected a host and a port, such as tcp://127.0.0.1:80"),
     (TCP, f'to = ["{ONE}", ^"http://a:1"]', "to[1]", f'{STARTS}, found "http://a:1"'),
     (TCP, 'to = ^"tcp://192.0.2.1:0"', "to", "port 0 cannot be connected to"),
-    (TCP, 'to = ^"tcp://0.0.0.0:80"', "to", "0.0.0.0 stands for every address"),
+    (TCP, 'to = ^"tcp://0.0.0.0:80"', "to", "expected one address to connect to, not 0.0.0.0"),
     (TCP, 'to = { address = ^"[::1]:99999" }', "to.address", "there is no port 99999"),
     (TCP, f'to = [{{ address = "{ONE}", weight = ^0 }}]', "to[0].weight", "at least 1, found 0"),
     (TCP, f'to = [{{ address = "{ONE}", weight = ^1001 }}]', "to[0].weight", "at most 1000"),
