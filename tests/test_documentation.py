@@ -23,6 +23,7 @@ from tests.support.harness import exchange, make_plugin, superd
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = sorted(file.name for file in ROOT.glob("*.md"))
 EXAMPLE = ROOT / "conf" / "example.toml"
 
 
@@ -139,10 +140,31 @@ def test_the_readme_has_every_reason_for_a_refusal_and_every_end() -> None:
     assert set(re.split(r",\s+|\s+or\s+", told)) == {end.value for end in End}
 
 
-def test_the_readme_names_only_files_that_are_there() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        if not target.startswith("#"):
-            assert (ROOT / target).exists(), target
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_to_a_file(document: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / document).read_text())
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+def test_the_architecture_names_every_folder() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    packages = {file.parent.relative_to(ROOT) for file in (ROOT / "superd").rglob("__init__.py")}
+    packages -= {Path("superd")}
+    assert not [str(folder) for folder in packages if f"]({folder}/)" not in text]
+
+
+def test_the_glossary_is_in_order_and_has_each_term_once() -> None:
+    glossary = (ROOT / "ARCHITECTURE.md").read_text().partition("## Glossary")[2]
+    terms = re.findall(r"^\| ([a-z][a-z ]*) \|", glossary, re.MULTILINE)
+    assert len(terms) > 40
+    assert terms == sorted(set(terms))
+
+
+def test_the_guide_for_contributors_has_every_make_target() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (targets,) = re.findall(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)
+    guide = (ROOT / "CONTRIBUTING.md").read_text()
+    assert set(re.findall(r"^\| `make ([a-z-]+)` \|", guide, re.MULTILINE)) == set(targets.split())
 
 
 @pytest.mark.parametrize("name", [command.name for command in COMMANDS])
