@@ -1,4 +1,4 @@
-"""metrics: tells Prometheus what is measured of superd, and whoever probes whether it serves.
+"""metrics: serves superd's metrics to Prometheus, and its health to probes.
 
 Options: timeout.
 Example: plugin = "metrics", listen = "tcp://127.0.0.1:9110"

@@ -1,7 +1,8 @@
 """The service: three pages, for Prometheus and for health checks.
 
-Speaks HTTP/1.1 by h11: GET and HEAD, persistent connections, pipelining. A request has no body; one
-that comes is not read, and the connection is closed after the answer.
+Runs in a worker, on the loop. Speaks HTTP/1.1 by h11: GET and HEAD, persistent connections,
+pipelining. Never reads the body of a request: the connection is closed after the answer. Answers
+hold nothing that a client sent.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Annotated
-from urllib.parse import urlsplit
 
 import h11
 from pydantic import Field
@@ -23,17 +23,18 @@ METRICS = "text/plain; version=0.0.4; charset=utf-8"
 TEXT = "text/plain; charset=utf-8"
 METHODS = ("GET", "HEAD")
 MAX_REQUEST_BYTES = 8 * 1024
-# h11 splits a header by an expression that takes quadratic time in a run of blanks: 8 KiB of
-# them hold up the worker for a fifth of a second.
+# h11 splits a header by an expression that takes quadratic time in a run of blanks: 8 KiB of them
+# block the worker's loop for a fifth of a second
 RUN_OF_BLANKS = re.compile(rb"[ \t]{64}")
 NO_REQUEST = "this is not a request of HTTP/1.1"
 TOO_LONG = f"a request has at most {MAX_REQUEST_BYTES} bytes"
 PORTION_BYTES = 64 * 1024  # of an answer; the client has to take one before it gets the next
+AUTHORITY = re.compile(r"https?://[^/?]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Page:
-    """What a request is answered with."""
+    """The answer to a request."""
 
     status: HTTPStatus
     text: bytes
@@ -41,7 +42,7 @@ class Page:
 
 
 class NotARequest(ValueError):
-    """A client sent something else than a request; the page answers it."""
+    """A client sent something other than a request; `page` is the answer."""
 
     def __init__(self, status: HTTPStatus, text: str) -> None:
         super().__init__(text)
@@ -55,9 +56,7 @@ class Stalled(Exception):
 class MetricsOptions(Options):
     timeout: Annotated[
         PositiveDuration,
-        Field(
-            description="for the next request to arrive, and for a part of an answer to be taken"
-        ),
+        Field(description="for the next request to arrive, and for a part of an answer to be read"),
     ] = 5.0
 
 
@@ -99,6 +98,8 @@ class Metrics(Service):
                     data = await conn.read(MAX_REQUEST_BYTES)
                     if not data:
                         break
+                    if not http.trailing_data[0] and not (data := data.lstrip(b"\r\n")):
+                        continue  # empty lines before a request are ignored (RFC 9112, 2.2)
                     if RUN_OF_BLANKS.search(http.trailing_data[0] + data):
                         raise NotARequest(HTTPStatus.BAD_REQUEST, "a header has too many blanks")
                     http.receive_data(data)
@@ -117,7 +118,7 @@ class Metrics(Service):
 
     async def _page(self, request: h11.Request) -> Page:
         pages = {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
-        path = urlsplit(request.target.decode("ascii")).path or "/"
+        path = _path(request.target.decode("ascii"))
         if path not in pages:
             return Page(HTTPStatus.NOT_FOUND, f"there are {', '.join(pages)}\n".encode())
         if request.method.decode("ascii") not in METHODS:
@@ -150,10 +151,10 @@ class Metrics(Service):
         has_text: bool = True,
         is_last: bool = True,
     ) -> None:
-        """Send an answer as fast as the client takes it; Stalled if it stops to take any.
+        """Send an answer as fast as the client reads. Raises Stalled if it stops reading.
 
-        The text is sent in parts, so that each client holds one part of a text that all clients of
-        this moment share.
+        The text is sent in parts. All clients of this moment share the text, and each has a copy of
+        one part only.
         """
         data = http.send(_head(page, is_last=is_last)) or b""
         text = page.text if has_text else b""
@@ -167,6 +168,12 @@ class Metrics(Service):
                 raise Stalled from None
             data = b""
         http.send(h11.EndOfMessage())
+
+
+def _path(target: str) -> str:
+    """Return the path of a target in origin form or absolute form (RFC 9112, 3.2)."""
+    path = target if target.startswith("/") else AUTHORITY.sub("", target, count=1)
+    return path.partition("?")[0] or "/"
 
 
 def _has_body(http: h11.Connection) -> bool:

@@ -1,4 +1,4 @@
-"""What is measured is what happened: the daemon's own numbers, beside what clients did to it."""
+"""Metrics match what happened: the daemon's own numbers, compared with what its clients did."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ listen = "tcp://127.0.0.1:0"
 [service.web]
 plugin = "forward"
 listen = "tcp://127.0.0.1:0"
-options = {{ to = ["unix://{{directory}}/nobody"] }}
+options = {{ to = ["unix://{{directory}}/absent"] }}
 
 [service.named]
 plugin = "echo"
@@ -53,7 +53,7 @@ PLUGINS = {"inside": INSIDE}
 
 
 def until_scraped(superd: Superd, name: str, value: float, **labels: str) -> Scrape:
-    """Scrape until a number is what it is to be: counting is done a moment after what is seen."""
+    """Scrape until a number has a value: superd counts shortly after the client's result."""
 
     def found() -> Scrape | None:
         scrape = scraped(superd)
@@ -96,14 +96,14 @@ def test_refusals_are_counted_by_their_reason(served: Superd) -> None:
     assert len(scrape.all("service_refused_total", service="closed")) == len(Refusal)
 
 
-def test_failures_of_plugins_are_counted(served: Superd) -> None:
+def test_errors_of_plugins_are_counted(served: Superd) -> None:
     assert fate(served.address("inside"), b"1 / 0") == (b"", "reset")
     until_scraped(served, "service_errors_total", 1, service="inside")
 
 
-def test_what_a_service_shows_is_there_as_far_as_it_is_numbers(served: Superd) -> None:
+def test_numbers_in_the_status_of_a_service_are_metrics(served: Superd) -> None:
     fate(served.address("web"), b"")
-    target = {"service": "web", "row": f"unix://{served.directory}/nobody"}
+    target = {"service": "web", "row": f"unix://{served.directory}/absent"}
     scrape = until_scraped(served, "service_status", 1, **target, column="failures")
     assert scrape.all("service_status", **target, column="weight") == [1, 1]
     columns = {
@@ -112,7 +112,7 @@ def test_what_a_service_shows_is_there_as_far_as_it_is_numbers(served: Superd) -
     assert columns == {"weight", "active", "served", "failures"}
 
 
-def test_superd_itself_is_described(served: Superd) -> None:
+def test_superd_itself_has_metrics(served: Superd) -> None:
     scrape = scraped(served)
     assert scrape("build_info", version=__version__, python=platform.python_version()) == 1
     assert scrape("config_info", file=str(served.file)) == 1
@@ -128,18 +128,19 @@ def test_superd_itself_is_described(served: Superd) -> None:
     assert scrape("lost_lines_total") == 0
 
 
-def test_each_process_has_its_usage(served: Superd) -> None:
+@pytest.mark.root  # reads /proc/PID/fd of workers
+def test_each_process_has_metrics_of_its_usage(served: Superd) -> None:
     workers = served.workers()
     pids = {"master": served.pid, "resolver": served.answer()["resolver"]}
     before = {pid: usage_of(pid) for pid in (*pids.values(), *workers)}
-    scrape = Scrape(served.run("status", "--prometheus").stdout)  # which is of now
+    scrape = Scrape(served.run("status", "--prometheus").stdout)  # measured for this request
     infos = scrape.families["superd_worker_info"].samples
-    places = {int(sample.labels["pid"]): sample.labels["worker"] for sample in infos}
-    assert set(places) == set(workers)
+    numbers = {int(sample.labels["pid"]): sample.labels["worker"] for sample in infos}
+    assert set(numbers) == set(workers)
     assert scrape("workers", state="ready", generation="1") == 2
     assert sum(scrape.all("workers")) == 2
     processes = {pid: {"process": name} for name, pid in pids.items()}
-    processes |= {pid: {"process": "worker", "worker": place} for pid, place in places.items()}
+    processes |= {pid: {"process": "worker", "worker": number} for pid, number in numbers.items()}
     for pid, of in processes.items():
         first, last = before[pid], usage_of(pid)
         assert first is not None
@@ -154,7 +155,7 @@ def test_each_process_has_its_usage(served: Superd) -> None:
 
 
 @pytest.mark.tool("promtool")
-def test_promtool_has_nothing_to_complain_of(served: Superd) -> None:
+def test_promtool_accepts_the_metrics(served: Superd) -> None:
     printed = served.run("status", "--prometheus")
     assert (printed.returncode, printed.stderr) == (0, "")
     for text in (scraped(served).text, printed.stdout):
@@ -162,14 +163,14 @@ def test_promtool_has_nothing_to_complain_of(served: Superd) -> None:
         assert not text.endswith("\n\n")
 
 
-def test_the_command_prints_what_the_service_serves(served: Superd) -> None:
+def test_the_command_prints_the_metrics_of_the_service(served: Superd) -> None:
     printed = Scrape(served.run("status", "--prometheus").stdout)
     names = [sample.name for sample in scraped(served).samples]
     assert [sample.name for sample in printed.samples] == names
     assert printed("service_accepted_total", service="echo") == 4
 
 
-def test_the_command_tells_where_none_runs(tmp_path: Path) -> None:
+def test_the_command_reports_that_superd_is_not_running(tmp_path: Path) -> None:
     stopped = Superd(tmp_path, SERVICE)
     stopped.write()
     done = stopped.run("status", "--prometheus")
@@ -201,7 +202,7 @@ def test_workers_reloads_and_bans_are_counted(start_superd: Start) -> None:
     assert scrape("worker_restarts_total", pool="other") == 1
 
 
-def test_numbers_of_a_service_that_lies_do_not_spoil_the_others(
+def test_odd_status_values_of_a_service_do_not_break_the_metrics(
     start_superd: Start, tmp_path: Path
 ) -> None:
     liar = """

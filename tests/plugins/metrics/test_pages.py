@@ -1,4 +1,4 @@
-"""The plugin metrics speaks HTTP: to those who do, and to those who only pretend."""
+"""The plugin metrics serves valid HTTP requests, and refuses malformed ones with one answer."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TOO_LONG = b"a request has at most 8192 bytes\n"
 ONLY_GET = b"there is GET and HEAD\n"
 ALIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
-MANY = 20 << 20  # bytes of memory: a part of what all of these answers have
+MEMORY_LIMIT_BYTES = 20 << 20  # far below the size of all answers that are asked for
 
 
 @pytest.fixture(scope="module", params=["uvloop", "asyncio"])
@@ -52,15 +52,16 @@ def loop(request: pytest.FixtureRequest) -> str:
         ("GET", "/", 404, "there are /metrics, /livez, /readyz\n"),
         ("POST", "/metrics", 405, "there is GET and HEAD\n"),
         ("DELETE", "/other", 404, "there are /metrics, /livez, /readyz\n"),
+        ("GET", "//[/livez", 404, "there are /metrics, /livez, /readyz\n"),
     ],
 )
-def test_each_page_is_there_and_no_other(
+def test_only_the_three_pages_are_served(
     served: Superd, method: str, path: str, status: int, text: str
 ) -> None:
     assert page(served, path, method) == (status, text)
 
 
-def test_the_headers_say_what_it_is(served: Superd) -> None:
+def test_headers_give_type_length_and_allowed_methods(served: Superd) -> None:
     with persistent(served) as connection:
         for method in ("GET", "HEAD"):
             connection.request(method, "/metrics")
@@ -75,7 +76,7 @@ def test_the_headers_say_what_it_is(served: Superd) -> None:
             assert response.headers["Allow"] == "GET, HEAD"
 
 
-def test_a_connection_lasts_for_many_requests(served: Superd) -> None:
+def test_one_connection_serves_many_requests(served: Superd) -> None:
     before = served.counts("metrics")["accepted"]
     with persistent(served) as connection:
         for path in ("/livez", "/metrics", "/nothing", "/readyz") * 5:
@@ -84,21 +85,21 @@ def test_a_connection_lasts_for_many_requests(served: Superd) -> None:
     assert served.counts("metrics")["accepted"] == before + 1
 
 
-def test_requests_in_one_piece_are_answered_in_their_order(served: Superd) -> None:
+def test_pipelined_requests_are_answered_in_order(served: Superd) -> None:
     with served.connect("metrics") as client:
         client.sendall(ALIVE * 20 + LAST + ALIVE)
         found = list(answers(client))
     assert found == [(200, b"superd is alive\n")] * 20 + [(200, b"superd is ready\n")]
 
 
-def test_a_request_in_many_pieces_is_answered_once(served: Superd) -> None:
+def test_a_request_in_many_segments_is_answered_once(served: Superd) -> None:
     with served.connect("metrics") as client:
         for byte in LAST:
             client.sendall(bytes([byte]))
         assert list(answers(client)) == [(200, b"superd is ready\n")]
 
 
-def test_a_client_of_old_is_answered_and_left(served: Superd) -> None:
+def test_a_client_of_http_1_0_is_answered_and_closed(served: Superd) -> None:
     answer = exchange(served.connect("metrics"), b"GET /livez HTTP/1.0\r\n\r\n")
     assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"\r\nConnection: close\r\n" in answer
@@ -128,7 +129,7 @@ def test_a_client_of_old_is_answered_and_left(served: Superd) -> None:
     ],
     ids=IDS,
 )
-def test_what_could_mean_anything_has_one_answer_and_the_end(
+def test_an_ambiguous_request_gets_one_answer_and_the_connection_is_closed(
     served: Superd, data: bytes, status: int
 ) -> None:
     with served.connect("metrics") as client:
@@ -138,7 +139,7 @@ def test_what_could_mean_anything_has_one_answer_and_the_end(
     assert code < 400 or text in (NO_REQUEST, TOO_LONG, ONLY_GET)
 
 
-def test_half_a_request_is_answered_at_its_end_or_when_its_time_is_over(served: Superd) -> None:
+def test_an_incomplete_request_is_answered_at_its_end_or_after_the_timeout(served: Superd) -> None:
     answer = exchange(served.connect("metrics"), ALIVE[:20])
     assert answer.startswith(b"HTTP/1.1 400 ")
     with served.connect("hasty") as client:
@@ -148,7 +149,7 @@ def test_half_a_request_is_answered_at_its_end_or_when_its_time_is_over(served: 
         assert silent.recv(1) == b""
 
 
-def test_who_takes_no_answer_is_cut_off_and_costs_no_memory(served: Superd) -> None:
+def test_a_client_that_reads_no_answer_is_reset_and_costs_no_memory(served: Superd) -> None:
     [worker] = served.workers()
     before = usage_of(worker)
     assert before is not None
@@ -161,13 +162,13 @@ def test_who_takes_no_answer_is_cut_off_and_costs_no_memory(served: Superd) -> N
     served.wait_until_left("hasty")
     after = usage_of(worker)
     assert after is not None
-    assert after.memory - before.memory < MANY
+    assert after.memory - before.memory < MEMORY_LIMIT_BYTES
     assert served.workers() == [worker]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.binary(max_size=200) | st.sampled_from([ALIVE, b"GET ", b"\r\n"]), max_size=5))
-def test_a_hostile_client_harms_nobody(served: Superd, parts: list[bytes]) -> None:
+def test_a_hostile_client_harms_no_worker(served: Superd, parts: list[bytes]) -> None:
     before = served.workers()
     with served.connect("metrics") as client:
         client.sendall(b"".join(parts))
@@ -185,30 +186,31 @@ def test_a_run_of_blanks_is_refused_before_it_is_parsed(served: Superd) -> None:
 
 
 @pytest.mark.parametrize(
-    ("head", "lasts"),
+    ("head", "persists"),
     [
         ("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: close", False),
         ("GET /livez HTTP/1.1\r\nHost: x\r\nConnection: TE, Close", False),
         ("GET /livez HTTP/1.1\r\nHost: x\r\nconnection:keep-alive", True),
         ("GET /livez HTTP/1.1\nHost: x\nContent-Length: 0", True),
         ("GET http://superd/livez HTTP/1.1\r\nHost: x", True),
+        ("\r\nGET /livez HTTP/1.1\r\nHost: x", True),
         ("GET /livez HTTP/1.0", False),
     ],
 )
-def test_a_connection_lasts_where_the_client_wants_it(
-    served: Superd, head: str, lasts: bool
+def test_a_connection_persists_if_the_client_wants_it(
+    served: Superd, head: str, persists: bool
 ) -> None:
     with served.connect("metrics") as client:
         client.sendall(head.encode() + b"\r\n\r\n")
         first = answers(client)
         assert next(first) == (200, b"superd is alive\n")
-        if lasts:
+        if persists:
             client.sendall(LAST)
-        assert list(first) == ([(200, b"superd is ready\n")] if lasts else [])
+        assert list(first) == ([(200, b"superd is ready\n")] if persists else [])
 
 
 @pytest.mark.tool("curl")
-def test_curl_sees_what_it_expects(served: Superd) -> None:
+def test_curl_accepts_the_answers(served: Superd) -> None:
     host, port = served.address("metrics")
     url = f"http://{host}:{port}"
     assert output("curl", "-sSf", f"{url}/livez", f"{url}/readyz").split(b"\n")[:2] == [
@@ -219,7 +221,7 @@ def test_curl_sees_what_it_expects(served: Superd) -> None:
     assert output("curl", "-sS", "-o", "-", "-w", "%{http_code}", "-d", "x", url)[-3:] == b"404"
 
 
-def test_each_request_that_was_answered_is_no_failure(served: Superd) -> None:
-    until(lambda: served.counts("metrics")["active"] == 0, "the clients of other tests to go")
+def test_answered_requests_count_no_errors(served: Superd) -> None:
+    until(lambda: served.counts("metrics")["active"] == 0, "clients of other tests to close")
     assert served.counts("metrics")["errors"] == served.counts("hasty")["errors"] == 0
     assert "error" not in served.log()

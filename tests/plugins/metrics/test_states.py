@@ -1,4 +1,4 @@
-"""Whether superd is ready, and whether it lives: what the plugin metrics says in each state."""
+"""What the plugin metrics answers in each state of superd: readiness and liveness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.support.scrapes import SERVICE, Scrape, asked, page, persistent, scra
 READY = (200, "superd is ready\n")
 ALIVE = (200, "superd is alive\n")
 
-# holds its worker up while there is a file
+# blocks the start of its worker while a file exists
 SLOW = """
     import os, time
     from superd.plugin import Options, Service, hookimpl
@@ -47,8 +47,8 @@ SLOW = """
 
 Slow = tuple[str, Path, dict[str, str]]
 
-# for clients that are to stay connected, however slow the machine is
-PATIENT = SERVICE + 'options = { timeout = "1m" }\n'
+# for clients that stay connected, however slow the machine is
+LONG_TIMEOUT = SERVICE + 'options = { timeout = "1m" }\n'
 
 ECHO = """
 [service.echo]
@@ -59,12 +59,12 @@ listen = "tcp://127.0.0.1:0"
 
 @pytest.fixture
 def slow(tmp_path: Path) -> Iterator[Slow]:
-    """A service in a pool of its own, the file that holds it up, and where its plugin is."""
-    with public_directory() as directory:  # workers are nobody
-        yield slow_in(directory / "hold", tmp_path)
+    """An entry of a service in a pool of its own, the file that blocks it, and its environment."""
+    with public_directory() as directory:  # workers run as the user nobody
+        yield slow_entry(directory / "hold", tmp_path)
 
 
-def slow_in(hold: Path, tmp_path: Path) -> Slow:
+def slow_entry(hold: Path, tmp_path: Path) -> Slow:
     entry = f"""
     [service.slow]
     plugin = "slow"
@@ -75,7 +75,9 @@ def slow_in(hold: Path, tmp_path: Path) -> Slow:
     return entry, hold, make_plugin(tmp_path / "plugins", "slow", SLOW)
 
 
-def test_a_pool_without_a_worker_that_is_ready_is_told(start_superd: Start, slow: Slow) -> None:
+def test_a_pool_without_a_ready_worker_makes_superd_unready(
+    start_superd: Start, slow: Slow
+) -> None:
     entry, hold, env = slow
     superd = start_superd(SERVICE + entry, env=env)
     assert page(superd, "/readyz") == READY
@@ -92,7 +94,7 @@ def test_a_pool_without_a_worker_that_is_ready_is_told(start_superd: Start, slow
     until(lambda: page(superd, "/readyz") == READY, "superd to be ready again")
 
 
-def test_it_is_alive_and_not_ready_while_it_starts(tmp_path: Path, slow: Slow) -> None:
+def test_superd_is_alive_and_not_ready_while_it_starts(tmp_path: Path, slow: Slow) -> None:
     entry, hold, env = slow
     hold.touch()
     superd = Superd(tmp_path, SERVICE.replace(":0", f":{(port := free_port())}") + entry, env=env)
@@ -124,8 +126,8 @@ def _answers(superd: Superd) -> Callable[[], bool]:
     return found
 
 
-def test_it_is_not_ready_while_it_drains_and_keeps_no_client(start_superd: Start) -> None:
-    superd = start_superd(PATIENT + ECHO)
+def test_superd_is_not_ready_while_it_drains_and_keeps_no_idle_client(start_superd: Start) -> None:
+    superd = start_superd(LONG_TIMEOUT + ECHO)
     with superd.connect("echo") as stays, persistent(superd) as probe:
         stays.sendall(b"x")
         assert stays.recv(1) == b"x"
@@ -134,13 +136,13 @@ def test_it_is_not_ready_while_it_drains_and_keeps_no_client(start_superd: Start
         superd.signal(signal.SIGTERM)
         until(lambda: superd.answer()["state"] == "draining", "the drain")
         assert asked(probe, "/readyz") == (503, "superd is draining\n")
-        assert probe.sock is None, "the server was to close it"
+        assert probe.sock is None, "the server closes it"
         assert exchange(stays, b"y") == b"y"
     assert superd.wait() == 0
     assert "cut at the end of drain-timeout" not in superd.log()
 
 
-def test_an_idle_client_does_not_hold_up_the_end(start_superd: Start) -> None:
+def test_an_idle_client_does_not_delay_the_stop(start_superd: Start) -> None:
     toml = SERVICE + 'options = { timeout = "500ms" }\n'
     superd = start_superd(toml)
     with persistent(superd) as probe:
@@ -150,8 +152,8 @@ def test_an_idle_client_does_not_hold_up_the_end(start_superd: Start) -> None:
     assert "cut at the end of drain-timeout" not in superd.log()
 
 
-def test_it_stays_ready_over_a_reload(start_superd: Start) -> None:
-    superd = start_superd(PATIENT + ECHO + 'pool = "echo"\n')
+def test_superd_stays_ready_during_a_reload(start_superd: Start) -> None:
+    superd = start_superd(LONG_TIMEOUT + ECHO + 'pool = "echo"\n')
     superd.file.write_text(
         superd.file.read_text().replace('pool = "echo"', 'nice = 1\nrate = "9/s"')
     )
@@ -168,7 +170,7 @@ def test_it_stays_ready_over_a_reload(start_superd: Start) -> None:
     assert scraped(superd)("config_generation") == 2
 
 
-def test_a_master_that_does_not_answer_is_told_in_a_moment(start_superd: Start) -> None:
+def test_an_unresponsive_master_is_reported_soon(start_superd: Start) -> None:
     superd = start_superd(SERVICE)
     os.kill(superd.pid, signal.SIGSTOP)
     try:
@@ -180,7 +182,7 @@ def test_a_master_that_does_not_answer_is_told_in_a_moment(start_superd: Start) 
         until(lambda path=path: page(superd, path)[0] == 200, "the master to answer again")  # type: ignore[misc]
 
 
-def test_all_workers_answer_many_clients_at_once(start_superd: Start) -> None:
+def test_all_workers_answer_many_concurrent_clients(start_superd: Start) -> None:
     superd = start_superd(f"[daemon]\nworkers = 3\n{SERVICE}")
 
     def scrapes(_: int) -> list[Scrape]:
@@ -195,7 +197,7 @@ def test_all_workers_answer_many_clients_at_once(start_superd: Start) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_it_works_in_an_empty_jail(start_superd: Start, jail: Path, loop: str) -> None:
+def test_metrics_work_in_an_empty_jail(start_superd: Start, jail: Path, loop: str) -> None:
     superd = start_superd(
         f"""
         [daemon]
@@ -220,7 +222,7 @@ def test_it_works_in_an_empty_jail(start_superd: Start, jail: Path, loop: str) -
     assert "error" not in superd.log()
 
 
-def test_only_metrics_may_ask_and_a_worker_that_does_nevertheless_is_ended(
+def test_only_metrics_may_query_and_a_worker_that_forges_a_query_is_ended(
     start_superd: Start, tmp_path: Path
 ) -> None:
     entry = '[service.inside]\nplugin = "inside"\nlisten = "tcp://127.0.0.1:0"\npool = "other"\n'
