@@ -1,4 +1,4 @@
-"""daytime: tells the date and time in words (RFC 867).
+"""daytime: sends the date and time as text (RFC 867).
 
 Options: none. The time zone is the machine's.
 Example: plugin = "daytime", listen = ["tcp://*:13", "udp://*:13"]
@@ -14,9 +14,9 @@ from superd.plugin import Request, Service, hookimpl
 
 
 class Daytime(Service):
-    """Answers with a line in the form that BSD gave it: `Sun Nov 22 05:48:49 2026`.
+    """Answers with a line in BSD's format: `Sun Nov 22 05:48:49 2026`.
 
-    Over udp the answer has 26 bytes: ask with as many, or set `amplify = true`.
+    The answer has 26 bytes. Over udp a shorter request gets it only with `amplify = true`.
     """
 
     name = "daytime"
@@ -27,7 +27,7 @@ class Daytime(Service):
 
 @lru_cache(maxsize=1)
 def line(seconds: int) -> bytes:
-    """Return the answer for a time in seconds since 1970; made once a second."""
+    """Return the answer for a time in seconds since 1970; cached, as it changes once a second."""
     return f"{time.ctime(seconds)}\r\n".encode("ascii")
 
 

@@ -1,4 +1,4 @@
-"""discard: reads and forgets (RFC 863).
+"""discard: reads and drops everything (RFC 863).
 
 Options: none.
 Example: plugin = "discard", listen = ["tcp://*:9", "udp://*:9"]
@@ -13,7 +13,7 @@ from superd.plugin import Connection, Request, Service, hookimpl
 
 
 class Discard(Service):
-    """Reads and forgets; never answers, and closes when the client has finished."""
+    """Reads and drops all input; never answers, and closes at the end of input."""
 
     name = "discard"
 

@@ -1,4 +1,4 @@
-"""echo: sends back what it is sent (RFC 862).
+"""echo: sends all input back (RFC 862).
 
 Options: none.
 Example: plugin = "echo", listen = ["tcp://*:7", "udp://*:7"]
@@ -13,7 +13,7 @@ from superd.plugin import BlockingConnection, Connection, Request, Service, hook
 
 
 class Echo(Service):
-    """Sends back what it is sent, and closes when the client has finished."""
+    """Sends all input back, and closes at the end of input."""
 
     name = "echo"
 
@@ -30,7 +30,7 @@ class Echo(Service):
 
 
 class EchoProtocol(asyncio.Protocol):
-    """Stops reading while the client does not read, so that a session's memory is bounded."""
+    """Stops reading while the client does not read, so that memory per connection is bounded."""
 
     __slots__ = ("transport",)
 

@@ -1,4 +1,4 @@
-"""message: remembers the last message and tells it to whoever sends the next.
+"""message: keeps the last message and sends it to the next client.
 
 Options: first, the answer to the very first message.
 Example: plugin = "message", listen = ["tcp://*:7051", "udp://*:7051"]
@@ -13,21 +13,21 @@ from pydantic import Field
 
 from superd.plugin import Address, Connection, LineTooLong, Options, Request, Service, hookimpl
 
-LONGEST = 512
+MAX_MESSAGE_BYTES = 512  # a line with its line feed, or a datagram
 
 
 class MessageOptions(Options):
     first: Annotated[
-        str, Field(max_length=LONGEST, description="answer to the very first message")
+        str, Field(max_length=MAX_MESSAGE_BYTES, description="answer to the very first message")
     ] = "there is no message yet"
 
 
 class Message(Service):
     """Takes a line, or a datagram, and answers with the one before it as `[host] text`.
 
-    Remembers for as long as its worker lives, over all of its addresses; with several workers
-    each has a message of its own. Over udp a longer answer than the request is not sent unless
-    the entry says `amplify = true`.
+    The message is kept in memory until the worker ends, and shared by all addresses of the service.
+    Each of several workers has a message of its own. Over udp an answer longer than the request is
+    not sent unless the entry says `amplify = true`.
     """
 
     name = "message"
@@ -40,22 +40,22 @@ class Message(Service):
 
     async def stream(self, conn: Connection) -> None:
         try:
-            line = await conn.readline(LONGEST)
+            line = await conn.readline(MAX_MESSAGE_BYTES)
         except LineTooLong:
-            await conn.send(f"a message has at most {LONGEST} bytes\r\n".encode())
+            await conn.send(f"a message has at most {MAX_MESSAGE_BYTES} bytes\r\n".encode())
             return
         if line:
             await conn.send(self.exchange(line, conn.peer) + b"\r\n")
 
     def datagram(self, request: Request) -> bytes:
-        return self.exchange(request.data[:LONGEST], request.peer)
+        return self.exchange(request.data[:MAX_MESSAGE_BYTES], request.peer)
 
     def exchange(self, message: bytes, peer: Address) -> bytes:
-        """Remember `message` and return the one before it."""
+        """Store `message` and return the one before it."""
         answer = self.last.encode()
         text = message.decode(errors="replace").strip()
-        harmless = "".join(c if c.isprintable() else "?" for c in text)
-        self.last = f"[{peer.host or 'localhost'}] {harmless}"
+        printable = "".join(c if c.isprintable() else "?" for c in text)
+        self.last = f"[{peer.host or 'localhost'}] {printable}"
         return answer
 
 

@@ -1,6 +1,6 @@
 """qotd: sends a quote (RFC 865).
 
-Options: quotes, a file of quotes with a line of "%" between them, as fortune(6) has them.
+Options: quotes, a file of quotes separated by lines of "%", as for fortune(6).
 Example: plugin = "qotd", listen = "tcp://*:17", options = { quotes = "/usr/share/quotes" }
 See also: daytime, message
 """
@@ -15,7 +15,7 @@ from pydantic import Field
 
 from superd.plugin import Options, ReadableFile, Request, Service, hookimpl
 
-LONGEST = 511  # "less than 512 characters"
+MAX_QUOTE_BYTES = 511  # "less than 512 characters" (RFC 865)
 
 PROVERBS = (
     "A chain is no stronger than its weakest link.",
@@ -29,15 +29,15 @@ PROVERBS = (
 class QotdOptions(Options):
     quotes: Annotated[
         ReadableFile | None,
-        Field(description='file of quotes between lines of "%"; without it, a few proverbs'),
+        Field(description='file of quotes separated by lines of "%"; the default is proverbs'),
     ] = None
 
 
 class Qotd(Service):
     """Sends a quote picked at random and closes. The file is read once, before confinement.
 
-    Over udp a quote no longer than the request is picked; where there is none, or the request is
-    empty, the client hears nothing unless the entry says `amplify = true`.
+    Over udp the quote is no longer than the request. If no quote is short enough, the client gets
+    no answer unless the entry says `amplify = true`.
     """
 
     name = "qotd"
@@ -47,9 +47,9 @@ class Qotd(Service):
     def prepare(self) -> None:
         file = self.options.quotes
         texts = read_quotes(file.read_bytes()) if file else [p.encode() for p in PROVERBS]
-        self.quotes = [quote for quote in map(on_the_wire, texts) if len(quote) <= LONGEST]
+        self.quotes = [quote for quote in map(on_the_wire, texts) if len(quote) <= MAX_QUOTE_BYTES]
         if not self.quotes:
-            raise ValueError(f"no quote of at most {LONGEST - 2} bytes in {file}")
+            raise ValueError(f"no quote of at most {MAX_QUOTE_BYTES - 2} bytes in {file}")
 
     def respond(self, request: Request) -> bytes:
         fitting = [quote for quote in self.quotes if len(quote) <= request.room]

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from superd.plugin import Connection, Options, PositiveDuration, Service, hookimpl
 
-LONGEST_NAME = 256  # bytes
+MAX_NAME_BYTES = 256
 HELP = b"help"
 UNKNOWN = b"-There is no such service\r\n"
 BUSY = b"-The service is busy\r\n"
@@ -24,14 +24,14 @@ TOO_LONG = b"-The name is too long\r\n"
 
 
 class TcpmuxOptions(Options):
-    timeout: Annotated[PositiveDuration, Field(description="until the name has come")] = 10.0
+    timeout: Annotated[PositiveDuration, Field(description="until the name has arrived")] = 10.0
 
 
 class Tcpmux(Service):
-    """Reads a line with a name and has the service that listens on `tcpmux://NAME` go on.
+    """Reads a line with a name and passes the connection to the service on `tcpmux://NAME`.
 
-    That service admits the client by its own rules and limits, and says `+Go` or why not. The names
-    are told to who sends HELP. Case does not matter.
+    That service admits or refuses the client by its own rules and limits, and answers `+Go` or the
+    refusal. HELP is answered with all names. Names are not case-sensitive.
     """
 
     name = "tcpmux"
@@ -40,7 +40,7 @@ class Tcpmux(Service):
 
     async def takeover(self, sock: socket.socket, conn: Connection) -> None:
         try:
-            name = await asyncio.wait_for(_line(sock), self.options.timeout)
+            name = await asyncio.wait_for(_read_line(sock), self.options.timeout)
         except TimeoutError:
             conn.note("no name in time")
             return
@@ -63,15 +63,16 @@ class Tcpmux(Service):
             await _answer(sock, BUSY)
 
 
-async def _line(sock: socket.socket) -> bytes | None:
-    """Return the first line in lower case, and not a byte more: what follows is the service's.
+async def _read_line(sock: socket.socket) -> bytes | None:
+    """Return the first line in lower case; None if it is too long.
 
-    None where it is too long; an unfinished one is what it is.
+    Reads no byte beyond it: the rest belongs to the service. A line that is cut off by the end of
+    input counts as a line.
     """
     loop = asyncio.get_running_loop()
     line = b""
     while not line.endswith(b"\n"):
-        if len(line) > LONGEST_NAME:
+        if len(line) > MAX_NAME_BYTES:
             return None
         byte = await loop.sock_recv(sock, 1)
         if not byte:

@@ -1,4 +1,4 @@
-"""time: tells the seconds since 1900 as four bytes (RFC 868).
+"""time: sends the seconds since 1900 as four bytes (RFC 868).
 
 Options: none.
 Example: plugin = "time", listen = ["tcp://*:37", "udp://*:37"]
@@ -17,7 +17,7 @@ SECONDS_1900_TO_1970 = 2_208_988_800
 class Time(Service):
     """Answers with a 32-bit big-endian number, modulo 2**32: it wraps in February 2036.
 
-    Over udp the answer has 4 bytes: ask with as many, or set `amplify = true`.
+    The answer has 4 bytes. Over udp a shorter request gets it only with `amplify = true`.
     """
 
     name = "time"

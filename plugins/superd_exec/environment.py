@@ -1,7 +1,7 @@
-"""What a program is told in its environment: all three dialects at once, and nothing else.
+"""The environment of a program: the variables of UCSPI, inetd and systemd, and nothing else.
 
-Only numeric addresses are told, and names that are fixed: a client has no say in it, but for the
-name that its own unix socket has, which is told where nothing in it could mislead.
+Values are numeric addresses and fixed names, so a client cannot choose them. The exception is the
+path of a client's unix socket, which is passed only if all its characters are printable.
 """
 
 from __future__ import annotations
@@ -14,22 +14,23 @@ PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def environment(base: Mapping[str, str], local: Address, peer: Address | None) -> dict[str, str]:
-    """Return the environment for one client; `peer` is None where a program accepts for itself.
+    """Return the environment for one client; `peer` is None if the program accepts itself.
 
     UCSPI (tcp-environ(5)): PROTO, TCPLOCALIP, TCPLOCALPORT, TCPREMOTEIP, TCPREMOTEPORT, or the same
     with UDP, or IPCLOCALPATH and IPCREMOTEPATH; systemd's and inetd's: REMOTE_ADDR, REMOTE_PORT.
     """
-    told = {"PATH": PATH, **base}
+    variables = {"PATH": PATH, **base}
     transport = local.transport
     if transport.is_unix:
-        told |= {"PROTO": "IPC", "IPCLOCALPATH": local.path}
+        variables |= {"PROTO": "IPC", "IPCLOCALPATH": local.path}
         if peer is not None and peer.path and peer.path.isprintable():
-            told["IPCREMOTEPATH"] = peer.path
-        return told
+            variables["IPCREMOTEPATH"] = peer.path
+        return variables
     proto = "TCP" if transport is Transport.TCP else "UDP"
-    told |= {"PROTO": proto, f"{proto}LOCALIP": local.host, f"{proto}LOCALPORT": str(local.port)}
+    variables |= {"PROTO": proto, f"{proto}LOCALIP": local.host}
+    variables[f"{proto}LOCALPORT"] = str(local.port)
     if peer is not None:
         port = str(peer.port)
-        told |= {f"{proto}REMOTEIP": peer.host, f"{proto}REMOTEPORT": port}
-        told |= {"REMOTE_HOST": peer.host, "REMOTE_ADDR": peer.host, "REMOTE_PORT": port}
-    return told
+        variables |= {f"{proto}REMOTEIP": peer.host, f"{proto}REMOTEPORT": port}
+        variables |= {"REMOTE_HOST": peer.host, "REMOTE_ADDR": peer.host, "REMOTE_PORT": port}
+    return variables

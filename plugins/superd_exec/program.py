@@ -1,7 +1,7 @@
-"""One run of a program: started with a single vfork and exec, waited for, and ended if need be.
+"""One run of a program: start it with a single vfork and exec, wait for it, and end it if needed.
 
-A program has a session of its own, so that all of it can be signalled, no descriptor but 0, 1 and
-2, and the signals that any program starts with. Raises OSError where it cannot be started.
+A program has a session of its own, so that its whole process group can be signalled; no descriptor
+but 0, 1 and 2; and the default signal handlers. Raises OSError if it cannot be started.
 """
 
 from __future__ import annotations
@@ -12,18 +12,20 @@ import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
 
-NEEDED = 3  # descriptors, to start a program: both ends of a pipe, and what it is waited with
-GRACE = 0.7  # seconds between TERM and KILL
-AT_ONCE = 65536  # bytes: all that a pipe holds (pipe(7))
-LONGEST_LINE = 2000
-MOST_LINES = 1000  # of one program's standard error; the others are counted
+DESCRIPTORS_TO_START = 3  # both ends of a pipe, and the pidfd
+KILL_DELAY = 0.7  # seconds between TERM and KILL
+PIPE_BYTES = 65536  # the capacity of a pipe (pipe(7))
+MAX_LINE_BYTES = 2000  # of standard error; longer lines are split in the log
+MAX_LOGGED_LINES = 1000  # of one program's standard error; further lines are counted
 
 ALL_SIGNALS = [number for number in signal.valid_signals() if number not in (9, 19)]
 
 
 class Program:
-    """A program that runs. `ended` is awaited, and ends it with its whole process group; then
-    `outcome` tells how it ended, with what it used.
+    """A running program.
+
+    The caller awaits `ended`, which also ends the whole process group. Then `outcome` has the exit
+    status or signal, and the CPU time.
     """
 
     def __init__(self, pid: int, errors: int | None, log: Callable[[str], None]) -> None:
@@ -39,7 +41,7 @@ class Program:
             self._loop.add_reader(errors, self._read_errors)
 
     async def ended(self, max_run_time: float) -> None:
-        """Wait for the end; end it if that takes too long, or if cancelled."""
+        """Wait for the program to end; end it after `max_run_time` seconds, or if cancelled."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, _settle, done)
         why = ""
@@ -48,14 +50,14 @@ class Program:
             if not done.done():
                 why = "max-run-time is over; "
         finally:
-            await self._see_it_end(done)
+            await self._ensure_ended(done)
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._close_errors()
-            self.outcome = why + self._reaped()
+            self.outcome = why + self._reap()
 
-    async def _see_it_end(self, done: asyncio.Future[None]) -> None:
-        """End it if need be, and see that through: time-outs cancel again and again."""
+    async def _ensure_ended(self, done: asyncio.Future[None]) -> None:
+        """End the program if it still runs, even if cancelled meanwhile, any number of times."""
         ending = None if done.done() else self._loop.create_task(self._end(done))
         while ending is not None and not ending.done():
             with contextlib.suppress(asyncio.CancelledError):
@@ -63,15 +65,15 @@ class Program:
 
     async def _end(self, done: asyncio.Future[None]) -> None:
         self.signal(signal.SIGTERM)
-        await asyncio.wait([done], timeout=GRACE)
-        self.signal(signal.SIGKILL)  # those of its group that are left, too
+        await asyncio.wait([done], timeout=KILL_DELAY)
+        self.signal(signal.SIGKILL)  # also other processes of its group
         await done
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)
 
-    def _reaped(self) -> str:
+    def _reap(self) -> str:
         try:
             _, status, usage = os.wait4(self.pid, os.WNOHANG)
         except ChildProcessError:
@@ -81,37 +83,37 @@ class Program:
         return f"{how}, {usage.ru_utime + usage.ru_stime:.3f} s of CPU"
 
     def _read_errors(self) -> None:
-        """Log what it writes to standard error, line by line."""
+        """Log the standard error of the program, line by line."""
         assert self._errors is not None
         try:
-            data = os.read(self._errors, AT_ONCE)
+            data = os.read(self._errors, PIPE_BYTES)
         except BlockingIOError:
             return
         if not data:
             self._close_errors()
             return
         *lines, self._pending = (self._pending + data).split(b"\n")
-        if len(self._pending) > LONGEST_LINE:
+        if len(self._pending) > MAX_LINE_BYTES:
             lines, self._pending = [*lines, self._pending], b""
         for line in lines:
-            self._tell(line)
+            self._log_line(line)
 
-    def _tell(self, line: bytes) -> None:
+    def _log_line(self, line: bytes) -> None:
         self._lines += 1
-        if self._lines <= MOST_LINES:
-            self._log(line[:LONGEST_LINE].decode(errors="backslashreplace"))
+        if self._lines <= MAX_LOGGED_LINES:
+            self._log(line[:MAX_LINE_BYTES].decode(errors="backslashreplace"))
 
     def _close_errors(self) -> None:
         if self._errors is not None:
             self._loop.remove_reader(self._errors)
-            with contextlib.suppress(BlockingIOError):  # what it has started may write for ever
-                self._pending += os.read(self._errors, AT_ONCE)
+            with contextlib.suppress(BlockingIOError):  # its children may still have the pipe
+                self._pending += os.read(self._errors, PIPE_BYTES)
             for line in self._pending.splitlines():
-                self._tell(line)
+                self._log_line(line)
             os.close(self._errors)
             self._errors = None
-            if self._lines > MOST_LINES:
-                self._log(f"({self._lines - MOST_LINES} more lines)")
+            if self._lines > MAX_LOGGED_LINES:
+                self._log(f"({self._lines - MAX_LOGGED_LINES} more lines)")
 
 
 def start(
@@ -123,7 +125,7 @@ def start(
     stderr: str,
     log: Callable[[str], None],
 ) -> Program:
-    """Start a program; `descriptors` says which of ours become which of its own."""
+    """Start a program. `descriptors` maps its descriptors to ours. Raises OSError."""
     actions: list[tuple[int, ...] | tuple[int, int, str, int, int]] = [
         (os.POSIX_SPAWN_DUP2, ours, its) for its, ours in descriptors.items()
     ]
@@ -136,20 +138,20 @@ def start(
         actions.append((os.POSIX_SPAWN_DUP2, writer, 2))
     else:
         actions.append((os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0))
-    pid = kept = None
+    pid = reserved = None
     try:
-        kept = os.dup(descriptors[0])  # what the program is waited with is to be found then, too
+        reserved = os.dup(descriptors[0])  # reserves a descriptor for the pidfd
         if directory != "/":
             os.chdir(directory)
         pid = os.posix_spawn(
             executable, list(argv), dict(env),
             file_actions=actions, setsid=True, setsigmask=[], setsigdef=ALL_SIGNALS,
         )  # fmt: skip
-        os.close(kept)
-        kept = None
+        os.close(reserved)
+        reserved = None
         return Program(pid, reader, log)
     except OSError:
-        if pid is not None:  # another thread has taken the descriptor
+        if pid is not None:  # another thread has taken the reserved descriptor
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
         if reader is not None:
@@ -158,7 +160,7 @@ def start(
     finally:
         if directory != "/":
             os.chdir("/")
-        for descriptor in (writer, kept):
+        for descriptor in (writer, reserved):
             if descriptor is not None:
                 os.close(descriptor)
 

@@ -1,6 +1,6 @@
-"""The service: one program for each connection, or one that has the listening socket for a time.
+"""The service: one program for each connection, or one program at a time for the listening socket.
 
-What it runs has inetd's place in the world: the socket is its standard input and output.
+Runs in a worker, on the loop. The socket is the program's standard input and output, as with inetd.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from superd.plugin import (
     inherited_environment,
 )
 from superd_exec.environment import PATH, environment
-from superd_exec.program import NEEDED, Program, start
+from superd_exec.program import DESCRIPTORS_TO_START, Program, start
 
-FAILURES = 5  # in a row, and then a pause
-PAUSE = 10.0  # seconds
-RETRY = 0.25  # seconds until a program is tried again for which too little was left
+MAX_FAILURES = 5  # in a row, before the service pauses
+PAUSE_SECONDS = 10.0
+START_RETRY_SECONDS = 0.25  # after a shortage of descriptors, processes or memory
 
-# no program is to blame for it
-SHORTAGE = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
+# errors of the system, not of the program
+SHORTAGE_ERRNOS = frozenset((errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM))
 
-# sd_listen_fds(3) wants to know that it is the one who is meant, and by its number; only a shell
-# knows that in time, and it would tell PWD, too
+# sd_listen_fds(3) compares LISTEN_PID with its own process id. Only a shell can set that before it
+# executes the program; it would also export PWD.
 LISTEN_FD = 3
-WITH_ITS_PID = 'unset PWD; LISTEN_PID=$$ exec "$0" "$@"'
+SET_LISTEN_PID = 'unset PWD; LISTEN_PID=$$ exec "$0" "$@"'
 
-# what a shell would exit with: found but not to be run, or not found
-CANNOT_RUN = {errno.ENOENT: 127, errno.ENOTDIR: 127}
+# exit codes of a shell: 127 if not found; 126 otherwise
+EXIT_CODE_OF_ERRNO = {errno.ENOENT: 127, errno.ENOTDIR: 127}
 
 
 def _no_nul(value: str | tuple[str, ...]) -> str | tuple[str, ...]:
     if any("\0" in text for text in value):
-        raise ValueError("no program can be given a NUL")
+        raise ValueError("expected a text without NUL")
     return value
 
 
 def _variables(env: dict[str, str]) -> dict[str, str]:
     for name, value in env.items():
         if not name or "=" in name:
-            raise ValueError('the name of a variable is not empty and has no "="')
+            raise ValueError(f'expected the name of a variable, without "=", found {name!r}')
         _no_nul((name, value))
     return env
 
 
 def _without_argv0(listen_fds: bool, info: ValidationInfo) -> bool:
     if listen_fds and info.data.get("argv0"):
-        raise ValueError("with listen-fds a shell starts the program, which has no argv0 then")
+        raise ValueError("listen-fds and argv0 exclude each other: a shell starts the program")
     return listen_fds
 
 
@@ -70,59 +70,60 @@ class ExecOptions(Options):
     command: Annotated[
         Strings,
         AfterValidator(_no_nul),
-        Field(min_length=1, description="the program and its arguments, for no shell"),
+        Field(min_length=1, description="the program and its arguments; no shell splits them"),
     ]
     argv0: Annotated[
         str,
         AfterValidator(_no_nul),
-        Field(description="the name it is called by; the default is the program's own"),
+        Field(description="the program's argv[0]; the default is its name in command"),
     ] = ""
     env: Annotated[
         dict[str, str],
         AfterValidator(_variables),
-        Field(description="variables of its environment"),
+        Field(description="variables of the program's environment"),
     ] = Field(default_factory=dict)
     pass_env: Annotated[
-        Strings, Field(description="variables that it has from superd's environment")
+        Strings, Field(description="names of variables passed on from superd's environment")
     ] = ()
     directory: Annotated[
-        str, AfterValidator(_no_nul), Field(pattern="^/", description="where it starts")
+        str, AfterValidator(_no_nul), Field(pattern="^/", description="working directory")
     ] = "/"
     stderr: Annotated[
         Literal["log", "client", "discard"],
-        Field(description="where its standard error goes"),
+        Field(description="where the program's standard error goes"),
     ] = "log"
     listen_fds: Annotated[
         bool,
         AfterValidator(_without_argv0),
-        Field(description="it has the socket as descriptor 3, too, as systemd does it"),
+        Field(description="pass the socket as descriptor 3, too, as systemd does"),
     ] = False
     max_run_time: Annotated[
-        Duration, Field(description="then it is ended, with all that it has started; 0 for none")
+        Duration,
+        Field(description="then its process group is ended; 0 for no limit"),
     ] = 0.0
 
 
 class Exec(Service):
     """Runs a program with the connection as its standard input and output, as inetd does.
 
-    With `wait = true` the program has the listening or datagram socket instead, and superd polls no
-    more until it ends. The environment is PATH, `pass-env`, `env` and what is told of the client.
+    With `wait = true` the program has the listening or datagram socket instead, and superd does not
+    poll that until the program ends. The environment is PATH, `pass-env`, `env` and the addresses.
     """
 
     name = "exec"
     options_model = ExecOptions
     options: ExecOptions
-    descriptors = NEEDED
+    descriptors = DESCRIPTORS_TO_START
 
     def prepare(self) -> None:
         program = self.options.command[0]
-        found = shutil.which(program, path=PATH)
-        if found is None:
+        path = shutil.which(program, path=PATH)
+        if path is None:
             raise FileNotFoundError(errno.ENOENT, "there is no such program", program)
-        self.executable = os.path.abspath(found)
+        self.executable = os.path.abspath(path)
         self.argv = [self.options.argv0 or program, *self.options.command[1:]]
         if self.options.listen_fds:
-            self.argv = ["sh", "-c", WITH_ITS_PID, self.executable, *self.argv[1:]]
+            self.argv = ["sh", "-c", SET_LISTEN_PID, self.executable, *self.argv[1:]]
             self.executable = "/bin/sh"
         passed = inherited_environment(self.options.pass_env)
         self.base = {**passed, **self.options.env}
@@ -133,10 +134,10 @@ class Exec(Service):
     async def takeover(self, sock: socket.socket, conn: Connection) -> None:
         sock.setblocking(True)
         env = environment(self.base, conn.local, conn.peer)
-        program = await self._started(sock, env, partial(conn.log, "warning"))
-        sock.close()  # the client is to see the end as soon as the program has closed it
+        program = await self._start(sock, env, partial(conn.log, "warning"))
+        sock.close()  # so that the client sees the end as soon as the program closes it
         try:
-            await self._ended(program)
+            await self._wait_for(program)
         finally:
             conn.note(program.outcome)
 
@@ -144,17 +145,17 @@ class Exec(Service):
         env = environment(self.base, waiting.local, waiting.peer)
         sock.setblocking(True)
         try:
-            program = await self._started(sock, env, partial(waiting.log, "warning"))
-            await self._ended(program)
+            program = await self._start(sock, env, partial(waiting.log, "warning"))
+            await self._wait_for(program)
             return program.outcome
         finally:
-            if waiting.peer is None:  # others may have the socket of a datagram, too
+            if waiting.peer is None:  # programs may share a datagram socket
                 sock.setblocking(False)
 
-    async def _started(
+    async def _start(
         self, sock: socket.socket, env: dict[str, str], log: Callable[[str], None]
     ) -> Program:
-        """Start the program for a client, which waits where that takes more than is left."""
+        """Start the program; retry while descriptors, processes or memory are short."""
         descriptors = dict.fromkeys((0, 1), sock.fileno())
         if self.options.listen_fds:
             descriptors[LISTEN_FD] = sock.fileno()
@@ -166,12 +167,12 @@ class Exec(Service):
                     self.executable, self.argv, env, descriptors, directory, stderr, log
                 )
             except OSError as error:
-                if error.errno not in SHORTAGE:
+                if error.errno not in SHORTAGE_ERRNOS:
                     raise self._cannot_run(error) from None
                 if not self.is_short:
                     self.is_short = True
-                    log(f"clients wait for {self.executable}: {os.strerror(error.errno)}")
-                await asyncio.sleep(RETRY)
+                    log(f"retrying to start {self.executable}: {os.strerror(error.errno)}")
+                await asyncio.sleep(START_RETRY_SECONDS)
             else:
                 self.failures = 0
                 self.is_short = False
@@ -180,12 +181,12 @@ class Exec(Service):
 
     def _cannot_run(self, error: OSError) -> Unavailable:
         self.failures += 1
-        code = CANNOT_RUN.get(error.errno or 0, 126)
-        what = error.filename or self.executable  # or the directory to start in
+        code = EXIT_CODE_OF_ERRNO.get(error.errno or 0, 126)
+        what = error.filename or self.executable  # or the working directory
         text = f"cannot run {what}: {os.strerror(error.errno or 0)} (exit {code})"
-        return Unavailable(text, PAUSE if self.failures >= FAILURES else 0.0)
+        return Unavailable(text, PAUSE_SECONDS if self.failures >= MAX_FAILURES else 0.0)
 
-    async def _ended(self, program: Program) -> None:
+    async def _wait_for(self, program: Program) -> None:
         try:
             await program.ended(self.options.max_run_time)
         finally:

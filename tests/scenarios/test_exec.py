@@ -471,14 +471,14 @@ def test_a_program_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "mistake"),
     [
-        ('command = ["cat", "a\\u0000"]', "options.command: no program can be given a NUL"),
-        ('command = "cat", argv0 = "\\u0000"', "options.argv0: no program can be given a NUL"),
-        ('command = "cat", env = { A = "\\u0000" }', "options.env: no program can be given a NUL"),
-        ('command = "cat", env = { "A=" = "b" }', "options.env: the name of a variable is not"),
-        ('command = "cat", env = { "" = "b" }', "options.env: the name of a variable is not"),
+        ('command = ["cat", "a\\u0000"]', "options.command: expected a text without NUL"),
+        ('command = "cat", argv0 = "\\u0000"', "options.argv0: expected a text without NUL"),
+        ('command = "cat", env = { A = "\\u0000" }', "options.env: expected a text without NUL"),
+        ('command = "cat", env = { "A=" = "b" }', "options.env: expected the name of a variable"),
+        ('command = "cat", env = { "" = "b" }', "options.env: expected the name of a variable"),
         (
             'command = "cat", argv0 = "a", listen-fds = true',
-            "options.listen-fds: with listen-fds a",
+            "options.listen-fds: listen-fds and argv0",
         ),
     ],
 )
