@@ -1,8 +1,8 @@
-"""`superd clock`: how far another host's clock is from this one, by the time protocol (RFC 868).
+"""`superd clock`: measures how far another host's clock is from this one (RFC 868).
 
-Runs in the command line. Never sets a clock. The protocol tells whole seconds, and only their last
-32 bits: taken is the second that is nearest to this clock, so that it works past February 2036.
-Raises UsageError, SuperdError.
+Runs in the command line. Never sets a clock. The time protocol has whole seconds, and only their
+lowest 32 bits. The client chooses the time nearest to its own clock, so it works past February
+2036. Raises UsageError, SuperdError.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from superd.net.destinations import Destination
 
 PORT = 37
 SECONDS_1900_TO_1970 = 2_208_988_800
-SIZE = 4  # bytes of an answer
-TRIES = 4
-PATIENCE = 2.0  # seconds
-MOST = 512  # bytes that are read of a wrong answer
+ANSWER_SIZE = 4  # bytes
+ATTEMPTS = 4
+DEFAULT_TIMEOUT = 2.0  # seconds
+MOST_READ = 512  # bytes of a wrong answer
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What another clock has said, when by this one, and how long it took to be told."""
+    """One answer of another clock, and when it was asked by this one."""
 
     number: int
-    middle: float  # seconds since 1970, halfway between question and answer
+    middle: float  # seconds since 1970, halfway between request and answer
     round_trip: float
     host: str
 
@@ -37,7 +37,7 @@ class Reading:
     def offset(self) -> float:
         """Seconds that the other clock is ahead of this one.
 
-        It is read in the middle of the round trip, and its second is over by half on average.
+        Taken in the middle of the round trip. On average half of its second has passed by then.
         """
         here = self.middle + SECONDS_1900_TO_1970
         difference = (self.number - int(here) + 2**31) % 2**32 - 2**31
@@ -48,10 +48,10 @@ def clock(host: str, *, by_tcp: bool, timeout: str | None) -> int:
     """Print the difference between another host's clock and this one."""
     target = parse(host, port=PORT)
     if target.transport not in (None, Transport.TCP, Transport.UDP):
-        raise UsageError(f"the time protocol goes by udp and tcp, not by {target}")
+        raise UsageError(f"the time protocol runs over udp and tcp; found {target}")
     by_tcp = by_tcp or target.transport is Transport.TCP
     target = replace(target, transport=Transport.TCP if by_tcp else Transport.UDP)
-    best = _best(target, by_tcp, duration("--timeout", timeout, PATIENCE) or PATIENCE)
+    best = _best(target, by_tcp, duration("--timeout", timeout, DEFAULT_TIMEOUT) or DEFAULT_TIMEOUT)
     direction = "ahead of" if best.offset >= 0 else "behind"
     print(
         f"{host} is {abs(best.offset):.1f} s {direction} this clock"
@@ -61,37 +61,37 @@ def clock(host: str, *, by_tcp: bool, timeout: str | None) -> int:
     return int(ExitCode.OK)
 
 
-def _best(target: Destination, by_tcp: bool, patience: float) -> Reading:
-    """Ask several times and return the answer that came fastest.
+def _best(target: Destination, by_tcp: bool, seconds: float) -> Reading:
+    """Ask several times and return the fastest answer.
 
-    Datagrams are lost: none is waited for longer than its share of the time. An answer that comes
-    later does not meet the next question, which has another port.
+    A datagram may be lost, so each has only a share of the time. A late answer cannot be mistaken
+    for the next one, which has another source port.
     """
-    everything = Deadline(patience)
+    deadline = Deadline(seconds)
     readings: list[Reading] = []
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         try:
             if by_tcp:
-                reading = _read_tcp(target, everything)
+                reading = _read_tcp(target, deadline)
             else:
-                reading = _read_udp(target, Deadline(patience / TRIES))
+                reading = _read_udp(target, Deadline(seconds / ATTEMPTS))
         except NoAnswer:
             continue
         except SuperdError:
             if readings:
-                break  # it limits how often it is asked
+                break  # the server limits how often it may be asked
             raise
         readings.append(reading)
         if not target.path:
-            target = replace(target, host=reading.host)  # a name is looked up once
+            target = replace(target, host=reading.host)  # look a name up once
     if not readings:
-        raise NoAnswer(f"no answer from {target} in {everything}")
+        raise NoAnswer(f"no answer from {target} in {deadline}")
     return min(readings, key=lambda reading: reading.round_trip)
 
 
 def _read_udp(target: Destination, deadline: Deadline) -> Reading:
-    # as long as the answer: some answer nobody with more bytes than they were asked with
-    answer = ask(target, datagram_sockets(target, deadline), bytes(SIZE), deadline)
+    # as long as the answer: some servers never answer with more bytes than they received
+    answer = ask(target, datagram_sockets(target, deadline), bytes(ANSWER_SIZE), deadline)
     return _reading(target, answer.data, answer.address.host, answer.asked_at, answer.round_trip)
 
 
@@ -102,7 +102,7 @@ def _read_tcp(target: Destination, deadline: Deadline) -> Reading:
         asked_at, start, data = time.time(), time.monotonic(), b""
         round_trip = 0.0
         try:
-            while len(data) <= MOST and (part := connection.recv(MOST)):
+            while len(data) <= MOST_READ and (part := connection.recv(MOST_READ)):
                 data += part
                 round_trip = round_trip or time.monotonic() - start
         except TimeoutError:
@@ -111,16 +111,16 @@ def _read_tcp(target: Destination, deadline: Deadline) -> Reading:
         except OSError as error:
             raise SuperdError(f"{target} broke the connection: {reason(error)}") from None
     if not data:
-        raise SuperdError(f"{target} does not know the time: it closed without an answer")
+        raise SuperdError(f"{target} closed the connection without an answer")
     return _reading(target, data, address.host, asked_at, round_trip)
 
 
 def _reading(
     target: Destination, data: bytes, host: str, asked_at: float, round_trip: float
 ) -> Reading:
-    if len(data) != SIZE:
+    if len(data) != ANSWER_SIZE:
         raise SuperdError(
             f"{target} does not speak the time protocol:"
-            f" it answered with {len(data)} bytes instead of {SIZE}"
+            f" it answered with {len(data)} bytes instead of {ANSWER_SIZE}"
         )
     return Reading(int.from_bytes(data, "big"), asked_at + round_trip / 2, round_trip, host)

@@ -1,4 +1,4 @@
-"""`superd connect`: standard input to another side, and what it says to standard output.
+"""`superd connect`: sends standard input to an address and writes the answer to standard output.
 
 Runs in the command line. Never changes a byte. Raises UsageError, SuperdError, BrokenPipeError.
 """
@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from superd.client.packets import QUIET, Datagrams
+from superd.client.packets import QUIET_TIME, Datagrams
 from superd.client.reaching import Deadline, connect, datagram_sockets, duration, parse
 from superd.client.standard import Input, Output
-from superd.client.streams import BUFFER, PACKET, Conversation, Plain, Stream
+from superd.client.streams import PACKET_SIZE, STREAM_BUFFER_SIZE, Exchange, Plain, Stream
 from superd.errors import ExitCode, UsageError
 from superd.net.addresses import Transport
 from superd.net.destinations import Destination
@@ -45,16 +45,16 @@ def connect_two_ways(address: str, options: ConnectOptions) -> int:
     is_datagram = target.transport is not None and target.transport.is_datagram
     is_stream = target.transport in (None, Transport.TCP, Transport.UNIX)
     if options.tls and not is_stream:
-        raise UsageError(f"--tls goes with tcp and unix, not with {target}")
+        raise UsageError(f"--tls takes a tcp or unix address, found {target}")
     if options.source and target.path:
-        raise UsageError(f"--source goes with tcp and udp, not with {target}")
+        raise UsageError(f"--source takes a tcp or udp address, found {target}")
     if not options.tls and (options.authorities or options.server_name or options.insecure):
-        raise UsageError("--ca, --server-name and --insecure go with --tls")
+        raise UsageError("--ca, --server-name and --insecure take --tls")
     with contextlib.ExitStack() as stack:
         if is_datagram:
             sockets = datagram_sockets(target, Deadline(seconds), options.source)
             source, sink = stack.enter_context(_standard(options.by_lines))
-            quiet = QUIET if seconds is None else seconds
+            quiet = QUIET_TIME if seconds is None else seconds
             datagrams = Datagrams(
                 target, sockets, source, sink, quiet=quiet, by_lines=options.by_lines
             )
@@ -63,22 +63,22 @@ def connect_two_ways(address: str, options: ConnectOptions) -> int:
             return int(ExitCode.OK)
         stream = stack.enter_context(_stream(target, options, Deadline(seconds)))
         source, sink = stack.enter_context(_standard(options.by_lines))
-        conversation = Conversation(
+        exchange = Exchange(
             str(target),
             stream,
             source,
             sink,
             half_close=options.half_close,
             idle=seconds,
-            size=BUFFER if is_stream else PACKET,
+            size=STREAM_BUFFER_SIZE if is_stream else PACKET_SIZE,
         )
-        conversation.run()
+        exchange.run()
     return int(ExitCode.OK)
 
 
 @contextlib.contextmanager
 def _standard(by_lines: bool) -> Iterator[tuple[Input, Output]]:
-    from superd.client.editing import edited_lines  # late: few commands need a terminal
+    from superd.client.editing import edited_lines  # late: only --line needs a terminal
 
     sink = Output()
     try:
@@ -93,13 +93,13 @@ def _standard(by_lines: bool) -> Iterator[tuple[Input, Output]]:
 
 @contextlib.contextmanager
 def _stream(target: Destination, options: ConnectOptions, deadline: Deadline) -> Iterator[Stream]:
-    """Yield a connection, encrypted where that is asked for."""
+    """Yield a connection, encrypted if `options` say so."""
     if not options.tls:
         connection, _ = connect(target, deadline, options.source)
         with connection:
             yield Plain(connection)
         return
-    from superd.client.encryption import Trust, encrypted  # late: it brings OpenSSL
+    from superd.client.encryption import Trust, encrypted  # late: it loads OpenSSL
 
     server_name = target.host if options.server_name is None else options.server_name
     trust = Trust(server_name, options.authorities, insecure=options.insecure)

@@ -1,8 +1,8 @@
-"""Lines that somebody edits at a terminal, as an input that a poll(2) loop can wait for.
+"""Lines that a user edits at a terminal, as an input for a poll(2) loop.
 
-Runs in the command line. Readline waits in a process of its own, from which finished lines come by
-a pipe: a thread could not be stopped before it has changed the terminal once more. Never leaves the
-terminal as readline has set it. Never raises.
+Runs in the command line. Readline runs in a child process, which sends finished lines through a
+pipe: a thread could not be stopped before it changes the terminal once more. Always restores the
+terminal. Raises nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from superd.client.standard import Input
 
 @contextlib.contextmanager
 def edited_lines() -> Iterator[Input]:
-    """Yield an input of lines; without a terminal on both sides it is standard input as it is."""
+    """Yield an input of edited lines; without a terminal on both sides, plain standard input."""
     if not (os.isatty(0) and os.isatty(1)):
         yield Input()
         return
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, _: sys.exit(128 + number))  # and tidy up
+        signal.signal(number, lambda number, _: sys.exit(128 + number))  # and restore the terminal
     before = termios.tcgetattr(0)
     reader, writer = os.pipe()
     editor = os.fork()
@@ -45,7 +45,9 @@ def edited_lines() -> Iterator[Input]:
 
 
 def _edit(writer: int) -> None:
-    with contextlib.suppress(ImportError):  # the terminal itself can delete a character
+    with contextlib.suppress(
+        ImportError
+    ):  # without readline the terminal can still delete a character
         import readline
 
         readline.set_auto_history(True)

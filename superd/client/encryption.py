@@ -1,7 +1,7 @@
-"""TLS for the two-way client: whom to trust, the handshake, and a stream that does not block.
+"""TLS for the two-way client: trust, the handshake, and a stream that does not block.
 
-Runs in the command line. Never takes the end of a connection for the end of what was said: without
-close_notify it may be cut short (RFC 8446, 6.1). Raises UsageError, SuperdError.
+Runs in the command line. Never treats the end of the connection as the end of the data: without
+close_notify it may be truncated (RFC 8446, 6.1). Raises UsageError, SuperdError.
 """
 
 from __future__ import annotations
@@ -14,57 +14,59 @@ import ssl
 from superd.client.reaching import Deadline
 from superd.errors import SuperdError, UsageError, reason
 
-ROOM = 64 * 1024  # bytes that are moved at once
-CUT = "what came may be cut short"
+RECEIVE_SIZE = 64 * 1024
+TRUNCATED = "the data may be truncated"
 
 
 class Trust:
-    """Whom the other side has to be, and who may vouch for it; UsageError."""
+    """The expected name of the peer and the CAs that may certify it; UsageError."""
 
     def __init__(self, server_name: str, authorities: str | None, *, insecure: bool) -> None:
         self.server_name = server_name or None
         try:
             self.context = ssl.create_default_context(cafile=authorities)
         except (OSError, ssl.SSLError) as error:
-            why = "it holds no certificate" if isinstance(error, ssl.SSLError) else reason(error)
+            why = (
+                "the file has no certificate" if isinstance(error, ssl.SSLError) else reason(error)
+            )
             raise UsageError(f"--ca {authorities}: {why}") from None
         if insecure:
             self.context.check_hostname = False
             self.context.verify_mode = ssl.CERT_NONE
         elif not server_name:
-            raise UsageError("--tls needs --server-name here, or --insecure: there is no host")
+            raise UsageError("--tls needs --server-name or --insecure, as the address has no host")
 
 
 def encrypted(connection: socket.socket, name: str, trust: Trust, deadline: Deadline) -> Encrypted:
-    """Make the handshake and return the stream; the connection stays the caller's."""
+    """Make the handshake and return the stream; the caller closes the connection."""
     stream = Encrypted(connection, name, trust)
     try:
         stream.shake_hands(deadline)
     except ssl.SSLCertVerificationError as error:
         raise SuperdError(
-            f"the certificate of {name} is not to be trusted: {error.verify_message.rstrip('.')}"
-            " (--ca FILE trusts another authority, --insecure whoever answers)"
+            f"the certificate of {name} is not trusted: {error.verify_message.rstrip('.')}"
+            " (--ca FILE trusts another authority, --insecure any certificate)"
         ) from None
     except TimeoutError:
-        raise SuperdError(f"no TLS with {name} in {deadline}") from None
+        raise SuperdError(f"no TLS handshake with {name} in {deadline}") from None
     except OSError as error:
-        raise SuperdError(f"no TLS with {name}: {_why(error)}") from None
+        raise SuperdError(f"no TLS handshake with {name}: {_why(error)}") from None
     return stream
 
 
 def _why(error: OSError) -> str:
     if isinstance(error, ssl.SSLEOFError):
-        return "it closed the connection"
+        return "the peer closed the connection"
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
     return reason(error)
 
 
 class Encrypted:
-    """A TLS connection whose bytes are moved here, and not by OpenSSL.
+    """A TLS connection that moves the bytes between socket and OpenSSL itself.
 
-    It could not end one direction alone: SSL_shutdown(3) looks for the other side's close_notify,
-    and data that it finds instead break the connection. Here it finds nothing.
+    With a socket OpenSSL could not close one direction only: SSL_shutdown(3) reads the peer's
+    close_notify, and fails if it finds data instead. Here it finds an empty buffer.
     """
 
     def __init__(self, connection: socket.socket, name: str, trust: Trust) -> None:
@@ -74,16 +76,16 @@ class Encrypted:
         self._tls = trust.context.wrap_bio(
             self._incoming, self._outgoing, server_hostname=trust.server_name
         )
-        self._room = memoryview(bytearray(ROOM))
+        self._room = memoryview(bytearray(RECEIVE_SIZE))
         self._unsent = memoryview(b"")
-        self._early = bytearray()  # received, and to be taken before anything else
+        self._early = bytearray()  # decrypted before this side ended; received first
         self.has_more = False
-        self._said_goodbye = False
-        self._ended = False  # by close_notify of the other side
-        self._failure: SuperdError | None = None  # to be told after what came before it
+        self._has_sent_close = False
+        self._ended = False  # by the peer's close_notify
+        self._failure: SuperdError | None = None  # raised once the data before it is received
 
     def shake_hands(self, deadline: Deadline) -> None:
-        """Agree with the other side; OSError, TimeoutError."""
+        """Make the TLS handshake; OSError, TimeoutError."""
         while True:
             self.socket.settimeout(deadline.left_to_wait)
             try:
@@ -93,7 +95,7 @@ class Encrypted:
                 self._take()
             except ssl.SSLError:
                 with contextlib.suppress(OSError):
-                    self.socket.sendall(self._outgoing.read())  # why
+                    self.socket.sendall(self._outgoing.read())  # the alert says why
                 raise
             else:
                 self.socket.sendall(self._outgoing.read())
@@ -119,12 +121,12 @@ class Encrypted:
 
     def ready(self, events: int) -> int:
         if events & select.POLLOUT:
-            with contextlib.suppress(OSError):  # whoever receives is told
+            with contextlib.suppress(OSError):  # `receive` meets the error, too
                 self._flush()
         return events
 
     def receive(self, room: memoryview) -> int:
-        """Receive as much as there is and fits."""
+        """Receive as much as is there and fits."""
         size = min(len(room), len(self._early))
         room[:size] = self._early[:size]
         del self._early[:size]
@@ -139,17 +141,17 @@ class Encrypted:
                     size += got  # type: ignore[operator]
                 except ssl.SSLWantReadError:
                     self._take()
-                except ssl.SSLZeroReturnError:  # close_notify, after this side's own
+                except ssl.SSLZeroReturnError:  # the peer's close_notify after this side's own
                     self._ended = True
-            self._flush()  # TLS itself may have something to answer
+            self._flush()  # TLS may have to answer by itself
         except BlockingIOError:
             if not size:
                 raise
         except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):
-            self._fail(f"{self.name} ended the connection without ending TLS: {CUT}", size)
+            self._fail(f"{self.name} closed the connection without close_notify: {TRUNCATED}", size)
         except OSError as error:
             self._fail(f"TLS with {self.name} failed: {_why(error)}", size)
-        # what is left may be here already, where poll(2) does not see it
+        # more may be buffered here, where poll(2) does not see it
         self.has_more = size == len(room) or bool(size and (self._ended or self._failure))
         return size
 
@@ -163,7 +165,7 @@ class Encrypted:
         if self._unsent:
             raise BlockingIOError
         try:
-            size = self._tls.write(data[:ROOM])
+            size = self._tls.write(data[:RECEIVE_SIZE])
         except ssl.SSLError as error:
             raise SuperdError(_why(error)) from None
         self._flush()
@@ -182,9 +184,9 @@ class Encrypted:
                 raise
 
     def end(self) -> None:
-        """Send close_notify; what the other side still says is received as before."""
-        if not self._said_goodbye and not self._incoming.eof:
-            self._said_goodbye = True
+        """Send close_notify; data of the peer is received as before."""
+        if not self._has_sent_close and not self._incoming.eof:
+            self._has_sent_close = True
             while size := self._tls.pending():
                 self._early += self._tls.read(size)
             rest = self._incoming.read()
@@ -197,6 +199,6 @@ class Encrypted:
             raise BlockingIOError
 
     def close(self) -> None:
-        """Take leave as TLS has it, if there is room for it."""
+        """Send close_notify if the socket takes it at once."""
         with contextlib.suppress(OSError):
             self.end()

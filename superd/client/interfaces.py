@@ -1,6 +1,6 @@
-"""The addresses that this machine has, by interface, as the kernel tells them (rtnetlink(7)).
+"""Reads the addresses of this machine by interface from the kernel (rtnetlink(7)).
 
-Runs in the command line. Never changes any. Returns none where there is no rtnetlink.
+Runs in the command line. Changes nothing. Returns an empty result on a system without rtnetlink.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterator
 
 REQUEST_DUMP = 0x301  # NLM_F_REQUEST | NLM_F_DUMP
 DONE, ERROR, NEW_ADDRESS, GET_ADDRESS = 3, 2, 20, 22  # types of a message
-ADDRESS, LOCAL = 1, 2  # attributes; at a point-to-point link the address is the other end's
+ADDRESS, LOCAL = 1, 2  # attributes; on a point-to-point link ADDRESS is the peer's
 HEADER = struct.Struct("=IHHII")  # nlmsghdr
 BODY = struct.Struct("=BBBBI")  # ifaddrmsg
 ATTRIBUTE = struct.Struct("=HH")  # rtattr
-ROOM = 65536
+RECEIVE_SIZE = 65536
 
 
 def interfaces() -> dict[str, list[str]]:
@@ -37,7 +37,7 @@ def interfaces() -> dict[str, list[str]]:
 
 def _addresses(kernel: socket.socket) -> Iterator[tuple[int, str]]:
     while True:
-        data = kernel.recv(ROOM)
+        data = kernel.recv(RECEIVE_SIZE)
         while len(data) >= HEADER.size:
             size, kind, *_ = HEADER.unpack_from(data)
             if kind == DONE:

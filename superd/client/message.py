@@ -1,12 +1,13 @@
-"""`superd message`: says something to a service and prints what it answers.
+"""`superd message`: sends a text to a service and prints the answer.
 
-Runs in the command line. Never shows a terminal what would control it. Raises UsageError,
+Runs in the command line. Never writes control characters to a terminal. Raises UsageError,
 SuperdError.
 """
 
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 from superd.client.packets import NoAnswer, ask
@@ -16,46 +17,46 @@ from superd.errors import ExitCode, SuperdError, printable, reason
 from superd.net.addresses import Transport
 from superd.net.destinations import Destination
 
-PATIENCE = 2.0  # seconds
-PART = 65536
+DEFAULT_TIMEOUT = 2.0  # seconds
+RECEIVE_SIZE = 65536
 
 
 def message(address: str, text: str, timeout: str | None) -> int:
-    """Send a text, `-` for what standard input has, and print the answer."""
+    """Send a text, or standard input if it is `-`, and print the answer."""
     target = parse(address)
-    deadline_of = duration("--timeout", timeout, PATIENCE)
+    seconds = duration("--timeout", timeout, DEFAULT_TIMEOUT)
     if text == "-":
         data = sys.stdin.buffer.read()
     else:
         data = os.fsencode(text)
         if target.transport in (None, Transport.TCP, Transport.UNIX):
-            data += b"\n"  # what is typed is a line where there are lines
-    deadline = Deadline(deadline_of)
+            data += b"\n"  # services over streams expect a line
+    deadline = Deadline(seconds)
     if target.transport is not None and target.transport.is_datagram:
         _print(ask(target, datagram_sockets(target, deadline), data, deadline).data)
     else:
-        _converse(target, data, deadline)
+        _exchange(target, data, deadline)
     return int(ExitCode.OK)
 
 
-def _converse(target: Destination, data: bytes, deadline: Deadline) -> None:
-    """Say it all, and print what comes until the other side ends."""
+def _exchange(target: Destination, data: bytes, deadline: Deadline) -> None:
+    """Send everything, and print what the service sends until it ends."""
     answer = b""
     connection, _ = connect(target, deadline)
     with connection:
         try:
             connection.settimeout(deadline.left_to_wait)
             connection.sendall(data)
-            connection.shutdown(1)
+            connection.shutdown(socket.SHUT_WR)
             while True:
                 connection.settimeout(deadline.left_to_wait)
-                part = connection.recv(PART)
+                part = connection.recv(RECEIVE_SIZE)
                 if not part:
                     break
                 answer += part
         except TimeoutError:
             _print(answer)
-            what = "the answer has no end" if answer else "no answer"
+            what = "no end of the answer" if answer else "no answer"
             raise NoAnswer(f"{what} from {target} in {deadline}") from None
         except OSError as error:
             _print(answer)
@@ -66,7 +67,7 @@ def _converse(target: Destination, data: bytes, deadline: Deadline) -> None:
 
 
 def _print(answer: bytes) -> None:
-    """Print an answer, raw but at a terminal."""
+    """Print an answer: raw, but escaped at a terminal."""
     if not answer:
         return
     if os.isatty(1):

@@ -1,8 +1,8 @@
-"""The two-way client of datagrams: each read of standard input is one, answers are written.
+"""The two-way client of datagrams: sends each read of standard input as one, writes the answers.
 
-Runs in the command line. Datagrams have no end, so it ends when nothing has come for a while after
-the end of the input; that nobody answers is no failure, that somebody refuses is. Raises
-SuperdError, BrokenPipeError where nobody reads the output.
+Runs in the command line. Datagrams have no end, so it ends once the input has ended and no answer
+has arrived for a while. No answer is a success; a refusal is a failure. Raises SuperdError, and
+BrokenPipeError where the reader of standard output has gone.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from superd.errors import SuperdError, reason
 from superd.net.addresses import Address
 from superd.net.destinations import Destination
 
-LARGEST = 65507  # bytes of a datagram (RFC 768, in IPv4)
-ROOM = 256 * 1024  # one of a unix socket can be larger
-QUIET = 1.0  # seconds without an answer that are the end
+MAX_DATAGRAM = 65507  # bytes (RFC 768, over IPv4)
+RECEIVE_SIZE = 256 * 1024  # a datagram of a unix socket can be larger
+QUIET_TIME = 1.0  # seconds without an answer, after which the client ends
 
 
 class Datagrams:
-    """What goes both ways between standard input, output and one destination."""
+    """Sends standard input as datagrams to a destination, and writes the answers."""
 
     def __init__(
         self,
@@ -45,15 +45,15 @@ class Datagrams:
         self.by_lines = by_lines
         self.client, self.address = next(sockets)
         self.client.setblocking(False)
-        self.sent = b""  # last, for the next address where this one refuses
+        self.sent = b""  # the last datagram, to repeat it at the next address after a refusal
         self.failures: list[tuple[Address, str]] = []
-        self.is_known = False  # whether somebody has answered from this address
-        self.pending = b""  # a line without its end
+        self.has_answered = False  # whether an answer came from this address
+        self.pending = b""  # a line that is not complete yet
         self.ended = False
 
     def run(self) -> None:
-        """Return once the input has ended and nothing has come for a while."""
-        room = memoryview(bytearray(LARGEST))
+        """Return once the input has ended and no answer has arrived for a while."""
+        room = memoryview(bytearray(MAX_DATAGRAM))
         while True:
             poll = select.poll()
             poll.register(self.client, select.POLLIN)
@@ -97,7 +97,7 @@ class Datagrams:
                 poll.register(self.client, select.POLLOUT)
                 poll.poll()
             except ConnectionRefusedError as error:
-                self._next(error)  # tells of the datagram before
+                self._next(error)  # the error is about the datagram before
             except OSError as error:
                 raise _unsendable(self.target, data, error) from None
             else:
@@ -105,7 +105,7 @@ class Datagrams:
 
     def _receive(self) -> None:
         try:
-            answer = self.client.recv(ROOM)
+            answer = self.client.recv(RECEIVE_SIZE)
         except BlockingIOError:
             return
         except OSError as error:
@@ -113,13 +113,13 @@ class Datagrams:
             if self.sent:
                 self._send(self.sent)
             return
-        self.is_known = True
+        self.has_answered = True
         self.sink.write_all(answer)
 
     def _next(self, error: OSError) -> None:
-        """Go on to the next address where this one refuses; SuperdError if there is none."""
+        """Try the next address after a refusal; SuperdError if there is none."""
         self.failures.append((self.address, reason(error)))
-        other = None if self.is_known else next(self.sockets, None)
+        other = None if self.has_answered else next(self.sockets, None)
         if other is None:
             raise unreachable(self.target, self.failures) from None
         self.client.close()
@@ -136,12 +136,12 @@ def _unsendable(target: Destination, data: bytes, error: OSError) -> SuperdError
 
 
 class NoAnswer(SuperdError):
-    """Nothing has come in the time that there was."""
+    """No answer arrived in time."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said, by whom, and when the question had gone."""
+    """An answer, the address that it came from, and when the request was sent."""
 
     data: bytes
     address: Address
@@ -155,7 +155,7 @@ def ask(
     data: bytes,
     deadline: Deadline,
 ) -> Answer:
-    """Send one datagram and return the answer; the next address is tried where one refuses."""
+    """Send one datagram and return the answer; after a refusal try the next address."""
     failures = []
     for client, address in sockets:
         with client:
@@ -163,7 +163,7 @@ def ask(
             asked_at, start = time.time(), time.monotonic()
             try:
                 client.send(data)
-                answer = client.recv(ROOM)
+                answer = client.recv(RECEIVE_SIZE)
                 return Answer(answer, address, asked_at, time.monotonic() - start)
             except TimeoutError:
                 raise NoAnswer(f"no answer from {target} in {deadline}") from None

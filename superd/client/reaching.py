@@ -1,8 +1,8 @@
-"""Reaching a destination: the addresses of its name, and a socket that is connected to one.
+"""Connects to a destination: looks its name up, and tries its addresses.
 
-Runs in the command line. Never sends a byte. The next address is tried when one has failed, and
-beside it when it has not answered for a while (RFC 8305, happy eyeballs). Raises UsageError for
-what cannot be a destination, Unreachable.
+Runs in the command line. Sends no data. Tries the next address once one has failed, and in parallel
+if one has not answered for a while (RFC 8305, happy eyeballs). Raises UsageError for an invalid
+destination, Unreachable.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from superd.config.durations import parse_duration
-from superd.errors import SuperdError, UsageError, reason
+from superd.errors import SuperdError, UsageError, reason, shown
 from superd.net.addresses import Address, Transport, unmapped
 from superd.net.destinations import TRANSPORTS, Destination, parse_destination
 from superd.net.happy_eyeballs import Candidates
@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 class Unreachable(SuperdError):
-    """There is nobody, or the way there is closed."""
+    """No address of the destination could be connected to."""
 
 
 def parse(text: str, *, port: int | None = None) -> Destination:
-    """Return the destination that somebody has typed; with `port`, a host alone will do."""
+    """Return the destination that a user typed; with `port`, a host alone will do."""
     try:
         return parse_destination(
             _with_port(text, port) if port is not None else text,
@@ -53,7 +53,7 @@ def _with_port(text: str, port: int) -> str:
 
 
 def duration(option: str, text: str | None, default: float | None = None) -> float | None:
-    """Return the seconds that an option is given, None for none."""
+    """Return the value of a time option in seconds; None for no limit."""
     if text is None:
         return default
     try:
@@ -63,7 +63,7 @@ def duration(option: str, text: str | None, default: float | None = None) -> flo
 
 
 class Deadline:
-    """A time that something must not take longer than; None: as long as it likes."""
+    """A point in time after which an operation gives up; None: never."""
 
     def __init__(self, seconds: float | None) -> None:
         self.seconds = seconds
@@ -71,12 +71,12 @@ class Deadline:
 
     @property
     def left(self) -> float | None:
-        """Seconds until then, 0 where it is over."""
+        """Seconds until then, 0 once it has passed."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())
 
     @property
     def left_to_wait(self) -> float | None:
-        """The same for a socket: to it, 0 would mean not to wait at all, and to fail otherwise."""
+        """The same for a socket timeout, where 0 would mean not to block at all."""
         return None if self.left is None else max(self.left, 0.001)
 
     @property
@@ -90,7 +90,7 @@ class Deadline:
 def addresses(
     target: Destination, deadline: Deadline, *, datagrams: bool, source: str = ""
 ) -> list[Address]:
-    """Return every address of a destination, best first; of the source's kind if it has one."""
+    """Return all addresses of a destination, best first; only those of the source's family."""
     if not target.is_name:
         found = [target.address(target.host, datagrams=datagrams)]
     else:
@@ -101,7 +101,9 @@ def addresses(
         version = socket.AF_INET6 if ":" in source else socket.AF_INET
         found = [address for address in found if address.family == version]
         if not found:
-            raise Unreachable(f"cannot connect to {target} from {source}: it has no such address")
+            raise Unreachable(
+                f"cannot connect to {target} from {source}: it has no address of this family"
+            )
     return found
 
 
@@ -115,9 +117,9 @@ def _look_up(name: str, deadline: Deadline) -> list[str]:
     except TimeoutError:
         raise Unreachable(f"no address for {name} in {deadline}") from None
     except socket.gaierror as error:
-        raise Unreachable(f"there is no host {name}: {error.strerror}") from None
+        raise Unreachable(f"no host {name}: {error.strerror}") from None
     except UnicodeError:
-        raise UsageError(f"{name} is not a host") from None
+        raise UsageError(f"{shown(name)} is no host name") from None
 
 
 def _host(sockaddr: tuple[object, ...]) -> str:
@@ -129,14 +131,14 @@ def _host(sockaddr: tuple[object, ...]) -> str:
 
 
 def bounded(call: Callable[[], T], deadline: Deadline) -> T:
-    """Make a call that can neither be interrupted nor be given a time, in a thread to be left."""
+    """Run a call that cannot be interrupted in a thread, and abandon it at the deadline."""
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(call())
-        except BaseException as error:  # noqa: BLE001  it is raised where it is waited for
+        except BaseException as error:  # noqa: BLE001  raised in the calling thread below
             errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -152,7 +154,7 @@ def bounded(call: Callable[[], T], deadline: Deadline) -> T:
 def connect(
     target: Destination, deadline: Deadline, source: str = ""
 ) -> tuple[socket.socket, Address]:
-    """Return a connection that does not block, and the address that it leads to."""
+    """Return a non-blocking connection, and the address that it is connected to."""
     candidates = Candidates(addresses(target, deadline, datagrams=False, source=source))
     attempts = _Attempts(target, source)
     try:
@@ -246,7 +248,7 @@ class _Attempts:
 
 
 def _connect_unix(connection: socket.socket, address: Address, deadline: Deadline) -> None:
-    """Connect to a unix socket: without blocking, it would not wait for room in the backlog."""
+    """Connect with blocking: a non-blocking connect(2) does not wait for room in the backlog."""
     if deadline.left_to_wait is not None:
         whole, part = divmod(deadline.left_to_wait, 1)
         connection.setsockopt(
@@ -259,7 +261,7 @@ def _connect_unix(connection: socket.socket, address: Address, deadline: Deadlin
 
 
 def unreachable(target: Destination, failures: list[tuple[Address, str]]) -> Unreachable:
-    """Return what went wrong with each address; what went wrong with all is said once."""
+    """Return an error with the reason per address, or with one reason that all share."""
     reasons = {why for _, why in failures}
     if len(reasons) == 1:
         why = reasons.pop()
@@ -272,17 +274,17 @@ def unreachable(target: Destination, failures: list[tuple[Address, str]]) -> Unr
 def datagram_sockets(
     target: Destination, deadline: Deadline, source: str = ""
 ) -> Iterator[tuple[socket.socket, Address]]:
-    """Yield a socket for each address of a destination; whoever takes it closes it.
+    """Yield a socket for each address of a destination; the caller closes it.
 
-    There is no connection, so whether somebody is there only shows by an answer, or a refusal.
+    Without a connection, only an answer or a refusal shows whether a service is there.
     """
     failures: list[tuple[Address, str]] = []
-    some = False
+    is_any = False
     for address in addresses(target, deadline, datagrams=True, source=source):
         client = socket.socket(address.family, address.transport.socket_type)
         try:
             if address.transport.is_unix:
-                client.bind("")  # the kernel picks an abstract name to be answered at
+                client.bind("")  # the kernel chooses an abstract name for the answer
             elif source:
                 client.bind((source, 0))
             client.connect(address.sockaddr)
@@ -290,7 +292,7 @@ def datagram_sockets(
             client.close()
             failures.append((address, reason(error)))
         else:
-            some = True
+            is_any = True
             yield client, address
-    if not some:
+    if not is_any:
         raise unreachable(target, failures)

@@ -1,8 +1,8 @@
-"""Standard input and output: read and written without waiting, whatever they are.
+"""Standard input and output, read and written without blocking, whatever kind of file they are.
 
-Runs in the command line. Never makes the descriptors non-blocking: a terminal belongs to the shell
-as well. Raises BrokenPipeError where nobody reads the output any more, SuperdError where it cannot
-be written.
+Runs in the command line. Never sets O_NONBLOCK on the descriptors: the shell shares the terminal.
+Raises BrokenPipeError where the reader of standard output has gone, SuperdError where it cannot be
+written.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import stat
 
 from superd.errors import SuperdError, reason
 
-WIDE = 1 << 20  # bytes in a pipe: what anybody may have, and a third less work than 64 KiB
+PIPE_SIZE = 1 << 20  # bytes: any user may have it, and it saves a third of the work of 64 KiB
 
 
 def _widen(descriptor: int) -> None:
-    """Let a pipe hold more, as far as the kernel likes that (pipe(7))."""
+    """Enlarge the buffer of a pipe, as far as the kernel allows it (pipe(7))."""
     with contextlib.suppress(OSError, AttributeError):
-        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, WIDE)
+        fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
 
 
 class Input:
-    """What is read: standard input, or what stands for it. Read it only when poll(2) says so."""
+    """Standard input, or a pipe in its place. Read it only after poll(2) has reported data."""
 
     def __init__(self, descriptor: int = 0, *, is_terminal: bool | None = None) -> None:
         self.descriptor = descriptor
@@ -34,7 +34,7 @@ class Input:
         self.is_terminal = os.isatty(descriptor) if is_terminal is None else is_terminal
 
     def read(self, room: memoryview) -> int:
-        """Read into `room`; 0 at the end. BlockingIOError where somebody else was faster."""
+        """Read into `room`; 0 at the end. BlockingIOError where another process took the data."""
         try:
             return os.readv(self.descriptor, [room])
         except BlockingIOError:
@@ -44,7 +44,7 @@ class Input:
 
 
 class Output:
-    """Standard output. A blocking write would wait for a reader who may wait for this side."""
+    """Standard output. A blocking write could deadlock with a reader that waits for this side."""
 
     def __init__(self, descriptor: int = 1) -> None:
         self.descriptor = descriptor
@@ -57,14 +57,14 @@ class Output:
             self._socket = socket.socket(fileno=os.dup(descriptor))
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
-            try:  # a description of its own, so that the flag is nobody else's
+            try:  # an open file description of its own, so that no other process gets the flag
                 self._own = os.open(f"/proc/self/fd/{descriptor}", flags)
                 self.descriptor = self._own
             except OSError:
-                self._most = select.PIPE_BUF  # there is room for that much where poll(2) says so
+                self._most = select.PIPE_BUF  # poll(2) promises room for that much
 
     def write(self, data: memoryview) -> int:
-        """Write what fits, and return how much that was."""
+        """Write as much as fits; return the number of bytes."""
         try:
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT)
@@ -79,7 +79,7 @@ class Output:
             raise SuperdError(f"cannot write standard output: {reason(error)}") from None
 
     def write_all(self, data: bytes) -> None:
-        """Write all of it, however long that takes."""
+        """Write everything, however long that takes."""
         left = memoryview(data)
         poll = select.poll()
         poll.register(self.descriptor, select.POLLOUT)
@@ -88,7 +88,7 @@ class Output:
             left = left[self.write(left) :]
 
     def close(self) -> None:
-        """Give back what was opened; standard output itself stays open."""
+        """Close what was opened here; standard output itself stays open."""
         if self._socket is not None:
             self._socket.close()
         if self._own >= 0:

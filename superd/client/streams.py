@@ -1,14 +1,15 @@
-"""The two-way client of a connection: standard input to the other side, and back.
+"""The two-way client of a connection: standard input to the peer, and back.
 
-Runs in the command line. One poll(2) loop, one buffer each way: a side is read only once the other
-has taken all of what came before, so a slow reader slows its writer and nothing piles up. Never
-waits anywhere else. Raises SuperdError, BrokenPipeError where nobody reads the output.
+Runs in the command line. One poll(2) loop and one buffer each way: a side is read only once the
+other has taken all earlier data, so a slow reader slows its writer and memory stays bounded. Never
+waits outside of poll(2). Raises SuperdError, and BrokenPipeError where the reader of standard
+output has gone.
 
-The end, as seen from here:
-1. Standard input ends: what is left is sent, then this side of the connection is ended.
-2. The other side ends: what is left is written. At a terminal that is the end of all, as with
-   telnet; else standard input is still sent to its end, for the other side may only have
-   finished what it says. A connection that is gone altogether is the end as well.
+How it ends:
+1. Standard input ends: the rest is sent, then the sending side of the connection is closed.
+2. The peer ends its side: the rest is written. At a terminal the client then exits, as telnet
+   does; otherwise standard input is still sent to its end, as the peer may have closed only its
+   sending side. A connection that is closed both ways ends the client as well.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Protocol
 from superd.client.standard import Input, Output
 from superd.errors import SuperdError, reason
 
-BUFFER = 256 * 1024  # a pipe takes 64 KiB; a socket that is read at full speed has more
-PACKET = 64 * 1024  # that a unixpacket socket takes with the kernel's default buffers
+STREAM_BUFFER_SIZE = 256 * 1024  # a pipe takes 64 KiB; a socket read at full speed has more
+PACKET_SIZE = 64 * 1024  # what a unixpacket socket takes with the kernel's default buffers
 IN, OUT = select.POLLIN, select.POLLOUT
 GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -35,34 +36,34 @@ class Stream(Protocol):
     socket: socket.socket
 
     def fileno(self) -> int:
-        """Return what poll(2) knows it by."""
+        """Return the descriptor for poll(2)."""
 
     def events(self, wanted: int) -> int:
-        """Return what poll(2) is to wait for, so that what is wanted can be done."""
+        """Return the events to poll for, so that the wanted ones can be handled."""
 
     def ready(self, events: int) -> int:
-        """Return what can be done, by what poll(2) has said."""
+        """Handle the events that poll(2) returned; return those that are left for the caller."""
 
     @property
     def has_more(self) -> bool:
-        """Whether there may be something to receive that poll(2) does not know of."""
+        """Whether data may be buffered here, where poll(2) does not see it."""
 
     @property
     def has_unsent(self) -> bool:
-        """Whether something was taken that has not gone yet."""
+        """Whether data was accepted by `send` and is not on its way yet."""
 
     def receive(self, room: memoryview) -> int:
-        """Return how much was received; 0 at the end. BlockingIOError, OSError, SuperdError."""
+        """Return the number of bytes; 0 at the end. BlockingIOError, OSError, SuperdError."""
 
     def send(self, data: memoryview) -> int:
-        """Return how much was taken. BlockingIOError, OSError."""
+        """Return the number of bytes taken. BlockingIOError, OSError."""
 
     def end(self) -> None:
-        """Tell the other side that nothing follows. BlockingIOError: call it again."""
+        """Close the sending side. BlockingIOError: call it again."""
 
 
 class Plain:
-    """A connection as the kernel has it."""
+    """A connection without encryption."""
 
     has_more = False
     has_unsent = False
@@ -86,12 +87,12 @@ class Plain:
         return self.socket.send(data)
 
     def end(self) -> None:
-        with contextlib.suppress(OSError):  # the other side may be gone
+        with contextlib.suppress(OSError):  # the peer may have closed it
             self.socket.shutdown(socket.SHUT_WR)
 
 
 class Flow:
-    """One direction: what was read and is not written yet."""
+    """One direction: data that was read and is not written yet."""
 
     def __init__(self, size: int) -> None:
         self.room = memoryview(bytearray(size))
@@ -111,8 +112,8 @@ class Flow:
         self.ended, self.failure, self.left = True, failure, self.room[:0]
 
 
-class Conversation:
-    """Everything that goes both ways between standard input, output and one stream."""
+class Exchange:
+    """Copies standard input to a stream, and the stream to standard output."""
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class Conversation:
         *,
         half_close: bool = True,
         idle: float | None = None,
-        size: int = BUFFER,
+        size: int = STREAM_BUFFER_SIZE,
     ) -> None:
         self.name = name
         self.stream = stream
@@ -132,14 +133,14 @@ class Conversation:
         self.half_close = half_close
         self.idle = idle
         self.up, self.down = Flow(size), Flow(size)
-        self.ending = False  # the stream is being ended, which may take more than one attempt
+        self.ending = False  # the sending side is being closed, which may take several attempts
         self.gone = False
         self.moved = time.monotonic()
         self._poll = select.poll()
         self._watched: dict[int, int] = {}
 
     def run(self) -> None:
-        """Return when both sides have said all."""
+        """Return once both sides have ended."""
         while not self._is_over():
             events = self._wait()
             ready = self.stream.ready(events.get(self.stream.fileno(), 0))
@@ -152,7 +153,7 @@ class Conversation:
             if ready and self.down.wants_more:
                 self._receive()
             elif ready & GONE and not self.up.left and not self.ending:
-                self._lose()
+                self._handle_loss()
             out = events.get(self.sink.descriptor, 0)
             if out & OUT and self.down.left:
                 self._write()
@@ -172,16 +173,16 @@ class Conversation:
         return self.up.ended or self.source.is_terminal
 
     def _wait(self) -> dict[int, int]:
-        """Wait until something can be done; return what has happened, by descriptor."""
+        """Wait for events; return them by descriptor."""
         up, down = self.up, self.down
         wanted = IN if down.wants_more else 0
         if up.left or self.ending:
             wanted |= OUT
-        # Without a wish a connection is watched only where its end would be news: one that is gone
-        # already would be reported over and over.
-        is_news = down.ended and not self.gone and not up.ended
+        # Without wanted events the connection is polled only if its loss is not known yet: poll(2)
+        # would report a lost one over and over.
+        may_be_lost = down.ended and not self.gone and not up.ended
         wanted = self.stream.events(wanted)
-        self._watch(self.stream.fileno(), wanted, wanted or is_news)
+        self._watch(self.stream.fileno(), wanted, wanted or may_be_lost)
         self._watch(self.source.descriptor, IN, up.wants_more and not (self.gone or up.failure))
         self._watch(self.sink.descriptor, OUT if down.left else 0, True)
         timeout: float | None = None
@@ -230,12 +231,12 @@ class Conversation:
             pass
         except (OSError, SuperdError) as error:
             self.ending = False
-            # what the other side has said before it went can still be read
+            # data that the peer sent before it closed can still be read
             why = reason(error) if isinstance(error, OSError) else str(error)
             self.up.fail(SuperdError(f"{self.name} closed before all was sent: {why}"))
 
-    def _lose(self) -> None:
-        """Find out whether the other side has gone without having read all."""
+    def _handle_loss(self) -> None:
+        """Find out whether the peer closed the connection before it had read everything."""
         self.gone = True
         number = self.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:

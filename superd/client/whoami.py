@@ -1,7 +1,7 @@
-"""`superd whoami`: the names and addresses of this machine, and what somebody else sees of it.
+"""`superd whoami`: the names and addresses of this machine, and the one that a peer would see.
 
-Runs in the command line. Sends nothing but a connection that it is asked to make. Raises
-UsageError, SuperdError.
+Runs in the command line. Sends nothing, except that it connects to a given tcp or unix address.
+Raises UsageError, SuperdError.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from superd.client.reaching import Deadline, bounded, connect, datagram_sockets,
 from superd.errors import ExitCode
 from superd.net.addresses import Address, Transport
 
-PATIENCE = 2.0  # seconds that the name may take, and a connection
-ANY_PORT = 9  # discard; to find the way to a host no port is better than another
+DEFAULT_TIMEOUT = 2.0  # seconds for the name lookup, and for a connection
+DEFAULT_PORT = 9  # discard; any port will do to find the route to a host
 
 
 def whoami(address: str | None, *, as_json: bool, timeout: str | None) -> int:
-    """Print who this machine is, and as whom a peer at `address` would see it."""
-    patience = duration("--timeout", timeout, PATIENCE)
+    """Print the names and addresses of this machine, and the one that a peer would see."""
+    seconds = duration("--timeout", timeout, DEFAULT_TIMEOUT)
     found: dict[str, Any] = {}
     if address is not None:
-        found["seen"] = _seen(address, Deadline(patience))
+        found["seen"] = _seen(address, Deadline(seconds))
     host = socket.gethostname()
     found = {
         "host": host,
-        "name": _full_name(host, Deadline(patience)),
+        "name": _full_name(host, Deadline(seconds)),
         "interfaces": interfaces(),
         **found,
     }
@@ -47,7 +47,7 @@ def whoami(address: str | None, *, as_json: bool, timeout: str | None) -> int:
 
 
 def _full_name(host: str, deadline: Deadline) -> str:
-    """Return the name with its domain, as `hostname --fqdn` does; "" if there is none."""
+    """Return the name with its domain, as `hostname --fqdn` does; "" if it has none."""
     try:
         entries = bounded(
             lambda: socket.getaddrinfo(host, None, flags=socket.AI_CANONNAME), deadline
@@ -58,8 +58,8 @@ def _full_name(host: str, deadline: Deadline) -> str:
 
 
 def _seen(text: str, deadline: Deadline) -> dict[str, Any]:
-    """Return as whom a peer sees this side: asked of the kernel, or by a connection if tcp://."""
-    target = parse(text, port=ANY_PORT)
+    """Return the own address that a peer sees: from the kernel's route, or by connecting."""
+    target = parse(text, port=DEFAULT_PORT)
     transport = target.transport or Transport.UDP
     if transport is Transport.TCP or (transport.is_unix and not transport.is_datagram):
         client, _ = connect(target, deadline)

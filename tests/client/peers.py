@@ -1,6 +1,6 @@
-"""The other side of a client: a socket in a thread that does as a test says, or a real program.
+"""The peer of a client: a socket in a thread with a handler of the test, or a real program.
 
-Runs in the test's process. What a peer raises is raised in the test.
+Runs in the test's process. An exception of a handler is raised in the test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PART = 1 << 18
 def peer(
     handle: Callable[[socket.socket], T], listener: socket.socket | None = None
 ) -> Iterator[tuple[str, Future[T]]]:
-    """Serve one connection; yield the address, and what `handle` will return."""
+    """Serve one connection; yield the address and the future result of `handle`."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
     listener.settimeout(PATIENCE)
 
@@ -42,7 +42,7 @@ def peer(
 
 
 def endpoint(listener: socket.socket) -> str:
-    """Return the address of a socket as it is typed."""
+    """Return the address of a socket as a user types it."""
     name = listener.getsockname()
     if listener.family == socket.AF_UNIX:
         return f"unix://{name}"
@@ -51,7 +51,7 @@ def endpoint(listener: socket.socket) -> str:
 
 @contextlib.contextmanager
 def program(pattern: str, *arguments: str) -> Iterator[str]:
-    """Run a server until the end of the block; yield what it says of its address."""
+    """Run a server until the end of the block; yield the address that it prints."""
     with subprocess.Popen(
         arguments,
         stdin=subprocess.PIPE,
@@ -91,7 +91,7 @@ def connect(
 def connecting(
     *arguments: str, stdin: int | IO[bytes] = subprocess.PIPE, stdout: int = subprocess.PIPE
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Start `superd connect`, and see that it is gone in the end."""
+    """Start `superd connect`; kill it at the end of the block."""
     with subprocess.Popen(
         command("connect", *arguments), stdin=stdin, stdout=stdout, stderr=subprocess.PIPE
     ) as process:
@@ -110,7 +110,7 @@ def digest_of(stream: IO[bytes]) -> str:
 
 
 def free_port() -> int:
-    """Return a port that nobody listens at."""
+    """Return a port on which no process listens."""
     with socket.create_server(("127.0.0.1", 0)) as one:
         port: int = one.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""`superd clock`: the difference to another clock, past 2036, and answers that are none."""
+"""`superd clock`: the difference to another clock, also past 2036, and wrong answers."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ listen = "tcp://127.0.0.1:0"
 """
 
 
-def offset(told: str) -> float:
-    """Return the seconds that a sentence says another clock is ahead of this one."""
+def offset(printed: str) -> float:
+    """Return the seconds by which the printed sentence puts the other clock ahead."""
     match = re.fullmatch(
         r"\S+ is ([\d.]+) s (ahead of|behind) this clock \(round trip [\d.]+ ms\);"
         r" the protocol has whole seconds, so the error is up to 0\.5 s\n",
-        told,
+        printed,
     )
-    assert match, told
+    assert match, printed
     return float(match[1]) if match[2] == "ahead of" else -float(match[1])
 
 
 @contextlib.contextmanager
 def answering(answer: Callable[[int], bytes | None]) -> Iterator[str]:
-    """Answer datagrams with what is said for the first, second, ... of them; yield the address."""
+    """Answer the first, second, ... datagram with the given answers; yield the address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
 
@@ -86,11 +86,11 @@ def test_by_ipv6(served: Superd) -> None:
 @pytest.mark.parametrize("seconds", [-86_400, 2**31 - 1000])
 def test_another_clock(seconds: int) -> None:
     with answering(lambda _: number_at(seconds)) as at:
-        told = superd("clock", at).stdout
-    assert abs(offset(told) - seconds) <= 0.6
+        printed = superd("clock", at).stdout
+    assert abs(offset(printed) - seconds) <= 0.6
 
 
-def test_the_first_question_is_lost_and_the_next_answered() -> None:
+def test_a_lost_request_is_repeated() -> None:
     with answering(lambda number: number_at(60) if number else None) as at:
         assert abs(offset(superd("clock", "--timeout", "800ms", at).stdout) - 60) <= 0.6
 
@@ -104,15 +104,15 @@ def test_the_first_question_is_lost_and_the_next_answered() -> None:
         ("2104-01-01 00:00:00", (4_228_588_800 + SECONDS_1900_TO_1970) % 2**32),
     ],
 )
-def test_the_second_that_is_nearest_to_this_clock(here: str, there: int) -> None:
+def test_the_time_nearest_to_this_clock_is_chosen(here: str, there: int) -> None:
     now = time.mktime(time.strptime(here, "%Y-%m-%d %H:%M:%S")) - time.timezone
     reading = Reading(there, now + 0.5, 0.0, "")
     expected = {"2036-02-07 06:28:10": 6, "2036-02-07 06:28:20": -5}.get(here, 0)
     assert reading.offset == expected
 
 
-def test_half_of_the_round_trip_is_taken_off() -> None:
-    # asked at 99.6, told at 100.4: the other clock was read at about 100.0
+def test_half_of_the_round_trip_is_subtracted() -> None:
+    # asked at 99.6, answered at 100.4: the other clock was read at about 100.0
     now = 1_700_000_000
     number = now + SECONDS_1900_TO_1970
     assert Reading(number, now + 0.0, 0.8, "").offset == 0.5
@@ -120,7 +120,7 @@ def test_half_of_the_round_trip_is_taken_off() -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"12345"])
-def test_a_wrong_answer_is_told(answer: bytes) -> None:
+def test_an_answer_of_the_wrong_size_is_an_error(answer: bytes) -> None:
     with answering(lambda _: answer) as at:
         done = superd("clock", at)
     assert done.returncode == 1
@@ -130,36 +130,34 @@ def test_a_wrong_answer_is_told(answer: bytes) -> None:
     )
 
 
-def test_another_service_is_told(served: Superd) -> None:
+def test_the_answer_of_another_service_is_an_error(served: Superd) -> None:
     host, port = served.address("daytime")
-    told = superd("clock", "--tcp", f"{host}:{port}").stderr
-    assert "does not speak the time protocol" in told
+    printed = superd("clock", "--tcp", f"{host}:{port}").stderr
+    assert "does not speak the time protocol" in printed
 
 
-def test_who_does_not_know_the_time() -> None:
+def test_a_close_without_an_answer_is_an_error() -> None:
     with peer(lambda client: None) as (at, _):
         done = superd("clock", "--tcp", at)
     assert done.returncode == 1
-    assert done.stderr == (
-        f"superd: tcp://{at} does not know the time: it closed without an answer\n"
-    )
+    assert done.stderr == (f"superd: tcp://{at} closed the connection without an answer\n")
 
 
-def test_no_answer_is_told() -> None:
+def test_no_answer_is_an_error() -> None:
     with answering(lambda _: None) as at:
         done = superd("clock", "--timeout", "200ms", at)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"superd: no answer from udp://{at} in 0.2 s\n"
 
 
-def test_a_refusal_is_told() -> None:
+def test_a_refusal_is_an_error() -> None:
     at = f"127.0.0.1:{free_port()}"
     done = superd("clock", at)
     assert done.returncode == 1
     assert done.stderr == f"superd: cannot connect to udp://{at}: Connection refused\n"
 
 
-def test_the_port_may_be_left_out() -> None:
+def test_the_port_is_optional() -> None:
     for host, shown in (("127.0.0.9", "127.0.0.9:37"), ("::1", "[::1]:37")):
         done = superd("clock", host)
         assert f"udp://{shown}" in done.stderr or f"{host} is" in done.stdout

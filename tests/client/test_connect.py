@@ -1,4 +1,4 @@
-"""`superd connect` over tcp and unix sockets: what is sent arrives, and how it ends."""
+"""`superd connect` over tcp and unix sockets: the data arrives, and how the client ends."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ plugin = "echo"
 listen = [
     "tcp://127.0.0.1:0",
     "unix://{directory}/stream",
-    "unix://@superd-test-connect",
+    "unix://@{directory}/abstract",
     "unixpacket://{directory}/packet",
 ]
 
@@ -40,7 +40,7 @@ def echo_address(served: Superd) -> str:
     return f"{host}:{port}"
 
 
-def test_what_is_sent_comes_back_byte_by_byte(served: Superd) -> None:
+def test_all_bytes_are_echoed_unchanged(served: Superd) -> None:
     data = bytes(range(256)) * 4096 + b"\xff\xfe no line end"
     done = connect(f"tcp://{echo_address(served)}", data=data)
     assert (done.stdout, done.stderr) == (data, b"")
@@ -50,7 +50,7 @@ def test_what_is_sent_comes_back_byte_by_byte(served: Superd) -> None:
     "address",
     [
         "unix://{directory}/stream",
-        "unix://@superd-test-connect",
+        "unix://@{directory}/abstract",
         "unixpacket://{directory}/packet",
     ],
 )
@@ -76,7 +76,7 @@ def test_100_mb_each_way_at_the_same_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.tool("ncat")
-def test_a_file_goes_to_ncat(tmp_path: Path) -> None:
+def test_a_file_is_sent_to_ncat(tmp_path: Path) -> None:
     data = noise(5_000_000)
     port = free_port()
     received = tmp_path / "received"
@@ -105,7 +105,7 @@ def test_ipv6() -> None:
         assert connect(f"[::1]:{port}", data=b"by IPv6").stdout == b"by IPv6"
 
 
-def test_the_end_of_the_input_is_told_and_the_answer_awaited() -> None:
+def test_the_end_of_the_input_is_a_half_close_and_the_answer_is_awaited() -> None:
     def handle(client: socket.socket) -> bytes:
         question = receive_all(client)
         client.sendall(b"an answer after the end")
@@ -116,7 +116,7 @@ def test_the_end_of_the_input_is_told_and_the_answer_awaited() -> None:
         assert served.result() == b"question"
 
 
-def test_without_half_close_only_the_other_side_ends_it() -> None:
+def test_without_half_close_only_the_peer_ends_the_connection() -> None:
     def handle(client: socket.socket) -> bool:
         assert client.recv(100) == b"question"
         client.settimeout(0.2)
@@ -131,7 +131,7 @@ def test_without_half_close_only_the_other_side_ends_it() -> None:
         assert served.result()
 
 
-def test_the_other_side_may_end_first_and_still_be_sent_all() -> None:
+def test_a_peer_that_ends_first_is_still_sent_the_whole_input() -> None:
     ended = threading.Event()
 
     def handle(client: socket.socket) -> str:
@@ -151,7 +151,7 @@ def test_the_other_side_may_end_first_and_still_be_sent_all() -> None:
         assert served.result() == hashlib.sha256(noise(3_000_000)).hexdigest()
 
 
-def test_a_slow_reader_slows_the_other_side_and_nothing_piles_up() -> None:
+def test_a_slow_reader_slows_the_peer_and_memory_stays_bounded() -> None:
     stuck = threading.Event()
 
     def handle(client: socket.socket) -> None:
@@ -174,7 +174,7 @@ def test_a_slow_reader_slows_the_other_side_and_nothing_piles_up() -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_it_sends_on_while_nobody_reads_its_output() -> None:
+def test_the_input_is_sent_while_the_output_is_not_read() -> None:
     with (
         peer(lambda client: sent_and_received(client, noise(8_000_000), 3)) as (address, _),
         connecting(address) as process,
@@ -190,7 +190,7 @@ def test_it_sends_on_while_nobody_reads_its_output() -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_when_nobody_reads_the_output_any_more_it_ends_quietly() -> None:
+def test_a_closed_output_ends_the_client_without_a_message() -> None:
     def handle(client: socket.socket) -> None:
         with pytest.raises(ConnectionError):
             client.sendall(bytes(SIZE))
@@ -204,7 +204,7 @@ def test_when_nobody_reads_the_output_any_more_it_ends_quietly() -> None:
         assert process.stderr.read() == b""
 
 
-def test_an_output_that_is_full_is_told(served: Superd) -> None:
+def test_a_full_output_is_an_error(served: Superd) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             command("connect", echo_address(served)),
@@ -214,7 +214,7 @@ def test_an_output_that_is_full_is_told(served: Superd) -> None:
     assert done.stderr == b"superd: cannot write standard output: No space left on device\n"
 
 
-def test_an_output_is_as_blocking_as_before(served: Superd) -> None:
+def test_the_output_stays_blocking_for_other_processes(served: Superd) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb"), open(writer, "wb"):
         with connecting(echo_address(served), stdout=writer) as process:
@@ -223,7 +223,7 @@ def test_an_output_is_as_blocking_as_before(served: Superd) -> None:
         assert os.read(reader, 100) == b"hello"
 
 
-def test_appended_to_a_file(served: Superd, tmp_path: Path) -> None:
+def test_the_output_is_appended_to_a_file(served: Superd, tmp_path: Path) -> None:
     file = tmp_path / "output"
     file.write_bytes(b"before ")
     with (
@@ -234,7 +234,7 @@ def test_appended_to_a_file(served: Superd, tmp_path: Path) -> None:
     assert file.read_bytes() == b"before after"
 
 
-def test_interrupted_it_ends_with_130() -> None:
+def test_an_interrupt_ends_the_client_with_130() -> None:
     def handle(client: socket.socket) -> bytes:
         client.sendall(b"hello")
         return receive_all(client)
@@ -248,7 +248,7 @@ def test_interrupted_it_ends_with_130() -> None:
         assert process.stderr.read() == b""
 
 
-def test_a_reset_is_told_after_what_came_before_it() -> None:
+def test_a_reset_is_an_error_after_the_data_before_it() -> None:
     def handle(client: socket.socket) -> None:
         client.sendall(b"half a")
         assert client.recv(4) == b"seen"
@@ -262,11 +262,11 @@ def test_a_reset_is_told_after_what_came_before_it() -> None:
         process.stdin.flush()
         assert process.wait(PATIENCE) == 1
         assert process.stderr is not None
-        told = process.stderr.read().decode()
-        assert told == f"superd: {address} broke the connection: Connection reset by peer\n"
+        printed = process.stderr.read().decode()
+        assert printed == f"superd: {address} broke the connection: Connection reset by peer\n"
 
 
-def test_who_closes_without_having_read_all_is_told_of() -> None:
+def test_a_peer_that_closes_with_unread_data_is_an_error() -> None:
     def handle(client: socket.socket) -> None:
         client.sendall(b"no, thank you")
         client.shutdown(socket.SHUT_WR)
@@ -278,6 +278,6 @@ def test_who_closes_without_having_read_all_is_told_of() -> None:
         assert f"superd: {address} closed before all was sent: " in done.stderr.decode()
 
 
-def test_a_service_that_only_speaks(served: Superd) -> None:
+def test_a_service_that_only_sends(served: Superd) -> None:
     host, port = served.address("daytime")
     assert connect(f"{host}:{port}").stdout.endswith(b"\n")

@@ -1,4 +1,4 @@
-"""`superd connect` with datagrams: one for each read or line, and answers to the output."""
+"""`superd connect` with datagrams: one per read or line, and the answers on the output."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHORT = ("--timeout", "150ms")
 
 @contextlib.contextmanager
 def listening() -> Iterator[tuple[socket.socket, str]]:
-    """Yield a socket for datagrams and its address."""
+    """Yield a datagram socket and its address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         server.settimeout(PATIENCE)
@@ -28,7 +28,7 @@ def listening() -> Iterator[tuple[socket.socket, str]]:
 
 
 def answer(at: str, data: bytes) -> bytes:
-    """Send a datagram and return the answer; the input ends once that has come."""
+    """Send a datagram and return the answer; end the input once it has arrived."""
     with connecting(*SHORT, at) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -39,7 +39,7 @@ def answer(at: str, data: bytes) -> bytes:
         return answer
 
 
-def test_a_datagram_comes_back(served: Superd) -> None:
+def test_a_datagram_is_echoed(served: Superd) -> None:
     for host, port in served.addresses("echo", "udp"):
         at = f"udp://[{host}]:{port}" if ":" in host else f"udp://{host}:{port}"
         assert answer(at, b"hello") == b"hello"
@@ -65,20 +65,20 @@ def test_each_read_is_a_datagram() -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_by_line_each_line_is_a_datagram() -> None:
+def test_with_line_each_line_is_a_datagram() -> None:
     with listening() as (server, at):
         connect("--line", *SHORT, at, data=b"one\n\ntwo\r\nthree")
         assert [server.recv(100) for _ in range(4)] == [b"one\n", b"\n", b"two\r\n", b"three"]
 
 
-def test_a_datagram_that_is_lost_is_no_failure() -> None:
+def test_a_lost_datagram_is_no_error() -> None:
     with listening() as (server, at):
         done = connect(*SHORT, at, data=b"lost")
         assert (done.stdout, done.stderr) == (b"", b"")
         assert server.recv(100) == b"lost"
 
 
-def test_answers_put_off_the_end() -> None:
+def test_each_answer_extends_the_time_until_the_end() -> None:
     with listening() as (server, at), connecting("--timeout", "1s", at) as process:
         assert process.stdin is not None
         process.stdin.write(b"question")
@@ -94,7 +94,7 @@ def test_answers_put_off_the_end() -> None:
         assert process.wait(PATIENCE) == 0
 
 
-def test_a_refusal_is_told() -> None:
+def test_a_refusal_is_an_error() -> None:
     at = f"udp://127.0.0.1:{free_port()}"
-    told = connect(at, data=b"hello", code=1).stderr.decode()
-    assert told == f"superd: cannot connect to {at}: Connection refused\n"
+    printed = connect(at, data=b"hello", code=1).stderr.decode()
+    assert printed == f"superd: cannot connect to {at}: Connection refused\n"

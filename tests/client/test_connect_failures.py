@@ -1,4 +1,4 @@
-"""`superd connect` where nobody answers, or the command line asks for what cannot be."""
+"""`superd connect` without an answer, or with an impossible command line."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ def test_a_refusal_is_one_line_with_address_and_reason() -> None:
 
 def test_a_refusal_of_every_address_of_a_name() -> None:
     address = f"tcp://localhost:{free_port()}"
-    told = connect(address, code=1).stderr.decode()
-    assert told.startswith(f"superd: cannot connect to {address} (")
-    assert "127.0.0.1" in told
-    assert told.count("Connection refused") == 1
+    printed = connect(address, code=1).stderr.decode()
+    assert printed.startswith(f"superd: cannot connect to {address} (")
+    assert "127.0.0.1" in printed
+    assert printed.count("Connection refused") == 1
 
 
-def test_a_unix_socket_that_is_not_there(tmp_path: Path) -> None:
-    told = connect(f"unix://{tmp_path}/none", code=1).stderr.decode()
+def test_a_missing_unix_socket(tmp_path: Path) -> None:
+    printed = connect(f"unix://{tmp_path}/none", code=1).stderr.decode()
     expected = f"cannot connect to unix://{tmp_path}/none: No such file or directory"
-    assert told == f"superd: {expected}\n"
+    assert printed == f"superd: {expected}\n"
 
 
 def test_an_unknown_host() -> None:
-    told = connect("--timeout", "5s", "nobody.invalid:7", code=1).stderr.decode()
-    assert "nobody.invalid" in told
-    assert told.count("\n") == 1
+    printed = connect("--timeout", "5s", "nobody.invalid:7", code=1).stderr.decode()
+    assert "nobody.invalid" in printed
+    assert printed.count("\n") == 1
 
 
 @pytest.mark.parametrize("family", ["inet", "unix"])
-def test_connecting_takes_no_longer_than_it_may(family: str, tmp_path: Path) -> None:
+def test_connecting_respects_the_timeout(family: str, tmp_path: Path) -> None:
     if family == "inet":
         full = socket.create_server(("127.0.0.1", 0), backlog=0)
     else:
@@ -55,20 +55,20 @@ def test_connecting_takes_no_longer_than_it_may(family: str, tmp_path: Path) -> 
         second.setblocking(False)
         second.connect_ex(full.getsockname())  # there is no room for another
         address = endpoint(full)
-        told = connect("--timeout", "200ms", address, code=1).stderr.decode()
-    assert told.startswith(f"superd: cannot connect to {address}: ")
-    assert "no connection in 0.2 s" in told or "timed out" in told
+        printed = connect("--timeout", "200ms", address, code=1).stderr.decode()
+    assert printed.startswith(f"superd: cannot connect to {address}: ")
+    assert "no connection in 0.2 s" in printed or "timed out" in printed
 
 
-def test_silence_ends_it_and_is_told() -> None:
+def test_silence_beyond_the_timeout_is_an_error() -> None:
     with peer(receive_all) as (address, _), connecting("--timeout", "200ms", address) as process:
         assert process.wait(PATIENCE) == 1
         assert process.stderr is not None
-        told = process.stderr.read().decode()
-    assert told == f"superd: no byte to or from {address} in 0.2 s\n"
+        printed = process.stderr.read().decode()
+    assert printed == f"superd: no byte to or from {address} in 0.2 s\n"
 
 
-def test_bytes_from_either_side_begin_the_time_anew() -> None:
+def test_bytes_from_either_side_restart_the_timeout() -> None:
     seen = threading.Event()
 
     def handle(client: socket.socket) -> None:
@@ -86,19 +86,19 @@ def test_bytes_from_either_side_begin_the_time_anew() -> None:
         assert (process.returncode, stdout) == (0, b"...")
 
 
-def test_a_source_of_its_own() -> None:
+def test_the_source_address_can_be_chosen() -> None:
     with peer(lambda client: client.getpeername()[0]) as (address, served):
         connect("--source", "127.0.0.9", address)
         assert served.result() == "127.0.0.9"
 
 
-def test_a_source_that_is_not_ours() -> None:
-    told = connect("--source", "192.0.2.200", f"127.0.0.1:{free_port()}", code=1).stderr.decode()
-    assert "Cannot assign requested address" in told or "Network is unreachable" in told
+def test_a_source_address_of_another_machine_is_an_error() -> None:
+    printed = connect("--source", "192.0.2.200", f"127.0.0.1:{free_port()}", code=1).stderr.decode()
+    assert "Cannot assign requested address" in printed or "Network is unreachable" in printed
 
 
 @pytest.mark.parametrize(
-    ("address", "manner", "told"),
+    ("address", "options", "printed"),
     [
         ("host", ConnectOptions(), "expected a host and a port"),
         ("ftp://host:1", ConnectOptions(), "unixpacket://"),
@@ -106,22 +106,34 @@ def test_a_source_that_is_not_ours() -> None:
         ("127.0.0.1:no-such-port", ConnectOptions(), "neither a port nor a name"),
         ("unix://relative", ConnectOptions(), "expected an absolute path"),
         ("127.0.0.1:7", ConnectOptions(timeout="soon"), "--timeout: expected a duration"),
-        ("udp://127.0.0.1:7", ConnectOptions(tls=True), "--tls goes with tcp"),
-        ("127.0.0.1:7", ConnectOptions(authorities="file"), "go with --tls"),
+        (
+            "udp://127.0.0.1:7",
+            ConnectOptions(tls=True),
+            "--tls takes a tcp or unix address, found udp://127.0.0.1:7",
+        ),
+        (
+            "127.0.0.1:7",
+            ConnectOptions(authorities="file"),
+            "--ca, --server-name and --insecure take --tls",
+        ),
         ("127.0.0.1:7", ConnectOptions(tls=True, authorities="/none"), "--ca /none: No such file"),
         (
             "127.0.0.1:7",
             ConnectOptions(tls=True, authorities="/dev/null"),
-            "--ca /dev/null: it holds no certificate",
+            "--ca /dev/null: the file has no certificate",
         ),
-        ("unix:///none", ConnectOptions(tls=True), "--server-name"),
-        ("unix:///none", ConnectOptions(source="127.0.0.1"), "--source goes with tcp"),
+        ("unix:///none", ConnectOptions(tls=True), "--tls needs --server-name or --insecure"),
+        (
+            "unix:///none",
+            ConnectOptions(source="127.0.0.1"),
+            "--source takes a tcp or udp address, found unix:///none",
+        ),
     ],
 )
-def test_what_cannot_be_is_a_mistake_of_usage(
-    address: str, manner: ConnectOptions, told: str
+def test_impossible_options_are_a_usage_error(
+    address: str, options: ConnectOptions, printed: str
 ) -> None:
-    with pytest.raises(UsageError, match=re.escape(told)) as caught:
-        connect_two_ways(address, manner)
+    with pytest.raises(UsageError, match=re.escape(printed)) as caught:
+        connect_two_ways(address, options)
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)

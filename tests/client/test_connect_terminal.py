@@ -1,4 +1,4 @@
-"""`superd connect` at a terminal: a line is edited before it is sent, and the end is the end."""
+"""`superd connect` at a terminal: lines are edited before they are sent."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ END = b"\x04"
 
 
 class Terminal:
-    """A pseudo-terminal, and what runs at it."""
+    """A pseudo-terminal and the client that runs on it."""
 
     def __init__(self, *arguments: str) -> None:
         self.keyboard, self.line = pty.openpty()
@@ -37,14 +37,14 @@ class Terminal:
         )  # fmt: skip
 
     def wait_for_editor(self) -> None:
-        """Wait until readline has the terminal."""
+        """Wait until readline has set up the terminal."""
         until(lambda: not termios.tcgetattr(self.line)[3] & termios.ICANON, "readline")
 
     def type(self, keys: bytes) -> None:
         os.write(self.keyboard, keys)
 
     def shows(self, text: bytes) -> bytes:
-        """Wait until the screen has a text; return all of it since the last time."""
+        """Wait until a text is on the screen; return everything new since the last call."""
         seen = b""
         while text not in seen:
             assert select.select([self.keyboard], [], [], PATIENCE)[0], seen
@@ -67,7 +67,7 @@ def terminal(*arguments: str) -> Iterator[Terminal]:
         one.close()
 
 
-def test_a_line_is_edited_and_then_sent() -> None:
+def test_a_line_is_edited_before_it_is_sent() -> None:
     lines: queue.Queue[bytes] = queue.Queue()
 
     def handle(client: socket.socket) -> None:
@@ -87,7 +87,7 @@ def test_a_line_is_edited_and_then_sent() -> None:
 
 
 @pytest.mark.parametrize("arguments", [[], ["--line"]])
-def test_the_end_of_the_other_side_is_the_end_at_once(arguments: list[str]) -> None:
+def test_the_client_exits_when_the_peer_ends(arguments: list[str]) -> None:
     def handle(client: socket.socket) -> None:
         client.sendall(b"good bye\n")
 
@@ -97,7 +97,7 @@ def test_the_end_of_the_other_side_is_the_end_at_once(arguments: list[str]) -> N
         assert termios.tcgetattr(one.line) == one.before
 
 
-def test_what_the_other_side_says_is_shown_while_a_line_is_typed() -> None:
+def test_data_of_the_peer_is_shown_while_a_line_is_typed() -> None:
     asked = threading.Event()
 
     def handle(client: socket.socket) -> bytes:
@@ -115,7 +115,7 @@ def test_what_the_other_side_says_is_shown_while_a_line_is_typed() -> None:
         assert served.result(PATIENCE) == b"half a line\n"
 
 
-def test_without_editing_the_terminal_is_left_as_it_is() -> None:
+def test_without_editing_the_terminal_settings_stay() -> None:
     with peer(lambda client: client.recv(100)) as (address, served), terminal(address) as one:
         one.type(b"plain\n")
         assert served.result(PATIENCE) == b"plain\n"
@@ -124,7 +124,7 @@ def test_without_editing_the_terminal_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ended_by_a_signal_it_leaves_the_terminal_as_it_was(number: signal.Signals) -> None:
+def test_a_signal_restores_the_terminal(number: signal.Signals) -> None:
     with peer(receive_all) as (address, _), terminal("--line", address) as one:
         one.wait_for_editor()
         one.process.send_signal(number)

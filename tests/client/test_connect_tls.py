@@ -1,4 +1,4 @@
-"""`superd connect --tls`: who is trusted, what arrives, and an end that is none."""
+"""`superd connect --tls`: which certificates are trusted, what arrives, and truncation."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ pytestmark = pytest.mark.tool("openssl")
 
 @dataclass(frozen=True)
 class Certificate:
-    """A certificate that vouches for itself, for localhost and 127.0.0.1."""
+    """A self-signed certificate for localhost and 127.0.0.1."""
 
     file: str
     key: str
 
     def server(self) -> ssl.SSLContext:
-        """Return what a server makes its handshakes with."""
+        """Return the TLS context of a server."""
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.file, self.key)
         return context
@@ -56,7 +56,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
 
 @contextlib.contextmanager
 def tls_peer(certificate: Certificate, handle: Callable[[ssl.SSLSocket], object]) -> Iterator[str]:
-    """Serve one connection; the handshake is made first."""
+    """Serve one connection, with a handshake first."""
 
     def serve(client: socket.socket) -> None:
         with certificate.server().wrap_socket(client, server_side=True) as wrapped:
@@ -76,35 +76,33 @@ def s_server(certificate: Certificate, *arguments: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("version", ["-tls1_2", "-tls1_3"])
-def test_a_line_to_openssl_and_back(certificate: Certificate, version: str) -> None:
+def test_a_line_is_answered_by_openssl(certificate: Certificate, version: str) -> None:
     with s_server(certificate, "-rev", version) as port:
         trusted = ("--tls", "--ca", certificate.file)
         done = connect(*trusted, f"localhost:{port}", data=b"hello\nCLOSE\n")
     assert done.stdout == b"olleh\n"
 
 
-def test_a_certificate_that_nobody_vouches_for(certificate: Certificate) -> None:
+def test_a_certificate_of_an_unknown_authority_is_refused(certificate: Certificate) -> None:
     with s_server(certificate) as port:
-        told = connect("--tls", f"localhost:{port}", code=1).stderr.decode()
-    assert told.startswith(
-        f"superd: the certificate of localhost:{port} is not to be trusted: self"
-    )
-    assert "--ca FILE" in told
-    assert told.count("\n") == 1
+        printed = connect("--tls", f"localhost:{port}", code=1).stderr.decode()
+    assert printed.startswith(f"superd: the certificate of localhost:{port} is not trusted: self")
+    assert "--ca FILE" in printed
+    assert printed.count("\n") == 1
 
 
-def test_a_certificate_of_somebody_else(certificate: Certificate) -> None:
+def test_a_certificate_for_another_name_is_refused(certificate: Certificate) -> None:
     trusted = ("--tls", "--ca", certificate.file)
     with s_server(certificate, "-rev") as port:
-        told = connect(
+        printed = connect(
             *trusted, "--server-name", "example.org", f"localhost:{port}", code=1
         ).stderr.decode()
-        assert "example.org" in told
+        assert "example.org" in printed
         done = connect(*trusted, f"127.0.0.1:{port}", data=b"an address\nCLOSE\n")
         assert done.stdout == b"sserdda na\n"
 
 
-def test_whoever_answers_if_that_is_asked_for(certificate: Certificate) -> None:
+def test_insecure_accepts_any_certificate(certificate: Certificate) -> None:
     with s_server(certificate, "-rev") as port:
         done = connect("--tls", "--insecure", f"127.0.0.1:{port}", data=b"x\nCLOSE\n")
     assert done.stdout == b"x\n"
@@ -141,7 +139,7 @@ def close_only(client: ssl.SSLSocket) -> None:
 
 
 @pytest.mark.parametrize("end", [close_only, reset])
-def test_an_end_without_close_notify_is_told(
+def test_an_end_without_close_notify_is_an_error(
     certificate: Certificate, end: Callable[[ssl.SSLSocket], None]
 ) -> None:
     def handle(client: ssl.SSLSocket) -> None:
@@ -155,25 +153,29 @@ def test_an_end_without_close_notify_is_told(
         # A reset discards what the client has not read yet, so it waits until the client has
         # read everything and says so.
         assert process.stdout.read(11) == b"half a mess"
-        rest, told = process.communicate(b"read", PATIENCE)
+        rest, printed = process.communicate(b"read", PATIENCE)
     assert (process.returncode, rest) == (1, b"")
-    assert "without ending TLS: what came may be cut short" in told.decode()
+    assert (
+        "closed the connection without close_notify: the data may be truncated" in printed.decode()
+    )
 
 
-def test_who_does_not_speak_tls_is_told_of() -> None:
+def test_a_peer_without_tls_is_an_error() -> None:
     def handle(client: socket.socket) -> None:
         client.recv(1000)
         client.sendall(b"220 welcome to a service of another kind\r\n")
 
     with peer(handle) as (address, _):
-        told = connect("--tls", "--insecure", address, code=1).stderr.decode()
-    assert told == f"superd: no TLS with {address}: wrong version number\n"
+        printed = connect("--tls", "--insecure", address, code=1).stderr.decode()
+    assert printed == f"superd: no TLS handshake with {address}: wrong version number\n"
 
 
-def test_a_handshake_takes_no_longer_than_it_may() -> None:
+def test_the_handshake_respects_the_timeout() -> None:
     with peer(receive_all) as (address, _):
-        told = connect("--tls", "--insecure", "--timeout", "200ms", address, code=1).stderr.decode()
-    assert told == f"superd: no TLS with {address} in 0.2 s\n"
+        printed = connect(
+            "--tls", "--insecure", "--timeout", "200ms", address, code=1
+        ).stderr.decode()
+    assert printed == f"superd: no TLS handshake with {address} in 0.2 s\n"
 
 
 @pytest.mark.tool("socat")
@@ -201,8 +203,8 @@ def received(stream: Encrypted, size: int) -> bytes:
     return data
 
 
-def test_what_has_come_is_kept_while_this_side_ends(certificate: Certificate) -> None:
-    """Three records are here, the second is half read: close_notify must not meet them."""
+def test_received_data_is_kept_while_this_side_ends(certificate: Certificate) -> None:
+    """Three records have arrived and the second is half read: close_notify must not discard them."""
     sent = threading.Event()
 
     def serve(client: socket.socket) -> None:

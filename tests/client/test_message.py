@@ -1,4 +1,4 @@
-"""`superd message`: something is said, and what is answered is printed without harm."""
+"""`superd message`: sends a text and prints the answer without harm to the terminal."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_datagram_and_its_answer(served: Superd) -> None:
     assert say(f"udp://{host}:{port}", "second") == "[127.0.0.1] first"
 
 
-def test_a_text_from_standard_input_is_sent_as_it_is() -> None:
+def test_a_text_from_standard_input_is_sent_unchanged() -> None:
     with peer(receive_all_and_answer) as (at, served):
         done = subprocess.run(
             command("message", at, "-"), input=b"\xff no line", capture_output=True, check=True
@@ -66,7 +66,7 @@ def receive_all_and_answer(client: socket.socket) -> bytes:
     return data
 
 
-def test_a_terminal_is_not_controlled_by_an_answer() -> None:
+def test_control_characters_of_an_answer_are_escaped_at_a_terminal() -> None:
     keyboard, line = pty.openpty()
     try:
         with peer(receive_all_and_answer) as (at, served):
@@ -78,7 +78,7 @@ def test_a_terminal_is_not_controlled_by_an_answer() -> None:
         os.close(line)
 
 
-def test_no_answer_is_told() -> None:
+def test_no_answer_is_an_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
         silent.bind(("127.0.0.1", 0))
         at = f"udp://127.0.0.1:{silent.getsockname()[1]}"
@@ -88,7 +88,7 @@ def test_no_answer_is_told() -> None:
     assert done.stderr == f"superd: no answer from {at} in 0.2 s\n"
 
 
-def test_an_answer_without_an_end_is_printed_and_told() -> None:
+def test_an_answer_without_an_end_is_printed_and_an_error() -> None:
     done = threading.Event()
 
     def handle(client: socket.socket) -> None:
@@ -99,23 +99,23 @@ def test_an_answer_without_an_end_is_printed_and_told() -> None:
         ended = superd("message", "--timeout", "300ms", at, "hello")
         done.set()
     assert (ended.returncode, ended.stdout) == (1, "so far")
-    assert ended.stderr == f"superd: the answer has no end from {at} in 0.3 s\n"
+    assert ended.stderr == f"superd: no end of the answer from {at} in 0.3 s\n"
 
 
-def test_a_close_without_an_answer_is_told() -> None:
+def test_a_close_without_an_answer_is_an_error() -> None:
     with peer(receive_all) as (at, _):
         done = superd("message", at, "hello")
     assert (done.returncode, done.stderr) == (1, f"superd: {at} closed without an answer\n")
 
 
-def test_a_refusal_is_told() -> None:
+def test_a_refusal_is_an_error() -> None:
     for at in (f"udp://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"):
         done = superd("message", at, "hello")
         assert done.returncode == 1
         assert done.stderr == f"superd: cannot connect to {at}: Connection refused\n"
 
 
-def test_a_datagram_that_is_too_long_is_told() -> None:
+def test_a_datagram_that_is_too_long_is_an_error() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
         at = f"udp://127.0.0.1:{server.getsockname()[1]}"
@@ -123,5 +123,5 @@ def test_a_datagram_that_is_too_long_is_told() -> None:
             command("message", at, "-"), input=bytes(70_000), capture_output=True, check=False
         )
     assert done.returncode == 1
-    told = f"cannot send a datagram of 70000 bytes to {at}: Message too long"
-    assert done.stderr.decode() == f"superd: {told}\n"
+    printed = f"cannot send a datagram of 70000 bytes to {at}: Message too long"
+    assert done.stderr.decode() == f"superd: {printed}\n"

@@ -1,4 +1,4 @@
-"""Clients and names: every address of one is tried, by tcp and by udp."""
+"""Clients and names: every address of a name is tried, over tcp and udp."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PRIVATE = 'printf "$1" > "$0" && mount --bind "$0" /etc/hosts && shift && exec "
 
 
 def run(directory: Path, *arguments: str, data: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-    """Run a command of superd for which both.example has three addresses."""
+    """Run a command of superd in whose hosts file both.example has three addresses."""
     wrapper = ("unshare", "--mount", "sh", "-c", PRIVATE, str(directory / "hosts"), HOSTS)
     return subprocess.run(
         [*wrapper, *command(*arguments)],
@@ -31,7 +31,7 @@ def run(directory: Path, *arguments: str, data: bytes = b"") -> subprocess.Compl
     )  # fmt: skip
 
 
-def test_the_next_address_is_tried_where_one_refuses(served: Superd, tmp_path: Path) -> None:
+def test_the_next_address_is_tried_after_a_refusal(served: Superd, tmp_path: Path) -> None:
     at = f"both.example:{served.address('echo')[1]}"
     done = run(tmp_path, "connect", at, data=b"by tcp")
     assert (done.stdout, done.stderr) == (b"by tcp", b"")
@@ -42,10 +42,10 @@ def test_the_next_address_is_tried_where_one_refuses(served: Superd, tmp_path: P
     assert (done.stdout, done.stderr) == (b"a message", b"")
 
 
-def test_a_refusal_of_all_is_told_once_with_each(tmp_path: Path) -> None:
+def test_one_error_names_all_addresses_that_refused(tmp_path: Path) -> None:
     for at in (f"both.example:{free_port()}", f"udp://both.example:{free_port()}"):
-        told = run(tmp_path, "connect", at, data=b"hello").stderr.decode()
-        assert told.startswith(f"superd: cannot connect to {at} (")
-        assert told.endswith("): Connection refused\n")
+        printed = run(tmp_path, "connect", at, data=b"hello").stderr.decode()
+        assert printed.startswith(f"superd: cannot connect to {at} (")
+        assert printed.endswith("): Connection refused\n")
         for host in ("127.0.0.2", "127.0.0.3", "::1"):
-            assert host in told
+            assert host in printed

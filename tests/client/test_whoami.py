@@ -1,4 +1,4 @@
-"""`superd whoami`: names and addresses of this machine, and what somebody else sees of it."""
+"""`superd whoami`: names and addresses of this machine, and the one that a peer sees."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def test_host_and_interfaces() -> None:
 
 
 @pytest.mark.tool("ip")
-def test_the_addresses_are_those_of_ip() -> None:
+def test_the_addresses_are_those_of_the_ip_command() -> None:
     shown = subprocess.run(["ip", "-json", "address"], capture_output=True, check=True).stdout
-    told = {
+    printed = {
         (link["ifname"], f"{one['local']}/{one['prefixlen']}")
         for link in json.loads(shown)
         for one in link["addr_info"]
     }
-    assert {(name, one) for name, found in interfaces().items() for one in found} == told
+    assert {(name, one) for name, found in interfaces().items() for one in found} == printed
 
 
 @pytest.mark.root
@@ -56,12 +56,12 @@ def test_as_json_with_the_own_end_of_a_connection() -> None:
     assert "127.0.0.1/8" in found["interfaces"]["lo"]
 
 
-def test_the_way_to_a_host_without_a_connection() -> None:
-    told = superd("whoami", "127.0.0.1").stdout.splitlines()[-1]
-    assert re.fullmatch(r"127\.0\.0\.1 sees 127\.0\.0\.1:\d+, unless .*", told)
+def test_the_own_address_is_found_without_a_connection() -> None:
+    printed = superd("whoami", "127.0.0.1").stdout.splitlines()[-1]
+    assert re.fullmatch(r"127\.0\.0\.1 sees 127\.0\.0\.1:\d+, unless .*", printed)
 
 
-def test_who_cannot_be_reached_is_told() -> None:
+def test_an_unreachable_address_is_an_error() -> None:
     done = superd("whoami", "unix:///none")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("superd: cannot connect to unix:///none: ")
