@@ -204,7 +204,7 @@ def received(stream: Encrypted, size: int) -> bytes:
 
 
 def test_received_data_is_kept_while_this_side_ends(certificate: Certificate) -> None:
-    """Three records have arrived and the second is half read: close_notify must not discard them."""
+    """Three records are here and the second is half read: close_notify must not discard them."""
     sent = threading.Event()
 
     def serve(client: socket.socket) -> None:
