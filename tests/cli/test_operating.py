@@ -19,7 +19,7 @@ import pytest
 from tests.conftest import Start
 from tests.support.clients import answer_to, ending
 from tests.support.daemons import free_port
-from tests.support.harness import PATIENCE, Superd, command, exchange, make_plugin, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, command, exchange, make_plugin, until
 
 TOML = """
 [service.echo]
@@ -401,7 +401,7 @@ def test_top_draws_again_and_again_until_it_is_ended(
     else:
         served.stop()
     rest = rest_of(terminal, process)
-    assert process.wait(PATIENCE) == {"q": 0, "interrupt": 130}.get(how, 1)
+    assert process.wait(EVENT_TIMEOUT) == {"q": 0, "interrupt": 130}.get(how, 1)
     assert b"\x1b[?1049l" in rest  # what was on the screen before is there again
     assert b"Traceback" not in rest
 

@@ -20,7 +20,15 @@ from superd.process.isolated import run_isolated
 from tests.conftest import Start
 from tests.support import proc
 from tests.support.daemons import without_own_directories
-from tests.support.harness import PATIENCE, Superd, command, exchange, read_lines, refused, until
+from tests.support.harness import (
+    EVENT_TIMEOUT,
+    Superd,
+    command,
+    exchange,
+    read_lines,
+    refused,
+    until,
+)
 
 ECHO = """
 [service.echo]
@@ -127,7 +135,7 @@ def test_serving_goes_on_where_nobody_reads_what_is_printed(tmp_path: Path) -> N
         port = int(address.rpartition(":")[2])
         assert exchange(socket.create_connection(("127.0.0.1", port)), b"hello") == b"hello"
         process.send_signal(signal.SIGTERM)
-        _, rest = process.communicate(timeout=PATIENCE)
+        _, rest = process.communicate(timeout=EVENT_TIMEOUT)
         assert process.returncode == 0
         assert "Traceback" not in rest
         assert "Error" not in rest
@@ -151,7 +159,7 @@ def test_no_socket_gets_the_number_of_a_standard_descriptor(tmp_path: Path) -> N
             assert [found[number] for number in range(3)] == ["/dev/null"] * 3
     finally:
         process.terminate()
-    assert process.wait(PATIENCE) == 0
+    assert process.wait(EVENT_TIMEOUT) == 0
 
 
 def test_an_address_in_use_is_named_and_the_exit_code_is_69(tmp_path: Path) -> None:
@@ -200,7 +208,7 @@ def test_a_read_only_file_system_is_no_obstacle(
     connection = socket.create_connection(("127.0.0.1", int(address[1])))
     assert exchange(connection, b"hello") == b"hello"
     process.terminate()
-    _, log = process.communicate(timeout=PATIENCE)
+    _, log = process.communicate(timeout=EVENT_TIMEOUT)
     assert process.returncode == 0
     for key in ("pid-file", "control-socket"):
         why = "cannot create the directory /run/superd: Read-only file system"
@@ -232,7 +240,7 @@ def test_what_is_interrupted_before_it_serves_leaves_nothing_behind(tmp_path: Pa
         assert process.stdout is not None
         assert process.stdout.readline().startswith("superd ")  # the next thing is to listen
         process.send_signal(number)
-        _, log = process.communicate(timeout=PATIENCE)
+        _, log = process.communicate(timeout=EVENT_TIMEOUT)
         assert process.returncode in code
         assert "Traceback" not in log
         assert {entry.name for entry in tmp_path.iterdir()} == {"superd.toml"}

@@ -16,7 +16,7 @@ import pytest
 from tests.cli.conftest import Say
 from tests.support import proc
 from tests.support.daemons import ECHO, Configure, logged, run_in_own_mounts
-from tests.support.harness import PATIENCE, Superd, is_alive, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, is_alive, until
 
 COMMANDS = (
     "stop", "reload", "upgrade", "reopen", "status", "status --json", "status --prometheus",
@@ -115,7 +115,7 @@ def test_a_daemon_of_the_version_before_is_asked_for_its_status(
         assert superd_here("bans", "-c", str(superd.file)).returncode == 0
         served = "/etc/superd.toml"
         done = superd_here("bans", "-c", str(superd.file))
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     told = f"superd: process 1 serves /etc/superd.toml, not {superd.file}\n"
     assert (done.returncode, done.stderr) == (1, told)
     assert asked == ["outline", "status", "bans", "outline", "status"]
@@ -150,7 +150,7 @@ def test_a_reload_is_requested_and_followed_on_one_connection(
         thread = threading.Thread(target=serve)
         thread.start()
         done = superd_here("reload", "-c", str(superd.file))
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "echo: unchanged\n", "")
     assert asked == ["outline", "reload", *["reload-state"] * 3]
 
@@ -226,6 +226,6 @@ def test_an_upgrade_that_is_ready_finds_its_client_disconnected(
         thread = threading.Thread(target=serve)
         thread.start()
         done = superd_here("upgrade", "-c", str(superd.file))
-        thread.join(PATIENCE)
+        thread.join(EVENT_TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "superd 1 -> 2\n", "")
     assert connections == ([], [])

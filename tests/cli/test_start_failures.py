@@ -14,7 +14,15 @@ from superd.master.pidfile import holder
 from tests.cli.conftest import Say
 from tests.support.clients import connect_tcp
 from tests.support.daemons import ECHO, Configure, free_port, logged
-from tests.support.harness import PATIENCE, Superd, command, exchange, is_alive, make_plugin, until
+from tests.support.harness import (
+    EVENT_TIMEOUT,
+    Superd,
+    command,
+    exchange,
+    is_alive,
+    make_plugin,
+    until,
+)
 
 
 def test_start_tells_which_address_is_in_use(configured: Configure) -> None:
@@ -128,7 +136,7 @@ def test_a_daemon_whose_caller_is_interrupted_does_not_stay(
     until(lambda: holder(superd.directory / "pid"), "a daemon that starts")
     master = superd.pid
     caller.send_signal(signal.SIGINT)
-    assert caller.wait(PATIENCE) == 130
+    assert caller.wait(EVENT_TIMEOUT) == 130
     until(lambda: not is_alive(master), "the end of the daemon")
     assert "whoever started superd was gone before it was ready" in superd.log()
     assert not (superd.directory / "pid").exists()

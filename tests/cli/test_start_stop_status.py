@@ -24,7 +24,7 @@ from tests.support import proc
 from tests.support.clients import connect_tcp
 from tests.support.daemons import ECHO, Configure, end, free_port, logged, run_in_own_mounts
 from tests.support.harness import (
-    PATIENCE,
+    EVENT_TIMEOUT,
     Superd,
     command,
     exchange,
@@ -179,7 +179,7 @@ def test_stop_returns_when_the_last_connection_has_finished(
     status = superd_here("status", "-c", str(superd.file))
     assert (status.returncode, "is draining since" in status.stdout) == (0, True)
     assert exchange(client, b"b") == b"b"
-    assert stopping.wait(PATIENCE) == 0
+    assert stopping.wait(EVENT_TIMEOUT) == 0
     assert not (superd.directory / "pid").exists()
 
 

@@ -16,7 +16,7 @@ import pytest
 from superd.cli.attempt import entry, free_ports, toml_value
 from superd.errors import UsageError
 from tests.cli.conftest import Install, Say
-from tests.support.harness import PATIENCE, ask_udp, command, exchange, read_lines, until
+from tests.support.harness import EVENT_TIMEOUT, ask_udp, command, exchange, read_lines, until
 from tests.support.programs import output
 
 Trial = subprocess.Popen[str]
@@ -29,7 +29,7 @@ def started() -> Iterator[list[Trial]]:
     yield trials
     for trial in trials:
         trial.send_signal(signal.SIGTERM)
-        assert trial.wait(PATIENCE) == 0
+        assert trial.wait(EVENT_TIMEOUT) == 0
         assert trial.stdout is not None
         trial.stdout.close()
 
@@ -182,7 +182,7 @@ def test_ps_shows_who_is_forwarded_to_whom(started: list[Trial], tmp_path: Path)
 
 
 def connection(address: tuple[str, int]) -> socket.socket:
-    return socket.create_connection(address, timeout=PATIENCE)
+    return socket.create_connection(address, timeout=EVENT_TIMEOUT)
 
 
 @pytest.mark.parametrize(

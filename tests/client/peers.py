@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, TypeVar
 
-from tests.support.harness import PATIENCE, command, read_lines
+from tests.support.harness import EVENT_TIMEOUT, command, read_lines
 
 T = TypeVar("T")
 PART = 1 << 18
@@ -27,18 +27,18 @@ def peer(
 ) -> Iterator[tuple[str, Future[T]]]:
     """Serve one connection; yield the address and the future result of `handle`."""
     listener = listener or socket.create_server(("127.0.0.1", 0))
-    listener.settimeout(PATIENCE)
+    listener.settimeout(EVENT_TIMEOUT)
 
     def serve() -> T:
         connection, _ = listener.accept()
         with connection:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(EVENT_TIMEOUT)
             return handle(connection)
 
     with listener, ThreadPoolExecutor(1) as pool:
         served = pool.submit(serve)
         yield endpoint(listener), served
-        served.result(PATIENCE)
+        served.result(EVENT_TIMEOUT)
 
 
 def endpoint(listener: socket.socket) -> str:
@@ -79,7 +79,7 @@ def connect(
         command("connect", *arguments),
         input=data,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=EVENT_TIMEOUT,
         check=False,
     )
     assert b"Traceback" not in done.stderr, done.stderr.decode()

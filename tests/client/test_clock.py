@@ -13,7 +13,7 @@ import pytest
 
 from superd.client.clock import SECONDS_1900_TO_1970, Reading
 from tests.client.peers import free_port, peer
-from tests.support.harness import PATIENCE, Superd, superd
+from tests.support.harness import EVENT_TIMEOUT, Superd, superd
 
 TOML = """
 [service.time]
@@ -63,7 +63,7 @@ def answering(answer: Callable[[int], bytes | None]) -> Iterator[str]:
                 yield f"127.0.0.1:{server.getsockname()[1]}"
             finally:
                 stopper.sendto(b"", server.getsockname())
-                thread.join(PATIENCE)
+                thread.join(EVENT_TIMEOUT)
 
 
 def number_at(seconds: float) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 
 from tests.client.peers import connect, connecting, digest_of, free_port, peer, program
 from tests.support.clients import reset, sent_and_received
-from tests.support.harness import PATIENCE, Superd, command, receive_all, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, command, receive_all, until
 from tests.support.programs import noise
 
 SIZE = 100_000_000
@@ -70,9 +70,9 @@ def test_100_mb_each_way_at_the_same_time(tmp_path: Path) -> None:
     ):
         assert process.stdout is not None
         received = digest_of(process.stdout)
-        assert served.result(PATIENCE) == (received, hashlib.sha256(sent).hexdigest())
+        assert served.result(EVENT_TIMEOUT) == (received, hashlib.sha256(sent).hexdigest())
         assert received == hashlib.sha256(answer).hexdigest()
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.mark.tool("ncat")
@@ -143,11 +143,11 @@ def test_a_peer_that_ends_first_is_still_sent_the_whole_input() -> None:
     with peer(handle) as (address, served), connecting(address) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert ended.wait(PATIENCE)
+        assert ended.wait(EVENT_TIMEOUT)
         assert process.stdout.read(19) == b"that is all from me"
         process.stdin.write(noise(3_000_000))
         process.stdin.close()
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(EVENT_TIMEOUT) == 0
         assert served.result() == hashlib.sha256(noise(3_000_000)).hexdigest()
 
 
@@ -162,16 +162,16 @@ def test_a_slow_reader_slows_the_peer_and_memory_stays_bounded() -> None:
                 left = left[client.send(left[: 1 << 18]) :]
             except TimeoutError:
                 stuck.set()
-                client.settimeout(PATIENCE)
+                client.settimeout(EVENT_TIMEOUT)
 
     with peer(handle) as (address, _), connecting(address, stdin=subprocess.DEVNULL) as process:
         assert process.stdout is not None
-        assert stuck.wait(PATIENCE)
+        assert stuck.wait(EVENT_TIMEOUT)
         status = Path(f"/proc/{process.pid}/status").read_text()
         (memory,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))
         assert int(memory) < 45_000  # kB; Python itself takes most of it
         assert digest_of(process.stdout) == hashlib.sha256(bytes(SIZE // 2)).hexdigest()
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(EVENT_TIMEOUT) == 0
 
 
 def test_the_input_is_sent_while_the_output_is_not_read() -> None:
@@ -181,13 +181,13 @@ def test_the_input_is_sent_while_the_output_is_not_read() -> None:
     ):
         assert process.stdin is not None
         assert process.stdout is not None
-        stuck = threading.Timer(PATIENCE, process.kill)
+        stuck = threading.Timer(EVENT_TIMEOUT, process.kill)
         stuck.start()
         process.stdin.write(noise(7_000_000))  # all of it, before a byte is read
         process.stdin.close()
         stuck.cancel()
         assert digest_of(process.stdout) == hashlib.sha256(noise(8_000_000)).hexdigest()
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(EVENT_TIMEOUT) == 0
 
 
 def test_a_closed_output_ends_the_client_without_a_message() -> None:
@@ -200,7 +200,7 @@ def test_a_closed_output_ends_the_client_without_a_message() -> None:
         assert process.stderr is not None
         process.stdout.read(1)
         process.stdout.close()
-        assert process.wait(PATIENCE) == 1
+        assert process.wait(EVENT_TIMEOUT) == 1
         assert process.stderr.read() == b""
 
 
@@ -208,7 +208,7 @@ def test_a_full_output_is_an_error(served: Superd) -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run(
             command("connect", echo_address(served)),
-            input=b"hello", stdout=full, stderr=subprocess.PIPE, timeout=PATIENCE, check=False,
+            input=b"hello", stdout=full, stderr=subprocess.PIPE, timeout=EVENT_TIMEOUT, check=False,
         )  # fmt: skip
     assert done.returncode == 1
     assert done.stderr == b"superd: cannot write standard output: No space left on device\n"
@@ -218,7 +218,7 @@ def test_the_output_stays_blocking_for_other_processes(served: Superd) -> None:
     reader, writer = os.pipe()
     with open(reader, "rb"), open(writer, "wb"):
         with connecting(echo_address(served), stdout=writer) as process:
-            process.communicate(b"hello", PATIENCE)
+            process.communicate(b"hello", EVENT_TIMEOUT)
         assert os.get_blocking(writer)
         assert os.read(reader, 100) == b"hello"
 
@@ -230,7 +230,7 @@ def test_the_output_is_appended_to_a_file(served: Superd, tmp_path: Path) -> Non
         open(file, "ab") as stdout,
         connecting(echo_address(served), stdout=stdout.fileno()) as process,
     ):
-        process.communicate(b"after", PATIENCE)
+        process.communicate(b"after", EVENT_TIMEOUT)
     assert file.read_bytes() == b"before after"
 
 
@@ -243,7 +243,7 @@ def test_an_interrupt_ends_the_client_with_130() -> None:
         assert process.stdout is not None
         assert process.stdout.read(5) == b"hello"
         process.send_signal(signal.SIGINT)
-        assert process.wait(PATIENCE) == 130
+        assert process.wait(EVENT_TIMEOUT) == 130
         assert process.stderr is not None
         assert process.stderr.read() == b""
 
@@ -260,7 +260,7 @@ def test_a_reset_is_an_error_after_the_data_before_it() -> None:
         assert process.stdout.read(6) == b"half a"
         process.stdin.write(b"seen")
         process.stdin.flush()
-        assert process.wait(PATIENCE) == 1
+        assert process.wait(EVENT_TIMEOUT) == 1
         assert process.stderr is not None
         printed = process.stderr.read().decode()
         assert printed == f"superd: {address} broke the connection: Connection reset by peer\n"

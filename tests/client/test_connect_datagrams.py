@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 
 from tests.client.peers import connect, connecting, free_port
-from tests.support.harness import PATIENCE, Superd
+from tests.support.harness import EVENT_TIMEOUT, Superd
 
 TOML = """
 [service.echo]
@@ -23,7 +23,7 @@ def listening() -> Iterator[tuple[socket.socket, str]]:
     """Yield a datagram socket and its address."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("127.0.0.1", 0))
-        server.settimeout(PATIENCE)
+        server.settimeout(EVENT_TIMEOUT)
         yield server, f"udp://127.0.0.1:{server.getsockname()[1]}"
 
 
@@ -35,7 +35,7 @@ def answer(at: str, data: bytes) -> bytes:
         process.stdin.write(data)
         process.stdin.flush()
         answer = process.stdout.read(len(data))
-        assert process.communicate(timeout=PATIENCE) == (b"", b"")
+        assert process.communicate(timeout=EVENT_TIMEOUT) == (b"", b"")
         return answer
 
 
@@ -62,7 +62,7 @@ def test_each_read_is_a_datagram() -> None:
         process.stdin.close()
         assert process.stdout is not None
         assert process.stdout.read() == b"answer"
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(EVENT_TIMEOUT) == 0
 
 
 def test_with_line_each_line_is_a_datagram() -> None:
@@ -91,7 +91,7 @@ def test_each_answer_extends_the_time_until_the_end() -> None:
             server.sendto(b".", client)
         assert process.stdout is not None
         assert process.stdout.read() == b"..."
-        assert process.wait(PATIENCE) == 0
+        assert process.wait(EVENT_TIMEOUT) == 0
 
 
 def test_a_refusal_is_an_error() -> None:

@@ -12,7 +12,7 @@ import pytest
 from superd.client.connect import ConnectOptions, connect_two_ways
 from superd.errors import UsageError
 from tests.client.peers import connect, connecting, endpoint, free_port, peer
-from tests.support.harness import PATIENCE, receive_all
+from tests.support.harness import EVENT_TIMEOUT, receive_all
 
 
 def test_a_refusal_is_one_line_with_address_and_reason() -> None:
@@ -62,7 +62,7 @@ def test_connecting_respects_the_timeout(family: str, tmp_path: Path) -> None:
 
 def test_silence_beyond_the_timeout_is_an_error() -> None:
     with peer(receive_all) as (address, _), connecting("--timeout", "200ms", address) as process:
-        assert process.wait(PATIENCE) == 1
+        assert process.wait(EVENT_TIMEOUT) == 1
         assert process.stderr is not None
         printed = process.stderr.read().decode()
     assert printed == f"superd: no byte to or from {address} in 0.2 s\n"
@@ -81,8 +81,8 @@ def test_bytes_from_either_side_restart_the_timeout() -> None:
 
     with peer(handle) as (address, _):
         with connecting("--timeout", "500ms", address) as process:
-            assert seen.wait(PATIENCE)
-            stdout, _ = process.communicate(timeout=PATIENCE)
+            assert seen.wait(EVENT_TIMEOUT)
+            stdout, _ = process.communicate(timeout=EVENT_TIMEOUT)
         assert (process.returncode, stdout) == (0, b"...")
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.client.peers import peer
-from tests.support.harness import PATIENCE, command, receive_all, until
+from tests.support.harness import EVENT_TIMEOUT, command, receive_all, until
 
 BACK = b"\x02"  # Ctrl-B of readline
 EARLIER = b"\x1b[A"
@@ -47,7 +47,7 @@ class Terminal:
         """Wait until a text is on the screen; return everything new since the last call."""
         seen = b""
         while text not in seen:
-            assert select.select([self.keyboard], [], [], PATIENCE)[0], seen
+            assert select.select([self.keyboard], [], [], EVENT_TIMEOUT)[0], seen
             seen += os.read(self.keyboard, 1000)
         return seen
 
@@ -78,11 +78,11 @@ def test_a_line_is_edited_before_it_is_sent() -> None:
         for keys, line in ((b"helo" + BACK + b"l\n", b"hello\n"), (EARLIER + b"!\n", b"hello!\n")):
             one.wait_for_editor()  # between two lines, the terminal would take keys in its own way
             one.type(keys)
-            assert lines.get(timeout=PATIENCE) == line
+            assert lines.get(timeout=EVENT_TIMEOUT) == line
         one.wait_for_editor()
         one.type(END)
-        served.result(PATIENCE)
-        assert one.process.wait(PATIENCE) == 0
+        served.result(EVENT_TIMEOUT)
+        assert one.process.wait(EVENT_TIMEOUT) == 0
         assert termios.tcgetattr(one.line) == one.before
 
 
@@ -92,7 +92,7 @@ def test_the_client_exits_when_the_peer_ends(arguments: list[str]) -> None:
         client.sendall(b"good bye\n")
 
     with peer(handle) as (address, _), terminal(*arguments, address) as one:
-        assert one.process.wait(PATIENCE) == 0
+        assert one.process.wait(EVENT_TIMEOUT) == 0
         one.shows(b"good bye")
         assert termios.tcgetattr(one.line) == one.before
 
@@ -101,7 +101,7 @@ def test_data_of_the_peer_is_shown_while_a_line_is_typed() -> None:
     asked = threading.Event()
 
     def handle(client: socket.socket) -> bytes:
-        assert asked.wait(PATIENCE)
+        assert asked.wait(EVENT_TIMEOUT)
         client.sendall(b"news\n")
         return client.recv(100)
 
@@ -112,15 +112,15 @@ def test_data_of_the_peer_is_shown_while_a_line_is_typed() -> None:
         asked.set()
         one.shows(b"news")
         one.type(b" a line\n")
-        assert served.result(PATIENCE) == b"half a line\n"
+        assert served.result(EVENT_TIMEOUT) == b"half a line\n"
 
 
 def test_without_editing_the_terminal_settings_stay() -> None:
     with peer(lambda client: client.recv(100)) as (address, served), terminal(address) as one:
         one.type(b"plain\n")
-        assert served.result(PATIENCE) == b"plain\n"
+        assert served.result(EVENT_TIMEOUT) == b"plain\n"
         assert termios.tcgetattr(one.line) == one.before
-        assert one.process.wait(PATIENCE) == 0
+        assert one.process.wait(EVENT_TIMEOUT) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -128,5 +128,5 @@ def test_a_signal_restores_the_terminal(number: signal.Signals) -> None:
     with peer(receive_all) as (address, _), terminal("--line", address) as one:
         one.wait_for_editor()
         one.process.send_signal(number)
-        assert one.process.wait(PATIENCE) == 128 + number
+        assert one.process.wait(EVENT_TIMEOUT) == 128 + number
         assert termios.tcgetattr(one.line) == one.before

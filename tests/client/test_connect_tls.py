@@ -19,7 +19,7 @@ from superd.client.encryption import Encrypted, Trust, encrypted
 from superd.client.reaching import Deadline
 from tests.client.peers import connect, connecting, peer, program
 from tests.support.clients import reset
-from tests.support.harness import PATIENCE, receive_all
+from tests.support.harness import EVENT_TIMEOUT, receive_all
 from tests.support.programs import noise
 
 pytestmark = pytest.mark.tool("openssl")
@@ -153,7 +153,7 @@ def test_an_end_without_close_notify_is_an_error(
         # A reset discards what the client has not read yet, so it waits until the client has
         # read everything and says so.
         assert process.stdout.read(11) == b"half a mess"
-        rest, printed = process.communicate(b"read", PATIENCE)
+        rest, printed = process.communicate(b"read", EVENT_TIMEOUT)
     assert (process.returncode, rest) == (1, b"")
     assert (
         "closed the connection without close_notify: the data may be truncated" in printed.decode()
@@ -195,7 +195,9 @@ def received(stream: Encrypted, size: int) -> bytes:
     room, data = memoryview(bytearray(100)), b""
     while len(data) < size:
         if not stream.has_more:
-            assert select.select([stream], [], [], PATIENCE)[0], f"stuck after {len(data)} bytes"
+            assert select.select([stream], [], [], EVENT_TIMEOUT)[0], (
+                f"stuck after {len(data)} bytes"
+            )
         with contextlib.suppress(BlockingIOError):
             got = stream.receive(room[: size - len(data)])
             assert got
@@ -209,7 +211,7 @@ def test_received_data_is_kept_while_this_side_ends(certificate: Certificate) ->
 
     def serve(client: socket.socket) -> None:
         with certificate.server().wrap_socket(client, server_side=True) as wrapped:
-            wrapped.settimeout(PATIENCE)
+            wrapped.settimeout(EVENT_TIMEOUT)
             wrapped.sendall(noise(40_000))
             sent.set()
             assert wrapped.recv(10) == b""
@@ -220,12 +222,12 @@ def test_received_data_is_kept_while_this_side_ends(certificate: Certificate) ->
     trust = Trust("localhost", certificate.file, insecure=False)
     with ours, theirs, ThreadPoolExecutor(1) as pool:
         served = pool.submit(serve, theirs)
-        stream = encrypted(ours, "peer", trust, Deadline(PATIENCE))
-        assert sent.wait(PATIENCE)
+        stream = encrypted(ours, "peer", trust, Deadline(EVENT_TIMEOUT))
+        assert sent.wait(EVENT_TIMEOUT)
         data = received(stream, 20_000)
         stream.end()
         assert data + received(stream, 20_000) == noise(40_000)
         assert received(stream, 6) == b"answer"
-        assert select.select([stream], [], [], PATIENCE)[0]
+        assert select.select([stream], [], [], EVENT_TIMEOUT)[0]
         assert stream.receive(memoryview(bytearray(1))) == 0
-        served.result(PATIENCE)
+        served.result(EVENT_TIMEOUT)

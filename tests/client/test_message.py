@@ -9,7 +9,7 @@ import subprocess
 import threading
 
 from tests.client.peers import free_port, peer
-from tests.support.harness import PATIENCE, Superd, command, receive_all, superd
+from tests.support.harness import EVENT_TIMEOUT, Superd, command, receive_all, superd
 
 TOML = """
 [service.message]
@@ -56,7 +56,7 @@ def test_a_text_from_standard_input_is_sent_unchanged() -> None:
         done = subprocess.run(
             command("message", at, "-"), input=b"\xff no line", capture_output=True, check=True
         )
-        assert served.result(PATIENCE) == b"\xff no line"
+        assert served.result(EVENT_TIMEOUT) == b"\xff no line"
     assert done.stdout == b"\x1b[2J\xffraw"
 
 
@@ -71,7 +71,7 @@ def test_control_characters_of_an_answer_are_escaped_at_a_terminal() -> None:
     try:
         with peer(receive_all_and_answer) as (at, served):
             subprocess.run(command("message", at, "x"), stdout=line, check=True)
-            assert served.result(PATIENCE) == b"x\n"
+            assert served.result(EVENT_TIMEOUT) == b"x\n"
         assert os.read(keyboard, 100) == b"\\x1b[2J\\xffraw\r\n"
     finally:
         os.close(keyboard)
@@ -93,7 +93,7 @@ def test_an_answer_without_an_end_is_printed_and_an_error() -> None:
 
     def handle(client: socket.socket) -> None:
         client.sendall(b"so far")
-        assert done.wait(PATIENCE)
+        assert done.wait(EVENT_TIMEOUT)
 
     with peer(handle) as (at, _):
         ended = superd("message", "--timeout", "300ms", at, "hello")

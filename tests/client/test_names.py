@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.client.peers import free_port
-from tests.support.harness import PATIENCE, Superd, command
+from tests.support.harness import EVENT_TIMEOUT, Superd, command
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("unshare", "mount")]
 
@@ -27,7 +27,7 @@ def run(directory: Path, *arguments: str, data: bytes = b"") -> subprocess.Compl
     wrapper = ("unshare", "--mount", "sh", "-c", PRIVATE, str(directory / "hosts"), HOSTS)
     return subprocess.run(
         [*wrapper, *command(*arguments)],
-        input=data, capture_output=True, timeout=PATIENCE, check=False,
+        input=data, capture_output=True, timeout=EVENT_TIMEOUT, check=False,
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from superd.client.interfaces import interfaces
 from tests.client.peers import peer
-from tests.support.harness import PATIENCE, superd
+from tests.support.harness import EVENT_TIMEOUT, superd
 from tests.support.namespaces import network_namespace
 
 
@@ -51,7 +51,7 @@ def test_as_json_with_the_own_end_of_a_connection() -> None:
     with peer(lambda client: client.getpeername()) as (at, served):
         found = json.loads(superd("whoami", "--json", f"tcp://{at}").stdout)
         seen = found["seen"]
-        assert (seen["address"], seen["port"]) == served.result(PATIENCE)
+        assert (seen["address"], seen["port"]) == served.result(EVENT_TIMEOUT)
     assert found["host"] == socket.gethostname()
     assert "127.0.0.1/8" in found["interfaces"]["lo"]
 

@@ -25,7 +25,7 @@ from superd.master.control_socket import (
     line_of,
 )
 from superd.process.isolated import run_isolated
-from tests.support.harness import PATIENCE, until
+from tests.support.harness import EVENT_TIMEOUT, until
 
 
 class Pending:
@@ -67,14 +67,14 @@ class Answering:
 
     def close(self) -> None:
         self.stop.close()
-        self.thread.join(PATIENCE)
+        self.thread.join(EVENT_TIMEOUT)
         self.control.close()
         self.end.close()
         self.selector.close()
 
     def client(self) -> socket.socket:
         client = socket.socket(socket.AF_UNIX)
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.connect(str(self.path))
         return client
 

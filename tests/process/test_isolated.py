@@ -18,16 +18,16 @@ import pytest
 
 from superd.errors import SuperdError
 from superd.process.isolated import Outcome, run_isolated
-from tests.support.harness import PATIENCE, command, is_alive, until
+from tests.support.harness import EVENT_TIMEOUT, command, is_alive, until
 
-SOON = 1.0  # seconds: a patience short enough for a test, and long enough for a fork
+SOON = 1.0  # seconds: a timeout short enough for a test, and long enough for a fork
 
 
-def outcome_of(job: Callable[[], Any], patience: float = PATIENCE) -> Outcome:
+def outcome_of(job: Callable[[], Any], timeout: float = EVENT_TIMEOUT) -> Outcome:
     """Run one job; the process that ran it is gone afterwards, and no descriptor is left."""
     gc.collect()  # of what earlier tests have left, which would close theirs meanwhile
     before = len(os.listdir("/proc/self/fd"))
-    outcome = run_isolated({"job": job}, patience)["job"]
+    outcome = run_isolated({"job": job}, timeout)["job"]
     assert len(os.listdir("/proc/self/fd")) == before
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
@@ -198,7 +198,7 @@ def test_an_interrupt_leaves_no_job_behind(tmp_path: Path) -> None:
     signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
     try:
         with pytest.raises(KeyboardInterrupt):
-            run_isolated({"job": job}, PATIENCE)
+            run_isolated({"job": job}, EVENT_TIMEOUT)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

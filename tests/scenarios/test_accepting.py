@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Start
 from tests.support.clients import connect_tcp, crowd, reset
 from tests.support.harness import (
-    PATIENCE,
+    EVENT_TIMEOUT,
     Superd,
     ask_udp,
     exchange,
@@ -152,7 +152,7 @@ def test_who_never_reads_its_answer_makes_room_where_descriptors_run_out(
         for _ in range(100):
             client = stack.enter_context(socket.socket())
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.connect(served.address("large"))
         until(lambda: served.counts("large")["accepted"] == 100, "all to be answered")
         began = time.monotonic()

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import fate
-from tests.support.harness import PATIENCE, Superd, exchange, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, until
 from tests.support.namespaces import network_namespace
 
 TOML = """
@@ -81,7 +81,7 @@ def test_datagrams_are_held_to_the_same_rules(served: Superd, source: str, expec
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind((source, 0))
         client.connect(served.address("friends", "udp"))
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.send(b"hello")
         if expected:
             assert client.recv(100) == b"hello"
@@ -95,7 +95,7 @@ def test_datagrams_are_held_to_the_same_rules(served: Superd, source: str, expec
 def test_ipv6_has_rules_of_its_own(served: Superd) -> None:
     host, port = served.addresses("friends")[1]
     assert host == "::1"
-    with socket.create_connection((host, port), timeout=PATIENCE) as client:
+    with socket.create_connection((host, port), timeout=EVENT_TIMEOUT) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
 
@@ -141,7 +141,7 @@ def test_the_peer_of_a_unix_socket_is_known_by_the_kernel(
         directory = directory.parent if directory.parent != directory else None
     done = subprocess.run(
         [sys.executable, "-c", AS_ANOTHER, str(served.directory / "private"), groups],
-        capture_output=True, text=True, timeout=PATIENCE, check=True, cwd="/",
+        capture_output=True, text=True, timeout=EVENT_TIMEOUT, check=True, cwd="/",
     )  # fmt: skip
     assert done.stdout.strip() == expected
 
@@ -149,7 +149,7 @@ def test_the_peer_of_a_unix_socket_is_known_by_the_kernel(
 @pytest.mark.root
 def test_root_has_a_rule_of_its_own_on_a_unix_socket(served: Superd) -> None:
     client = socket.socket(socket.AF_UNIX)
-    client.settimeout(PATIENCE)
+    client.settimeout(EVENT_TIMEOUT)
     client.connect(str(served.directory / "private"))
     assert os.geteuid() == 0
     assert exchange(client, b"root") == b"root"
@@ -183,7 +183,7 @@ def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client(start_superd: Start)
     )
     port = served.address("mapped")[1]
     with socket.socket(socket.AF_INET6) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         try:
             client.connect(("::ffff:127.0.0.1", port))
             client.sendall(b"x")
@@ -213,7 +213,7 @@ def test_an_ipv6_network_is_one_source(start_superd: Start) -> None:
         def connect(source: str) -> tuple[socket.socket, bytes]:
             with space.inside():
                 client = socket.socket(socket.AF_INET6)
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.bind((source, 0))
             client.connect(("2001:db8::1", 7007))
             client.sendall(b"x")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE, Superd, ask_udp, exchange, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, ask_udp, exchange, until
 from tests.support.passing import passed
 
 ECHO = """
@@ -62,19 +62,19 @@ def echoes(address: object) -> bool:
     """Tell whether something at an address echoes."""
     if isinstance(address, str):
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.connect(address)
             client.sendall(b"hello")
             return client.recv(5) == b"hello"
     assert isinstance(address, tuple)
-    return exchange(socket.create_connection(address[:2], PATIENCE), b"hello") == b"hello"
+    return exchange(socket.create_connection(address[:2], EVENT_TIMEOUT), b"hello") == b"hello"
 
 
 def test_what_is_passed_is_served_and_the_rest_is_bound(make: list[Superd], tmp_path: Path) -> None:
     with bound(("127.0.0.1", 0)) as given:
         port = given.getsockname()[1]
         # a client that has come before superd has is served by it
-        early = socket.create_connection(("127.0.0.1", port), PATIENCE)
+        early = socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT)
         listen = f'["tcp://127.0.0.1:{port}", "tcp://127.0.0.1:0"]'
         superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', listen))
         passed(superd, [given.fileno()]).wait_until_ready()
@@ -106,7 +106,7 @@ def test_a_unix_socket_and_its_file_stay_the_supervisors(
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"{transport}://{name}/echo"))
         passed(superd, [given.fileno()]).wait_until_ready()
         with socket.socket(socket.AF_UNIX, kind) as client:
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.bind(f"{name}/client")
             os.chmod(f"{name}/client", 0o777)
             os.chmod(name, 0o755)
@@ -128,7 +128,7 @@ def test_one_socket_for_both_ipv4_and_ipv6(make: list[Superd], tmp_path: Path) -
         superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', toml))
         # as it may be asked before superd has told the kernel what it wants to know of datagrams
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as early:
-            early.settimeout(PATIENCE)
+            early.settimeout(EVENT_TIMEOUT)
             early.connect(("127.0.0.1", port))
             early.send(b"early")
             passed(superd, [given.fileno(), datagrams.fileno()]).wait_until_ready()
@@ -304,7 +304,7 @@ def test_accept_yes_of_systemd_socket_activate(make: list[Superd], tmp_path: Pat
     superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{port}"))
     superd.launch("systemd-socket-activate", "--accept", "-l", f"127.0.0.1:{port}")
     superd.wait_for_log("Listening on")
-    with socket.create_connection(("127.0.0.1", port), PATIENCE):
+    with socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT):
         superd.wait_for_log("Accept=no")
     assert superd.process is not None
     superd.process.kill()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.clients import connect_tcp, connect_unix
-from tests.support.harness import PATIENCE, Address, Superd, receive_all
+from tests.support.harness import EVENT_TIMEOUT, Address, Superd, receive_all
 
 pytestmark = pytest.mark.tool("perl")
 
@@ -141,7 +141,7 @@ def connect_inet(address: Address, transport: str) -> socket.socket:
     if transport == "tcp":
         return connect_tcp((host, address[1]))
     client = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
-    client.settimeout(PATIENCE)
+    client.settimeout(EVENT_TIMEOUT)
     client.connect((host, address[1]))
     return client
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import crowd, ending, reset
-from tests.support.harness import PATIENCE, Superd, receive_all, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, receive_all, until
 from tests.support.usage import open_descriptors
 
 LINGER = 1.0
@@ -100,7 +100,7 @@ def during(client: socket.socket, data: bytes) -> tuple[bytes, str]:
     try:
         return ending(client)
     finally:
-        sender.join(PATIENCE)
+        sender.join(EVENT_TIMEOUT)
 
 
 def after(client: socket.socket, data: bytes) -> tuple[bytes, str]:
@@ -216,7 +216,7 @@ def test_who_never_stops_sending_is_left_after_a_while(served: Superd) -> None:
     with contextlib.ExitStack() as stack:
         services = ["respond", "stream", "protocol", "takeover"]
         clients = {stack.enter_context(served.connect(service)) for service in services}
-        while clients and time.monotonic() - began < PATIENCE:
+        while clients and time.monotonic() - began < EVENT_TIMEOUT:
             for client in tuple(clients):
                 try:
                     client.sendall(bytes(1000))

@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import ask_unixgram, connect_unix
-from tests.support.harness import PATIENCE, Superd, ask_udp, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, ask_udp, until
 
 SO_SNDBUFFORCE = 32
 UDP_SEGMENT = 103  # cuts what is sent into datagrams of a size (udp(7))
@@ -85,7 +85,7 @@ def asking(address: tuple[str, int]) -> Iterator[socket.socket]:
     """A client that is connected, so that an answer from elsewhere would not reach it."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.connect(address)
         yield client
 
@@ -164,7 +164,7 @@ def test_an_answer_leaves_from_the_address_that_was_asked(served: Superd, host: 
     for _ in range(3):
         assert ask_udp((host, port), b"hello") == b"hello"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as unconnected:
-        unconnected.settimeout(PATIENCE)
+        unconnected.settimeout(EVENT_TIMEOUT)
         unconnected.sendto(b"hello", (host, port))
         assert unconnected.recvfrom(100) == (b"hello", (host, port))
 

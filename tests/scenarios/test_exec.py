@@ -26,7 +26,7 @@ from tests.support.clients import (
     sent_and_received,
 )
 from tests.support.harness import (
-    PATIENCE,
+    EVENT_TIMEOUT,
     Record,
     Superd,
     ask_udp,
@@ -401,7 +401,7 @@ def test_the_name_of_a_client_that_could_mislead_is_not_told(served: Superd, nam
     before = len(descriptors(worker))
     for _ in range(3):
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.bind(name + b"%d" % os.getpid())
             client.connect(str(served.directory / "family"))
             told = receive_all(client)
@@ -514,7 +514,7 @@ def test_where_descriptors_run_out_clients_wait_and_all_are_served(
         until(lambda: len(children(worker)) > 10, "as many to be served as descriptors allow")
         waiting = set(clients)
         while waiting:
-            answered = set(select.select(list(waiting), [], [], PATIENCE)[0])
+            answered = set(select.select(list(waiting), [], [], EVENT_TIMEOUT)[0])
             assert answered
             for client in answered:
                 assert client.recv(1) == b"x"
@@ -582,7 +582,7 @@ def test_at_the_end_of_a_drain_programs_are_ended_with_all_that_they_started(
         served.signal(signal.SIGTERM)
         assert served.wait() == 0
         until(lambda: not any(map(is_alive, pids)), "the whole family to be gone")
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         assert client.recv(1) == b""
 
 

@@ -15,7 +15,7 @@ from tests.conftest import Start
 from tests.support import proc
 from tests.support.clients import connect_tcp, crowd, ending
 from tests.support.harness import (
-    PATIENCE,
+    EVENT_TIMEOUT,
     Superd,
     command,
     exchange,
@@ -147,7 +147,7 @@ def test_ctrl_c_in_a_terminal_stops_at_once_and_without_a_traceback(tmp_path: Pa
             assert client.recv(1) == b"x"
             started = time.monotonic()
             keyboard.write(b"\x03")
-            assert process.wait(PATIENCE) == 0
+            assert process.wait(EVENT_TIMEOUT) == 0
             assert time.monotonic() - started < 5
         shown = b""
         try:
@@ -197,7 +197,7 @@ def test_as_process_1_it_reaps_orphans_and_can_be_stopped(tmp_path: Path) -> Non
         os.kill(workers[0], signal.SIGKILL)
         until(lambda: len(set(proc.children(master)) - {workers[0]}) == 2, "a new worker")
         os.kill(master, signal.SIGTERM)
-        _, log = process.communicate(timeout=PATIENCE)
+        _, log = process.communicate(timeout=EVENT_TIMEOUT)
         assert process.returncode == 0
         assert "stopped" in log
         assert "Traceback" not in log
@@ -222,7 +222,7 @@ def test_as_process_1_it_can_be_stopped_before_it_serves(tmp_path: Path) -> None
     (master,) = until(lambda: proc.children(process.pid), "process 1")
     until(lambda: signal.SIGTERM in caught_by(master), "superd to catch TERM")
     os.kill(master, signal.SIGTERM)
-    _, log = process.communicate(timeout=PATIENCE)
+    _, log = process.communicate(timeout=EVENT_TIMEOUT)
     assert process.returncode in (0, 128 + signal.SIGTERM)
     assert "Traceback" not in log
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import answer_to, connect_tcp, connect_unix, ending, fate, is_open
-from tests.support.harness import PATIENCE, Address, Superd, exchange, until
+from tests.support.harness import EVENT_TIMEOUT, Address, Superd, exchange, until
 
 PLACES = 50
 
@@ -36,7 +36,7 @@ def answered(clients: set[socket.socket]) -> set[socket.socket]:
     by_descriptor = {client.fileno(): client for client in clients}
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)
-    ready = poll.poll(PATIENCE * 1000)
+    ready = poll.poll(EVENT_TIMEOUT * 1000)
     assert ready, "nobody is answered any more"
     return {by_descriptor[descriptor] for descriptor, _ in ready}
 
@@ -266,7 +266,7 @@ def test_datagrams_have_the_rate_of_their_source_too(served: Superd) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.bind((source, 0))
             client.connect(served.address("fair", "udp"))
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             refused = served.counts("fair")["refused-rate-per-source"] + 3
             for _ in range(5):
                 client.send(b"?" * 30)

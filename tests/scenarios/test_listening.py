@@ -21,7 +21,7 @@ from superd.errors import ExitCode
 from tests.conftest import Start
 from tests.support.clients import ask_unixgram, ask_unixpacket, connect_tcp, connect_unix
 from tests.support.harness import (
-    PATIENCE,
+    EVENT_TIMEOUT,
     Superd,
     ask_udp,
     exchange,
@@ -310,7 +310,7 @@ def test_a_crowd_waits_in_the_backlog_while_the_worker_is_busy(
         os.kill(worker, signal.SIGCONT)
         assert (listen_overflows(dropped) > 0) is overflows
         for client in clients if not overflows else clients[:5]:
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.sendall(b"hello")
             assert client.recv(100) == b"hello"
 

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import Start
 from tests.support.clients import connect_unix, fate
 from tests.support.harness import (
-    PATIENCE,
+    EVENT_TIMEOUT,
     exchange,
     make_plugin,
     receive_all,
@@ -65,5 +65,5 @@ def test_odd_locales_and_time_zones_change_nothing_but_the_time_of_day(
     offset = (
         9 * 3600 if env.get("TZ") == TOKYO else 0 if "TZ" in env else time.localtime().tm_gmtoff
     )
-    assert abs(time.mktime(said) - time.mktime(time.gmtime()) - offset) < PATIENCE
+    assert abs(time.mktime(said) - time.mktime(time.gmtime()) - offset) < EVENT_TIMEOUT
     superd.stop()

@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import Start
 from tests.support.clients import ask_unixpacket, connect_unix, crowd, ending, sent_and_received
 from tests.support.harness import (
-    PATIENCE,
+    EVENT_TIMEOUT,
     Record,
     Superd,
     exchange,
@@ -348,7 +348,7 @@ def test_who_comes_while_all_serve_waits(served: Superd, service: str) -> None:
         with pytest.raises(TimeoutError):
             second.recv(1)
         first.close()
-        second.settimeout(PATIENCE)
+        second.settimeout(EVENT_TIMEOUT)
         assert receive_all(second) == b"bye\n"
 
 

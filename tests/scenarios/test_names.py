@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.dns import NameServer, name_server
-from tests.support.harness import PATIENCE, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, until
 from tests.support.namespaces import Namespace, network_namespace
 from tests.support.proc import NOBODY, assert_powerless, descriptors
 
@@ -53,7 +53,7 @@ class Net:
     def connect(self, service: str, source: str) -> socket.socket:
         with self.space.inside():
             client = socket.socket()
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.bind((source, 0))
         client.connect(("127.0.0.1", PORTS[service]))
         return client

@@ -18,7 +18,7 @@ from superd.observe.connections import End
 from tests.conftest import Start
 from tests.support.clients import crowd, ending, is_open
 from tests.support.daemons import free_port
-from tests.support.harness import PATIENCE, Record, Superd, is_alive, until
+from tests.support.harness import EVENT_TIMEOUT, Record, Superd, is_alive, until
 from tests.support.proc import children
 
 PLUGINS = {
@@ -156,7 +156,7 @@ def test_a_connection_is_listed_and_ends_when_it_is_killed(
     assert (row["service"], row["peer"]) == (service, f"{host}:{port}")
     assert row["local"] == "tcp://{}:{}".format(*client.getpeername())
     assert (row["state"], row["generation"]) == ("open", 1)
-    assert 0 <= row["age"] < PATIENCE
+    assert 0 <= row["age"] < EVENT_TIMEOUT
     assert row["worker"] in served.workers()
     assert row["target"] == (f"unix://{served.directory}/echo" if service == "forward" else "")
     kill(served, row)
@@ -187,7 +187,7 @@ def test_a_source_of_datagrams_is_listed_and_ends_as_a_connection_does(served: S
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client,
     ):
         target.bind(name)
-        target.settimeout(PATIENCE)
+        target.settimeout(EVENT_TIMEOUT)
         client.connect(served.address("datagrams", "udp"))
         client.send(b"hello")
         assert target.recv(100) == b"hello"

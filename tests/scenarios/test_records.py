@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import answer_to, connect_unix, crowd, ending, reset
-from tests.support.harness import PATIENCE, Record, Superd, exchange, until, whole_lines
+from tests.support.harness import EVENT_TIMEOUT, Record, Superd, exchange, until, whole_lines
 
 PLUGIN = """
     from superd.plugin import Service, hookimpl
@@ -188,7 +188,7 @@ def test_a_client_that_finishes_first(served: Superd) -> None:
 
 def test_the_address_that_was_reached_is_told_on_a_multi_homed_host(served: Superd) -> None:
     port = served.address("many")[1]
-    with socket.create_connection(("127.0.0.9", port), timeout=PATIENCE) as client:
+    with socket.create_connection(("127.0.0.9", port), timeout=EVENT_TIMEOUT) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
     assert last(served, "many")["local"] == f"tcp://127.0.0.9:{port}"
@@ -196,7 +196,7 @@ def test_the_address_that_was_reached_is_told_on_a_multi_homed_host(served: Supe
 
 def test_an_ipv6_client(served: Superd) -> None:
     port = served.addresses("many")[1][1]
-    with socket.create_connection(("::1", port), timeout=PATIENCE) as client:
+    with socket.create_connection(("::1", port), timeout=EVENT_TIMEOUT) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
         own = client.getsockname()[1]
@@ -207,7 +207,7 @@ def test_an_ipv6_client(served: Superd) -> None:
 def test_a_unix_client_with_a_name_that_would_forge_a_line(served: Superd) -> None:
     name = '\0evil"}\n{"time":1.5,"service":"many"\x1b[2J\u202e'
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.bind(name.encode())
         client.connect(str(served.directory / "many"))
         client.sendall(b"x")

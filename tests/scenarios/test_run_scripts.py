@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE, Superd, exchange, is_alive, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, is_alive, until
 from tests.support.namespaces import need
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def supervised(superd: Superd, env: dict[str, str], *command: str) -> Iterator[N
         yield
     finally:
         process.terminate()  # runsv and s6-supervise end what they supervise, too
-        process.wait(PATIENCE)
+        process.wait(EVENT_TIMEOUT)
 
 
 def does(env: dict[str, str], *command: object) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.harness import PATIENCE, ask_udp, exchange, make_plugin
+from tests.support.harness import EVENT_TIMEOUT, ask_udp, exchange, make_plugin
 
 
 @pytest.mark.root
@@ -60,7 +60,7 @@ def test_the_master_never_takes_a_byte_from_a_client_nor_runs_code_of_a_plugin(
         assert ask_udp(superd.address("echo", "udp"), b"hello") == b"hello"
         assert ask_udp(superd.address("noting", "udp"), b"?") == b"noted"
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.connect(f"{tmp_path}/echo")
             client.sendall(b"hello")
             assert client.recv(100) == b"hello"

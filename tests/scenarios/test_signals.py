@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.harness import PATIENCE, Superd, command, exchange, is_alive, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, command, exchange, is_alive, until
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -131,7 +131,7 @@ def test_term_at_any_moment_of_a_start_leaves_nobody_behind(
             )
             time.sleep(delay)  # the moment is what is tried; there is no event to wait for
             process.send_signal(signal.SIGTERM)
-            _, log = process.communicate(timeout=PATIENCE)
+            _, log = process.communicate(timeout=EVENT_TIMEOUT)
             assert b"Traceback" not in log
             codes.append(process.returncode)
             left = {entry.name for entry in directory.iterdir()}

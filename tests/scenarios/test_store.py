@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE, Superd, exchange, is_alive, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, is_alive, until
 from tests.support.namespaces import network_namespace
 from tests.support.passing import NotifySocket
 
@@ -72,13 +72,13 @@ def test_a_crash_loses_no_client_and_no_port(superd: Superd, supervisor: NotifyS
     file = os.stat(path).st_ino
     crash(superd)
     with (
-        socket.create_connection(address, PATIENCE) as client,
+        socket.create_connection(address, EVENT_TIMEOUT) as client,
         socket.socket(socket.AF_UNIX) as local,
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
     ):
-        local.settimeout(PATIENCE)
+        local.settimeout(EVENT_TIMEOUT)
         local.connect(path)
-        datagrams.settimeout(PATIENCE)
+        datagrams.settimeout(EVENT_TIMEOUT)
         datagrams.connect(udp)
         for one in (client, local, datagrams):
             one.sendall(b"waited")
@@ -110,7 +110,7 @@ def test_what_the_configuration_does_not_want_any_more_is_let_go(
         "other sockets in the store",
     )
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
-    assert exchange(socket.create_connection(gone, PATIENCE), b"new") == b"new"
+    assert exchange(socket.create_connection(gone, EVENT_TIMEOUT), b"new") == b"new"
     assert "warning" not in superd.log()
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_somebody_has_replaced_is_not_taken_for_its_own(
     until(lambda: supervisor.next().get("READY"), "superd to be ready")
     superd.wait_until_ready()
     with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.connect(str(path))
         client.sendall(b"x")
         assert client.recv(1) == b"x"
@@ -160,7 +160,7 @@ def test_a_restart_keeps_what_has_no_file_and_a_stop_nothing(
         for _ in range(2):  # by then the worker has been told, too
             held.sendall(b"x")
             held.recv(1)
-        with socket.create_connection(address, PATIENCE) as client:
+        with socket.create_connection(address, EVENT_TIMEOUT) as client:
             held.close()
             assert ended(superd) == 0
             client.sendall(b"waited")

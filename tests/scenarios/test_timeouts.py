@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import pytest
 
 from tests.support.clients import connect_unix, crowd, is_open
-from tests.support.harness import PATIENCE, Superd, exchange
+from tests.support.harness import EVENT_TIMEOUT, Superd, exchange
 
 TIMEOUT = 0.5
 
@@ -84,7 +84,7 @@ def seconds_until_closed(clients: Iterable[socket.socket], began: float) -> list
     for number in open_ones:
         poll.register(number, select.POLLRDHUP)
     ends: list[float] = []
-    while open_ones and time.monotonic() - began < PATIENCE:
+    while open_ones and time.monotonic() - began < EVENT_TIMEOUT:
         for number, _ in poll.poll(1000):
             poll.unregister(number)
             open_ones.remove(number)
@@ -149,7 +149,7 @@ def test_a_client_that_only_listens_is_not_idle_but_has_sent_nothing(served: Sup
 def test_the_time_for_a_whole_connection_ends_those_that_talk_too(served: Superd) -> None:
     with served.connect("echo-session") as client, contextlib.suppress(ConnectionError):
         began = time.monotonic()
-        while time.monotonic() - began < PATIENCE:
+        while time.monotonic() - began < EVENT_TIMEOUT:
             client.sendall(b"x")
             if not client.recv(1):
                 break

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.harness import PATIENCE, Superd, ask_udp, exchange, receive_all
+from tests.support.harness import EVENT_TIMEOUT, Superd, ask_udp, exchange, receive_all
 from tests.support.namespaces import need
 from tests.support.programs import public_directory
 from tests.support.units import STRANGER, UNITS, settings, wrapper
@@ -122,7 +122,7 @@ def test_superd_serves_shut_in_as_its_unit_says(directory: Path, unit: str, defa
         assert superd.run("ban", "192.0.2.1").returncode == 0
         assert superd.run("status").returncode == 0
         assert superd.run("stop").returncode == 0
-        assert superd.wait(PATIENCE) == 0
+        assert superd.wait(EVENT_TIMEOUT) == 0
         assert list((directory / "state").iterdir()) == [directory / "state" / "superd.bans"]
         assert "error" not in superd.log()
     finally:

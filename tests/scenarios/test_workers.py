@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import Start
 from tests.support import proc
 from tests.support.clients import connect_unix, ending
-from tests.support.harness import PATIENCE, Address, Superd, exchange, make_plugin, until
+from tests.support.harness import EVENT_TIMEOUT, Address, Superd, exchange, make_plugin, until
 from tests.support.usage import processor_time
 
 TWO_POOLS = """
@@ -61,7 +61,7 @@ class Load:
     def __exit__(self, *_: object) -> None:
         self.over.set()
         for thread in self.threads:
-            thread.join(PATIENCE)
+            thread.join(EVENT_TIMEOUT)
 
     def _run(self) -> None:
         while not self.over.is_set():
@@ -71,7 +71,7 @@ class Load:
 
     def _talk(self) -> str:
         try:
-            client = socket.create_connection(self.address, timeout=PATIENCE)
+            client = socket.create_connection(self.address, timeout=EVENT_TIMEOUT)
         except OSError:
             return "refused"
         try:
@@ -108,7 +108,7 @@ def test_a_killed_worker_is_replaced_without_a_refused_connection(
     assert load.refused == 0
     assert load.served > kills
     assert load.broken <= kills * len(load.threads)  # one of each client, in flight at the time
-    assert longest < PATIENCE
+    assert longest < EVENT_TIMEOUT
     assert proc.listener(superd.address("echo")[1]) == listener
     assert not proc.zombies(superd.pid)
     print(f"{kills} kills: {load.served} served, {load.broken} broken, {longest:.2f} s at most")
@@ -177,7 +177,7 @@ def test_a_worker_that_cannot_start_any_more_is_throttled_and_reported(
         assert superd.log().count("successor starts") == 3
         states = {worker["pool"]: worker["state"] for worker in superd.answer()["workers"]}
         assert states == {pool: "throttled", "other": "ready"}
-        waiting = socket.create_connection(superd.address("frail"), timeout=PATIENCE)
+        waiting = socket.create_connection(superd.address("frail"), timeout=EVENT_TIMEOUT)
         marker.unlink()
         assert exchange(waiting, b"patience\n") == b"patience\n"
     assert (load.refused, load.broken) == (0, 0)

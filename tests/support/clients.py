@@ -14,20 +14,20 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.support.harness import PATIENCE, Address, receive_all
+from tests.support.harness import EVENT_TIMEOUT, Address, receive_all
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 LARGEST_SEGMENT = 64 * 1024
 
 
 def connect_tcp(address: Address) -> socket.socket:
-    return socket.create_connection(address, timeout=PATIENCE)
+    return socket.create_connection(address, timeout=EVENT_TIMEOUT)
 
 
 def connect_unix(path: str | Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
     """Return a connection to a unix socket; a datagram client gets a name to be answered at."""
     client = socket.socket(socket.AF_UNIX, kind)
-    client.settimeout(PATIENCE)
+    client.settimeout(EVENT_TIMEOUT)
     try:
         if kind == socket.SOCK_DGRAM:
             client.bind("")  # the kernel picks an abstract name
@@ -97,7 +97,7 @@ def is_open(client: socket.socket) -> bool:
     except ConnectionError:
         return False
     finally:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
 
 
 @contextlib.contextmanager
@@ -133,7 +133,7 @@ def sent_and_received(client: socket.socket, data: bytes, seed: int) -> tuple[st
         while part := client.recv(rng.randint(1, LARGEST_SEGMENT)):
             received.update(part)
     finally:
-        sender.join(PATIENCE)
+        sender.join(EVENT_TIMEOUT)
     return hashlib.sha256(data).hexdigest(), received.hexdigest()
 
 

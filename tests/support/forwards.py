@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import Start
-from tests.support.harness import PATIENCE, Record, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Record, Superd, until
 
 FORWARD = """
 [daemon]
@@ -85,6 +85,6 @@ def running(
         finally:
             process.terminate()
             try:
-                process.wait(PATIENCE)
+                process.wait(EVENT_TIMEOUT)
             except subprocess.TimeoutExpired:
                 process.kill()

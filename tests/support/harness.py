@@ -24,7 +24,7 @@ from typing import IO, Any, TypeVar
 from superd.cli.daemon import ask
 from tests.support import proc
 
-PATIENCE = 15.0  # seconds; a test that waits longer for an event has failed
+EVENT_TIMEOUT = 15.0  # seconds; a test fails if an event takes longer
 
 Address = tuple[str, int]
 Record = dict[str, Any]
@@ -116,7 +116,7 @@ class Superd:
         """Return a connection to a service's first tcp address, with a time-out."""
         host, port = self.address(service)
         origin = (source, 0) if source else None
-        return socket.create_connection((host, port), timeout=PATIENCE, source_address=origin)
+        return socket.create_connection((host, port), timeout=EVENT_TIMEOUT, source_address=origin)
 
     def status(self) -> Any:
         """Return what `superd status --json` shows."""
@@ -133,7 +133,7 @@ class Superd:
         counts: dict[str, int] = next(s["counts"] for s in services if s["name"] == service)
         return counts
 
-    def wait_until_left(self, service: str, timeout: float = PATIENCE) -> None:
+    def wait_until_left(self, service: str, timeout: float = EVENT_TIMEOUT) -> None:
         """Wait until a service has no connection any more."""
         left = f"{service} to be left by all"
         until(lambda: self.counts(service)["active"] == 0, left, timeout)
@@ -162,14 +162,14 @@ class Superd:
         wanted = {"service": service, "event": event}
         return [r for r in records if all(v in (None, r[key]) for key, v in wanted.items())]
 
-    def wait_for_log(self, pattern: str, timeout: float = PATIENCE) -> re.Match[str]:
+    def wait_for_log(self, pattern: str, timeout: float = EVENT_TIMEOUT) -> re.Match[str]:
         """Wait until the log has a match of `pattern`."""
         return until(lambda: re.search(pattern, self.log()), f"{pattern!r} in the log", timeout)
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 
-    def wait(self, timeout: float = PATIENCE) -> int:
+    def wait(self, timeout: float = EVENT_TIMEOUT) -> int:
         """Wait for the end and return the exit code."""
         assert self.process is not None
         return self.process.wait(timeout)
@@ -184,7 +184,7 @@ class Superd:
                 started = proc.descendants(self.pid)
                 self.signal(signal.SIGINT)
         try:
-            code = self.process.wait(PATIENCE)
+            code = self.process.wait(EVENT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
@@ -220,7 +220,7 @@ def refused(
         [*wrapper, *command("run", "-c", str(superd.write()))],
         capture_output=True,
         text=True,
-        timeout=PATIENCE,
+        timeout=EVENT_TIMEOUT,
         stdin=subprocess.DEVNULL,
         env={**os.environ, **(env or {})},
         check=False,
@@ -259,7 +259,7 @@ def whole_lines(file: Path) -> str:
     return data[: data.rfind(b"\n") + 1].decode()
 
 
-def read_lines(stream: IO[str], timeout: float = PATIENCE) -> Iterator[str]:
+def read_lines(stream: IO[str], timeout: float = EVENT_TIMEOUT) -> Iterator[str]:
     """Yield lines as they come; end at the end of the stream, fail when it takes too long."""
     deadline = time.monotonic() + timeout
     pending = ""
@@ -274,7 +274,7 @@ def read_lines(stream: IO[str], timeout: float = PATIENCE) -> Iterator[str]:
         yield from lines
 
 
-def until(condition: Callable[[], T | None], what: str, timeout: float = PATIENCE) -> T:
+def until(condition: Callable[[], T | None], what: str, timeout: float = EVENT_TIMEOUT) -> T:
     """Poll until `condition` is true and return its value: for what the system announces nowhere.
 
     The interval is short enough not to matter; what a test waits for is the condition.
@@ -305,7 +305,7 @@ def exchange(connection: socket.socket, data: bytes) -> bytes:
         return receive_all(connection)
 
 
-def ask_udp(address: Address, data: bytes, timeout: float = PATIENCE) -> bytes:
+def ask_udp(address: Address, data: bytes, timeout: float = EVENT_TIMEOUT) -> bytes:
     """Send one datagram and return the answer."""
     family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
     with socket.socket(family, socket.SOCK_DGRAM) as client:

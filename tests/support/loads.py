@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from tests.support.harness import PATIENCE, exchange, until
+from tests.support.harness import EVENT_TIMEOUT, exchange, until
 
 CHUNK = 4096
 PAUSE = 0.005  # seconds: a load that takes all of a processor would starve what it is to test
@@ -82,6 +82,6 @@ def under(*loads: Load | Stream) -> Iterator[None]:
     with ExitStack() as stack:
         for thread in threads:
             thread.start()
-            stack.callback(thread.join, PATIENCE)
+            stack.callback(thread.join, EVENT_TIMEOUT)
         stack.callback(over.set)
         yield

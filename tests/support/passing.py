@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.support.harness import PATIENCE, Superd
+from tests.support.harness import EVENT_TIMEOUT, Superd
 
 # moves descriptors to 3 and on, as `sd_listen_fds(3)` has it, and becomes what follows
 WRAPPER = """
@@ -43,7 +43,7 @@ class NotifySocket:
 
     def __init__(self, address: Path | str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.socket.settimeout(PATIENCE)
+        self.socket.settimeout(EVENT_TIMEOUT)
         name = str(address)
         self.socket.bind(f"\0{name[1:]}" if name.startswith("@") else name)
         self.stored: list[tuple[str, int]] = []

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.support.harness import PATIENCE, Superd
+from tests.support.harness import EVENT_TIMEOUT, Superd
 
 SERVICE = """
 [service.metrics]
@@ -57,7 +57,7 @@ def page(superd: Superd, path: str, method: str = "GET") -> tuple[int, str]:
 
 def persistent(superd: Superd, service: str = "metrics") -> Persistent:
     """Return a connection that is to be asked more than once."""
-    return Persistent(*superd.address(service), timeout=PATIENCE)
+    return Persistent(*superd.address(service), timeout=EVENT_TIMEOUT)
 
 
 class Persistent(http.client.HTTPConnection):

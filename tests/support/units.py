@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 SELF = Path(__file__)
-UNITS = SELF.parent.parent / "conf" / "systemd"
+UNITS = SELF.parents[2] / "conf" / "systemd"
 STRANGER = "61234"  # as systemd would make up for DynamicUser
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1  # Linux 6.3
 ALLOW, EPERM = 0x7FFF0000, 0x00050001  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(EPERM)

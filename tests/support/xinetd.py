@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from tests.support.daemons import free_ports
-from tests.support.harness import PATIENCE, Address, until
+from tests.support.harness import EVENT_TIMEOUT, Address, until
 
 SERVICE = """
 service {name}
@@ -72,7 +72,7 @@ class Xinetd:
                 yield self
             finally:
                 process.terminate()
-                process.wait(PATIENCE)
+                process.wait(EVENT_TIMEOUT)
                 print(f"--- log of xinetd\n{self.text()}")
 
     def address(self, service: str) -> Address:

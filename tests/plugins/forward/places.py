@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from tests.support.harness import PATIENCE, Address, Record, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Address, Record, Superd, until
 
 RECORDS = '[daemon]\nrecord-log = "{directory}/records"\nrecord-format = "json"\n'
 
@@ -36,7 +36,7 @@ class Place:
         return "tcp://{}:{}".format(*self.address)
 
     def serve(self) -> None:
-        self.sock.settimeout(PATIENCE)
+        self.sock.settimeout(EVENT_TIMEOUT)
         self.sock.listen()
         self.serves = True
 
@@ -50,7 +50,7 @@ class Place:
 
     def accept(self) -> socket.socket:
         taken, _ = self.sock.accept()
-        taken.settimeout(PATIENCE)
+        taken.settimeout(EVENT_TIMEOUT)
         return taken
 
 
@@ -59,7 +59,7 @@ class Mailbox(Place):
 
     def _bind(self, address: Address) -> None:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.sock.settimeout(PATIENCE)
+        self.sock.settimeout(EVENT_TIMEOUT)
         self.sock.bind(("127.0.0.53", address[1]))
         self.serves = True
 
@@ -98,7 +98,9 @@ class Front(Generic[P]):
 
     def asked(self) -> int:
         """Return the number of the target that somebody has come to."""
-        ready, _, _ = select.select([p.sock for p in self.places if p.serves], [], [], PATIENCE)
+        ready, _, _ = select.select(
+            [p.sock for p in self.places if p.serves], [], [], EVENT_TIMEOUT
+        )
         assert ready, "nobody came"
         return next(n for n, place in enumerate(self.places) if place.sock is ready[0])
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.plugins.forward.places import Front, Place, fronts
 from tests.support.clients import ending, fate, reset
-from tests.support.harness import PATIENCE, until
+from tests.support.harness import EVENT_TIMEOUT, until
 
 Made = dict[str, Front[Place]]
 
@@ -206,7 +206,7 @@ def black_hole(front: Front[Place]) -> Iterator[None]:
     """Fill the backlog of the first target, so that the kernel drops whoever comes."""
     place = front.places[0]
     place.sock.listen(0)
-    with socket.create_connection(place.address, PATIENCE):
+    with socket.create_connection(place.address, EVENT_TIMEOUT):
         yield
         place.accept().close()
     place.sock.listen()

@@ -14,7 +14,7 @@ import pytest
 
 from tests.plugins.forward.places import Front, Mailbox, fronts
 from tests.support.clients import connect_unix
-from tests.support.harness import PATIENCE, Address, until
+from tests.support.harness import EVENT_TIMEOUT, Address, until
 
 NAME = f"superd-test-{os.getpid()}"
 SERVICES = {
@@ -58,7 +58,7 @@ def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
 def client_of(front: Front[Mailbox], source: Address = ("127.0.0.1", 0)) -> Iterator[socket.socket]:
     """A client that is connected, so that an answer from elsewhere would not reach it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.bind(source)
         client.connect(front.superd.address(front.service, "udp"))
         yield client
@@ -112,7 +112,7 @@ def test_answers_come_from_the_address_that_was_asked(front: Made, host: str) ->
         port for own, port in wild.superd.addresses("wild", "udp") if (":" in own) == (":" in host)
     )
     with socket.socket(family, socket.SOCK_DGRAM) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         client.sendto(b"hello", (host, port))
         data, source = wild.places[0].receive()
         wild.places[0].answer(data, source)
@@ -124,7 +124,7 @@ def test_one_client_that_asks_two_of_our_addresses_is_answered_from_both(front: 
     wild, box = front["wild"], front["wild"].places[0]
     port = next(port for own, port in wild.superd.addresses("wild", "udp") if ":" not in own)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         asked = {}
         for host in ("127.0.0.1", "127.0.0.2"):
             client.sendto(host.encode(), (host, port))
@@ -153,7 +153,7 @@ def test_sources_are_not_mixed_up(front: Made) -> None:
 @contextlib.contextmanager
 def unix_box(name: str) -> Iterator[socket.socket]:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as box:
-        box.settimeout(PATIENCE)
+        box.settimeout(EVENT_TIMEOUT)
         box.bind(f"\0{NAME}-{name}")
         yield box
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.plugins.forward.places import Front, Place, fronts
 from tests.support.clients import connect_unix
-from tests.support.harness import PATIENCE
+from tests.support.harness import EVENT_TIMEOUT
 
 NAME = f"superd-test-{os.getpid()}"
 SERVICES = {
@@ -39,7 +39,7 @@ def client_at(front: Front[Place], host: str) -> Iterator[tuple[socket.socket, b
     port = next(
         port for own, port in front.superd.addresses(front.service) if (":" in own) == (":" in host)
     )
-    with socket.create_connection((host, port), PATIENCE) as client:
+    with socket.create_connection((host, port), EVENT_TIMEOUT) as client:
         family, (own, own_port) = client.family, client.getsockname()[:2]
         six = family == socket.AF_INET6
         ends = socket.inet_pton(family, own) + socket.inet_pton(family, host)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests.plugins.forward.places import Front, Mailbox, Place, fronts
-from tests.support.harness import PATIENCE, until
+from tests.support.harness import EVENT_TIMEOUT, until
 
 NAME = f"superd-test-{os.getpid()}"
 ONCE = "fall = 1, rise = 1"
@@ -60,7 +60,7 @@ def answer_one(place: socket.socket, answer: bytes) -> None:
         place.sendto(answer, source)
         return
     taken, _ = place.accept()
-    taken.settimeout(PATIENCE)
+    taken.settimeout(EVENT_TIMEOUT)
     with taken, contextlib.suppress(OSError):  # it may have been reset in the meantime
         taken.sendall(answer)
         taken.shutdown(socket.SHUT_WR)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.plugins.forward.places import Front, Mailbox, fronts
-from tests.support.harness import PATIENCE, Address, until
+from tests.support.harness import EVENT_TIMEOUT, Address, until
 
 SERVICE = {"dns": 'to = "$0"'}
 
@@ -28,7 +28,7 @@ def clients_of(front: Front[Mailbox], number: int) -> Iterator[list[socket.socke
         clients = []
         for _ in range(number):
             client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             client.connect(front.superd.address("dns", "udp"))
             clients.append(client)
         yield clients

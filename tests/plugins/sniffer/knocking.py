@@ -11,12 +11,12 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from tests.support.harness import PATIENCE, Address, Superd, until, whole_lines
+from tests.support.harness import EVENT_TIMEOUT, Address, Superd, until, whole_lines
 
 Line = dict[str, Any]
 
 
-def texts(file: Path, number: int, timeout: float = PATIENCE) -> list[str]:
+def texts(file: Path, number: int, timeout: float = EVENT_TIMEOUT) -> list[str]:
     """Wait for so many lines and return all that there are."""
 
     def found() -> list[str] | None:
@@ -26,7 +26,7 @@ def texts(file: Path, number: int, timeout: float = PATIENCE) -> list[str]:
     return until(found, f"{number} lines in {file}", timeout)
 
 
-def lines(file: Path, number: int, timeout: float = PATIENCE) -> list[Line]:
+def lines(file: Path, number: int, timeout: float = EVENT_TIMEOUT) -> list[Line]:
     """Wait for so many lines of JSON and return all that there are."""
     return [json.loads(text) for text in texts(file, number, timeout)]
 
@@ -68,7 +68,7 @@ def events(superd: Superd, number: int, kind: str = "noted") -> list[Line]:
 def knock(address: Address, data: bytes = b"", source: str | None = None) -> bytes:
     """Connect, send, and read to the end, be it a reset."""
     origin = (source, 0) if source else None
-    with socket.create_connection(address, PATIENCE, origin) as client:
+    with socket.create_connection(address, EVENT_TIMEOUT, origin) as client:
         return talk(client, data)
 
 

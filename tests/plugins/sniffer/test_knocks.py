@@ -14,7 +14,7 @@ from superd_sniffer.ports import port_names
 from tests.conftest import Start
 from tests.plugins.sniffer.knocking import Knocks, events, knock, lines, send_udp, talk, texts
 from tests.support.clients import answer_to, connect_unix, ending, is_open, reset, swallow
-from tests.support.harness import PATIENCE, Address, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Address, Superd, until
 
 SERVICE = """
 [service.{name}]
@@ -84,7 +84,7 @@ def test_a_connection_is_told_of_and_closed(served: Superd, quick: Knocks) -> No
 
 def test_ipv6_has_brackets(served: Superd, heard: Knocks) -> None:
     host, port = served.addresses("heard")[1]
-    with socket.create_connection((host, port), PATIENCE) as client:
+    with socket.create_connection((host, port), EVENT_TIMEOUT) as client:
         talk(client, b"x")
         here = client.getsockname()[1]
     (line,) = heard.next()
@@ -217,7 +217,7 @@ def test_a_tarpit_keeps_a_client_so_long_and_reads_nothing(served: Superd, name:
         while select.select([], [client], [], 0.1)[1]:  # until the kernel's buffers are full
             taken += swallow(client, 1 << 20)
             assert taken < 32 << 20
-        client.settimeout(PATIENCE)
+        client.settimeout(EVENT_TIMEOUT)
         assert ending(client)[0] == b""
         assert 0.95 <= time.monotonic() - start < 5
     assert line["text"] == ("abc" if name == "tarpit" else "")

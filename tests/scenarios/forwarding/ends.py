@@ -18,7 +18,7 @@ from pathlib import Path
 
 from superd.net.closing import undelivered
 from tests.support.clients import connect_tcp, connect_unix, reset
-from tests.support.harness import PATIENCE, Address, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Address, Superd, until
 
 KINDS = ("tcp", "unix")
 PAIRS = [f"{listen}-{target}" for listen in KINDS for target in KINDS]
@@ -36,7 +36,7 @@ class Target:
         self.kind = kind
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.sock = socket.socket(socket.AF_UNIX if kind == "unix" else family)
-        self.sock.settimeout(PATIENCE)
+        self.sock.settimeout(EVENT_TIMEOUT)
         if kind == "unix":
             name = f"superd-test-{os.getpid()}-{next(_numbers)}"
             self.address = f"unix://@{name}"
@@ -51,7 +51,7 @@ class Target:
 
     def accept(self) -> socket.socket:
         sock, _ = self.sock.accept()
-        sock.settimeout(PATIENCE)
+        sock.settimeout(EVENT_TIMEOUT)
         return sock
 
     def fill_backlog(self, stack: contextlib.ExitStack) -> None:
@@ -146,7 +146,7 @@ def wait_until_delivered(sock: socket.socket) -> None:
 def break_off(sock: socket.socket) -> None:
     """Break a connection off: with a reset, or on a unix socket by leaving something unread."""
     if sock.family == socket.AF_UNIX:
-        assert select.select([sock], [], [], PATIENCE)[0], "there is nothing to leave unread"
+        assert select.select([sock], [], [], EVENT_TIMEOUT)[0], "there is nothing to leave unread"
         sock.close()
     else:
         reset(sock)
@@ -159,7 +159,7 @@ def stays_quiet(sock: socket.socket, seconds: float) -> bool:
 
 def seconds_until_readable(sock: socket.socket, since: float) -> float:
     """Wait for something to come, or the end; return how long after `since` it was."""
-    assert select.select([sock], [], [], PATIENCE)[0]
+    assert select.select([sock], [], [], EVENT_TIMEOUT)[0]
     return time.monotonic() - since
 
 
@@ -180,7 +180,7 @@ class Stream:
                 part = memoryview(BLOCK)[self.offset : self.offset + left]
                 sent = sock.send(part)
                 self.took(part[:sent])
-        sock.settimeout(PATIENCE)
+        sock.settimeout(EVENT_TIMEOUT)
         return self.count - before
 
     def took(self, part: memoryview) -> None:

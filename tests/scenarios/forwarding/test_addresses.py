@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Start
 from tests.scenarios.forwarding.ends import Pair, Target, entry, serving
 from tests.support.clients import ending, reset
-from tests.support.harness import PATIENCE, receive_all
+from tests.support.harness import EVENT_TIMEOUT, receive_all
 
 V4, V6 = "127.0.0.1", "::1"
 
@@ -53,7 +53,7 @@ def connect(pair: Pair, host: str) -> socket.socket:
     ports = [
         port for at, port in pair.superd.addresses(pair.service) if (":" in at) == (":" in host)
     ]
-    return socket.create_connection((host, ports[0]), timeout=PATIENCE)
+    return socket.create_connection((host, ports[0]), timeout=EVENT_TIMEOUT)
 
 
 @pytest.mark.parametrize(("name", "host"), PLACES)

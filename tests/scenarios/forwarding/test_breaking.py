@@ -23,7 +23,7 @@ from tests.scenarios.forwarding.ends import (
     wait_until_delivered,
 )
 from tests.support.clients import ending, reset
-from tests.support.harness import PATIENCE, until
+from tests.support.harness import EVENT_TIMEOUT, until
 from tests.support.usage import open_descriptors, private_memory
 
 WAITS_IN_THE_KERNEL = 300_000  # more than a client's kernel takes for one that does not read
@@ -96,12 +96,12 @@ def test_a_target_that_resets_while_a_client_floods_it(pair: Pair) -> None:
             server.sendall(data)
             wait_until_delivered(server)
             server.shutdown(socket.SHUT_RD)  # ends the thread that reads, and is told to nobody
-            threads[1].join(PATIENCE)
+            threads[1].join(EVENT_TIMEOUT)
             reset(server)
             threads[0].join(0.05)
             over.set()
             got, _ = ending(client)  # the reset itself was told to who was sending
-            threads[0].join(PATIENCE)
+            threads[0].join(EVENT_TIMEOUT)
             assert got == data
 
 

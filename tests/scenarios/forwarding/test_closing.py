@@ -29,7 +29,7 @@ from tests.scenarios.forwarding.ends import (
     wait_until_delivered,
 )
 from tests.support.clients import ending, fate, reset
-from tests.support.harness import PATIENCE, receive_all, until
+from tests.support.harness import EVENT_TIMEOUT, receive_all, until
 from tests.support.usage import open_descriptors
 
 SIZES = [0, 10, 1 << 20]
@@ -56,7 +56,7 @@ class Slow:
             self.how = "fin"
 
     def ending(self) -> tuple[bytes, str]:
-        self.thread.join(PATIENCE)
+        self.thread.join(EVENT_TIMEOUT)
         return b"".join(self.parts), self.how
 
 

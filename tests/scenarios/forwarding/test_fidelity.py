@@ -32,7 +32,7 @@ from tests.scenarios.forwarding.ends import (
     wait_until_delivered,
 )
 from tests.support.clients import ending, reset
-from tests.support.harness import PATIENCE, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, until
 from tests.support.usage import open_descriptors, private_memory
 
 MOST_KEPT = 256 * 1024  # bytes of a session that stalls both ways
@@ -164,7 +164,7 @@ def test_a_target_that_goes_away_and_comes_back(pairs: dict[str, Pair]) -> None:
         reset(server)  # so that its address is free
         assert ending(client) == (b"", "reset")
     pair.target.sock = socket.create_server(where, backlog=512)
-    pair.target.sock.settimeout(PATIENCE)
+    pair.target.sock.settimeout(EVENT_TIMEOUT)
     with pair.open() as (client, server):
         client.sendall(b"back again")
         assert server.recv(100) == b"back again"
@@ -182,7 +182,7 @@ def test_what_a_target_had_sent_before_it_broke_off_is_delivered(pairs: dict[str
             reading = threads.submit(ending, client)
             wait_until_delivered(server)
             reset(server)
-            data, how = reading.result(PATIENCE)
+            data, how = reading.result(EVENT_TIMEOUT)
     assert hashlib.sha256(data).hexdigest() == download.digest.hexdigest()
     assert how == "reset"
 
@@ -277,7 +277,7 @@ async def run_many(pair: Pair, seeds: range, most: int) -> int:
     async with server:
         await asyncio.gather(*map(come, seeds))
         for _ in seeds:
-            await asyncio.wait_for(served.acquire(), PATIENCE)
+            await asyncio.wait_for(served.acquire(), EVENT_TIMEOUT)
     for seed, got in results.items():
         plan = Plan(seed, most)
         assert got == [plan.digest(1), plan.digest(0)], plan

@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.dns import NameServer, name_server
-from tests.support.harness import PATIENCE, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, until
 from tests.support.namespaces import Namespace, join, network_namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
@@ -51,12 +51,12 @@ class Net:
             sock = socket.create_server(
                 (host, 7002), family=socket.AF_INET6 if ":" in host else socket.AF_INET
             )
-        sock.settimeout(PATIENCE)
+        sock.settimeout(EVENT_TIMEOUT)
         return sock
 
     def connect(self) -> socket.socket:
         with self.space.inside():
-            return socket.create_connection(("127.0.0.1", 7001), PATIENCE)
+            return socket.create_connection(("127.0.0.1", 7001), EVENT_TIMEOUT)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def passes(net: Net, listener: socket.socket) -> bool:
     with net.connect() as client:
         client.sendall(b"hello")
         with listener.accept()[0] as target:
-            target.settimeout(PATIENCE)
+            target.settimeout(EVENT_TIMEOUT)
             return target.recv(5) == b"hello"
 
 
@@ -129,7 +129,7 @@ def test_datagrams_go_to_a_name(net: Net) -> None:
     with target, client:
         target.bind(("127.0.0.2", 7002))
         for sock in (target, client):
-            sock.settimeout(PATIENCE)
+            sock.settimeout(EVENT_TIMEOUT)
         client.connect(("127.0.0.1", 7001))
         client.send(b"one")
         client.send(b"two")
@@ -163,7 +163,7 @@ def test_an_address_that_does_not_answer_delays_by_a_quarter_of_a_second(net: Ne
             started = time.monotonic()
             target.accept()[0].close()
             assert 0.2 < time.monotonic() - started < 2.0
-            client.settimeout(PATIENCE)
+            client.settimeout(EVENT_TIMEOUT)
             assert client.recv(1) == b""
 
 
@@ -185,7 +185,7 @@ def test_a_silent_name_server_holds_up_its_own_clients_only(net: Net) -> None:
     net.served = net.start(text + echo, *net.space.wrapper)
     with net.connect() as waiting:
         with net.space.inside():
-            other = socket.create_connection(("127.0.0.1", 7003), PATIENCE)
+            other = socket.create_connection(("127.0.0.1", 7003), EVENT_TIMEOUT)
         with other:
             other.sendall(b"x")
             assert other.recv(1) == b"x"
@@ -216,7 +216,7 @@ def test_where_ipv6_is_switched_off_the_other_targets_are_left(net: Net) -> None
         target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with target, client:
-        target.settimeout(PATIENCE)
+        target.settimeout(EVENT_TIMEOUT)
         target.bind(("127.0.0.2", 7002))
         client.sendto(b"hello", ("127.0.0.1", 7001))
         assert target.recv(100) == b"hello"

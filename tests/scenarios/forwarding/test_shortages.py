@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import Start
 from tests.scenarios.forwarding.ends import Pair, Stream, Target, digest_of, entry, stays_quiet
 from tests.support.clients import ending, is_open, reset
-from tests.support.harness import PATIENCE, Superd, exchange, make_plugin, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, make_plugin, until
 from tests.support.usage import open_descriptors, processor_time
 
 FEW = 64  # descriptors
@@ -271,5 +271,5 @@ def test_the_end_of_the_drain_resets_who_has_not_finished(
         served.signal(signal.SIGTERM)
         for end in ends:
             assert ending(end) == (b"", "reset")
-    assert served.wait(PATIENCE) == 0
+    assert served.wait(EVENT_TIMEOUT) == 0
     assert "1 connections cut at the end of drain-timeout" in served.log()
