@@ -458,7 +458,7 @@ def test_what_takes_a_restart_is_told(start_superd: Start, tmp_path: Path) -> No
 
 @pytest.mark.parametrize(
     "number",
-    [3, pytest.param(10, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
+    [4, pytest.param(10, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
 )
 def test_reloads_under_load_lose_nobody(start_superd: Start, number: int) -> None:
     port, other = free_ports(2)
