@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from superd.cli.main import main
-from tests.support.daemons import Configure, end
+from tests.support.daemons import Configure, stop_daemon
 from tests.support.harness import Superd, make_plugin
 
 Say = Callable[..., subprocess.CompletedProcess[str]]
@@ -71,5 +71,5 @@ def configured(tmp_path: Path) -> Iterator[Configure]:
 
     yield configure
     for one in made:
-        end(one)
+        stop_daemon(one)
         print(f"--- log of {one.file}\n{one.log()}")

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import answer_to, ending
+from tests.support.clients import receive_and_close, receive_to_end
 from tests.support.daemons import free_port
 from tests.support.harness import EVENT_TIMEOUT, Superd, command, exchange, make_plugin, until
 
@@ -55,7 +55,7 @@ def test_a_service_that_is_disabled_listens_no_more_and_its_clients_finish(serve
         with pytest.raises(ConnectionRefusedError):
             served.connect("echo")
         assert exchange(client, b"after") == b"after"
-    assert len(answer_to(served.connect("daytime"))) == 26
+    assert len(receive_and_close(served.connect("daytime"))) == 26
     assert services(served) == {"daytime"}
     assert served.answer()["overrides"] == {"echo": False}
     assert "\necho  disabled by the operator\n" in served.run("status").stdout
@@ -106,7 +106,7 @@ def test_nothing_changes_where_there_is_no_such_service_or_no_other(served: Supe
     assert done.returncode == 78
     assert done.stderr == "service.daytime: it is the last service that is enabled\n"
     assert served.answer()["overrides"] == {"echo": False}
-    assert len(answer_to(served.connect("daytime"))) == 26
+    assert len(receive_and_close(served.connect("daytime"))) == 26
 
 
 def test_the_daemon_refuses_an_unknown_service_itself(served: Superd) -> None:
@@ -288,7 +288,7 @@ def test_status_shows_rates_reasons_and_what_workers_use(start_superd: Start) ->
     assert exchange(served.connect("echo"), b"hello") == b"hello"
     for _ in range(2):
         with served.connect("echo", "127.0.0.2") as refused:
-            ending(refused)
+            receive_to_end(refused)
     until(lambda: served.counts("echo")["refused-access"] == 2, "two refusals")
     until(lambda: served.answer()["services"][0]["rate"] is not None, "a rate")
     answer = served.answer()

@@ -25,8 +25,8 @@ from tests.support.harness import (
     Superd,
     command,
     exchange,
+    failed_start,
     read_lines,
-    refused,
     until,
 )
 
@@ -165,7 +165,7 @@ def test_no_socket_gets_the_number_of_a_standard_descriptor(tmp_path: Path) -> N
 def test_an_address_in_use_is_named_and_the_exit_code_is_69(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        told = refused(tmp_path, ECHO.replace("tcp://127.0.0.1:0", address))
+        told = failed_start(tmp_path, ECHO.replace("tcp://127.0.0.1:0", address))
     text = f"service.echo: cannot listen on {address}: the address is in use by another process"
     assert told == (69, f"superd: {text}")
 

@@ -15,7 +15,7 @@ import pytest
 
 from tests.cli.conftest import Say
 from tests.support import proc
-from tests.support.daemons import ECHO, Configure, logged, run_in_own_mounts
+from tests.support.daemons import ECHO, Configure, echo_with_log, run_in_own_mounts
 from tests.support.harness import EVENT_TIMEOUT, Superd, is_alive, until
 
 COMMANDS = (
@@ -31,7 +31,7 @@ def usual(configured: Configure, monkeypatch: pytest.MonkeyPatch) -> Iterator[Su
     superd = configured("")
     for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
         monkeypatch.setenv(variable, str(superd.directory))
-    superd.file.write_text(logged(0))
+    superd.file.write_text(echo_with_log(0))
     assert superd.run("start").returncode == 0
     pid = int((superd.directory / "superd.pid").read_text())
     yield superd

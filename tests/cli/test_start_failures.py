@@ -13,7 +13,7 @@ import pytest
 from superd.master.pidfile import holder
 from tests.cli.conftest import Say
 from tests.support.clients import connect_tcp
-from tests.support.daemons import ECHO, Configure, free_port, logged
+from tests.support.daemons import ECHO, Configure, echo_with_log, free_port
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
@@ -28,7 +28,7 @@ from tests.support.harness import (
 def test_start_tells_which_address_is_in_use(configured: Configure) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        done = configured(logged(port)).run("start")
+        done = configured(echo_with_log(port)).run("start")
     assert done.returncode == 69
     assert done.stderr == (
         f"superd: service.echo: cannot listen on tcp://127.0.0.1:{port}:"
@@ -47,7 +47,7 @@ def test_start_tells_what_is_wrong_with_the_configuration(configured: Configure)
 @pytest.mark.root
 @pytest.mark.tool("setpriv", "unshare")
 def test_start_tells_what_is_not_permitted(configured: Configure) -> None:
-    superd = configured(logged(7).replace("127.0.0.1", "0.0.0.0"))
+    superd = configured(echo_with_log(7).replace("127.0.0.1", "0.0.0.0"))
     without = ["unshare", "--net", "setpriv", "--bounding-set", "-net_bind_service"]
     done = subprocess.run(
         [*without, *command("start", "-c", str(superd.file))],
@@ -60,7 +60,7 @@ def test_start_tells_what_is_not_permitted(configured: Configure) -> None:
 
 
 def test_start_tells_where_it_cannot_log(configured: Configure) -> None:
-    superd = configured(logged(0).replace("./log", "nowhere/log"))
+    superd = configured(echo_with_log(0).replace("./log", "nowhere/log"))
     done = superd.run("start")
     assert done.returncode == 1
     assert f"cannot log to {superd.directory}/nowhere/log: No such file" in done.stderr
@@ -93,7 +93,7 @@ def frail(configured: Configure, tmp_path: Path, act: str, workers: int = 1) -> 
     """Return a daemon of a plugin that does `act` in its workers while they start."""
     env = make_plugin(tmp_path / "plugins", "frail", ONLY_IN_THE_WORKER.replace("{act}", act))
     env["LANG"] = str(tmp_path / "rehearsed")  # one of the few variables that workers keep
-    toml = logged(0, f"workers = {workers}\n").replace('"echo"', '"frail"')
+    toml = echo_with_log(0, f"workers = {workers}\n").replace('"echo"', '"frail"')
     return configured(toml, env=env)
 
 
@@ -159,7 +159,7 @@ def test_process_1_does_not_go_into_the_background(configured: Configure) -> Non
 def test_a_pid_file_that_is_a_link_stops_the_start_and_is_not_followed(
     configured: Configure, tmp_path: Path
 ) -> None:
-    superd = configured(logged(0))
+    superd = configured(echo_with_log(0))
     (tmp_path / "victim").write_text("precious")
     (superd.directory / "pid").symlink_to(tmp_path / "victim")
     done = superd.run("start")
@@ -169,7 +169,7 @@ def test_a_pid_file_that_is_a_link_stops_the_start_and_is_not_followed(
 
 
 def test_a_pid_file_that_cannot_be_written_is_named_and_not_left(configured: Configure) -> None:
-    superd = configured(logged(0))
+    superd = configured(echo_with_log(0))
     line = command("start", "-c", str(superd.file))
     done = subprocess.run(
         ["sh", "-c", 'ulimit -f 0; exec "$@"', "sh", *line],
@@ -188,7 +188,7 @@ def test_a_broken_service_fails_the_start_but_not_the_other_services(
     port = free_port()
     env = make_plugin(tmp_path / "plugins", "broken", "raise RuntimeError('broken')")
     more = '\n[service.bad]\nplugin = "broken"\nlisten = "tcp://127.0.0.1:0"\n'
-    superd = configured(logged(port) + more, env=env)
+    superd = configured(echo_with_log(port) + more, env=env)
     done = superd.run("start")
     assert done.returncode == 1
     assert "superd: service.bad is not served: plugin broken" in done.stderr

@@ -22,7 +22,14 @@ from superd.process.isolated import run_isolated
 from tests.cli.conftest import Say
 from tests.support import proc
 from tests.support.clients import connect_tcp
-from tests.support.daemons import ECHO, Configure, end, free_port, logged, run_in_own_mounts
+from tests.support.daemons import (
+    ECHO,
+    Configure,
+    echo_with_log,
+    free_port,
+    run_in_own_mounts,
+    stop_daemon,
+)
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
@@ -38,7 +45,7 @@ def test_a_daemon_serves_when_start_returns_and_is_gone_when_stop_does(
 ) -> None:
     port, path = free_port(), tmp_path / "echo.sock"
     listen = f'["tcp://127.0.0.1:{port}", "unix://{path}"]'
-    superd = configured(logged(port).replace(f'"tcp://127.0.0.1:{port}"', listen))
+    superd = configured(echo_with_log(port).replace(f'"tcp://127.0.0.1:{port}"', listen))
 
     started = superd.run("start")
     assert (started.returncode, started.stdout, started.stderr) == (0, "", "")
@@ -79,18 +86,18 @@ def test_nobody_who_connects_after_start_is_refused(configured: Configure, numbe
         for _ in range(times):
             assert superd.run("start").returncode == 0
             assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
-            end(superd)
+            stop_daemon(superd)
         return times
 
     ports = [free_port() for _ in range(4)]
-    daemons = [configured(logged(port)) for port in ports]
+    daemons = [configured(echo_with_log(port)) for port in ports]
     with ThreadPoolExecutor(len(daemons)) as pool:
         done = pool.map(start_and_connect, daemons, ports, [number // 4] * 4)
         assert sum(done) == number
 
 
 def test_a_second_daemon_is_refused_and_changes_nothing(configured: Configure) -> None:
-    superd = configured(logged(free_port()))
+    superd = configured(echo_with_log(free_port()))
     assert superd.run("start").returncode == 0
     master, file = superd.pid, superd.directory / "pid"
     inode = file.stat().st_ino
@@ -116,7 +123,7 @@ def test_a_second_daemon_is_refused_and_changes_nothing(configured: Configure) -
 
 
 def test_no_socket_gets_the_number_of_a_standard_descriptor(configured: Configure) -> None:
-    superd = configured(logged(free_port()))
+    superd = configured(echo_with_log(free_port()))
     line = [*command("start", "-c", str(superd.file))]
     closed = subprocess.run(["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", *line], check=False)
     assert closed.returncode == 0
@@ -139,14 +146,14 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
 def test_the_number_in_a_stale_pid_file_is_never_signalled(
     configured: Configure, superd_here: Say
 ) -> None:
-    superd = configured(logged(0))
+    superd = configured(echo_with_log(0))
     file = superd.directory / "pid"
     with bystander() as victim:
         file.write_text(f"{victim.pid}\n")
         assert superd_here("stop", "-c", str(superd.file)).returncode == 1
         assert superd.run("start").returncode == 0
         assert superd.pid != victim.pid
-        end(superd)
+        stop_daemon(superd)
         assert victim.poll() is None
 
 
@@ -155,7 +162,7 @@ def test_a_killed_master_does_not_disturb_the_next_start(
 ) -> None:
     port = free_port()
     listen = f'["tcp://127.0.0.1:{port}", "unix://{tmp_path}/echo.sock"]'
-    superd = configured(logged(port).replace(f'"tcp://127.0.0.1:{port}"', listen))
+    superd = configured(echo_with_log(port).replace(f'"tcp://127.0.0.1:{port}"', listen))
     assert superd.run("start").returncode == 0
     workers = proc.children(superd.pid)
     os.kill(superd.pid, signal.SIGKILL)
@@ -169,7 +176,7 @@ def test_stop_returns_when_the_last_connection_has_finished(
     configured: Configure, superd_here: Say
 ) -> None:
     port = free_port()
-    superd = configured(logged(port))
+    superd = configured(echo_with_log(port))
     assert superd.run("start").returncode == 0
     client = connect_tcp(("127.0.0.1", port))
     client.sendall(b"a")
@@ -184,7 +191,7 @@ def test_stop_returns_when_the_last_connection_has_finished(
 
 
 def test_status_is_for_people_and_for_programs(configured: Configure, superd_here: Say) -> None:
-    superd = configured(logged(free_port()))
+    superd = configured(echo_with_log(free_port()))
     of_it = ("-c", str(superd.file))
     assert superd_here("status", "--json", *of_it).stdout == '{"state": "stopped"}\n'
     assert superd.run("start").returncode == 0
@@ -207,7 +214,7 @@ def test_a_daemon_is_found_in_the_usual_place_when_its_file_is_toml_no_more(
     for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
         monkeypatch.setenv(variable, str(superd.directory))
     of_it = ("-c", str(superd.file))
-    superd.file.write_text(logged(0))
+    superd.file.write_text(echo_with_log(0))
     assert superd_here("status", *of_it).returncode == 3
     assert superd.run("start").returncode == 0
     try:
@@ -230,7 +237,7 @@ def test_a_daemon_is_found_in_the_usual_place_when_its_file_is_toml_no_more(
 
 def test_status_answers_while_a_worker_has_no_descriptor_left(configured: Configure) -> None:
     port = free_port()
-    superd = configured(logged(port) + "rlimits = { nofile = 24 }\n")
+    superd = configured(echo_with_log(port) + "rlimits = { nofile = 24 }\n")
     assert superd.run("start").returncode == 0
     with contextlib.ExitStack() as clients:
         for _ in range(40):
@@ -250,7 +257,7 @@ def open_directory() -> Iterator[Path]:
 
 @pytest.mark.root
 def test_another_user_can_neither_stop_the_daemon_nor_ask_it(open_directory: Path) -> None:
-    superd = Superd(open_directory, logged(0))
+    superd = Superd(open_directory, echo_with_log(0))
     superd.write().chmod(0o644)
     assert superd.run("start").returncode == 0
 
@@ -271,7 +278,7 @@ def test_another_user_can_neither_stop_the_daemon_nor_ask_it(open_directory: Pat
         assert outcomes["status"].result == [77, told]
         assert is_alive(superd.pid)
     finally:
-        end(superd)
+        stop_daemon(superd)
 
 
 @pytest.mark.root

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.client.peers import connect, connecting, digest_of, free_port, peer, program
-from tests.support.clients import reset, sent_and_received
+from tests.support.clients import exchange_digests, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, command, receive_all, until
-from tests.support.programs import noise
+from tests.support.programs import random_bytes
 
 SIZE = 100_000_000
 
@@ -55,8 +55,8 @@ def test_all_bytes_are_echoed_unchanged(served: Superd) -> None:
     ],
 )
 def test_unix_sockets_with_and_without_a_file(served: Superd, address: str) -> None:
-    done = connect(address.format(directory=served.directory), data=noise(60_000))
-    assert done.stdout == noise(60_000)
+    done = connect(address.format(directory=served.directory), data=random_bytes(60_000))
+    assert done.stdout == random_bytes(60_000)
 
 
 def test_100_mb_each_way_at_the_same_time(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_100_mb_each_way_at_the_same_time(tmp_path: Path) -> None:
     file = tmp_path / "sent"
     file.write_bytes(sent)
     with (
-        peer(lambda client: sent_and_received(client, answer, 7)) as (address, served),
+        peer(lambda client: exchange_digests(client, answer, 7)) as (address, served),
         open(file, "rb") as stdin,
         connecting(address, stdin=stdin) as process,
     ):
@@ -77,7 +77,7 @@ def test_100_mb_each_way_at_the_same_time(tmp_path: Path) -> None:
 
 @pytest.mark.tool("ncat")
 def test_a_file_is_sent_to_ncat(tmp_path: Path) -> None:
-    data = noise(5_000_000)
+    data = random_bytes(5_000_000)
     port = free_port()
     received = tmp_path / "received"
     listen = ("ncat", "-v", "-l", "127.0.0.1", str(port), "-c", f"cat > {received}")
@@ -90,12 +90,12 @@ def test_a_file_is_sent_to_ncat(tmp_path: Path) -> None:
 @pytest.mark.tool("socat")
 def test_socat_sends_a_file(tmp_path: Path) -> None:
     file = tmp_path / "file"
-    file.write_bytes(noise(5_000_000))
+    file.write_bytes(random_bytes(5_000_000))
     listen = "TCP-LISTEN:0,bind=127.0.0.1"
     with program(
         r"listening on .*?([\d.]+:\d+)", "socat", "-dd", "-u", f"FILE:{file}", listen
     ) as at:
-        assert connect(at).stdout == noise(5_000_000)
+        assert connect(at).stdout == random_bytes(5_000_000)
 
 
 @pytest.mark.tool("socat")
@@ -145,10 +145,10 @@ def test_a_peer_that_ends_first_is_still_sent_the_whole_input() -> None:
         assert process.stdout is not None
         assert ended.wait(EVENT_TIMEOUT)
         assert process.stdout.read(19) == b"that is all from me"
-        process.stdin.write(noise(3_000_000))
+        process.stdin.write(random_bytes(3_000_000))
         process.stdin.close()
         assert process.wait(EVENT_TIMEOUT) == 0
-        assert served.result() == hashlib.sha256(noise(3_000_000)).hexdigest()
+        assert served.result() == hashlib.sha256(random_bytes(3_000_000)).hexdigest()
 
 
 def test_a_slow_reader_slows_the_peer_and_memory_stays_bounded() -> None:
@@ -176,17 +176,17 @@ def test_a_slow_reader_slows_the_peer_and_memory_stays_bounded() -> None:
 
 def test_the_input_is_sent_while_the_output_is_not_read() -> None:
     with (
-        peer(lambda client: sent_and_received(client, noise(8_000_000), 3)) as (address, _),
+        peer(lambda client: exchange_digests(client, random_bytes(8_000_000), 3)) as (address, _),
         connecting(address) as process,
     ):
         assert process.stdin is not None
         assert process.stdout is not None
         stuck = threading.Timer(EVENT_TIMEOUT, process.kill)
         stuck.start()
-        process.stdin.write(noise(7_000_000))  # all of it, before a byte is read
+        process.stdin.write(random_bytes(7_000_000))  # all of it, before a byte is read
         process.stdin.close()
         stuck.cancel()
-        assert digest_of(process.stdout) == hashlib.sha256(noise(8_000_000)).hexdigest()
+        assert digest_of(process.stdout) == hashlib.sha256(random_bytes(8_000_000)).hexdigest()
         assert process.wait(EVENT_TIMEOUT) == 0
 
 
@@ -273,7 +273,7 @@ def test_a_peer_that_closes_with_unread_data_is_an_error() -> None:
         client.recv(1)
 
     with peer(handle) as (address, _):
-        done = connect(address, data=noise(20_000_000), code=1)
+        done = connect(address, data=random_bytes(20_000_000), code=1)
         assert done.stdout == b"no, thank you"
         assert f"superd: {address} closed before all was sent: " in done.stderr.decode()
 

@@ -20,7 +20,7 @@ from superd.client.reaching import Deadline
 from tests.client.peers import connect, connecting, peer, program
 from tests.support.clients import reset
 from tests.support.harness import EVENT_TIMEOUT, receive_all
-from tests.support.programs import noise
+from tests.support.programs import random_bytes
 
 pytestmark = pytest.mark.tool("openssl")
 
@@ -110,7 +110,7 @@ def test_insecure_accepts_any_certificate(certificate: Certificate) -> None:
 
 @pytest.mark.tool("socat")
 def test_30_mb_there_and_back(certificate: Certificate) -> None:
-    data = noise(30_000_000)
+    data = random_bytes(30_000_000)
     listen = (
         f"OPENSSL-LISTEN:0,bind=127.0.0.1,cert={certificate.file},key={certificate.key},verify=0"
     )
@@ -124,14 +124,14 @@ def test_the_end_of_the_input_is_a_close_notify_and_the_answer_is_awaited(
 ) -> None:
     def handle(client: ssl.SSLSocket) -> None:
         # the answer is on its way while close_notify is sent
-        client.sendall(noise(1_000_000))
+        client.sendall(random_bytes(1_000_000))
         assert receive_all(client) == b"question"
         client.sendall(b"answer")
         client.unwrap()
 
     with tls_peer(certificate, handle) as address:
         done = connect("--tls", "--ca", certificate.file, address, data=b"question")
-    assert done.stdout == noise(1_000_000) + b"answer"
+    assert done.stdout == random_bytes(1_000_000) + b"answer"
 
 
 def close_only(client: ssl.SSLSocket) -> None:
@@ -212,7 +212,7 @@ def test_received_data_is_kept_while_this_side_ends(certificate: Certificate) ->
     def serve(client: socket.socket) -> None:
         with certificate.server().wrap_socket(client, server_side=True) as wrapped:
             wrapped.settimeout(EVENT_TIMEOUT)
-            wrapped.sendall(noise(40_000))
+            wrapped.sendall(random_bytes(40_000))
             sent.set()
             assert wrapped.recv(10) == b""
             wrapped.sendall(b"answer")
@@ -226,7 +226,7 @@ def test_received_data_is_kept_while_this_side_ends(certificate: Certificate) ->
         assert sent.wait(EVENT_TIMEOUT)
         data = received(stream, 20_000)
         stream.end()
-        assert data + received(stream, 20_000) == noise(40_000)
+        assert data + received(stream, 20_000) == random_bytes(40_000)
         assert received(stream, 6) == b"answer"
         assert select.select([stream], [], [], EVENT_TIMEOUT)[0]
         assert stream.receive(memoryview(bytearray(1))) == 0

@@ -10,7 +10,13 @@ from collections.abc import Callable
 import pytest
 import superd_daytime
 
-from tests.support.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix, ending
+from tests.support.clients import (
+    ask_unixgram,
+    ask_unixpacket,
+    connect_unix,
+    receive_and_close,
+    receive_to_end,
+)
 from tests.support.harness import Superd, ask_udp, until
 
 TOML = """
@@ -33,10 +39,10 @@ amplify = true
 FORM = rb"(Mon|Tue|Wed|Thu|Fri|Sat|Sun) [A-Z][a-z]{2} [ 123]\d \d\d:\d\d:\d\d \d{4}\r\n"
 
 ASK: dict[str, Callable[[Superd], bytes]] = {
-    "tcp": lambda served: answer_to(served.connect("daytime")),
+    "tcp": lambda served: receive_and_close(served.connect("daytime")),
     "udp": lambda served: ask_udp(served.address("daytime", "udp"), bytes(26)),
     "udp, amplifying": lambda served: ask_udp(served.address("generous", "udp"), b""),
-    "unix": lambda served: answer_to(connect_unix(served.directory / "stream")),
+    "unix": lambda served: receive_and_close(connect_unix(served.directory / "stream")),
     "unixpacket": lambda served: b"".join(ask_unixpacket(served.directory / "packet")),
     "unixgram": lambda served: ask_unixgram(served.directory / "datagram", b""),
 }
@@ -54,7 +60,7 @@ def test_the_line_has_the_form_and_the_time(served: Superd, transport: str) -> N
 
 def test_the_end_is_a_fin(served: Superd) -> None:
     with served.connect("daytime") as client:
-        assert ending(client)[1] == "fin"
+        assert receive_to_end(client)[1] == "fin"
 
 
 def test_a_datagram_shorter_than_the_answer_gets_none(served: Superd) -> None:

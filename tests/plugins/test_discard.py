@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import ask_unixpacket, connect_unix, ending
+from tests.support.clients import ask_unixpacket, connect_unix, receive_to_end
 from tests.support.harness import Superd, exchange, until
 
 TOML = """
@@ -34,7 +34,7 @@ def test_the_end_is_a_fin_even_where_much_is_on_its_way(served: Superd) -> None:
     with served.connect("discard") as client:
         client.sendall(bytes(1 << 20))
         client.shutdown(socket.SHUT_WR)
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
 
 
 @pytest.mark.parametrize("transport", ["udp", "unixgram"])

@@ -11,8 +11,8 @@ from tests.support.clients import (
     ask_unixgram,
     ask_unixpacket,
     connect_unix,
-    ending,
-    sent_and_received,
+    exchange_digests,
+    receive_to_end,
 )
 from tests.support.harness import Superd, ask_udp, exchange, receive_all
 
@@ -52,7 +52,7 @@ def test_megabytes_in_odd_segments_come_back_unharmed(
     tcp = transport == "tcp"
     client = served.connect("echo") if tcp else connect_unix(served.directory / "stream")
     with client:
-        sent, received = sent_and_received(client, BULK * times, seed=times)
+        sent, received = exchange_digests(client, BULK * times, seed=times)
     assert received == sent
 
 
@@ -61,7 +61,7 @@ def test_a_client_that_reads_only_after_its_half_close_gets_everything(served: S
     with served.connect("echo") as client:
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
-        assert ending(client) == (data, "fin")
+        assert receive_to_end(client) == (data, "fin")
 
 
 def test_urgent_data_does_no_harm(served: Superd) -> None:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import ask_unixgram, ask_unixpacket, connect_unix, ending
+from tests.support.clients import ask_unixgram, ask_unixpacket, connect_unix, receive_to_end
 from tests.support.harness import Superd, ask_udp, exchange, receive_all
 
 TOML = """
@@ -64,7 +64,7 @@ def test_the_answer_comes_with_the_line_end_and_then_the_end(served: Superd) -> 
     with served.connect("message") as client:
         client.send(b"a line in ")
         client.send(b"two parts\n")
-        answer, how = ending(client)
+        answer, how = receive_to_end(client)
     assert answer.endswith(b"\r\n")
     assert how == "fin"
     assert tell(served, b"next\n") == b"[127.0.0.1] a line in two parts\r\n"
@@ -102,7 +102,7 @@ def test_a_message_that_is_too_long_is_refused_and_not_remembered(served: Superd
     for message in (b"x" * 513 + b"\n", b"y" * 100_000):
         with served.connect("message") as client:
             client.sendall(message)
-            assert ending(client) == (b"a message has at most 512 bytes\r\n", "fin")
+            assert receive_to_end(client) == (b"a message has at most 512 bytes\r\n", "fin")
     longest = b"z" * 511 + b"\n"
     assert tell(served, longest) == b"[127.0.0.1] kept\r\n"
     assert tell(served, b"next\n") == b"[127.0.0.1] " + b"z" * 511 + b"\r\n"

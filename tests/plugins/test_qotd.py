@@ -11,7 +11,13 @@ import pytest
 import superd_qotd
 
 from tests.conftest import Start
-from tests.support.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix, ending
+from tests.support.clients import (
+    ask_unixgram,
+    ask_unixpacket,
+    connect_unix,
+    receive_and_close,
+    receive_to_end,
+)
 from tests.support.harness import Superd, ask_udp, superd, until
 
 TOML = """
@@ -29,9 +35,9 @@ listen = [
 PROVERBS = {f"{proverb}\r\n".encode() for proverb in superd_qotd.PROVERBS}
 
 ASK: dict[str, Callable[[Superd], bytes]] = {
-    "tcp": lambda served: answer_to(served.connect("qotd")),
+    "tcp": lambda served: receive_and_close(served.connect("qotd")),
     "udp": lambda served: ask_udp(served.address("qotd", "udp"), bytes(512)),
-    "unix": lambda served: answer_to(connect_unix(served.directory / "stream")),
+    "unix": lambda served: receive_and_close(connect_unix(served.directory / "stream")),
     "unixpacket": lambda served: b"".join(ask_unixpacket(served.directory / "packet")),
     "unixgram": lambda served: ask_unixgram(served.directory / "datagram", b""),
 }
@@ -45,7 +51,7 @@ def test_without_a_file_there_are_proverbs(served: Superd, transport: str) -> No
 
 def test_the_end_is_a_fin(served: Superd) -> None:
     with served.connect("qotd") as client:
-        assert ending(client)[1] == "fin"
+        assert receive_to_end(client)[1] == "fin"
 
 
 def test_a_datagram_is_answered_with_a_quote_that_is_no_longer(served: Superd) -> None:
@@ -108,7 +114,7 @@ def test_the_quotes_of_a_file_are_told_and_those_that_are_too_long_are_not(
     longest, too_long = b"x" * 509, b"y" * 510
     text = b"first\nsecond line\n%\n" + longest + b"\n%\n" + too_long + b"\n"
     served = serve_quotes(start_superd, tmp_path, text)
-    heard = {answer_to(served.connect("qotd")) for _ in range(60)}
+    heard = {receive_and_close(served.connect("qotd")) for _ in range(60)}
     assert heard == {b"first\r\nsecond line\r\n", longest + b"\r\n"}
 
 

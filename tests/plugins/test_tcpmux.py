@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import ending
+from tests.support.clients import receive_to_end
 from tests.support.harness import Record, Superd, receive_all, until
 from tests.support.proc import descriptors
 
@@ -112,7 +112,7 @@ def test_the_service_judges_by_its_own_rules_and_limits(served: Superd) -> None:
         first.sendall(b"one\r\n")
         assert first.recv(100) == b"+Go\r\n"
         assert ask(served, b"one\r\n") == b"-The service refuses you\r\n"
-    served.wait_until_left("one")
+    served.wait_until_idle("one")
     assert ask(served, b"one\r\nx") == b"+Go\r\nx"
     counts = served.counts("closed")
     assert counts["accepted"] == counts["refused-access"] == 1
@@ -134,7 +134,7 @@ def test_what_is_no_name_is_refused(served: Superd, sent: bytes, answer: bytes) 
 
 def test_a_client_that_says_nothing_is_closed_in_time(served: Superd) -> None:
     with served.connect("mux") as client:
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
 
 
 def test_both_services_record_it(served: Superd) -> None:
@@ -185,8 +185,8 @@ def test_a_client_that_is_passed_on_counts_once(start_superd: Start) -> None:
     superd = start_superd(ONE_EACH)
     for _ in range(30):
         assert ask(superd, b"echo\r\nhello") == b"+Go\r\nhello"
-        superd.wait_until_left("echo")
-        superd.wait_until_left("mux")
+        superd.wait_until_idle("echo")
+        superd.wait_until_idle("mux")
 
 
 RELOADED = """

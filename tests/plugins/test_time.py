@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 import superd_time
 
-from tests.support.clients import answer_to, ask_unixgram, ask_unixpacket, connect_unix
+from tests.support.clients import ask_unixgram, ask_unixpacket, connect_unix, receive_and_close
 from tests.support.harness import Superd, ask_udp, until
 
 TOML = """
@@ -31,10 +31,10 @@ amplify = true
 """
 
 ASK: dict[str, Callable[[Superd], bytes]] = {
-    "tcp": lambda served: answer_to(served.connect("time")),
+    "tcp": lambda served: receive_and_close(served.connect("time")),
     "udp": lambda served: ask_udp(served.address("time", "udp"), bytes(4)),
     "udp, empty": lambda served: ask_udp(served.address("generous", "udp"), b""),
-    "unix": lambda served: answer_to(connect_unix(served.directory / "stream")),
+    "unix": lambda served: receive_and_close(connect_unix(served.directory / "stream")),
     "unixpacket": lambda served: b"".join(ask_unixpacket(served.directory / "packet")),
     "unixgram": lambda served: ask_unixgram(served.directory / "datagram", b""),
 }

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.harness import exchange, make_plugin, refused
+from tests.support.harness import exchange, failed_start, make_plugin
 from tests.support.proc import NOBODY
 
 ECHO = """
@@ -33,7 +33,7 @@ def test_a_step_that_is_not_permitted_ends_the_start_with_77_and_says_which(
     tmp_path: Path, jail: Path, capability: str, what: str
 ) -> None:
     toml = f'{ECHO}chroot = "{jail}"\n'
-    code, line = refused(tmp_path, toml, "setpriv", f"--bounding-set=-{capability}")
+    code, line = failed_start(tmp_path, toml, "setpriv", f"--bounding-set=-{capability}")
     assert code == 77
     assert what in line
     assert "Operation not permitted" in line
@@ -47,7 +47,7 @@ def test_a_limit_that_is_not_permitted_ends_the_start_with_77_and_says_which(
 ) -> None:
     toml = f"{ECHO}rlimits = {{ nofile = 2000 }}\n"
     wrapper = ("setpriv", "--bounding-set=-sys_resource", "prlimit", "--nofile=1000:1000")
-    code, line = refused(tmp_path, toml, *wrapper)
+    code, line = failed_start(tmp_path, toml, *wrapper)
     assert code == 77
     assert "cannot set rlimits.nofile to 2000: the limit is 1000" in line
 
@@ -56,7 +56,7 @@ def test_a_limit_that_is_not_permitted_ends_the_start_with_77_and_says_which(
 @pytest.mark.tool("unshare")
 def test_where_nobody_does_not_exist_for_the_kernel_superd_does_not_serve(tmp_path: Path) -> None:
     """In a user namespace that maps root alone, root can become nobody else."""
-    code, line = refused(tmp_path, ECHO, "unshare", "--user", "--map-root-user")
+    code, line = failed_start(tmp_path, ECHO, "unshare", "--user", "--map-root-user")
     assert code != 0
     assert "cannot " in line
 
@@ -104,7 +104,7 @@ def meddling(do: str, where: Path, more: str = "") -> str:
 def test_a_jail_that_has_gone_since_it_was_checked_is_fatal(tmp_path: Path, jail: Path) -> None:
     env = make_plugin(tmp_path / "plugins", "meddling", MEDDLING)
     toml = meddling("remove", jail, f'chroot = "{jail}"')
-    code, line = refused(tmp_path, toml, env=env)
+    code, line = failed_start(tmp_path, toml, env=env)
     assert code == 1
     assert f"cannot change the root directory to {jail}: No such file or directory" in line
 
@@ -112,7 +112,7 @@ def test_a_jail_that_has_gone_since_it_was_checked_is_fatal(tmp_path: Path, jail
 @pytest.mark.root
 def test_a_directory_that_a_plugin_left_open_is_fatal_and_named(tmp_path: Path) -> None:
     env = make_plugin(tmp_path / "plugins", "meddling", MEDDLING)
-    code, line = refused(tmp_path, meddling("open", Path("/etc")), env=env)
+    code, line = failed_start(tmp_path, meddling("open", Path("/etc")), env=env)
     assert code == 1
     assert "a plugin left the directory /etc open" in line
 

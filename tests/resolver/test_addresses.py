@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.asking import Asking
+from tests.support.asking import JailedAsker
 from tests.support.dns import FILES, A, NameServer, header, name_server, record
 from tests.support.harness import until
 from tests.support.namespaces import Namespace, network_namespace
@@ -37,7 +37,7 @@ class Net:
 
     numbers = itertools.count()
 
-    def __init__(self, space: Namespace, names: NameServer, asking: Asking) -> None:
+    def __init__(self, space: Namespace, names: NameServer, asking: JailedAsker) -> None:
         self.space = space
         self.names = names
         self.asking = asking
@@ -56,7 +56,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Net]:
     with network_namespace() as space, name_server(space, OURS) as names:
         for address in ("192.0.2.1/24", "198.51.100.1/24", "2001:db8::1/64"):
             space.add_address(address)
-        asking = Asking(str(tmp_path_factory.mktemp("jail")), space.wrapper)
+        asking = JailedAsker(str(tmp_path_factory.mktemp("jail")), space.wrapper)
         yield Net(space, names, asking)
         asking.close()
 

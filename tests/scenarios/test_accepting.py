@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import connect_tcp, crowd, reset
+from tests.support.clients import connect_many, connect_tcp, reset
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
@@ -90,7 +90,7 @@ def test_at_descriptor_exhaustion_clients_wait_and_nothing_spins(
     start = len(served.log())
     limit_descriptors(worker, lowest_free_descriptor(worker))
     began, computed = time.monotonic(), processor_time(worker)
-    with crowd(served.address("echo"), WAITING) as clients:
+    with connect_many(served.address("echo"), WAITING) as clients:
         for number, client in enumerate(clients):
             client.sendall(b"client %d" % number)
             client.setblocking(False)
@@ -233,7 +233,7 @@ def test_hundreds_wait_in_the_backlog_of_a_worker_that_is_stalled(served: Superd
     (worker,) = served.workers()
     os.kill(worker, signal.SIGSTOP)
     try:
-        with crowd(served.address("echo"), 800) as clients:
+        with connect_many(served.address("echo"), 800) as clients:
             for client in clients:
                 client.sendall(b"waiting")
             os.kill(worker, signal.SIGCONT)
@@ -246,7 +246,7 @@ def test_hundreds_wait_in_the_backlog_of_a_worker_that_is_stalled(served: Superd
 def test_they_are_served_by_its_successor_if_it_is_killed(served: Superd) -> None:
     (worker,) = served.workers()
     os.kill(worker, signal.SIGSTOP)
-    with crowd(served.address("echo"), 400) as clients:
+    with connect_many(served.address("echo"), 400) as clients:
         for client in clients:
             client.sendall(b"waiting")
         os.kill(worker, signal.SIGKILL)
@@ -262,7 +262,7 @@ def test_those_who_wait_when_superd_is_stopped_are_still_served(
     served = start_superd(services(loop))
     (worker,) = served.workers()
     os.kill(worker, signal.SIGSTOP)
-    with crowd(served.address("echo"), 400) as clients:
+    with connect_many(served.address("echo"), 400) as clients:
         for client in clients:
             client.sendall(b"waiting")
         served.signal(signal.SIGTERM)

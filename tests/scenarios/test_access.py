@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import fate
+from tests.support.clients import connect_and_receive
 from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, until
 from tests.support.namespaces import network_namespace
 
@@ -111,7 +111,7 @@ def test_a_list_or_a_time_that_nobody_fits_keeps_everybody_out(
 
 
 def test_who_is_refused_by_a_rule_is_told_so(served: Superd) -> None:
-    assert fate(served.address("told"), b"unread") == (b"not for you\r\n", "fin")
+    assert connect_and_receive(served.address("told"), b"unread") == (b"not for you\r\n", "fin")
 
 
 AS_ANOTHER = """

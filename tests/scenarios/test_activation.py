@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.harness import EVENT_TIMEOUT, Superd, ask_udp, exchange, until
-from tests.support.passing import passed
+from tests.support.passing import launch_with_sockets
 
 ECHO = """
 [service.echo]
@@ -77,7 +77,7 @@ def test_what_is_passed_is_served_and_the_rest_is_bound(make: list[Superd], tmp_
         early = socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT)
         listen = f'["tcp://127.0.0.1:{port}", "tcp://127.0.0.1:0"]'
         superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', listen))
-        passed(superd, [given.fileno()]).wait_until_ready()
+        launch_with_sockets(superd, [given.fileno()]).wait_until_ready()
     assert exchange(early, b"early") == b"early"
     addresses = superd.addresses("echo")
     assert addresses[0] == ("127.0.0.1", port)
@@ -90,7 +90,7 @@ def test_by_name_or_address(make: list[Superd], tmp_path: Path, names: list[str]
     with bound(("127.0.0.1", 0), socket.SOCK_DGRAM) as given:
         port = given.getsockname()[1]
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"udp://127.0.0.1:{port}"))
-        passed(superd, [given.fileno()], names).wait_until_ready()
+        launch_with_sockets(superd, [given.fileno()], names).wait_until_ready()
     assert ask_udp(("127.0.0.1", port), b"hello") == b"hello"
     assert "warning" not in superd.log()
 
@@ -104,7 +104,7 @@ def test_a_unix_socket_and_its_file_stay_the_supervisors(
     )
     with tempfile.TemporaryDirectory() as name, bound(f"{name}/echo", kind) as given:
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"{transport}://{name}/echo"))
-        passed(superd, [given.fileno()]).wait_until_ready()
+        launch_with_sockets(superd, [given.fileno()]).wait_until_ready()
         with socket.socket(socket.AF_UNIX, kind) as client:
             client.settimeout(EVENT_TIMEOUT)
             client.bind(f"{name}/client")
@@ -131,7 +131,7 @@ def test_one_socket_for_both_ipv4_and_ipv6(make: list[Superd], tmp_path: Path) -
             early.settimeout(EVENT_TIMEOUT)
             early.connect(("127.0.0.1", port))
             early.send(b"early")
-            passed(superd, [given.fileno(), datagrams.fileno()]).wait_until_ready()
+            launch_with_sockets(superd, [given.fileno(), datagrams.fileno()]).wait_until_ready()
             assert early.recv(5) == b"early"
     for host in ("127.0.0.1", "::1", "127.0.0.3"):
         assert echoes((host, port))
@@ -151,7 +151,7 @@ def test_a_socket_that_takes_more_than_listen_says_is_told_of(
     with bound(("::", 0), both=True) as given:
         port = given.getsockname()[1]
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://[::]:{port}"))
-        passed(superd, [given.fileno()]).wait_until_ready()
+        launch_with_sockets(superd, [given.fileno()]).wait_until_ready()
     assert f"tcp://[::]:{port} takes IPv4, too; BindIPv6Only=ipv6-only" in superd.log()
 
 
@@ -162,7 +162,7 @@ def test_a_socket_by_name_takes_the_place_of_another_address(
         port, other = given.getsockname()[1], listed.getsockname()[1]
         listed.close()
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{other}"))
-        passed(superd, [given.fileno()], ["echo"]).wait_until_ready()
+        launch_with_sockets(superd, [given.fileno()], ["echo"]).wait_until_ready()
     assert echoes(("127.0.0.1", port))
     assert superd.addresses("echo") == [("127.0.0.1", port)]
     assert (
@@ -180,7 +180,7 @@ def test_what_no_service_wants_is_closed(make: list[Superd], tmp_path: Path) -> 
         bound(("127.0.0.1", 0), socket.SOCK_DGRAM) as datagrams,
     ):
         numbers = [web.fileno(), datagrams.fileno()]
-        passed(superd, numbers, ["web.socket", "echo"]).wait_until_ready()
+        launch_with_sockets(superd, numbers, ["web.socket", "echo"]).wait_until_ready()
         ports = [sock.getsockname()[1] for sock in (web, datagrams)]
     shown = [
         f"tcp://127.0.0.1:{ports[0]} (descriptor 3, named web.socket)",
@@ -198,7 +198,7 @@ def test_what_is_in_the_way_is_told_where_superd_cannot_start(
     with bound(("::", 0), both=True) as given:
         port = given.getsockname()[1]
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://0.0.0.0:{port}"))
-        passed(superd, [given.fileno()])
+        launch_with_sockets(superd, [given.fileno()])
         assert superd.wait() == 69
     assert f"tcp://[::]:{port} (descriptor 3) was passed to superd, but {CLOSED}" in superd.log()
 
@@ -206,7 +206,7 @@ def test_what_is_in_the_way_is_told_where_superd_cannot_start(
 def test_sockets_for_another_process_are_left_alone(make: list[Superd], tmp_path: Path) -> None:
     with bound(("127.0.0.1", 0)) as given:
         superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
-        passed(superd, [given.fileno()], pid="1").wait_until_ready()
+        launch_with_sockets(superd, [given.fileno()], pid="1").wait_until_ready()
         assert superd.addresses("echo") != [given.getsockname()]
     assert "warning" not in superd.log()
 
@@ -221,7 +221,7 @@ def test_nothing_of_it_reaches_a_program(make: list[Superd], tmp_path: Path) -> 
     """
     superd = superd_of(make, tmp_path, toml)
     with bound(("127.0.0.1", 0)) as given:
-        passed(superd, [given.fileno()], ["env"]).wait_until_ready()
+        launch_with_sockets(superd, [given.fileno()], ["env"]).wait_until_ready()
         with superd.connect("env") as client:
             shown = client.makefile().read().split("\n")
     assert not [line for line in shown if line.startswith("LISTEN_")]
@@ -239,7 +239,7 @@ def test_descriptors_that_are_no_sockets_to_serve(make: list[Superd], tmp_path: 
         idle.bind(("127.0.0.1", 0))
         numbers = [file.fileno(), idle.fileno(), netlink.fileno()]
         names = ["a\x1b[31mfile", "idle", "netlink"]
-        passed(superd, numbers, names).wait_until_ready()
+        launch_with_sockets(superd, numbers, names).wait_until_ready()
     log = superd.log()
     assert r"descriptor 3, named a\x1b[31mfile was passed to superd, but is not a socket" in log
     assert "named idle was passed to superd, but tcp://127.0.0.1:" in log
@@ -267,7 +267,7 @@ def test_superd_does_not_serve_one_connection_only(make: list[Superd], tmp_path:
         listener.accept()[0] as accepted,
     ):
         superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
-        passed(superd, [accepted.fileno()], ["connection"])
+        launch_with_sockets(superd, [accepted.fileno()], ["connection"])
         assert client.getsockname()
         assert superd.wait() == 2
     assert "descriptor 3, named connection is a connection: superd is to accept" in superd.log()

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.clients import connect_tcp, ending, reset
+from tests.support.clients import connect_tcp, receive_to_end, reset
 from tests.support.harness import Superd, is_alive, until
 from tests.support.proc import children
-from tests.support.programs import noise, public_directory, script
+from tests.support.programs import public_directory, random_bytes, script
 from tests.support.xinetd import Xinetd
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("xinetd"), pytest.mark.slow]
@@ -71,7 +71,7 @@ class Pair:
             for client in map(stack.enter_context, self.connect(name)):
                 client.sendall(data)
                 client.shutdown(socket.SHUT_WR)
-                answers.append(ending(client))
+                answers.append(receive_to_end(client))
         return answers
 
     def outcomes(self, name: str) -> tuple[str, str]:
@@ -125,7 +125,7 @@ def variables(lines: list[str]) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("name", "data", "answer"),
     [
-        ("cat", noise(50_000), noise(50_000)),
+        ("cat", random_bytes(50_000), random_bytes(50_000)),
         ("answers", b"hello\n", b"you said hello\nand no more\n"),
         ("answers", b"hello", b"you said hello\nand no more\n"),
         ("exits", b"", b"before\n"),
@@ -144,7 +144,7 @@ def test_input_that_a_program_left_unread_resets_the_connection_under_both(pair:
         with client:
             client.sendall(b"one\ntwo\n" * 1000)
             assert client.recv(100) == b"one\n"
-            assert ending(client) == (b"", "reset")
+            assert receive_to_end(client) == (b"", "reset")
 
 
 def test_a_program_runs_in_the_same_place_as_the_same_user_with_the_same_umask(pair: Pair) -> None:
@@ -228,7 +228,7 @@ def test_both_record_how_a_program_ended(pair: Pair, name: str, theirs: str, our
             assert client.recv(2) == b"y\n"
             reset(client)
         else:
-            ending(client)
+            receive_to_end(client)
             client.close()
     assert pair.outcomes(name)[0] == theirs
     assert pair.outcomes(name)[1].startswith(f"{ours}, ")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import crowd, ending, reset
+from tests.support.clients import connect_many, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, receive_all, until
 from tests.support.usage import open_descriptors
 
@@ -91,30 +91,30 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 def before(client: socket.socket, data: bytes) -> tuple[bytes, str]:
     client.sendall(data)
-    return ending(client)
+    return receive_to_end(client)
 
 
 def during(client: socket.socket, data: bytes) -> tuple[bytes, str]:
     sender = threading.Thread(target=client.sendall, args=(data,))
     sender.start()
     try:
-        return ending(client)
+        return receive_to_end(client)
     finally:
         sender.join(EVENT_TIMEOUT)
 
 
 def after(client: socket.socket, data: bytes) -> tuple[bytes, str]:
     """Send when the answer has come, then read again: a reset would show there."""
-    first, how = ending(client)
+    first, how = receive_to_end(client)
     client.sendall(data)
-    rest, how = ending(client)
+    rest, how = receive_to_end(client)
     return first + rest, how
 
 
 def drop_by_drop(client: socket.socket, data: bytes) -> tuple[bytes, str]:
     for number in range(min(len(data), 20)):
         client.sendall(data[number : number + 1])
-    return ending(client)
+    return receive_to_end(client)
 
 
 MANNERS: list[Callable[[socket.socket, bytes], tuple[bytes, str]]] = [
@@ -164,7 +164,7 @@ def test_clients_that_reset_while_they_are_answered_are_no_news(served: Superd) 
                 client.recv(1)
             reset(client)
     for service in [*ANSWERING, "large", "flood"]:
-        served.wait_until_left(service)
+        served.wait_until_idle(service)
         assert served.counts(service)["errors"] == 0
     assert served.log()[start:] == ""
     assert served.workers() == [worker]
@@ -179,7 +179,7 @@ def test_an_answer_larger_than_every_buffer_arrives(served: Superd) -> None:
 
 def measured(client: socket.socket) -> tuple[int, str]:
     """Return how much came, and how it ended."""
-    data, how = ending(client)
+    data, how = receive_to_end(client)
     return len(data), how
 
 
@@ -205,7 +205,7 @@ def test_a_client_that_reads_very_slowly_gets_everything(served: Superd) -> None
 def test_a_client_that_never_reads_is_reset_when_patience_is_over(served: Superd) -> None:
     with served.connect("large") as client:
         until(lambda: served.counts("large")["active"] == 1, "the session to begin")
-        served.wait_until_left("large", timeout=60)
+        served.wait_until_idle("large", timeout=60)
         size, how = measured(client)
         assert size < LARGE
         assert how == "reset"
@@ -231,8 +231,8 @@ def test_a_plugin_that_goes_on_after_close_is_not_disturbed(served: Superd) -> N
     """The client stays, so that the connection ends by the time to linger."""
     with served.connect("stubborn") as client:
         began = time.monotonic()
-        assert ending(client) == (b"answer", "fin")
-        served.wait_until_left("stubborn")
+        assert receive_to_end(client) == (b"answer", "fin")
+        served.wait_until_idle("stubborn")
         assert time.monotonic() - began > 1.4
     assert served.counts("stubborn")["errors"] == 0
 
@@ -248,7 +248,7 @@ def keep_open(served: Superd, each: int) -> None:
         clients = [
             client
             for service in services
-            for client in stack.enter_context(crowd(served.address(service), each))
+            for client in stack.enter_context(connect_many(served.address(service), each))
         ]
         for client in clients:
             assert receive_all(client) == b"answer"

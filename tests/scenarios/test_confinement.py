@@ -11,8 +11,8 @@ import pytest
 from tests.conftest import Start
 from tests.support import proc
 from tests.support.harness import ask_udp, exchange, make_plugin
-from tests.support.inside import INSIDE, inside
-from tests.support.proc import NOBODY, assert_nothing_is_left_open, assert_powerless
+from tests.support.inside import INSIDE, run_inside
+from tests.support.proc import NOBODY, assert_no_descriptor_leaks, assert_powerless
 
 # numbers that no name stands for: the kernel does not ask for any
 USER, GROUP, MORE = 4321, 4322, (4323, 4324)
@@ -75,9 +75,9 @@ def test_every_thread_of_every_worker_is_who_it_should_be_and_has_no_privilege(
     assert int(exchange(superd.connect("threaded"), b"")) >= 4
 
     sockets = {
-        name: {proc.listener(superd.address(name)[1])} for name in ("echo", "threaded", "time")
+        name: {proc.inode_link(superd.address(name)[1])} for name in ("echo", "threaded", "time")
     }
-    sockets["echo"].add(proc.listener(superd.address("echo", "udp")[1], "udp"))
+    sockets["echo"].add(proc.inode_link(superd.address("echo", "udp")[1], "udp"))
     seen = 0
     for service in superd.status()["services"]:
         workers = superd.workers(service["pool"])
@@ -93,7 +93,7 @@ def test_every_thread_of_every_worker_is_who_it_should_be_and_has_no_privilege(
             assert os.readlink(f"/proc/{pid}/root") == root
             assert os.readlink(f"/proc/{pid}/cwd") == root
             foreign = set().union(*(own for other, own in sockets.items() if other != name))
-            assert_nothing_is_left_open(pid, foreign)
+            assert_no_descriptor_leaks(pid, foreign)
             assert sockets[name] <= {one.target for one in proc.descriptors(pid)}
     assert seen == 2, "the threads of `prepare` were to be looked at, too"
 
@@ -118,7 +118,7 @@ def test_privileges_stay_away_whatever_superd_was_started_with(
     )
     [worker] = superd.workers()
     assert_powerless(worker, NOBODY, NOBODY)
-    assert inside(superd, "inside", "result = os.getgroups()") == []
+    assert run_inside(superd, "inside", "result = os.getgroups()") == []
 
 
 @pytest.mark.root
@@ -172,7 +172,7 @@ except OSError as error:
     result = error.errno
 """
     [worker] = superd.workers()
-    assert inside(superd, "inside", code) == errno.EFBIG
+    assert run_inside(superd, "inside", code) == errno.EFBIG
     assert superd.workers() == [worker]
 
 
@@ -252,10 +252,10 @@ def test_code_of_a_plugin_cannot_regain_anything_nor_leave_the_jail(
         """,
         env=plugins,
     )
-    refused = inside(superd, "inside", REGAIN)
+    refused = run_inside(superd, "inside", REGAIN)
     assert isinstance(refused, dict)
     assert set(refused.values()) <= {errno.EPERM, errno.EACCES}, refused
-    assert inside(superd, "inside", ESCAPE) == [[], [], []]
+    assert run_inside(superd, "inside", ESCAPE) == [[], [], []]
 
 
 @pytest.mark.root
@@ -286,7 +286,7 @@ while pointers[len(raw)] is not None:
     raw.append(pointers[len(raw)].decode())
 result = [dict(os.environ), raw]
 """
-    python, system = inside(superd, "inside", code)
+    python, system = run_inside(superd, "inside", code)
     wanted = {name: os.environ[name] for name in ("PATH", "LANG", "LC_CTYPE") if name in os.environ}
     own = {"PYDANTIC_DISABLE_PLUGINS": "__all__"}
     assert python == {**wanted, **own, "TZ": "UTC", "LC_ALL": "C.UTF-8"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import crowd, ending, fate, reset
+from tests.support.clients import connect_and_receive, connect_many, receive_to_end, reset
 from tests.support.harness import Superd, exchange, make_plugin, until
 from tests.support.proc import children, zombies
 
@@ -245,7 +245,7 @@ def undisturbed(served: Superd, *services: str) -> Iterator[None]:
         others = [
             client
             for service in services
-            for client in stack.enter_context(crowd(served.address(service), 5))
+            for client in stack.enter_context(connect_many(served.address(service), 5))
         ]
         for client in others:
             client.sendall(b"before")
@@ -258,7 +258,7 @@ def undisturbed(served: Superd, *services: str) -> Iterator[None]:
 
 def act(served: Superd, animal: str) -> tuple[bytes, str]:
     """Have a session misbehave; return how it ended for its client."""
-    return fate(served.address("zoo"), f"{animal}\n".encode())
+    return connect_and_receive(served.address("zoo"), f"{animal}\n".encode())
 
 
 @pytest.mark.parametrize("animal", ANIMALS)
@@ -308,8 +308,8 @@ def test_what_ends_a_process_ends_its_pool_only(served: Superd, killer: str) -> 
     ):
         client.sendall(killer.encode() + b"\n")
         began = time.monotonic()
-        assert ending(client)[0] in (b"", b"watch: ")
-        ending(beside)
+        assert receive_to_end(client)[0] in (b"", b"watch: ")
+        receive_to_end(beside)
         # whoever comes meanwhile waits for the successor, and is not refused
         assert exchange(served.connect("beside_killers"), b"again") == b"again"
         assert time.monotonic() - began < 10  # about 0.1 s; a machine may be busy
@@ -321,21 +321,21 @@ def test_what_ends_a_process_ends_its_pool_only(served: Superd, killer: str) -> 
 def test_a_method_that_fails_is_reported_and_its_client_reset(served: Superd, name: str) -> None:
     cage = CAGES[name]
     with undisturbed(served, "neighbour", "distant"):
-        assert fate(served.address(name), cage.sends)[1] == "reset"
+        assert connect_and_receive(served.address(name), cage.sends)[1] == "reset"
     served.wait_for_log(rf"plugin {cage.plugin} failed: .*{cage.says}.* service={name} conn=\S+ ")
     until(lambda: served.counts(name)["errors"] == 1, "the error to be counted")
-    served.wait_until_left(name)
+    served.wait_until_idle(name)
 
 
 def test_eof_received_that_raises_resets_and_connection_lost_only_reports(served: Superd) -> None:
     with served.connect("eof_raises") as client:
         client.shutdown(socket.SHUT_WR)
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
     assert exchange(served.connect("lost_raises"), b"") == b""
     for name in ("eof", "lost"):
         served.wait_for_log(rf"plugin cage_protocol failed: .* service={name}_raises conn=\S+ ")
         assert served.counts(f"{name}_raises")["errors"] == 1
-        served.wait_until_left(f"{name}_raises")
+        served.wait_until_idle(f"{name}_raises")
 
 
 def test_a_datagram_that_fails_costs_that_datagram_only(served: Superd) -> None:
@@ -351,7 +351,10 @@ def test_a_datagram_that_fails_costs_that_datagram_only(served: Superd) -> None:
 
 
 def test_closing_twice_and_hanging_disturb_nobody(served: Superd) -> None:
-    with undisturbed(served, "neighbour", "distant"), crowd(served.address("zoo"), 20) as clients:
+    with (
+        undisturbed(served, "neighbour", "distant"),
+        connect_many(served.address("zoo"), 20) as clients,
+    ):
         for client in clients:
             client.sendall(b"hang\n")
             assert client.recv(100) == b"watch: "
@@ -368,7 +371,7 @@ def test_a_client_that_goes_in_the_midst_is_nobodys_mistake(served: Superd) -> N
         client.sendall(bytes(100_000))
         reset(client)
     assert exchange(served.connect("neighbour"), b"still there") == b"still there"
-    served.wait_until_left("neighbour")
+    served.wait_until_idle("neighbour")
     assert served.log()[start:] == ""
     assert served.counts("zoo")["errors"] == errors
 
@@ -386,10 +389,13 @@ def flood(start_superd: Start, directory: Path, sessions: int) -> None:
         env=make_plugin(directory / "plugins", "zoo", zoo()),
     )
     for _ in range(sessions // 50):
-        with crowd(served.address("zoo"), 50) as clients:
+        with connect_many(served.address("zoo"), 50) as clients:
             for client in clients:
                 client.sendall(b"value_error\n")
-            assert {ending(client) for client in clients} <= {(b"watch: ", "reset"), (b"", "reset")}
+            assert {receive_to_end(client) for client in clients} <= {
+                (b"watch: ", "reset"),
+                (b"", "reset"),
+            }
     assert served.counts("zoo")["errors"] == sessions
 
     def reported() -> int:
@@ -431,7 +437,7 @@ def leak(start_superd: Start, directory: Path, sessions: int) -> None:
         env=make_plugin(directory / "plugins", "zoo", zoo()),
     )
     with undisturbed(served, "echo"):
-        fates = [fate(served.address("zoo"), b"leak\n")[1] for _ in range(sessions)]
+        fates = [connect_and_receive(served.address("zoo"), b"leak\n")[1] for _ in range(sessions)]
     replaced = len(re.findall(r"plugins have leaked \d+ descriptors", served.log()))
     print(f"{sessions} sessions, {replaced} workers replaced, {fates.count('reset')} sessions lost")
     assert replaced >= sessions // 128
@@ -491,6 +497,6 @@ def test_a_plugin_that_swallows_its_cancellation_does_not_hold_up_the_end(
         client.sendall(b"swallow\n")
         assert client.recv(100) == b"watch: "
         served.signal(signal.SIGTERM)
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
         assert served.wait() == 0
     assert "1 connections cut" in served.log()

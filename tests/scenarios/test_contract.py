@@ -14,10 +14,10 @@ from tests.support.clients import (
     ask_unixgram,
     ask_unixpacket,
     connect_unix,
-    ending,
     is_open,
+    receive_to_end,
     reset,
-    swallow,
+    send_until_blocked,
 )
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, receive_all, until
 
@@ -370,7 +370,7 @@ def test_a_limit_of_nothing_is_a_mistake_and_not_the_end_of_input(
 ) -> None:
     with served.connect("talk") as client:
         client.sendall(f"{how} {limit}\nabc".encode())
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
     served.wait_for_log(rf"ValueError: a limit is at least 1, found {limit}")
 
 
@@ -408,26 +408,26 @@ def test_send_eof_ends_one_direction_only(served: Superd) -> None:
         assert receive_all(client) == b"that is all"
         client.sendall(b"I have more\n")
         recalled(served, r"b'I have more\n'")
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
 
 
 @pytest.mark.parametrize("unread", [0, 1, 100_000])
 def test_close_delivers_what_was_sent_and_may_be_repeated(served: Superd, unread: int) -> None:
     with served.connect("talk") as client:
         client.sendall(b"leave\n" + bytes(unread))
-        assert ending(client) == (b"goodbye", "fin")
+        assert receive_to_end(client) == (b"goodbye", "fin")
 
 
 def test_abort_resets_and_may_be_repeated(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"abort\n")
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
 
 
 def test_sending_after_close_is_a_connection_error(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"after\n")
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
     recalled(served, "ConnectionResetError('the connection is closed')")
 
 
@@ -468,7 +468,7 @@ def test_a_plugin_that_does_not_read_holds_up_its_client(served: Superd) -> None
     with served.connect("talk") as client:
         client.sendall(b"sleep\n")
         recalled(served, "'asleep'")
-        assert swallow(client, 64 << 20) < 32 << 20
+        assert send_until_blocked(client, 64 << 20) < 32 << 20
 
 
 def test_several_tasks_may_send_to_one_slow_client(served: Superd) -> None:
@@ -519,7 +519,7 @@ def test_what_a_protocol_writes_after_close_is_dropped(served: Superd) -> None:
     before = served.counts("upper")["errors"]
     with served.connect("upper") as client:
         client.sendall(b"late")
-        assert ending(client) == (b"in time", "fin")
+        assert receive_to_end(client) == (b"in time", "fin")
     assert upper(served, b"hello") == b"HELLO"
     assert served.counts("upper")["errors"] == before
 
@@ -528,14 +528,14 @@ def test_a_protocol_may_end_its_own_direction_only(served: Superd) -> None:
     with served.connect("upper") as client:
         client.sendall(b"eof")
         assert receive_all(client) == b"no more"
-        assert not ending(client)[0]
+        assert not receive_to_end(client)[0]
         client.shutdown(socket.SHUT_WR)
 
 
 def test_a_protocol_may_abort(served: Superd) -> None:
     with served.connect("upper") as client:
         client.sendall(b"abort")
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
 
 
 def test_a_protocol_may_hand_over_to_another_that_outlives_the_half_close(served: Superd) -> None:
@@ -613,14 +613,14 @@ def test_datagram_comes_before_respond_and_may_keep_quiet(served: Superd) -> Non
 def take(served: Superd, data: bytes) -> tuple[bytes, str]:
     with served.connect("take") as client:
         client.sendall(data)
-        return ending(client)
+        return receive_to_end(client)
 
 
 def test_a_taken_socket_is_the_plugins_until_it_returns(served: Superd) -> None:
     assert take(served, b"hello") == (b"taken: hello", "fin")
     with connect_unix(served.directory / "take") as client:
         client.sendall(b"hello")
-        assert ending(client) == (b"taken: hello", "fin")
+        assert receive_to_end(client) == (b"taken: hello", "fin")
 
 
 def test_a_taken_connection_knows_its_ends(served: Superd) -> None:
@@ -644,7 +644,7 @@ def test_a_taken_socket_may_be_closed_by_the_plugin(served: Superd) -> None:
 def test_a_taken_socket_may_be_kept_by_the_plugin(served: Superd) -> None:
     with served.connect("take") as client:
         client.sendall(b"detach")
-        served.wait_until_left("take")
+        served.wait_until_idle("take")
         assert is_open(client)
 
 
@@ -692,7 +692,7 @@ def test_a_taken_socket_that_is_made_blocking_waits_for_ever(served: Superd) -> 
 def test_what_a_plugin_sent_over_a_taken_socket_is_never_lost(served: Superd, unread: int) -> None:
     with served.connect("take") as client:
         client.sendall(b"x" * 100 + bytes(unread))
-        assert ending(client) == (b"taken: " + b"x" * 100, "fin")
+        assert receive_to_end(client) == (b"taken: " + b"x" * 100, "fin")
 
 
 # The life of a service
@@ -759,7 +759,7 @@ def test_a_service_lives_in_the_order_that_its_class_tells(
     served.signal(signal.SIGTERM)
     served.wait_for_log("stopping")
     client.sendall(b"goodbye\n")
-    assert ending(client) == (b"", "fin")
+    assert receive_to_end(client) == (b"", "fin")
     client.close()
     assert served.wait() == 0
     notes = [line.split(" ", 2) for line in journal.read_text().splitlines()]

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.clients import connect_tcp, connect_unix, crowd, ending
+from tests.support.clients import connect_many, connect_tcp, connect_unix, receive_to_end
 from tests.support.harness import Superd, exchange, is_alive, make_plugin, until
 from tests.support.usage import processor_time
 
@@ -79,7 +79,7 @@ def test_term_lets_connections_finish_and_takes_no_new_ones(
     superd = start_superd(configuration(tmp_path / "superd-0", loop))
     pids = everything_of(superd)
     path = superd.directory / "echo"
-    with crowd(superd.address("echo"), SESSIONS) as clients, connect_unix(path) as neighbour:
+    with connect_many(superd.address("echo"), SESSIONS) as clients, connect_unix(path) as neighbour:
         assert all(is_served(client) for client in (*clients, neighbour))
         superd.signal(signal.SIGTERM)
         until(lambda: is_refused(superd), "the listeners to be closed")
@@ -96,12 +96,12 @@ def test_who_is_still_connected_at_the_end_of_the_drain_is_cut(
 ) -> None:
     superd = start_superd(configuration(tmp_path / "superd-0", loop, drain="1s"))
     pids = everything_of(superd)
-    with crowd(superd.address("echo"), SESSIONS) as clients:
+    with connect_many(superd.address("echo"), SESSIONS) as clients:
         assert all(is_served(client) for client in clients)
         started = time.monotonic()
         superd.signal(signal.SIGTERM)
         for client in clients:
-            assert ending(client)[0] == b""
+            assert receive_to_end(client)[0] == b""
         assert time.monotonic() - started >= 0.9
         assert superd.wait() == 0
     cut = sum(int(match) for match in _numbers(superd.log(), "connections cut at the end"))
@@ -127,7 +127,7 @@ def test_a_second_term_or_an_int_stops_at_once(
 ) -> None:
     superd = start_superd(configuration(tmp_path / "superd-0"))
     pids = everything_of(superd)
-    with crowd(superd.address("echo"), SESSIONS) as clients:
+    with connect_many(superd.address("echo"), SESSIONS) as clients:
         assert all(is_served(client) for client in clients)
         started = time.monotonic()
         superd.signal(signals[0])
@@ -137,7 +137,7 @@ def test_a_second_term_or_an_int_stops_at_once(
         assert superd.wait() == 0
         assert time.monotonic() - started < AT_ONCE
         for client in clients:
-            assert ending(client)[0] == b""
+            assert receive_to_end(client)[0] == b""
     assert_nothing_is_left(superd, pids)
 
 

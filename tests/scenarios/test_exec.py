@@ -19,11 +19,11 @@ import pytest
 from tests.conftest import Start
 from tests.support.clients import (
     ask_unixpacket,
+    connect_many,
     connect_unix,
-    crowd,
-    ending,
+    exchange_digests,
     is_open,
-    sent_and_received,
+    receive_to_end,
 )
 from tests.support.harness import (
     EVENT_TIMEOUT,
@@ -194,7 +194,7 @@ def last_record(served: Superd, service: str) -> Record:
 def test_cat_is_an_echo_over_every_stream(served: Superd) -> None:
     data = random.Random(1).randbytes(3_000_000)
     with served.connect("cat") as client:
-        sent, received = sent_and_received(client, data, 2)
+        sent, received = exchange_digests(client, data, 2)
         assert sent == received
     assert exchange(connect_unix(served.directory / "cat"), b"hello") == b"hello"
     assert ask_unixpacket(served.directory / "cat.packets", b"one", b"two") == [b"one", b"two"]
@@ -270,7 +270,7 @@ def test_standard_error_goes_to_the_client_or_nowhere_where_that_is_wanted(
 @pytest.mark.parametrize(("service", "signals"), [("slow", "15"), ("stubborn", "9")])
 def test_a_program_that_runs_too_long_is_ended(served: Superd, service: str, signals: str) -> None:
     with served.connect(service) as client:
-        ending(client)
+        receive_to_end(client)
     outcome = last_record(served, service)["outcome"]
     assert outcome.startswith(f"max-run-time is over; signal {signals}, ")
 
@@ -341,8 +341,8 @@ def test_a_program_is_ended_when_nothing_has_passed_for_the_idle_time(served: Su
         with served.connect("forever") as client:
             (pid,) = until(lambda: children(served.workers()[0]), "the program to run")
             if not leaves:
-                assert ending(client) == (b"", "fin")
-        served.wait_until_left("forever")
+                assert receive_to_end(client) == (b"", "fin")
+        served.wait_until_idle("forever")
         assert not is_alive(pid)
         record = last_record(served, "forever")
         assert record["end"] == "idle-timeout"
@@ -357,18 +357,18 @@ def test_a_program_whose_client_talks_is_not_idle(served: Superd) -> None:
             assert client.recv(1) == b"x"
             assert not select.select([client], [], [], 0.4)[0]  # nobody is closed in a pause
         client.shutdown(socket.SHUT_WR)
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
     assert last_record(served, "busy")["end"] == "server"
 
 
 def test_a_program_whose_client_is_silent_or_stays_too_long_is_ended(served: Superd) -> None:
     with served.connect("silence") as client:
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
     assert last_record(served, "silence")["end"] == "first-byte-timeout"
-    served.wait_until_left("silence")
+    served.wait_until_idle("silence")
     with served.connect("silence") as client:
         client.sendall(b"hello\n")
-        assert ending(client) == (b"hello\n", "fin")
+        assert receive_to_end(client) == (b"hello\n", "fin")
     until(lambda: last_record(served, "silence")["end"] == "session-timeout", "the record")
 
 
@@ -378,8 +378,8 @@ def test_a_program_that_ignores_the_end_of_its_time_is_killed_and_leaves_no_zomb
     (worker,) = served.workers()
     with served.connect("timely") as client:
         pid = int(client.makefile().readline())
-        ending(client)
-    served.wait_until_left("timely")
+        receive_to_end(client)
+    served.wait_until_idle("timely")
     assert pid not in children(worker)
     record = last_record(served, "timely")
     assert record["end"] == "session-timeout"
@@ -389,7 +389,7 @@ def test_a_program_that_ignores_the_end_of_its_time_is_killed_and_leaves_no_zomb
 def test_who_writes_errors_for_ever_is_not_waited_for(served: Superd) -> None:
     """What the program has started has its standard error still, and could hold up everybody."""
     assert output(served, "orphan") == "out\n"
-    served.wait_until_left("orphan")
+    served.wait_until_idle("orphan")
     assert output(served, "pwd") == "/usr/bin\n"
     (worker,) = served.workers()
     assert memory(worker) < 200_000
@@ -407,7 +407,7 @@ def test_the_name_of_a_client_that_could_mislead_is_not_told(served: Superd, nam
             told = receive_all(client)
             assert b"PROTO=IPC" in told
             assert b"IPCREMOTEPATH" not in told
-    served.wait_until_left("family")
+    served.wait_until_idle("family")
     until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
 
 
@@ -422,7 +422,7 @@ def test_a_crowd_of_programs_killed_at_random_leaves_nothing_behind(
     until(lambda: not children(worker), "those of other tests to have ended")
     before = len(descriptors(worker))
     rng = random.Random(7)
-    with crowd(served.address("cat"), number) as clients:
+    with connect_many(served.address("cat"), number) as clients:
         for client in clients:
             client.sendall(b"x")
         for client in clients:
@@ -435,10 +435,10 @@ def test_a_crowd_of_programs_killed_at_random_leaves_nothing_behind(
             os.kill(pid, rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)))
         began = time.monotonic()
         for client in clients:
-            assert ending(client)[0] == b""
+            assert receive_to_end(client)[0] == b""
         until(lambda: not children(worker), "the last child to be reaped")
         print(f"{number} programs were gone {time.monotonic() - began:.2f} s after the last signal")
-    served.wait_until_left("cat")
+    served.wait_until_idle("cat")
     until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
     assert named(served.status(), "cat")["counts"]["active"] == 0
 
@@ -449,10 +449,10 @@ def test_short_programs_leave_no_zombie(served: Superd, number: int) -> None:
     until(lambda: not children(worker), "those of other tests to have ended")
     before, accepted = len(descriptors(worker)), served.counts("short")["accepted"]
     for _ in range(number // 50):
-        with crowd(served.address("short"), 50) as clients:
+        with connect_many(served.address("short"), 50) as clients:
             for client in clients:
-                assert ending(client) == (b"", "fin")
-    served.wait_until_left("short")
+                assert receive_to_end(client) == (b"", "fin")
+    served.wait_until_idle("short")
     assert served.counts("short")["accepted"] == accepted + number
     assert children(worker) == []
     until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
@@ -507,7 +507,7 @@ def test_where_descriptors_run_out_clients_wait_and_all_are_served(
         """
     )
     (worker,) = served.workers()
-    with crowd(served.address("cat"), 100) as clients:
+    with connect_many(served.address("cat"), 100) as clients:
         for client in clients:
             client.sendall(b"x")
         served.wait_for_log("clients wait: Too many open files service=cat")
@@ -554,7 +554,7 @@ def test_a_program_that_cannot_be_started_closes_and_then_pauses(
     program.unlink()
     for _ in range(5):
         with served.connect("x") as client:
-            assert ending(client)[0] == b""
+            assert receive_to_end(client)[0] == b""
     served.wait_for_log(r"cannot run .*/program: No such file or directory \(exit 127\)")
     assert served.counts("x")["errors"] == 5
     with served.connect("x") as sixth:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import ending
+from tests.support.clients import receive_to_end
 from tests.support.harness import make_plugin, until
-from tests.support.inside import INSIDE, inside
+from tests.support.inside import INSIDE, run_inside
 
 FORGER = """
 data = b'{"time":1700000000.123,"pid":%d,"service":"inside","event":"refused",%s}\\n'
@@ -53,10 +53,10 @@ def test_a_worker_that_forges_records_is_ended_and_nothing_of_them_written(
         with served.connect("inside") as client:
             client.sendall(f"FORGED = {forged!r}\n{FORGER}\nresult = 1\n".encode())
             client.shutdown(socket.SHUT_WR)
-            ending(client)
+            receive_to_end(client)
         served.wait_for_log(
             f"worker {worker} sent an invalid message: events of another worker or service"
         )
         until(lambda ended=worker: served.workers() not in ([], [ended]), "another worker")  # type: ignore[misc]
-    assert inside(served, "inside", "result = 1") == 1
+    assert run_inside(served, "inside", "result = 1") == 1
     assert "192.0.2.1" not in file.read_text()

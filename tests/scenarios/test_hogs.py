@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import crowd
+from tests.support.clients import connect_many
 from tests.support.harness import Superd, exchange, make_plugin
 
 BUSY = f"superd-hog-{os.getpid()}"  # the hogs go on for as long as a socket of this name is there
@@ -93,7 +93,7 @@ def busy() -> Iterator[None]:
 def test_a_hog_holds_up_its_own_pool_only(start_superd: Start, tmp_path: Path, act: str) -> None:
     served = start_superd(TOML, env=make_plugin(tmp_path / "plugins", "hog", PLUGIN))
     with served.connect("hog") as hog:
-        with busy(), crowd(served.address("echo"), 20) as sessions:
+        with busy(), connect_many(served.address("echo"), 20) as sessions:
             hog.sendall(act.encode() + b"\n")
             assert hog.recv(100) == b"here goes\n"
             for client in sessions * 10:

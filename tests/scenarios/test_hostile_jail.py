@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import fate
+from tests.support.clients import connect_and_receive
 from tests.support.harness import (
     make_plugin,
 )
-from tests.support.inside import INSIDE, inside
+from tests.support.inside import INSIDE, run_inside
 from tests.support.jails import (
-    ALL,
+    BUNDLED_PLUGINS,
     FAILING,
     RESET,
-    everything,
+    all_plugins,
     over_tcp,
     over_udp,
     over_unix,
@@ -76,22 +76,22 @@ def test_nothing_is_ever_opened_in_a_jail_that_others_can_write(
     toml, env = services_late_and_early(tmp_path, str(jail))
     more = make_plugin(tmp_path / "late", "failing", FAILING)
     superd = start_superd(
-        everything(jail, tmp_path, loop)
+        all_plugins(jail, tmp_path, loop)
         + toml.replace('pool = "late"\n', "").replace('pool = "early"\n', "")
         + '[service.failing]\nplugin = "failing"\nlisten = "tcp://127.0.0.1:0"\n',
         *("strace", "-f", "-o", str(trace), "-e", "trace=open,openat,execve,chroot"),
         env={**more, **env},
     )
     furnish(jail)
-    for name in ALL:
+    for name in BUNDLED_PLUGINS:
         for ask in (over_tcp, over_udp, over_unix):
             if name == "chargen":
                 start_of_chargen(superd, ask)
             else:
                 ask(superd, name, b"x\r\n")
     for what in ("email.mime.text", "mailbox", "encodings.cp500"):
-        assert fate(superd.address("late"), what.encode()) == RESET
-    assert fate(superd.address("failing"), b"no number\n") == RESET
+        assert connect_and_receive(superd.address("late"), what.encode()) == RESET
+    assert connect_and_receive(superd.address("failing"), b"no number\n") == RESET
     superd.wait_for_log(r"\|     number = json.loads\(line\)")
     [worker] = superd.workers()
     assert superd.stop() == 0
@@ -129,7 +129,7 @@ for look_up, name in (
     except Exception as error:
         result.append(type(error).__name__)
 """
-    assert inside(superd, "inside", code) == [
+    assert run_inside(superd, "inside", code) == [
         *("KeyError", "KeyError", "gaierror", "OSError", "OSError")
     ]
     [worker] = superd.workers()

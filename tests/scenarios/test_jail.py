@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import fate
+from tests.support.clients import connect_and_receive
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
@@ -20,12 +20,12 @@ from tests.support.harness import (
     make_plugin,
     until,
 )
-from tests.support.inside import INSIDE, inside
+from tests.support.inside import INSIDE, run_inside
 from tests.support.jails import (
     FAILING,
     QUOTE,
     RESET,
-    everything,
+    all_plugins,
     over_tcp,
     over_udp,
     over_unix,
@@ -41,7 +41,7 @@ PATTERN = b"".join((bytes(range(0x20, 0x7F)) * 2)[n : n + 72] + b"\r\n" for n in
 def test_every_bundled_plugin_answers_over_every_transport_in_an_empty_jail(
     start_superd: Start, tmp_path: Path, jail: Path, loop: str
 ) -> None:
-    superd = start_superd(everything(jail, tmp_path, loop))
+    superd = start_superd(all_plugins(jail, tmp_path, loop))
     message = "there is no message yet"
     for ask in (over_tcp, over_udp, over_unix):
         assert ask(superd, "echo", b"hello") == b"hello"
@@ -76,7 +76,7 @@ def test_a_plugin_that_raises_in_a_jail_is_logged_with_its_source_lines(
         """,
         env=make_plugin(tmp_path / "plugins", "failing", FAILING),
     )
-    assert fate(superd.address("failing"), b"no number\n") == RESET
+    assert connect_and_receive(superd.address("failing"), b"no number\n") == RESET
     superd.wait_for_log(r"JSONDecodeError: Expecting value")
     for frame in (r"in stream", r"in fail"):
         assert re.search(rf'\| +File ".*superd_failing.py", line \d+, {frame}', superd.log())
@@ -84,7 +84,7 @@ def test_a_plugin_that_raises_in_a_jail_is_logged_with_its_source_lines(
     assert "|     number = json.loads(line)  # the line that fails" in superd.log()
 
     # and superd's own lines, where the plugin fails in a call of superd's
-    assert fate(superd.address("failing"), b"x" * 200) == RESET
+    assert connect_and_receive(superd.address("failing"), b"x" * 200) == RESET
     superd.wait_for_log(r"\| .*LineTooLong")
     assert "|     line = await conn.readline(100)" in superd.log()
     assert "|     return await self._read_buffer.readline(limit)" in superd.log()
@@ -107,7 +107,7 @@ def test_a_late_import_costs_the_session_is_named_and_preload_cures_it(
 ) -> None:
     toml, env = services_late_and_early(tmp_path, str(jail))
     superd = start_superd(toml, env=env)
-    assert fate(superd.address("late"), what.encode()) == RESET
+    assert connect_and_receive(superd.address("late"), what.encode()) == RESET
     superd.wait_for_log(rf"error: plugin late failed: .*{told}.* service=late conn=")
     assert exchange(superd.connect("late"), b"sys") == b"sys", "it goes on"
     assert exchange(superd.connect("early"), what.encode()) == answer
@@ -166,7 +166,7 @@ class Falling:
 Falling()
 result = None
 """
-    inside(superd, "inside", code)
+    run_inside(superd, "inside", code)
     superd.wait_for_log(r"error: a plugin's thread weaver failed: ValueError: in a thread")
     superd.wait_for_log(r"error: .*KeyError: 'in a finalizer'")
     assert not [line for line in superd.log().splitlines() if not re.match(r"\d{4}-", line)]
@@ -200,7 +200,7 @@ def end_workers(superd: Superd, code: str, times: int) -> None:
     """Stop a worker that many times after the code has run in it, as a reload or a drain would."""
     for _ in range(times):
         [worker] = until(superd.workers, "a worker")
-        inside(superd, "inside", code)
+        run_inside(superd, "inside", code)
         os.kill(worker, signal.SIGTERM)
         found = superd.wait_for_log(rf"worker {worker} of pool \S+ (was ended by|ended with) (.*)")
         assert found[2].startswith("code 0"), found[0]

@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.clients import connect_tcp, crowd, ending
+from tests.support.clients import connect_many, connect_tcp, receive_to_end
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
@@ -61,7 +61,7 @@ def test_a_killed_master_leaves_connections_to_finish_and_its_addresses_to_the_n
 ) -> None:
     superd = start_superd(configuration(loop))
     workers = proc.children(superd.pid)
-    with crowd(superd.address("echo"), SESSIONS) as clients:
+    with connect_many(superd.address("echo"), SESSIONS) as clients:
         for client in clients:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
@@ -79,13 +79,13 @@ def test_workers_whose_master_was_killed_drain_no_longer_than_they_may(
 ) -> None:
     superd = start_superd(configuration(drain="1s"))
     workers = proc.children(superd.pid)
-    with crowd(superd.address("echo"), SESSIONS) as clients:
+    with connect_many(superd.address("echo"), SESSIONS) as clients:
         for client in clients:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
         os.kill(superd.pid, signal.SIGKILL)
         for client in clients:
-            assert ending(client)[0] == b""
+            assert receive_to_end(client)[0] == b""
     until(lambda: not [pid for pid in workers if is_alive(pid)], "the end of the workers")
 
 

@@ -14,7 +14,14 @@ from functools import partial
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import answer_to, connect_tcp, connect_unix, ending, fate, is_open
+from tests.support.clients import (
+    connect_and_receive,
+    connect_tcp,
+    connect_unix,
+    is_open,
+    receive_and_close,
+    receive_to_end,
+)
 from tests.support.harness import EVENT_TIMEOUT, Address, Superd, exchange, until
 
 PLACES = 50
@@ -76,7 +83,7 @@ def test_a_thousand_clients_of_four_workers_never_get_more_places_than_there_are
     served = start_superd(RACE)
     with waiting_clients(served.address("echo"), 1000) as clients:
         race(served, "echo", clients, PLACES)
-    served.wait_until_left("echo")
+    served.wait_until_idle("echo")
     with waiting_clients(served.address("echo"), PLACES) as again:
         race(served, "echo", again, PLACES)
     assert served.counts("echo")["accepted"] == 1000 + PLACES
@@ -91,7 +98,7 @@ def test_a_worker_that_dies_gives_its_places_back(start_superd: Start) -> None:
         for worker in served.workers():
             os.kill(worker, signal.SIGKILL)
         for client in clients:
-            assert ending(client)[1] in ("fin", "reset")
+            assert receive_to_end(client)[1] in ("fin", "reset")
         with waiting_clients(served.address("echo"), PLACES + 30) as successors:
             race(served, "echo", successors, PLACES)
 
@@ -169,13 +176,16 @@ def one_inside(served: Superd, service: str) -> Iterator[socket.socket]:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
         yield client
-    served.wait_until_left(service)
+    served.wait_until_idle(service)
 
 
 def test_who_is_rejected_is_told_why_even_if_it_has_sent_something(served: Superd) -> None:
     with one_inside(served, "rejects"):
         for _ in range(30):
-            assert fate(served.address("rejects"), b"unread") == (b"all lines are busy\r\n", "fin")
+            assert connect_and_receive(served.address("rejects"), b"unread") == (
+                b"all lines are busy\r\n",
+                "fin",
+            )
         assert served.counts("rejects")["refused-max-connections"] == 30
     assert exchange(served.connect("rejects"), b"now") == b"now"
 
@@ -228,9 +238,9 @@ def test_each_source_has_places_of_its_own(served: Superd) -> None:
                 client.sendall(b"x")
                 assert client.recv(1) == b"x"
             with served.connect("few", source) as third:
-                assert ending(third) == (b"", "fin")
+                assert receive_to_end(third) == (b"", "fin")
         assert served.counts("few")["refused-max-per-source"] == 3
-    served.wait_until_left("few")
+    served.wait_until_idle("few")
     assert exchange(served.connect("few", "127.0.0.2"), b"again") == b"again"
 
 
@@ -241,19 +251,19 @@ def test_the_peers_of_a_unix_socket_are_sources_by_their_user(served: Superd) ->
             client = stack.enter_context(connect_unix(path))
             client.sendall(b"x")
             assert client.recv(1) == b"x"
-        assert ending(stack.enter_context(connect_unix(path))) == (b"", "fin")
-    served.wait_until_left("few")
+        assert receive_to_end(stack.enter_context(connect_unix(path))) == (b"", "fin")
+    served.wait_until_idle("few")
 
 
 def test_a_rate_lets_a_burst_in_and_no_more(served: Superd) -> None:
-    answers = [answer_to(served.connect("slow")) for _ in range(5)]
+    answers = [receive_and_close(served.connect("slow")) for _ in range(5)]
     assert [bool(answer) for answer in answers] == [True] * 3 + [False] * 2
     assert served.counts("slow")["refused-rate"] == 2
 
 
 def test_one_source_cannot_use_up_the_rate_of_another(served: Superd) -> None:
     for source in ("127.0.0.2", "127.0.0.3"):
-        answers = [answer_to(served.connect("fair", source)) for _ in range(4)]
+        answers = [receive_and_close(served.connect("fair", source)) for _ in range(4)]
         assert [bool(answer) for answer in answers] == [True] * 2 + [False] * 2
 
 
@@ -277,7 +287,7 @@ def test_datagrams_have_the_rate_of_their_source_too(served: Superd) -> None:
 
 
 def test_a_load_below_the_limit_keeps_nobody_out(served: Superd) -> None:
-    assert answer_to(served.connect("calm"))
+    assert receive_and_close(served.connect("calm"))
 
 
 def test_a_load_beyond_the_limit_makes_clients_wait(start_superd: Start) -> None:
@@ -319,7 +329,7 @@ def test_the_daemons_limits_are_for_all_services_and_pools_together(start_superd
             client.sendall(b"x")
             assert client.recv(1) == b"x"
         for service in ("one", "two"):
-            assert fate(served.address(service))[0] == b""
+            assert connect_and_receive(served.address(service))[0] == b""
             assert served.counts(service)["refused-daemon-max-connections"] == 1
 
 
@@ -347,7 +357,7 @@ def test_a_flood_from_one_source_keeps_nobody_else_out(served: Superd) -> None:
                     client.connect(noisy)
                 stack.callback(client.close)
             source = f"127.0.1.{number + 1}"
-            assert answer_to(served.connect("fair", source)), f"{source} was not served"
+            assert receive_and_close(served.connect("fair", source)), f"{source} was not served"
     assert served.counts("fair")["refused-rate-per-source"] > 1000
 
 
@@ -361,7 +371,7 @@ def test_an_idle_hoarder_keeps_nobody_else_out(served: Superd) -> None:
         for number in range(100):
             client = served.connect("few", f"127.0.2.{number + 1}")
             assert exchange(client, b"served?") == b"served?"
-    served.wait_until_left("few")
+    served.wait_until_idle("few")
 
 
 @pytest.mark.soak
@@ -381,12 +391,12 @@ def test_a_minute_of_a_thousand_connections_a_second_keeps_nobody_else_out(
                     with contextlib.suppress(BlockingIOError):
                         client.connect(address)
                 asked = time.monotonic()
-                assert answer_to(served.connect("fair", f"127.1.{second}.{tenth + 1}"))
+                assert receive_and_close(served.connect("fair", f"127.1.{second}.{tenth + 1}"))
                 slowest = max(slowest, time.monotonic() - asked)
             due = began + second + (tenth + 1) / 10
             select.select([], [], [], max(0.0, due - time.monotonic()))
     print(f"600 of 600 served, the slowest in {slowest * 1000:.1f} ms")
-    assert answer_to(served.connect("fair", "127.2.0.1"))
+    assert receive_and_close(served.connect("fair", "127.2.0.1"))
 
 
 DAYTIME = """
@@ -403,19 +413,19 @@ def test_who_has_been_answered_and_does_not_close_has_a_place_until_it_does(
     served = start_superd(DAYTIME + "max-per-source = 2")
     address = served.address("daytime")
     for _ in range(50):
-        assert fate(address)[1] == "fin"
+        assert connect_and_receive(address)[1] == "fin"
 
     def a_third_is_refused() -> bool:
         with connect_tcp(address) as first, connect_tcp(address) as second:
-            assert len(ending(first)[0]) == len(ending(second)[0]) == 26
-            return fate(address)[0] == b""
+            assert len(receive_to_end(first)[0]) == len(receive_to_end(second)[0]) == 26
+            return connect_and_receive(address)[0] == b""
 
     until(a_third_is_refused, "a third to come within the second")
     assert served.counts("daytime")["refused-max-per-source"] == 1
     until(lambda: served.counts("daytime")["active"] == 0, "both places to be given back")
     with connect_tcp(address) as stays:
-        assert len(ending(stays)[0]) == 26
-        served.wait_until_left("daytime", timeout=5)
+        assert len(receive_to_end(stays)[0]) == 26
+        served.wait_until_idle("daytime", timeout=5)
 
 
 def test_a_single_place_goes_to_the_next_as_soon_as_a_client_has_closed(
@@ -424,5 +434,5 @@ def test_a_single_place_goes_to_the_next_as_soon_as_a_client_has_closed(
     served = start_superd(DAYTIME + "max-connections = 1")
     began = time.monotonic()
     for _ in range(100):
-        assert len(fate(served.address("daytime"))[0]) == 26
+        assert len(connect_and_receive(served.address("daytime"))[0]) == 26
     assert time.monotonic() - began < 3  # a second each, if each were let go when its time is over

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import connect_unix, fate
+from tests.support.clients import connect_and_receive, connect_unix
 from tests.support.harness import (
     EVENT_TIMEOUT,
     exchange,
     make_plugin,
     receive_all,
 )
-from tests.support.inside import INSIDE, inside
+from tests.support.inside import INSIDE, run_inside
 from tests.support.jails import (
     RESET,
 )
@@ -53,9 +53,9 @@ def test_odd_locales_and_time_zones_change_nothing_but_the_time_of_day(
         """,
         env={**make_plugin(tmp_path / "plugins", "inside", INSIDE), **env},
     )
-    assert inside(superd, "inside", "result = 'i'.upper() + '\u00e9'.upper()") == "I\u00c9"
+    assert run_inside(superd, "inside", "result = 'i'.upper() + '\u00e9'.upper()") == "I\u00c9"
     failing = b"raise ValueError('caf\\u00e9 \\ud83d\\ude00 \\udc80')"
-    assert fate(superd.address("inside"), failing) == RESET
+    assert connect_and_receive(superd.address("inside"), failing) == RESET
     superd.wait_for_log("ValueError: caf\u00e9 .*udc80")
     with connect_unix(f"{tmp_path}/caf\u00e9") as client:
         client.sendall(b"result = 1")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import crowd, swallow
+from tests.support.clients import connect_many, send_until_blocked
 from tests.support.harness import Superd, exchange, make_plugin
 from tests.support.usage import private_memory
 
@@ -67,12 +67,12 @@ def stall(served: Superd, service: str, readers: int) -> float:
         client.sendall(b"x")
         client.recv(1)
     before = settled(worker)
-    with crowd(served.address(service), readers) as clients:
+    with connect_many(served.address(service), readers) as clients:
         sending = set(clients) if service != "chargen" else set()
         while sending:
-            sending = {client for client in sending if swallow(client, 1 << 20)}
+            sending = {client for client in sending if send_until_blocked(client, 1 << 20)}
         each = (settled(worker) - before) / readers
-    served.wait_until_left(service)
+    served.wait_until_idle(service)
     print(f"{service}: {readers} stalled readers cost {each / KIB:.1f} KiB each")
     return each
 
@@ -102,7 +102,7 @@ def hold_idle(served: Superd, connections: int) -> float:
     (worker,) = served.workers()
     assert exchange(served.connect("echo"), b"first") == b"first"
     before = settled(worker)
-    with crowd(served.address("echo"), connections) as clients:
+    with connect_many(served.address("echo"), connections) as clients:
         for client in clients:
             client.sendall(b"hello")
             assert client.recv(100) == b"hello"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from tests.conftest import Start
 from tests.migrate.test_corpus import CORPUS
-from tests.support.clients import answer_to, fate, sent_and_received
+from tests.support.clients import connect_and_receive, exchange_digests, receive_and_close
 from tests.support.harness import Superd, ask_udp, exchange, superd, until
-from tests.support.programs import digest, noise
+from tests.support.programs import digest, random_bytes
 
 LONG = b"x" * 600  # over udp no answer is longer than what it answers
 
@@ -34,8 +34,8 @@ def check_small_services(served: Superd, stream: str, datagram: str) -> None:
     """Talk to what inetd and xinetd answer by themselves; `{}` in a name is for which."""
     assert exchange(served.connect(stream.format("echo")), b"hello") == b"hello"
     assert exchange(served.connect(stream.format("discard")), b"hello") == b""
-    assert re.fullmatch(rb".+\r\n", answer_to(served.connect(stream.format("daytime"))))
-    assert len(answer_to(served.connect(stream.format("time")))) == 4
+    assert re.fullmatch(rb".+\r\n", receive_and_close(served.connect(stream.format("daytime"))))
+    assert len(receive_and_close(served.connect(stream.format("time")))) == 4
     with served.connect(stream.format("chargen")) as client:
         assert client.recv(10)
     for name, size in (("echo", 600), ("daytime", None), ("time", 4), ("chargen", None)):
@@ -94,14 +94,14 @@ def test_what_xinetd_redirects_is_forwarded(start_superd: Start, tmp_path: Path)
         )
     )
     served = start_superd(migrated("xinetd", directory))
-    data = noise(1_000_000)
+    data = random_bytes(1_000_000)
     with served.connect("open") as client:
-        assert sent_and_received(client, data, 1) == (digest(data), digest(data))
+        assert exchange_digests(client, data, 1) == (digest(data), digest(data))
     with served.connect("single") as first:
         first.sendall(b"hello")
         assert first.recv(10) == b"hello"
-        assert fate(served.address("single"), b"hello")[0] == b""
-    assert fate(served.address("closed"), b"hello")[0] == b""
+        assert connect_and_receive(served.address("single"), b"hello")[0] == b""
+    assert connect_and_receive(served.address("closed"), b"hello")[0] == b""
     assert target.counts("echo")["accepted"] == 2
     assert served.counts("open")["accepted"] == 1
 

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import ask_unixpacket, connect_unix, crowd, ending, sent_and_received
+from tests.support.clients import (
+    ask_unixpacket,
+    connect_many,
+    connect_unix,
+    exchange_digests,
+    receive_to_end,
+)
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Record,
@@ -256,7 +262,7 @@ def closed(superd: Superd, service: str, **what: object) -> Record:
 @pytest.mark.parametrize("model", MODELS)
 def test_echo_serves_blocking_over_every_stream_transport(served: Superd, model: str) -> None:
     with served.connect(f"echo-{model}") as client:
-        sent, received = sent_and_received(client, os.urandom(300_000), 1)
+        sent, received = exchange_digests(client, os.urandom(300_000), 1)
     assert sent == received
     with connect_unix(served.directory / model) as client:
         client.sendall(b"over unix")
@@ -270,11 +276,11 @@ def test_echo_serves_blocking_over_every_stream_transport(served: Superd, model:
 def test_many_at_once_are_all_served(served: Superd, model: str) -> None:
     service = f"many-{model}"
     address = served.address(service)
-    with crowd(address, 60) as clients:
+    with connect_many(address, 60) as clients:
         for client in clients:
             client.sendall(b"hello")
         assert {client.recv(5) for client in clients} == {b"hello"}
-    served.wait_until_left(service)
+    served.wait_until_idle(service)
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -329,7 +335,7 @@ def test_a_process_without_a_descriptor_left_is_replaced(served: Superd) -> None
     for _ in range(5):
         with served.connect("few-descriptors") as client:
             client.sendall(b"leak\n")
-            assert ending(client) == (b"", "reset")
+            assert receive_to_end(client) == (b"", "reset")
         assert ask(served, "few-descriptors", "last") == ["bye"]
     served.wait_for_log("plugin zoo failed: Too many open files service=few-descriptors")
 
@@ -360,7 +366,7 @@ def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, mod
         for word, error in RAISED.items():
             with served.connect(model) as client:
                 client.sendall(f"{word}\n".encode())
-                assert ending(client) == (b"", "reset")
+                assert receive_to_end(client) == (b"", "reset")
             served.wait_for_log(rf"plugin zoo failed: {error}.* service={model} conn=")
         assert first_line(other, "last") == "bye"
     assert closed(served, model, end="error")["in"]
@@ -372,7 +378,7 @@ def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, mod
 def test_a_line_of_nothing_is_a_mistake_of_the_handler(served: Superd, model: str) -> None:
     with served.connect(model) as client:
         client.sendall(b"read_nothing\n")
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
     served.wait_for_log(rf"zoo failed: ValueError: a limit is at least 1.* service={model} conn=")
 
 
@@ -381,16 +387,16 @@ def test_odd_errors_and_long_notes_harm_nobody(served: Superd, model: str) -> No
     for word in ("odd_error", "odd_text", "odd_excuse") * 3:
         with served.connect(model) as client:
             client.sendall(f"{word}\n".encode())
-            assert ending(client) == (b"", "reset")
+            assert receive_to_end(client) == (b"", "reset")
         assert ask(served, model, "long_note", "last") == ["noted", "bye"]
-    served.wait_until_left(model)
+    served.wait_until_idle(model)
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_detached_socket_is_cut_in_time_too(served: Superd, model: str) -> None:
     with served.connect(f"hasty-{model}") as client:
         assert first_line(client, "detach")
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
 
 
 @pytest.mark.parametrize("model", FORKING)
@@ -402,7 +408,7 @@ def test_a_process_that_crashes_resets_its_own_client_only(
         assert first_line(other, "group") == "True"
         with served.connect(model) as client:
             client.sendall(f"{word}\n".encode())
-            assert ending(client) == (b"", "reset")
+            assert receive_to_end(client) == (b"", "reset")
         served.wait_for_log(rf"its process {CRASHES[word]} service={model} ")
         assert first_line(other, "last") == "bye"
     assert closed(served, model, end="error", outcome=CRASHES[word])
@@ -415,9 +421,9 @@ def test_a_handler_that_hangs_is_ended_with_its_connection(served: Superd, model
     for _ in range(3):
         with served.connect(service) as client:
             pid = first_line(client, "hang")
-            assert ending(client)[0] == b""
+            assert receive_to_end(client)[0] == b""
         closed(served, service, end="session-timeout")
-        served.wait_until_left(service)
+        served.wait_until_idle(service)
         if model in FORKING:
             until(partial(has_ended, int(pid)), "the end of its process")
         assert ask(served, service, "last") == ["bye"]
@@ -428,7 +434,7 @@ def test_what_a_handler_has_forked_ends_with_it(served: Superd, model: str) -> N
     with served.connect(f"hasty-{model}") as client:
         grandchild = int(first_line(client, "fork_and_hang"))
         assert is_alive(grandchild)
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
     until(lambda: not is_alive(grandchild), "the end of the grandchild")
 
 
@@ -438,7 +444,7 @@ def test_a_handler_that_returns_twice_is_heard_once(served: Superd, model: str) 
     for _ in range(5):
         assert "here" in ask(served, model, "both_come_back")
     assert ask(served, model, "last") == ["bye"]
-    served.wait_until_left(model)
+    served.wait_until_idle(model)
     assert served.workers() == before
 
 
@@ -448,7 +454,7 @@ def test_what_goes_wrong_in_a_process_that_a_handler_forks_is_told(
 ) -> None:
     assert ask(served, model, "forked_to_fail", "last") == ["here", "bye"]
     served.wait_for_log(rf"plugin zoo failed: No such file or directory service={model} conn=")
-    served.wait_until_left(model)
+    served.wait_until_idle(model)
 
 
 def test_a_process_that_a_thread_forks_keeps_no_port(start_superd: Start, tmp_path: Path) -> None:
@@ -472,7 +478,7 @@ def test_a_silent_client_is_closed_in_time(served: Superd, model: str) -> None:
     with connect_unix(path) if is_unix else served.connect(service) as client:
         if not is_unix:
             assert first_line(client, "raw").startswith("raw bytes")
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
     assert closed(served, service)["end"] == ("first-byte-timeout" if is_unix else "idle-timeout")
 
 
@@ -493,7 +499,7 @@ def test_a_handler_can_reset_close_and_be_unavailable(served: Superd, model: str
     for word in ("abort", "shut", "unavailable"):
         with served.connect(model) as client:
             client.sendall(f"{word}\n".encode())
-            fates[word] = ending(client)
+            fates[word] = receive_to_end(client)
     assert fates == {
         "abort": (b"", "reset"), "shut": (b"", "fin"), "unavailable": (b"", "fin"),
     }  # fmt: skip
@@ -505,9 +511,9 @@ def test_limits_hold_for_processes(served: Superd) -> None:
     with served.connect("strict") as first:
         assert first_line(first, "group") == "True"
         with served.connect("strict") as second:
-            assert ending(second)[0] == b""
+            assert receive_to_end(second)[0] == b""
         assert first_line(first, "last") == "bye"
-    served.wait_until_left("strict")
+    served.wait_until_idle("strict")
     assert ask(served, "strict", "last") == ["bye"]
 
 
@@ -597,7 +603,7 @@ def test_nobody_outlives_a_killed_worker_for_longer_than_drain_timeout(
         pid = int(first_line(client, "hang"))
         os.kill(worker, signal.SIGKILL)
         until(partial(has_ended, pid), "the end of the process")
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
 
 
 def test_a_pause_is_kept_whoever_waits(start_superd: Start, tmp_path: Path) -> None:
@@ -607,7 +613,7 @@ def test_a_pause_is_kept_whoever_waits(start_superd: Start, tmp_path: Path) -> N
         second.sendall(b"last\n")
         began = time.monotonic()
         first.sendall(b"pause\n")
-        assert ending(first) == (b"", "fin")
+        assert receive_to_end(first) == (b"", "fin")
         assert receive_all(second) == b"bye\n"
         assert time.monotonic() - began >= 0.9
 
@@ -653,10 +659,10 @@ def test_processes_killed_at_random_leave_nothing_behind(
     for _ in range(number):
         with superd.connect("x") as client:
             os.kill(int(first_line(client, "pid")), signal.SIGKILL)
-            assert ending(client) == (b"", "reset")
-    superd.wait_until_left("x")
+            assert receive_to_end(client) == (b"", "reset")
+    superd.wait_until_idle("x")
     assert ask(superd, "x", "last") == ["bye"]
-    superd.wait_until_left("x")
+    superd.wait_until_idle("x")
     until(lambda: not zombies(worker), "no zombie")
     until(lambda: len(descriptors(worker)) == before, "as many descriptors as before")
 
@@ -668,7 +674,7 @@ def test_a_hanging_thread_does_not_take_the_place_of_others(
     for _ in range(2):
         with superd.connect("x") as client:
             assert first_line(client, "hang")
-            assert ending(client)[0] == b""
+            assert receive_to_end(client)[0] == b""
     superd.wait_for_log("its handler hangs; its thread is abandoned, 2 so far")
     assert ask(superd, "x", "last") == ["bye"]
 

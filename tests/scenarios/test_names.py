@@ -152,7 +152,7 @@ def test_who_waits_for_a_name_has_one_of_the_places_of_its_source(net: Net) -> N
     for client in waiting[2:]:
         with client:
             assert client.recv(1) == b""
-    net.served.wait_until_left("few")
+    net.served.wait_until_idle("few")
     assert not net.is_admitted("few", "127.0.0.2")
     counts = net.served.counts("few")
     assert (counts["refused-max-per-source"], counts["refused-access"]) == (1, 6)

@@ -16,7 +16,7 @@ import pytest
 from superd.cli.daemon import ask
 from superd.observe.connections import End
 from tests.conftest import Start
-from tests.support.clients import crowd, ending, is_open
+from tests.support.clients import connect_many, is_open, receive_to_end
 from tests.support.daemons import free_port
 from tests.support.harness import EVENT_TIMEOUT, Record, Superd, is_alive, until
 from tests.support.proc import children
@@ -160,7 +160,7 @@ def test_a_connection_is_listed_and_ends_when_it_is_killed(
     assert row["worker"] in served.workers()
     assert row["target"] == (f"unix://{served.directory}/echo" if service == "forward" else "")
     kill(served, row)
-    assert ending(client)[0] == b""
+    assert receive_to_end(client)[0] == b""
     record = ended(served, row["id"])
     assert (record["end"], record["service"]) == (End.KILLED.value, service)
     assert listed(served, service) == []
@@ -215,7 +215,7 @@ def test_a_client_that_says_no_more_is_half_closed_and_killed_all_the_same(serve
         assert client.recv(1) == b"x"
         [row] = listed(served, "lines")
         other.shutdown(socket.SHUT_WR)
-        assert ending(other)[0] == b"no end"
+        assert receive_to_end(other)[0] == b"no end"
         assert ended(served, row["id"])["end"] == "client"
         [row] = listed(served, "forward")
         kill(served, row)
@@ -257,7 +257,7 @@ def test_those_of_a_generation_that_drains_are_listed_and_killed_too(start_super
             assert [of[who]["generation"] for who in (old, kept, new)] == [1, 1, 2]
             assert of[old]["worker"] == of[kept]["worker"] != of[new]["worker"]
             kill(served, of[old])
-            assert ending(old) == (b"", "fin")
+            assert receive_to_end(old) == (b"", "fin")
             assert is_open(kept)
             assert is_open(new)
 
@@ -313,7 +313,7 @@ def test_the_commands_list_and_kill(served: Superd) -> None:
         assert row["peer"] == "{}:{}".format(*client.getsockname())
         done = served.run("kill", row["id"])
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
 
 
 def test_those_of_whom_nothing_is_recorded_are_listed_in_full(start_superd: Start) -> None:
@@ -325,7 +325,7 @@ def test_those_of_whom_nothing_is_recorded_are_listed_in_full(start_superd: Star
         assert row["peer"] == "{}:{}".format(*client.getsockname())
         assert row["local"] == "tcp://{}:{}".format(*client.getpeername())
         kill(served, row)
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
 
 
 def test_a_worker_that_hangs_is_named_and_holds_up_nobody(start_superd: Start) -> None:
@@ -356,7 +356,7 @@ def test_none_of_a_crowd_is_missed(start_superd: Start, number: int) -> None:
     served = start_superd(
         '[daemon]\nworkers = 2\n[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
     )
-    with crowd(served.address("echo"), number) as clients:
+    with connect_many(served.address("echo"), number) as clients:
         until(lambda: served.counts("echo")["active"] == number, "all to be accepted")
         rows = listed(served)
         peers = {"{}:{}".format(*client.getsockname()) for client in clients}

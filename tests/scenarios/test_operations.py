@@ -17,8 +17,8 @@ from tests.conftest import Start
 from tests.support.clients import connect_tcp, connect_unix
 from tests.support.daemons import free_ports
 from tests.support.harness import Superd, until
-from tests.support.loads import Stream, hello, serve_on, under
-from tests.support.proc import children, descriptors, listener
+from tests.support.loads import Stream, echo_load, under_load, wait_for_answers
+from tests.support.proc import children, descriptors, inode_link
 
 # services of three pools: the workers of the first are killed, those of the others are not
 TOML = """
@@ -74,15 +74,15 @@ def test_nobody_is_lost(
     def client(name: str) -> Callable[[], socket.socket]:
         return lambda: connect_tcp(("127.0.0.1", port[name]))
 
-    loads = {name: hello(client(name)) for name in ("killed", "kept", "passed", "program")}
-    loads["unix"] = hello(lambda: connect_unix(tmp_path / "kept"))
+    loads = {name: echo_load(client(name)) for name in ("killed", "kept", "passed", "program")}
+    loads["unix"] = echo_load(lambda: connect_unix(tmp_path / "kept"))
     streams = [Stream(client(name)()) for name in ("kept", "kept", "passed", "program")]
-    inodes = {name: listener(port[name]) for name in port if name != "other"}
+    inodes = {name: inode_link(port[name]) for name in port if name != "other"}
     operations = ["reload"] * reloads + ["upgrade"] * upgrades + ["kill"] * kills
     random.Random(reloads).shuffle(operations)
     is_second = False
     victims = 0
-    with under(*loads.values(), *streams):
+    with under_load(*loads.values(), *streams):
         for operation in operations:
             if operation == "reload":
                 is_second = not is_second
@@ -93,13 +93,13 @@ def test_nobody_is_lost(
                 continue
             done = served.run(operation)
             assert (done.returncode, done.stderr) == (0, ""), served.log()
-        serve_on(loads.values(), 3)
+        wait_for_answers(loads.values(), 3)
     assert [stream.failures for stream in streams] == [[]] * len(streams)
     killed = loads.pop("killed")
     assert {name: load.failures for name, load in loads.items()} == {name: [] for name in loads}
     assert len(killed.failures) <= victims
     assert not any("refused" in failure for failure in killed.failures)
-    assert {name: listener(port[name]) for name in inodes} == inodes
+    assert {name: inode_link(port[name]) for name in inodes} == inodes
     assert victims == kills
     left_alone(served)
 

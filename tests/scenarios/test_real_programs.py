@@ -16,14 +16,14 @@ from tests.conftest import Start
 from tests.support.harness import Superd, until
 from tests.support.proc import children
 from tests.support.programs import (
-    LONGEST,
+    CLIENT_TIMEOUT,
     NOBODY,
     OWN_GIT,
     digest,
     git,
-    noise,
     output,
     public_directory,
+    random_bytes,
     run,
 )
 from tests.support.ssh import Ssh, separation
@@ -53,7 +53,7 @@ def has_no_children(pid: int) -> bool:
 
 def nothing_is_left(served: Superd, service: str) -> None:
     """Wait until all programs have ended, and check that nothing failed."""
-    served.wait_until_left(service)
+    served.wait_until_idle(service)
     for worker in served.workers():
         until(partial(has_no_children, worker), "the last program to be reaped")
     assert served.counts(service)["errors"] == 0
@@ -70,7 +70,7 @@ def files(public: Path) -> Path:
     """A directory of files that anybody may read."""
     directory = public / "files"
     directory.mkdir(mode=0o755)
-    for name, data in {"small": b"hello\n", "large": noise(3_000_000), "empty": b""}.items():
+    for name, data in {"small": b"hello\n", "large": random_bytes(3_000_000), "empty": b""}.items():
         (directory / name).write_bytes(data)
         (directory / name).chmod(0o644)
     return directory
@@ -86,7 +86,7 @@ def repository(public: Path) -> Path:
     directory.mkdir(parents=True)
     git(directory, "init", "-q", "-b", "main")
     for name, size in (("first", 100), ("second", 2_000_000)):
-        (directory / name).write_bytes(noise(size))
+        (directory / name).write_bytes(random_bytes(size))
         git(directory, "add", name)
         git(directory, "commit", "-q", "-m", name)
     for path in (directory.parent, *directory.parent.rglob("*")):
@@ -131,11 +131,11 @@ def test_git_daemon_serves_clones_one_and_many_at_once(
             for other in others
         ]
         for client in clients:
-            _, errors = client.communicate(timeout=LONGEST)
+            _, errors = client.communicate(timeout=CLIENT_TIMEOUT)
             assert client.returncode == 0, errors.decode()
     for one in (first, *others):
         assert git(one, "rev-parse", "HEAD") == head
-        assert digest((one / "second").read_bytes()) == digest(noise(2_000_000))
+        assert digest((one / "second").read_bytes()) == digest(random_bytes(2_000_000))
         assert git(one, "fsck", "--strict") == ""
     nothing_is_left(git_daemon, "git")
     assert git_daemon.counts("git")["accepted"] == CLONES + 1
@@ -235,7 +235,7 @@ def test_in_tftpd_has_the_socket_serves_and_is_started_again(
     host, port = served.address("tftp", "udp")
     assert output("curl", "-sS", url(served, "tftp", "small", "udp")) == b"hello\n"
     fetched = output("curl", "-sS", "--tftp-blksize", "1400", url(served, "tftp", "large", "udp"))
-    assert digest(fetched) == digest(noise(3_000_000))
+    assert digest(fetched) == digest(random_bytes(3_000_000))
     got = tmp_path / "got"
     output("tftp", "-m", "binary", host, str(port), "-c", "get", "small", str(got))
     assert got.read_bytes() == b"hello\n"
@@ -282,11 +282,11 @@ def test_sshd_runs_a_command_and_its_input_output_and_status_pass(
         host, port = served.address("ssh")
         done = subprocess.run(
             [*ssh.client, "-p", str(port), f"root@{host}", "sha256sum; echo $SSH_CLIENT; exit 3"],
-            input=noise(1_000_000), capture_output=True, timeout=LONGEST, check=False,
+            input=random_bytes(1_000_000), capture_output=True, timeout=CLIENT_TIMEOUT, check=False,
         )  # fmt: skip
         assert done.returncode == 3, done.stderr.decode()
         summed, told = done.stdout.decode().splitlines()
-        assert summed.split()[0] == digest(noise(1_000_000))
+        assert summed.split()[0] == digest(random_bytes(1_000_000))
         assert told.split()[0] == host
         assert told.split()[2] == str(port)
         nothing_is_left(served, "ssh")

@@ -14,7 +14,13 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import answer_to, connect_unix, crowd, ending, reset
+from tests.support.clients import (
+    connect_many,
+    connect_unix,
+    receive_and_close,
+    receive_to_end,
+    reset,
+)
 from tests.support.harness import EVENT_TIMEOUT, Record, Superd, exchange, until, whole_lines
 
 PLUGIN = """
@@ -226,13 +232,13 @@ def test_a_unix_client_without_a_name(served: Superd) -> None:
 def test_a_service_that_finishes_first(served: Superd) -> None:
     with served.connect("ways") as client:
         client.sendall(b"go\n")
-        assert ending(client) == (b"so be it\n", "fin")
+        assert receive_to_end(client) == (b"so be it\n", "fin")
     closing = last(served, "ways")
     assert (closing["in"], closing["out"], closing["end"]) == (3, 9, "server")
 
 
 def test_an_answer_at_once(served: Superd) -> None:
-    assert len(answer_to(served.connect("daytime"))) == 26
+    assert len(receive_and_close(served.connect("daytime"))) == 26
     closing = last(served, "daytime")
     assert (closing["in"], closing["out"], closing["end"]) == (0, 26, "server")
 
@@ -240,7 +246,7 @@ def test_an_answer_at_once(served: Superd) -> None:
 def test_a_socket_that_was_taken_over(served: Superd) -> None:
     with served.connect("taker") as client:
         client.sendall(b"abc")
-        assert ending(client) == (b"abcabc", "fin")
+        assert receive_to_end(client) == (b"abcabc", "fin")
     closing = last(served, "taker")
     assert (closing["in"], closing["out"], closing["end"]) == (3, 6, "server")
 
@@ -278,7 +284,7 @@ def test_a_client_that_breaks_off(served: Superd) -> None:
 def test_a_plugin_that_fails(served: Superd) -> None:
     with served.connect("ways") as client:
         client.sendall(b"fail\n")
-        ending(client)
+        receive_to_end(client)
     closing = last(served, "ways")
     assert closing["end"] == "error"
     served.wait_for_log(rf"plugin ways failed: .* conn={closing['conn']} ")
@@ -294,14 +300,14 @@ def test_a_plugin_that_fails(served: Superd) -> None:
 )
 def test_a_time_out(served: Superd, service: str, end: str) -> None:
     with served.connect(service) as client:
-        ending(client)
+        receive_to_end(client)
     assert last(served, service)["end"] == end
 
 
 def test_a_refusal(served: Superd) -> None:
     with served.connect("closed") as client:
         port = client.getsockname()[1]
-        ending(client)
+        receive_to_end(client)
     (event,) = events(served, "closed", 1)
     assert (event["event"], event["reason"]) == ("refused", "access")
     assert event["peer"] == f"127.0.0.1:{port}"
@@ -326,7 +332,7 @@ def test_what_an_entry_does_not_want_is_not_recorded(served: Superd) -> None:
 
 def test_a_flood_of_refusals_is_a_few_lines_that_tell_of_all(served: Superd) -> None:
     for _ in range(10):
-        with crowd(served.address("closed"), 100):
+        with connect_many(served.address("closed"), 100):
             pass
 
     def told() -> int:
@@ -339,7 +345,7 @@ def test_a_flood_of_refusals_is_a_few_lines_that_tell_of_all(served: Superd) -> 
 
 def test_ids_are_unique_and_every_connection_has_both_events(served: Superd) -> None:
     for _ in range(10):
-        with crowd(served.address("many"), 50) as clients:
+        with connect_many(served.address("many"), 50) as clients:
             for client in clients:
                 client.sendall(b"x")
                 assert client.recv(1) == b"x"
@@ -448,7 +454,7 @@ def test_fail2bans_own_filter_of_xinetd_matches(start_superd: Start, tmp_path: P
     served = start_superd(toml)
     for _ in range(3):
         with served.connect("echo", "127.0.0.66") as client:
-            ending(client)
+            receive_to_end(client)
     exchange(served.connect("echo"), b"x")
     until(lambda: " EXIT: echo status=0 pid=0 " in whole_lines(file), "the records")
     done = subprocess.run(

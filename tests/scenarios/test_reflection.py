@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import Start
 from tests.support.harness import Address, Superd, ask_udp
 from tests.support.namespaces import Namespace, join, network_namespace
-from tests.support.spoofing import Wire, spoof
+from tests.support.spoofing import Capture, spoof
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 
@@ -78,7 +78,7 @@ def ask_everybody(host: str) -> None:
         assert answer or name == "chargen"
 
 
-def answers(wire: Wire, asked: list[tuple[Address, Address]]) -> list[object]:
+def answers(wire: Capture, asked: list[tuple[Address, Address]]) -> list[object]:
     """Return what passed of superd's datagrams to the sources that were forged."""
     forged = {source for source, _ in asked}
     served = set(SERVICES.values())
@@ -100,7 +100,7 @@ def test_a_forged_datagram_from_a_port_of_a_client_is_answered(
     daemon: Superd, home: Namespace
 ) -> None:
     """The others show nothing unless this one does."""
-    with home.inside(), Wire() as wire:
+    with home.inside(), Capture() as wire:
         for host in HOSTS:
             asked = [((host, CLIENT), (local_host(host), port)) for port in SERVICES.values()]
             send_all(asked)
@@ -112,7 +112,7 @@ def test_a_forged_datagram_from_a_port_of_a_client_is_answered(
 def test_a_datagram_from_the_port_of_a_service_is_never_answered(
     daemon: Superd, home: Namespace, host: str
 ) -> None:
-    with home.inside(), Wire() as wire:
+    with home.inside(), Capture() as wire:
         asked = [
             ((host, source), (target, port))
             for source in SOURCE_PORTS
@@ -129,7 +129,7 @@ def test_a_datagram_from_the_port_of_a_service_is_never_answered(
 def test_a_datagram_from_no_single_host_is_never_answered(
     daemon: Superd, home: Namespace, host: str
 ) -> None:
-    with home.inside(), Wire() as wire:
+    with home.inside(), Capture() as wire:
         asked = [((host, CLIENT), (local_host(host), port)) for port in SERVICES.values()]
         send_all(asked)
         ask_everybody(local_host(host))
@@ -138,7 +138,7 @@ def test_a_datagram_from_no_single_host_is_never_answered(
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_a_service_does_not_talk_to_itself(daemon: Superd, home: Namespace, host: str) -> None:
-    with home.inside(), Wire() as wire:
+    with home.inside(), Capture() as wire:
         for port in SERVICES.values():
             spoof((host, port), (host, port))
         ask_everybody(local_host(host))
@@ -154,7 +154,7 @@ def loops() -> list[tuple[Address, Address]]:
 
 def test_two_services_do_not_talk_to_each_other(daemon: Superd, home: Namespace) -> None:
     before = {name: daemon.counts(name) for name in SERVICES}
-    with home.inside(), Wire() as wire:
+    with home.inside(), Capture() as wire:
         send_all(loops())
         for host in ("127.0.0.1", "::1"):
             ask_everybody(host)
@@ -170,7 +170,7 @@ def test_two_services_do_not_talk_to_each_other(daemon: Superd, home: Namespace)
 
 @pytest.mark.soak
 def test_a_loop_stays_dead_for_two_seconds(daemon: Superd, home: Namespace) -> None:
-    with home.inside(), Wire() as wire:
+    with home.inside(), Capture() as wire:
         for ends in loops():
             wire.datagrams()
             spoof(*ends)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.support.clients import ending
+from tests.support.clients import receive_to_end
 from tests.support.harness import Superd, exchange, make_plugin, until
 
 PLUGIN = """
@@ -105,9 +105,9 @@ def test_what_a_relay_raises_is_told_and_costs_its_own_connection(
     with served.connect("relayed") as other:
         with served.connect("relayed") as client:
             client.sendall(word.encode())
-            assert ending(client)[0] == word.encode()
+            assert receive_to_end(client)[0] == word.encode()
         until(lambda: served.log().count("info: cut ") > before, "the relay to be cut")
         served.wait_for_log(told)
         assert exchange(other, b"still there") == b"still there"
-    served.wait_until_left("relayed")
+    served.wait_until_idle("relayed")
     assert served.workers() == workers

@@ -17,11 +17,18 @@ import pytest
 from superd.admission.scoreboard import LEAST_PLACES
 from tests.conftest import Start
 from tests.scenarios.test_access import is_admitted
-from tests.support.clients import answer_to, ask_unixgram, connect_tcp, connect_unix, crowd, ending
+from tests.support.clients import (
+    ask_unixgram,
+    connect_many,
+    connect_tcp,
+    connect_unix,
+    receive_and_close,
+    receive_to_end,
+)
 from tests.support.daemons import free_port, free_ports
 from tests.support.harness import Superd, exchange, make_plugin, until
-from tests.support.loads import hello, serve_on, under
-from tests.support.proc import descriptors, listener
+from tests.support.loads import echo_load, under_load, wait_for_answers
+from tests.support.proc import descriptors, inode_link
 
 ECHO = """
 [service.echo]
@@ -71,7 +78,7 @@ def test_services_come_go_and_change_and_connections_go_on(start_superd: Start) 
         assert reload(served, second) == "coming: added\necho: changed\ngoing: removed\n"
         with pytest.raises(ConnectionRefusedError):
             connect_tcp(("127.0.0.1", ports[1]))
-        assert len(answer_to(connect_tcp(("127.0.0.1", ports[2])))) == 26
+        assert len(receive_and_close(connect_tcp(("127.0.0.1", ports[2])))) == 26
         for client in (one, other):
             client.sendall(b"after")
             assert client.recv(100) == b"after"
@@ -92,9 +99,17 @@ def test_a_listener_that_goes_on_is_the_very_same(start_superd: Start, tmp_path:
         """
     served = start_superd(toml)
     address, udp = served.address("echo"), served.address("echo", "udp")
-    before = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    before = (
+        inode_link(address[1]),
+        inode_link(udp[1], "udp"),
+        os.stat(tmp_path / "echo").st_ino,
+    )
     assert reload(served, toml.replace("100", "50") + "nodelay = false\n") == "echo: changed\n"
-    after = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    after = (
+        inode_link(address[1]),
+        inode_link(udp[1], "udp"),
+        os.stat(tmp_path / "echo").st_ino,
+    )
     assert after == before
     assert exchange(connect_tcp(address), b"x") == b"x"
     assert exchange(connect_unix(tmp_path / "echo"), b"x") == b"x"
@@ -326,7 +341,7 @@ def test_a_specific_address_can_come_beside_the_wildcard_and_go_again(
     served = start_superd(wide)
     assert exchange(connect_tcp(("127.0.0.2", port)), b"x") == b"x"
     reload(served, wide + narrow)
-    assert len(answer_to(connect_tcp(("127.0.0.2", port)))) == 26
+    assert len(receive_and_close(connect_tcp(("127.0.0.2", port)))) == 26
     assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"
     reload(served, narrow)
     with pytest.raises(ConnectionRefusedError):
@@ -378,7 +393,7 @@ on-limit = "reject"
 def test_bans_and_limits_hold_over_a_reload(start_superd: Start) -> None:
     served = start_superd(LIMITED_BY_SOURCE)
     assert served.run("ban", "127.0.0.9").returncode == 0
-    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True] * 2
+    assert [bool(receive_and_close(served.connect("slow"))) for _ in range(2)] == [True] * 2
     with contextlib.ExitStack() as stack:
         for source in ("127.0.0.2", "127.0.0.2", "127.0.0.2", "127.0.0.3"):
             client = stack.enter_context(served.connect("echo", source))
@@ -396,11 +411,11 @@ def test_bans_and_limits_hold_over_a_reload(start_superd: Start) -> None:
         assert counts["refused-max-per-source"] == 1
         assert counts["refused-max-connections"] == 1
         assert counts["active"] == 5
-    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True, False]
+    assert [bool(receive_and_close(served.connect("slow"))) for _ in range(2)] == [True, False]
     with served.connect("echo", "127.0.0.9") as banned, contextlib.suppress(ConnectionError):
         assert banned.recv(1) == b""
     assert served.counts("echo")["refused-banned"] == 1
-    served.wait_until_left("echo")
+    served.wait_until_idle("echo")
 
 
 def test_a_plugin_that_was_upgraded_serves_and_the_old_one_finishes(
@@ -466,20 +481,20 @@ def test_reloads_under_load_lose_nobody(start_superd: Start, number: int) -> Non
     one = ECHO.format(port=port)
     two = one + f'[service.b]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:{other}"\n'
     served = start_superd(one)
-    loads = [hello(lambda: connect_tcp(address)) for _ in range(3)]
-    before = listener(port), len(descriptors(served.pid))
-    with under(*loads), crowd(address, 5) as sessions:
+    loads = [echo_load(lambda: connect_tcp(address)) for _ in range(3)]
+    before = inode_link(port), len(descriptors(served.pid))
+    with under_load(*loads), connect_many(address, 5) as sessions:
         for n in range(number):
             reload(served, two if n % 2 == 0 else one)
             for session in sessions:
                 session.sendall(b"%d" % n)
                 assert session.recv(10) == b"%d" % n
-            serve_on(loads, 2)
+            wait_for_answers(loads, 2)
     assert [load.failures for load in loads] == [[]] * 3
     assert sum(load.served for load in loads) > 50
     until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
     assert len(served.workers()) == 1
-    assert (listener(port), len(descriptors(served.pid))) == before
+    assert (inode_link(port), len(descriptors(served.pid))) == before
 
 
 LIMITED = """
@@ -510,13 +525,13 @@ def test_connections_outlast_a_reload_until_superd_is_stopped(
             other.sendall(b"1")
             assert other.recv(1) == b"1"
             os.kill(served.workers()[0], signal.SIGTERM)
-            assert ending(other)[0] == b""
+            assert receive_to_end(other)[0] == b""
         assert time.monotonic() - begun > 0.2
         client.sendall(b"2")
         assert client.recv(1) == b"2"
         assert "draining" in {worker["state"] for worker in served.answer()["workers"]}
         served.signal(signal.SIGTERM)
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
     assert served.wait() == 0
     assert len(re.findall("1 connections cut at the end of drain-timeout", served.log())) == 2
 
@@ -528,7 +543,7 @@ def test_a_limit_for_those_from_before_a_reload_is_kept(start_superd: Start) -> 
         client.sendall(b"1")
         assert client.recv(1) == b"1"
         reload(served, toml)
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
     served.wait_for_log("1 connections cut at the end of reload-drain-timeout")
     until(lambda: len(served.answer()["workers"]) == 1, "the old worker to end")
 

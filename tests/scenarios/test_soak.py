@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import answer_to, connect_tcp, connect_unix
+from tests.support.clients import connect_tcp, connect_unix, receive_and_close
 from tests.support.daemons import free_ports
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
-from tests.support.loads import Load, hello, under
+from tests.support.loads import Load, echo_load, under_load
 from tests.support.proc import children, descriptors, memory, zombies
 
 WARM_UP = 60.0  # seconds until memory is measured for the first time
@@ -121,12 +121,12 @@ def loads(port: dict[str, int], directory: Path) -> list[Load]:
 
     echo, day = ("127.0.0.1", port["echo"]), ("127.0.0.1", port["day"])
     return [
-        *(hello(client(name)) for name in ("echo", "cat", "passed")),
-        hello(lambda: connect_unix(directory / "echo")),
+        *(echo_load(client(name)) for name in ("echo", "cat", "passed")),
+        echo_load(lambda: connect_unix(directory / "echo")),
         *(shouted(name) for name in ("thread", "fork", "prefork")),
         Load(lambda: exchange(client("mux")(), b"echo\r\nhello"), b"+Go\r\nhello".__eq__),
         Load(lambda: exchange(client("knocks")(), b"GET / HTTP/1.0\r\n\r\n"), b"".__eq__),
-        Load(lambda: answer_to(client("day")()), is_day),
+        Load(lambda: receive_and_close(client("day")()), is_day),
         Load(lambda: ask_udp(day, b""), is_day),
         Load(lambda: ask_udp(echo, b"hello")),
     ]
@@ -163,7 +163,7 @@ def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
     )
     clients = loads(port, tmp_path)
     never = threading.Event()
-    with under(*clients):
+    with under_load(*clients):
         assert served.run("upgrade").returncode == 0  # compared are programs of one kind
         never.wait(WARM_UP)
         before, open_before = sizes(served), settled(served)

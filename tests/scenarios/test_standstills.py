@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.clients import ending
+from tests.support.clients import receive_to_end
 from tests.support.harness import Superd, exchange, make_plugin, until
 
 BLOCK = """
@@ -159,7 +159,7 @@ def test_a_worker_that_hangs_is_replaced_and_nobody_is_refused(
         stuck.sendall(f"{act}\n".encode())
         assert stuck.recv(5) == b"now: "
         assert exchange(superd.connect("echo"), b"waited") == b"waited"
-        assert ending(stuck)[0] == b""
+        assert receive_to_end(stuck)[0] == b""
     place = rf"in plugin superd_block\.py:\d+, {act}"
     found = superd.wait_for_log(
         rf"error: worker {worker} has stood still for [\d.]+ s, {place}; "

@@ -139,11 +139,11 @@ def test_a_reload_tells_what_is_new_and_what_is_gone(
             'more]\nplugin = "echo"\nlisten = "tcp', 'new]\nplugin = "echo"\nlisten = "udp'
         )
     )
-    supervisor.told.clear()
+    supervisor.messages.clear()
     assert superd.run("reload").returncode == 0
     until(lambda: "superd/new" in supervisor.names(), "the new socket")
     assert len(supervisor.names()) == 4
-    changes = [(m["FDNAME"], m.get("FDSTORE")) for m in supervisor.told if "FDNAME" in m]
+    changes = [(m["FDNAME"], m.get("FDSTORE")) for m in supervisor.messages if "FDNAME" in m]
     assert changes == [("superd/more", None), ("superd/new", "1")]
 
 
@@ -155,7 +155,7 @@ def test_a_restart_keeps_what_has_no_file_and_a_stop_nothing(
         held.sendall(b"x")
         held.recv(1)
         superd.signal(signal.SIGTERM)
-        supervisor.until("STOPPING")
+        supervisor.wait_for("STOPPING")
         until(lambda: len(supervisor.names()) == 3, "the file's socket to be let go")
         for _ in range(2):  # by then the worker has been told, too
             held.sendall(b"x")
@@ -198,7 +198,7 @@ def test_no_more_than_there_is_room_for(supervisor: NotifySocket, tmp_path: Path
     try:
         until(lambda: len(supervisor.names()) == 2, "two sockets in the store")
         assert one.run("reload").returncode == 0
-        supervisor.until("READY")
+        supervisor.wait_for("READY")
         assert len(supervisor.names()) == 2
     finally:
         one.stop()
@@ -214,7 +214,7 @@ def test_thousands_go_by_the_hundred(supervisor: NotifySocket, tmp_path: Path) -
     try:
         until(lambda: len(supervisor.names()) >= 500, "all sockets in the store")
         assert set(supervisor.names()) == {"superd/many"}
-        assert sum("FDSTORE" in message for message in supervisor.told) == 3
+        assert sum("FDSTORE" in message for message in supervisor.messages) == 3
     finally:
         one.stop()
 
@@ -232,7 +232,7 @@ def test_a_socket_that_was_made_anew_takes_the_place_of_the_broken_one(
 
 
 def stored_inodes(supervisor: NotifySocket) -> set[int]:
-    supervisor.hear_all()
+    supervisor.receive_pending()
     return {os.fstat(number).st_ino for _, number in supervisor.stored}
 
 
@@ -253,7 +253,7 @@ def test_a_supervisor_that_is_slow_is_told_later_and_holds_up_nobody(tmp_path: P
         try:
             assert exchange(one.connect("echo-11"), b"hello") == b"hello"
             until(lambda: len(slow.names()) == 12, "all sockets in the store")
-            assert [message for message in slow.told if "READY" in message]
+            assert [message for message in slow.messages if "READY" in message]
         finally:
             one.stop()
             slow.close()

@@ -45,12 +45,12 @@ def test_it_is_told_when_all_serves_and_when_that_ends(
 ) -> None:
     name, told = supervisor
     superd = started(start_superd, name)
-    first = told.until("READY")
+    first = told.wait_for("READY")
     assert first["READY"] == "1"
     assert int(first["MAINPID"]) == superd.pid
     assert first["STATUS"] == "serving: 2 services, generation 1"
     superd.signal(signal.SIGTERM)
-    assert told.until("STOPPING")["STOPPING"] == "1"
+    assert told.wait_for("STOPPING")["STOPPING"] == "1"
     assert superd.wait() == 0
 
 
@@ -59,15 +59,15 @@ def test_a_reload_is_told_with_the_moment_when_it_began(
 ) -> None:
     name, told = supervisor
     superd = started(start_superd, name)
-    told.until("READY")
+    told.wait_for("READY")
     before = time.monotonic_ns() // 1000
     superd.signal(signal.SIGHUP)
-    assert int(told.until("RELOADING")["MONOTONIC_USEC"]) >= before
-    assert told.until("READY")["STATUS"] == "serving: 2 services, generation 2"
+    assert int(told.wait_for("RELOADING")["MONOTONIC_USEC"]) >= before
+    assert told.wait_for("READY")["STATUS"] == "serving: 2 services, generation 2"
     superd.file.write_text("[")
     superd.signal(signal.SIGHUP)
-    told.until("RELOADING")
-    assert "the last reload failed: " in told.until("READY")["STATUS"]
+    told.wait_for("RELOADING")
+    assert "the last reload failed: " in told.wait_for("READY")["STATUS"]
 
 
 def test_the_watchdog_is_fed_and_more_time_is_asked_for_while_connections_finish(
@@ -76,14 +76,14 @@ def test_the_watchdog_is_fed_and_more_time_is_asked_for_while_connections_finish
     name, told = supervisor
     superd = started(start_superd, name, WATCHDOG_USEC="400000")
     for _ in range(3):
-        assert told.until("WATCHDOG") == {"WATCHDOG": "1"}
+        assert told.wait_for("WATCHDOG") == {"WATCHDOG": "1"}
     with superd.connect("echo") as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
         superd.signal(signal.SIGTERM)
         for _ in range(2):
-            assert int(told.until("EXTEND_TIMEOUT_USEC")["EXTEND_TIMEOUT_USEC"]) > 1_000_000
-        told.until("WATCHDOG")
+            assert int(told.wait_for("EXTEND_TIMEOUT_USEC")["EXTEND_TIMEOUT_USEC"]) > 1_000_000
+        told.wait_for("WATCHDOG")
     assert superd.wait() == 0
 
 
@@ -92,11 +92,11 @@ def test_a_watchdog_for_another_process_is_not_fed(
 ) -> None:
     name, told = supervisor
     superd = started(start_superd, name, WATCHDOG_USEC="400000", WATCHDOG_PID="1")
-    told.until("READY")
+    told.wait_for("READY")
     superd.signal(signal.SIGTERM)
-    told.until("STOPPING")
-    told.hear_all()
-    assert not [message for message in told.told if "WATCHDOG" in message]
+    told.wait_for("STOPPING")
+    told.receive_pending()
+    assert not [message for message in told.messages if "WATCHDOG" in message]
 
 
 def test_no_program_can_speak_for_superd(

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from tests.support.clients import connect_unix, crowd, is_open
+from tests.support.clients import connect_many, connect_unix, is_open
 from tests.support.harness import EVENT_TIMEOUT, Superd, exchange
 
 TIMEOUT = 0.5
@@ -96,9 +96,11 @@ def seconds_until_closed(clients: Iterable[socket.socket], began: float) -> list
 def stay_silent(served: Superd, each: int) -> None:
     """Have silent clients of all services closed in time, and of no other."""
     services = [f"{plugin}-{kind}" for plugin in ("echo", "lines", "taken") for kind in KEYS]
-    with crowd(served.address("free"), 20) as others, contextlib.ExitStack() as stack:
+    with connect_many(served.address("free"), 20) as others, contextlib.ExitStack() as stack:
         began = time.monotonic()
-        crowds = [stack.enter_context(crowd(served.address(name), each)) for name in services]
+        crowds = [
+            stack.enter_context(connect_many(served.address(name), each)) for name in services
+        ]
         ends = seconds_until_closed(itertools.chain(*crowds), began)
         for client in others:
             assert exchange(client, b"well") == b"well"
@@ -106,7 +108,7 @@ def stay_silent(served: Superd, each: int) -> None:
     assert min(ends) >= 0.9 * TIMEOUT
     assert max(ends) < TIMEOUT + 3  # it is 0.25 s on a machine that does nothing else
     for service in services:
-        served.wait_until_left(service)
+        served.wait_until_idle(service)
         assert served.counts(service)["errors"] == 0
     assert "failed" not in served.log()
 

@@ -12,7 +12,7 @@ import pytest
 from tests.support.harness import EVENT_TIMEOUT, Superd, ask_udp, exchange, receive_all
 from tests.support.namespaces import need
 from tests.support.programs import public_directory
-from tests.support.units import STRANGER, UNITS, settings, wrapper
+from tests.support.units import DYNAMIC_ID, UNITS, settings, wrapper
 
 ROOT, UNPRIVILEGED = "superd.service", "superd-unprivileged.service"
 PROGRAMS = ("unshare", "mount", "setpriv", "systemd-analyze")
@@ -87,9 +87,9 @@ def shut_in(directory: Path, unit: str, defaults: str) -> Superd:
     for path in made.values():
         path.mkdir()
         if unit == UNPRIVILEGED:
-            os.chown(path, int(STRANGER), int(STRANGER))
+            os.chown(path, int(DYNAMIC_ID), int(DYNAMIC_ID))
     if unit == UNPRIVILEGED:
-        os.chown(directory, int(STRANGER), int(STRANGER))
+        os.chown(directory, int(DYNAMIC_ID), int(DYNAMIC_ID))
     toml = TOML.format(directory=directory, defaults=defaults)
     superd = Superd(directory, toml, env={name: str(path) for name, path in made.items()})
     superd.own_files = False

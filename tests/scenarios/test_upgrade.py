@@ -21,8 +21,14 @@ from superd.master.pidfile import holder
 from tests.conftest import Start
 from tests.scenarios.test_access import is_admitted
 from tests.scenarios.test_reload import LIMITED_BY_SOURCE
-from tests.support.clients import answer_to, connect_tcp, connect_unix, crowd, ending
-from tests.support.daemons import end, free_port, free_ports, logged
+from tests.support.clients import (
+    connect_many,
+    connect_tcp,
+    connect_unix,
+    receive_and_close,
+    receive_to_end,
+)
+from tests.support.daemons import echo_with_log, free_port, free_ports, stop_daemon
 from tests.support.harness import (
     Superd,
     ask_udp,
@@ -31,9 +37,9 @@ from tests.support.harness import (
     make_plugin,
     until,
 )
-from tests.support.loads import hello, serve_on, under
+from tests.support.loads import echo_load, under_load, wait_for_answers
 from tests.support.passing import NotifySocket
-from tests.support.proc import children, descriptors, listener
+from tests.support.proc import children, descriptors, inode_link
 
 ECHO = """
 [service.echo]
@@ -94,7 +100,11 @@ def test_the_process_the_listeners_and_the_connections_go_on(
         served.address("child"),
     )
     pid = served.pid
-    before = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    before = (
+        inode_link(address[1]),
+        inode_link(udp[1], "udp"),
+        os.stat(tmp_path / "echo").st_ino,
+    )
     version = installed / "superd" / "__init__.py"
     version.write_text(version.read_text().replace(__version__, "99.0"))
     with (
@@ -119,7 +129,11 @@ def test_the_process_the_listeners_and_the_connections_go_on(
             assert exchange(at, b"new") == b"new"
         assert ask_udp(udp, b"new") == b"new"
     until(lambda: len(served.answer()["workers"]) == 1, "the old worker to end")
-    after = listener(address[1]), listener(udp[1], "udp"), os.stat(tmp_path / "echo").st_ino
+    after = (
+        inode_link(address[1]),
+        inode_link(udp[1], "udp"),
+        os.stat(tmp_path / "echo").st_ino,
+    )
     assert after == before
     assert served.counts("echo")["bytes-in"] == len(b"beforeafter") * 2 + len(b"new") * 3
     assert served.pid == pid == holder(served.directory / "pid")
@@ -297,7 +311,7 @@ def test_a_stop_does_not_wait_for_a_trial_that_hangs(start_superd: Start, tmp_pa
     workers = children(below[0])
     done = served.run("upgrade")
     assert (done.returncode, "is under way" in done.stderr) == (1, True)
-    assert answer_to(served.connect("h")) == b"served\n"
+    assert receive_and_close(served.connect("h")) == b"served\n"
     served.signal(signal.SIGTERM)
     assert served.wait() == 0
     assert "not upgraded: superd stops" in served.log()
@@ -319,24 +333,24 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
     assert text.startswith("superd: the workers of the former version keep serving:\n")
     assert re.search(r"^worker \d+ of pool root ended with code 3$", text, re.MULTILINE)
     assert (served.pid, served.workers()) == (pid, workers)
-    assert answer_to(served.connect("h")) == b"served\n"
+    assert receive_and_close(served.connect("h")) == b"served\n"
     assert served.run("ban", "127.0.0.8").returncode == 0
     assert served.run("unban", "127.0.0.7").returncode == 0
     with served.connect("h", "127.0.0.8") as banned:
-        assert ending(banned)[0] == b""  # the old ones know of it
-    assert answer_to(served.connect("h", "127.0.0.7")) == b"served\n"
+        assert receive_to_end(banned)[0] == b""  # the old ones know of it
+    assert receive_and_close(served.connect("h", "127.0.0.7")) == b"served\n"
     os.kill(workers[0], signal.SIGKILL)
     flag.unlink()
-    assert answer_to(served.connect("h")) == b"served\n"
+    assert receive_and_close(served.connect("h")) == b"served\n"
     assert served.run("reload").returncode == 0
-    assert answer_to(served.connect("h")) == b"served\n"
+    assert receive_and_close(served.connect("h")) == b"served\n"
 
 
 def test_limits_bans_and_rates_hold_over_an_upgrade(start_superd: Start) -> None:
     served = start_superd(LIMITED_BY_SOURCE)
     assert served.run("ban", "127.0.0.9", "--reason", "rude").returncode == 0
     bans = served.run("bans").stdout
-    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True] * 2
+    assert [bool(receive_and_close(served.connect("slow"))) for _ in range(2)] == [True] * 2
     clients = [served.connect("echo", f"127.0.0.{source}") for source in (2, 2, 2, 3)]
     try:
         for client in clients:
@@ -354,7 +368,7 @@ def test_limits_bans_and_rates_hold_over_an_upgrade(start_superd: Start) -> None
     finally:
         for client in clients:
             client.close()
-    assert [bool(answer_to(served.connect("slow"))) for _ in range(2)] == [True, False]
+    assert [bool(receive_and_close(served.connect("slow"))) for _ in range(2)] == [True, False]
     assert not is_admitted(served, "echo", "127.0.0.9")
     assert served.run("bans").stdout == bans
 
@@ -480,14 +494,14 @@ def test_models_tcpmux_and_names_go_on(start_superd: Start) -> None:
     served = start_superd(toml)
     for _ in range(2):
         assert exchange(served.connect("mux"), b"echo\r\nhello") == b"+Go\r\nhello"
-        assert len(answer_to(served.connect("named"))) == 26
+        assert len(receive_and_close(served.connect("named"))) == 26
         upgrade(served)
     until(lambda: served.answer()["resolver"], "the next resolver")
 
 
 def test_a_daemon_is_upgraded_too(tmp_path: Path) -> None:
     port = free_port()
-    served = Superd(tmp_path, logged(port))
+    served = Superd(tmp_path, echo_with_log(port))
     served.write()
     try:
         assert served.run("start").returncode == 0
@@ -499,7 +513,7 @@ def test_a_daemon_is_upgraded_too(tmp_path: Path) -> None:
         assert served.run("stop").returncode == 0
         assert not is_alive(pid)
     finally:
-        end(served)
+        stop_daemon(served)
 
 
 def test_a_supervisor_is_told_of_an_upgrade_and_keeps_the_same_sockets(
@@ -508,17 +522,17 @@ def test_a_supervisor_is_told_of_an_upgrade_and_keeps_the_same_sockets(
     told = NotifySocket(tmp_path / "notify")
     try:
         served = start_superd(ECHO, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
-        told.until("READY")
-        told.until("FDSTORE")
+        told.wait_for("READY")
+        told.wait_for("FDSTORE")
         upgrade(served)
-        assert int(told.until("RELOADING")["MONOTONIC_USEC"])
-        ready = told.until("READY")
+        assert int(told.wait_for("RELOADING")["MONOTONIC_USEC"])
+        ready = told.wait_for("READY")
         assert int(ready["MAINPID"]) == served.pid
         assert ready["STATUS"] == "serving: 1 services, generation 2"
         served.toml = ECHO.replace("echo]", "other]")
         served.write()
         assert served.run("reload").returncode == 0
-        assert told.until("FDSTOREREMOVE")["FDNAME"] == "superd/echo"
+        assert told.wait_for("FDSTOREREMOVE")["FDNAME"] == "superd/echo"
     finally:
         told.close()
 
@@ -541,11 +555,11 @@ def test_upgrades_under_load_lose_nobody(
         """
     served = start_superd(toml, env=environment(installed))
     address = served.address("echo")
-    loads = [hello(lambda: connect_tcp(address)) for _ in range(2)]
-    loads.append(hello(lambda: connect_unix(tmp_path / "echo")))
+    loads = [echo_load(lambda: connect_tcp(address)) for _ in range(2)]
+    loads.append(echo_load(lambda: connect_unix(tmp_path / "echo")))
     ways = itertools.cycle(BROKEN)
     broken = 0
-    with under(*loads), crowd(address, 5) as sessions:
+    with under_load(*loads), connect_many(address, 5) as sessions:
         for n in range(number):
             if n % 5 == 1:
                 broken += 1
@@ -556,7 +570,7 @@ def test_upgrades_under_load_lose_nobody(
             for session in sessions:
                 session.sendall(b"%d" % n)
                 assert session.recv(10) == b"%d" % n
-            serve_on(loads, 7)
+            wait_for_answers(loads, 7)
     assert [load.failures for load in loads] == [[]] * 3
     assert served.answer()["generation"] == 1 + number - broken
 

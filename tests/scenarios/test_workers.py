@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.clients import connect_unix, ending
+from tests.support.clients import connect_unix, receive_to_end
 from tests.support.harness import EVENT_TIMEOUT, Address, Superd, exchange, make_plugin, until
 from tests.support.usage import processor_time
 
@@ -92,7 +92,7 @@ def test_a_killed_worker_is_replaced_without_a_refused_connection(
 ) -> None:
     superd = start_superd(TWO_POOLS.replace("{loop}", loop))
     pool = superd.answer()["services"][0]["pool"]
-    listener = proc.listener(superd.address("echo")[1])
+    listener = proc.inode_link(superd.address("echo")[1])
     (worker,) = superd.workers(pool)
     longest = 0.0
     with superd.connect("other") as neighbour, Load(superd.address("echo")) as load:
@@ -109,7 +109,7 @@ def test_a_killed_worker_is_replaced_without_a_refused_connection(
     assert load.served > kills
     assert load.broken <= kills * len(load.threads)  # one of each client, in flight at the time
     assert longest < EVENT_TIMEOUT
-    assert proc.listener(superd.address("echo")[1]) == listener
+    assert proc.inode_link(superd.address("echo")[1]) == listener
     assert not proc.zombies(superd.pid)
     print(f"{kills} kills: {load.served} served, {load.broken} broken, {longest:.2f} s at most")
 
@@ -241,7 +241,7 @@ def test_a_worker_survives_the_longest_thing_that_a_plugin_raises(
     superd = start_superd(toml, env=env)
     before = superd.workers()
     with superd.connect("echo") as client:
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
     superd.wait_for_log("plugin frail failed")
     assert max(map(len, superd.log().splitlines())) < 3000
     assert superd.workers() == before

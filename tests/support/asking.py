@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 
-class Asking:
+class JailedAsker:
     """The process; `said` is what it tells at its start."""
 
     def __init__(self, jail: str, wrapper: Iterable[str] = ()) -> None:
@@ -58,7 +58,7 @@ def main(jail: str) -> None:
     resolver = Resolver(Log(["stderr"], "text"))
     resolver.keep_running(time.monotonic())
     modules = [name for name in ("aiodns", "pycares") if name in sys.modules]
-    tell({"resolver": resolver.pid, "modules": modules})
+    write_line({"resolver": resolver.pid, "modules": modules})
     os.chroot(jail)
     os.chdir("/")
     loop = asyncio.SelectorEventLoop()
@@ -78,10 +78,10 @@ def main(jail: str) -> None:
 
 
 def answer(name: str, found: tuple[str, ...]) -> None:
-    tell({"name": name, "found": found})
+    write_line({"name": name, "found": found})
 
 
-def tell(what: dict[str, Any]) -> None:
+def write_line(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
 

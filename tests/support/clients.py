@@ -54,13 +54,13 @@ def ask_unixpacket(path: str | Path, *packets: bytes) -> list[bytes]:
         return list(iter(lambda: client.recv(1 << 18), b""))
 
 
-def answer_to(client: socket.socket) -> bytes:
+def receive_and_close(client: socket.socket) -> bytes:
     """Say nothing, read to the end, and close."""
     with client:
         return receive_all(client)
 
 
-def ending(client: socket.socket) -> tuple[bytes, str]:
+def receive_to_end(client: socket.socket) -> tuple[bytes, str]:
     """Read on and return what came, and how it ended: "fin" or "reset"."""
     parts = []
     try:
@@ -71,12 +71,12 @@ def ending(client: socket.socket) -> tuple[bytes, str]:
     return b"".join(parts), "fin"
 
 
-def fate(address: Address, data: bytes = b"") -> tuple[bytes, str]:
+def connect_and_receive(address: Address, data: bytes = b"") -> tuple[bytes, str]:
     """Connect, send, and return what came and how it ended, be it at once."""
     try:
         with connect_tcp(address) as client:
             client.sendall(data)
-            return ending(client)
+            return receive_to_end(client)
     except (ConnectionResetError, BrokenPipeError):
         return b"", "reset"
 
@@ -101,7 +101,7 @@ def is_open(client: socket.socket) -> bool:
 
 
 @contextlib.contextmanager
-def crowd(address: Address, number: int) -> Iterator[list[socket.socket]]:
+def connect_many(address: Address, number: int) -> Iterator[list[socket.socket]]:
     """Connect many clients that are all there at once, and close them in the end."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(connect_tcp(address)) for _ in range(number)]
@@ -117,7 +117,7 @@ def segments(data: bytes, seed: int) -> Iterator[memoryview]:
         start += size
 
 
-def sent_and_received(client: socket.socket, data: bytes, seed: int) -> tuple[str, str]:
+def exchange_digests(client: socket.socket, data: bytes, seed: int) -> tuple[str, str]:
     """Send `data` in random pieces while reading in random pieces; return the digests of both."""
 
     def send() -> None:
@@ -137,7 +137,7 @@ def sent_and_received(client: socket.socket, data: bytes, seed: int) -> tuple[st
     return hashlib.sha256(data).hexdigest(), received.hexdigest()
 
 
-def swallow(client: socket.socket, most: int) -> int:
+def send_until_blocked(client: socket.socket, most: int) -> int:
     """Send without reading until the other side takes no more, `most` bytes at the utmost."""
     client.setblocking(False)
     piece, sent = bytes(LARGEST_SEGMENT), 0

@@ -39,7 +39,7 @@ def free_ports(number: int) -> list[int]:
         return [int(server.getsockname()[1]) for server in servers]
 
 
-def end(superd: Superd) -> None:
+def stop_daemon(superd: Superd) -> None:
     """End a daemon, however it is, by what it has locked."""
     path = superd.directory / "pid"
     if path.is_file() and not path.is_symlink() and (pid := holder(path)):
@@ -47,7 +47,7 @@ def end(superd: Superd) -> None:
         until(lambda: not is_alive(pid), "the end of the daemon")
 
 
-def logged(port: int, more: str = "") -> str:
+def echo_with_log(port: int, more: str = "") -> str:
     """Return a configuration with echo on a port and a log file beside it."""
     return f'[daemon]\nlog = "./log"\n{more}{ECHO.format(port=port)}'
 

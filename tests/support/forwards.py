@@ -27,7 +27,7 @@ record = "closed"
 options = {{ to = "{to}", {more} }}
 """
 TCP = "tcp://127.0.0.1:0"
-LISTEN = "0A"  # of the states in /proc/net/tcp
+LISTEN_STATE = "0A"  # of the states in /proc/net/tcp
 
 
 def forward(start: Start, to: str, *listen: str, more: str = "", keys: str = "") -> Superd:
@@ -36,7 +36,7 @@ def forward(start: Start, to: str, *listen: str, more: str = "", keys: str = "")
     return start(FORWARD.format(listen=addresses, to=to, more=more, keys=keys))
 
 
-def closings(served: Superd, number: int) -> list[Record]:
+def closed_records(served: Superd, number: int) -> list[Record]:
     """Wait for so many connections to be over, all that there were, and return their records."""
 
     def found() -> list[Record] | None:
@@ -50,9 +50,9 @@ def closings(served: Superd, number: int) -> list[Record]:
     return events
 
 
-def record(served: Superd) -> Record:
+def only_record(served: Superd) -> Record:
     """Wait for the only connection to be over, and return its record."""
-    return closings(served, 1)[0]
+    return closed_records(served, 1)[0]
 
 
 def is_bound(port: int, protocol: str = "tcp") -> bool:
@@ -60,7 +60,7 @@ def is_bound(port: int, protocol: str = "tcp") -> bool:
     for table in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         for line in Path(table).read_text().splitlines()[1:]:
             _, local, _, state, *_ = line.split()
-            if local.endswith(f":{port:04X}") and (protocol == "udp" or state == LISTEN):
+            if local.endswith(f":{port:04X}") and (protocol == "udp" or state == LISTEN_STATE):
                 return True
     return False
 

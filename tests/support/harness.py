@@ -133,7 +133,7 @@ class Superd:
         counts: dict[str, int] = next(s["counts"] for s in services if s["name"] == service)
         return counts
 
-    def wait_until_left(self, service: str, timeout: float = EVENT_TIMEOUT) -> None:
+    def wait_until_idle(self, service: str, timeout: float = EVENT_TIMEOUT) -> None:
         """Wait until a service has no connection any more."""
         left = f"{service} to be left by all"
         until(lambda: self.counts(service)["active"] == 0, left, timeout)
@@ -211,7 +211,7 @@ def make_plugin(directory: Path, name: str, source: str) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path)}
 
 
-def refused(
+def failed_start(
     directory: Path, toml: str, *wrapper: str, env: dict[str, str] | None = None
 ) -> tuple[int, str]:
     """Start what must not serve; return its exit code and the one line that superd ends with."""

@@ -29,6 +29,6 @@ INSIDE = """
 """
 
 
-def inside(superd: Superd, service: str, code: str) -> Any:
+def run_inside(superd: Superd, service: str, code: str) -> Any:
     """Run code in a service's worker and return what it calls `result`."""
     return json.loads(exchange(superd.connect(service), code.encode()))

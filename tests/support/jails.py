@@ -10,18 +10,18 @@ from pathlib import Path
 from tests.support.clients import connect_unix
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
 
-ALL = ("echo", "discard", "chargen", "daytime", "time", "qotd", "message")
+BUNDLED_PLUGINS = ("echo", "discard", "chargen", "daytime", "time", "qotd", "message")
 RESET = (b"", "reset")
 QUOTE = b"Read before the door was shut."
 
 
-def everything(jail: Path, sockets: Path, loop: str = "auto") -> str:
+def all_plugins(jail: Path, sockets: Path, loop: str = "auto") -> str:
     """Return a configuration of all bundled plugins, on every transport, in a jail."""
     parts = [f'[daemon]\nloop = "{loop}"\n[defaults]\nchroot = "{jail}"\namplify = true\n']
     parts += [
         f'[service.{name}]\nplugin = "{name}"\n'
         f'listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix://{sockets}/{name}"]\n'
-        for name in ALL
+        for name in BUNDLED_PLUGINS
     ]
     quotes = sockets / "quotes"
     quotes.write_bytes(QUOTE + b"\n%\n")

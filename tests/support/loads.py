@@ -13,8 +13,10 @@ from dataclasses import dataclass, field
 
 from tests.support.harness import EVENT_TIMEOUT, exchange, until
 
-CHUNK = 4096
-PAUSE = 0.005  # seconds: a load that takes all of a processor would starve what it is to test
+CHUNK_BYTES = 4096
+PAUSE_SECONDS = (
+    0.005  # seconds: a load that takes all of a processor would starve what it is to test
+)
 
 
 @dataclass
@@ -35,10 +37,10 @@ class Load:
             except OSError as error:
                 self.failures.append(str(error))
             self.served += 1
-            over.wait(PAUSE)
+            over.wait(PAUSE_SECONDS)
 
 
-def hello(connect: Callable[[], socket.socket]) -> Load:
+def echo_load(connect: Callable[[], socket.socket]) -> Load:
     """Return a load of clients to an echo."""
     return Load(lambda: exchange(connect(), b"hello"))
 
@@ -55,10 +57,10 @@ class Stream:
         try:
             with self.connection:
                 while not over.is_set():
-                    chunk = self.sent.to_bytes(8, "big") * (CHUNK // 8)
+                    chunk = self.sent.to_bytes(8, "big") * (CHUNK_BYTES // 8)
                     self.connection.sendall(chunk)
                     found = b""
-                    while len(found) < CHUNK and (part := self.connection.recv(CHUNK)):
+                    while len(found) < CHUNK_BYTES and (part := self.connection.recv(CHUNK_BYTES)):
                         found += part
                     assert found == chunk
                     self.sent += 1
@@ -67,7 +69,7 @@ class Stream:
             self.failures.append(f"after {self.sent} chunks: {error!r}")
 
 
-def serve_on(loads: Iterable[Load], number: int = 1) -> None:
+def wait_for_answers(loads: Iterable[Load], number: int = 1) -> None:
     """Wait until each has served some more clients."""
     for load in loads:
         enough = load.served + number
@@ -75,7 +77,7 @@ def serve_on(loads: Iterable[Load], number: int = 1) -> None:
 
 
 @contextmanager
-def under(*loads: Load | Stream) -> Iterator[None]:
+def under_load(*loads: Load | Stream) -> Iterator[None]:
     """Run loads until the end of the block."""
     over = threading.Event()
     threads = [threading.Thread(target=load.run, args=(over,)) for load in loads]

@@ -29,7 +29,7 @@ os.execvp(command[0], command)
 """
 
 
-def passed(
+def launch_with_sockets(
     superd: Superd, descriptors: Sequence[int], names: Sequence[str] = (), pid: str = ""
 ) -> Superd:
     """Launch superd with these descriptors; `pid` is whom they are said to be for."""
@@ -47,7 +47,7 @@ class NotifySocket:
         name = str(address)
         self.socket.bind(f"\0{name[1:]}" if name.startswith("@") else name)
         self.stored: list[tuple[str, int]] = []
-        self.told: list[dict[str, str]] = []
+        self.messages: list[dict[str, str]] = []
 
     def next(self) -> dict[str, str]:
         """Take one message, and do what it says of the store."""
@@ -59,37 +59,37 @@ class NotifySocket:
             for number in descriptors:  # a barrier
                 os.close(number)
         if "FDSTOREREMOVE" in message:
-            self.let_go(message["FDNAME"])
-        self.told.append(message)
+            self.release(message["FDNAME"])
+        self.messages.append(message)
         return message
 
-    def let_go(self, name: str | None = None) -> None:
+    def release(self, name: str | None = None) -> None:
         """Close what is stored by a name, or all."""
         for stored in [one for one in self.stored if name in (None, one[0])]:
             self.stored.remove(stored)
             os.close(stored[1])
 
-    def until(self, key: str) -> dict[str, str]:
+    def wait_for(self, key: str) -> dict[str, str]:
         """Return the first message that has a key."""
         while key not in (told := self.next()):
             pass
         return told
 
-    def hear_all(self) -> None:
+    def receive_pending(self) -> None:
         """Take what has been sent so far."""
         while select.select([self.socket], [], [], 0)[0]:
             self.next()
 
     def names(self) -> list[str]:
         """Return the names of all that is stored."""
-        self.hear_all()
+        self.receive_pending()
         return sorted(name for name, _ in self.stored)
 
     def pass_on(self, superd: Superd) -> Superd:
         """Start superd with all that is stored."""
         names = [name for name, _ in self.stored]
-        return passed(superd, [number for _, number in self.stored], names)
+        return launch_with_sockets(superd, [number for _, number in self.stored], names)
 
     def close(self) -> None:
-        self.let_go()
+        self.release()
         self.socket.close()

@@ -107,7 +107,7 @@ def descriptors(pid: int) -> list[Descriptor]:
     return found
 
 
-def listener(port: int, kind: str = "tcp") -> str:
+def inode_link(port: int, kind: str = "tcp") -> str:
     """Return the name that descriptors have for the socket which is bound to a port."""
     for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
         columns = line.split()
@@ -133,7 +133,7 @@ def assert_powerless(pid: int, user: int, group: int, groups: tuple[int, ...] = 
     assert session(pid) == pid
 
 
-def assert_nothing_is_left_open(pid: int, foreign: set[str]) -> None:
+def assert_no_descriptor_leaks(pid: int, foreign: set[str]) -> None:
     """Check that no descriptor leads out, nor to programs, nor to another pool's clients."""
     found = descriptors(pid)
     assert found[0].target == "/dev/null"

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NOBODY = 65534
-LONGEST = 60  # seconds that a client may take
+CLIENT_TIMEOUT = 60  # seconds that a client may take
 
 # whoever runs the tests has a configuration of their own
 OWN_GIT = {
@@ -36,7 +36,7 @@ def run(*command: str, env: dict[str, str] | None = None) -> subprocess.Complete
         command,
         capture_output=True,
         stdin=subprocess.DEVNULL,
-        timeout=LONGEST,
+        timeout=CLIENT_TIMEOUT,
         env={**os.environ, **(env or {})},
         check=False,
     )
@@ -53,10 +53,10 @@ def git(directory: Path, *arguments: str) -> str:
     return output("git", "-C", str(directory), *arguments, env=OWN_GIT).decode().strip()
 
 
-def fed(data: bytes, *command: str) -> bytes:
+def output_for_input(data: bytes, *command: str) -> bytes:
     """Run a client that is to succeed with some input, and return what it wrote."""
     return subprocess.run(
-        command, input=data, stdout=subprocess.PIPE, timeout=LONGEST, check=True
+        command, input=data, stdout=subprocess.PIPE, timeout=CLIENT_TIMEOUT, check=True
     ).stdout
 
 
@@ -64,7 +64,7 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def noise(size: int) -> bytes:
+def random_bytes(size: int) -> bytes:
     """Return bytes of every kind, the same each time."""
     return random.Random(size).randbytes(size)
 

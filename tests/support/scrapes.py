@@ -42,17 +42,17 @@ class Scrape:
         ]
 
 
-def scraped(superd: Superd) -> Scrape:
+def scrape_metrics(superd: Superd) -> Scrape:
     """Return what is measured now, by a connection of its own."""
-    status, text = page(superd, "/metrics")
+    status, text = get_page(superd, "/metrics")
     assert status == 200
     return Scrape(text)
 
 
-def page(superd: Superd, path: str, method: str = "GET") -> tuple[int, str]:
+def get_page(superd: Superd, path: str, method: str = "GET") -> tuple[int, str]:
     """Ask for a page, by a connection of its own."""
     with persistent(superd) as connection:
-        return asked(connection, path, method)
+        return request_page(connection, path, method)
 
 
 def persistent(superd: Superd, service: str = "metrics") -> Persistent:
@@ -70,7 +70,7 @@ class Persistent(http.client.HTTPConnection):
         self.close()
 
 
-def asked(
+def request_page(
     connection: http.client.HTTPConnection, path: str, method: str = "GET"
 ) -> tuple[int, str]:
     """Ask for a page; return status and text."""
@@ -79,7 +79,7 @@ def asked(
         return response.status, response.read().decode()
 
 
-def answers(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+def read_responses(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
     """Yield status and text of the answers that come by a connection until its end."""
     with connection.makefile("rb") as stream:
         while line := stream.readline():

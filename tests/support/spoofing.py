@@ -17,10 +17,10 @@ IPV6_HDRINCL = 36
 ETH_P_ALL = 3
 ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
-ROOM = 1 << 24
+RECEIVE_BUFFER_BYTES = 1 << 24
 
 
-class Passing(NamedTuple):
+class Datagram(NamedTuple):
     """A datagram on its way."""
 
     source: Address
@@ -54,25 +54,25 @@ def _checksum(data: bytes) -> int:
     return ~total & 0xFFFF or 0xFFFF
 
 
-class Wire:
+class Capture:
     """Listens in on the loopback, from when it is made."""
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
-        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, ROOM)
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self.socket.setblocking(False)
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> Capture:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.socket.close()
 
-    def datagrams(self) -> list[Passing]:
+    def datagrams(self) -> list[Datagram]:
         """Return the udp datagrams that have passed since the last look."""
         return list(self._datagrams())
 
-    def _datagrams(self) -> Iterator[Passing]:
+    def _datagrams(self) -> Iterator[Datagram]:
         while True:
             try:
                 packet, (_, protocol, kind, *_) = self.socket.recvfrom(1 << 16)
@@ -89,4 +89,4 @@ class Wire:
             half = len(ends) // 2
             hosts = [str(ipaddress.ip_address(end)) for end in (ends[:half], ends[half:])]
             from_port, to_port = struct.unpack("!HH", udp[:4])
-            yield Passing((hosts[0], from_port), (hosts[1], to_port), udp[8:])
+            yield Datagram((hosts[0], from_port), (hosts[1], to_port), udp[8:])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 SELF = Path(__file__)
 UNITS = SELF.parents[2] / "conf" / "systemd"
-STRANGER = "61234"  # as systemd would make up for DynamicUser
+DYNAMIC_ID = "61234"  # as systemd would make up for DynamicUser
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1  # Linux 6.3
 ALLOW, EPERM = 0x7FFF0000, 0x00050001  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(EPERM)
 EQUAL = 4  # SCMP_CMP_EQ
@@ -49,7 +49,7 @@ def settings(unit: Path) -> dict[str, list[str]]:
     return found
 
 
-def shut_in(unit: Path, directory: str, command: list[str]) -> None:
+def confine(unit: Path, directory: str, command: list[str]) -> None:
     """Do all that takes root, and go on with `filtered` without it."""
     wanted = settings(unit)
     for mount in (
@@ -66,7 +66,11 @@ def shut_in(unit: Path, directory: str, command: list[str]) -> None:
         names.append("+dac_read_search")  # the interpreter of the tests may be in root's home
     with_capabilities = ["setpriv", f"--bounding-set=-all,{','.join(names)}", "--no-new-privs"]
     if is_dynamic(wanted):
-        with_capabilities += [f"--reuid={STRANGER}", f"--regid={STRANGER}", "--clear-groups"]
+        with_capabilities += [
+            f"--reuid={DYNAMIC_ID}",
+            f"--regid={DYNAMIC_ID}",
+            "--clear-groups",
+        ]
         with_capabilities += [
             f"--{kind}-caps=-all,{','.join(names)}" for kind in ("inh", "ambient")
         ]
@@ -78,15 +82,15 @@ def is_dynamic(wanted: dict[str, list[str]]) -> bool:
     return wanted.get("DynamicUser") == ["yes"]
 
 
-def filtered(unit: Path, command: list[str]) -> None:
+def apply_filter(unit: Path, command: list[str]) -> None:
     """Allow no system call but the unit's, and become the command."""
     wanted = settings(unit)
     allowed: set[str] = set()
     for value in wanted["SystemCallFilter"]:
         if value.startswith("~"):
-            allowed -= calls(value[1:].split())
+            allowed -= system_calls(value[1:].split())
         else:
-            allowed |= calls(value.split())
+            allowed |= system_calls(value.split())
     library = ctypes.CDLL("libseccomp.so.2")
     library.seccomp_init.restype = ctypes.c_void_p
     context = ctypes.c_void_p(library.seccomp_init(EPERM))
@@ -102,7 +106,7 @@ def filtered(unit: Path, command: list[str]) -> None:
     os.execvp(command[0], command)
 
 
-def calls(words: list[str]) -> set[str]:
+def system_calls(words: list[str]) -> set[str]:
     """Return the system calls that words of SystemCallFilter= mean."""
     found: set[str] = set()
     for word in words:
@@ -116,12 +120,12 @@ def calls(words: list[str]) -> set[str]:
             check=True,
         ).stdout
         lines = [line.strip() for line in listed.splitlines()[1:]]
-        found |= calls([line for line in lines if line and not line.startswith("#")])
+        found |= system_calls([line for line in lines if line and not line.startswith("#")])
     return found
 
 
 if __name__ == "__main__":
     if sys.argv[2]:
-        shut_in(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
+        confine(Path(sys.argv[1]), sys.argv[2], sys.argv[3:])
     else:
-        filtered(Path(sys.argv[1]), sys.argv[3:])
+        apply_filter(Path(sys.argv[1]), sys.argv[3:])

@@ -15,9 +15,9 @@ from superd.admission.scoreboard import LOST
 from superd.observe.records import LONGEST_DETAIL, LONGEST_TEXT, Record, Threshold, decoded
 from superd.worker.channel import MAX_MESSAGE_SIZE, Channel
 from tests.conftest import Start
-from tests.support.clients import fate
+from tests.support.clients import connect_and_receive
 from tests.support.harness import make_plugin
-from tests.support.inside import INSIDE, inside
+from tests.support.inside import INSIDE, run_inside
 
 Ends = tuple[Channel, socket.socket]
 
@@ -114,9 +114,12 @@ def test_a_client_whose_bytes_end_up_in_a_huge_error_costs_no_more_than_its_conn
     )
     [worker] = superd.workers()
     for text in ("'\\0' * 1_000_000", "chr(0x1f600) * 300_000", "'\\n' * 300_000"):
-        assert fate(superd.address("inside"), f"raise ValueError({text})".encode())[1] == "reset"
+        assert (
+            connect_and_receive(superd.address("inside"), f"raise ValueError({text})".encode())[1]
+            == "reset"
+        )
     superd.wait_for_log("ValueError: ")
-    assert inside(superd, "inside", "result = 1") == 1
+    assert run_inside(superd, "inside", "result = 1") == 1
     assert superd.workers() == [worker]
     assert "an invalid message" not in superd.log()
     assert all(len(entry) < 3 * LONGEST_TEXT for entry in superd.log().splitlines())

@@ -14,8 +14,8 @@ from superd.config.loading import load
 from superd.master.plan.pools import Pool, pools_of
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.harness import Superd, exchange, refused
-from tests.support.proc import NOBODY, assert_nothing_is_left_open
+from tests.support.harness import Superd, exchange, failed_start
+from tests.support.proc import NOBODY, assert_no_descriptor_leaks
 
 USER, GROUP = 4321, 4322  # numbers without a name
 
@@ -131,7 +131,7 @@ def test_each_pool_has_as_many_workers_as_configured(start_superd: Start) -> Non
     assert [len(pids) for pids in workers.values()] == [3, 3, 3]
     assert set.union(*workers.values()) == set(proc.children(superd.pid))
     for name in pool_of:
-        sock = proc.listener(superd.address(name)[1])
+        sock = proc.inode_link(superd.address(name)[1])
         holders = {
             pid
             for pid in proc.children(superd.pid)
@@ -217,7 +217,7 @@ def test_an_ordinary_user_serves_the_same_file_and_one_warning_names_the_keys_th
     assert proc.niceness(users_superd.workers(time_pool)[0]) == 0
     assert proc.limits(worker)["Max open files"] == ("500", "500")
     assert os.readlink(f"/proc/{worker}/cwd") == "/"
-    assert_nothing_is_left_open(worker, set())
+    assert_no_descriptor_leaks(worker, set())
 
 
 @pytest.mark.root
@@ -226,7 +226,7 @@ def test_required_confinement_without_root_exits_with_77_and_names_the_keys(
     users_superd: Superd,
 ) -> None:
     toml = f'[daemon]\nconfinement = "require"\n{OF_ROOT}'
-    code, line = refused(users_superd.directory, toml, *as_nobody())
+    code, line = failed_start(users_superd.directory, toml, *as_nobody())
     assert code == 77
     assert line.endswith("cannot apply user, chroot, groups, nice")
 

@@ -114,7 +114,7 @@ class Front(Generic[P]):
                 assert client.recv(100) == b"hello"
                 yield number
             assert client.recv(100) == b""
-        self.superd.wait_until_left(self.service)
+        self.superd.wait_until_idle(self.service)
 
     def visits(self, number: int, source: str | None = None) -> list[int]:
         """Come so many times, one after the other; return who was asked."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.plugins.forward.places import Front, Place, fronts
-from tests.support.clients import ending, fate, reset
+from tests.support.clients import connect_and_receive, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, until
 
 Made = dict[str, Front[Place]]
@@ -68,7 +68,7 @@ def test_the_fewest_connections_are_next(front: Made) -> None:
         client = stack.enter_context(least.connect())
         assert least.asked() == 1
         stack.enter_context(least.places[1].accept())
-    least.superd.wait_until_left("least")
+    least.superd.wait_until_idle("least")
 
 
 def test_a_source_keeps_its_target_and_only_those_of_a_failed_one_move(
@@ -111,7 +111,7 @@ def test_where_all_are_left_out_they_are_tried_anyway(front: Made) -> None:
     for place in several.places:
         place.refuse()
     for _ in range(2):
-        assert fate(several.superd.address("gone")) == (b"", "reset")
+        assert connect_and_receive(several.superd.address("gone")) == (b"", "reset")
     told = several.events("closed", 2)
     assert {event["end"] for event in told} == {"unreachable"}
     assert told[0]["outcome"] == f"{several.places[2]}: Connection refused"
@@ -153,7 +153,7 @@ def test_a_client_goes_on_where_a_target_accepts_and_resets(front: Made) -> None
                 assert taken.recv(100) == b"hello"
                 taken.sendall(b"goodbye")
                 assert client.recv(100) == b"goodbye"
-        several.superd.wait_until_left("resets")
+        several.superd.wait_until_idle("resets")
     assert several.visits(2) == [1, 1]
     assert several.lines("is left out for 3600 s: Connection reset by peer") == 1
     assert several.lines("serves again", 0) == 0
@@ -165,7 +165,7 @@ def test_each_target_is_tried_once_for_a_client(front: Made) -> None:
     with several.connect() as client:
         for number in range(3):
             turn_away(several, number)
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
     # the last reset may come before one knows that it was connected
     assert several.events("closed", 1)[0]["end"] in ("target-reset", "unreachable")
     assert select.select([place.sock for place in several.places], [], [], 0)[0] == []
@@ -175,7 +175,7 @@ def test_the_only_target_may_reset_too(front: Made) -> None:
     alone = front["alone"]
     with alone.connect() as client:
         turn_away(alone, 0)
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
     assert alone.events("closed", 1)[0]["end"] in ("target-reset", "unreachable")
     assert alone.visits(1) == [0]
 
@@ -196,8 +196,8 @@ def test_nothing_is_tried_twice_once_something_has_passed(front: Made, what: str
             taken.shutdown(socket.SHUT_WR)
             assert client.recv(100) == b""
         reset(taken)
-        assert ending(client)[0] == b""
-    late.superd.wait_until_left("late")
+        assert receive_to_end(client)[0] == b""
+    late.superd.wait_until_idle("late")
     assert select.select([late.places[1].sock], [], [], 0)[0] == []
 
 
@@ -233,7 +233,7 @@ def test_a_target_that_does_not_answer_delays_nobody_else(front: Made) -> None:
         clients = [stack.enter_context(hole.connect()) for _ in range(20)]
         even.visits(10)
         assert time.monotonic() - started < 1, "they have not waited for the others"
-        assert [ending(client) for client in clients] == [(b"", "reset")] * 20
+        assert [receive_to_end(client) for client in clients] == [(b"", "reset")] * 20
         assert 1 <= time.monotonic() - started < 3
     told = hole.events("closed", 20)[-1]
     assert (told["end"], told["outcome"]) == (

@@ -202,7 +202,7 @@ def test_a_quiet_source_is_forgotten_and_has_a_record(front: Made) -> None:
     assert (event["in"], event["out"], event["end"]) == (6, 9, "idle-timeout")
     assert event["target"] == str(box)
     assert event["duration"] >= 0.3
-    brief.superd.wait_until_left("brief")
+    brief.superd.wait_until_idle("brief")
     assert brief.superd.counts("brief")["accepted"] == 2
     assert brief.superd.counts("brief")["bytes-out"] == 14
 
@@ -213,13 +213,13 @@ def test_a_source_is_forgotten_after_an_answer_to_each_question(front: Made) -> 
         first = talk(client, box)
         assert once.events("closed", 1)[0]["end"] == "server"
         assert talk(client, box) != first
-        once.superd.wait_until_left("once")
+        once.superd.wait_until_idle("once")
         client.send(b"A")  # as a resolver asks for both families
         client.send(b"AAAA")
         for data, source in [box.receive(), box.receive()]:  # both, before one has its answer
             box.answer(data.lower(), source)
         assert [client.recv(100), client.recv(100)] == [b"a", b"aaaa"]
-    once.superd.wait_until_left("once")
+    once.superd.wait_until_idle("once")
     assert len(once.events("closed", 3)) == 3
 
 
@@ -330,7 +330,7 @@ def test_sources_are_limited_as_connections_are(
         refused(one, lambda: clients[-1].send(b"hello"), reason)
         talk(clients[0], one.places[0])
         if service != "rated":
-            one.superd.wait_until_left(service)
+            one.superd.wait_until_idle(service)
             talk(clients[-1], one.places[0])
 
 
@@ -383,7 +383,7 @@ def test_who_finds_no_descriptor_left_blames_no_target(front: Made) -> None:
         until(lambda: scarce.superd.counts("scarce")["datagrams"] == 40, "all of them")
         assert 1 <= scarce.lines(f"error: cannot connect to {box}: Too many open files") < 10
     for name in (*others, "scarce"):
-        scarce.superd.wait_until_left(name)
+        scarce.superd.wait_until_idle(name)
     assert scarce.lines("is left out", 0) == 0
     while not is_quiet(box.sock):
         box.receive()

@@ -79,7 +79,7 @@ def test_a_server_that_speaks_first_has_the_header_before_the_client_says_a_word
 @BOTH
 def test_the_header_is_one_piece_and_counts_for_nobody(front: Made, service: str) -> None:
     one = front[service]
-    one.superd.wait_until_left(service)
+    one.superd.wait_until_idle(service)
     before = one.superd.counts(service)["bytes-in"]
     with client_at(one, "127.0.0.1") as (client, header):
         client.sendall(bytes(100_000))
@@ -88,7 +88,7 @@ def test_the_header_is_one_piece_and_counts_for_nobody(front: Made, service: str
             assert taken.recv(1000).startswith(header)
             while taken.recv(65536):
                 pass
-    one.superd.wait_until_left(service)
+    one.superd.wait_until_idle(service)
     assert one.superd.counts(service)["bytes-in"] == before + 100_000
 
 

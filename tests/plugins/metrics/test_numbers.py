@@ -14,11 +14,11 @@ from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import DURATIONS
 from superd.process.procfs import usage_of
 from tests.conftest import Start
-from tests.support.clients import fate
+from tests.support.clients import connect_and_receive
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
 from tests.support.inside import INSIDE
-from tests.support.programs import fed
-from tests.support.scrapes import SERVICE, Scrape, scraped
+from tests.support.programs import output_for_input
+from tests.support.scrapes import SERVICE, Scrape, scrape_metrics
 
 TOML = f"""
 [daemon]
@@ -56,7 +56,7 @@ def until_scraped(superd: Superd, name: str, value: float, **labels: str) -> Scr
     """Scrape until a number has a value: superd counts shortly after the client's result."""
 
     def found() -> Scrape | None:
-        scrape = scraped(superd)
+        scrape = scrape_metrics(superd)
         return scrape if sum(scrape.all(name, **labels)) == value else None
 
     return until(found, f"{name} of {labels} to be {value}")
@@ -97,12 +97,12 @@ def test_refusals_are_counted_by_their_reason(served: Superd) -> None:
 
 
 def test_errors_of_plugins_are_counted(served: Superd) -> None:
-    assert fate(served.address("inside"), b"1 / 0") == (b"", "reset")
+    assert connect_and_receive(served.address("inside"), b"1 / 0") == (b"", "reset")
     until_scraped(served, "service_errors_total", 1, service="inside")
 
 
 def test_numbers_in_the_status_of_a_service_are_metrics(served: Superd) -> None:
-    fate(served.address("web"), b"")
+    connect_and_receive(served.address("web"), b"")
     target = {"service": "web", "row": f"unix://{served.directory}/absent"}
     scrape = until_scraped(served, "service_status", 1, **target, column="failures")
     assert scrape.all("service_status", **target, column="weight") == [1, 1]
@@ -113,7 +113,7 @@ def test_numbers_in_the_status_of_a_service_are_metrics(served: Superd) -> None:
 
 
 def test_superd_itself_has_metrics(served: Superd) -> None:
-    scrape = scraped(served)
+    scrape = scrape_metrics(served)
     assert scrape("build_info", version=__version__, python=platform.python_version()) == 1
     assert scrape("config_info", file=str(served.file)) == 1
     assert scrape("service_info", service="web", plugin="forward") == 1
@@ -158,14 +158,14 @@ def test_each_process_has_metrics_of_its_usage(served: Superd) -> None:
 def test_promtool_accepts_the_metrics(served: Superd) -> None:
     printed = served.run("status", "--prometheus")
     assert (printed.returncode, printed.stderr) == (0, "")
-    for text in (scraped(served).text, printed.stdout):
-        assert fed(text.encode(), "promtool", "check", "metrics") == b""
+    for text in (scrape_metrics(served).text, printed.stdout):
+        assert output_for_input(text.encode(), "promtool", "check", "metrics") == b""
         assert not text.endswith("\n\n")
 
 
 def test_the_command_prints_the_metrics_of_the_service(served: Superd) -> None:
     printed = Scrape(served.run("status", "--prometheus").stdout)
-    names = [sample.name for sample in scraped(served).samples]
+    names = [sample.name for sample in scrape_metrics(served).samples]
     assert [sample.name for sample in printed.samples] == names
     assert printed("service_accepted_total", service="echo") == 4
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from superd.process.procfs import usage_of
 from tests.support.harness import Superd, exchange, until
 from tests.support.programs import output
-from tests.support.scrapes import SERVICE, answers, asked, page, persistent
+from tests.support.scrapes import SERVICE, get_page, persistent, read_responses, request_page
 
 TOML = f"""
 [daemon]
@@ -58,7 +58,7 @@ def loop(request: pytest.FixtureRequest) -> str:
 def test_only_the_three_pages_are_served(
     served: Superd, method: str, path: str, status: int, text: str
 ) -> None:
-    assert page(served, path, method) == (status, text)
+    assert get_page(served, path, method) == (status, text)
 
 
 def test_headers_give_type_length_and_allowed_methods(served: Superd) -> None:
@@ -80,7 +80,7 @@ def test_one_connection_serves_many_requests(served: Superd) -> None:
     before = served.counts("metrics")["accepted"]
     with persistent(served) as connection:
         for path in ("/livez", "/metrics", "/nothing", "/readyz") * 5:
-            status, _ = asked(connection, path)
+            status, _ = request_page(connection, path)
             assert status == (404 if path == "/nothing" else 200)
     assert served.counts("metrics")["accepted"] == before + 1
 
@@ -88,7 +88,7 @@ def test_one_connection_serves_many_requests(served: Superd) -> None:
 def test_pipelined_requests_are_answered_in_order(served: Superd) -> None:
     with served.connect("metrics") as client:
         client.sendall(ALIVE * 20 + LAST + ALIVE)
-        found = list(answers(client))
+        found = list(read_responses(client))
     assert found == [(200, b"superd is alive\n")] * 20 + [(200, b"superd is ready\n")]
 
 
@@ -96,7 +96,7 @@ def test_a_request_in_many_segments_is_answered_once(served: Superd) -> None:
     with served.connect("metrics") as client:
         for byte in LAST:
             client.sendall(bytes([byte]))
-        assert list(answers(client)) == [(200, b"superd is ready\n")]
+        assert list(read_responses(client)) == [(200, b"superd is ready\n")]
 
 
 def test_a_client_of_http_1_0_is_answered_and_closed(served: Superd) -> None:
@@ -134,7 +134,7 @@ def test_an_ambiguous_request_gets_one_answer_and_the_connection_is_closed(
 ) -> None:
     with served.connect("metrics") as client:
         client.sendall(data)
-        [(code, text)] = answers(client)
+        [(code, text)] = read_responses(client)
     assert code == status
     assert code < 400 or text in (NO_REQUEST, TOO_LONG, ONLY_GET)
 
@@ -144,7 +144,7 @@ def test_an_incomplete_request_is_answered_at_its_end_or_after_the_timeout(serve
     assert answer.startswith(b"HTTP/1.1 400 ")
     with served.connect("hasty") as client:
         client.sendall(ALIVE[:20])
-        assert [code for code, _ in answers(client)] == [408]
+        assert [code for code, _ in read_responses(client)] == [408]
     with served.connect("hasty") as silent:
         assert silent.recv(1) == b""
 
@@ -159,7 +159,7 @@ def test_a_client_that_reads_no_answer_is_reset_and_costs_no_memory(served: Supe
         with contextlib.suppress(ConnectionError):
             while True:
                 client.sendall(scrapes)
-    served.wait_until_left("hasty")
+    served.wait_until_idle("hasty")
     after = usage_of(worker)
     assert after is not None
     assert after.memory - before.memory < MEMORY_LIMIT_BYTES
@@ -173,7 +173,7 @@ def test_a_hostile_client_harms_no_worker(served: Superd, parts: list[bytes]) ->
     with served.connect("metrics") as client:
         client.sendall(b"".join(parts))
         client.shutdown(socket.SHUT_WR)
-        assert all(code in (200, 400, 404, 405) for code, _ in answers(client))
+        assert all(code in (200, 400, 404, 405) for code, _ in read_responses(client))
     assert served.workers() == before
     assert served.counts("metrics")["errors"] == 0
 
@@ -182,7 +182,7 @@ def test_a_run_of_blanks_is_refused_before_it_is_parsed(served: Superd) -> None:
     with served.connect("metrics") as client:
         client.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\nA:" + b" " * 50)
         client.sendall(b"\t" * 50)
-        assert list(answers(client)) == [(400, b"a header has too many blanks\n")]
+        assert list(read_responses(client)) == [(400, b"a header has too many blanks\n")]
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_a_connection_persists_if_the_client_wants_it(
 ) -> None:
     with served.connect("metrics") as client:
         client.sendall(head.encode() + b"\r\n\r\n")
-        first = answers(client)
+        first = read_responses(client)
         assert next(first) == (200, b"superd is alive\n")
         if persists:
             client.sendall(LAST)

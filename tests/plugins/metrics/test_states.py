@@ -14,9 +14,16 @@ import pytest
 from tests.conftest import Start
 from tests.support.daemons import free_port
 from tests.support.harness import Superd, command, exchange, make_plugin, until
-from tests.support.inside import INSIDE, inside
+from tests.support.inside import INSIDE, run_inside
 from tests.support.programs import public_directory
-from tests.support.scrapes import SERVICE, Scrape, asked, page, persistent, scraped
+from tests.support.scrapes import (
+    SERVICE,
+    Scrape,
+    get_page,
+    persistent,
+    request_page,
+    scrape_metrics,
+)
 
 READY = (200, "superd is ready\n")
 ALIVE = (200, "superd is alive\n")
@@ -80,18 +87,18 @@ def test_a_pool_without_a_ready_worker_makes_superd_unready(
 ) -> None:
     entry, hold, env = slow
     superd = start_superd(SERVICE + entry, env=env)
-    assert page(superd, "/readyz") == READY
+    assert get_page(superd, "/readyz") == READY
     [victim] = superd.workers("slow")
     hold.touch()
     os.kill(victim, signal.SIGKILL)
-    until(lambda: page(superd, "/readyz")[0] == 503, "superd not to be ready")
-    assert page(superd, "/readyz") == (503, "no worker of pool slow is ready\n")
-    assert page(superd, "/livez") == ALIVE
-    scrape = scraped(superd)
+    until(lambda: get_page(superd, "/readyz")[0] == 503, "superd not to be ready")
+    assert get_page(superd, "/readyz") == (503, "no worker of pool slow is ready\n")
+    assert get_page(superd, "/livez") == ALIVE
+    scrape = scrape_metrics(superd)
     assert scrape("ready") == 0
     assert scrape("workers", pool="slow", state="starting") == 1
     hold.unlink()
-    until(lambda: page(superd, "/readyz") == READY, "superd to be ready again")
+    until(lambda: get_page(superd, "/readyz") == READY, "superd to be ready again")
 
 
 def test_superd_is_alive_and_not_ready_while_it_starts(tmp_path: Path, slow: Slow) -> None:
@@ -107,11 +114,11 @@ def test_superd_is_alive_and_not_ready_while_it_starts(tmp_path: Path, slow: Slo
     ) as process:
         try:
             until(_answers(superd), "the worker that has started")
-            assert page(superd, "/readyz") == (503, "superd is starting\n")
-            assert page(superd, "/livez") == ALIVE
-            assert scraped(superd)("state", state="starting") == 1
+            assert get_page(superd, "/readyz") == (503, "superd is starting\n")
+            assert get_page(superd, "/livez") == ALIVE
+            assert scrape_metrics(superd)("state", state="starting") == 1
             hold.unlink()
-            until(lambda: page(superd, "/readyz") == READY, "superd to be ready")
+            until(lambda: get_page(superd, "/readyz") == READY, "superd to be ready")
         finally:
             process.send_signal(signal.SIGINT)
 
@@ -119,7 +126,7 @@ def test_superd_is_alive_and_not_ready_while_it_starts(tmp_path: Path, slow: Slo
 def _answers(superd: Superd) -> Callable[[], bool]:
     def found() -> bool:
         try:
-            return page(superd, "/livez")[0] == 200
+            return get_page(superd, "/livez")[0] == 200
         except OSError:
             return False
 
@@ -135,7 +142,7 @@ def test_superd_is_not_ready_while_it_drains_and_keeps_no_idle_client(start_supe
         until(lambda: superd.counts("metrics")["active"], "the probe to be accepted")
         superd.signal(signal.SIGTERM)
         until(lambda: superd.answer()["state"] == "draining", "the drain")
-        assert asked(probe, "/readyz") == (503, "superd is draining\n")
+        assert request_page(probe, "/readyz") == (503, "superd is draining\n")
         assert probe.sock is None, "the server closes it"
         assert exchange(stays, b"y") == b"y"
     assert superd.wait() == 0
@@ -146,7 +153,7 @@ def test_an_idle_client_does_not_delay_the_stop(start_superd: Start) -> None:
     toml = SERVICE + 'options = { timeout = "500ms" }\n'
     superd = start_superd(toml)
     with persistent(superd) as probe:
-        assert asked(probe, "/livez") == ALIVE
+        assert request_page(probe, "/livez") == ALIVE
         superd.signal(signal.SIGTERM)
         assert superd.wait() == 0
     assert "cut at the end of drain-timeout" not in superd.log()
@@ -161,13 +168,13 @@ def test_superd_stays_ready_during_a_reload(start_superd: Start) -> None:
     probes = 0
     with reload, persistent(superd) as probe:
         while reload.poll() is None or not probes:
-            assert page(superd, "/readyz") == READY
-            assert asked(probe, "/readyz") == READY
+            assert get_page(superd, "/readyz") == READY
+            assert request_page(probe, "/readyz") == READY
             probes += 1
     assert reload.returncode == 0
     until(lambda: len(superd.answer()["workers"]) == 2, "the end of the workers before")
-    assert page(superd, "/readyz") == READY
-    assert scraped(superd)("config_generation") == 2
+    assert get_page(superd, "/readyz") == READY
+    assert scrape_metrics(superd)("config_generation") == 2
 
 
 def test_an_unresponsive_master_is_reported_soon(start_superd: Start) -> None:
@@ -175,24 +182,24 @@ def test_an_unresponsive_master_is_reported_soon(start_superd: Start) -> None:
     os.kill(superd.pid, signal.SIGSTOP)
     try:
         for path in ("/livez", "/readyz", "/metrics"):
-            assert page(superd, path) == (503, "the master does not answer\n")
+            assert get_page(superd, path) == (503, "the master does not answer\n")
     finally:
         os.kill(superd.pid, signal.SIGCONT)
     for path in ("/livez", "/readyz", "/metrics"):
-        until(lambda path=path: page(superd, path)[0] == 200, "the master to answer again")  # type: ignore[misc]
+        until(lambda path=path: get_page(superd, path)[0] == 200, "the master to answer again")  # type: ignore[misc]
 
 
 def test_all_workers_answer_many_concurrent_clients(start_superd: Start) -> None:
     superd = start_superd(f"[daemon]\nworkers = 3\n{SERVICE}")
 
     def scrapes(_: int) -> list[Scrape]:
-        return [scraped(superd) for _ in range(10)]
+        return [scrape_metrics(superd) for _ in range(10)]
 
     with ThreadPoolExecutor(8) as clients:
         found = [scrape for several in clients.map(scrapes, range(8)) for scrape in several]
     assert len(found) == 80
     assert all(scrape("workers", state="ready") == 3 for scrape in found)
-    assert scraped(superd)("service_errors_total", service="metrics") == 0
+    assert scrape_metrics(superd)("service_errors_total", service="metrics") == 0
 
 
 @pytest.mark.root
@@ -208,10 +215,10 @@ def test_metrics_work_in_an_empty_jail(start_superd: Start, jail: Path, loop: st
         {SERVICE}
         """
     )
-    assert page(superd, "/readyz") == READY
-    assert page(superd, "/livez") == ALIVE
-    assert page(superd, "/nothing")[0] == 404
-    scrape = scraped(superd)
+    assert get_page(superd, "/readyz") == READY
+    assert get_page(superd, "/livez") == ALIVE
+    assert get_page(superd, "/nothing")[0] == 404
+    scrape = scrape_metrics(superd)
     assert scrape("ready") == 1
     assert len(scrape.all("process_open_fds")) == 2
     with persistent(superd) as connection:
@@ -230,14 +237,14 @@ def test_only_metrics_may_query_and_a_worker_that_forges_a_query_is_ended(
     superd = start_superd(SERVICE + entry, env=env)
     [worker] = superd.workers("other")
     find = "me = sys._getframe(1).f_locals['self']\n"
-    refused = inside(
+    refused = run_inside(
         superd,
         "inside",
         f"{find}try:\n    me.observe('metrics').send(None)\nexcept RuntimeError as error:\n"
         "    result = str(error)",
     )
     assert refused == "inside cannot observe superd: its plugin is not metrics"
-    inside(superd, "inside", f"{find}result = me._server._channel.observe('metrics')")
+    run_inside(superd, "inside", f"{find}result = me._server._channel.observe('metrics')")
     superd.wait_for_log(f"worker {worker} sent an invalid message: .* serves no metrics")
     until(lambda: superd.workers("other") not in ([], [worker]), "its successor")
-    assert page(superd, "/readyz") == READY
+    assert get_page(superd, "/readyz") == READY

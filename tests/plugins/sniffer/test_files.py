@@ -86,7 +86,7 @@ def test_rotation_under_load_loses_and_tears_nothing(start: Start) -> None:
     served = start(toml(MANY))
     besiege(served.address("sniffer"), 4, 200)
     wanted = sorted(f"{number}-{count}" for number in range(4) for count in range(200))
-    served.wait_until_left("sniffer")
+    served.wait_until_idle("sniffer")
     assert served.stop() == 0  # what waits is written in the end
     assert sorted(told(served)) == wanted
     assert sum(path.stat().st_size > 0 for path in rotated(served)) > 2
@@ -219,7 +219,7 @@ def test_ten_megabytes_take_no_memory(start: Start) -> None:
         thread.start()
     for thread in threads:
         thread.join(60)
-    served.wait_until_left("sniffer")
+    served.wait_until_idle("sniffer")
     assert children(served.pid) == workers
     assert sum(map(memory, workers)) - before < 30_000  # kB
     assert ask_udp(served.address("echo", "udp"), b"still there") == b"still there"

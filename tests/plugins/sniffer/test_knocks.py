@@ -13,7 +13,14 @@ from superd_sniffer.ports import port_names
 
 from tests.conftest import Start
 from tests.plugins.sniffer.knocking import Knocks, events, knock, lines, send_udp, talk, texts
-from tests.support.clients import answer_to, connect_unix, ending, is_open, reset, swallow
+from tests.support.clients import (
+    connect_unix,
+    is_open,
+    receive_and_close,
+    receive_to_end,
+    reset,
+    send_until_blocked,
+)
 from tests.support.harness import EVENT_TIMEOUT, Address, Superd, until
 
 SERVICE = """
@@ -190,7 +197,7 @@ def test_who_closes_or_resets_at_once_is_told_of_once(served: Superd, heard: Kno
     served.connect("heard").close()
     reset(served.connect("heard"))
     assert [line["bytes"] for line in heard.next(2)] == [0, 0]
-    served.wait_until_left("heard")
+    served.wait_until_idle("heard")
     send_udp(served.address("heard", "udp"), b"last")
     assert [line["text"] for line in heard.next()] == ["last"]
 
@@ -215,19 +222,19 @@ def test_a_tarpit_keeps_a_client_so_long_and_reads_nothing(served: Superd, name:
         assert is_open(client)
         taken = 0
         while select.select([], [client], [], 0.1)[1]:  # until the kernel's buffers are full
-            taken += swallow(client, 1 << 20)
+            taken += send_until_blocked(client, 1 << 20)
             assert taken < 32 << 20
         client.settimeout(EVENT_TIMEOUT)
-        assert ending(client)[0] == b""
+        assert receive_to_end(client)[0] == b""
         assert 0.95 <= time.monotonic() - start < 5
     assert line["text"] == ("abc" if name == "tarpit" else "")
-    served.wait_until_left(name)
+    served.wait_until_idle(name)
 
 
 def test_a_client_in_a_tarpit_that_goes_is_forgotten(served: Superd) -> None:
     with served.connect("sticky"):
         until(lambda: served.counts("sticky")["active"], "the client")
-    served.wait_until_left("sticky")
+    served.wait_until_idle("sticky")
 
 
 def test_many_at_once_are_each_told_of(served: Superd, heard: Knocks) -> None:
@@ -235,7 +242,7 @@ def test_many_at_once_are_each_told_of(served: Superd, heard: Knocks) -> None:
     for number, client in enumerate(clients):
         client.sendall(b"%d\n" % number)
         client.shutdown(socket.SHUT_WR)
-    assert [answer_to(client) for client in clients] == [b""] * 200
+    assert [receive_and_close(client) for client in clients] == [b""] * 200
     assert sorted(int(line["text"]) for line in heard.next(200)) == list(range(200))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.plugins.sniffer.knocking import Knocks, knock, send_udp
-from tests.support.harness import Superd, ask_udp, exchange, refused
+from tests.support.harness import Superd, ask_udp, exchange, failed_start
 
 DAEMON = "[daemon]\nworkers = 1\n"
 
@@ -220,14 +220,14 @@ def test_a_range_that_others_have_as_a_whole_is_an_error(
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(("::", port))
             sock.listen()
-        _, told = refused(tmp_path, toml)
+        _, told = failed_start(tmp_path, toml)
     assert "service.sniffer: others listen on all of its addresses" in told
 
 
 @pytest.mark.tool("prlimit")
 def test_more_addresses_than_descriptors_is_one_error(tmp_path: Path) -> None:
     toml = sniffer('"tcp://127.0.0.1:20000-22999"').replace("{directory}", str(tmp_path))
-    code, told = refused(tmp_path, toml, "prlimit", "--nofile=1000:1000")
+    code, told = failed_start(tmp_path, toml, "prlimit", "--nofile=1000:1000")
     assert code == 1
     assert "superd may have 1000 files open; raise that limit (LimitNOFILE=, ulimit -n)" in told
     assert told.count("tcp://") == 1

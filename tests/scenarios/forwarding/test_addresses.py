@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.scenarios.forwarding.ends import Pair, Target, entry, serving
-from tests.support.clients import ending, reset
+from tests.support.clients import receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, receive_all
 
 V4, V6 = "127.0.0.1", "::1"
@@ -65,7 +65,7 @@ def test_each_family_reaches_the_other(pairs: dict[str, Pair], name: str, host: 
         assert receive_all(server) == b"question"
         server.sendall(b"answer")
         reset(server)
-        assert ending(client) == (b"answer", "reset")
+        assert receive_to_end(client) == (b"answer", "reset")
 
 
 def test_the_target_sees_the_address_that_was_chosen(pairs: dict[str, Pair]) -> None:
@@ -111,7 +111,7 @@ def test_small_writes_are_sent_at_once_unless_nodelay_is_off(
         assert "attached" in tracer.stderr.readline()
         with pair.open():
             pass
-        pair.superd.wait_until_left(name)
+        pair.superd.wait_until_idle(name)
         tracer.send_signal(signal.SIGINT)
         traced = tracer.stderr.read()
     assert len(re.findall("TCP_NODELAY, \\[1\\]", traced)) == number

@@ -22,7 +22,7 @@ from tests.scenarios.forwarding.ends import (
     stopped,
     wait_until_delivered,
 )
-from tests.support.clients import ending, reset
+from tests.support.clients import receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, until
 from tests.support.usage import open_descriptors, private_memory
 
@@ -55,7 +55,7 @@ def pair(all_pairs: dict[str, Pair]) -> Iterator[Pair]:
     one = all_pairs["plain"]
     before = open_descriptors(one.superd.workers())
     yield one
-    one.superd.wait_until_left(one.service, 5)
+    one.superd.wait_until_idle(one.service, 5)
     workers = one.superd.workers()
     until(lambda: open_descriptors(workers) == before, "its descriptors to be closed", 5)
     assert one.superd.counts(one.service)["errors"] == 0
@@ -69,7 +69,7 @@ def test_a_target_that_resets_while_much_waits_for_it(pair: Pair) -> None:
         wait_until_delivered(server)
         reset(server)
         time.sleep(0.1)  # that it reads late is what is tested
-        got, how = ending(client)
+        got, how = receive_to_end(client)
     assert got == data
     assert how == "reset"
 
@@ -100,7 +100,7 @@ def test_a_target_that_resets_while_a_client_floods_it(pair: Pair) -> None:
             reset(server)
             threads[0].join(0.05)
             over.set()
-            got, _ = ending(client)  # the reset itself was told to who was sending
+            got, _ = receive_to_end(client)  # the reset itself was told to who was sending
             threads[0].join(EVENT_TIMEOUT)
             assert got == data
 
@@ -114,7 +114,7 @@ def test_a_reset_after_a_half_close_waits_for_a_slow_reader(all_pairs: dict[str,
         wait_until_delivered(server)
         reset(server)
         time.sleep(1)  # longer than it takes until half-closed connections are looked at
-        assert ending(client) == (data, "reset")
+        assert receive_to_end(client) == (data, "reset")
 
 
 def test_a_client_that_resets_is_forgotten_where_its_target_reads_nothing(
@@ -125,7 +125,7 @@ def test_a_client_that_resets_is_forgotten_where_its_target_reads_nothing(
     with pair.open() as (client, _):
         Stream().fill(client)
         reset(client)
-        pair.superd.wait_until_left(pair.service)
+        pair.superd.wait_until_idle(pair.service)
 
 
 @pytest.mark.soak
@@ -140,7 +140,7 @@ def test_a_slow_reader_has_all_the_time_it_uses(pair: Pair) -> None:
         while len(got) < 500_000:
             got += client.recv(4096)
             time.sleep(0.1)  # that it is slow is what is tested
-        rest, how = ending(client)
+        rest, how = receive_to_end(client)
     assert got + rest == data
     assert how == "reset"
 
@@ -160,8 +160,8 @@ def test_a_target_that_answers_and_resets_before_it_is_looked_at(
                 server.sendall(b"sorry")
                 reset(server)
             for client in clients:
-                assert ending(client) == (b"sorry", "reset")
-    pair.superd.wait_until_left(name)
+                assert receive_to_end(client) == (b"sorry", "reset")
+    pair.superd.wait_until_idle(name)
 
 
 def test_out_of_band_data_does_no_harm(pair: Pair) -> None:
@@ -178,7 +178,7 @@ def test_out_of_band_data_does_no_harm(pair: Pair) -> None:
             assert got == b"beforeafter"
         client.send(b"?", socket.MSG_OOB)
         client.close()
-        assert ending(server) == (b"", "fin")
+        assert receive_to_end(server) == (b"", "fin")
 
 
 @pytest.mark.parametrize("ends", [True, False])
@@ -238,7 +238,7 @@ def test_a_connection_that_ends_late_stops_no_other(pair: Pair) -> None:
         wait_until_delivered(server)
         reset(server)
         with pair.open_many(3) as others:
-            assert ending(client)[1] == "reset"
+            assert receive_to_end(client)[1] == "reset"
             until(lambda: pair.superd.counts("plain")["active"] == 3, "the first to be gone")
             for other, its_server in others:
                 other.sendall(b"hello")
@@ -256,4 +256,4 @@ def test_a_client_that_breaks_off_is_not_connected_any_more(tmp_path: Path) -> N
             client = superd.connect("busy")
             until(lambda: superd.counts("busy")["active"] == 1, "the client to be served")
             reset(client)
-            superd.wait_until_left("busy", 5)
+            superd.wait_until_idle("busy", 5)

@@ -19,17 +19,17 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.daemons import free_port
-from tests.support.forwards import closings, forward, record, running
+from tests.support.forwards import closed_records, forward, only_record, running
 from tests.support.harness import Superd
 from tests.support.programs import (
-    LONGEST,
+    CLIENT_TIMEOUT,
     OWN_GIT,
     digest,
-    fed,
     git,
-    noise,
     output,
+    output_for_input,
     public_directory,
+    random_bytes,
 )
 from tests.support.ssh import Ssh, separation
 
@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
-        self.reply(noise(int(self.path[1:])))
+        self.reply(random_bytes(int(self.path[1:])))
 
     def do_PUT(self) -> None:
         left, summed = int(self.headers["Content-Length"]), hashlib.sha256()
@@ -115,8 +115,8 @@ def test_curl_keeps_a_connection_alive_for_many_requests(
     outputs = [word for file in got for word in (url(served, file.name), "-o", str(file))]
     output(*CURL, *outputs)
     for file in got:
-        assert digest(file.read_bytes()) == digest(noise(int(file.name)))
-    closed = record(served)
+        assert digest(file.read_bytes()) == digest(random_bytes(int(file.name)))
+    closed = only_record(served)
     assert closed["out"] > LARGE + 1001
     assert (closed["target"], closed["end"]) == (http_target, "client")
 
@@ -132,8 +132,8 @@ def test_curl_makes_a_hundred_requests_at_once(
     )  # fmt: skip
     sizes = range(100_001, 100_001 + PARALLEL)
     for size in sizes:
-        assert digest((tmp_path / str(size)).read_bytes()) == digest(noise(size))
-    events = closings(served, served.counts("forward")["accepted"])
+        assert digest((tmp_path / str(size)).read_bytes()) == digest(random_bytes(size))
+    events = closed_records(served, served.counts("forward")["accepted"])
     assert {event["target"] for event in events} == {http_target}
     assert sum(event["out"] for event in events) > sum(sizes)
 
@@ -142,9 +142,9 @@ def test_curl_makes_a_hundred_requests_at_once(
 def test_curl_uploads(start_superd: Start, http_target: str, tmp_path: Path) -> None:
     served = forward(start_superd, http_target)
     file = tmp_path / "large"
-    file.write_bytes(noise(LARGE))
-    assert output(*CURL, "-T", str(file), url(served, "")).decode() == digest(noise(LARGE))
-    closed = record(served)
+    file.write_bytes(random_bytes(LARGE))
+    assert output(*CURL, "-T", str(file), url(served, "")).decode() == digest(random_bytes(LARGE))
+    closed = only_record(served)
     assert closed["in"] > LARGE
     assert closed["out"] < 1000
 
@@ -152,7 +152,7 @@ def test_curl_uploads(start_superd: Start, http_target: str, tmp_path: Path) -> 
 @pytest.mark.tool("curl")
 def test_curl_goes_from_one_unix_socket_to_another(start_superd: Start, tmp_path: Path) -> None:
     file = tmp_path / "large"
-    file.write_bytes(noise(LARGE))
+    file.write_bytes(random_bytes(LARGE))
     with public_directory() as public:
         target, path = public / "target", public / "listener"
         with serving(UnixHttp(str(target), Handler)):
@@ -161,8 +161,8 @@ def test_curl_goes_from_one_unix_socket_to_another(start_superd: Start, tmp_path
             curl = (*CURL, "--unix-socket", str(path))
             told = output(*curl, "-T", str(file), "http://localhost/")
             got = output(*curl, f"http://localhost/{LARGE}")
-    assert (told.decode(), digest(got)) == (digest(noise(LARGE)),) * 2
-    for event in closings(served, 2):
+    assert (told.decode(), digest(got)) == (digest(random_bytes(LARGE)),) * 2
+    for event in closed_records(served, 2):
         assert (event["target"], event["end"]) == (f"unix://{target}", "client")
 
 
@@ -181,7 +181,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def commit(directory: Path, name: str, size: int) -> None:
-    (directory / name).write_bytes(noise(size))
+    (directory / name).write_bytes(random_bytes(size))
     git(directory, "add", name)
     git(directory, "commit", "-q", "-m", name)
 
@@ -196,7 +196,7 @@ def check_clone_and_push(project: Path, clone: Path, base: str, env: dict[str, s
     assert git(bare, "rev-parse", "main") == git(clone, "rev-parse", "HEAD")
     assert git(bare, "fsck", "--strict") == ""
     shown = output("git", "-C", str(bare), "show", "main:second", env=OWN_GIT)
-    assert digest(shown) == digest(noise(3_000_000))
+    assert digest(shown) == digest(random_bytes(3_000_000))
 
 
 @pytest.mark.tool("git")
@@ -210,7 +210,7 @@ def test_git_clones_and_pushes_over_its_own_protocol(
     with running(*command, port=port, env={**os.environ, **OWN_GIT}):
         served = forward(start_superd, f"tcp://127.0.0.1:{port}")
         check_clone_and_push(project, tmp_path / "clone", f"git://{place(served)}", {})
-        cloned, pushed = closings(served, 2)
+        cloned, pushed = closed_records(served, 2)
     assert cloned["out"] > 2_000_000
     assert pushed["in"] > 3_000_000
     assert {cloned["target"], pushed["target"]} == {f"tcp://127.0.0.1:{port}"}
@@ -227,7 +227,7 @@ def test_git_clones_and_pushes_over_ssh(start_superd: Start, project: Path, tmp_
             base = f"ssh://root@{place(served)}{project.parent}"
             env = {"GIT_SSH_COMMAND": shlex.join(ssh.client), "GIT_SSH_VARIANT": "ssh"}
             check_clone_and_push(project, tmp_path / "clone", base, env)
-            cloned, pushed = closings(served, 2)
+            cloned, pushed = closed_records(served, 2)
     assert cloned["out"] > 2_000_000
     assert pushed["in"] > 3_000_000
     assert {cloned["end"], pushed["end"]} <= {"client", "server"}
@@ -251,7 +251,7 @@ def test_tls_is_between_the_client_and_the_target(
 ) -> None:
     port = free_port()
     key, cert = certificate
-    (tmp_path / "large").write_bytes(noise(LARGE))
+    (tmp_path / "large").write_bytes(random_bytes(LARGE))
     command = ["openssl", "s_server", "-quiet", "-WWW", "-key", key, "-cert", cert]
     served = forward(start_superd, f"tcp://127.0.0.1:{port}")
     _, own = served.address("forward")
@@ -260,12 +260,12 @@ def test_tls_is_between_the_client_and_the_target(
             *CURL, "--cacert", cert, "--resolve", f"localhost:{own}:127.0.0.1",
             f"https://localhost:{own}/large",
         )  # fmt: skip
-        assert digest(got) == digest(noise(LARGE))
+        assert digest(got) == digest(random_bytes(LARGE))
         client = ["openssl", "s_client", "-connect", f"127.0.0.1:{own}", "-servername", "localhost"]
         client += ["-CAfile", cert, "-verify_return_error", "-quiet"]
-        told = fed(b"GET /large HTTP/1.0\r\n\r\n", *client)
-    assert digest(told.partition(b"\r\n\r\n")[2]) == digest(noise(LARGE))
-    for event in closings(served, 2):
+        told = output_for_input(b"GET /large HTTP/1.0\r\n\r\n", *client)
+    assert digest(told.partition(b"\r\n\r\n")[2]) == digest(random_bytes(LARGE))
+    for event in closed_records(served, 2):
         assert event["out"] > LARGE
 
 
@@ -282,8 +282,8 @@ def test_socat_and_ncat_send_each_other_files(
     served = forward(start_superd, f"tcp://127.0.0.1:{port}")
     _, own = served.address("forward")
     paths = [tmp_path / name for name in ("there", "back", "came", "got")]
-    paths[0].write_bytes(noise(LARGE))
-    paths[1].write_bytes(noise(LARGE + 1))
+    paths[0].write_bytes(random_bytes(LARGE))
+    paths[1].write_bytes(random_bytes(LARGE + 1))
     servers = {
         "socat": ("socat", "-t", "60", "-", f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr"),
         "ncat": ("ncat", "-l", "127.0.0.1", str(port)),
@@ -299,11 +299,13 @@ def test_socat_and_ncat_send_each_other_files(
         running(*servers[server], port=port, stdin=answer, stdout=sink) as target,
     ):
         with there.open("rb") as question, got.open("wb") as end:
-            subprocess.run(clients[client], stdin=question, stdout=end, timeout=LONGEST, check=True)
-        assert target.wait(LONGEST) == 0
-    assert digest(came.read_bytes()) == digest(noise(LARGE))
-    assert digest(got.read_bytes()) == digest(noise(LARGE + 1))
-    closed = record(served)
+            subprocess.run(
+                clients[client], stdin=question, stdout=end, timeout=CLIENT_TIMEOUT, check=True
+            )
+        assert target.wait(CLIENT_TIMEOUT) == 0
+    assert digest(came.read_bytes()) == digest(random_bytes(LARGE))
+    assert digest(got.read_bytes()) == digest(random_bytes(LARGE + 1))
+    closed = only_record(served)
     assert (closed["in"], closed["out"]) == (LARGE, LARGE + 1)
     assert closed["target"] == f"tcp://127.0.0.1:{port}"
     assert closed["end"] in ("client", "server")
@@ -315,9 +317,11 @@ def test_socat_has_a_file_summed_behind_its_half_close(start_superd: Start, tmp_
     listen = f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork"
     with running("socat", "-t", "60", listen, "EXEC:sha256sum", port=port):
         served = forward(start_superd, f"tcp://127.0.0.1:{port}")
-        summed = fed(noise(LARGE), "socat", "-t", "60", "-", f"TCP:{place(served)}")
-        closed = record(served)
-    assert summed.split()[0].decode() == digest(noise(LARGE))
+        summed = output_for_input(
+            random_bytes(LARGE), "socat", "-t", "60", "-", f"TCP:{place(served)}"
+        )
+        closed = only_record(served)
+    assert summed.split()[0].decode() == digest(random_bytes(LARGE))
     assert (closed["in"], closed["out"], closed["end"]) == (LARGE, len(summed), "client")
 
 
@@ -330,7 +334,9 @@ def test_socat_asks_by_datagrams(start_superd: Start) -> None:
             start_superd, f"udp://127.0.0.1:{port}", "udp://127.0.0.1:0",
             more="datagram-replies = 1",
         )  # fmt: skip
-        summed = fed(noise(1000), "socat", "-t", "1", "-", f"UDP:{place(served, 'udp')}")
-        closed = record(served)
-    assert summed.split()[0].decode() == digest(noise(1000))
+        summed = output_for_input(
+            random_bytes(1000), "socat", "-t", "1", "-", f"UDP:{place(served, 'udp')}"
+        )
+        closed = only_record(served)
+    assert summed.split()[0].decode() == digest(random_bytes(1000))
     assert (closed["in"], closed["out"], closed["end"]) == (1000, len(summed), "server")

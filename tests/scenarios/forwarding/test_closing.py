@@ -28,7 +28,7 @@ from tests.scenarios.forwarding.ends import (
     stays_quiet,
     wait_until_delivered,
 )
-from tests.support.clients import ending, fate, reset
+from tests.support.clients import connect_and_receive, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, receive_all, until
 from tests.support.usage import open_descriptors
 
@@ -88,7 +88,7 @@ def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Iterator[Pai
     one = pairs[request.param]
     before = open_descriptors(one.superd.workers())
     yield one
-    one.superd.wait_until_left(one.service, 5)
+    one.superd.wait_until_idle(one.service, 5)
     workers = one.superd.workers()
     until(lambda: open_descriptors(workers) == before, "its descriptors to be closed", 5)
     assert one.superd.counts(one.service)["errors"] == 0
@@ -121,7 +121,7 @@ def test_a_reply_that_takes_its_time_reaches_a_client_that_has_half_closed(pair:
         assert client.recv(100) == b"reply"
         server.sendall(b", and more")
         server.close()
-        assert ending(client) == (b", and more", "fin")
+        assert receive_to_end(client) == (b", and more", "fin")
 
 
 def test_a_client_goes_on_sending_to_a_target_that_has_half_closed(pair: Pair) -> None:
@@ -129,7 +129,7 @@ def test_a_client_goes_on_sending_to_a_target_that_has_half_closed(pair: Pair) -
     with pair.open() as (client, server):
         server.sendall(b"greeting")
         server.shutdown(socket.SHUT_WR)
-        assert ending(client) == (b"greeting", "fin")
+        assert receive_to_end(client) == (b"greeting", "fin")
         reader = Slow(server)
         client.sendall(data)
         client.close()
@@ -139,10 +139,10 @@ def test_a_client_goes_on_sending_to_a_target_that_has_half_closed(pair: Pair) -
 def test_an_end_without_a_byte_passes_both_ways(pair: Pair) -> None:
     with pair.open() as (client, server):
         client.shutdown(socket.SHUT_WR)
-        assert ending(server) == (b"", "fin")
+        assert receive_to_end(server) == (b"", "fin")
         assert stays_quiet(client, 0.1)
         server.shutdown(socket.SHUT_WR)
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
 
 
 def test_what_both_have_sent_arrives_when_both_close_at_once(pair: Pair) -> None:
@@ -152,8 +152,8 @@ def test_what_both_have_sent_arrives_when_both_close_at_once(pair: Pair) -> None
             server.sendall(b"b" * 20_000)
             client.shutdown(socket.SHUT_WR)
             server.shutdown(socket.SHUT_WR)
-            assert ending(client) == (b"b" * 20_000, "fin")
-            assert ending(server) == (b"a" * 10_000, "fin")
+            assert receive_to_end(client) == (b"b" * 20_000, "fin")
+            assert receive_to_end(server) == (b"a" * 10_000, "fin")
 
 
 # A reset
@@ -231,10 +231,10 @@ def test_where_the_target_refuses_the_client_sees_it_at_once(
     for _ in range(20):
         began = time.monotonic()
         if pair.listen == "tcp":
-            assert fate(pair.address) == (b"", "reset")
+            assert connect_and_receive(pair.address) == (b"", "reset")
         else:
             with pair.connect() as client:
-                assert ending(client) == (b"", "fin")
+                assert receive_to_end(client) == (b"", "fin")
         took.append(time.monotonic() - began)
     print(f"refused after {statistics.median(took) * 1000:.1f} ms, {max(took) * 1000:.1f} at most")
     assert statistics.median(took) < 0.05
@@ -246,7 +246,7 @@ def test_a_client_that_resets_at_once_disturbs_nobody(pairs: dict[str, Pair]) ->
     for _ in range(50):
         with contextlib.suppress(ConnectionResetError):  # it was first
             reset(pair.connect())
-    pair.superd.wait_until_left(pair.service)
+    pair.superd.wait_until_idle(pair.service)
     with pairs["tcp-tcp"].open() as (client, server):
         client.sendall(b"still here")
         assert server.recv(100) == b"still here"

@@ -31,7 +31,7 @@ from tests.scenarios.forwarding.ends import (
     stopped,
     wait_until_delivered,
 )
-from tests.support.clients import ending, reset
+from tests.support.clients import receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, until
 from tests.support.usage import open_descriptors, private_memory
 
@@ -97,7 +97,7 @@ def stall(pair: Pair, number: int) -> None:
     with pair.open() as (client, server):
         client.sendall(b"x")
         assert server.recv(1) == b"x"
-    pair.superd.wait_until_left(pair.service)
+    pair.superd.wait_until_idle(pair.service)
     before, descriptors = private_memory(worker), open_descriptors([worker])
     with pair.open_many(number) as sessions:
         sent = []
@@ -158,11 +158,11 @@ def test_a_target_that_goes_away_and_comes_back(pairs: dict[str, Pair]) -> None:
     with pair.open() as (client, server):
         pair.target.close()
         with contextlib.suppress(ConnectionResetError), pair.connect() as refused:
-            assert ending(refused) == (b"", "reset")
+            assert receive_to_end(refused) == (b"", "reset")
         client.sendall(b"old ones go on")
         assert server.recv(100) == b"old ones go on"
         reset(server)  # so that its address is free
-        assert ending(client) == (b"", "reset")
+        assert receive_to_end(client) == (b"", "reset")
     pair.target.sock = socket.create_server(where, backlog=512)
     pair.target.sock.settimeout(EVENT_TIMEOUT)
     with pair.open() as (client, server):
@@ -179,7 +179,7 @@ def test_what_a_target_had_sent_before_it_broke_off_is_delivered(pairs: dict[str
         server = pair.target.accept()
         download.fill(server)
         with ThreadPoolExecutor() as threads:
-            reading = threads.submit(ending, client)
+            reading = threads.submit(receive_to_end, client)
             wait_until_delivered(server)
             reset(server)
             data, how = reading.result(EVENT_TIMEOUT)
@@ -290,7 +290,7 @@ def carry(pair: Pair, seeds: range, most: int) -> None:
     carried = asyncio.run(run_many(pair, seeds, most))
     took = time.monotonic() - began
     print(f"{len(seeds)} sessions, {carried >> 20} MiB in {took:.1f} s")
-    pair.superd.wait_until_left(pair.service)
+    pair.superd.wait_until_idle(pair.service)
     is_clean(pair.superd, before)
     assert pair.superd.counts(pair.service)["errors"] == 0
 

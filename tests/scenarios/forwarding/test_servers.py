@@ -15,9 +15,16 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.daemons import free_port, free_ports
-from tests.support.forwards import closings, forward, running
+from tests.support.forwards import closed_records, forward, running
 from tests.support.harness import Superd, until
-from tests.support.programs import NOBODY, fed, noise, output, public_directory, run
+from tests.support.programs import (
+    NOBODY,
+    output,
+    output_for_input,
+    public_directory,
+    random_bytes,
+    run,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +55,7 @@ def test_iperf3_measures_connections_in_all_directions(
     for mode, arguments in MODES.items():
         end = json.loads(output(*client, *arguments, "--bytes", str(SIZE)))["end"]
         number = before + 1 + len(end["streams"])
-        events = closings(served, number)[before:]
+        events = closed_records(served, number)[before:]
         before = number
         way = "out" if mode == "from" else "in"
         carried = sum(event[way] for event in events)
@@ -100,7 +107,7 @@ def test_dig_asks_a_name_server_over_udp_and_tcp(start_superd: Start) -> None:
             assert dig(served, transport, *options, "text.example", "TXT") == ['"superd"']
             assert dig(served, transport, *options, "many.example") == many
         # each question over udp is a source of its own; a long answer is asked for again over tcp
-        events = closings(served, 7)
+        events = closed_records(served, 7)
     assert {event["target"] for event in events} == {
         f"{transport}://127.0.0.1:{port}" for transport in ("tcp", "udp")
     }
@@ -133,11 +140,11 @@ def test_redis_is_put_under_load_and_loses_nothing(start_superd: Start, tmp_path
         info = output("redis-cli", *place, "info", "commandstats").decode()
         for kind in KINDS:
             assert re.search(rf"cmdstat_{kind.lower()}:calls={REQUESTS},", info), info
-        data = noise(1_000_000).hex().encode()
-        assert fed(data, "redis-cli", *place, "-x", "set", "large") == b"OK\n"
+        data = random_bytes(1_000_000).hex().encode()
+        assert output_for_input(data, "redis-cli", *place, "-x", "set", "large") == b"OK\n"
         assert output("redis-cli", *place, "--raw", "get", "large").strip() == data
         accepted = served.counts("forward")["accepted"]
-        events = closings(served, accepted)
+        events = closed_records(served, accepted)
     assert accepted >= 4 * 50
     assert {event["target"] for event in events} == {f"tcp://127.0.0.1:{port}"}
     assert {event["end"] for event in events} == {"client"}
@@ -185,7 +192,7 @@ def test_postgresql_does_its_transactions(start_superd: Start) -> None:
             load = ["-n", "-c", str(CLIENTS), "-j", "2", "-t", str(TRANSACTIONS)]
             output(f"{programs}/pgbench", *load, env=env)
             told = output(*ask, BALANCED, env=env)
-            events = closings(served, served.counts("forward")["accepted"])
+            events = closed_records(served, served.counts("forward")["accepted"])
     assert told == f"t|{CLIENTS * TRANSACTIONS}\n".encode()
     assert len(events) >= 3 + CLIENTS
     assert {event["end"] for event in events} <= {"client"}

@@ -15,7 +15,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.scenarios.forwarding.ends import Pair, Stream, Target, digest_of, entry, stays_quiet
-from tests.support.clients import ending, is_open, reset
+from tests.support.clients import is_open, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, make_plugin, until
 from tests.support.usage import open_descriptors, processor_time
 
@@ -71,11 +71,11 @@ def tear(pair: Pair, number: int) -> None:
 def tear_many(served: Superd, pair: Pair, number: int) -> None:
     workers = served.workers()
     tear(pair, 0)
-    served.wait_until_left("web")
+    served.wait_until_idle("web")
     before, start = open_descriptors(workers), len(served.log())
     for n in range(number):
         tear(pair, n)
-    served.wait_until_left("web", 5)
+    served.wait_until_idle("web", 5)
     with pair.open() as ends:
         assert talks(ends)
     until(lambda: open_descriptors(workers) == before, "all descriptors to be given back")
@@ -132,7 +132,7 @@ def test_nothing_of_a_connection_waits_for_the_garbage_collector(
         assert exchange(served.connect("uncollected"), b"") == b"3"  # it, and its two sides
         for number in range(3 * 4 * 5 * 7):
             tear(pair, number)
-    served.wait_until_left("web")
+    served.wait_until_idle("web")
     assert exchange(served.connect("uncollected"), b"") == b"0"
 
 
@@ -211,7 +211,7 @@ def test_without_memory_sessions_lose_nothing(start_superd: Start, target: Targe
         resource.prlimit(worker, resource.RLIMIT_AS, (hard, hard))
         for pushed, ends in zip(streams, sessions, strict=True):
             assert arrives(ends, pushed)
-    served.wait_until_left("web")
+    served.wait_until_idle("web")
     with pair.open() as ends:
         assert talks(ends)
     assert served.workers() == [worker]
@@ -243,7 +243,7 @@ def test_a_killed_worker_takes_only_the_sessions_of_its_own_pool(start_superd: S
         (victim,) = served.workers("a")
         os.kill(victim, signal.SIGKILL)
         for end in (client, server):
-            assert ending(end)[0] == b""
+            assert receive_to_end(end)[0] == b""
         until(lambda: served.workers("a") not in ([], [victim]), "a successor")
         with first.open() as others:
             assert talks(others)
@@ -270,6 +270,6 @@ def test_the_end_of_the_drain_resets_who_has_not_finished(
         assert talks(ends)
         served.signal(signal.SIGTERM)
         for end in ends:
-            assert ending(end) == (b"", "reset")
+            assert receive_to_end(end) == (b"", "reset")
     assert served.wait(EVENT_TIMEOUT) == 0
     assert "1 connections cut at the end of drain-timeout" in served.log()

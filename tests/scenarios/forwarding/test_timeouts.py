@@ -18,7 +18,7 @@ from tests.scenarios.forwarding.ends import (
     serving,
     stays_quiet,
 )
-from tests.support.clients import ending, is_open, reset
+from tests.support.clients import is_open, receive_to_end, reset
 from tests.support.harness import until
 
 LIMIT = 1.0  # seconds, of each time-out
@@ -53,8 +53,8 @@ def both_are_reset(client: socket.socket, server: socket.socket, began: float) -
     took = seconds_until_readable(client, began)
     print(f"reset after {took:.2f} s")
     assert 0.9 * LIMIT <= took < 1.1 * LIMIT + LOOKS + 1
-    assert ending(client) == (b"", "reset")
-    assert ending(server) == (b"", "reset")
+    assert receive_to_end(client) == (b"", "reset")
+    assert receive_to_end(server) == (b"", "reset")
 
 
 @pytest.mark.parametrize("name", ["idle", "session"])
@@ -69,7 +69,7 @@ def test_both_ends_of_a_connection_whose_time_is_over_are_reset(
         assert client.recv(100) == b"welcome"
         both_are_reset(client, server, began)
         assert is_open(other)
-    pairs[name].superd.wait_until_left(name)
+    pairs[name].superd.wait_until_idle(name)
 
 
 def test_a_client_that_says_nothing_first_is_reset(pairs: dict[str, Pair]) -> None:
@@ -110,9 +110,9 @@ def test_a_half_closed_connection_in_which_nothing_passes_is_reset(
         took = seconds_until_readable(first, began)
         print(f"reset after {took:.2f} s")
         assert LIMIT <= took < LIMIT + LOOKS + 1
-        assert ending(first) == (b"", "reset")
+        assert receive_to_end(first) == (b"", "reset")
         assert is_open(other)
-    pairs["half"].superd.wait_until_left("half")
+    pairs["half"].superd.wait_until_idle("half")
 
 
 @pytest.mark.parametrize("name", ["half", "endless"])
@@ -128,7 +128,7 @@ def test_a_half_closed_connection_in_which_something_passes_goes_on(
             server.sendall(b"x")
             assert client.recv(100) == b"x"
         server.close()
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
@@ -141,7 +141,7 @@ def test_a_reset_that_waits_behind_a_reader_who_has_stopped_ends_by_the_same_tim
             Stream().fill(server)
         reset(client)
         until(lambda: pairs["half"].superd.counts("half")["active"] == 0, "its end", 5)
-        assert ending(server)[1] == "reset"
+        assert receive_to_end(server)[1] == "reset"
 
 
 # A target that does not answer
@@ -166,12 +166,12 @@ def test_a_target_that_never_answers_costs_its_clients_connect_timeout_and_nobod
                 delays.append(time.monotonic() - sent_at)
         took = [seconds_until_readable(client, began) for client in clients]
         for client in clients:
-            assert ending(client) == (b"", "reset")
+            assert receive_to_end(client) == (b"", "reset")
     worst = sorted(delays)[int(len(delays) * 0.99)]
     print(f"{min(took):.3f} to {max(took):.3f} s; others' p99 {worst * 1000:.2f} ms")
     assert 0.9 * LIMIT <= min(took) <= max(took) <= 1.1 * LIMIT + 0.05
     assert worst < 0.05
-    pair.superd.wait_until_left(pair.service)
+    pair.superd.wait_until_idle(pair.service)
 
 
 def test_a_target_that_answers_late_is_waited_for(pairs: dict[str, Pair]) -> None:
@@ -185,5 +185,5 @@ def test_a_target_that_answers_late_is_waited_for(pairs: dict[str, Pair]) -> Non
         server = stack.enter_context(pair.target.accept())
         assert server.recv(100) == b"hello"
         server.close()
-        assert ending(client) == (b"", "fin")
+        assert receive_to_end(client) == (b"", "fin")
         pair.target.fill_backlog(stack)
