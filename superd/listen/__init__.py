@@ -1,1 +1,1 @@
-"""Opening, adopting and repairing listening sockets: the master and the command line only."""
+"""Opens, adopts and repairs listening sockets. Used by the master and the command line only."""

@@ -1,7 +1,7 @@
-"""Going over from some listeners to others that have sockets of theirs: what differs is changed.
+"""Hands the open sockets of a former configuration's listeners to those of the next one.
 
-Runs in the master. Never binds. Raises SuperdError where a socket cannot be changed; then all of
-them are as they were.
+Runs in the master. Never binds. Raises SuperdError if a socket cannot be changed; then every socket
+is as it was.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ CHANGEABLE_KEYS = ("backlog", "keepalive", "nodelay", "wait")
 
 
 def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[Listener]:
-    """Make sockets that go on those of `listeners` alone; return what of `existing` is left over.
+    """Give shared sockets to `listeners`; return those of `existing` whose socket is not reused.
 
-    What can be changed of a socket that lives is changed: who has its file, its device, backlog,
-    keepalive, nodelay, and who may wait in accept(2).
+    A reused socket gets the owner and mode of its file, the device, backlog, keepalive, nodelay and
+    accept timeout of its new entry.
     """
     before = {one.socket: one for one in existing}
-    going_on = [
+    reused = [
         (before[one.socket], one) for one in listeners if one.socket in before and not one.is_closed
     ]
-    _change_all(going_on)
-    for old, new in going_on:
+    _change_all(reused)
+    for old, new in reused:
         if any(getattr(old.entry, key) != getattr(new.entry, key) for key in CHANGEABLE_KEYS):
             if new.address.transport is Transport.TCP:
                 set_client_options(new.socket, new.entry)
@@ -52,28 +52,29 @@ def adopt(listeners: Sequence[Listener], existing: Sequence[Listener]) -> list[L
     return [one for one in existing if one.socket not in sockets]
 
 
-def _change_all(going_on: Sequence[tuple[Listener, Listener]]) -> None:
-    """Change what may be refused, of all or of none."""
-    for number, (old, new) in enumerate(going_on):
+def _change_all(reused: Sequence[tuple[Listener, Listener]]) -> None:
+    """Make the changes that the kernel may refuse, on every socket or on none."""
+    for number, (old, new) in enumerate(reused):
         try:
             _change(old, new)
         except OSError as error:
-            for was, would_be in going_on[: number + 1]:
+            for was, would_be in reused[: number + 1]:
                 with contextlib.suppress(OSError):
                     _change(would_be, was)
             raise explained(error, new.service, new.entry, new.address) from None
 
 
 def _change(old: Listener, new: Listener) -> None:
-    """Change file and device of a socket to what another entry says, but not one that was given:
-    there it is for who gave it to say.
+    """Set owner and mode of the file, and the device, to those of the new entry.
+
+    A socket that the service manager passed is left alone, as its unit decides these.
     """
     if old.is_external:
         return
     was, wanted, path = old.configured, new.configured, new.address.path
     if old.file and (was.mode, was.uid, was.gid) != (wanted.mode, wanted.uid, wanted.gid):
         if file_at(path) != old.file:
-            raise FileExistsError(errno.EEXIST, "was put there by somebody else")
+            raise FileExistsError(errno.EEXIST, "was replaced by another process")
         uid = os.geteuid() if wanted.uid == -1 != was.uid else wanted.uid
         gid = _group_of_new_files(path) if wanted.gid == -1 != was.gid else wanted.gid
         set_owner_and_mode(path, uid, gid, mode_of(wanted))
@@ -83,6 +84,6 @@ def _change(old: Listener, new: Listener) -> None:
 
 
 def _group_of_new_files(path: str) -> int:
-    """Return what group a file gets that is made there (inode(7), S_ISGID)."""
+    """Return the group of a file that is created at a path (inode(7), S_ISGID)."""
     directory = os.stat(os.path.dirname(path))
     return directory.st_gid if directory.st_mode & stat.S_ISGID else os.getegid()

@@ -1,7 +1,7 @@
-"""Binding one socket to an address, with all that its entry says of it.
+"""Binds one socket to an address and sets the options of its entry.
 
-Runs in the master. Never listens, and never lets anybody in before a unix socket's file has its
-owner and mode. Raises OSError.
+Runs in the master and the command line. Never listens. A unix socket's file has its mode from the
+start, so no client gets in before it is set. Raises OSError.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from superd.net.addresses import Address
 from superd.net.pktinfo import enable_pktinfo
 from superd.net.timeouts import NO_TIMEOUT
 
-# Linux; socket has no names for these before 3.12 or 3.14
+# Linux; the socket module lacks these names before Python 3.12 and 3.14
 IP_FREEBIND = 15
 IPV6_FREEBIND = 78
 
-# An accept that another process made blocking gives up after this (SO_RCVTIMEO): seconds, us.
+# SO_RCVTIMEO, in seconds and microseconds: accept(2) returns soon even on a listener that another
+# process made blocking.
 ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
 DATAGRAM_BUFFER_BYTES = 1 << 20
-DEFAULT_UNIX_MODE = 0o666  # as systemd has it: who may connect is for the entry to say
+DEFAULT_UNIX_MODE = 0o666  # as in systemd; `mode=` and `allow` of the entry restrict it
 
 
 def bind(service: Service, address: Address, *, share: bool) -> socket.socket:
-    """Return a bound socket; one that is to share its port has SO_REUSEPORT."""
+    """Return a bound socket, with SO_REUSEPORT if it shares its port."""
     kind = address.transport
     sock = socket.socket(address.family, kind.socket_type)
     try:
@@ -49,7 +50,7 @@ def bind(service: Service, address: Address, *, share: bool) -> socket.socket:
 
 
 def _set_internet_options(sock: socket.socket, address: Address, service: Service) -> None:
-    """Set what accepted connections inherit, so that none of it costs anything per connection."""
+    """Set the options of an internet socket; accepted connections inherit some of them."""
     if address.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
     if service.free_bind:
@@ -67,7 +68,7 @@ def _set_internet_options(sock: socket.socket, address: Address, service: Servic
 
 
 def prepare(sock: socket.socket, address: Address, service: Service) -> None:
-    """Set on a socket that somebody else has bound what can still be set as `bind` would."""
+    """Set the options that `bind` sets, on a socket that another process has bound."""
     sock.setblocking(False)
     if not address.transport.is_unix:
         _set_traffic_options(sock, address, service)
@@ -83,7 +84,7 @@ def _set_traffic_options(sock: socket.socket, address: Address, service: Service
 
 def _set_queue_options(sock: socket.socket, address: Address, service: Service) -> None:
     if address.transport.is_datagram:
-        # a unix datagram waits in its sender's buffer: ours bounds the answers
+        # a queued unix datagram counts against its sender's buffer, so this bounds the replies
         is_unix = address.transport.is_unix
         which = socket.SO_SNDBUF if is_unix else socket.SO_RCVBUF
         sock.setsockopt(socket.SOL_SOCKET, which, DATAGRAM_BUFFER_BYTES)
@@ -92,26 +93,30 @@ def _set_queue_options(sock: socket.socket, address: Address, service: Service) 
 
 
 def set_accept_timeout(sock: socket.socket, service: Service) -> None:
-    """Have accept(2) give up soon, but not where it is a program that accepts: it is to wait, and
-    its connections would inherit the limit for reading.
+    """Have accept(2) time out soon, unless a program accepts itself (`wait = true`).
+
+    Such a program expects accept(2) to block, and its connections would inherit the timeout.
     """
-    limit = NO_TIMEOUT if service.wait else ACCEPT_TIMEOUT
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    timeout = NO_TIMEOUT if service.wait else ACCEPT_TIMEOUT
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeout)
 
 
 def set_client_options(sock: socket.socket, service: Service) -> None:
-    """Set what accepted tcp connections inherit and what may be set anew while one listens."""
+    """Set the options that accepted tcp connections inherit and a reload may change.
+
+    Set once on the listener, they cost nothing per connection.
+    """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, service.keepalive)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, service.nodelay)
 
 
 def set_device(sock: socket.socket, device: str) -> None:
-    """Let clients in by one network interface only; "" is all of them."""
+    """Accept clients by one network interface only; "" means all of them."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode())
 
 
 def _bind_unix(sock: socket.socket, address: Address) -> None:
-    """Bind to a file that has its mode from the first, so that nobody else can slip in."""
+    """Bind to a file that has its mode from the start, so that no other user can connect early."""
     mode = mode_of(address)
     umask = os.umask(0o777 & ~mode)
     try:
@@ -134,20 +139,20 @@ def _bind_unix(sock: socket.socket, address: Address) -> None:
 
 
 def mode_of(address: Address) -> int:
-    """Return the mode that a socket's file is to have."""
+    """Return the mode for a socket's file."""
     return DEFAULT_UNIX_MODE if address.mode is None else address.mode
 
 
 def set_owner_and_mode(path: str, uid: int, gid: int, mode: int) -> None:
-    """Say whose a socket's file is, where -1 leaves it as it is, and who may connect."""
+    """Set owner, group and mode of a socket's file; -1 leaves the owner or group unchanged."""
     if (uid, gid) != (-1, -1):
         os.chown(path, uid, gid, follow_symlinks=False)
-    if stat.S_IMODE(os.lstat(path).st_mode) != mode:  # a default ACL (acl(5)) does so, for one
+    if stat.S_IMODE(os.lstat(path).st_mode) != mode:  # such as by a default ACL (acl(5))
         os.chmod(path, mode, follow_symlinks=False)
 
 
 def _is_stale(address: Address) -> bool:
-    """Tell whether a socket's file was left behind: nobody answers there."""
+    """Return whether a socket's file was left behind by a process that ended."""
     if address.path.startswith("@"):
         return False
     if not stat.S_ISSOCK(os.lstat(address.path).st_mode):
@@ -158,22 +163,22 @@ def _is_stale(address: Address) -> bool:
 
 
 def identity(path: str) -> tuple[int, int]:
-    """Return device and inode of a file, which no other has at the same time."""
+    """Return device and inode, which identify a file as long as it exists."""
     status = os.lstat(path)
     return (status.st_dev, status.st_ino)
 
 
 def file_at(path: str) -> tuple[int, int] | None:
-    """Return the identity of the file that has a name; None where there is none."""
+    """Return the identity of the file at a path; None if there is none."""
     with contextlib.suppress(OSError):
         return identity(path) if path.startswith("/") else None
     return None
 
 
 def unlink_own(path: str, file: tuple[int, int]) -> None:
-    """Remove a socket's file where it is still the one with that identity.
+    """Remove a socket's file if it still has that identity.
 
-    To be called while the socket is open: until then no other file can get its inode.
+    Call this while the socket is open: until it is closed no other file can get its inode.
     """
     with contextlib.suppress(OSError):
         if identity(path) == file:

@@ -1,6 +1,6 @@
-"""What became of binding, in words: each address that could not be had, and why.
+"""Explains to the operator why an address cannot be bound, one error for each address.
 
-Runs in the master. Never binds or closes anything. Never raises.
+Runs in the master and the command line. Never binds or closes a socket. Never raises.
 """
 
 from __future__ import annotations
@@ -20,44 +20,46 @@ from superd.net.addresses import Address
 
 
 class TooManyAddresses(SuperdError):
-    """There are more addresses than descriptors."""
+    """The limit of open files is too low for the addresses."""
 
 
 @dataclass
 class Failures:
-    """What goes wrong while services are made to listen beside those of `existing`; `found` has
-    what they listen on so far.
+    """Errors while services are made to listen beside the listeners of `existing`.
+
+    `opened` are the listeners so far. `in_use` are, by service, the addresses of port ranges that
+    other processes have.
     """
 
     existing: Sequence[Listener]
-    found: list[Listener] = field(default_factory=list)
-    told: list[SuperdError] = field(default_factory=list)
-    taken: dict[str, set[Address]] = field(default_factory=dict)  # by others, of ranges, by service
+    opened: list[Listener] = field(default_factory=list)
+    errors: list[SuperdError] = field(default_factory=list)
+    in_use: dict[str, set[Address]] = field(default_factory=dict)
 
     @contextlib.contextmanager
-    def gathered(self, name: str, service: Service, address: Address) -> Iterator[None]:
-        """Note why an address cannot be bound."""
+    def collect(self, name: str, service: Service, address: Address) -> Iterator[None]:
+        """Add the OSError of a block that binds an address to the errors."""
         try:
             yield
         except OSError as error:
             if error.errno == errno.EADDRINUSE and address.is_from_range:
-                self.taken.setdefault(name, set()).add(address)
+                self.in_use.setdefault(name, set()).add(address)
             elif error.errno == errno.EADDRINUSE and (holder := self._holder(name, address)):
-                self.told.append(AddressInUse(f"{_start(name, address)}: {holder}"))
+                self.errors.append(AddressInUse(f"{_start(name, address)}: {holder}"))
             else:
-                self.told.append(explained(error, name, service, address))
+                self.errors.append(explained(error, name, service, address))
 
     def _holder(self, name: str, address: Address) -> str:
-        """Return how superd itself is in the way; nothing where it is not."""
-        if (one := _with_address(self.found, address)) is not None:
-            return f"superd itself has the address, under service.{one.service}"
+        """Return which service of superd itself listens there; "" if none does."""
+        if (one := _with_address(self.opened, address)) is not None:
+            return f"superd itself listens there for service.{one.service}"
         if (one := _with_address(self.existing, address)) is None:
             return ""
-        anew = f" and `superd enable {name}`" if one.service == name else ""
+        then = f" and `superd enable {name}`" if one.service == name else ""
         return (
-            f"superd itself has the address, under service.{one.service}, and cannot go over to"
-            f" this: it takes a stop and a start, or `superd disable {one.service}` and then a"
-            f" reload{anew}"
+            f"superd itself listens there for service.{one.service} and cannot change that socket"
+            f" while it is open; restart superd, or run `superd disable {one.service}`,"
+            f" `superd reload`{then}"
         )
 
 
@@ -71,7 +73,7 @@ def _with_address(listeners: Iterable[Listener], address: Address) -> Listener |
 
 
 def explained(error: OSError, name: str, service: Service, address: Address) -> SuperdError:
-    """Return why a service cannot listen on an address, for the operator."""
+    """Return the error for the operator, with the remedy."""
     start = _start(name, address)
     if error.errno == errno.EADDRINUSE:
         return AddressInUse(f"{start}: the address is in use by another process")
@@ -83,7 +85,7 @@ def explained(error: OSError, name: str, service: Service, address: Address) -> 
     if error.errno in (errno.EMFILE, errno.ENFILE):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return TooManyAddresses(
-            f"{start} and what comes after it: superd may have {most} files open;"
+            f"{start} and all later addresses: superd may have at most {most} open files;"
             " raise that limit (LimitNOFILE=, ulimit -n)"
         )
     if error.errno == errno.ENODEV:

@@ -1,9 +1,10 @@
-"""Sockets that were bound for superd: by a socket unit of systemd, or by a superd before this one,
-for which whoever supervises it has kept them (sd_listen_fds(3), sd_pid_notify_with_fds(3)).
+"""Sockets that the service manager passes to superd (sd_listen_fds(3)).
 
-`take_inherited` runs in the command line, before anything is forked; `match` in the master. Never
+They come from a socket unit, or a former superd has stored them (sd_pid_notify_with_fds(3)).
+
+`take_inherited` runs in the command line, before any fork; `match` runs in the master. Never
 unlinks the file of a socket that another process made. Raises UsageError for a connection, as
-superd is to accept those itself.
+superd accepts connections itself.
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from superd.listen.listener import Listener
 from superd.listen.listeners import sockets_of
 from superd.net.addresses import ANY_IPV4, Address, Transport
 
-FIRST = 3  # SD_LISTEN_FDS_START
+SD_LISTEN_FDS_START = 3
 VARIABLES = ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "LISTEN_PIDFDID")
-STORED = re.compile(r"superd/([^/]+)(?:/([0-9]+)-([0-9]+))?")
-DEVICE_SIZE = 16  # IFNAMSIZ
+STORED_NAME = re.compile(r"superd/([^/]+)(?:/([0-9]+)-([0-9]+))?")
+IFNAMSIZ = 16  # bytes, with a NUL (netdevice(7))
 PROTOCOLS = {
     (socket.SOCK_STREAM, socket.IPPROTO_TCP): Transport.TCP,
     (socket.SOCK_DGRAM, socket.IPPROTO_UDP): Transport.UDP,
@@ -37,15 +38,16 @@ UNIX_KINDS = {
     kind.socket_type: kind for kind in (Transport.UNIX, Transport.UNIXGRAM, Transport.UNIXPACKET)
 }
 
-Place = tuple[str, Address]  # a service's name, and an address of its
+ServiceAddress = tuple[str, Address]  # the name of a service, and one of its addresses
 
 
 @dataclass(frozen=True, eq=False)
 class Inherited:
     """One socket that was passed to superd.
 
-    `is_own` tells that superd has bound and stored it; `service` is for whom, or the name that a
-    socket unit gives it, and `file` is device and inode of the file that superd made for it.
+    `is_own` means that a former superd bound and stored it; else it is from a socket unit.
+    `service` is the service that it was stored for, or its name in the unit (FileDescriptorName=).
+    `file` is device and inode of the file that superd made for it.
     """
 
     number: int
@@ -58,10 +60,10 @@ class Inherited:
     file: tuple[int, int] | None = None
 
     def __str__(self) -> str:
-        return f"{printable(str(self.address))} ({_called(self.number, self.name)})"
+        return f"{printable(str(self.address))} ({_label(self.number, self.name)})"
 
     def close(self) -> None:
-        """Close it, since nobody wants it."""
+        """Close a socket that no service uses, and remove its file if superd made it."""
         if self.file is not None:
             unlink_own(self.address.path, self.file)
         self.socket.close()
@@ -69,14 +71,14 @@ class Inherited:
 
 @dataclass(frozen=True)
 class Inheritance:
-    """All sockets that were passed to superd, and what was wrong with others."""
+    """The sockets that were passed to superd, and notices about unusable ones."""
 
     sockets: list[Inherited] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
 
 def fd_name(listener: Listener) -> str:
-    """Return by what name a socket is to be stored, so that it is known when it comes back."""
+    """Return the name under which the service manager stores a socket (FDNAME=)."""
     if listener.file is None:
         return f"superd/{listener.service}"
     device, inode = listener.file
@@ -84,37 +86,39 @@ def fd_name(listener: Listener) -> str:
 
 
 def has_file(name: str) -> bool:
-    """Tell whether a socket that is stored by that name has a file of superd's."""
-    stored = STORED.fullmatch(name)
+    """Return whether a socket with that name has a file that superd made."""
+    stored = STORED_NAME.fullmatch(name)
     return stored is not None and stored[2] is not None
 
 
 def take_inherited(environment: MutableMapping[str, str] = os.environ) -> Inheritance:
-    """Take the sockets that are meant for this process, and the variables that tell of them."""
+    """Take the sockets that are passed to this process; remove their variables."""
     process, count, names, _ = (environment.pop(key, "") for key in VARIABLES)
     found = Inheritance()
     if process != str(os.getpid()):
         return found
-    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - FIRST
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - SD_LISTEN_FDS_START
     if not re.fullmatch("[0-9]{1,7}", count) or int(count) > most:
-        found.notices.append(f'LISTEN_FDS="{printable(count)}" is no number of open descriptors')
+        text = f'expected the number of passed descriptors in LISTEN_FDS, not "{printable(count)}"'
+        found.notices.append(text)
         return found
     named = names.split(":")
-    for number in range(FIRST, FIRST + int(count)):
-        name = named[number - FIRST] if number - FIRST < len(named) else ""
+    for index in range(int(count)):
+        number = SD_LISTEN_FDS_START + index
+        name = named[index] if index < len(named) else ""
         try:
             found.sockets.append(_checked(number, name))
         except ValueError as error:
-            found.notices.append(f"{_called(number, name)} was passed to superd, but {error}")
+            found.notices.append(f"{_label(number, name)} was passed to superd, but {error}")
     return found
 
 
-def _called(number: int, name: str) -> str:
+def _label(number: int, name: str) -> str:
     return f"descriptor {number}, named {printable(name)}" if name else f"descriptor {number}"
 
 
 def _checked(number: int, name: str) -> Inherited:
-    """Return a descriptor as a socket; ValueError, and it is closed, where it is none to serve."""
+    """Return the socket of a descriptor. ValueError for one that cannot be served; it is closed."""
     try:
         status = os.fstat(number)
     except OSError:
@@ -132,15 +136,15 @@ def _checked(number: int, name: str) -> Inherited:
     with contextlib.suppress(OSError):
         sock.getpeername()
         raise UsageError(
-            f"{_called(number, name)} is a connection: superd is to accept those itself, so the"
-            " socket unit needs Accept=no, and superd.service no instances"
+            f"{_label(number, name)} is a connection, but superd accepts connections itself; set"
+            " Accept=no in the socket unit, and use superd.service without an instance"
         )
     address = Address.from_sockaddr(transport, sock.getsockname())
     if not transport.is_datagram and not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         sock.close()
         raise ValueError(f"{printable(str(address))} does not listen; it is closed")
     inherited = partial(Inherited, number, status.st_ino, name, sock, address)
-    stored = STORED.fullmatch(name)
+    stored = STORED_NAME.fullmatch(name)
     if stored is None:
         return inherited(is_own=False, service=name)
     file = (int(stored[2]), int(stored[3])) if stored[2] else None
@@ -150,16 +154,17 @@ def _checked(number: int, name: str) -> Inherited:
 def match(
     services: Mapping[str, Service], inheritance: Inheritance, notices: list[str]
 ) -> list[Listener]:
-    """Return as listeners what services listen on, for `listen`; close the others.
+    """Return the sockets that services listen on as listeners, for `listen`; close the others.
 
-    A socket with the name of a service belongs to that one's address that is like it. If there is
-    none, it takes the place of one of the same transport: a socket unit outranks the configuration,
-    as clients get in there whatever superd does. One without goes by its address alone.
+    A socket with the name of a service is matched with the same address of that service. If the
+    service does not have it, the socket replaces an address with the same transport: a socket unit
+    takes precedence over the configuration, as its socket is open in any case. A socket without
+    the name of a service is matched by its address alone.
     """
     notices += inheritance.notices
     if not inheritance.sockets:
         return []
-    wanted: dict[Place, tuple[Service, Address]] = {
+    wanted: dict[ServiceAddress, tuple[Service, Address]] = {
         (name, address): (service, address)
         for name, service in services.items()
         for listed in service.listen
@@ -169,7 +174,7 @@ def match(
     free, left, found = dict(wanted), [], []
     for one in inheritance.sockets:
         likely = (place for place in _likely(one, services, owners) if place in free)
-        place = next((p for p in likely if not one.is_own or _is_as(one, *free[p])), None)
+        place = next((p for p in likely if not one.is_own or _is_unchanged(one, *free[p])), None)
         if place is None:
             left.append(one)
         else:
@@ -178,31 +183,31 @@ def match(
         place = next((p for p in free if _may_replace(one, p)), None)
         if place is not None:
             notices.append(
-                f"service.{place[0]}: its socket unit has it listen on {one},"
-                f" in place of {place[1]}, which is in listen"
+                f"service.{place[0]}: listens on {one}, from its socket unit,"
+                f" instead of {place[1]}, from listen"
             )
             found.append(_listener(one, place[0], *free.pop(place)))
             continue
         if not one.is_own:
             notices.append(
-                f"{one} was passed to superd, but is in the listen of no service and is closed;"
-                " add it there, or take it out of the socket unit"
+                f"{one} was passed to superd, but no service listens there, so it is closed;"
+                " add it to listen of a service, or remove it from the socket unit"
             )
         one.close()
     for listener in found:
         along = replace(listener.address, host=ANY_IPV4)
         if listener.takes_ipv4 and (listener.service, along) not in wanted:
             notices.append(
-                f"service.{listener.service}: the socket unit's {listener.address} takes IPv4, too;"
-                " BindIPv6Only=ipv6-only there keeps it out"
+                f"service.{listener.service}: {listener.address} of the socket unit accepts IPv4,"
+                " too; set BindIPv6Only=ipv6-only there to prevent that"
             )
     return found
 
 
 def _likely(
     one: Inherited, services: Mapping[str, Service], owners: Mapping[Address, str]
-) -> Iterator[Place]:
-    """Yield what a socket might be for."""
+) -> Iterator[ServiceAddress]:
+    """Yield the service addresses that a socket may be for, best first."""
     if one.service in services:
         yield one.service, one.address
         yield one.service, replace(one.address, port=0)
@@ -210,16 +215,16 @@ def _likely(
         yield owners.get(one.address, ""), one.address
 
 
-def _may_replace(one: Inherited, place: Place) -> bool:
+def _may_replace(one: Inherited, place: ServiceAddress) -> bool:
     service, address = place
     same_kind = one.address.transport is address.transport
     return not one.is_own and one.service == service and same_kind
 
 
-def _is_as(one: Inherited, service: Service, address: Address) -> bool:
-    """Tell whether a socket that superd had stored is as it would be made now."""
+def _is_unchanged(one: Inherited, service: Service, address: Address) -> bool:
+    """Return whether a stored socket is as superd would make it now."""
     if not address.transport.is_unix:
-        device = one.socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, DEVICE_SIZE)
+        device = one.socket.getsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, IFNAMSIZ)
         return device.rstrip(b"\0").decode() == (service.device or "")
     if not address.is_file:
         return True

@@ -1,6 +1,6 @@
-"""A listener: one bound socket of one service, and what keeps it in order.
+"""A listener: one bound socket of one service, with its repair.
 
-Used by the master and the command line. Opens nothing; superd.listen.listeners does. Never accepts
+Used by the master and the command line. `superd.listen.listeners` opens the sockets. Never accepts
 a connection or reads a datagram. `start` and `repair` raise OSError.
 """
 
@@ -24,8 +24,10 @@ SO_MEMINFO = 55  # Linux; the socket module has no name for it
 
 @dataclass
 class Listener:
-    """One bound socket of one service. `asked` is what its entry says, where 0 is any free port;
-    `address` has the port that was really bound.
+    """One bound socket of one service.
+
+    `configured` is the address in its entry, where port 0 means any free port. `address` has the
+    port that was bound.
     """
 
     service: str
@@ -33,28 +35,28 @@ class Listener:
     configured: Address
     address: Address
     socket: socket.socket
-    shares_port: bool = False  # with a listener of ours at another local address
+    shares_port: bool = False  # with another listener of superd at another local address
     file: tuple[int, int] | None = None  # device and inode of a unix socket's file
-    entrance: Entrance | None = None  # where connections are put in that tcpmux passes on
-    backlog: int = 0  # what the kernel made of the entry's
-    is_external: bool = False  # it belongs to who started superd, and so does its file
+    entrance: Entrance | None = None  # where workers of tcpmux send connections for the service
+    backlog: int = 0  # in force; the kernel may lower that of the entry
+    is_external: bool = False  # from a socket unit, which owns it and its file
 
     @property
     def takes_ipv4(self) -> bool:
-        """Whether it serves IPv4, too, as none does that superd has bound to [::]."""
+        """Whether an IPv6 socket accepts IPv4, too; one that superd has bound never does."""
         if self.is_closed or self.address.host != ANY_IPV6:
             return False
         return not self.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
 
     @property
     def is_closed(self) -> bool:
-        """Whether it was past mending, and nobody has made it anew yet."""
+        """Whether the socket was beyond repair and has not been reopened yet."""
         return self.socket.fileno() < 0
 
     def close(self) -> None:
-        """Remove the socket's file where it is still ours, and close the socket."""
+        """Close the socket, and remove its file if that is still the one superd made."""
         if self.file is not None:
-            if not self.is_closed:  # by the copy that a reload has of it
+            if not self.is_closed:  # a reload may have closed it by its copy of this listener
                 unlink_own(self.address.path, self.file)
             self.file = None
         self.socket.close()
@@ -62,15 +64,15 @@ class Listener:
             self.entrance.close()
 
     def start(self) -> None:
-        """Let clients in; datagrams have been coming since the socket was bound."""
+        """Start to listen; a datagram socket receives from bind(2) on."""
         if not self.address.transport.is_datagram and self.entrance is None:
             self.socket.listen(self.entry.backlog)
             self.backlog = self._backlog_in_force()
 
     def repair(self) -> str | None:
-        """Undo what a worker may have done to the shared socket; return what it was.
+        """Undo a worker's damage to the shared socket; return what was wrong, None if nothing.
 
-        Raises OSError where the socket cannot be mended and has to be made anew.
+        Raises OSError if the socket is beyond repair and has to be reopened.
         """
         done = None
         if self.entrance is not None:
@@ -78,9 +80,9 @@ class Listener:
                 raise OSError(errno.ESHUTDOWN, os.strerror(errno.ESHUTDOWN))
             return None
         is_blocking = not fcntl.fcntl(self.socket, fcntl.F_GETFL) & os.O_NONBLOCK
-        # a program that has it may well want it so; who reads datagrams here does not wait anyway
-        is_others = self.entry.wait or self.address.transport.is_datagram
-        if is_blocking and not is_others:
+        # a program with the socket may want it blocking; workers read datagrams with MSG_DONTWAIT
+        may_block = self.entry.wait or self.address.transport.is_datagram
+        if is_blocking and not may_block:
             self.socket.setblocking(False)
             done = "was made blocking"
         if self.address.transport is not Transport.TCP:
@@ -91,16 +93,16 @@ class Listener:
         elif not self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             done = "was shut down"
         elif self._backlog_in_force() < self.backlog:
-            done = "had its backlog taken away"
+            done = "had its backlog reduced"
         if done or self.address.transport.is_unix:
             self.socket.listen(self.entry.backlog)
         if done and self.address.port and self.socket.getsockname()[1] != self.address.port:
-            # shutdown(2) lets go of a port that the kernel had chosen, and listen(2) takes another
+            # shutdown(2) releases a port that the kernel chose, and listen(2) chooses another
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return done
 
     def _backlog_in_force(self) -> int:
-        """Return what tcpi_sacked is for a listening socket (tcp(7)); unix sockets do not tell."""
+        """Return tcpi_sacked, the backlog of a listening socket (tcp(7)); 0 for unix sockets."""
         if self.address.transport.is_unix:
             return 0
         info = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
@@ -108,7 +110,7 @@ class Listener:
 
 
 def dropped_datagrams(sock: socket.socket) -> int:
-    """Return how many datagrams found the buffer of a socket full (sock_diag(7), SK_MEMINFO)."""
+    """Return how many datagrams were dropped as the buffer was full (sock_diag(7), SK_MEMINFO)."""
     return int(struct.unpack("@9I", sock.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[-1])
 
 

@@ -1,7 +1,7 @@
-"""Listening sockets: bound all at once, watched, repaired, and unlinked by their owner only.
+"""Opens the listeners of all services: every address is bound, or none is.
 
-Runs in the master. Never accepts a connection or reads a datagram. Raises AddressInUse,
-NotPermitted or SuperdError, with one line for each address that could not be bound.
+Runs in the master and the command line. Never accepts a connection or reads a datagram. Raises
+AddressInUse, NotPermitted or SuperdError, with one line for each address that cannot be bound.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from superd.listen.failures import Failures, TooManyAddresses
 from superd.listen.listener import Listener
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 
-# Addresses that compare equal may differ in these.
+# Fields in which addresses may differ that compare equal.
 DETAILS_OF_EQUAL_ADDRESSES = ("mode", "uid", "gid", "greets")
 MAX_ADDRESSES_SHOWN = 5
 
@@ -29,15 +29,16 @@ def listen(
 ) -> list[Listener]:
     """Bind every address of every service, or none; then listen.
 
-    What other processes have of a range of ports they keep, as is added to `notices`.
+    Ports of a range that other processes have are left out; `notices` names them.
 
-    What is in `existing` already goes on with the same socket, and belongs to the returned listener
-    from `adopt` on; until then nothing of it is changed but SO_REUSEPORT. One that is closed stays
-    so: who holds its address is no reason for the others not to go on.
+    A listener of `existing` with a wanted address keeps its socket, which belongs to the returned
+    listener once `adopt` is called. Until then only its SO_REUSEPORT is changed. A listener that is
+    closed stays closed: another process may hold its address, which is no reason to fail the
+    others.
 
-    Services may share a port on different local addresses: Linux takes a specific address beside
-    the wildcard only with SO_REUSEPORT on both. That option would also let another superd of the
-    same user join in silence, so such addresses are tried without it first.
+    Services may share a port on different local addresses. Linux accepts a specific address beside
+    the wildcard only with SO_REUSEPORT on both. That option would also let a second superd of the
+    same user share the port silently, so such addresses are first bound without it, as a test.
     """
     wanted = [
         (name, service, address)
@@ -52,55 +53,54 @@ def listen(
             listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             listener.shares_port = True
     failures = Failures(existing)
-    found, taken = failures.found, failures.taken
-    taken_along = {  # IPv4 by a socket for both
+    opened, in_use = failures.opened, failures.in_use
+    covered = {  # IPv4 addresses that a kept dual-stack socket serves
         (wanted[number][0], replace(wanted[number][2], host=ANY_IPV4))
         for number, listener in kept.items()
         if listener.takes_ipv4
     }
 
-    ours = {_end(listener.address) for listener in existing}
+    ours = {_port_key(listener.address) for listener in existing}
     for name, service, address in wanted:
-        if address in shared and _end(address) not in ours:
-            with failures.gathered(name, service, address):
+        if address in shared and _port_key(address) not in ours:
+            with failures.collect(name, service, address):
                 bind(service, address, share=False).close()
-    if failures.told:
-        # all that is in the way is to be told at once; what was tried has been told
+    if failures.errors:
+        # the other addresses are tried as well, so that one run reports all errors
         wanted = [one for one in wanted if one[2] not in shared]
     made: list[Listener] = []
     for number, (name, service, address) in enumerate(wanted):
-        if address in taken.get(name, ()) or (
-            number not in kept and (name, address) in taken_along
-        ):
+        if address in in_use.get(name, ()) or (number not in kept and (name, address) in covered):
             continue
-        with failures.gathered(name, service, address):
+        with failures.collect(name, service, address):
             if number in kept:
-                found.append(_kept_for(kept[number], name, service, address))
+                opened.append(_kept_for(kept[number], name, service, address))
             else:
-                made.append(_listener(name, service, address, share=address in shared))
-                found.append(made[-1])
-        if failures.told and isinstance(failures.told[-1], TooManyAddresses):
-            break  # it would be the same with each of those that are left
-    for listener in made if not failures.told else ():
-        with failures.gathered(listener.service, listener.entry, listener.address):
+                made.append(_open(name, service, address, share=address in shared))
+                opened.append(made[-1])
+        if failures.errors and isinstance(failures.errors[-1], TooManyAddresses):
+            break  # every later address would fail as well
+    for listener in made if not failures.errors else ():
+        with failures.collect(listener.service, listener.entry, listener.address):
             listener.start()
-    for name, addresses in taken.items():
-        if not any(one.service == name and one.address not in addresses for one in found):
-            text = f"service.{name}: others listen on all of its addresses"
-            failures.told.append(AddressInUse(text))
+    for name, addresses in in_use.items():
+        if not any(one.service == name and one.address not in addresses for one in opened):
+            text = f"service.{name}: other processes listen on all of its addresses"
+            failures.errors.append(AddressInUse(text))
         if notices is not None:
-            notices.append(f"service.{name}: others have of its ports: {_some(addresses)}")
+            ports = _abbreviated(addresses)
+            notices.append(f"service.{name}: left out, as other processes listen there: {ports}")
     if notices is not None:
         notices += _lost_files(wanted, existing)
-    if failures.told:
+    if failures.errors:
         for listener in made:
             listener.close()
-        raise type(failures.told[0])("\n".join(map(str, failures.told)))
-    return [one for one in found if one.address not in taken.get(one.service, ())]
+        raise type(failures.errors[0])("\n".join(map(str, failures.errors)))
+    return [one for one in opened if one.address not in in_use.get(one.service, ())]
 
 
-def _some(addresses: Iterable[Address]) -> str:
-    """Return the first of many addresses, and how many more there are."""
+def _abbreviated(addresses: Iterable[Address]) -> str:
+    """Return the first addresses as text, and how many more there are."""
     texts = sorted(map(str, addresses))
     more = (
         f" and {len(texts) - MAX_ADDRESSES_SHOWN} more" if len(texts) > MAX_ADDRESSES_SHOWN else ""
@@ -111,8 +111,9 @@ def _some(addresses: Iterable[Address]) -> str:
 def _kept(
     wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
 ) -> dict[int, Listener]:
-    """Return which of the wanted sockets are there already, by their number: those that are just
-    as they are wanted go first, and of the others `adopt` changes what differs.
+    """Return the existing listeners that wanted addresses can keep, by index in `wanted`.
+
+    A listener with the same device is preferred. `adopt` changes what differs in the others.
     """
     kept: dict[int, Listener] = {}
     free: dict[object, list[Listener]] = {}
@@ -132,14 +133,14 @@ def _kept(
 
 
 def _key_of(address: Address, file: tuple[int, int] | None) -> object:
-    """Return by what a socket is known: a file may have several names."""
+    """Return the key of a socket; that of a file is its inode, as it may have several names."""
     if not address.is_file:
         return address
     return (address.transport, file or file_at(address.path) or address.path)
 
 
 def _kept_for(listener: Listener, name: str, service: Service, address: Address) -> Listener:
-    """Return a listener with the same socket for another entry."""
+    """Return a listener for another entry with the socket of an existing one."""
     how = {key: getattr(address, key) for key in DETAILS_OF_EQUAL_ADDRESSES}
     if listener.file is not None:
         how["path"] = address.path
@@ -150,31 +151,31 @@ def _kept_for(listener: Listener, name: str, service: Service, address: Address)
 def _lost_files(
     wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
 ) -> Iterator[str]:
-    """Tell of files that somebody has removed or replaced while we listened there."""
+    """Yield a notice for each socket file that another process removed or replaced."""
     lost = {
         one.configured for one in existing if one.file not in (None, file_at(one.configured.path))
     }
     for name, _, address in wanted:
         if address in lost:
-            yield f"service.{name}: the file of {address} was removed or replaced; it is made anew"
+            yield f"service.{name}: the file of {address} was removed or replaced; made again"
 
 
-def _end(address: Address) -> object:
+def _port_key(address: Address) -> object:
     return (address.transport, address.family, address.port)
 
 
 def reopen(closed: Listener) -> Listener:
-    """Return a new listener on the address of one that was closed, since it was past mending.
+    """Return a new listener on the address of one that was closed as beyond repair.
 
-    Raises OSError; as long as a worker holds the old socket, the address is in use.
+    Raises OSError, such as EADDRINUSE as long as a worker holds the old socket.
     """
-    listener = _listener(closed.service, closed.entry, closed.address, share=closed.shares_port)
+    listener = _open(closed.service, closed.entry, closed.address, share=closed.shares_port)
     listener.start()
     return replace(listener, configured=closed.configured)
 
 
 def sockets_of(address: Address) -> tuple[Address, ...]:
-    """Return one address a socket: "*" is IPv4, and IPv6 where this machine has it."""
+    """Return one address for each socket: "*" is IPv4, and IPv6 if this machine has it."""
     if address.host != "*" or _has_ipv6():
         return address.expanded()
     return address.expanded()[:1]
@@ -190,11 +191,11 @@ def _has_ipv6() -> bool:
 
 
 def _shared(addresses: Iterable[Address]) -> set[Address]:
-    """Return the addresses that share a port with the wildcard of their kind."""
+    """Return the addresses that share a port with the wildcard of their transport and family."""
     ends: dict[object, list[Address]] = {}
     for address in addresses:
         if address.port:
-            ends.setdefault(_end(address), []).append(address)
+            ends.setdefault(_port_key(address), []).append(address)
     return {
         address
         for group in ends.values()
@@ -203,15 +204,15 @@ def _shared(addresses: Iterable[Address]) -> set[Address]:
     }
 
 
-def _listener(name: str, service: Service, address: Address, *, share: bool) -> Listener:
+def _open(name: str, service: Service, address: Address, *, share: bool) -> Listener:
     if address.transport is Transport.TCPMUX:
-        way_out, entrance = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return Listener(name, service, address, address, way_out, entrance=entrance)
+        receiver, entrance = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        return Listener(name, service, address, address, receiver, entrance=entrance)
     sock = bind(service, address, share=share)
     if address.transport.is_unix:
         file = None if address.path.startswith("@") else identity(address.path)
         listener = Listener(name, service, address, address, sock, file=file)
-        # at once: a file where nobody listens is taken for one that was left behind
+        # at once, as another process may remove a socket file on which no process listens
         listener.start()
         return listener
     bound = replace(address, port=sock.getsockname()[1])

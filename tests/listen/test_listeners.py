@@ -1,4 +1,4 @@
-"""Listening sockets: what is bound, what is left alone, what is mended."""
+"""Listening sockets: binding, adopting and repairing them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def kind_of(transport: str) -> socket.SocketKind:
 
 
 def left_behind(path: Path, kind: socket.SocketKind) -> None:
-    """Leave a socket's file as a process does that is killed."""
+    """Leave a socket's file behind, as a killed process does."""
     with socket.socket(socket.AF_UNIX, kind) as dead:
         dead.bind(str(path))
 
@@ -72,7 +72,7 @@ def left_behind(path: Path, kind: socket.SocketKind) -> None:
 # What is bound
 
 
-def test_a_wildcard_is_a_socket_of_ipv4_and_one_of_ipv6(listening: Listen) -> None:
+def test_a_star_binds_one_socket_for_ipv4_and_one_for_ipv6(listening: Listen) -> None:
     port = free_port()
     listeners = listening(f"tcp://*:{port}", f"udp://*:{port}")
     assert [str(listener.address) for listener in listeners] == [
@@ -83,10 +83,10 @@ def test_a_wildcard_is_a_socket_of_ipv4_and_one_of_ipv6(listening: Listen) -> No
     ]
     for listener in listeners[1::2]:
         only = listener.socket.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-        assert only == 1, "an IPv4 client would be seen under two names"
+        assert only == 1, "else an IPv4 client could have two addresses"
 
 
-def test_port_0_is_told_as_the_port_that_the_kernel_chose(listening: Listen) -> None:
+def test_port_0_becomes_the_port_that_the_kernel_chose(listening: Listen) -> None:
     tcp, udp = listening("tcp://127.0.0.1:0", "udp://[::1]:0")
     assert tcp.address.port == tcp.socket.getsockname()[1] > 0
     assert udp.address.port == udp.socket.getsockname()[1] > 0
@@ -99,7 +99,7 @@ def test_sockets_do_not_block_and_are_not_inherited(listening: Listen, tmp_path:
         assert fcntl.fcntl(listener.socket, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
-def test_all_addresses_that_cannot_be_had_are_named_and_none_is_kept(
+def test_every_address_in_use_is_named_and_no_socket_is_kept(
     listening: Listen, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -123,7 +123,7 @@ def test_all_addresses_that_cannot_be_had_are_named_and_none_is_kept(
     listening(f"tcp://127.0.0.1:{port}")
 
 
-def test_addresses_that_share_a_port_and_others_are_named_alike(listening: Listen) -> None:
+def test_an_address_in_use_is_named_whether_it_shares_its_port_or_not(listening: Listen) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as one,
         socket.create_server(("127.0.0.2", 0)) as two,
@@ -152,7 +152,7 @@ def test_services_share_a_port_at_different_local_addresses(
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 @pytest.mark.parametrize("second", ["127.0.0.2", "0.0.0.0", "*", "127.0.0.3"])
-def test_addresses_that_share_a_port_are_not_shared_with_another_superd(
+def test_a_shared_port_is_not_shared_with_another_superd(
     listening: Listen, transport: str, second: str
 ) -> None:
     port = free_port(kind_of(transport))
@@ -163,7 +163,7 @@ def test_addresses_that_share_a_port_are_not_shared_with_another_superd(
         listening(f"{transport}://127.0.0.2:{port}", f"{transport}://*:{port}")
 
 
-def test_an_address_in_use_is_found_although_it_was_bound_but_not_listened_on_yet(
+def test_an_address_that_another_process_bound_but_does_not_listen_on_is_taken(
     listening: Listen,
 ) -> None:
     with socket.socket() as early:
@@ -203,9 +203,7 @@ def test_a_socket_file_has_the_mode_of_the_entry(
     assert stat.S_IMODE((tmp_path / "few").stat().st_mode) == 0o640
 
 
-def test_the_mode_of_the_entry_goes_before_that_of_the_directory(
-    listening: Listen, tmp_path: Path
-) -> None:
+def test_the_mode_of_the_entry_overrides_a_default_acl(listening: Listen, tmp_path: Path) -> None:
     owner, group, others, unnamed = 0x01, 0x04, 0x20, 0xFFFFFFFF
     rights = ((owner, 0o7), (group, 0), (others, 0))
     acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *one, unnamed) for one in rights)
@@ -235,7 +233,7 @@ def test_a_socket_file_has_the_owner_of_the_entry(listening: Listen, tmp_path: P
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that other users can look into; pytest's own are not."""
+    """A directory that other users may search, unlike those of pytest."""
     with tempfile.TemporaryDirectory(prefix="superd-test-") as name:
         os.chmod(name, 0o755)
         yield Path(name)
@@ -243,7 +241,9 @@ def open_directory() -> Iterator[Path]:
 
 @pytest.mark.root
 @pytest.mark.parametrize("transport", UNIX_KINDS)
-def test_nobody_can_connect_before_the_mode_is_set(open_directory: Path, transport: str) -> None:
+def test_no_other_user_can_connect_before_the_mode_is_set(
+    open_directory: Path, transport: str
+) -> None:
     path = open_directory / "private"
     stranger = os.fork()
     if stranger == 0:
@@ -260,8 +260,8 @@ def test_nobody_can_connect_before_the_mode_is_set(open_directory: Path, transpo
             address = f"{transport}://{path}?mode=0600"
             for listener in listen({"echo": service(address)}):
                 listener.close()
-        assert os.waitpid(stranger, os.WNOHANG) == (0, 0), "a stranger came in"
-        # the stranger does try: with a mode for everybody it succeeds
+        assert os.waitpid(stranger, os.WNOHANG) == (0, 0), "another user could connect"
+        # the stranger does try: with mode 0666 it succeeds
         listeners = listen({"echo": service(f"{transport}://{path}?mode=0666")})
         until(lambda: os.waitpid(stranger, os.WNOHANG)[0], "the stranger's success")
         for listener in listeners:
@@ -283,7 +283,7 @@ def test_a_socket_file_left_by_a_crash_is_replaced(
     assert is_answering(path, kind_of(transport))
 
 
-def test_a_socket_file_left_by_one_kind_is_replaced_by_another(
+def test_a_socket_file_left_by_another_transport_is_replaced(
     listening: Listen, tmp_path: Path
 ) -> None:
     left_behind(tmp_path / "echo", socket.SOCK_DGRAM)
@@ -304,7 +304,7 @@ def test_a_socket_file_in_use_is_left_alone(
 
 
 @pytest.mark.parametrize("transport", UNIX_KINDS)
-def test_a_socket_file_of_our_own_is_in_use_by_whatever_name(
+def test_a_socket_file_under_two_names_is_in_use(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     with pytest.raises(AddressInUse, match=r"/\./echo"):
@@ -326,7 +326,9 @@ def test_a_socket_in_use_with_a_full_queue_is_left_alone(listening: Listen, tmp_
 
 
 @pytest.mark.parametrize("what", ["file", "directory", "link"])
-def test_what_is_not_a_socket_is_not_removed(listening: Listen, tmp_path: Path, what: str) -> None:
+def test_a_file_that_is_not_a_socket_is_not_removed(
+    listening: Listen, tmp_path: Path, what: str
+) -> None:
     path, target = tmp_path / "echo", tmp_path / "target"
     if what == "file":
         path.write_text("precious")
@@ -341,7 +343,7 @@ def test_what_is_not_a_socket_is_not_removed(listening: Listen, tmp_path: Path, 
 
 
 @pytest.mark.parametrize("transport", UNIX_KINDS)
-def test_a_socket_file_goes_with_its_listener(
+def test_a_socket_file_is_removed_with_its_listener(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     (listener,) = listening(f"{transport}://{tmp_path}/echo")
@@ -350,7 +352,7 @@ def test_a_socket_file_goes_with_its_listener(
 
 
 @pytest.mark.parametrize("transport", UNIX_KINDS)
-def test_a_socket_file_that_somebody_replaced_stays(
+def test_a_replaced_socket_file_is_not_removed(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     path = tmp_path / "echo"
@@ -362,7 +364,7 @@ def test_a_socket_file_that_somebody_replaced_stays(
 
 
 @pytest.mark.parametrize("transport", UNIX_KINDS)
-def test_an_abstract_name_needs_no_file_and_is_not_taken_from_its_owner(
+def test_an_abstract_name_has_no_file_and_cannot_be_bound_twice(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     name = f"@superd-test-{os.getpid()}"
@@ -375,7 +377,7 @@ def test_an_abstract_name_needs_no_file_and_is_not_taken_from_its_owner(
     listening(f"{transport}://{name}")
 
 
-# What a worker may have done
+# Damage that a worker may have done
 
 
 def address_of(transport: str, directory: Path) -> str:
@@ -390,7 +392,7 @@ ALL_KINDS = ("tcp", "udp", *UNIX_KINDS, "unix@", "unixgram@", "unixpacket@")
 
 
 @pytest.mark.parametrize("transport", ALL_KINDS)
-def test_a_listener_that_is_whole_is_left_alone(
+def test_an_undamaged_listener_is_not_repaired(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     (listener,) = listening(address_of(transport, tmp_path))
@@ -403,7 +405,7 @@ def test_a_listener_that_is_whole_is_left_alone(
 
 
 @pytest.mark.parametrize("transport", ALL_KINDS)
-def test_a_listener_made_blocking_is_mended_where_that_matters(
+def test_a_blocking_listener_is_repaired_unless_it_is_for_datagrams(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     (listener,) = listening(address_of(transport, tmp_path))
@@ -415,7 +417,7 @@ def test_a_listener_made_blocking_is_mended_where_that_matters(
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix", "unixpacket"])
-def test_only_a_program_may_wait_in_accept_for_ever(
+def test_only_a_program_may_block_in_accept(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     def limit(listener: Listener) -> float:
@@ -427,7 +429,7 @@ def test_only_a_program_may_wait_in_accept_for_ever(
     address = address_of(transport, tmp_path)
     listeners = listening(address)
     assert 0 < limit(listeners[0]) < 0.1
-    for wait in (True, False):  # as at a reload, where the socket goes on
+    for wait in (True, False):  # as a reload does, which keeps the socket
         successors = listen({"echo": service(address, wait=wait)}, listeners)
         assert adopt(successors, listeners) == []
         assert (limit(successors[0]) == 0) == wait
@@ -438,15 +440,17 @@ def test_only_a_program_may_wait_in_accept_for_ever(
     assert limit(fresh) == 0
 
 
-def test_a_backlog_taken_away_is_given_back(listening: Listen) -> None:
+def test_a_reduced_backlog_is_restored(listening: Listen) -> None:
     (listener,) = listening("tcp://127.0.0.1:0", backlog=50)
     for less in (0, 1, 49):
         listener.socket.listen(less)
-        assert listener.repair() == "had its backlog taken away"
+        assert listener.repair() == "had its backlog reduced"
         assert listener.repair() is None
 
 
-def test_a_backlog_of_a_unix_socket_is_given_back_unseen(listening: Listen, tmp_path: Path) -> None:
+def test_the_backlog_of_a_unix_socket_is_restored_without_a_report(
+    listening: Listen, tmp_path: Path
+) -> None:
     (listener,) = listening(f"unix://{tmp_path}/echo", backlog=50)
     listener.socket.listen(0)
     listener.repair()
@@ -477,7 +481,7 @@ def test_a_tcp_listener_that_shares_its_port_listens_again(listening: Listen) ->
             pass
 
 
-def test_a_port_that_the_kernel_chose_is_had_again_by_making_the_listener_anew(
+def test_a_listener_on_a_port_that_the_kernel_chose_is_reopened(
     listening: Listen,
 ) -> None:
     (listener,) = listening("tcp://127.0.0.1:0")
@@ -485,13 +489,13 @@ def test_a_port_that_the_kernel_chose_is_had_again_by_making_the_listener_anew(
     with pytest.raises(OSError, match="assign"):
         listener.repair()
     listener.close()
-    renewed = reopen(listener)
+    reopened = reopen(listener)
     with socket.create_connection(listener.address.sockaddr):
-        renewed.close()
+        reopened.close()
 
 
 def shut_down(sock: socket.socket) -> None:
-    with contextlib.suppress(OSError):  # udp says ENOTCONN, and does it
+    with contextlib.suppress(OSError):  # udp shuts down in spite of ENOTCONN
         sock.shutdown(socket.SHUT_RD)
 
 
@@ -506,7 +510,7 @@ def connect_to_itself(sock: socket.socket) -> None:
         *((transport, connect_to_itself) for transport in ("udp", "unixgram", "unixgram@")),
     ],
 )
-def test_a_listener_past_mending_is_made_anew_once_nobody_holds_it(
+def test_a_listener_beyond_repair_is_reopened(
     listening: Listen,
     tmp_path: Path,
     transport: str,
@@ -517,32 +521,32 @@ def test_a_listener_past_mending_is_made_anew_once_nobody_holds_it(
     with pytest.raises(OSError, match="shutdown"):
         listener.repair()
     listener.close()
-    renewed = reopen(listener)
+    reopened = reopen(listener)
     try:
-        assert renewed.address == listener.address
-        assert renewed.repair() is None
+        assert reopened.address == listener.address
+        assert reopened.repair() is None
         kind = listener.address.transport.socket_type
         with socket.socket(listener.address.family, kind) as client:
             client.connect(listener.address.sockaddr)
     finally:
-        renewed.close()
+        reopened.close()
 
 
-def test_a_datagram_listener_that_shares_its_port_is_made_anew_beside_the_other(
+def test_a_datagram_listener_that_shares_its_port_is_reopened(
     listening: Listen,
 ) -> None:
     port = free_port(socket.SOCK_DGRAM)
     specific, _ = listening(f"udp://127.0.0.2:{port}", f"udp://0.0.0.0:{port}")
     specific.close()
-    renewed = reopen(specific)
+    reopened = reopen(specific)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"hello", ("127.0.0.2", port))
-    assert renewed.socket.recv(9) == b"hello"
-    renewed.close()
+    assert reopened.socket.recv(9) == b"hello"
+    reopened.close()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::]"])
-def test_a_listener_that_is_lost_stays_so_and_keeps_nothing_else_from_going_on(host: str) -> None:
+def test_a_closed_listener_stays_closed_and_others_keep_their_sockets(host: str) -> None:
     port = free_port(socket.SOCK_DGRAM)
     wanted = {
         "echo": service(f"udp://{host}:{port}", "tcp://127.0.0.1:0"),
@@ -565,7 +569,7 @@ def test_a_copy_of_a_listener_that_was_closed_removes_no_file(tmp_path: Path) ->
     entry = service(f"unix://{path}")
     (listener,) = listen({"echo": entry})
     (copy,) = listen({"echo": entry}, [listener])
-    os.link(path, tmp_path / "same-inode")  # as that of a new file may be, once the old one is gone
+    os.link(path, tmp_path / "same-inode")  # a new file may get the inode of a removed one
     listener.close()
     assert not path.exists()
     os.rename(tmp_path / "same-inode", path)
@@ -574,11 +578,11 @@ def test_a_copy_of_a_listener_that_was_closed_removes_no_file(tmp_path: Path) ->
 
 
 @pytest.fixture
-def going_over() -> Iterator[Callable[[Service], list[Listener]]]:
-    """Return a function that goes over to another entry, as a reload does."""
+def replace_entry() -> Iterator[Callable[[Service], list[Listener]]]:
+    """Return a function that replaces the entry, as a reload does."""
     listeners: list[Listener] = []
 
-    def go_over(entry: Service) -> list[Listener]:
+    def replace(entry: Service) -> list[Listener]:
         nonlocal listeners
         before, listeners = listeners, listen({"echo": entry}, listeners)
         try:
@@ -590,12 +594,12 @@ def going_over() -> Iterator[Callable[[Service], list[Listener]]]:
             listener.close()
         return listeners
 
-    yield go_over
+    yield replace
     for listener in listeners:
         listener.close()
 
 
-GoOver = Callable[[Service], list[Listener]]
+ReplaceEntry = Callable[[Service], list[Listener]]
 
 
 def device_of(listener: Listener) -> str:
@@ -605,23 +609,25 @@ def device_of(listener: Listener) -> str:
 
 @pytest.mark.root
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
-def test_a_socket_that_goes_on_gets_another_device(going_over: GoOver, transport: str) -> None:
+def test_a_kept_socket_gets_another_device(replace_entry: ReplaceEntry, transport: str) -> None:
     address = f"{transport}://127.0.0.1:{free_port(kind_of(transport))}"
     inodes = set()
     for device in ("", "lo", ""):
-        (listener,) = going_over(service(address, device=device))
+        (listener,) = replace_entry(service(address, device=device))
         inodes.add(os.fstat(listener.socket.fileno()).st_ino)
         assert device_of(listener) == device
     assert len(inodes) == 1
-    going_over(service(address, **{"free-bind": True}))
+    replace_entry(service(address, **{"free-bind": True}))
 
 
 @pytest.mark.root
-def test_what_cannot_be_changed_leaves_all_as_it_was(going_over: GoOver, tmp_path: Path) -> None:
+def test_a_change_that_fails_leaves_every_socket_as_it_was(
+    replace_entry: ReplaceEntry, tmp_path: Path
+) -> None:
     file, port = f"unix://{tmp_path}/echo", free_port()
-    (first, second) = going_over(service(f"{file}?mode=0600", f"tcp://127.0.0.1:{port}"))
+    (first, second) = replace_entry(service(f"{file}?mode=0600", f"tcp://127.0.0.1:{port}"))
     with pytest.raises(SuperdError, match="no network interface 'nowhere0'"):
-        going_over(service(f"{file}?user=1", f"tcp://127.0.0.1:{port}", device="nowhere0"))
+        replace_entry(service(f"{file}?user=1", f"tcp://127.0.0.1:{port}", device="nowhere0"))
     status = (tmp_path / "echo").stat()
     assert (stat.S_IMODE(status.st_mode), status.st_uid) == (0o600, os.geteuid())
     assert not first.is_closed
@@ -629,7 +635,9 @@ def test_what_cannot_be_changed_leaves_all_as_it_was(going_over: GoOver, tmp_pat
 
 
 @pytest.mark.root
-def test_a_file_has_the_owner_that_a_new_one_would_have(going_over: GoOver, tmp_path: Path) -> None:
+def test_a_changed_file_has_the_owner_of_a_new_one(
+    replace_entry: ReplaceEntry, tmp_path: Path
+) -> None:
     os.chown(tmp_path, 0, 7)
     tmp_path.chmod(0o2755)
     for query, expected in (
@@ -637,18 +645,18 @@ def test_a_file_has_the_owner_that_a_new_one_would_have(going_over: GoOver, tmp_
         ("?group=3&mode=0640", (0, 3, 0o640)),
         ("", (0, 7, 0o666)),
     ):
-        going_over(service(f"unix://{tmp_path}/echo{query}"))
+        replace_entry(service(f"unix://{tmp_path}/echo{query}"))
         status = (tmp_path / "echo").stat()
         assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == expected
 
 
-def test_a_file_that_was_replaced_is_not_changed(tmp_path: Path) -> None:
+def test_a_replaced_file_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "echo"
     before = listen({"echo": service(f"unix://{path}?mode=0600")})
     after = listen({"echo": service(f"unix://{path}?mode=0666")}, before)
     path.rename(tmp_path / "ours")
     path.touch(0o600)
-    with pytest.raises(SuperdError, match="put there by somebody else"):
+    with pytest.raises(SuperdError, match="was replaced by another process"):
         adopt(after, before)
     assert [stat.S_IMODE(one.stat().st_mode) for one in tmp_path.iterdir()] == [0o600, 0o600]
     before[0].close()
@@ -668,7 +676,7 @@ def test_a_port_below_1024_is_not_permitted_to_another_user() -> None:
 
 
 @pytest.mark.root
-def test_an_owner_that_cannot_be_given_leaves_no_file_behind(open_directory: Path) -> None:
+def test_an_owner_that_cannot_be_set_leaves_no_file_behind(open_directory: Path) -> None:
     open_directory.chmod(0o777)
     text = refusal_to_nobody(f"unix://{open_directory}/echo?user=0")
     assert text == f"service.echo: cannot listen on unix://{open_directory}/echo: not permitted"
@@ -676,7 +684,7 @@ def test_an_owner_that_cannot_be_given_leaves_no_file_behind(open_directory: Pat
 
 
 def refusal_to_nobody(address: str) -> str:
-    """Return why another user than root may not listen."""
+    """Return the error of listening as another user than root."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -19,7 +19,7 @@ ECHO = """
 plugin = "echo"
 listen = "{listen}"
 """
-CLOSED = "is in the listen of no service and is closed; add it there"
+CLOSED = "no service listens there, so it is closed; add it to listen of a service"
 
 
 @pytest.fixture
@@ -152,7 +152,8 @@ def test_a_socket_that_takes_more_than_listen_says_is_told_of(
         port = given.getsockname()[1]
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://[::]:{port}"))
         launch_with_sockets(superd, [given.fileno()]).wait_until_ready()
-    assert f"tcp://[::]:{port} takes IPv4, too; BindIPv6Only=ipv6-only" in superd.log()
+    notice = f"tcp://[::]:{port} of the socket unit accepts IPv4, too; set BindIPv6Only=ipv6-only"
+    assert notice in superd.log()
 
 
 def test_a_socket_by_name_takes_the_place_of_another_address(
@@ -166,8 +167,9 @@ def test_a_socket_by_name_takes_the_place_of_another_address(
     assert echoes(("127.0.0.1", port))
     assert superd.addresses("echo") == [("127.0.0.1", port)]
     assert (
-        f"service.echo: its socket unit has it listen on tcp://127.0.0.1:{port}"
-        f" (descriptor 3, named echo), in place of tcp://127.0.0.1:{other}, which is in listen"
+        f"service.echo: listens on tcp://127.0.0.1:{port}"
+        f" (descriptor 3, named echo), from its socket unit, instead of tcp://127.0.0.1:{other},"
+        " from listen"
     ) in superd.log()
     assert superd.run("reload").returncode == 0
     assert echoes(("127.0.0.1", port))
@@ -255,7 +257,7 @@ def test_a_wrong_number_of_descriptors(make: list[Superd], tmp_path: Path, count
     superd.start("/bin/sh", "-c", script, count)
     wrong = "descriptor 4 was passed to superd, but is not open"
     if count != "2":
-        wrong = f'LISTEN_FDS="{count}" is no number of open descriptors'
+        wrong = f'expected the number of passed descriptors in LISTEN_FDS, not "{count}"'
     assert wrong in superd.log()
     assert echoes(superd.address("echo"))
 
@@ -270,7 +272,10 @@ def test_superd_does_not_serve_one_connection_only(make: list[Superd], tmp_path:
         launch_with_sockets(superd, [accepted.fileno()], ["connection"])
         assert client.getsockname()
         assert superd.wait() == 2
-    assert "descriptor 3, named connection is a connection: superd is to accept" in superd.log()
+    assert (
+        "descriptor 3, named connection is a connection, but superd accepts connections itself"
+        in superd.log()
+    )
     assert "Accept=no" in superd.log()
 
 

@@ -192,9 +192,9 @@ def test_what_superd_itself_has_and_cannot_go_over_to_is_told(
     done = served.run("reload")
     assert done.returncode == 69
     assert done.stderr.startswith(
-        f"service.echo: cannot listen on unixgram://{tmp_path}/./q: superd itself has the"
-        " address, under service.echo, and cannot go over to this: it takes a stop and a start, or"
-        " `superd disable echo` and then a reload and `superd enable echo`\n"
+        f"service.echo: cannot listen on unixgram://{tmp_path}/./q: superd itself"
+        " listens there for service.echo and cannot change that socket while it is open; restart"
+        " superd, or run `superd disable echo`, `superd reload` and `superd enable echo`\n"
     )
     assert exchange(connect_unix(path), b"x") == b"x"
     for command in (("disable", "echo"), ("reload",), ("enable", "echo")):
@@ -214,7 +214,7 @@ def test_the_file_of_a_socket_that_somebody_took_away_is_made_again(
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(str(path))
         done = served.run("reload")
-        told = f"the file of unix://{path} was removed or replaced; it is made anew"
+        told = f"the file of unix://{path} was removed or replaced; made again"
         assert (done.returncode, done.stdout) == (0, "echo: unchanged\n")
         assert told in done.stderr
         assert exchange(connect_unix(path), b"x") == b"x"

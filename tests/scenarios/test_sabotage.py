@@ -109,15 +109,15 @@ TOML = """
 """
 
 MENDED = [
-    # first: a worker that polls anew, as after a shutdown, would mend it before the master sees it
+    # first: a worker that polls again, as after a shutdown, would repair it before the master
     *((kind, "blocking", "was made blocking; repaired") for kind in (TCP, UNIX, PACKET)),
-    (TCP, "no_backlog", "had its backlog taken away; repaired"),
+    (TCP, "no_backlog", "had its backlog reduced; repaired"),
     (TCP, "shutdown", "was shut down; repaired"),
 ]
 MADE_ANEW = [
-    *((kind, "shutdown", "made anew") for kind in (UDP, UNIX, GRAM, PACKET)),
-    (UDP, "stop_sending", "made anew"),
-    *((kind, "connect", "made anew") for kind in (UDP, GRAM)),
+    *((kind, "shutdown", "is bound again") for kind in (UDP, UNIX, GRAM, PACKET)),
+    (UDP, "stop_sending", "is bound again"),
+    *((kind, "connect", "is bound again") for kind in (UDP, GRAM)),
 ]
 # in that worker alone, and so seen by that worker alone
 LOST = [(kind, action, "the worker ends") for kind in ALL_KINDS for action in ("close", "replace")]
@@ -258,7 +258,7 @@ def test_a_port_that_the_kernel_chose_is_had_again(superd: Superd) -> None:
         return True
 
     until(is_listening, "the listener")
-    assert "made anew" in superd.log()[seen:]
+    assert "is bound again" in superd.log()[seen:]
 
 
 def test_a_listener_that_was_closed_is_missed_before_anybody_asks(superd: Superd) -> None:
@@ -268,7 +268,7 @@ def test_a_listener_that_was_closed_is_missed_before_anybody_asks(superd: Superd
     until(lambda: is_served(superd, UNIX), "unix to be served")
 
 
-def test_workers_do_not_spin_once_a_socket_that_was_shut_down_is_made_anew(superd: Superd) -> None:
+def test_workers_do_not_spin_once_a_shut_down_socket_is_bound_again(superd: Superd) -> None:
     sabotage(superd, "shutdown", UDP)
     until(lambda: is_served(superd, UDP), "udp to be served")
     before = processor_time(superd)

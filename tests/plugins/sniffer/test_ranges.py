@@ -105,7 +105,11 @@ def taken(*ports: int, kind: int = socket.SOCK_STREAM) -> Iterator[None]:
 
 
 def notices(superd: Superd) -> list[str]:
-    return [line for line in superd.log().splitlines() if "others have of its ports" in line]
+    return [
+        line
+        for line in superd.log().splitlines()
+        if "left out, as other processes listen there" in line
+    ]
 
 
 def test_what_others_have_is_left_out_and_told_once(start: Start, low: int) -> None:
@@ -119,11 +123,11 @@ def test_what_others_have_is_left_out_and_told_once(start: Start, low: int) -> N
         send_udp(("127.0.0.1", low + 1), b"x")
         assert sorted(line["port"] for line in knocks.next(4)) == [low, low + 1, low + 8, low + 9]
         (notice,) = notices(served)
-        assert "service.sniffer: others have of its ports: tcp://" in notice
+        assert "service.sniffer: left out, as other processes listen there: tcp://" in notice
         assert notice.endswith(" and 3 more")
         done = served.run("reload")
         assert done.returncode == 0
-        assert "others have of its ports" in done.stderr
+        assert "left out, as other processes listen there" in done.stderr
         assert len(notices(served)) == 2
     # what has become free is taken by the next reload
     assert served.run("reload").stderr == ""
@@ -221,7 +225,7 @@ def test_a_range_that_others_have_as_a_whole_is_an_error(
             sock.bind(("::", port))
             sock.listen()
         _, told = failed_start(tmp_path, toml)
-    assert "service.sniffer: others listen on all of its addresses" in told
+    assert "service.sniffer: other processes listen on all of its addresses" in told
 
 
 @pytest.mark.tool("prlimit")
@@ -229,5 +233,8 @@ def test_more_addresses_than_descriptors_is_one_error(tmp_path: Path) -> None:
     toml = sniffer('"tcp://127.0.0.1:20000-22999"').replace("{directory}", str(tmp_path))
     code, told = failed_start(tmp_path, toml, "prlimit", "--nofile=1000:1000")
     assert code == 1
-    assert "superd may have 1000 files open; raise that limit (LimitNOFILE=, ulimit -n)" in told
+    assert (
+        "superd may have at most 1000 open files; raise that limit (LimitNOFILE=, ulimit -n)"
+        in told
+    )
     assert told.count("tcp://") == 1
