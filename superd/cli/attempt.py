@@ -1,6 +1,6 @@
-"""`superd try`: one plugin on 127.0.0.1, without a file and without root.
+"""`superd try`: serves one plugin on 127.0.0.1, without a file and without root.
 
-Runs in the command line, and becomes the master. The configuration is made of the arguments.
+Runs in the command line, and becomes the master. The arguments are the configuration.
 Raises ConfigurationError, UsageError.
 """
 
@@ -28,16 +28,16 @@ from superd.plugin.registry import installed
 def attempt(plugin: str, settings: list[str]) -> int:
     """Serve `plugin` with options and keys of an entry given as KEY=VALUE."""
     made = entry(plugin, settings)
-    is_free = not any(setting.startswith("listen=") for setting in settings)
-    if is_free:  # on loopback only, where nobody can be flooded
+    has_own_addresses = not any(setting.startswith("listen=") for setting in settings)
+    if has_own_addresses:  # on loopback, where amplification harms no other host
         made.setdefault("amplify", True)
-    found = _planned(plugin, made, made["listen"] if is_free else [])
+    found = _planned(plugin, made, made["listen"] if has_own_addresses else [])
     return serve(found, Inheritance(), in_background=False, ready=announce)
 
 
 def _planned(plugin: str, made: dict[str, Any], addresses: list[str]) -> Plan:
-    """Return the plan, for one of the addresses alone if the options do not go with all of them:
-    a forward to tcp:// has nothing to do with datagrams.
+    """Return the plan. Where the options do not suit all addresses, use one of them: a forward to
+    tcp:// cannot take datagrams.
     """
     arguments = Arguments(plugin, made)
     try:
@@ -62,7 +62,7 @@ class Arguments(Document):
 
 
 def entry(plugin: str, settings: list[str]) -> dict[str, Any]:
-    """Return a service entry: a known key goes into it, any other is an option of the plugin."""
+    """Return a service entry: known keys belong to it, all others to the options of the plugin."""
     keys = {field.alias for field in Service.model_fields.values()} - {"options", "plugin"}
     made: dict[str, Any] = {"plugin": plugin, "options": {}}
     for setting in settings:
@@ -75,7 +75,7 @@ def entry(plugin: str, settings: list[str]) -> dict[str, Any]:
 
 
 def toml_value(text: str) -> Any:
-    """Return a value as TOML has it; what is not one value of TOML is a string."""
+    """Return a value of TOML; text that is not one value is a string."""
     try:
         found = tomli.loads(f"value = {text}")
     except (ValueError, RecursionError):
@@ -84,7 +84,7 @@ def toml_value(text: str) -> Any:
 
 
 def free_ports(plugin: str) -> list[str]:
-    """Return an address for each kind that the plugin serves, as far as its source tells."""
+    """Return an address for each kind that the plugin serves, as far as its source shows."""
     found = installed().get(plugin)
     kinds = found.kinds if found else ()
     listen = ["tcp://127.0.0.1:0"] if "stream" in kinds or not kinds else []

@@ -1,4 +1,4 @@
-"""`superd ban`, `unban` and `bans`: who is kept out of all services for a time.
+"""`superd ban`, `unban` and `bans`: addresses that all services refuse for a time.
 
 Runs in the command line, and asks the daemon. Raises SuperdError where it does not run or refuses.
 """

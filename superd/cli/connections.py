@@ -1,4 +1,4 @@
-"""`superd connections` and `superd kill`: who is connected, and ending one of these.
+"""`superd connections` and `superd kill`: list the open connections, and close one.
 
 Runs in the command line, and asks the daemon. Raises SuperdError where it does not run, or where
 there is no such service or connection.
@@ -19,7 +19,7 @@ from superd.observe.rows import table
 
 
 def connections(file: Path | None, service: str | None, *, as_json: bool) -> int:
-    """List the connections of all workers, or those of one service; exit 1 if some are not told."""
+    """List the connections of all services, or of one; exit 1 if the list is incomplete."""
     try:
         answer = asked(daemon_files(file), "connections", service=service)
     except SuperdError as error:
@@ -34,17 +34,19 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
     if as_json:
         print(json.dumps({**answer, "connections": rows}, indent=2))
     else:
-        print("\n".join(table([_shown(row) for row in rows]) or ["nobody is connected"]))
+        print("\n".join(table([_shown(row) for row in rows]) or ["no open connections"]))
     for one in answer["untold"]:
         text = f"worker {one['worker']} of generation {one['generation']} did not answer"
-        print(f"superd: {text}, so its connections are not listed, or not all", file=sys.stderr)
+        print(
+            f"superd: {text}, so its connections are missing here, or some of them", file=sys.stderr
+        )
     if answer["left-out"]:
-        print(f"superd: {answer['left-out']} more connections are not listed", file=sys.stderr)
+        print(f"superd: {answer['left-out']} more connections are missing here", file=sys.stderr)
     return int(ExitCode.FAILED if answer["untold"] or answer["left-out"] else ExitCode.OK)
 
 
 def kill(file: Path | None, connection: str) -> int:
-    """End one connection."""
+    """Close one connection."""
     asked(daemon_files(file), "kill", id=connection)
     return int(ExitCode.OK)
 

@@ -1,8 +1,8 @@
-"""`superd explain`: would this client be let in, and by which line of the configuration?
+"""`superd explain`: shows whether a client would be admitted, and by which line of the files.
 
-Runs in the command line, without a client having to try, and asks the very rules that workers ask.
-Goes by what the files say; a daemon that runs is asked for its bans, and what its operators have
-disabled. Raises ConfigurationError, UsageError, and SuperdError where it serves another file.
+Runs in the command line and applies the same rules as the workers. It decides by the files; from a
+running daemon it takes the bans, and the services that an operator has enabled or disabled. Raises
+ConfigurationError, UsageError, and SuperdError where the daemon serves another file.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from superd.master.bans import Ban, ban_of, saved
 from superd.net.names import confirmed_name
 from superd.net.patterns import User, parse_pattern, shown_network
 
-Judgement = tuple[Refusal | None, str]  # None: admitted; and by what
+Decision = tuple[Refusal | None, str]  # None: admitted; then the rule
 
 
 def explain(file: Path | None, service: str, address: str, at: str | None) -> int:
-    """Print `admitted` or `refused`, and why; exit 0 or 1."""
+    """Print `admitted` or `refused`, with the rule; exit 0 or 1."""
     configuration = read(file)
     settings = configuration.settings
     daemon = _Daemon.of(daemon_files(file), settings.daemon.ban_file)
     if daemon.texts not in (None, settings.digest):
-        text = "the daemon has not taken what the file says now, which is judged here"
-        print(f"superd: {text}; `superd reload` has it do so", file=sys.stderr)
+        text = "the daemon has not loaded the files as they are now, by which this decides"
+        print(f"superd: {text}; run `superd reload`", file=sys.stderr)
     if service not in settings.services:
         raise no_such_service(service, settings.services)
     who, moment = _who(address), _moment(at)
@@ -47,9 +47,9 @@ def explain(file: Path | None, service: str, address: str, at: str | None) -> in
     if not daemon.overrides.get(service, entry.enabled):
         print(f"not served: disabled, {asked.disabled_by(daemon.overrides)}")
         return int(ExitCode.FAILED)
-    refusal, why = asked.judgement(who, moment)
+    refusal, why = asked.decision(who, moment)
     if refusal is None:
-        print(f"admitted: {why}" if why else "admitted: no rule speaks against it")
+        print(f"admitted: {why}" if why else "admitted: no rule refuses it")
         return int(ExitCode.OK)
     print(f"refused ({refusal.value}): {why}")
     return int(ExitCode.FAILED)
@@ -75,14 +75,14 @@ def _who(address: str) -> Who:
         parsed = ipaddress.ip_address(address)
         return str(getattr(parsed, "ipv4_mapped", None) or parsed)
     except ValueError as error:
-        text = str(error) if address.startswith("user:") else f"{shown(address)} is none"
-        raise UsageError(f"expected an address, or user:NAME for a unix socket; {text}") from None
+        text = f"; {error}" if address.startswith("user:") else f", found {shown(address)}"
+        raise UsageError(f"expected an address, or user:NAME for a unix socket{text}") from None
 
 
 @dataclass(frozen=True)
 class _Daemon:
-    """What the daemon goes by that the files do not say. `texts` stands for what they said when it
-    read them; None where it does not tell.
+    """What the daemon knows beyond the files. `texts` is the digest of the files that it loaded,
+    None where no daemon answers.
     """
 
     texts: str | None
@@ -91,7 +91,7 @@ class _Daemon:
 
     @classmethod
     def of(cls, files: DaemonFiles, ban_file: Path | None) -> _Daemon:
-        """Ask the daemon; where none can be asked, bans are as their file has them."""
+        """Ask the daemon; where none answers, take the bans from the ban file."""
         try:
             with connected(files) as connection:
                 outline = connection.outline()
@@ -105,7 +105,7 @@ class _Daemon:
 
 
 class _Asked:
-    """One service, and where its keys stand."""
+    """One service, and the places of its keys."""
 
     def __init__(
         self, configuration: Configuration, name: str, entry: Service, bans: Sequence[Ban]
@@ -116,18 +116,18 @@ class _Asked:
         self.bans = bans
 
     def disabled_by(self, overrides: Mapping[str, bool]) -> str:
-        """Return who, or which line, says that the service is not to be served."""
+        """Return what disables the service: the operator, or a line of the configuration."""
         return "by the operator" if self.name in overrides else self._where("enabled", None)
 
-    def judgement(self, who: Who, moment: float) -> Judgement:
-        """Judge in the order of the gate."""
+    def decision(self, who: Who, moment: float) -> Decision:
+        """Decide in the order of the gate (superd/admission/gate.py)."""
         if isinstance(who, str) and (ban := self._ban_on(who)):
             return Refusal.BANNED, ban
         by_rule = ""
         access = access_list(self.entry, self._where)
         if access is not None:
             rule, name = self._rule(access, who)
-            by_rule = self._told(rule, who, name)
+            by_rule = self._described(rule, who, name)
             if not self._admits(access, rule, who, name):
                 return Refusal.ACCESS, by_rule
         by_time = ""
@@ -136,14 +136,16 @@ class _Asked:
             number = times.window_at(moment)
             if number is None:
                 windows = ", ".join(f'"{window}"' for window in times.windows)
-                told = f"it is open {windows or 'never'}, {self._where('access-times', None)}"
-                return Refusal.TIMES, told
+                text = (
+                    f"the service is open {windows or 'never'}, {self._where('access-times', None)}"
+                )
+                return Refusal.TIMES, text
             by_time = f'access-times "{times.windows[number]}", '
             by_time += self._where("access-times", number)
         return None, "; ".join(filter(None, (by_rule, by_time)))
 
     def _rule(self, access: AccessList, who: Who) -> tuple[Rule | None, str]:
-        """Return the rule that decides, and the client's name if that had to be asked for."""
+        """Return the rule that decides, and the client's name if a rule needs it."""
         if isinstance(who, UnixPeer):
             return access.rule_for_user(who), ""
         name = ""
@@ -156,18 +158,18 @@ class _Asked:
             return access.admits_named(who, name)
         return access.admits(rule)
 
-    def _told(self, rule: Rule | None, who: Who, name: str) -> str:
+    def _described(self, rule: Rule | None, who: Who, name: str) -> str:
         called = f" ({name})" if name else ""
         if rule is None:
             if self.entry.allow is None and self.entry.allow_file is None:
                 return ""
             key = "allow" if self.entry.allow is not None else "allow-file"
             whom = who if isinstance(who, str) else f"user:{who.uid}"
-            return f"{key} has nothing for {whom}{called}, {self._where(key, None)}"
+            return f"{key} has no entry for {whom}{called}, {self._where(key, None)}"
         return f'{"allow" if rule.allows else "deny"} "{rule.pattern}"{called}, {rule.where}'
 
     def _ban_on(self, host: str) -> str:
-        """Return the ban that a host is under, as the daemon or its file has it."""
+        """Return the ban of a host, in the daemon or in the ban file."""
         address = ipaddress.ip_address(host)
         for ban in self.bans:
             if address in ban.network:

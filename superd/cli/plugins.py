@@ -1,7 +1,6 @@
-"""`superd plugins`: what is installed, where it is used, what one of them takes.
+"""`superd plugins`: lists the installed plugins, or shows one with its options.
 
-Runs in the command line. The list imports no plugin; showing one imports it in a process that is
-thrown away.
+Runs in the command line. The list imports no plugin; showing one imports it in a child process.
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def _uses(file: Path | None) -> dict[str, list[str]]:
 
 
 def show_plugin(name: str, *, as_json: bool) -> int:
-    """Print what a plugin does, its options, and an entry to start from."""
+    """Print the manual of a plugin, its options, and an entry to start from."""
     known = installed()
     if name not in known:
         raise SuperdError(f"there is no plugin {shown(name)}{did_you_mean(name, list(known))}")
@@ -85,7 +84,7 @@ def show_plugin(name: str, *, as_json: bool) -> int:
 
 
 def describe(plugin: Plugin) -> dict[str, Any]:
-    """Return all that is known of a plugin; imports it."""
+    """Return everything known about a plugin; imports it."""
     kind = load_plugin(plugin)
     schema = schema_of(kind.options_model)
     definitions, required = schema.get("$defs", {}), schema.get("required", [])
@@ -116,7 +115,7 @@ def describe(plugin: Plugin) -> dict[str, Any]:
 
 
 def _resolved(option: dict[str, Any], definitions: dict[str, Any]) -> dict[str, Any]:
-    """Return an option with what its reference, if it has one, stands for."""
+    """Return an option with its reference, if it has one, resolved."""
     name = option.get("$ref", "").rpartition("/")[2]
     return {**definitions.get(name, {}), **{k: v for k, v in option.items() if k != "$ref"}}
 
@@ -138,24 +137,24 @@ def _example(option: dict[str, Any]) -> str:
     return json.dumps(one.get("minimum", empty.get(one.get("type", ""), "...")))
 
 
-def _lines(told: dict[str, Any]) -> list[str]:
+def _lines(about: dict[str, Any]) -> list[str]:
     lines = [
-        f"{told['name']}, of {told['distribution']} {told['version']} ({told['module']})",
-        f"serves {' and '.join(told['kinds'])} addresses",
-        *([f"model is {' or '.join(told['models'])}"] if told["models"] != ["loop"] else []),
-        *([""] if told["manual"] else []),
-        *told["manual"].splitlines(),
+        f"{about['name']}, of {about['distribution']} {about['version']} ({about['module']})",
+        f"serves {' and '.join(about['kinds'])} addresses",
+        *([f"model is {' or '.join(about['models'])}"] if about["models"] != ["loop"] else []),
+        *([""] if about["manual"] else []),
+        *about["manual"].splitlines(),
         "",
-        "Options:" if told["options"] else "Options: none",
+        "Options:" if about["options"] else "Options: none",
     ]
-    for name, option in told["options"].items():
-        told_of = [_type(option)]
-        if name in told["required"]:
-            told_of.append("required")
+    for name, option in about["options"].items():
+        facts = [_type(option)]
+        if name in about["required"]:
+            facts.append("required")
         elif "default" in option:
-            told_of.append(f"default {json.dumps(option['default'])}")
-        lines.append(f"  {name} ({', '.join(told_of)})  {option.get('description', '')}".rstrip())
-    return [*lines, "", *told["sample"]]
+            facts.append(f"default {json.dumps(option['default'])}")
+        lines.append(f"  {name} ({', '.join(facts)})  {option.get('description', '')}".rstrip())
+    return [*lines, "", *about["sample"]]
 
 
 def _type(option: dict[str, Any]) -> str:

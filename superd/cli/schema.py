@@ -1,6 +1,6 @@
-"""`superd schema`: what a configuration may say, for editors.
+"""`superd schema`: prints the JSON Schema of a configuration, for editors.
 
-Runs in the command line; plugins, which add their options, run in processes that are thrown away.
+Runs in the command line; plugins, which add their options, run in child processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from superd.errors import ExitCode
 from superd.plugin.registry import Plugin, installed, load
 from superd.process.isolated import run_isolated
 
-ALWAYS_THERE = ("plugin", "listen")  # in a service's entry or under [defaults]
+REQUIRED_KEYS = ("plugin", "listen")  # in a service entry or under [defaults]
 
 
 def schema() -> int:
@@ -36,7 +36,7 @@ def configuration_schema(plugins: Mapping[str, Plugin]) -> dict[str, Any]:
     daemon, defaults, service = (described(schema_of(m)) for m in (Daemon, Defaults, Service))
     for table in (defaults, service):
         table["properties"]["plugin"]["enum"] = list(plugins)
-    for key in ALWAYS_THERE:
+    for key in REQUIRED_KEYS:
         del defaults["properties"][key]["default"]
     service["allOf"] = []
     for name, options in _options(plugins).items():
@@ -54,20 +54,20 @@ def configuration_schema(plugins: Mapping[str, Plugin]) -> dict[str, Any]:
             "defaults": defaults,
             "service": {"type": "object", "additionalProperties": service},
         },
-        "allOf": [_required_somewhere(key) for key in ALWAYS_THERE],
+        "allOf": [_required_somewhere(key) for key in REQUIRED_KEYS],
         "$defs": definitions,
     }
 
 
 def _required_somewhere(key: str) -> dict[str, Any]:
-    """Return what a file without this key under [defaults] has to keep to."""
+    """Return the rule that a key is required in each service unless [defaults] has it."""
     in_defaults = {"properties": {"defaults": {"required": [key]}}, "required": ["defaults"]}
     in_each = {"properties": {"service": {"additionalProperties": {"required": [key]}}}}
     return {"if": in_defaults, "else": in_each}
 
 
 def _options(plugins: Mapping[str, Plugin]) -> dict[str, Any]:
-    """Return the schema of each plugin's options, but for plugins that do not work."""
+    """Return the schema of each plugin's options, without plugins that do not work."""
     outcomes = run_isolated({name: partial(_schema_of, plugins[name]) for name in plugins})
     return {name: outcome.result for name, outcome in outcomes.items() if not outcome.failure}
 

@@ -1,4 +1,4 @@
-"""`superd run` and `superd start`: serving, and telling the one who started it.
+"""`superd run` and `superd start`: serve, and report to the operator who started superd.
 
 Runs in the command line, and becomes the master.
 """
@@ -29,7 +29,7 @@ from superd.master.start import make_runtime_directory, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 from superd.process.daemonize import Launch, Verdict, detach
 
-SHOWN = 12  # addresses of one service: a range may have thousands
+MOST_SHOWN = 12  # addresses of one service: a range may have thousands
 
 
 def run(file: Path | None, ready_fd: int | None = None) -> int:
@@ -43,7 +43,7 @@ def run(file: Path | None, ready_fd: int | None = None) -> int:
 
 
 def start(file: Path | None) -> int:
-    """Serve in the background; the caller learns how it went."""
+    """Serve in the background; return once superd serves, or has failed to."""
     if os.getpid() == 1:
         raise UsageError("process 1 must not go into the background; use `superd run`")
     end_on_term()
@@ -68,10 +68,10 @@ def _become_daemon(planned: Plan, inheritance: Inheritance, launch: Launch) -> N
     except SuperdError as error:
         code = int(error.exit_code)
         launch.tell(Verdict(code, f"superd: {error}"))
-    except BaseException as error:  # noqa: BLE001  the caller is told, whatever it is
+    except BaseException as error:  # noqa: BLE001  the operator gets any failure
         launch.tell(Verdict(code, f"superd failed: {reason(error)}"))
     finally:
-        os._exit(code)  # what the caller would do at its exit is not the daemon's to do
+        os._exit(code)  # without the exit handlers, which are the command's
 
 
 def _verdict(planned: Plan) -> Verdict:
@@ -84,18 +84,18 @@ def _verdict(planned: Plan) -> Verdict:
 
 
 def planned_from(file: Path | None) -> Plan:
-    """Read, check and rehearse the configuration, and make room for its runtime files."""
+    """Read the configuration, run the preflight, and create the runtime directories."""
     configuration = load(configuration_file(file))
     planned = plan(with_runtime_files(configuration))
-    _make_room(planned, named=configuration.settings.daemon)
+    _make_directories(planned, named=configuration.settings.daemon)
     return planned
 
 
-def _make_room(planned: Plan, named: Daemon) -> None:
-    """Make the directories of the pid file, the control socket and the bans.
+def _make_directories(planned: Plan, named: Daemon) -> None:
+    """Create the directories of the pid file, the control socket and the ban file.
 
-    Where that cannot be, in a container whose file system is read-only, superd does without those
-    that the configuration does not name.
+    Where that fails, as in a container with a read-only file system, superd runs without those
+    files that the configuration does not name.
     """
     daemon = planned.settings.daemon
     for key in ("pid_file", "control_socket", "ban_file"):
@@ -107,16 +107,16 @@ def _make_room(planned: Plan, named: Daemon) -> None:
                 raise
             daemon = daemon.model_copy(update={key: None})
             word = key.replace("_", "-")
-            planned.notices.append(f"no {word}: {error}; [daemon] {word} may name another place")
+            planned.notices.append(f"no {word}: {error}; [daemon] {word} may name another path")
     planned.settings = planned.settings.model_copy(update={"daemon": daemon})
 
 
 def say(*lines: str) -> None:
-    """Print, if anybody still reads; a service that runs does not depend on it."""
+    """Print lines; a reader that has gone does not stop superd."""
     try:
         print(*lines, sep="\n", flush=True)
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left is not written at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # so that exit does not write the rest
 
 
 def announce(listeners: list[Listener]) -> None:
@@ -127,15 +127,15 @@ def announce(listeners: list[Listener]) -> None:
         addresses = [listener.address for listener in group]
         lines += [
             f"{service:<{width}}  {address!s:<32}  try: {line_to_try(address)}"
-            for address in addresses[:SHOWN]
+            for address in addresses[:MOST_SHOWN]
         ]
-        if len(addresses) > SHOWN:
-            lines.append(f"{service:<{width}}  ... and {len(addresses) - SHOWN} more")
+        if len(addresses) > MOST_SHOWN:
+            lines.append(f"{service:<{width}}  ... and {len(addresses) - MOST_SHOWN} more")
     say(*lines, "ready")
 
 
 def _announcing_on(descriptor: int) -> Callable[[list[Listener]], None]:
-    """Return what announces, and writes a newline where a supervisor such as s6 waits for it."""
+    """Return a callback that also writes a newline to a descriptor, as s6 expects it."""
     try:
         os.set_inheritable(descriptor, False)
     except (OSError, OverflowError):
@@ -152,7 +152,7 @@ def _announcing_on(descriptor: int) -> Callable[[list[Listener]], None]:
 
 
 def line_to_try(address: Address) -> str:
-    """Return a shell command that connects to the address; superd is there wherever this runs."""
+    """Return a shell command that connects to the address. It takes superd only, and no nc."""
     if address.transport is Transport.TCPMUX:
         return f'connect to the service with plugin = "tcpmux" and send {address.path}'
     host = {ANY_IPV4: "127.0.0.1", ANY_IPV6: "::1"}.get(address.host, address.host)

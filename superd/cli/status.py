@@ -1,6 +1,6 @@
-"""`superd status`: what the daemon does, as a table for a person or as JSON for a program.
+"""`superd status`: shows workers, services and counters as tables, JSON or Prometheus metrics.
 
-Runs in the command line. Raises NotPermitted where the daemon is another user's.
+Runs in the command line. Raises NotPermitted where the daemon belongs to another user.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from superd.cli.files import daemon_files
 from superd.errors import ExitCode
 from superd.observe.rows import table
 
-SHOWN = 4  # addresses of one service: a range may have thousands
-REFUSED = "refused-"
+MOST_SHOWN = 4  # addresses of one service: a range may have thousands
+REFUSED = "refused-"  # prefix of the counters of refusals
 
 
 def status(file: Path | None, form: str) -> int:
-    """Show what the daemon does, as "text", "json" or "prometheus"; exit 3 where none runs."""
+    """Print the status as "text", "json" or "prometheus"; exit 3 where no daemon runs."""
     try:
         answer = asked(daemon_files(file), "metrics" if form == "prometheus" else "status")
     except NotRunning:
@@ -40,7 +40,7 @@ def status(file: Path | None, form: str) -> int:
 
 
 def refusals_of(counts: Mapping[str, int]) -> dict[str, int]:
-    """Return how many were refused, by reason, without those that nobody was refused for."""
+    """Return the number of refusals by reason, without reasons that have none."""
     return {
         key.removeprefix(REFUSED): value
         for key, value in counts.items()
@@ -49,7 +49,7 @@ def refusals_of(counts: Mapping[str, int]) -> dict[str, int]:
 
 
 def worker_row(worker: Mapping[str, Any]) -> dict[str, str | int | float]:
-    """Return a line of the table of workers."""
+    """Return a row of the table of workers."""
     pid, uptime, cpu, memory = (worker[key] for key in ("pid", "uptime", "cpu", "memory"))
     return {
         "worker": UNKNOWN if pid is None else pid,
@@ -69,7 +69,7 @@ def _lines(answer: Mapping[str, Any]) -> list[str]:
         lines.append(f"resolver {answer['resolver']}")
     lines += ["", *table([_service_row(service) for service in answer["services"]])]
     for name, number in answer["leaving"].items():
-        lines.append(f"{name}  served no more; {number} connections go on")
+        lines.append(f"{name}  not served any more; {number} connections continue")
     lines += [f"{name}  not served: {why}" for name, why in answer["broken"].items()]
     for name, enabled in answer["overrides"].items():
         lines.append(f"{name}  {'enabled' if enabled else 'disabled'} by the operator")
@@ -91,7 +91,7 @@ def _head(answer: Mapping[str, Any]) -> list[str]:
     ]
     reload = answer["reload"]
     if reload is not None:
-        what = "is under way" if reload["state"] not in ("done", "failed") else reload["state"]
+        what = reload["state"] if reload["state"] in ("done", "failed") else "in progress"
         lines.append(": ".join([f"last reload {what}", *reload["problems"][:1]]))
     return lines
 
@@ -99,7 +99,7 @@ def _head(answer: Mapping[str, Any]) -> list[str]:
 def _service_row(service: Mapping[str, Any]) -> dict[str, str | int | float]:
     counts = service["counts"]
     listen = service["listen"]
-    more = [f"... and {len(listen) - SHOWN} more"] if len(listen) > SHOWN else []
+    more = [f"... and {len(listen) - MOST_SHOWN} more"] if len(listen) > MOST_SHOWN else []
     return {
         "service": service["name"],
         "active": counts["active"],
@@ -110,16 +110,16 @@ def _service_row(service: Mapping[str, Any]) -> dict[str, str | int | float]:
         "in": size(counts["bytes-in"]),
         "out": size(counts["bytes-out"]),
         "pool": service["pool"],
-        "listen": " ".join([*listen[:SHOWN], *more]),
+        "listen": " ".join([*listen[:MOST_SHOWN], *more]),
     }
 
 
 def _details(service: Mapping[str, Any]) -> list[str]:
-    """Return why clients were refused, and what the plugin has to show, such as targets."""
+    """Return the refusals of a service, and the rows of its plugin, such as targets."""
     counts = service["counts"]
     why = [f"{reason} {number}" for reason, number in refusals_of(counts).items()]
-    told = [f"refused: {', '.join(why)}"] if why else []
+    lines = [f"refused: {', '.join(why)}"] if why else []
     if counts["dropped"]:
-        told.append(f"dropped by the kernel: {counts['dropped']}")
-    told += table(service["rows"])
-    return ["", service["name"], *(f"  {line}" for line in told)] if told else []
+        lines.append(f"dropped by the kernel: {counts['dropped']}")
+    lines += table(service["rows"])
+    return ["", service["name"], *(f"  {line}" for line in lines)] if lines else []

@@ -1,6 +1,6 @@
-"""`superd top`: what the daemon does just now, looked at each second.
+"""`superd top`: shows services and workers with their rates, once a second.
 
-Runs in the command line. On a terminal it draws until q or Ctrl-C; elsewhere it prints one look.
+Runs in the command line. At a terminal it draws until q or Ctrl-C; elsewhere it prints one look.
 Raises SuperdError where the daemon does not run, or ends.
 """
 
@@ -24,14 +24,14 @@ from superd.errors import ExitCode
 from superd.observe.rows import table
 
 INTERVAL = 1.0  # seconds between two looks
-NARROWEST = 8  # characters of a name that are left on the narrowest screen
+LEAST_NAME_WIDTH = 8  # characters of a name, also on the narrowest screen
 
 Cells = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was to be seen at a moment: services and workers, with counts since their start."""
+    """One look: services and workers, with their counts since the start, and when."""
 
     moment: float
     status: dict[str, Any]
@@ -66,39 +66,39 @@ def _draw(files: DaemonFiles, before: Look) -> None:
         made = Table(box=None, pad_edge=False, header_style="bold")
         for key in rows[0] if rows else ():
             if key in _TEXTS:
-                made.add_column(key, no_wrap=True, ratio=1, min_width=NARROWEST)
+                made.add_column(key, no_wrap=True, ratio=1, min_width=LEAST_NAME_WIDTH)
             else:
                 made.add_column(key, no_wrap=True, justify="right")
         for row in rows:
             made.add_row(*(Text(str(value)) for value in row.values()))
-        # where there is no room, names are shortened before figures
+        # on a narrow screen names are shortened before figures
         made.expand = live.console.measure(made).maximum >= live.console.width
         return made
 
     with _keys() as keys, Live(screen=True, auto_refresh=False) as live:
-        while not _wants_to_leave(keys):
+        while not _wants_to_quit(keys):
             now = Look.at(files)
-            title = Text(f"{_title(now)}\nq ends this", no_wrap=True, overflow="ellipsis")
+            title = Text(f"{_title(now)}\nq quits", no_wrap=True, overflow="ellipsis")
             services, workers = drawn(_services(before, now)), drawn(_workers(before, now))
             live.update(Group(title, Text(), services, Text(), workers), refresh=True)
             before = now
 
 
-def _wants_to_leave(keys: int | None) -> bool:
-    """Wait for the time of the next look; tell whether q was typed before."""
+def _wants_to_quit(keys: int | None) -> bool:
+    """Wait until the next look is due; return whether the user typed q."""
     end = time.monotonic() + INTERVAL
     while (left := end - time.monotonic()) > 0:
         typed, _, _ = select.select([] if keys is None else [keys], [], [], left)
         for descriptor in typed:
             keys_typed = os.read(descriptor, 64).lower()
-            if not keys_typed or b"q" in keys_typed:  # or the terminal has gone
+            if not keys_typed or b"q" in keys_typed:  # or the terminal was closed
                 return True
     return False
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[int | None]:
-    """Have keys told at once and not shown, for a while."""
+    """Yield the keyboard's descriptor, unbuffered and without echo; None without a terminal."""
     import termios
     import tty
 
@@ -182,14 +182,14 @@ def _rate(
     now: Mapping[str, int],
     seconds: float,
 ) -> str:
-    """Return how many more there are in a second; a service that is new has no rate yet."""
+    """Return the increase per second; a new service has no rate yet."""
     return UNKNOWN if was is None else f"{(of(now) - of(was)) / seconds:.0f}"
 
 
 def _bytes(
     was: Mapping[str, int] | None, now: Mapping[str, int] | None, key: str, seconds: float
 ) -> str:
-    """The same of bytes. Those of a worker that has crashed are lost, so there may be fewer."""
+    """The same for bytes. The count drops if a worker crashes, as its bytes are then lost."""
     if was is None or now is None:
         return UNKNOWN
     return size(max(0, now[key] - was[key]) / seconds)

@@ -44,12 +44,12 @@ CASES = [
     ("echo ::ffff:10.2.3.4", 0, f'admitted: allow "10.0.0.0/8", FILE:8{OPEN}'),
     ("echo 2001:db8::1", 0, f'admitted: allow "2001:db8::/32", FILE:8{OPEN}'),
     ("echo 198.51.100.7", 0, f'admitted: allow "198.51.100.0/24", LIST:2{OPEN}'),
-    ("echo 203.0.113.1", 1, "refused (access): allow has nothing for 203.0.113.1, FILE:7"),
+    ("echo 203.0.113.1", 1, "refused (access): allow has no entry for 203.0.113.1, FILE:7"),
     ("echo user:root", 0, f'admitted: allow "user:0", FILE:9{OPEN}'),
-    ("echo user:12345", 1, "refused (access): allow has nothing for user:12345, FILE:7"),
-    ("open 203.0.113.1", 0, "admitted: no rule speaks against it"),
+    ("echo user:12345", 1, "refused (access): allow has no entry for user:12345, FILE:7"),
+    ("open 203.0.113.1", 0, "admitted: no rule refuses it"),
     ("open 10.1.2.3", 1, 'refused (access): deny "10.1.0.0/16", FILE:2'),
-    ("shut 203.0.113.1", 1, "refused (access): allow has nothing for 203.0.113.1, FILE:21"),
+    ("shut 203.0.113.1", 1, "refused (access): allow has no entry for 203.0.113.1, FILE:21"),
 ]
 
 
@@ -73,9 +73,9 @@ def test_the_rule_that_decides_is_named_with_its_line(
 @pytest.mark.parametrize(
     ("at", "expected"),
     [
-        ("2026-11-28 12:00+00:00", "refused (access-times): it is open "),
+        ("2026-11-28 12:00+00:00", "refused (access-times): the service is open "),
         ("2026-11-28 23:00+00:00", 'admitted: allow "10.0.0.0/8"'),
-        ("2026-11-27 18:00+00:00", "refused (access-times): it is open "),
+        ("2026-11-27 18:00+00:00", "refused (access-times): the service is open "),
     ],
 )
 def test_another_time_can_be_asked_for(file: Path, at: str, expected: str) -> None:
@@ -85,7 +85,7 @@ def test_another_time_can_be_asked_for(file: Path, at: str, expected: str) -> No
 
 WRONG = [
     ("ecoh 10.1.1.1", 'there is no service "ecoh" (did you mean "echo"?)'),
-    ("echo here", 'expected an address, or user:NAME for a unix socket; "here" is none'),
+    ("echo here", 'expected an address, or user:NAME for a unix socket, found "here"'),
     ("echo user:nosuchuser", 'there is no user "nosuchuser"'),
     ("echo 10.1.1.1 --at noon", '--at: expected a time such as "2026-11-25 18:30", found "noon"'),
 ]
@@ -127,7 +127,7 @@ def test_what_the_daemon_goes_by_is_told_where_the_file_says_otherwise(
         done = served.run("explain", service, "192.0.2.1")
         return done.returncode, done.stdout, done.stderr
 
-    admitted = "admitted: no rule speaks against it\n"
+    admitted = "admitted: no rule refuses it\n"
     line = served.file.read_text().partition("enabled")[0].count("\n") + 1
     assert told("off") == (1, f"not served: disabled, {served.file}:{line}\n", "")
     assert told("echo") == (0, admitted, "")
@@ -137,9 +137,9 @@ def test_what_the_daemon_goes_by_is_told_where_the_file_says_otherwise(
     assert told("echo") == (1, "not served: disabled, by the operator\n", "")
     served.toml += 'deny = "192.0.2.1"\n'
     served.write()
-    text = "superd: the daemon has not taken what the file says now, which is judged here;"
+    text = "superd: the daemon has not loaded the files as they are now, by which this decides;"
     code, out, notice = told("off")
-    assert (code, notice) == (1, f"{text} `superd reload` has it do so\n")
+    assert (code, notice) == (1, f"{text} run `superd reload`\n")
     assert out.startswith('refused (access): deny "192.0.2.1"')
     assert served.run("reload").returncode == 0
     assert told("off") == (1, out, "")

@@ -66,7 +66,7 @@ def test_a_service_that_is_not_served_has_no_connections(served: Superd) -> None
     assert served.run("disable", "echo").returncode == 0
     for name in ("off", "echo"):
         done = served.run("connections", name)
-        assert (done.returncode, done.stdout, done.stderr) == (0, "nobody is connected\n", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "no open connections\n", "")
     served.toml += '[service.new]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
     served.write()
     done = served.run("connections", "new")
@@ -392,7 +392,7 @@ def test_top_draws_again_and_again_until_it_is_ended(
 ) -> None:
     process, terminal = screen
     for _ in range(2):
-        shown(terminal, b"q ends this")
+        shown(terminal, b"q quits")
         shown(terminal, b"daytime")
     if how == "q":
         os.write(terminal, b"q")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from superd.cli.files import runtime_directory
-from superd.cli.serve import SHOWN, line_to_try
+from superd.cli.serve import MOST_SHOWN, line_to_try
 from superd.errors import SuperdError
 from superd.net.addresses import parse_addresses
 from superd.process.isolated import run_isolated
@@ -110,8 +110,8 @@ def test_of_a_range_only_the_first_addresses_are_printed(start_superd: Start) ->
         first = min(server.getsockname()[1], 65_000)
     listen = f"tcp://127.0.0.9:{first}-{first + 99}"
     superd = start_superd(ECHO.replace("tcp://127.0.0.1:0", listen))
-    assert len(superd.announced) == 1 + SHOWN + 1 + 1
-    assert superd.announced[-2].split() == ["echo", "...", "and", str(100 - SHOWN), "more"]
+    assert len(superd.announced) == 1 + MOST_SHOWN + 1 + 1
+    assert superd.announced[-2].split() == ["echo", "...", "and", str(100 - MOST_SHOWN), "more"]
 
 
 def test_serving_goes_on_where_nobody_reads_what_is_printed(tmp_path: Path) -> None:
@@ -212,7 +212,7 @@ def test_a_read_only_file_system_is_no_obstacle(
     assert process.returncode == 0
     for key in ("pid-file", "control-socket"):
         why = "cannot create the directory /run/superd: Read-only file system"
-        assert f"warning: no {key}: {why}; [daemon] {key} may name another place\n" in log
+        assert f"warning: no {key}: {why}; [daemon] {key} may name another path\n" in log
 
 
 @pytest.mark.root

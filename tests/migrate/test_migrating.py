@@ -297,4 +297,4 @@ def test_a_file_that_is_not_there_or_has_no_service_is_told(tmp_path: Path) -> N
         (tmp_path / "empty").write_text("# nothing\n")
         done = superd("migrate", dialect, str(tmp_path / "empty"))
         assert done.returncode == 1
-        assert "there is no service in" in done.stderr
+        assert "has no service that superd can serve" in done.stderr

@@ -223,7 +223,7 @@ def test_a_client_that_says_no_more_is_half_closed_and_killed_all_the_same(serve
 
 
 def test_nobody_and_nothing_is_told_as_such(served: Superd) -> None:
-    assert served.run("connections", "echo").stdout == "nobody is connected\n"
+    assert served.run("connections", "echo").stdout == "no open connections\n"
     done = served.run("connections", "ehco")
     text = 'superd: there is no service "ehco" (did you mean "echo"?)\n'
     assert (done.returncode, done.stderr) == (2, text)
@@ -273,7 +273,7 @@ def test_those_of_a_service_that_is_served_no_more_are_listed_after_an_upgrade(
         assert served.run("upgrade").returncode == 0
         assert [row["service"] for row in listed(served, "echo")] == ["echo"]
         assert served.answer()["leaving"] == {"echo": 1}
-        assert "echo  served no more; 1 connections go on\n" in served.run("status").stdout
+        assert "echo  not served any more; 1 connections continue\n" in served.run("status").stdout
     until(lambda: served.answer()["leaving"] == {}, "the connection to end")
 
 
