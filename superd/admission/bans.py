@@ -1,8 +1,8 @@
-"""Which addresses and networks are banned, in memory that the master and all workers share.
+"""The table of banned addresses and networks, in memory that the master and all workers share.
 
-Made by the master before it forks, and written by it alone; workers only read, and cannot write
-once they have said `write_no_more`, before any plugin's code runs. There is no lock: a deadline is
-the last that is written of a ban, and the first that is taken away. Never raises.
+The master makes it before it forks, and only the master writes to it. Workers call `make_read_only`
+before any plugin's code runs. There is no lock: the deadline of a ban is written last and cleared
+first. Never raises.
 """
 
 from __future__ import annotations
@@ -11,46 +11,65 @@ import ipaddress
 import socket
 from collections.abc import Iterator
 
-from superd.admission.memory import CELLS, Memory, key_of, make_secret, secret_of
+from superd.admission.memory import (
+    SECRET_CELLS,
+    KeyTable,
+    Memory,
+    key_of,
+    read_secret,
+    write_secret,
+)
 from superd.net.addresses import unmapped
 from superd.net.patterns import IPNetwork
 
-MOST = 10_000
-SLOTS = 1 << 15
-PROBES = 32  # slots that one ban may be found in
+MAX_BANS = 10_000
+BUCKETS = 1 << 12
+BUCKET_SLOTS = 8
+SLOTS = BUCKETS * BUCKET_SLOTS
+# With MAX_BANS in it, less than one bucket in 10**13 has 7 bans, so the probability that the 16
+# slots of one more ban are all taken is below 10**-26.
+VALUE_BYTES = 18  # of what is hashed: an IPv6 prefix, its length and the IP version
 
-# cells: a secret, the number of bans, then bits for the lengths in use, then slots
-_NUMBER = CELLS
-_LENGTHS, _FIRST = _NUMBER + 1, _NUMBER + 5
+# cells: the secret, the number of bans, a bit for each prefix length in use, keys, deadlines
+_NUMBER = SECRET_CELLS
+_LENGTHS = _NUMBER + 1
+_KEYS = _LENGTHS + 4
+_DEADLINES = _KEYS + SLOTS
 
 
 class BanTable:
     """A table of deadlines, in ns of the monotonic clock, by network.
 
-    A slot is found by a secret: see superd.admission.memory. `descriptor` is that of another
-    program's table.
+    `descriptor` is that of another program's table.
     """
 
     def __init__(self, descriptor: int | None = None) -> None:
-        self.memory = Memory("bans", _FIRST + 2 * SLOTS, descriptor)
-        self._cells = self.memory.cells
+        self.memory = Memory("bans", _DEADLINES + SLOTS, descriptor)
         if descriptor is None:
-            make_secret(self._cells)
-        self._secret = secret_of(self._cells)
-        self._lengths: dict[tuple[int, int], int] = {}  # how many bans; known to the master only
+            write_secret(self.memory.cells)
+        self._secret = read_secret(self.memory.cells)
+        self._lengths: dict[tuple[int, int], int] = {}  # bans by prefix length; in the master only
+        self._use_cells()
 
-    def write_no_more(self) -> None:
-        """Have this process only read the table."""
-        self.memory.write_no_more()
+    def _use_cells(self) -> None:
         self._cells = self.memory.cells
+        self._keys = self._cells[_KEYS:_DEADLINES]
+        self._deadlines = self._cells[_DEADLINES:]
+        self._table = KeyTable(self._keys, BUCKETS, 0, SLOTS)
+
+    def make_read_only(self) -> None:
+        """Map the table for reading only in this process."""
+        self._keys.release()
+        self._deadlines.release()
+        self.memory.make_read_only()
+        self._use_cells()
 
     def __len__(self) -> int:
         return self._cells[_NUMBER]
 
     def is_banned(self, host: str, now: int) -> bool:
         """Tell whether a numeric host is banned at a moment."""
-        cells = self._cells
-        if not cells[_NUMBER]:
+        if not self._cells[_NUMBER]:
             return False
         host = unmapped(host)
         if ":" in host:
@@ -60,35 +79,35 @@ class BanTable:
             packed, version, width = socket.inet_aton(host), 4, 32
         address = int.from_bytes(packed, "big")
         for length in self._lengths_in_use(version):
-            key = self._key(version, length, address >> (width - length))
-            slot = self._slot(key)
-            if slot is not None and cells[slot + 1] > now:
+            slot = self._table.find(self._key(version, length, address >> (width - length)))
+            if slot >= 0 and self._deadlines[slot] > now:
                 return True
         return False
 
     def add(self, network: IPNetwork, until: int) -> bool:
-        """Ban a network, or ban it for longer or shorter; False where there is no room."""
+        """Ban a network, or replace the deadline of its ban; False where the table is full."""
         key = self._key_of(network)
-        slot = self._slot(key)
-        if slot is None or not self._cells[slot + 1]:
-            slot = self._unused(key) if slot is None else slot
-            if slot is None:
+        slot = self._table.find(key)
+        if slot < 0 or not self._deadlines[slot]:
+            if slot < 0:
+                slot = self._table.free_slot(key, lambda slot: not self._deadlines[slot])
+            if slot < 0:
                 return False
-            self._cells[slot] = key
+            self._keys[slot] = key
             self._count(network, 1)
-        self._cells[slot + 1] = until
+        self._deadlines[slot] = until
         return True
 
     def remove(self, network: IPNetwork) -> None:
-        slot = self._slot(self._key_of(network))
-        if slot is not None and self._cells[slot + 1]:
-            self._cells[slot + 1] = 0
+        slot = self._table.find(self._key_of(network))
+        if slot >= 0 and self._deadlines[slot]:
+            self._deadlines[slot] = 0
             self._count(network, -1)
 
-    def knows(self, network: IPNetwork) -> bool:
-        """Tell whether another program has put a ban into the table, and go on with it."""
-        slot = self._slot(self._key_of(network))
-        if slot is None or not self._cells[slot + 1]:
+    def adopt(self, network: IPNetwork) -> bool:
+        """Count a ban that another program has put into the table; False where it is not there."""
+        slot = self._table.find(self._key_of(network))
+        if slot < 0 or not self._deadlines[slot]:
             return False
         kind = (network.version, network.prefixlen)
         self._lengths[kind] = self._lengths.get(kind, 0) + 1
@@ -99,7 +118,8 @@ class BanTable:
         return self._key(network.version, network.prefixlen, int(network.network_address) >> bits)
 
     def _key(self, version: int, length: int, prefix: int) -> int:
-        return key_of((prefix << 8 | length) << 8 | version, *self._secret)
+        value = (prefix << 8 | length) << 8 | version
+        return key_of(self._secret, value.to_bytes(VALUE_BYTES, "big"))
 
     def _count(self, network: IPNetwork, change: int) -> None:
         kind = (network.version, network.prefixlen)
@@ -112,29 +132,12 @@ class BanTable:
         self._cells[_NUMBER] += change
 
     def _lengths_in_use(self, version: int) -> Iterator[int]:
-        first, last = (_LENGTHS, _LENGTHS + 1) if version == 4 else (_LENGTHS + 1, _FIRST)
+        first, last = (_LENGTHS, _LENGTHS + 1) if version == 4 else (_LENGTHS + 1, _KEYS)
         for number, bits in enumerate(self._cells[first:last]):
             while bits:
                 lowest = bits & -bits
                 yield number * 64 + lowest.bit_length() - 1
                 bits ^= lowest
-
-    def _slot(self, key: int) -> int | None:
-        cells = self._cells
-        for probe in range(PROBES):
-            slot = _FIRST + (key + probe) % SLOTS * 2
-            if cells[slot] == key:
-                return slot
-            if not cells[slot]:
-                return None
-        return None
-
-    def _unused(self, key: int) -> int | None:
-        for probe in range(PROBES):
-            slot = _FIRST + (key + probe) % SLOTS * 2
-            if not self._cells[slot + 1]:
-                return slot
-        return None
 
 
 def network_of(host: str) -> IPNetwork:
@@ -143,7 +146,7 @@ def network_of(host: str) -> IPNetwork:
 
 
 def _bit(version: int, length: int) -> tuple[int, int]:
-    """Return the cell and the bit that tell whether a length is in use; /0 to /128 take 3 cells."""
+    """Return the cell and the bit of a prefix length; 0 to 128 of IPv6 take 3 cells."""
     if version == 4:
         return _LENGTHS, 1 << length
     return _LENGTHS + 1 + length // 64, 1 << length % 64

@@ -1,8 +1,8 @@
 """Counters in memory that the master and all workers share.
 
-Made by the master before it forks. Each worker writes only its own row, so no lock is needed;
-readers add the rows up. What is counted outlives workers and reloads. Raises NoRoom where a
-reload brings more services than there is memory for.
+The master makes it before it forks. Each worker writes only to its own row, so no lock is needed;
+readers add the rows up. The counters survive the end of a worker, and reloads. Raises NoRoom where
+a reload brings more services than there is memory for.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from superd.errors import SuperdError
 
 
 class Count(enum.IntEnum):
-    """What is counted for each service. Refusals follow, one column each, and then how many
-    connections lasted how long.
+    """The first columns of a service. One column for each refusal follows, and then one for each
+    range of durations.
     """
 
     ACCEPTED = 0
@@ -29,14 +29,17 @@ class Count(enum.IntEnum):
     ERRORS = 4
     BYTES_IN = 5
     BYTES_OUT = 6
-    WAITS = 7  # times that clients were made to wait at a limit
+    WAITS = 7  # times that accepting was paused, or a connection kept waiting, at a limit
 
 
 REFUSALS = tuple(Refusal)
-DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)  # seconds; the last is beyond
+# upper bounds of the ranges of durations, in seconds; one more column counts what lasted longer
+DURATIONS = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0)
 _FIRST_DURATION = len(Count) + len(REFUSALS)
-LOST = _FIRST_DURATION + len(DURATIONS) + 1  # lines that did not get to the master; of ALL only
-DUE = LOST + 1  # when a worker's loop turns next, in ns of the monotonic clock; of ALL only
+# these two are used for ALL only: lines that a worker could not send to the master, and when the
+# worker's loop turns next, in ns of the monotonic clock
+LOST = _FIRST_DURATION + len(DURATIONS) + 1
+DUE = LOST + 1
 _COLUMNS = DUE + 1
 
 _COUNTED = (
@@ -44,11 +47,11 @@ _COUNTED = (
     *(f"refused-{refusal.value}" for refusal in REFUSALS),
 )
 
-LEAST_SERVICES = 256
-LEAST_PLACES = 32
-SPARE = 4  # times as much as is needed at the start: reloads may bring more
+MIN_SERVICES = 256
+MIN_WORKER_SLOTS = 32
+SPARE_FACTOR = 4  # reloads may bring more services and workers than superd starts with
 
-ALL = ""  # the daemon: all services together
+ALL = ""  # the name under which the daemon, all services together, is counted
 
 
 class NoRoom(SuperdError):
@@ -56,31 +59,32 @@ class NoRoom(SuperdError):
 
 
 class Roster:
-    """Which services and how many places there is room for in shared memory.
+    """The numbers of the services, and the size of the tables in shared memory: `capacity` services
+    and `worker_slots` workers.
 
-    A service keeps its number for as long as the master lives, over reloads and upgrades too; so
-    does the daemon, which is number 0.
+    A service keeps its number over reloads and upgrades; the daemon has number 0.
     """
 
-    def __init__(self, capacity: int, places: int, numbers: Mapping[str, int]) -> None:
+    def __init__(self, capacity: int, worker_slots: int, numbers: Mapping[str, int]) -> None:
         self.capacity = capacity
-        self.places = places
+        self.worker_slots = worker_slots
         self.numbers = dict(numbers)
 
     @classmethod
-    def of(cls, services: Sequence[str], places: int) -> Roster:
-        """Return a new one for these services and so many places, with room for more."""
-        roster = cls(
-            max(LEAST_SERVICES, SPARE * len(services)), max(LEAST_PLACES, SPARE * places), {ALL: 0}
-        )
+    def of(cls, services: Sequence[str], workers: int) -> Roster:
+        """Return a new roster for these services and so many workers, with room for more."""
+        capacity = max(MIN_SERVICES, SPARE_FACTOR * len(services))
+        roster = cls(capacity, max(MIN_WORKER_SLOTS, SPARE_FACTOR * workers), {ALL: 0})
         roster.add(services)
         return roster
 
     def add(self, services: Sequence[str]) -> None:
-        """Give each service that is new a number."""
+        """Give each new service a number; NoRoom beyond the capacity."""
         new = [name for name in services if name not in self.numbers]
         if len(self.numbers) + len(new) > self.capacity:
-            raise NoRoom(f"there is room for {self.capacity - 1} services; a restart makes more")
+            raise NoRoom(
+                f"there is room for {self.capacity - 1} services; restart superd to have more"
+            )
         self.numbers |= {name: len(self.numbers) + n for n, name in enumerate(new)}
 
     def number(self, service: str) -> int:
@@ -91,12 +95,14 @@ class Roster:
 
 
 def columns() -> list[str]:
-    """Return what each column of the scoreboard counts: two that differ cannot share memory."""
+    """Return what each column counts. Two programs can share the memory only if these are equal."""
     return [*_COUNTED, *(f"up to {seconds} s" for seconds in DURATIONS), "longer", "lost", "due"]
 
 
 class Sums(NamedTuple):
-    """What was counted for one service: by Count, by REFUSALS, and by DURATIONS and beyond."""
+    """The sums of one service over all workers, in the order of Count, REFUSALS and DURATIONS; the
+    last duration is "longer".
+    """
 
     counts: list[int]
     refused: list[int]
@@ -104,56 +110,56 @@ class Sums(NamedTuple):
 
     @property
     def by_name(self) -> dict[str, int]:
-        """Counts and refusals by name; the latter as `refused-REASON`."""
+        """Counts and refusals by name; a refusal is `refused-REASON`."""
         return dict(zip(_COUNTED, self.counts + self.refused, strict=True))
 
 
 class Scoreboard:
-    """A table of unsigned 64-bit counters: a row for each worker's place, a cell per service.
+    """A table of unsigned 64-bit counters: a row for each worker, with all columns of each service.
 
-    `descriptor` is that of an earlier one's memory, of the same roster.
+    `descriptor` is that of the memory of an earlier scoreboard with the same roster.
     """
 
     def __init__(self, roster: Roster, descriptor: int | None = None) -> None:
         self._roster = roster
         self._width = roster.capacity * _COLUMNS
-        self.memory = Memory("scoreboard", roster.places * self._width, descriptor)
+        self.memory = Memory("scoreboard", roster.worker_slots * self._width, descriptor)
         self._cells = self.memory.cells
 
-    def row(self, place: int, service: str) -> memoryview:
-        """Return the writable counters of one service at one worker's place.
+    def row(self, worker_slot: int, service: str) -> memoryview:
+        """Return the writable counters of one service in one worker.
 
-        Indexed by `Count`, by what `refusal_column` and `duration_column` tell, and by `LOST`.
+        They are indexed by `Count`, `refusal_column`, `duration_column` and `LOST`.
         """
-        start = place * self._width + self._roster.number(service) * _COLUMNS
+        start = worker_slot * self._width + self._roster.number(service) * _COLUMNS
         return self._cells[start : start + _COLUMNS]
 
-    def due(self, place: int) -> memoryview:
-        """Return the one cell in which the worker at `place` says when its loop turns next."""
-        start = place * self._width + DUE
+    def due(self, worker_slot: int) -> memoryview:
+        """Return the one cell in which a worker writes when its loop turns next."""
+        start = worker_slot * self._width + DUE
         return self._cells[start : start + 1]
 
-    def vacate(self, place: int) -> int:
-        """Note that the worker at `place` has gone; return how many connections went with it."""
-        start = place * self._width + Count.ACTIVE
-        end = place * self._width + len(self._roster) * _COLUMNS
-        lost = self._cells[start]  # of the daemon
+    def vacate(self, worker_slot: int) -> int:
+        """Clear what a dead worker had in progress; return how many connections it had."""
+        start = worker_slot * self._width + Count.ACTIVE
+        end = worker_slot * self._width + len(self._roster) * _COLUMNS
+        lost = self._cells[start]  # the daemon is service 0
         for cell in range(start, end, _COLUMNS):
             self._cells[cell] = 0
         return lost
 
     def active(self, service: str) -> memoryview:
-        """Return the cells with the numbers of connections that a service has, one a place."""
+        """Return the cells with the numbers of a service's connections, one for each worker."""
         return self._cells[self._roster.number(service) * _COLUMNS + Count.ACTIVE :: self._width]
 
     def accepted(self, service: str) -> int:
-        """Return how many connections and datagrams a service has had, in all places."""
+        """Return how many connections and datagrams a service has had, in all workers."""
         start = self._roster.number(service) * _COLUMNS
         of_both = (Count.ACCEPTED, Count.DATAGRAMS)
         return sum(sum(self._cells[start + count :: self._width]) for count in of_both)
 
     def totals(self, service: str) -> dict[str, int]:
-        """Return the sums over all workers by name; refusals as `refused-REASON`."""
+        """Return the sums over all workers by name; a refusal is `refused-REASON`."""
         return self.sums(service).by_name
 
     def sums(self, service: str) -> Sums:
@@ -164,13 +170,13 @@ class Scoreboard:
         return Sums(sums[:first], sums[first:_FIRST_DURATION], sums[_FIRST_DURATION:LOST])
 
     def lost(self) -> int:
-        """Return how many lines of log and records workers could not send to the master."""
+        """Return how many lines of log and records the workers could not send to the master."""
         first = self._roster.number(ALL) * _COLUMNS + LOST
         return sum(self._cells[first :: self._width])
 
 
 def refusal_column(refusal: Refusal) -> int:
-    """Return where in a row a refusal is counted."""
+    """Return the column that counts a refusal."""
     return _REFUSAL_COLUMNS[refusal]
 
 
@@ -178,5 +184,5 @@ _REFUSAL_COLUMNS = {refusal: len(Count) + n for n, refusal in enumerate(REFUSALS
 
 
 def duration_column(seconds: float) -> int:
-    """Return where in a row a connection of this duration is counted."""
+    """Return the column that counts connections of this duration."""
     return _FIRST_DURATION + bisect_left(DURATIONS, seconds)

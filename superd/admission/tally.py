@@ -1,7 +1,7 @@
-"""All that stands in memory which the master shares with its workers.
+"""All memory that the master shares with its workers.
 
-Made by the master before it forks. The program after an upgrade goes on with the same memory, so
-that limits and totals outlive this one. Raises ValueError where it cannot.
+The master makes it before it forks. After an upgrade the new program uses the same memory, so
+limits and totals survive. Raises ValueError where the new program cannot use it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from superd.admission.bans import BanTable
 from superd.admission.ledger import SLOTS, Ledger
 from superd.admission.scoreboard import Roster, Scoreboard, columns
 
-_LAYOUT = [*columns(), f"{SLOTS} sources", f"{BAN_SLOTS} bans"]
+_LAYOUT = [*columns(), f"{SLOTS} sources by level", f"{BAN_SLOTS} bans by level"]
 
 
 class Tally:
-    """The roster of services and places, what is counted of them, and who is banned."""
+    """The roster of services and workers, the scoreboard, the ledger and the table of bans."""
 
     def __init__(
         self,
@@ -33,16 +33,16 @@ class Tally:
         self.bans = BanTable(bans)
 
     @classmethod
-    def of(cls, services: Sequence[str], places: int) -> Tally:
-        """Return a new one for these services and so many workers, with room for more."""
-        return cls(Roster.of(services, places))
+    def of(cls, services: Sequence[str], workers: int) -> Tally:
+        """Return a new tally for these services and so many workers, with room for more."""
+        return cls(Roster.of(services, workers))
 
-    def passed_on(self) -> dict[str, Any]:
-        """Return as JSON what another program needs to go on with the same memory."""
+    def handoff(self) -> dict[str, Any]:
+        """Return what another program needs to use the same memory, as JSON."""
         return {
             "layout": _LAYOUT,
             "capacity": self.roster.capacity,
-            "places": self.roster.places,
+            "places": self.roster.worker_slots,
             "numbers": self.roster.numbers,
             "scoreboard": self.scoreboard.memory.descriptor,
             "ledger": self.ledger.memory.descriptor,
@@ -50,9 +50,9 @@ class Tally:
         }
 
     @classmethod
-    def taken_up(cls, passed: Mapping[str, Any]) -> Tally:
-        """Go on with the memory of another program."""
-        if passed["layout"] != _LAYOUT:
-            raise ValueError("the counters of the other program are arranged in another way")
-        roster = Roster(passed["capacity"], passed["places"], passed["numbers"])
-        return cls(roster, passed["scoreboard"], passed["ledger"], passed["bans"])
+    def of_handoff(cls, handoff: Mapping[str, Any]) -> Tally:
+        """Use the memory of another program; ValueError where its layout is not this program's."""
+        if handoff["layout"] != _LAYOUT:
+            raise ValueError("the counters of the other program have another layout")
+        roster = Roster(handoff["capacity"], handoff["places"], handoff["numbers"])
+        return cls(roster, handoff["scoreboard"], handoff["ledger"], handoff["bans"])

@@ -16,7 +16,7 @@ from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
-from superd.admission.bans import MOST, BanTable
+from superd.admission.bans import MAX_BANS, BanTable
 from superd.errors import printable, reason
 from superd.master.logs.log import Log
 from superd.net.patterns import IPNetwork, parse_network, shown_network
@@ -134,9 +134,9 @@ class Bans:
             self._log.error(f"cannot save bans to {self._path}: {reason(error)}")
 
     def _enter(self, ban: Ban) -> bool:
-        if ban.network not in self._bans and len(self._bans) >= MOST:
+        if ban.network not in self._bans and len(self._bans) >= MAX_BANS:
             self._make_room(by_operator=ban.by == OPERATOR)
-            if len(self._bans) >= MOST:
+            if len(self._bans) >= MAX_BANS:
                 return False
         left = max(0.0, ban.until - time.time())
         if not self.table.add(ban.network, time.monotonic_ns() + int(left * 1e9)):
@@ -147,7 +147,7 @@ class Bans:
 
     def _take_over(self, bans: Iterable[Ban]) -> None:
         for ban in bans:
-            if self.table.knows(ban.network):
+            if self.table.adopt(ban.network):
                 self._bans[ban.network] = ban
             else:  # the table is new
                 self._enter(ban)
@@ -159,13 +159,13 @@ class Bans:
         bans = [ban for ban in self._bans.values() if ban.by != OPERATOR]
         if not bans and by_operator:
             bans = list(self._bans.values())
-        for ban in nsmallest(MOST // 100, bans, key=lambda ban: ban.until):
+        for ban in nsmallest(MAX_BANS // 100, bans, key=lambda ban: ban.until):
             self.lift(ban.network)
         now = time.monotonic()
         if bans and now >= self._warn_full_at:
             self._warn_full_at = now + FULL_WARNING_INTERVAL
             self._log.warning(
-                f"there are {MOST} bans, the most possible; the next to end are lifted early"
+                f"there are {MAX_BANS} bans, the most possible; the next to end are lifted early"
             )
 
     def _read(self, path: Path) -> None:

@@ -130,7 +130,7 @@ def run_trial(state: State) -> int:
     plan = plan_of(settings.model_copy(update={"daemon": alone}), installed(), {}, looking_up)
     tally = Tally.of(list(plan.services), plan.workers)
     first = Generation(1, plan, Listeners([], log))
-    first.make_slots((), tally.roster.places)
+    first.make_slots((), tally.roster.worker_slots)
     bans = Bans(None, log, tally.bans)
     master = Master(Context(first, tally, log, bans, Signals(), Notifier({}), is_trial=True))
     with contextlib.closing(master):

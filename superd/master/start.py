@@ -66,7 +66,7 @@ def serve(
         gc.freeze()  # pages that workers share with the master stay shared
         tally = Tally.of(list(plan.services), plan.workers)
         first = Generation(1, plan, Listeners(listeners, log))
-        first.make_slots((), tally.roster.places)
+        first.make_slots((), tally.roster.worker_slots)
         context = Context(
             first,
             tally,

@@ -121,7 +121,7 @@ def _report_failure(channel: Channel, error: BaseException) -> int:
 def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     """Take the steps of `superd.plugin.Service` with all services of the worker."""
     setproctitle(f"superd: worker {assignment.pool}")
-    assignment.bans.write_no_more()
+    assignment.bans.make_read_only()
     sockets = [*(sock for *_, sock in assignment.sockets), *assignment.entrances.values()]
     lock = assignment.ledger.lock.descriptor
     ours = {channel.sock.fileno(), lock, *lifeline.ends, *(sock.fileno() for sock in sockets)}

@@ -1,4 +1,4 @@
-"""The table of bans: against a naive model, over any history."""
+"""The table of bans, against a naive model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from superd.admission.bans import MOST, BanTable
+from superd.admission.bans import MAX_BANS, BanTable
 from superd.net.patterns import IPNetwork, parse_network
 
 NETWORKS = st.sampled_from(
@@ -32,7 +32,7 @@ EVENTS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(EVENTS)
-def test_any_history_is_kept_as_a_naive_model_does(
+def test_any_sequence_of_events_has_the_result_of_a_naive_model(
     events: list[tuple[str, IPNetwork | None, int]],
 ) -> None:
     table, model, now = BanTable(), dict[IPNetwork, int](), 0
@@ -52,7 +52,7 @@ def test_any_history_is_kept_as_a_naive_model_does(
             assert table.is_banned(host, now) is expected
 
 
-def test_a_mapped_address_and_one_with_a_scope_are_what_they_stand_for() -> None:
+def test_a_mapped_address_is_ipv4_and_a_scope_is_ignored() -> None:
     table = BanTable()
     table.add(parse_network("127.0.0.1"), 10)
     table.add(parse_network("fe80::1"), 10)
@@ -62,13 +62,13 @@ def test_a_mapped_address_and_one_with_a_scope_are_what_they_stand_for() -> None
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_as_many_bans_as_there_may_be_are_all_found(version: int) -> None:
+def test_the_greatest_number_of_bans_fits_and_each_is_found(version: int) -> None:
     table = BanTable()
     first = int(ipaddress.ip_address("10.0.0.0" if version == 4 else "2001:db8::"))
     kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
-    hosts = [str(kind(first + number)) for number in range(MOST)]
+    hosts = [str(kind(first + number)) for number in range(MAX_BANS)]
     for host in hosts:
         assert table.add(parse_network(host), 5)
     assert all(table.is_banned(host, 0) for host in hosts)
-    assert not table.is_banned(str(kind(first + MOST)), 0)
+    assert not table.is_banned(str(kind(first + MAX_BANS)), 0)
     assert not any(table.is_banned(host, 5) for host in hosts[:100])

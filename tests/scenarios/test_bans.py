@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from superd.admission.bans import MOST, BanTable
+from superd.admission.bans import MAX_BANS, BanTable
 from superd.master.bans import OPERATOR, Bans
 from superd.master.logs.log import Log
 from superd.net.patterns import IPNetwork, parse_network
@@ -233,9 +233,9 @@ def bans(tmp_path: Path) -> Iterator[Bans]:
 
 
 def test_bans_are_bounded_and_those_that_end_first_give_way(bans: Bans, tmp_path: Path) -> None:
-    for number in range(MOST + 10):
+    for number in range(MAX_BANS + 10):
         assert bans.add(host(number), 600 + number, OPERATOR, "") == ""
-    assert len(bans) == len(bans.table) == MOST - MOST // 100 + 10
+    assert len(bans) == len(bans.table) == MAX_BANS - MAX_BANS // 100 + 10
     assert host(99) not in bans
     assert host(100) in bans
     assert (tmp_path / "log").read_text().count("\n") == 1
@@ -243,25 +243,26 @@ def test_bans_are_bounded_and_those_that_end_first_give_way(bans: Bans, tmp_path
 
 @pytest.mark.parametrize("by", [PLUGIN, OPERATOR])
 def test_plugins_bans_give_way_before_those_of_operators(bans: Bans, by: str) -> None:
-    for number in range(MOST):
-        is_late = number >= MOST - 200
+    for number in range(MAX_BANS):
+        is_late = number >= MAX_BANS - 200
         assert bans.add(host(number), 600 + number, PLUGIN if is_late else OPERATOR, "") == ""
-    assert bans.add(host(MOST), 600, by, "") == ""
-    assert all(host(number) in bans for number in range(MOST - 200))
-    assert host(MOST - 200) not in bans
-    assert host(MOST - 1) in bans
+    assert bans.add(host(MAX_BANS), 600, by, "") == ""
+    assert all(host(number) in bans for number in range(MAX_BANS - 200))
+    assert host(MAX_BANS - 200) not in bans
+    assert host(MAX_BANS - 1) in bans
 
 
 def test_a_plugin_finds_no_room_where_operators_have_it_all(bans: Bans, tmp_path: Path) -> None:
-    for number in range(MOST):
+    for number in range(MAX_BANS):
         assert bans.add(host(number), 600, OPERATOR, "") == ""
     assert (
-        bans.add(host(MOST), 900, PLUGIN, "") == "there is no room for another ban; lift one first"
+        bans.add(host(MAX_BANS), 900, PLUGIN, "")
+        == "there is no room for another ban; lift one first"
     )
-    assert len(bans) == MOST
+    assert len(bans) == MAX_BANS
     assert (tmp_path / "log").read_text() == ""
-    assert bans.add(host(MOST), 900, OPERATOR, "") == ""
-    assert host(MOST) in bans
+    assert bans.add(host(MAX_BANS), 900, OPERATOR, "") == ""
+    assert host(MAX_BANS) in bans
 
 
 def test_a_plugin_does_not_shorten_what_an_operator_has_banned(bans: Bans) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from superd.admission.scoreboard import LEAST_PLACES
+from superd.admission.scoreboard import MIN_WORKER_SLOTS
 from tests.conftest import Start
 from tests.scenarios.test_access import is_admitted
 from tests.support.clients import (
@@ -552,7 +552,7 @@ def test_a_limit_for_those_from_before_a_reload_is_kept(start_superd: Start) -> 
 def test_when_there_is_no_room_for_workers_it_is_said_what_makes_room(start_superd: Start) -> None:
     served = start_superd(LIMITED.format(loop="auto", limit="0s"))
     with contextlib.ExitStack() as stack:
-        for _ in range(LEAST_PLACES - 1):
+        for _ in range(MIN_WORKER_SLOTS - 1):
             client = stack.enter_context(served.connect("echo"))
             client.sendall(b"1")
             assert client.recv(1) == b"1"
@@ -563,7 +563,8 @@ def test_when_there_is_no_room_for_workers_it_is_said_what_makes_room(start_supe
         done = served.run("reload")
         assert done.returncode == 1
         assert (
-            f"there is room for {LEAST_PLACES} workers, including those that drain" in done.stderr
+            f"there is room for {MIN_WORKER_SLOTS} workers, including those that drain"
+            in done.stderr
         )
     until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
     reload(served, served.toml)

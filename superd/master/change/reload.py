@@ -149,7 +149,7 @@ class Reload:
             listeners = Listeners(self._listeners, context.log)
             number = 1 + max(one.number for one in context.generations)
             new = Generation(number, plan, listeners)
-            new.make_slots(taken, context.tally.roster.places)
+            new.make_slots(taken, context.tally.roster.worker_slots)
             self._supervisor.provide_resolver(plan)
         except SuperdError as error:
             self._fail(str(error), error.exit_code)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from superd.admission.scoreboard import LEAST_PLACES
+from superd.admission.scoreboard import MIN_WORKER_SLOTS
 from superd.admission.tally import Tally
 from superd.config.model import Daemon, Settings
 from superd.master.change.upgrade.take_over import generations_of, tally_of
@@ -33,9 +33,9 @@ def place(number: int, generation: int, *, drains: bool = False) -> dict[str, An
 
 
 def test_new_counters_have_room_for_the_old_workers(log: Log, plan: Plan) -> None:
-    highest = LEAST_PLACES + 8
+    highest = MIN_WORKER_SLOTS + 8
     before = Tally.of(["echo"], highest)
-    passed = before.passed_on()
+    passed = before.handoff()
     state = {"tally": {**passed, "layout": ["another"]}, "places": [place(3, 1), place(highest, 1)]}
     tally = tally_of(state, plan, log)
     assert tally.scoreboard.memory.descriptor != passed["scoreboard"]
