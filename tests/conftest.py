@@ -1,4 +1,4 @@
-"""Fixtures and marks that all tests share."""
+"""Fixtures, options and markers that all tests share."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     _use_no_default_path()
-    config.addinivalue_line("markers", "root: needs root; CI has it")
+    config.addinivalue_line("markers", "root: needs root; CI runs as root")
     config.addinivalue_line("markers", "slow: takes many seconds; runs with --slow only")
     config.addinivalue_line("markers", "soak: takes minutes; runs with --soak only")
     config.addinivalue_line("markers", "tool(name, ...): needs these programs")
 
 
 def _use_no_default_path() -> None:
-    """Put superd's default paths into a directory of this test run: tests meet no other superd of
-    the machine, and leave nothing behind.
+    """Move superd's default paths into a directory of this test run, so that tests never touch
+    another superd on the machine and leave no files behind.
     """
     directory = tempfile.mkdtemp(prefix="superd-tests-")
     atexit.register(shutil.rmtree, directory, ignore_errors=True)
@@ -55,25 +55,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture
 def start_superd(tmp_path: Path) -> Iterator[Start]:
-    """Return a function that starts superd with a configuration; all are stopped in the end."""
+    """Return a function that starts superd with a configuration; the fixture stops each of them."""
     started: list[Superd] = []
 
     def start(toml: str, *wrapper: str, env: dict[str, str] | None = None) -> Superd:
         directory = tmp_path / f"superd-{len(started)}"
         directory.mkdir()
-        one = Superd(directory, toml, env=env)
-        started.append(one)
-        return one.start(*wrapper)
+        instance = Superd(directory, toml, env=env)
+        started.append(instance)
+        return instance.start(*wrapper)
 
     yield start
-    for one in started:
-        one.stop()
-        print(f"--- log of {one.file}\n{one.log()}")  # pytest shows it where the test failed
+    for instance in started:
+        instance.stop()
+        # pytest shows it when the test fails
+        print(f"--- log of {instance.file}\n{instance.log()}")
 
 
 @pytest.fixture(scope="module")
 def loop() -> str:
-    """The event loop of the workers. A module that is to run with each has a fixture of its own."""
+    """The event loop of the workers. A module overrides this to run with several loops."""
     return "auto"
 
 
@@ -83,25 +84,25 @@ def served(
 ) -> Iterator[Superd]:
     """One superd for all tests of a module: it serves the module's `TOML` with its `PLUGINS`.
 
-    `{directory}` in the TOML stands for superd's own, `{loop}` for the event loop; PLUGINS maps
-    names to sources.
+    In the TOML, `{directory}` is replaced by superd's directory and `{loop}` by the event loop.
+    PLUGINS maps plugin names to their source.
     """
     directory = tmp_path_factory.mktemp("superd")
     env: dict[str, str] = {}
     for name, source in getattr(request.module, "PLUGINS", {}).items():
         env = make_plugin(directory / "plugins", name, source)
     toml = request.module.TOML.replace("{directory}", str(directory)).replace("{loop}", loop)
-    one = Superd(directory, toml, env=env)
+    instance = Superd(directory, toml, env=env)
     try:
-        yield one.start()
+        yield instance.start()
     finally:
-        one.stop()
-        print(f"--- log of {one.file}\n{one.log()}")
+        instance.stop()
+        print(f"--- log of {instance.file}\n{instance.log()}")
 
 
 @pytest.fixture
 def jail(tmp_path: Path) -> Path:
-    """An empty directory for workers to be locked in."""
+    """An empty directory that workers can be confined to."""
     directory = tmp_path / "jail"
     directory.mkdir(mode=0o755)
     return directory

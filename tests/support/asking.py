@@ -1,7 +1,8 @@
-"""Asks a real resolver for the addresses of names, from inside a jail as a worker would.
+"""Asks a real resolver process for the addresses of names, from inside a jail as a worker does.
 
-`Asking` runs in the test's process; what it starts stands for the master, which starts a resolver,
-and then for a worker, which locks itself into a directory and asks for each line that it reads.
+`JailedAsker` runs in the test's process. The process that it starts first plays the master and
+starts a resolver. Then it plays a worker: it confines itself to a directory with chroot(2) and
+asks the resolver for each name that it reads.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 
 
 class JailedAsker:
-    """The process; `said` is what it tells at its start."""
+    """Starts and asks the process; `startup` is the first line that it writes."""
 
     def __init__(self, jail: str, wrapper: Iterable[str] = ()) -> None:
         self.process = subprocess.Popen(
@@ -27,11 +28,11 @@ class JailedAsker:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.said = self._read()
-        self.resolver = int(self.said["resolver"])
+        self.startup = self._read()
+        self.resolver = int(self.startup["resolver"])
 
     def ask(self, *names: str) -> dict[str, str]:
-        """Ask for some names at the same time; return their addresses, in the order they came."""
+        """Ask for several names at once; return their addresses in the order of the answers."""
         assert self.process.stdin is not None
         self.process.stdin.write("".join(f"{name}\n" for name in names))
         self.process.stdin.flush()
@@ -81,8 +82,8 @@ def answer(name: str, found: tuple[str, ...]) -> None:
     write_line({"name": name, "found": found})
 
 
-def write_line(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+def write_line(message: dict[str, Any]) -> None:
+    print(json.dumps(message), flush=True)
 
 
 if __name__ == "__main__":

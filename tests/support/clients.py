@@ -1,6 +1,6 @@
-"""Clients of every temper: over each transport, in odd segments, silent, rude, in crowds.
+"""Clients over each transport: polite, silent, resetting, many at once, sending odd segments.
 
-Runs in the test's process. Every socket has a time-out, so that no test waits for ever.
+Runs in the test's process. Every socket has a timeout, so a test never waits forever.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from tests.support.harness import EVENT_TIMEOUT, Address, receive_all
 
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
-LARGEST_SEGMENT = 64 * 1024
+MAX_SEGMENT_BYTES = 64 * 1024
 
 
 def connect_tcp(address: Address) -> socket.socket:
@@ -25,7 +25,7 @@ def connect_tcp(address: Address) -> socket.socket:
 
 
 def connect_unix(path: str | Path, kind: int = socket.SOCK_STREAM) -> socket.socket:
-    """Return a connection to a unix socket; a datagram client gets a name to be answered at."""
+    """Connect to a unix socket. A datagram client is bound to a name, so it can be answered."""
     client = socket.socket(socket.AF_UNIX, kind)
     client.settimeout(EVENT_TIMEOUT)
     try:
@@ -55,16 +55,16 @@ def ask_unixpacket(path: str | Path, *packets: bytes) -> list[bytes]:
 
 
 def receive_and_close(client: socket.socket) -> bytes:
-    """Say nothing, read to the end, and close."""
+    """Send nothing, read to the end, and close."""
     with client:
         return receive_all(client)
 
 
 def receive_to_end(client: socket.socket) -> tuple[bytes, str]:
-    """Read on and return what came, and how it ended: "fin" or "reset"."""
+    """Read to the end; return the data and how the stream ended: "fin" or "reset"."""
     parts = []
     try:
-        while part := client.recv(LARGEST_SEGMENT):
+        while part := client.recv(MAX_SEGMENT_BYTES):
             parts.append(part)
     except ConnectionResetError:
         return b"".join(parts), "reset"
@@ -72,7 +72,7 @@ def receive_to_end(client: socket.socket) -> tuple[bytes, str]:
 
 
 def connect_and_receive(address: Address, data: bytes = b"") -> tuple[bytes, str]:
-    """Connect, send, and return what came and how it ended, be it at once."""
+    """Connect, send and read to the end; return the data and how it ended: "fin" or "reset"."""
     try:
         with connect_tcp(address) as client:
             client.sendall(data)
@@ -82,13 +82,13 @@ def connect_and_receive(address: Address, data: bytes = b"") -> tuple[bytes, str
 
 
 def reset(client: socket.socket) -> None:
-    """Close with a reset instead of a FIN, as a crashing client or a scanner does."""
+    """Close with a RST instead of a FIN, as a crashing client or a scanner does."""
     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     client.close()
 
 
 def is_open(client: socket.socket) -> bool:
-    """Tell whether the other side still keeps the connection; nothing is read."""
+    """Return whether the peer still keeps the connection open. Consumes no data."""
     client.setblocking(False)
     try:
         return client.recv(1, socket.MSG_PEEK) != b""
@@ -102,7 +102,7 @@ def is_open(client: socket.socket) -> bool:
 
 @contextlib.contextmanager
 def connect_many(address: Address, number: int) -> Iterator[list[socket.socket]]:
-    """Connect many clients that are all there at once, and close them in the end."""
+    """Connect many clients at once; close them at the end of the block."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(connect_tcp(address)) for _ in range(number)]
 
@@ -112,7 +112,7 @@ def segments(data: bytes, seed: int) -> Iterator[memoryview]:
     rng = random.Random(seed)
     view, start = memoryview(data), 0
     while start < len(data):
-        size = rng.choice((1, 2, 100, 1460, rng.randint(1, LARGEST_SEGMENT)))
+        size = rng.choice((1, 2, 100, 1460, rng.randint(1, MAX_SEGMENT_BYTES)))
         yield view[start : start + size]
         start += size
 
@@ -130,7 +130,7 @@ def exchange_digests(client: socket.socket, data: bytes, seed: int) -> tuple[str
     sender = threading.Thread(target=send)
     sender.start()
     try:
-        while part := client.recv(rng.randint(1, LARGEST_SEGMENT)):
+        while part := client.recv(rng.randint(1, MAX_SEGMENT_BYTES)):
             received.update(part)
     finally:
         sender.join(EVENT_TIMEOUT)
@@ -138,9 +138,9 @@ def exchange_digests(client: socket.socket, data: bytes, seed: int) -> tuple[str
 
 
 def send_until_blocked(client: socket.socket, most: int) -> int:
-    """Send without reading until the other side takes no more, `most` bytes at the utmost."""
+    """Send without reading until the send buffer is full, or `most` bytes are sent."""
     client.setblocking(False)
-    piece, sent = bytes(LARGEST_SEGMENT), 0
+    piece, sent = bytes(MAX_SEGMENT_BYTES), 0
     with contextlib.suppress(BlockingIOError):
         while sent < most:
             sent += client.send(piece)

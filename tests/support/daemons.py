@@ -1,6 +1,6 @@
 """Daemons for a test: configured like any superd of the harness, but started by `superd start`.
 
-Runs in the test's process. A daemon is found and ended by the lock on its pid file.
+Runs in the test's process. Finds a daemon by the lock on its pid file, and stops it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def free_ports(number: int) -> list[int]:
 
 
 def stop_daemon(superd: Superd) -> None:
-    """End a daemon, however it is, by what it has locked."""
+    """Stop a daemon in any state; its pid is that of the lock holder."""
     path = superd.directory / "pid"
     if path.is_file() and not path.is_symlink() and (pid := holder(path)):
         os.kill(pid, signal.SIGQUIT)
@@ -53,9 +53,9 @@ def echo_with_log(port: int, more: str = "") -> str:
 
 
 def run_in_own_mounts(script: str, directory: Path) -> subprocess.CompletedProcess[str]:
-    """Run a shell script, to which `"$@"` is superd, in a mount namespace of its own.
+    """Run a shell script in its own mount namespace; `"$@"` in it is superd.
 
-    Its default paths are those of the machine, so the script mounts over /run and /var/lib first.
+    superd uses the machine's default paths, so the script mounts over /run and /var/lib first.
     """
     return subprocess.run(
         ["unshare", "--mount", "sh", "-c", script, "sh", *command()],
@@ -68,6 +68,6 @@ def run_in_own_mounts(script: str, directory: Path) -> subprocess.CompletedProce
 
 
 def without_own_directories() -> dict[str, str]:
-    """Return the environment in which superd uses the machine's default paths; for namespaces."""
+    """Return an environment in which superd uses the machine's default paths. Namespaces only."""
     own = {"RUNTIME_DIRECTORY", "STATE_DIRECTORY", "XDG_RUNTIME_DIR", "SUPERD_CONFIG"}
     return {name: value for name, value in os.environ.items() if name not in own}

@@ -1,7 +1,7 @@
-"""A name server that says what a test wants, in a network namespace of the test's own (RFC 1035).
+"""A name server whose answers the test decides, in the test's network namespace (RFC 1035).
 
-Runs in the test's process, in a thread. Answers PTR, A and AAAA questions, says nothing at all
-where it is silent, and what it should not where it is hostile.
+Runs in a thread of the test's process. Answers PTR, A and AAAA questions. It can also be silent,
+fail every question, or send hostile answers.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ FILES = {
 
 
 class NameServer:
-    """`names` maps addresses to what PTR says, `addresses` names to one or several addresses.
+    """`names` maps addresses to PTR answers, `addresses` maps names to one or more addresses.
 
-    `hostile` makes another answer of a question, as it came, and of its true answer.
+    `hostile` gets the question and the true answer, both raw, and returns the answer to send.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -70,9 +70,9 @@ class NameServer:
     def _data(self, name: bytes, kind: int) -> list[bytes] | None:
         """Return the data of a name's records; None where there is no such name."""
         if kind == PTR:
-            for address, told in self.names.items():
+            for address, hostname in self.names.items():
                 if ipaddress.ip_address(address).reverse_pointer.encode() == name:
-                    return [_encoded(told)]
+                    return [_encoded(hostname)]
         if name not in self.addresses:
             return None
         found = map(ipaddress.ip_address, self.addresses[name].split())
@@ -94,7 +94,7 @@ def _encoded(name: bytes) -> bytes:
 
 @contextlib.contextmanager
 def name_server(space: Namespace, files: Mapping[str, str] = FILES) -> Iterator[NameServer]:
-    """Serve names to what runs in a namespace by `ip netns exec`, which has files of its own."""
+    """Serve names to programs that `ip netns exec` runs in a namespace; `files` go to its /etc."""
     directory = Path("/etc/netns", space.name)
     directory.mkdir(parents=True)
     for name, text in files.items():

@@ -1,6 +1,6 @@
-"""Forwards to real servers: who is started for a test, what passes, and what superd records of it.
+"""Forwards to real servers: starts superd and the servers, and reads the records of superd.
 
-Runs in the test's process. Servers listen on loopback only, and are ended by their own ids.
+Runs in the test's process. Servers listen on loopback only, and are stopped by pid.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ record = "closed"
 options = {{ to = "{to}", {more} }}
 """
 TCP = "tcp://127.0.0.1:0"
-LISTEN_STATE = "0A"  # of the states in /proc/net/tcp
+LISTEN_STATE = "0A"  # the state TCP_LISTEN in /proc/net/tcp
 
 
 def forward(start: Start, to: str, *listen: str, more: str = "", keys: str = "") -> Superd:
-    """Start superd with a forward to a target; `more` options, and `keys` of the entry."""
+    """Start superd with a forward to a target; `more` are options, `keys` lines of the entry."""
     addresses = ", ".join(f'"{address}"' for address in listen or (TCP,))
     return start(FORWARD.format(listen=addresses, to=to, more=more, keys=keys))
 
 
 def closed_records(served: Superd, number: int) -> list[Record]:
-    """Wait for so many connections to be over, all that there were, and return their records."""
+    """Wait until `number` connections, and no more, have been recorded; return their records."""
 
     def found() -> list[Record] | None:
         events = served.records()
@@ -51,12 +51,12 @@ def closed_records(served: Superd, number: int) -> list[Record]:
 
 
 def only_record(served: Superd) -> Record:
-    """Wait for the only connection to be over, and return its record."""
+    """Wait for the record of the only connection, and return it."""
     return closed_records(served, 1)[0]
 
 
 def is_bound(port: int, protocol: str = "tcp") -> bool:
-    """Tell whether somebody listens there, without a connection that would count."""
+    """Return whether a process listens on a port, without a connection that would be counted."""
     for table in (f"/proc/net/{protocol}", f"/proc/net/{protocol}6"):
         for line in Path(table).read_text().splitlines()[1:]:
             _, local, _, state, *_ = line.split()
@@ -73,7 +73,7 @@ def running(
     user: int | None = None,
     **more: Any,
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server, from when it listens on `port` until its end, and end it then."""
+    """Run a server: wait until it listens on `port`, and stop it at the end of the block."""
     more = {"stdin": subprocess.DEVNULL, **more}
     if user is not None:
         more |= {"user": user, "group": user, "extra_groups": []}

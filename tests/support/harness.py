@@ -1,7 +1,7 @@
-"""Runs the real daemon for a test and talks to it; leaves its log and directory when one fails.
+"""Runs the real daemon for a test and talks to it. A failed test keeps its log and directory.
 
-A test says what to serve in TOML; ports are chosen by the kernel (`tcp://127.0.0.1:0`) and asked
-for by service. Nothing here sleeps: every wait is for an event, and bounded.
+A test configures services in TOML. The kernel chooses the ports (`tcp://127.0.0.1:0`), and a test
+looks them up by service. Nothing here sleeps: every wait is for an event, and has a timeout.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class Superd:
-    """One `superd run` with a configuration of its own, in a directory of its own."""
+    """One `superd run` with its own configuration and its own directory."""
 
     def __init__(
         self,
@@ -48,12 +48,12 @@ class Superd:
         self.toml = toml
         self.env = env
         self.log_file = directory / "log"
-        self.own_files = True  # False where superd is to choose its pid file and the like itself
+        self.own_files = True  # False: superd chooses its pid file, socket and ban file
         self.process: subprocess.Popen[str] | None = None
         self.announced: list[str] = []
 
     def write(self) -> Path:
-        """Write the configuration; [daemon] gets files of its own."""
+        """Write the configuration; [daemon] gets paths in this directory."""
         paths = {"pid-file": "pid", "control-socket": "control", "ban-file": "bans"}
         own = "".join(
             f'{key} = "{self.directory}/{name}"\n'
@@ -61,7 +61,7 @@ class Superd:
             if f"{key} =" not in self.toml and self.own_files
         )
         if "record-log" not in self.toml:
-            own += f'record-log = "{os.devnull}"\n'  # tests read the log, and count its lines
+            own += f'record-log = "{os.devnull}"\n'  # not in the log that tests read
         head, table, rest = self.toml.partition("[daemon]\n")
         text = f"{head}[daemon]\n{own}{rest}" if table else f"[daemon]\n{own}{self.toml}"
         self.file.write_text(text)
@@ -99,21 +99,21 @@ class Superd:
 
     @property
     def pid(self) -> int:
-        """The master's process id, also where a wrapper such as strace stands before it."""
+        """The master's pid, even if a wrapper such as strace started it."""
         return int((self.directory / "pid").read_text())
 
     def address(self, service: str, transport: str = "tcp") -> Address:
-        """Return host and port of a service's first address of that transport."""
+        """Return host and port of the service's first address with this transport."""
         return self.addresses(service, transport)[0]
 
     def addresses(self, service: str, transport: str = "tcp") -> list[Address]:
-        """Return host and port of all of a service's addresses of that transport."""
+        """Return host and port of all of the service's addresses with this transport."""
         pattern = rf"{re.escape(service)} +{transport}://(?:\[([^\]]+)\]|([^:\s]+)):(\d+) "
         found = [re.match(pattern, line) for line in self.announced]
         return [(m[1] or m[2], int(m[3])) for m in found if m]
 
     def connect(self, service: str, source: str | None = None) -> socket.socket:
-        """Return a connection to a service's first tcp address, with a time-out."""
+        """Connect to a service's first tcp address, with a timeout."""
         host, port = self.address(service)
         origin = (source, 0) if source else None
         return socket.create_connection((host, port), timeout=EVENT_TIMEOUT, source_address=origin)
@@ -124,7 +124,7 @@ class Superd:
         return json.loads(done.stdout)
 
     def answer(self) -> Any:
-        """Return what the control socket says, without the time that a command takes."""
+        """Ask the control socket for the status; much faster than the command."""
         return ask(self.directory / "control", "status")
 
     def counts(self, service: str) -> dict[str, int]:
@@ -134,9 +134,9 @@ class Superd:
         return counts
 
     def wait_until_idle(self, service: str, timeout: float = EVENT_TIMEOUT) -> None:
-        """Wait until a service has no connection any more."""
-        left = f"{service} to be left by all"
-        until(lambda: self.counts(service)["active"] == 0, left, timeout)
+        """Wait until a service has no active connection."""
+        idle = f"{service} to have no active connection"
+        until(lambda: self.counts(service)["active"] == 0, idle, timeout)
 
     def workers(self, pool: str | None = None) -> list[int]:
         """Return the process ids of the workers that are ready."""
@@ -154,9 +154,9 @@ class Superd:
         return whole_lines(self.log_file)
 
     def records(self, service: str | None = None, event: str | None = None) -> list[Record]:
-        """Return the record of connections, which is JSON in the file `records`: a part, if named.
+        """Return the connection records, optionally of one service or one event only.
 
-        The configuration says so: `record-log = "./records"` and `record-format = "json"`.
+        Needs `record-log = "./records"` and `record-format = "json"` in the configuration.
         """
         records = map(json.loads, whole_lines(self.directory / "records").splitlines())
         wanted = {"service": service, "event": event}
@@ -170,12 +170,12 @@ class Superd:
         os.kill(self.pid, number)
 
     def wait(self, timeout: float = EVENT_TIMEOUT) -> int:
-        """Wait for the end and return the exit code."""
+        """Wait until superd exits, and return the exit code."""
         assert self.process is not None
         return self.process.wait(timeout)
 
     def stop(self) -> int:
-        """Stop at once, if it still runs, and return the exit code."""
+        """Stop superd without a drain, if it still runs, and return the exit code."""
         if self.process is None:
             return 0
         started: list[int] = []
@@ -188,7 +188,7 @@ class Superd:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        for pid in started:  # programs outlive superd when it stops at once
+        for pid in started:  # programs outlive superd if it stops without a drain
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         assert self.process.stdout is not None
@@ -197,9 +197,9 @@ class Superd:
 
 
 def make_plugin(directory: Path, name: str, source: str) -> dict[str, str]:
-    """Install a plugin as pip would, as a module and its metadata, without pip.
+    """Install a plugin without pip: write its module and its metadata.
 
-    Returns the environment in which superd finds the plugins of that directory.
+    Returns the environment in which superd finds the plugins in that directory.
     """
     module = f"superd_{name}"
     info = directory / f"{module}-1.0.dist-info"
@@ -214,7 +214,7 @@ def make_plugin(directory: Path, name: str, source: str) -> dict[str, str]:
 def failed_start(
     directory: Path, toml: str, *wrapper: str, env: dict[str, str] | None = None
 ) -> tuple[int, str]:
-    """Start what must not serve; return its exit code and the one line that superd ends with."""
+    """Start a superd that must fail; return its exit code and its only error line."""
     superd = Superd(directory, toml, env=env)
     done = subprocess.run(
         [*wrapper, *command("run", "-c", str(superd.write()))],
@@ -227,9 +227,9 @@ def failed_start(
     )
     assert "ready" not in done.stdout.splitlines()
     assert "Traceback" not in done.stderr
-    told = [line for line in done.stderr.splitlines() if line.startswith("superd: ")]
-    assert len(told) == 1, done.stderr
-    return done.returncode, told[0]
+    errors = [line for line in done.stderr.splitlines() if line.startswith("superd: ")]
+    assert len(errors) == 1, done.stderr
+    return done.returncode, errors[0]
 
 
 def command(*arguments: str, python: str = sys.executable) -> list[str]:
@@ -254,19 +254,19 @@ def superd(
 
 
 def whole_lines(file: Path) -> str:
-    """Return the text of a file without a last line that has no end yet: a reader may see half."""
+    """Return the text of a file without an unfinished last line, which may be half written."""
     data = file.read_bytes() if file.exists() else b""
     return data[: data.rfind(b"\n") + 1].decode()
 
 
 def read_lines(stream: IO[str], timeout: float = EVENT_TIMEOUT) -> Iterator[str]:
-    """Yield lines as they come; end at the end of the stream, fail when it takes too long."""
+    """Yield lines as they arrive, up to the end of the stream; fail after `timeout`."""
     deadline = time.monotonic() + timeout
     pending = ""
     while True:
         left = deadline - time.monotonic()
         if left <= 0 or not select.select([stream], [], [], left)[0]:
-            raise AssertionError(f"no line within {timeout} s; so far {pending!r}")
+            raise AssertionError(f"no line within {timeout} s; read so far: {pending!r}")
         part = os.read(stream.fileno(), 65536).decode()
         if not part:
             return
@@ -275,9 +275,9 @@ def read_lines(stream: IO[str], timeout: float = EVENT_TIMEOUT) -> Iterator[str]
 
 
 def until(condition: Callable[[], T | None], what: str, timeout: float = EVENT_TIMEOUT) -> T:
-    """Poll until `condition` is true and return its value: for what the system announces nowhere.
+    """Poll until `condition` is true and return its value. For events that are not announced.
 
-    The interval is short enough not to matter; what a test waits for is the condition.
+    The interval is too short to matter: the test waits for the condition, not for time to pass.
     """
     deadline = time.monotonic() + timeout
     while True:
@@ -285,7 +285,7 @@ def until(condition: Callable[[], T | None], what: str, timeout: float = EVENT_T
         if value:
             return value
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {timeout} s in vain for {what}")
+            raise AssertionError(f"waited {timeout} s for {what}")
         select.select([], [], [], 0.01)
 
 
@@ -316,7 +316,7 @@ def ask_udp(address: Address, data: bytes, timeout: float = EVENT_TIMEOUT) -> by
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process exists and is no zombie."""
+    """Return whether a process exists and is not a zombie."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -1,6 +1,6 @@
-"""A plugin that runs the Python it is sent, as any code of a plugin could.
+"""A plugin that runs the Python code that a test sends it, with the rights of any plugin.
 
-The plugin runs in a worker of the real daemon, `inside` in the test's process.
+The plugin runs in a worker of the real daemon, `run_inside` in the test's process.
 """
 
 from __future__ import annotations
@@ -30,5 +30,5 @@ INSIDE = """
 
 
 def run_inside(superd: Superd, service: str, code: str) -> Any:
-    """Run code in a service's worker and return what it calls `result`."""
+    """Run code in a service's worker and return the value of its variable `result`."""
     return json.loads(exchange(superd.connect(service), code.encode()))

@@ -1,4 +1,4 @@
-"""What several tests serve in jails: all bundled plugins, and some that make mistakes there."""
+"""Configurations for tests of jails: all bundled plugins, and plugins that fail in a jail."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
 
 BUNDLED_PLUGINS = ("echo", "discard", "chargen", "daytime", "time", "qotd", "message")
 RESET = (b"", "reset")
-QUOTE = b"Read before the door was shut."
+QUOTE = b"Read before the worker was confined."
 
 
 def all_plugins(jail: Path, sockets: Path, loop: str = "auto") -> str:
@@ -34,7 +34,7 @@ def over_tcp(superd: Superd, name: str, data: bytes) -> bytes:
 
 
 def over_udp(superd: Superd, name: str, data: bytes) -> bytes:
-    if name == "discard":  # nothing comes back; the counter tells that it was taken
+    if name == "discard":  # sends no answer; the counter shows that it was received
         host, port = superd.address(name, "udp")
         with socket.socket(type=socket.SOCK_DGRAM) as client:
             client.sendto(data, (host, port))
@@ -48,7 +48,7 @@ def over_unix(superd: Superd, name: str, data: bytes) -> bytes:
 
 
 def start_of_chargen(superd: Superd, ask: Callable[[Superd, str, bytes], bytes]) -> bytes:
-    """Return some of what chargen sends: over a stream it does not end by itself."""
+    """Return the start of chargen's output; on a stream it never ends by itself."""
     if ask is over_udp:
         return ask(superd, "chargen", b"x")
     sock = superd.connect("chargen") if ask is over_tcp else None
@@ -83,11 +83,11 @@ LATE = """
         name = "late"
 
         async def stream(self, conn):
-            what = (await conn.read()).decode()
-            if what.startswith("encodings."):
-                await conn.send("\\u3042".encode(what.partition(".")[2]))
+            name = (await conn.read()).decode()
+            if name.startswith("encodings."):
+                await conn.send("\\u3042".encode(name.partition(".")[2]))
             else:
-                module = __import__(what)
+                module = __import__(name)
                 await conn.send(module.__name__.encode())
 
     class Early(Late):

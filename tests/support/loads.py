@@ -1,6 +1,6 @@
-"""Load that goes on while a test does something else, and what its clients met with.
+"""Load in the background of a test, and the failures that its clients saw.
 
-Runs in the test's process, a thread for each.
+Runs in the test's process, in one thread for each load.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ PAUSE_SECONDS = (
 
 @dataclass
 class Load:
-    """Clients that come, are served and go, one after the other; what they met with."""
+    """Clients that connect, get an answer and close, one after the other; counts their failures."""
 
     ask: Callable[[], bytes]
     is_right: Callable[[bytes], bool] = b"hello".__eq__
     served: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def run(self, over: threading.Event) -> None:
-        while not over.is_set():
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
             try:
                 answer = self.ask()
                 if not self.is_right(answer):
@@ -37,26 +37,26 @@ class Load:
             except OSError as error:
                 self.failures.append(str(error))
             self.served += 1
-            over.wait(PAUSE_SECONDS)
+            stop.wait(PAUSE_SECONDS)
 
 
 def echo_load(connect: Callable[[], socket.socket]) -> Load:
-    """Return a load of clients to an echo."""
+    """Return a load of clients of an echo service."""
     return Load(lambda: exchange(connect(), b"hello"))
 
 
 @dataclass
 class Stream:
-    """One long conversation: numbered chunks, each echoed before the next is sent."""
+    """One long connection: numbered chunks, each echoed before the next is sent."""
 
     connection: socket.socket
     sent: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def run(self, over: threading.Event) -> None:
+    def run(self, stop: threading.Event) -> None:
         try:
             with self.connection:
-                while not over.is_set():
+                while not stop.is_set():
                     chunk = self.sent.to_bytes(8, "big") * (CHUNK_BYTES // 8)
                     self.connection.sendall(chunk)
                     found = b""
@@ -64,26 +64,26 @@ class Stream:
                         found += part
                     assert found == chunk
                     self.sent += 1
-                    over.wait(0.02)
+                    stop.wait(0.02)
         except (OSError, AssertionError) as error:
             self.failures.append(f"after {self.sent} chunks: {error!r}")
 
 
 def wait_for_answers(loads: Iterable[Load], number: int = 1) -> None:
-    """Wait until each has served some more clients."""
+    """Wait until each load has served `number` more clients."""
     for load in loads:
-        enough = load.served + number
-        until(lambda load=load, enough=enough: load.served >= enough, "some more answers")  # type: ignore[misc]
+        goal = load.served + number
+        until(lambda load=load, goal=goal: load.served >= goal, "some more answers")  # type: ignore[misc]
 
 
 @contextmanager
 def under_load(*loads: Load | Stream) -> Iterator[None]:
     """Run loads until the end of the block."""
-    over = threading.Event()
-    threads = [threading.Thread(target=load.run, args=(over,)) for load in loads]
+    stop = threading.Event()
+    threads = [threading.Thread(target=load.run, args=(stop,)) for load in loads]
     with ExitStack() as stack:
         for thread in threads:
             thread.start()
             stack.callback(thread.join, EVENT_TIMEOUT)
-        stack.callback(over.set)
+        stack.callback(stop.set)
         yield

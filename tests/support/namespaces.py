@@ -1,6 +1,6 @@
-"""Network namespaces: machines of a test's own, with the addresses that it needs.
+"""Network namespaces: a virtual machine's network for one test, with the addresses it needs.
 
-Needs root. Whatever happens in one reaches neither the real network nor another test.
+Needs root. Traffic in a namespace reaches neither the real network nor another test.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Namespace:
         _run("ip", "-n", self.name, *arguments)
 
     def add_address(self, address: str, device: str = "lo") -> None:
-        """Give the machine an address; at once, without looking for a duplicate of it."""
+        """Add an address. It is usable immediately: duplicate address detection is off."""
         nodad = ["nodad"] if ":" in address else []
         self.ip("address", "add", address, "dev", device, *nodad)
 
@@ -41,7 +41,7 @@ class Namespace:
 
     @contextlib.contextmanager
     def inside(self) -> Iterator[None]:
-        """Be in the namespace; a socket that is made there stays there."""
+        """Enter the namespace; a socket that is made inside stays in it."""
         with open("/proc/thread-self/ns/net") as outside, open(self._file) as here:
             _set_namespace(here.fileno())
             try:
@@ -55,7 +55,7 @@ class Namespace:
 
 
 def need(*command: str) -> None:
-    """Skip the test where a command, such as unshare(1), is not permitted."""
+    """Skip the test if a command, such as unshare(1), is not permitted."""
     try:
         _run(*command)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -64,7 +64,7 @@ def need(*command: str) -> None:
 
 @contextlib.contextmanager
 def network_namespace() -> Iterator[Namespace]:
-    """Make a namespace, and remove it in the end; skip the test where that is not permitted."""
+    """Make a namespace and remove it at the end; skip the test if that is not permitted."""
     space = Namespace(f"superd-test-{os.getpid()}-{next(_numbers)}")
     try:
         _run("ip", "netns", "add", space.name)
@@ -78,7 +78,7 @@ def network_namespace() -> Iterator[Namespace]:
 
 
 def join(one: Namespace, other: Namespace) -> None:
-    """Connect two machines by a cable; its end is called `wire` on both, and is up."""
+    """Connect two namespaces by a veth pair; both ends are called `wire` and are up."""
     one.ip("link", "add", "wire", "type", "veth", "peer", "name", "wire", "netns", other.name)
     for space in (one, other):
         space.ip("link", "set", "wire", "up")

@@ -1,6 +1,6 @@
-"""A supervisor's part: passing sockets on as LISTEN_FDS, and keeping those that superd stores.
+"""Plays the service manager: passes sockets as LISTEN_FDS and keeps those that superd stores.
 
-Runs in the test's process; the wrapper in the one that becomes superd.
+Runs in the test's process. The wrapper runs in the process that becomes superd.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.support.harness import EVENT_TIMEOUT, Superd
 
-# moves descriptors to 3 and on, as `sd_listen_fds(3)` has it, and becomes what follows
+# moves the descriptors to 3 and up, as sd_listen_fds(3) expects, and executes the command
 WRAPPER = """
 import fcntl, os, sys
 numbers, names, pid, *command = sys.argv[1:]
@@ -32,14 +32,14 @@ os.execvp(command[0], command)
 def launch_with_sockets(
     superd: Superd, descriptors: Sequence[int], names: Sequence[str] = (), pid: str = ""
 ) -> Superd:
-    """Launch superd with these descriptors; `pid` is whom they are said to be for."""
+    """Launch superd with these descriptors; LISTEN_PID is `pid`, or superd's own pid."""
     numbers = ",".join(map(str, descriptors))
     wrapper = (sys.executable, "-c", WRAPPER, numbers, ":".join(names), pid)
     return superd.launch(*wrapper, pass_fds=descriptors)
 
 
 class NotifySocket:
-    """The supervisor's socket: what superd tells, datagram by datagram, and what it has stored."""
+    """The service manager's socket: the messages of superd, and the sockets that it stored."""
 
     def __init__(self, address: Path | str) -> None:
         self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -50,7 +50,7 @@ class NotifySocket:
         self.messages: list[dict[str, str]] = []
 
     def next(self) -> dict[str, str]:
-        """Take one message, and do what it says of the store."""
+        """Receive one message, and store or release what it asks for."""
         text, descriptors, *_ = socket.recv_fds(self.socket, 4096, 253)
         message = dict(line.split("=", 1) for line in text.decode().split("\n"))
         if "FDSTORE" in message:
@@ -64,29 +64,29 @@ class NotifySocket:
         return message
 
     def release(self, name: str | None = None) -> None:
-        """Close what is stored by a name, or all."""
+        """Close the stored sockets of one name, or all."""
         for stored in [one for one in self.stored if name in (None, one[0])]:
             self.stored.remove(stored)
             os.close(stored[1])
 
     def wait_for(self, key: str) -> dict[str, str]:
         """Return the first message that has a key."""
-        while key not in (told := self.next()):
+        while key not in (message := self.next()):
             pass
-        return told
+        return message
 
     def receive_pending(self) -> None:
-        """Take what has been sent so far."""
+        """Receive every message that was sent so far."""
         while select.select([self.socket], [], [], 0)[0]:
             self.next()
 
     def names(self) -> list[str]:
-        """Return the names of all that is stored."""
+        """Return the names of all stored sockets."""
         self.receive_pending()
         return sorted(name for name, _ in self.stored)
 
     def pass_on(self, superd: Superd) -> Superd:
-        """Start superd with all that is stored."""
+        """Start superd with all stored sockets."""
         names = [name for name, _ in self.stored]
         return launch_with_sockets(superd, [number for _, number in self.stored], names)
 

@@ -1,6 +1,6 @@
-"""What /proc tells of a process: its privileges, its limits, its descriptors (proc(5)).
+"""Reads the privileges, limits and descriptors of a process from /proc (proc(5)).
 
-Runs in the test's process, as root: a confined worker shows itself to nobody else.
+Runs in the test's process. Needs root: only root may read about a confined worker.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Descriptor:
 
     @property
     def is_inherited(self) -> bool:
-        """Whether a program that the process starts would have it."""
+        """Whether a program that the process starts would inherit it."""
         return not self.flags & os.O_CLOEXEC
 
 
@@ -57,7 +57,7 @@ def session(pid: int) -> int:
 
 
 def terminal(pid: int) -> int:
-    """Return the number of the controlling terminal; 0 is none."""
+    """Return the number of the controlling terminal; 0 if there is none."""
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[4])
 
 
@@ -67,7 +67,7 @@ def memory(pid: int) -> int:
 
 
 def zombies(pid: int) -> list[int]:
-    """Return the children of `pid` that have ended and wait to be reaped."""
+    """Return the children of `pid` that have ended and are not reaped yet."""
     found = []
     for child in children(pid):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -78,19 +78,19 @@ def zombies(pid: int) -> list[int]:
 
 
 def children(pid: int) -> list[int]:
-    """Return the processes that `pid` has started and that are still there."""
+    """Return the child processes of `pid`."""
     return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the children of `pid`, theirs, and so on."""
+    """Return the children of `pid`, their children, and so on."""
     found: list[int] = []
-    waiting = [pid]
-    while waiting:
+    to_visit = [pid]
+    while to_visit:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            new = children(waiting.pop())
+            new = children(to_visit.pop())
             found += new
-            waiting += new
+            to_visit += new
     return found
 
 
@@ -108,17 +108,17 @@ def descriptors(pid: int) -> list[Descriptor]:
 
 
 def inode_link(port: int, kind: str = "tcp") -> str:
-    """Return the name that descriptors have for the socket which is bound to a port."""
+    """Return the link, `socket:[INODE]`, of the socket that listens on a port."""
     for line in Path(f"/proc/net/{kind}").read_text().splitlines()[1:]:
         columns = line.split()
         local, remote, inode = columns[1], columns[2], columns[9]
         if int(local.rpartition(":")[2], 16) == port and remote.endswith(":0000"):
             return f"socket:[{inode}]"
-    raise LookupError(f"nobody listens on {kind} port {port}")
+    raise LookupError(f"no socket listens on {kind} port {port}")
 
 
 def assert_powerless(pid: int, user: int, group: int, groups: tuple[int, ...] = ()) -> None:
-    """Check that a worker, every thread of it, is who it should be and can do nothing else."""
+    """Check that every thread of a worker has the right ids and no capability."""
     for thread in threads(pid):
         assert thread["Uid"].split() == [str(user)] * 4
         assert thread["Gid"].split() == [str(group)] * 4
@@ -128,13 +128,13 @@ def assert_powerless(pid: int, user: int, group: int, groups: tuple[int, ...] = 
         )
         assert thread["NoNewPrivs"] == "1"
         assert thread["SigBlk"] == NO_CAPABILITY
-    assert os.stat(f"/proc/{pid}/fd").st_uid == 0, "it is dumpable"
+    assert os.stat(f"/proc/{pid}/fd").st_uid == 0, "the worker is dumpable"
     assert limits(pid)["Max core file size"] == ("0", "0")
     assert session(pid) == pid
 
 
 def assert_no_descriptor_leaks(pid: int, foreign: set[str]) -> None:
-    """Check that no descriptor leads out, nor to programs, nor to another pool's clients."""
+    """Check that a worker has no directory, no inheritable and no `foreign` descriptor."""
     found = descriptors(pid)
     assert found[0].target == "/dev/null"
     assert not [one for one in found if one.is_directory]

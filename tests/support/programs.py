@@ -1,7 +1,7 @@
-"""Real programs for superd to run, and the clients that they were written for.
+"""Real programs for superd to run, and their usual clients.
 
-Runs in the test's process. Programs run as nobody where the tests are root's, and have to reach
-what they serve.
+Runs in the test's process. If the tests run as root, the programs run as the user nobody, who must
+be able to read the files that they serve.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NOBODY = 65534
-CLIENT_TIMEOUT = 60  # seconds that a client may take
+CLIENT_TIMEOUT = 60  # seconds
 
-# whoever runs the tests has a configuration of their own
+# the user who runs the tests may have a git configuration
 OWN_GIT = {
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_CONFIG_GLOBAL": os.devnull,
@@ -43,7 +43,7 @@ def run(*command: str, env: dict[str, str] | None = None) -> subprocess.Complete
 
 
 def output(*command: str, env: dict[str, str] | None = None) -> bytes:
-    """Run a client that is to succeed, and return what it wrote."""
+    """Run a client that must succeed, and return its output."""
     done = run(*command, env=env)
     assert done.returncode == 0, done.stderr.decode()
     return done.stdout
@@ -54,7 +54,7 @@ def git(directory: Path, *arguments: str) -> str:
 
 
 def output_for_input(data: bytes, *command: str) -> bytes:
-    """Run a client that is to succeed with some input, and return what it wrote."""
+    """Run a client that must succeed, with `data` as its input, and return its output."""
     return subprocess.run(
         command, input=data, stdout=subprocess.PIPE, timeout=CLIENT_TIMEOUT, check=True
     ).stdout
@@ -65,13 +65,13 @@ def digest(data: bytes) -> str:
 
 
 def random_bytes(size: int) -> bytes:
-    """Return bytes of every kind, the same each time."""
+    """Return pseudo-random bytes; the same for the same size."""
     return random.Random(size).randbytes(size)
 
 
 @contextlib.contextmanager
 def public_directory() -> Iterator[Path]:
-    """Make a directory that other users can reach: pytest's own are closed by each of its runs."""
+    """Make a directory that other users can read; pytest's own are private to its user."""
     with tempfile.TemporaryDirectory(prefix="superd-test-") as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -79,7 +79,7 @@ def public_directory() -> Iterator[Path]:
 
 
 def script(directory: Path, name: str, text: str) -> Path:
-    """Write a shell script that anybody can run."""
+    """Write a shell script that every user can run."""
     file = directory / name
     file.write_text(f"#!/bin/sh\n{text}\n")
     file.chmod(0o755)

@@ -1,4 +1,4 @@
-"""Metrics of a superd that runs, as a scraper reads them.
+"""Reads the metrics of a running superd as Prometheus does.
 
 Runs in the test's process. `SERVICE` is an entry for the plugin metrics.
 """
@@ -21,7 +21,7 @@ listen = "tcp://127.0.0.1:0"
 
 
 class Scrape:
-    """All samples of one text."""
+    """All samples of one scrape."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -43,25 +43,25 @@ class Scrape:
 
 
 def scrape_metrics(superd: Superd) -> Scrape:
-    """Return what is measured now, by a connection of its own."""
+    """Scrape /metrics over a new connection."""
     status, text = get_page(superd, "/metrics")
     assert status == 200
     return Scrape(text)
 
 
 def get_page(superd: Superd, path: str, method: str = "GET") -> tuple[int, str]:
-    """Ask for a page, by a connection of its own."""
+    """Request a page over a new connection; return status and text."""
     with persistent(superd) as connection:
         return request_page(connection, path, method)
 
 
 def persistent(superd: Superd, service: str = "metrics") -> Persistent:
-    """Return a connection that is to be asked more than once."""
+    """Return a connection for several requests."""
     return Persistent(*superd.address(service), timeout=EVENT_TIMEOUT)
 
 
 class Persistent(http.client.HTTPConnection):
-    """Is closed at the end of a with statement."""
+    """A connection that a with statement closes."""
 
     def __enter__(self) -> Persistent:
         return self
@@ -73,14 +73,14 @@ class Persistent(http.client.HTTPConnection):
 def request_page(
     connection: http.client.HTTPConnection, path: str, method: str = "GET"
 ) -> tuple[int, str]:
-    """Ask for a page; return status and text."""
+    """Request a page; return status and text."""
     connection.request(method, path)
     with connection.getresponse() as response:
         return response.status, response.read().decode()
 
 
 def read_responses(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
-    """Yield status and text of the answers that come by a connection until its end."""
+    """Yield status and body of each response until the connection ends."""
     with connection.makefile("rb") as stream:
         while line := stream.readline():
             headers = http.client.parse_headers(stream)

@@ -1,6 +1,6 @@
-"""Datagrams with a forged source, and all that passes on a loopback. Needs root.
+"""Sends datagrams with a forged source, and captures the datagrams on a loopback. Needs root.
 
-For network namespaces of a test's own only, so that nothing forged reaches anybody else.
+For a test's own network namespace only, so that no forged datagram reaches another host.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RECEIVE_BUFFER_BYTES = 1 << 24
 
 
 class Datagram(NamedTuple):
-    """A datagram on its way."""
+    """A captured datagram."""
 
     source: Address
     target: Address
@@ -55,7 +55,7 @@ def _checksum(data: bytes) -> int:
 
 
 class Capture:
-    """Listens in on the loopback, from when it is made."""
+    """Captures all packets on the loopback from its creation on."""
 
     def __init__(self) -> None:
         self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
@@ -69,7 +69,7 @@ class Capture:
         self.socket.close()
 
     def datagrams(self) -> list[Datagram]:
-        """Return the udp datagrams that have passed since the last look."""
+        """Return the udp datagrams since the last call."""
         return list(self._datagrams())
 
     def _datagrams(self) -> Iterator[Datagram]:
@@ -79,7 +79,7 @@ class Capture:
             except BlockingIOError:
                 return
             if kind == socket.PACKET_OUTGOING:
-                continue  # on a loopback each comes in, too
+                continue  # a loopback shows each packet twice
             if protocol == ETH_P_IP and packet[9] == socket.IPPROTO_UDP:
                 ends, udp = packet[12:20], packet[(packet[0] & 15) * 4 :]
             elif protocol == ETH_P_IPV6 and packet[6] == socket.IPPROTO_UDP:

@@ -1,6 +1,6 @@
-"""An sshd and its client, with keys and a configuration of a test's own.
+"""An sshd and its client, with their own keys and configuration.
 
-Runs in the test's process. The server has to be root's, and lets root in by the user's key.
+Runs in the test's process. The server has to run as root, and admits root with the user's key.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PidFile none
 
 @contextlib.contextmanager
 def separation() -> Iterator[None]:
-    """Have the empty directory that sshd wants, which Debian's own start script makes."""
+    """Make the empty directory that sshd needs; usually Debian's init script makes it."""
     directory = Path("/run/sshd")
     made = not directory.exists()
     if made:
@@ -39,7 +39,7 @@ def separation() -> Iterator[None]:
 
 
 class Ssh:
-    """The command lines of both; the one of the client lacks the port and the host."""
+    """The command lines of server and client; the client's lacks port and host."""
 
     def __init__(self, directory: Path) -> None:
         keys = directory / "keys"
@@ -48,7 +48,7 @@ class Ssh:
             output("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(keys / name))
         configuration = keys / "sshd_config"
         configuration.write_text(SSHD.format(keys=keys))
-        program = shutil.which("sshd") or "sshd"  # it wants its whole path
+        program = shutil.which("sshd") or "sshd"  # sshd requires an absolute path
         self.server = [program, "-e", "-f", str(configuration)]
         options = {
             "BatchMode": "yes",

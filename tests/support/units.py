@@ -1,7 +1,7 @@
-"""Runs a command as a unit of systemd would have it, as far as that goes without systemd.
+"""Runs a command as a systemd unit would, as far as that is possible without systemd.
 
-Used as a wrapper: `python units.py UNIT DIRECTORY COMMAND...`, by root and in a mount namespace of
-its own. Takes from the unit its capabilities, NoNewPrivileges, DynamicUser, the two settings of
+Used as a wrapper: `python units.py UNIT DIRECTORY COMMAND...`, as root and in its own mount
+namespace. Applies the unit's capabilities, NoNewPrivileges, DynamicUser, the two settings of
 /proc, ProtectSystem=strict (DIRECTORY stays writable), MemoryDenyWriteExecute,
 RestrictAddressFamilies and SystemCallFilter.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 SELF = Path(__file__)
 UNITS = SELF.parents[2] / "conf" / "systemd"
-DYNAMIC_ID = "61234"  # as systemd would make up for DynamicUser
+DYNAMIC_ID = "61234"  # a user id such as systemd allocates for DynamicUser
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1  # Linux 6.3
 ALLOW, EPERM = 0x7FFF0000, 0x00050001  # SCMP_ACT_ALLOW, SCMP_ACT_ERRNO(EPERM)
 EQUAL = 4  # SCMP_CMP_EQ
@@ -35,7 +35,7 @@ class Comparison(ctypes.Structure):
 
 
 def wrapper(unit: str, directory: Path) -> tuple[str, ...]:
-    """Return what to put before a command."""
+    """Return the words to put before a command."""
     return ("unshare", "--mount", sys.executable, str(SELF), str(UNITS / unit), str(directory))
 
 
@@ -50,7 +50,7 @@ def settings(unit: Path) -> dict[str, list[str]]:
 
 
 def confine(unit: Path, directory: str, command: list[str]) -> None:
-    """Do all that takes root, and go on with `filtered` without it."""
+    """Apply the settings that need root, then run this file again without it for the filter."""
     wanted = settings(unit)
     for mount in (
         ["--make-rprivate", "/"],
@@ -63,7 +63,7 @@ def confine(unit: Path, directory: str, command: list[str]) -> None:
     ctypes.CDLL(None).prctl(PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN, 0, 0, 0)
     names = wanted["CapabilityBoundingSet"][0].lower().replace("cap_", "+").split()
     if is_dynamic(wanted):
-        names.append("+dac_read_search")  # the interpreter of the tests may be in root's home
+        names.append("+dac_read_search")  # the tests' Python may be in root's home
     with_capabilities = ["setpriv", f"--bounding-set=-all,{','.join(names)}", "--no-new-privs"]
     if is_dynamic(wanted):
         with_capabilities += [
@@ -83,7 +83,7 @@ def is_dynamic(wanted: dict[str, list[str]]) -> bool:
 
 
 def apply_filter(unit: Path, command: list[str]) -> None:
-    """Allow no system call but the unit's, and become the command."""
+    """Allow only the unit's system calls, and execute the command."""
     wanted = settings(unit)
     allowed: set[str] = set()
     for value in wanted["SystemCallFilter"]:
@@ -102,12 +102,12 @@ def apply_filter(unit: Path, command: list[str]) -> None:
         one = Comparison(0, EQUAL, int(getattr(socket, family)), 0)
         library.seccomp_rule_add_array(context, ALLOW, number, 1, ctypes.byref(one))
     if library.seccomp_load(context):
-        sys.exit("cannot load the filter")
+        sys.exit("cannot load the seccomp filter")
     os.execvp(command[0], command)
 
 
 def system_calls(words: list[str]) -> set[str]:
-    """Return the system calls that words of SystemCallFilter= mean."""
+    """Return the system calls that the words of SystemCallFilter= name."""
     found: set[str] = set()
     for word in words:
         if not word.startswith("@"):

@@ -1,6 +1,6 @@
-"""How much of the machine a process uses: processor time, memory, descriptors (proc(5)).
+"""The resources that a process uses: processor time, memory, descriptors (proc(5)).
 
-Linux. Needs root for a confined worker, which shows itself to nobody else.
+Linux. Needs root for a confined worker: only root may read about it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import resource
 from collections.abc import Iterable
 from pathlib import Path
 
-TICK = os.sysconf("SC_CLK_TCK")
+TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def processor_time(pid: int) -> float:
-    """Return the seconds that a process has computed, in user mode and in the kernel."""
+    """Return the seconds of processor time of a process, user and system."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / TICK
+    return (int(fields[11]) + int(fields[12])) / TICKS_PER_SECOND
 
 
 def private_memory(pid: int) -> int:
-    """Return the bytes of memory that only this process has; what is shared is not its doing."""
+    """Return the bytes of memory that the process does not share with others."""
     text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     return sum(1024 * int(size) for size in re.findall(r"^Private_\w+: +(\d+) kB", text, re.M))
 
@@ -37,6 +37,6 @@ def lowest_free_descriptor(pid: int) -> int:
 
 
 def limit_descriptors(pid: int, most: int | None) -> None:
-    """Set the soft limit of another process; None is as much as it may have."""
+    """Set the soft limit of another process; None is the hard limit."""
     hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (hard if most is None else most, hard))

@@ -1,7 +1,6 @@
-"""The real xinetd on loopback, in the foreground, with a configuration of a test's own.
+"""The real xinetd on loopback, in the foreground, with a configuration of its own.
 
-Needs root, and no more than what its Debian package puts on the disk: that it may run as the
-system's daemon, too, does not matter.
+Needs root and the files of its Debian package. It may run as the system's daemon at the same time.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ service {name}
 
 
 class Xinetd:
-    """One that serves; `ports` are those of its services."""
+    """A running xinetd; `ports` maps its services to their ports."""
 
     def __init__(self, log: Path, ports: Mapping[str, int]) -> None:
         self.log = log
@@ -51,8 +50,8 @@ class Xinetd:
         env: Mapping[str, str],
         pass_all: Collection[str] = (),
     ) -> Iterator[Xinetd]:
-        """Run it with a service for each program. `env` adds to its own environment, which only
-        the services `pass_all` pass on.
+        """Run xinetd with a service for each program. `env` is added to its environment. Only the
+        services in `pass_all` pass this environment on.
         """
         file, log = directory / "xinetd.conf", directory / "xinetd.log"
         self = cls(log, dict(zip(programs, free_ports(len(programs)), strict=True)))
@@ -82,5 +81,5 @@ class Xinetd:
         return self.log.read_text() if self.log.exists() else ""
 
     def wait_for_log(self, pattern: str) -> re.Match[str]:
-        """Wait until the log has a match of `pattern`."""
+        """Wait until the log matches `pattern`."""
         return until(lambda: re.search(pattern, self.text()), f"{pattern!r} in the log of xinetd")
