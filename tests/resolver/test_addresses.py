@@ -73,7 +73,7 @@ def net(running: Net) -> Iterator[Net]:
 def test_only_the_resolver_loads_the_library_and_it_stays_powerless(net: Net) -> None:
     net.tell("192.0.2.7")
     assert net.addresses(net.host) == "192.0.2.7"
-    assert net.asking.said["modules"] == []
+    assert net.asking.startup["modules"] == []
     assert_powerless(net.asking.resolver, NOBODY, NOBODY)
 
 

@@ -26,12 +26,12 @@ Configure = Callable[..., Superd]
 
 
 def free_port() -> int:
-    """Return a port of 127.0.0.1 that nobody listens on just now."""
+    """Return a port of 127.0.0.1 that no socket is bound to."""
     return free_ports(1)[0]
 
 
 def free_ports(number: int) -> list[int]:
-    """Return different ports of 127.0.0.1 that nobody listens on just now."""
+    """Return different ports of 127.0.0.1 that no socket is bound to."""
     with contextlib.ExitStack() as stack:
         servers = [
             stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
