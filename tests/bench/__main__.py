@@ -1,8 +1,8 @@
 """Measure superd beside its peers: inetds, or programs that forward ports.
 
-Servers run on one core and take turns under one load from another core, several rounds; the
-figures are medians. The exit code is 0 when the measurement worked, whatever it says, and 1 when
-it could not be made.
+The servers run on one core and take turns. The load runs on another core. The figures are medians
+of several rounds. The exit code is 0 if the measurement worked, whatever its figures, and 1 if it
+failed.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tests.bench import forward, inetd, report
 from tests.bench.cores import Cores
 from tests.bench.goals import Results
 from tests.bench.idle import measure_idle
-from tests.bench.load import Sample, Work, measure, median
+from tests.bench.load import Sample, Workload, measure, median
 from tests.bench.servers import Running, running
 from tests.bench.startup import ready_times
 from tests.bench.suite import Suite
@@ -57,7 +57,7 @@ def main() -> int:
 
 def _measure_all(options: Options, cores: Cores) -> Results:
     if cores.server == cores.load:
-        _say("only one core: servers and load share it, and the figures suffer")
+        _say("only one core: servers and load share it, so the figures are less reliable")
     suite = options.suite
     results = Results()
     if "ready" in options.work and suite.ready in options.only:
@@ -75,9 +75,9 @@ def _measure_all(options: Options, cores: Cores) -> Results:
 
 
 def _measure_works(
-    works: list[Work], options: Options, cores: Cores
+    works: list[Workload], options: Options, cores: Cores
 ) -> dict[str, dict[str, Sample]]:
-    """Run each work on each server in turn, round after round; return the medians."""
+    """Run each workload on each server in turn, in several rounds; return the medians."""
     with contextlib.ExitStack() as stack:
         targets = _start_servers(options, cores, stack)
         pairs = [(work, target) for work in works for target in targets if _fits(work, target)]
@@ -104,7 +104,7 @@ def _start_servers(options: Options, cores: Cores, stack: contextlib.ExitStack) 
 
 @contextlib.contextmanager
 def _may_be_missing(name: str, suite: Suite) -> Iterator[None]:
-    """Go on without a peer that cannot be had."""
+    """Skip a peer that cannot be installed or started."""
     try:
         yield
     except BenchError as error:
@@ -113,7 +113,7 @@ def _may_be_missing(name: str, suite: Suite) -> Iterator[None]:
         _say(f"left out: {error}")
 
 
-def _fits(work: Work, target: Running) -> bool:
+def _fits(work: Workload, target: Running) -> bool:
     reason = work.why_not(target.server)
     if reason:
         _say(f"{work.name} without {target.server.name}: {reason}")
@@ -121,18 +121,18 @@ def _fits(work: Work, target: Running) -> bool:
 
 
 def _prepare_process() -> None:
-    """Let the servers have all the files they may; end them whenever this is told to end."""
+    """Raise the file limit for the servers; on SIGINT and SIGTERM, exit and so stop the servers."""
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, lambda number, _: sys.exit(128 + number))
+    for stop_signal in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop_signal, lambda number, _: sys.exit(128 + number))
 
 
 def _parse() -> Options:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
     parser.add_argument("--suite", choices=SUITES, default=inetd.SUITE.name)
     parser.add_argument("--only", metavar="SERVER,...", help="these servers only")
-    parser.add_argument("--work", metavar="WORK,...", help="these works only")
+    parser.add_argument("--work", metavar="WORK,...", help="these workloads only")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--secs", type=float, default=2.0, help="length of one measurement")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to FILE too")
@@ -147,13 +147,16 @@ def _parse() -> Options:
 
 
 def _names(text: str | None, known: list[str]) -> list[str]:
-    """Return the known names among those separated by commas, all of them if there is no text."""
+    """Return the names in a comma-separated list, in the order of `known`; all if there is no list.
+
+    Raises ValueError for an unknown name.
+    """
     if text is None:
         return known
     names = text.split(",")
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ValueError(f"no {', '.join(unknown)}; there are {known}")
+        raise ValueError(f"unknown: {', '.join(unknown)}; known: {known}")
     return [name for name in known if name in names]
 
 

@@ -1,7 +1,7 @@
-"""Which processor core runs what: the servers one, the load another.
+"""The processor cores: one for the servers, another for the load.
 
-A program is pinned by starting it while the benchmark itself is pinned; it inherits that, and so
-do its children.
+A program is started while the benchmark itself is pinned to a core. The program and its children
+inherit that.
 """
 
 import contextlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cores:
-    """The cores in use; the same one twice where there is only one."""
+    """The cores in use; the same core twice if there is only one."""
 
     server: int
     load: int
@@ -26,7 +26,7 @@ class Cores:
 
 @contextlib.contextmanager
 def on_core(core: int) -> Iterator[None]:
-    """Pin what is started inside the context to a core."""
+    """Pin the programs that are started inside the context to a core."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, {core})
     try:

@@ -1,9 +1,9 @@
-/* The yardstick: echo (tcp and udp) and daytime (tcp) in bare C, one thread, one epoll set.
+/* The baseline: echo (tcp and udp) and daytime (tcp) in bare C, one thread, one epoll set.
  *
  *   epoll_server ADDRESS ECHO_PORT DAYTIME_PORT
  *
- * It does no more than the protocols ask for: no limits, no log, no configuration. What another
- * server costs beyond it is the price of being a superserver.
+ * It does only what the protocols require: no limits, no log, no configuration. The difference to
+ * another server is the cost of a superserver.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -21,14 +21,14 @@
 
 #define BACKLOG    4096
 #define MAX_EVENTS 1024
-#define UDP_BURST  64 /* datagrams answered before the connections' turn */
+#define UDP_BURST  64 /* datagrams answered before connections are served again */
 
 enum kind { ECHO_LISTENER, DAYTIME_LISTENER, UDP_SOCKET, CONNECTION };
 
 struct source {
     enum kind kind;
     int fd;
-    char *unsent; /* CONNECTION: what the client has not taken yet, or NULL */
+    char *unsent; /* CONNECTION: data that is still to be sent, or NULL */
     size_t unsent_length;
 };
 

@@ -1,50 +1,53 @@
-"""The suite `forward`: superd as a forwarder of ports, beside the ones that are in use.
+"""The suite `forward`: superd as a forwarder of ports, beside common forwarders.
 
-The forwarder has a core to itself; the load and the backend that answers share the other one, and
-`load %` counts both. `direct` is that backend without a forwarder: what is lost against it is the
-price of forwarding (its CPU and memory are the backend's). `python` is the plainest forwarder that
-can be written in Python: between it and nginx lies the interpreter, between it and superd what
-superd does beyond passing bytes on.
+The forwarder has a core to itself. The load and the backend share the other core, and `load %`
+counts both. `direct` is the backend without a forwarder: the difference to it is the cost of
+forwarding (its CPU and memory are the backend's). `python` is a minimal forwarder in Python: the
+difference to nginx is the cost of the interpreter, the difference to superd is the cost of
+everything that superd does beside passing bytes on.
 """
 
 from tests.bench import forwarders
-from tests.bench.goals import Goal, Results, lead, promptness
-from tests.bench.load import Work
+from tests.bench.goals import Goal, Results, latency_ratio, rate_ratio
+from tests.bench.load import Workload
 from tests.bench.suite import Suite
 
-BEST = ("haproxy", "nginx")
+FASTEST_PEERS = ("haproxy", "nginx")
 OWN = "superd-forward"
 WORKS = (
-    Work("echo50", "rr", connections=50, size=64),
-    Work("echo1", "rr", connections=1, size=64),
-    Work("connect-echo-close", "crr", connections=16, size=64),
-    Work("bulk", "bulk", connections=4, size=65536),
+    Workload("echo50", "rr", connections=50, size=64),
+    Workload("echo1", "rr", connections=1, size=64),
+    Workload("connect-echo-close", "crr", connections=16, size=64),
+    Workload("bulk", "bulk", connections=4, size=65536),
 )
 
 
 def judge(results: Results) -> list[Goal]:
-    """Hold what was measured against the goals."""
+    """Compare the results with the goals."""
     return [
         Goal(
             "echo50, x the better of haproxy and nginx",
             ">=",
             1.0,
-            lead(results, "echo50", BEST, OWN),
+            rate_ratio(results, "echo50", FASTEST_PEERS, OWN),
         ),
         Goal(
-            "one connection, x as prompt (p50) as the better of haproxy and nginx",
+            "one connection, latency (p50) of the better of haproxy and nginx, x superd's",
             ">=",
             1.0,
-            promptness(results, "echo1", BEST, OWN),
+            latency_ratio(results, "echo1", FASTEST_PEERS, OWN),
         ),
         Goal(
             "connect-echo-close, x the better of haproxy and nginx",
             ">=",
             0.9,
-            lead(results, "connect-echo-close", BEST, OWN),
+            rate_ratio(results, "connect-echo-close", FASTEST_PEERS, OWN),
         ),
         Goal(
-            "bulk, x the better of haproxy and nginx", ">=", 1.3, lead(results, "bulk", BEST, OWN)
+            "bulk, x the better of haproxy and nginx",
+            ">=",
+            1.3,
+            rate_ratio(results, "bulk", FASTEST_PEERS, OWN),
         ),
         Goal("memory with 1,000 idle sessions, MB above nginx", "<=", 30.0, _memory(results)),
     ]

@@ -1,8 +1,8 @@
-"""Superd and others as forwarders of a port, each with the C server as a backend of its own.
+"""Superd and its peers as forwarders of a port, each with its own C server as a backend.
 
-The peers come from Debian. Each has one process with one thread for the traffic (socat and xinetd
+The peers come from Debian. Each has one process with one thread for the traffic (socat and xinetd:
 one for each connection), room for as many connections as the machine allows, no log of them, and
-TCP_NODELAY where it has that. All else is as it comes.
+TCP_NODELAY if it supports that. All other settings are the defaults.
 """
 
 import resource
@@ -15,7 +15,7 @@ from tests.bench.packages import PACKAGES, program, write
 from tests.bench.servers import Address, Server
 from tests.bench.workspace import SOURCES
 
-# HAProxy refuses to start where two files for each, and some more, are not to be had.
+# HAProxy refuses to start without two descriptors for each connection, and some more.
 CONNECTIONS = min(20_000, resource.getrlimit(resource.RLIMIT_NOFILE)[1] // 2 - 100)
 BACKLOG = 4096
 
@@ -26,7 +26,7 @@ plugin = "forward"
 listen = "tcp://{listen}"
 options = {{ to = "tcp://{to}" }}
 """
-# Nothing ends a connection for being idle, as nothing does with the others.
+# No idle timeout that matters, as with the other forwarders.
 HAPROXY = """\
 global
     maxconn {connections}
@@ -80,12 +80,12 @@ service forward
 
 
 def direct() -> Server:
-    """Return the yardstick: the backend, which the load talks to itself."""
+    """Return the baseline: the backend, which the load connects to directly."""
     return _backend("direct", 7500)
 
 
 def plain() -> Server:
-    """Return the other yardstick: the least that takes in Python, which cannot carry bulk."""
+    """Return the other baseline: a minimal forwarder in Python, which cannot forward bulk data."""
 
     def command(listen: Address, to: Address) -> tuple[str, ...]:
         script = str(SOURCES / "plain_forwarder.py")
@@ -164,14 +164,14 @@ def socket_proxyd() -> Server:
         libraries = ("libsystemd-shared",)
         listener = program("systemd", "usr/bin/systemd-socket-activate", libraries)
         words = program("systemd", "lib/systemd/systemd-socket-proxyd", libraries)
-        # socket-activate hands on no environment, so that `words` has the libraries once more
+        # socket-activate passes no environment on, so `words` sets the library path again
         return (*listener, "-l", str(listen), *words, f"--connections-max={CONNECTIONS}", str(to))
 
     return _forwarder("socket-proxyd", 7560, command)
 
 
 def xinetd() -> Server:
-    """Return xinetd with a service that is redirected, for which it forks."""
+    """Return xinetd with a redirected service, for which it forks."""
 
     def command(listen: Address, to: Address) -> tuple[str, ...]:
         return xinetd_command("xinetd-redirect", XINETD.format(listen=listen, to=to))
@@ -185,7 +185,7 @@ def _forwarder(
     command: Callable[[Address, Address], tuple[str, ...]],
     only: tuple[str, ...] = (),
 ) -> Server:
-    """Return a forwarder with a backend: one each, so that none inherits ports in TIME_WAIT."""
+    """Return a forwarder with its own backend, so that no other leaves it ports in TIME_WAIT."""
     listen = Address("127.0.0.1", port)
     backend = _backend(f"{name}-backend", port + 1)
     return Server(

@@ -1,7 +1,7 @@
-"""What was measured, and how it is held against the goals that superd sets itself.
+"""The results, and their comparison with superd's goals.
 
 A goal is a ratio to the better of some peers in the same run, or a figure with a bound. Machines
-differ and no run is free of noise, so a missed goal is news, never a failure.
+differ and every run has noise, so a missed goal is reported, but is not a failure.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from tests.bench.load import Sample
 
 @dataclass
 class Results:
-    """All that was measured; works by their name, then by the server's name."""
+    """All results; `works` by the name of the workload, then by the name of the server."""
 
     works: dict[str, dict[str, Sample]] = field(default_factory=dict)
     idle: dict[str, IdleFigures] = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Results:
 
 @dataclass(frozen=True)
 class Goal:
-    """A bound, and what was measured (None: nothing)."""
+    """A bound, and the measured figure (None: not measured)."""
 
     text: str
     bound: Literal[">=", "<="]
@@ -39,7 +39,7 @@ class Goal:
         return "reached" if (above if self.bound == ">=" else below) else "missed"
 
 
-def lead(results: Results, work: str, peers: Sequence[str], of: str) -> float | None:
+def rate_ratio(results: Results, work: str, peers: Sequence[str], of: str) -> float | None:
     """Return a server's rate as a multiple of the best rate among some peers."""
     samples = results.works.get(work, {})
     rates = [samples[peer].rate for peer in peers if peer in samples]
@@ -48,7 +48,7 @@ def lead(results: Results, work: str, peers: Sequence[str], of: str) -> float | 
     return samples[of].rate / max(rates)
 
 
-def promptness(results: Results, work: str, peers: Sequence[str], of: str) -> float | None:
+def latency_ratio(results: Results, work: str, peers: Sequence[str], of: str) -> float | None:
     """Return the best median latency among some peers as a multiple of a server's."""
     samples = results.works.get(work, {})
     latencies = [samples[peer].p50_us for peer in peers if peer in samples]

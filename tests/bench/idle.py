@@ -1,8 +1,8 @@
-"""What connections cost that do nothing: memory for each, and delay for a client who comes now.
+"""The cost of idle connections: memory for each, and delay for a new client.
 
-A server that has served a little before gets a number of connections, each of which echoes once
-and then only stays open. Kernel memory (the sockets themselves) is not counted.
-Raises BenchError when not a single connection could be held.
+A server first serves a short workload. Then it gets a number of connections, each of which echoes
+once and then stays open. Kernel memory (the sockets themselves) is not counted.
+Raises BenchError if no connection could be opened.
 """
 
 import resource
@@ -11,20 +11,20 @@ import time
 from dataclasses import dataclass
 
 from tests.bench.cores import Cores
-from tests.bench.load import Work, load_generator, measure, read_figures
+from tests.bench.load import Workload, load_generator, measure, read_figures
 from tests.bench.meter import pss_bytes, wait_until_quiet
 from tests.bench.servers import Running, Server, probe_echo, running
 from tests.bench.workspace import BenchError
 
-SPARE_FILES = 1_000
-OPENING_LIMIT = 60.0
+SPARE_DESCRIPTORS = 1_000
+OPENING_TIMEOUT = 60.0  # seconds
 NEW_CLIENTS = 200
-FIRST_WORK = Work("first work", "rr", connections=50, size=64)
+WARM_UP = Workload("warm-up", "rr", connections=50, size=64)
 
 
 @dataclass(frozen=True)
 class IdleFigures:
-    """What was seen while the connections were held."""
+    """The figures while the connections were open."""
 
     connections: int
     bytes_each: float
@@ -35,16 +35,16 @@ class IdleFigures:
 
 
 def measure_idle(server: Server, connections: int, cores: Cores) -> IdleFigures:
-    """Start a server, let it hold many connections and be one more client."""
+    """Start a server, open many connections, and time new clients."""
     with running(server, cores) as target:
-        measure(FIRST_WORK, target, 0.5, cores.load)
+        measure(WARM_UP, target, 0.5, cores.load)
         return _hold(target, _affordable(connections), cores.load)
 
 
 def _hold(target: Running, connections: int, core: int) -> IdleFigures:
-    work = Work("idle", "idle", connections=connections, size=64)
+    work = Workload("idle", "idle", connections=connections, size=64)
     before = pss_bytes(target.meter)
-    with load_generator(work, target.server.echo, OPENING_LIMIT, core) as generator:
+    with load_generator(work, target.server.echo, OPENING_TIMEOUT, core) as generator:
         assert generator.stdout
         opened = read_figures(generator.stdout.readline())
         if not opened.open:
@@ -53,7 +53,7 @@ def _hold(target: Running, connections: int, core: int) -> IdleFigures:
         memory = pss_bytes(target.meter)
         delays = [_delay_of_new_client(target.server) for _ in range(NEW_CLIENTS)]
         generator.terminate()
-        final = generator.stdout.readline()  # nothing where the first report was the final one
+        final = generator.stdout.readline()  # empty if the first report was the final one
     return IdleFigures(
         connections=opened.open,
         bytes_each=(memory - before) / opened.open,
@@ -68,7 +68,7 @@ def _affordable(connections: int) -> int:
     hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if hard_limit == resource.RLIM_INFINITY:
         return connections
-    return min(connections, hard_limit - SPARE_FILES)
+    return min(connections, hard_limit - SPARE_DESCRIPTORS)
 
 
 def _delay_of_new_client(server: Server) -> float:

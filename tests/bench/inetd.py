@@ -1,68 +1,73 @@
 """The suite `inetd`: superd beside xinetd, openbsd-inetd and a bare C server.
 
-Each serves echo and daytime, and where it can a program for each connection.
+Each serves echo and daytime, and a program for each connection if it can.
 """
 
 import statistics
 
 from tests.bench import inetds, own
-from tests.bench.goals import Goal, Results, lead
-from tests.bench.load import Work
+from tests.bench.goals import Goal, Results, rate_ratio
+from tests.bench.load import Workload
 from tests.bench.suite import Suite
 
 INETDS = ("xinetd", "openbsd-inetd")
 WORKS = (
-    Work("echo50", "rr", connections=50, size=64),
-    Work("connect-echo-close", "crr", connections=16, size=64),
-    Work("daytime", "crr", connections=16, size=0, service="daytime"),
-    Work("program", "crr", connections=16, size=64, service="cat"),
-    Work("bulk", "bulk", connections=4, size=65536),
-    Work("udp", "udp", connections=16, size=64),
+    Workload("echo50", "rr", connections=50, size=64),
+    Workload("connect-echo-close", "crr", connections=16, size=64),
+    Workload("daytime", "crr", connections=16, size=0, service="daytime"),
+    Workload("program", "crr", connections=16, size=64, service="cat"),
+    Workload("bulk", "bulk", connections=4, size=65536),
+    Workload("udp", "udp", connections=16, size=64),
 )
 
 
 def judge(results: Results) -> list[Goal]:
-    """Hold what was measured against the goals."""
+    """Compare the results with the goals."""
     return [
-        Goal("echo50, x xinetd", ">=", 1.3, lead(results, "echo50", ["xinetd"], "superd")),
+        Goal("echo50, x xinetd", ">=", 1.3, rate_ratio(results, "echo50", ["xinetd"], "superd")),
         Goal(
             "connect-echo-close, x the better inetd",
             ">=",
             10.0,
-            lead(results, "connect-echo-close", INETDS, "superd"),
+            rate_ratio(results, "connect-echo-close", INETDS, "superd"),
         ),
-        Goal("daytime, x the better inetd", ">=", 1.0, lead(results, "daytime", INETDS, "superd")),
-        Goal("bulk, x the better inetd", ">=", 2.0, lead(results, "bulk", INETDS, "superd")),
+        Goal(
+            "daytime, x the better inetd",
+            ">=",
+            1.0,
+            rate_ratio(results, "daytime", INETDS, "superd"),
+        ),
+        Goal("bulk, x the better inetd", ">=", 2.0, rate_ratio(results, "bulk", INETDS, "superd")),
         Goal(
             "a program run, x xinetd",
             ">=",
             1.0,
-            lead(results, "program", ["xinetd"], "superd-program"),
+            rate_ratio(results, "program", ["xinetd"], "superd-program"),
         ),
         Goal(
             "a program run, x openbsd-inetd",
             ">=",
             1.2,
-            lead(results, "program", ["openbsd-inetd"], "superd-program"),
+            rate_ratio(results, "program", ["openbsd-inetd"], "superd-program"),
         ),
         Goal(
             "an echo that blocks, preforked, x xinetd's forking one",
             ">=",
             5.0,
-            lead(results, "connect-echo-close", ["xinetd"], "superd-prefork"),
+            rate_ratio(results, "connect-echo-close", ["xinetd"], "superd-prefork"),
         ),
         Goal(
             "daytime with policy and records, x the better inetd",
             ">=",
             1.0,
-            lead(results, "daytime", INETDS, "superd-policy"),
+            rate_ratio(results, "daytime", INETDS, "superd-policy"),
         ),
         Goal("policy and records, us of CPU a connection", "<=", 10.0, _cost_of_policy(results)),
         Goal(
             "daytime with 10,000 networks, x with three",
             ">=",
             0.95,
-            lead(results, "daytime", ["superd-policy"], "superd-networks"),
+            rate_ratio(results, "daytime", ["superd-policy"], "superd-networks"),
         ),
         Goal("memory of master and worker, MB", "<=", 45.0, _memory(results)),
         Goal("ready after exec, s", "<=", 0.5, _ready(results)),
@@ -71,7 +76,7 @@ def judge(results: Results) -> list[Goal]:
 
 
 def _cost_of_policy(results: Results) -> float | None:
-    """Return how much more CPU time a connection takes with policy and records."""
+    """Return the CPU time in microseconds that policy and records add to a connection."""
     samples = results.works.get("daytime", {})
     if "superd" not in samples or "superd-policy" not in samples:
         return None

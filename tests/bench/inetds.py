@@ -1,8 +1,8 @@
-"""The programs that superd replaces: xinetd and openbsd-inetd, from Debian, without installing.
+"""The programs that superd replaces: xinetd and openbsd-inetd, from Debian, not installed.
 
-They run with only their internal services and with their limits on rates and numbers lifted. Both
-need root.
-Raises BenchError when a peer cannot be had; the benchmark then goes on without it.
+They run with only their internal services and without limits on rates and connections. Both need
+root.
+Raises BenchError if a peer cannot be downloaded; the benchmark then skips it.
 """
 
 from tests.bench.packages import PACKAGES, need_root, program, write
@@ -43,18 +43,18 @@ service cat
     server = /bin/cat
 }}
 """
-# xinetd asks for the name of each client that it forks for, and with a slow name server that is
-# all one would measure: a mount namespace of its own gives it an nsswitch.conf without DNS.
+# xinetd looks up the name of each client that it forks for. A slow name server would dominate the
+# figures, so a mount namespace gives xinetd an nsswitch.conf without DNS.
 WITHOUT_DNS = 'mount --bind "$0" /etc/nsswitch.conf && exec "$@"'
 
-# openbsd-inetd knows its internal services by their names in /etc/services, never by a number:
-# they get the ports of that file, on a loopback address that nobody else uses.
+# openbsd-inetd finds its internal services only by name in /etc/services, not by number. They get
+# the ports of that file, on a loopback address that no other program uses.
 INETD_CONFIGURATION = """\
 {host}:echo stream tcp4 nowait root internal
 {host}:daytime stream tcp4 nowait root internal
 {host}:7408 stream tcp4 nowait nobody /bin/cat cat
 """
-# Its -R has no "unlimited" (0 is refused and leaves the default of 256 a minute).
+# Its -R has no "unlimited": 0 is invalid and leaves the default of 256 a minute.
 INETD_RATE = "1000000000"
 
 
@@ -71,12 +71,12 @@ def xinetd() -> Server:
         echo,
         daytime,
         cat,
-        no_udp="it throws away the datagrams that arrive while it answers one",
+        no_udp="it drops the datagrams that arrive while it answers one",
     )
 
 
 def xinetd_command(name: str, services: str) -> tuple[str, ...]:
-    """Return the command that runs xinetd with some services, its configuration written."""
+    """Write the configuration of xinetd with some services; return the command that runs it."""
     need_root("xinetd")
     words = program("xinetd", "usr/sbin/xinetd", ("libwrap0",))
     configuration = write(f"{name}.conf", XINETD_DEFAULTS + services)

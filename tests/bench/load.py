@@ -1,8 +1,8 @@
-"""The works: what clients do to a server while it is measured.
+"""The workloads: what clients do while a server is measured.
 
-Each work is one call of the load generator on a core that the server does not use. While it
-runs the server's memory is read, around it the server's CPU time.
-Raises BenchError when the load generator breaks; errors that it counts are figures.
+Each workload is one call of the load generator, on a core that the server does not use. The
+server's memory is read while it runs, the server's CPU time before and after.
+Raises BenchError if the load generator fails; errors that it counts are figures.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from tests.bench.servers import Address, Running, Server
 from tests.bench.workspace import BenchError, build
 
 Mode = Literal["rr", "crr", "bulk", "udp", "idle"]
-GRACE = 15.0
+EXIT_GRACE = 15.0  # seconds for the load generator to exit after its time
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """A way to load a server."""
 
     name: str
@@ -35,11 +35,11 @@ class Work:
     service: Literal["echo", "daytime", "cat"] = "echo"
 
     def why_not(self, server: Server) -> str:
-        """Say why a server takes no part in this work, or nothing."""
+        """Return why a server cannot run this workload, or the empty string."""
         if server.only and self.name not in server.only:
-            return f"it is there for {' and '.join(server.only)}"
+            return f"it is only for {' and '.join(server.only)}"
         if self.service == "daytime" and server.daytime is None:
-            return "it does not tell the time"
+            return "it has no daytime service"
         if self.service == "cat" and server.cat is None:
             return "it runs no programs"
         return server.no_udp if self.mode == "udp" else ""
@@ -49,7 +49,7 @@ class Work:
 class Figures:
     """What the load generator reports; `ops` counts the warm-up too, `rate` does not.
 
-    `busy` is the part of its time for which it used its core.
+    `busy` is the share of its time in which it used its core.
     """
 
     rate: float
@@ -64,9 +64,9 @@ class Figures:
 
 @dataclass(frozen=True)
 class Sample:
-    """One measurement of one work on one server.
+    """One measurement of one workload on one server.
 
-    `load_percent` is the part of its core that the load used, with what runs beside it.
+    `load_percent` is the share of the load's core that was used, including a backend beside it.
     """
 
     rate: float
@@ -79,7 +79,7 @@ class Sample:
     load_percent: float
 
 
-def measure(work: Work, target: Running, secs: float, core: int) -> Sample:
+def measure(work: Workload, target: Running, secs: float, core: int) -> Sample:
     """Load a server for some seconds."""
     cpu_before = target.meter.cpu_seconds()
     beside_before = target.beside_load.cpu_seconds() if target.beside_load else 0.0
@@ -87,7 +87,7 @@ def measure(work: Work, target: Running, secs: float, core: int) -> Sample:
     with load_generator(work, address, secs, core) as generator:
         time.sleep(secs / 2)
         memory = pss_bytes(target.meter)
-        figures = read_figures(_output(generator, secs + GRACE))
+        figures = read_figures(_output(generator, secs + EXIT_GRACE))
     beside = target.beside_load.cpu_seconds() - beside_before if target.beside_load else 0.0
     wait_until_quiet(target.meter)
     cpu = target.meter.cpu_seconds() - cpu_before
@@ -105,9 +105,9 @@ def measure(work: Work, target: Running, secs: float, core: int) -> Sample:
 
 @contextlib.contextmanager
 def load_generator(
-    work: Work, address: Address, secs: float, core: int
+    work: Workload, address: Address, secs: float, core: int
 ) -> Iterator[subprocess.Popen[str]]:
-    """Run the load generator on a core: for some seconds, at most while the context lasts."""
+    """Run the load generator on a core for `secs` seconds; kill it at the end of the context."""
     target = (work.mode, address.host, str(address.port))
     amount = ("-c", str(work.connections), "-s", str(work.size), "-t", str(secs))
     command = (str(build("loadgen")), *target, *amount)
@@ -124,16 +124,16 @@ def _output(generator: subprocess.Popen[str], limit: float) -> str:
     try:
         return generator.communicate(timeout=limit)[0]
     except subprocess.TimeoutExpired as error:
-        raise BenchError("the load generator does not end") from error
+        raise BenchError("the load generator does not exit") from error
 
 
 def read_figures(line: str) -> Figures:
-    """Read a line of the load generator."""
+    """Parse a line of the load generator."""
     try:
         report = json.loads(line)
         return Figures(**{field.name: report[field.name] for field in dataclasses.fields(Figures)})
     except (ValueError, KeyError) as error:
-        raise BenchError(f"the load generator gave no figures, but {line!r}") from error
+        raise BenchError(f"expected figures from the load generator, got {line!r}") from error
 
 
 def median(samples: Sequence[Sample]) -> Sample:

@@ -6,9 +6,9 @@
  *   loadgen udp  ...   ping-pong with datagrams
  *   loadgen idle ...   open CONNS connections, echo SIZE bytes on each once, hold them
  *
- * Prints one JSON line when SECS are over or SIGTERM comes; idle prints one more as soon as
- * every connection is open or has failed. Each answer's size is checked; what is refused, reset,
- * of a wrong size or later than STALL_SECS counts as an error.
+ * Prints one JSON line after SECS or on SIGTERM; idle prints one more as soon as every connection
+ * is open or has failed. The size of each answer is checked. A refused or reset connection, a wrong
+ * size and an answer later than STALL_SECS count as errors.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -29,10 +29,10 @@
 
 #define WARM_UP_SECS 0.3
 #define STALL_SECS   1.5  /* longer than the first retransmission of a lost SYN (1 s) */
-#define SWEEP_SECS   0.05 /* how often stalled and closed connections are looked for */
-#define SOURCES      200  /* client addresses 127.0.0.1 and up, so that ports do not run out */
-#define IDLE_WINDOW  50   /* idle: connections being opened at a time (less than xinetd's 64) */
-#define BULK_BURST   16   /* bulk: system calls for one connection before the next one's turn */
+#define SWEEP_SECS   0.05 /* interval of the search for stalled and closed connections */
+#define SOURCES      200  /* client addresses from 127.0.0.1 up, so that ports do not run out */
+#define IDLE_WINDOW  50   /* idle: connections opened at the same time (less than xinetd's 64) */
+#define BULK_BURST   16   /* bulk: system calls for one connection before the next is served */
 #define MAX_ANSWER   (1UL << 20) /* crr with SIZE 0: a longer answer is an error */
 #define MAX_EVENTS   1024
 
@@ -46,7 +46,7 @@ struct conn {
     enum state state;
     size_t sent;
     size_t received;
-    double since; /* start of the operation; bulk: the last time that something came */
+    double since; /* start of the operation; bulk: time of the last received data */
 };
 
 static struct {
@@ -126,7 +126,7 @@ static void start_counting(void)
     memset(latencies, 0, sizeof latencies);
 }
 
-/* The part of its time for which this process used its core; near 1 it is the limit itself. */
+/* The share of time in which this process used its core; near 1 it is the bottleneck. */
 static double busy(void)
 {
     struct rusage usage;
@@ -157,7 +157,7 @@ static void fail(struct conn *c)
     errors++;
     held -= c->state == HELD;
     close(c->fd);
-    c->state = CLOSED; /* sweep() opens it again, so that a dead server is not hammered */
+    c->state = CLOSED; /* sweep() reopens it later, so that a dead server is not flooded */
 }
 
 static int new_socket(void)
@@ -170,7 +170,7 @@ static int new_socket(void)
     int on = 1;
     if (type == SOCK_STREAM) {
         struct linger reset = {.l_onoff = 1, .l_linger = 0}; /* leaves no TIME_WAIT behind */
-        if (opt.mode != CRR)                                 /* which sends only once */
+        if (opt.mode != CRR)                                 /* CRR sends only once */
             setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         setsockopt(fd, SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
         setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &on, sizeof on);
@@ -196,7 +196,7 @@ static void open_conn(struct conn *c)
         die("epoll_ctl");
 }
 
-/* Sends what is left of the request. */
+/* Sends the rest of the request. */
 static void push(struct conn *c)
 {
     while (c->sent < opt.size) {
@@ -277,7 +277,7 @@ static bool answer_is_wrong(const struct conn *c, size_t length)
     return c->state == HELD || c->received > opt.size || (opt.mode == UDP && length != opt.size);
 }
 
-/* Edge-triggered, so it reads to EAGAIN; but when an answer is complete nothing is on its way. */
+/* Edge-triggered, so it reads to EAGAIN, except after a complete answer: no more can follow. */
 static void on_readable(struct conn *c)
 {
     for (;;) {
@@ -318,7 +318,7 @@ static void on_event(struct conn *c, uint32_t events)
         on_readable(c);
 }
 
-/* Fails what has stalled and opens again what was closed (idle leaves it closed). */
+/* Fails stalled connections and reopens closed ones (idle leaves them closed). */
 static void sweep(double t)
 {
     for (size_t i = 0; i < launched; i++) {

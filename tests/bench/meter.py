@@ -1,9 +1,9 @@
-"""CPU time and memory of a server with all its children, also those that have ended.
+"""CPU time and memory of a server with all its children, including ended ones.
 
-CPU comes from a cgroup (v1 cpuacct, exact) where one can be made, else from /proc (10 ms steps;
-there a child that its parent never waits for is lost). Memory is PSS: a page shared by several
-processes counts in part for each, also for those outside, such as the Python that measures.
-A process that ends while it is looked at counts as nothing.
+CPU time comes from a cgroup (v1 cpuacct, exact) if one can be made, else from /proc (10 ms steps;
+a child that its parent never reaps is not counted). Memory is PSS: a page shared by several
+processes counts in part for each, including processes outside, such as the benchmark's Python.
+A process that ends while it is read counts as zero.
 """
 
 import contextlib
@@ -15,26 +15,26 @@ from typing import NamedTuple, Protocol
 
 CPUACCT = Path("/sys/fs/cgroup/cpuacct")
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
-QUIET_INTERVAL = 0.05
+QUIET_INTERVAL = 0.05  # seconds
 QUIET_CPU = 0.002  # seconds of CPU time within the interval
-QUIET_LIMIT = 3.0
+QUIET_TIMEOUT = 3.0  # seconds
 
 
 class Meter(Protocol):
-    """What is known of a server's processes."""
+    """Measures a server's processes."""
 
     def pids(self) -> list[int]:
-        """Return the processes that live now."""
+        """Return the processes that are alive now."""
 
     def cpu_seconds(self) -> float:
         """Return the CPU time used so far, ended children included."""
 
     def close(self) -> None:
-        """Give back what the meter holds, after the processes have ended."""
+        """Release the meter's resources. Call it after the processes have ended."""
 
 
 class CgroupMeter:
-    """Counts with a cgroup that holds the server's processes and nothing else."""
+    """Measures with a cgroup that contains the server's processes only."""
 
     def __init__(self, group: Path) -> None:
         self._group = group
@@ -50,7 +50,7 @@ class CgroupMeter:
 
 
 class ProcMeter:
-    """Counts the children of a process and the members of the session that it leads."""
+    """Measures the children of a process and the members of the session that it leads."""
 
     def __init__(self, leader: int) -> None:
         self._leader = leader
@@ -73,7 +73,7 @@ class ProcMeter:
 
 
 class ProcessStat(NamedTuple):
-    """The part of /proc/PID/stat that is needed here."""
+    """The fields of /proc/PID/stat that are needed here."""
 
     pid: int
     parent: int
@@ -118,8 +118,8 @@ def _pss_of(pid: int) -> int:
 
 
 def wait_until_quiet(meter: Meter) -> None:
-    """Wait until the processes use (almost) no CPU: the work of the last client is over."""
-    deadline = time.monotonic() + QUIET_LIMIT
+    """Wait until the processes use almost no CPU, so that the last client's work is done."""
+    deadline = time.monotonic() + QUIET_TIMEOUT
     before = meter.cpu_seconds()
     while time.monotonic() < deadline:
         time.sleep(QUIET_INTERVAL)

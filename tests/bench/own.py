@@ -1,4 +1,4 @@
-"""Superd in the configurations that are measured beside inetds, and the C server as a yardstick."""
+"""The measured configurations of superd, and the C server as a baseline."""
 
 import sys
 
@@ -36,9 +36,9 @@ listen = "tcp://{cat}"
 options = {{ command = "/bin/cat" }}
 """
 
-# The peers have no limits in force and write nothing of a connection.
+# The peers apply no limits and log no connections.
 WITHOUT_RECORDS = "record = []"
-# What an operator would set, with all of it in the path and none of it in the way.
+# Limits that an operator would set: each is checked, and none is reached.
 WITH_POLICY = """\
 allow = [{networks}]
 max-connections = 100000
@@ -50,7 +50,7 @@ POLICY_WORKS = ("connect-echo-close", "daytime")
 
 
 def superd() -> Server:
-    """Return the server that this benchmark is about, with its configuration written."""
+    """Return the plain superd, and write its configuration."""
     return _superd("superd", 7100, WITHOUT_RECORDS)
 
 
@@ -66,19 +66,19 @@ def superd_policy() -> Server:
 
 
 def superd_networks() -> Server:
-    """Return the same with ten thousand networks more."""
+    """Return superd with the same policy and ten thousand more networks."""
     names = [f'"10.{n >> 8}.{n & 255}.0/24"' for n in range(10_000)]
     policy = WITH_POLICY.format(networks=", ".join(['"127.0.0.0/8"', *names]))
     return _superd("superd-networks", 7140, policy, only=POLICY_WORKS)
 
 
 def superd_fork() -> Server:
-    """Return superd with an echo that blocks, in a process for each connection."""
+    """Return superd with a blocking echo, in a process for each connection."""
     return _superd("superd-fork", 7180, WITHOUT_RECORDS, only=("connect-echo-close",), model="fork")
 
 
 def superd_prefork() -> Server:
-    """Return the same with processes that were forked before."""
+    """Return superd with a blocking echo in preforked processes."""
     only = ("connect-echo-close",)
     return _superd("superd-prefork", 7240, WITHOUT_RECORDS, only=only, model="prefork")
 
@@ -95,7 +95,7 @@ def _superd(
 
 
 def superd_command(name: str, defaults: str, services: str) -> tuple[str, ...]:
-    """Return the command that runs superd with some services, its configuration written."""
+    """Write the configuration of superd with some services; return the command that runs it."""
     CACHE.mkdir(parents=True, exist_ok=True)
     (CACHE / f"{name}.records").unlink(missing_ok=True)
     configuration = CACHE / f"{name}.toml"
@@ -105,7 +105,7 @@ def superd_command(name: str, defaults: str, services: str) -> tuple[str, ...]:
 
 
 def epoll_server() -> Server:
-    """Return the yardstick: what the same services cost in bare C."""
+    """Return the baseline: the same services in bare C."""
     echo, daytime = Address("127.0.0.1", 7307), Address("127.0.0.1", 7313)
     return Server("epoll-c", epoll_command(echo, daytime), echo, daytime)
 

@@ -1,8 +1,8 @@
 """Programs of Debian packages, unpacked under the cache folder and run from there, not installed.
 
-Each package has a folder of its own, and is downloaded the first time. Libraries that a machine
-may lack are unpacked too, and only the program that asked for them is told where they are.
-Raises BenchError when a package cannot be had; the benchmark then goes on without the program.
+Each package has its own folder, and is downloaded once. Libraries that a machine may lack are
+unpacked, too, and only the program that needs them gets their path.
+Raises BenchError if a package cannot be downloaded; the benchmark then skips the program.
 """
 
 import os
@@ -13,14 +13,14 @@ from typing import BinaryIO
 from tests.bench.workspace import CACHE, BenchError, last_line
 
 PACKAGES = CACHE / "peers"
-TIME_LIMIT = 60.0  # for one command
+COMMAND_TIMEOUT = 60.0  # seconds
 
 
 def program(package: str, member: str, libraries: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Return the words that start a program of a package, with the libraries it needs."""
+    """Return the command that starts a program of a package, with the libraries that it needs."""
     path = unpacked(package) / member
     if not path.exists():
-        raise BenchError(f"{package}: there is no {member} in it")
+        raise BenchError(f"{package}: it contains no {member}")
     found = [file for library in libraries for file in unpacked(library).rglob("lib*.so*")]
     folders = dict.fromkeys(str(file.parent) for file in found)
     if not folders:
@@ -31,7 +31,7 @@ def program(package: str, member: str, libraries: tuple[str, ...] = ()) -> tuple
 def unpacked(package: str) -> Path:
     """Return the folder that holds a package's files."""
     folder = PACKAGES / package
-    done = folder / ".unpacked"  # a copy that was interrupted is made again
+    done = folder / ".unpacked"  # without it, an interrupted copy is unpacked again
     if done.exists():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,7 +48,7 @@ def unpacked(package: str) -> Path:
 
 
 def need_root(name: str) -> None:
-    """Refuse, as anybody else, a program that only root can run."""
+    """Raise BenchError unless this process runs as root."""
     if os.geteuid() != 0:
         raise BenchError(f"{name}: it needs root")
 
@@ -67,6 +67,6 @@ def _run(command: list[str], folder: Path, output: BinaryIO) -> None:
         cwd=folder,
         stdout=output,
         stderr=subprocess.STDOUT,
-        timeout=TIME_LIMIT,
+        timeout=COMMAND_TIMEOUT,
         check=True,
     )

@@ -1,8 +1,8 @@
-"""The least that forwarding takes in Python, as a yardstick: python plain_forwarder.py PORT TO_PORT
+"""A minimal forwarder in Python, as a baseline: python plain_forwarder.py PORT TO_PORT
 
-It makes the calls to the kernel that superd makes, and nothing else: no limits, no time-outs, no
-records, no half-close, and what a side does not take at once is lost. Between it and nginx lies
-Python's share, between it and superd the price of all that is not here.
+It makes the same system calls as superd, and does nothing else: no limits, no timeouts, no
+records, no half-close, and data that does not fit into a send buffer is lost. The difference to
+nginx is the cost of Python, the difference to superd is the cost of superd's features.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from superd.net.closing import reset_on_close
 
 HOST = "127.0.0.1"
 EVENTS = select.EPOLLIN | select.EPOLLOUT | select.EPOLLRDHUP | select.EPOLLET
-AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+SEND_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 NONBLOCKING = socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
 
 buffer = memoryview(bytearray(64 * 1024))
@@ -35,9 +35,9 @@ class Side:
 
     def pull(self) -> None:
         try:
-            size = self.receive(buffer, 0, AT_ONCE)
+            size = self.receive(buffer, 0, SEND_FLAGS)
             if size:
-                self.other.send(buffer[:size], AT_ONCE)
+                self.other.send(buffer[:size], SEND_FLAGS)
                 return
         except BlockingIOError:
             return
@@ -73,7 +73,7 @@ listener.setblocking(False)
 listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 epoll = select.epoll()
 epoll.register(listener.fileno(), select.EPOLLIN)
-gc.disable()  # there are as many circles as connections; nobody runs this for long
+gc.disable()  # every connection is a reference cycle, but this never runs for long
 
 while True:
     for number, events in epoll.poll(-1, 256):

@@ -1,8 +1,7 @@
-"""What a person, or with --json a program, gets to see of the results.
+"""The results as tables and, with --json, as a JSON file.
 
-Rates are comparable inside one run only; CPU per operation is the steadiest figure, and the one
-to compare where the load's own core was the limit (`load %` near 100). An operation of bulk is a
-chunk of 64 KiB.
+Rates are comparable within one run only. CPU per operation is the steadiest figure. Compare it if
+the load's core was the bottleneck (`load %` near 100). An operation of bulk is a chunk of 64 KiB.
 """
 
 import dataclasses
@@ -25,9 +24,9 @@ HEADINGS = {
     "PSS MB": 1,
     "load %": 0,
 }
-"""The figures of a sample in their order, each with its number of decimals."""
-LATENCIES = ("p50 us", "p99 us")  # bulk has none
-WIDTH = 11
+"""The figures of a sample in order, each with its number of decimals."""
+LATENCIES = ("p50 us", "p99 us")  # bulk has no latency
+COLUMN_WIDTH = 11
 
 _BUILT_WITH = sysconfig.get_config_var("CONFIG_ARGS") or ""
 MACHINE = {
@@ -36,7 +35,7 @@ MACHINE = {
     "interpreter": f"{platform.python_implementation()} {platform.python_version()}",
     "profile-guided": "yes" if "--enable-optimizations" in _BUILT_WITH else "no",
 }
-"""What figures depend on besides: profile-guided optimization alone is up to a fifth."""
+"""Also affects the figures: profile-guided optimization alone makes up to a fifth."""
 
 
 def text(results: Results, goals: list[Goal]) -> str:
@@ -65,7 +64,7 @@ def _cell(heading: str, figure: float) -> str:
 
 
 def _row(work: str, server: str, cells: Iterable[str]) -> str:
-    return f"{work:<20}{server:<15}" + "".join(f"{cell:>{WIDTH}}" for cell in cells)
+    return f"{work:<20}{server:<15}" + "".join(f"{cell:>{COLUMN_WIDTH}}" for cell in cells)
 
 
 def _idle(results: Results) -> Iterator[str]:
@@ -88,7 +87,7 @@ def _goals(goals: list[Goal]) -> Iterator[str]:
 
 
 def _errors(results: Results) -> Iterator[str]:
-    """Name each work that did not go clean: its figures are not to be trusted."""
+    """List each workload with errors: its figures are unreliable."""
     for work, samples in results.works.items():
         for server, sample in samples.items():
             if sample.errors:
@@ -101,7 +100,7 @@ def _errors(results: Results) -> Iterator[str]:
 def write_json(
     path: Path, results: Results, goals: list[Goal], settings: Mapping[str, object]
 ) -> None:
-    """Write all figures to a file, with what one needs to know to compare them."""
+    """Write all figures to a file, with the machine and the settings."""
     judged = [dataclasses.asdict(goal) | {"verdict": goal.verdict} for goal in goals]
     report = {"machine": MACHINE, "settings": settings, **dataclasses.asdict(results)}
     path.write_text(json.dumps(report | {"goals": judged}, indent=1) + "\n")

@@ -1,9 +1,9 @@
-"""What a server is that is compared, and how one is started, awaited and ended.
+"""The servers to compare: starts them, waits until they serve, and stops them.
 
-Each runs on one core, in a session and (where possible) a cgroup of its own; what it forwards to,
-if it does, runs on the load's core. It counts as started when each of its services has answered a
-client; it is ended by the ids of its own processes only.
-Raises BenchError when an address is taken or a server does not come up.
+Each runs on one core, in its own session and, if possible, its own cgroup. A backend runs on the
+load's core. A server counts as started when each of its services has answered a client. It is
+stopped by the pids of its own processes only.
+Raises BenchError if an address is in use or a server does not start.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from tests.bench.cores import Cores, on_core
 from tests.bench.meter import Meter, meter_of
 from tests.bench.workspace import CACHE, ROOT, BenchError, last_line
 
-START_LIMIT = 10.0
-STOP_LIMIT = 5.0
+START_TIMEOUT = 10.0  # seconds
+STOP_TIMEOUT = 5.0  # seconds
 
 
 class Address(NamedTuple):
-    """Where a service listens."""
+    """The address of a service."""
 
     host: str
     port: int
@@ -38,15 +38,15 @@ class Address(NamedTuple):
 
 @dataclass(frozen=True)
 class Server:
-    """A program to measure; `no_udp` says why it takes no part in the work with datagrams."""
+    """A program to measure; `no_udp` is the reason why it does not run the udp workload."""
 
     name: str
     command: tuple[str, ...]
     echo: Address
     daytime: Address | None = None
-    cat: Address | None = None  # an echo by a program, where it runs any
+    cat: Address | None = None  # an echo by a program, if the server runs programs
     no_udp: str = ""
-    only: tuple[str, ...] = ()  # the works that it takes part in; () is all
+    only: tuple[str, ...] = ()  # the workloads that it runs; () is all
     backend: "Server | None" = None  # what it forwards to
     beside_load: bool = False  # whether it runs on the load's core
 
@@ -57,7 +57,7 @@ class Server:
 
 @dataclass(frozen=True)
 class Running:
-    """A server that serves; `beside_load` meters what works for it on the load's core."""
+    """A running server; `beside_load` measures its processes on the load's core."""
 
     server: Server
     process: subprocess.Popen[bytes]
@@ -67,7 +67,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(server: Server, cores: Cores) -> Iterator[Running]:
-    """Run a server, after its backend, for as long as the context lasts."""
+    """Run a server, after its backend, until the end of the context."""
     for address in (server.echo, server.daytime):
         if address and _is_taken(address):
             raise BenchError(f"{server.name}: {address} is in use by another program")
@@ -111,7 +111,7 @@ def _await_services(started: Running) -> None:
         probes.append(lambda: probe_echo(cat))
     if not server.no_udp:
         probes.append(lambda: _probe_datagram(server.echo))
-    deadline = time.monotonic() + START_LIMIT
+    deadline = time.monotonic() + START_TIMEOUT
     for probe in probes:
         _await(probe, started, deadline)
 
@@ -123,14 +123,14 @@ def _await(probe: Callable[[], None], started: Running, deadline: float) -> None
             return probe()
         except OSError as error:
             if started.process.poll() is not None:
-                raise BenchError(f"{name} ended at its start: {last_line(log)}") from error
+                raise BenchError(f"{name} exited at its start: {last_line(log)}") from error
             if time.monotonic() > deadline:
                 raise BenchError(f"{name} does not serve: {error}; {last_line(log)}") from error
         time.sleep(0.01)
 
 
 def probe_echo(address: Address) -> None:
-    """Be a client of an echo service once; OSError if it does not answer."""
+    """Send one byte to an echo service. Raises OSError if it does not answer."""
     with socket.create_connection(address, timeout=1) as client:
         client.sendall(b"x")
         _expect_answer(client)
@@ -155,16 +155,16 @@ def _expect_answer(client: socket.socket) -> None:
 
 
 def end(started: Running) -> None:
-    """End a server as an operator would; what is left of it after that is killed."""
+    """Stop a server with SIGTERM, then kill the processes that are left."""
     started.process.terminate()
     with contextlib.suppress(subprocess.TimeoutExpired):
-        started.process.wait(STOP_LIMIT)
-    deadline = time.monotonic() + STOP_LIMIT
+        started.process.wait(STOP_TIMEOUT)
+    deadline = time.monotonic() + STOP_TIMEOUT
     while (pids := started.meter.pids()) and time.monotonic() < deadline:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         started.process.poll()
         time.sleep(0.02)
-    started.process.wait(STOP_LIMIT)
+    started.process.wait(STOP_TIMEOUT)
     started.meter.close()

@@ -1,8 +1,8 @@
-"""How long superd takes from exec to serving.
+"""The time that superd takes from exec to serving.
 
-It is started several times, on no core in particular, and each time is taken until the line
-`ready` on its standard output.
-Raises BenchError when it ends or takes far too long without that line.
+superd is started several times, on any core. Each time is measured until the line `ready` on its
+standard output.
+Raises BenchError if superd exits or takes too long without that line.
 """
 
 import subprocess
@@ -10,15 +10,15 @@ import threading
 import time
 
 from tests.bench.meter import ProcMeter
-from tests.bench.servers import START_LIMIT, Running, Server, end
+from tests.bench.servers import START_TIMEOUT, Running, Server, end
 from tests.bench.workspace import ROOT, BenchError, last_line
 
-STARTS = 5
+START_COUNT = 5
 
 
 def ready_times(server: Server) -> list[float]:
-    """Start and end a server several times; return the seconds that each start took."""
-    return [_ready_time(server) for _ in range(STARTS)]
+    """Start and stop a server several times; return the seconds that each start took."""
+    return [_ready_time(server) for _ in range(START_COUNT)]
 
 
 def _ready_time(server: Server) -> float:
@@ -34,16 +34,16 @@ def _ready_time(server: Server) -> float:
         )
     try:
         if not _says_ready(process):
-            raise BenchError(f"{server.name} never was ready: {last_line(server.log)}")
+            raise BenchError(f"{server.name} did not become ready: {last_line(server.log)}")
         return time.perf_counter() - began
     finally:
         end(Running(server, process, ProcMeter(process.pid)))
 
 
 def _says_ready(process: subprocess.Popen[bytes]) -> bool:
-    """Read up to the line `ready`; a process that does not get there is killed."""
+    """Read up to the line `ready`; kill the process after a timeout."""
     assert process.stdout
-    limit = threading.Timer(START_LIMIT, process.kill)
+    limit = threading.Timer(START_TIMEOUT, process.kill)
     limit.start()
     try:
         return any(line == b"ready\n" for line in process.stdout)

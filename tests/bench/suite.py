@@ -1,28 +1,28 @@
-"""What a suite is: servers that do the same things, the works they are put to, and goals.
+"""A suite: comparable servers, the workloads to run on them, and goals.
 
-All that differs between two suites stands in one of these; how servers are run, loaded and
-reported on is the same for each.
+A suite holds everything that differs between suites. Running, loading and reporting is the same
+for each.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from tests.bench.goals import Goal, Results
-from tests.bench.load import Work
+from tests.bench.load import Workload
 from tests.bench.servers import Server
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Servers by name (of the peers each may be missing), works, and what is expected.
+    """Servers by name (any peer may be missing), workloads, and goals.
 
-    `idle` names the servers that hold `idle_connections`, `ready` the one whose start is timed.
+    `idle` names the servers that get `idle_connections`, `ready` the server whose start is timed.
     """
 
     name: str
     own: Mapping[str, Callable[[], Server]]
     peers: Mapping[str, Callable[[], Server]]
-    works: tuple[Work, ...]
+    works: tuple[Workload, ...]
     idle: tuple[str, ...]
     idle_connections: int
     judge: Callable[[Results], list[Goal]]

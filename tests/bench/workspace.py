@@ -1,8 +1,8 @@
-"""Where the benchmark keeps what it makes: `.cache/bench/` in the project's root.
+"""The benchmark's folder for generated files: `.cache/bench/` in the project's root.
 
-Programs are compiled here, peers unpacked, configuration files and logs written. Nothing outside
-this folder is changed, and it may be deleted at any time.
-Raises BenchError when a program cannot be compiled.
+It holds compiled programs, unpacked peers, configuration files and logs. Nothing outside this
+folder is changed, and it may be deleted at any time.
+Raises BenchError if a program cannot be compiled.
 """
 
 import os
@@ -15,11 +15,11 @@ SOURCES = Path(__file__).parent
 
 
 class BenchError(Exception):
-    """A measurement that cannot be made; its text tells why, in one line."""
+    """A measurement that is impossible; its text is the reason, in one line."""
 
 
 def build(name: str) -> Path:
-    """Compile tests/bench/NAME.c, unless that was done since the source changed."""
+    """Compile tests/bench/NAME.c, unless the program is newer than the source."""
     source = SOURCES / f"{name}.c"
     program = CACHE / name
     if program.exists() and program.stat().st_mtime > source.stat().st_mtime:
