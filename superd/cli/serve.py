@@ -61,15 +61,15 @@ def _become_daemon(planned: Plan, inheritance: Inheritance, launch: Launch) -> N
     code = int(ExitCode.FAILED)
 
     def ready(_: object) -> None:
-        launch.tell(_verdict(planned))
+        launch.report(_verdict(planned))
 
     try:
         code = serve(planned, inheritance, in_background=True, ready=ready)
     except SuperdError as error:
         code = int(error.exit_code)
-        launch.tell(Verdict(code, f"superd: {error}"))
+        launch.report(Verdict(code, f"superd: {error}"))
     except BaseException as error:  # noqa: BLE001  the operator gets any failure
-        launch.tell(Verdict(code, f"superd failed: {reason(error)}"))
+        launch.report(Verdict(code, f"superd failed: {reason(error)}"))
     finally:
         os._exit(code)  # without the exit handlers, which are the command's
 

@@ -1,8 +1,8 @@
-"""Linux's capabilities and its process attributes, by way of the C library (capabilities(7)).
+"""Linux's capabilities and process attributes, set through the C library (capabilities(7)).
 
-Runs in the worker, before it meets a client, and in processes that it forks. Only ever takes away;
-never runs on another system.
-Raises OSError.
+Runs in workers before they accept a client, in the processes that they fork, and in the resolver;
+the command line and the master only read what they have. Never adds a capability. Linux only: on
+another system every call fails. Raises OSError.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ PR_GET_SECUREBITS = 27
 PR_SET_SECUREBITS = 28
 PR_SET_NO_NEW_PRIVS = 38
 
-# with one of these set, who ceases to be root would keep capabilities
+# with one of these set, a process keeps capabilities when it changes from root to another user
 SECBIT_NO_SETUID_FIXUP = 1 << 2
 SECBIT_KEEP_CAPS = 1 << 4
 
-VERSION_3 = 0x20080522
-LAST_CAPABILITY = 63  # prctl says EINVAL past the kernel's own last one
+CAPABILITY_VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3 of capget(2)
+LAST_CAPABILITY = 63  # prctl(2) fails with EINVAL above the last one of the kernel
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """Three of a thread's sets, as bits. Inheritable is what it may hand to a program it starts."""
+    """Three capability sets of a thread, as bits; `inheritable` may pass to programs it starts."""
 
     effective: int = 0
     permitted: int = 0
@@ -49,21 +49,21 @@ _Words = ctypes.c_uint32 * 6  # the three sets' lower halves, then their upper h
 
 
 def held() -> Capabilities:
-    """Return what the calling thread has."""
+    """Return the capabilities of the calling thread."""
     words = _Words()
-    _call("capget", ctypes.byref(_Header(VERSION_3, 0)), words)
+    _call("capget", ctypes.byref(_Header(CAPABILITY_VERSION_3, 0)), words)
     return Capabilities(*(words[n] | words[n + 3] << 32 for n in range(3)))
 
 
 def keep(capabilities: Capabilities) -> None:
-    """Give up whatever is not in `capabilities`."""
+    """Give up every capability that is not in `capabilities`."""
     sets = astuple(capabilities)
     words = _Words(*(n & 0xFFFFFFFF for n in sets), *(n >> 32 for n in sets))
-    _call("capset", ctypes.byref(_Header(VERSION_3, 0)), words)
+    _call("capset", ctypes.byref(_Header(CAPABILITY_VERSION_3, 0)), words)
 
 
 def empty_bounding_set() -> None:
-    """Make sure that no program started later can gain any capability."""
+    """Prevent programs that are started later from gaining any capability."""
     for capability in range(LAST_CAPABILITY + 1):
         if _is_in_bounding_set(capability):
             _prctl(PR_CAPBSET_DROP, capability)
@@ -75,7 +75,7 @@ def clear_inheritable() -> None:
 
 
 def drop_on_change_of_user() -> None:
-    """Undo what would keep capabilities for a user who is not root."""
+    """Clear the secure bits that keep capabilities at a change to a user other than root."""
     bits = _prctl(PR_GET_SECUREBITS)
     unwanted = SECBIT_NO_SETUID_FIXUP | SECBIT_KEEP_CAPS
     if bits & unwanted:
@@ -83,17 +83,17 @@ def drop_on_change_of_user() -> None:
 
 
 def set_no_new_privs() -> None:
-    """Make set-user-id programs and the like run without what they would get."""
+    """Have set-user-id programs and the like run without extra privileges (no_new_privs)."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 
 def set_parent_death_signal(number: int) -> None:
-    """Have the kernel send this process a signal when its parent ends."""
+    """Have the kernel send this process a signal when its parent ends (PR_SET_PDEATHSIG)."""
     _prctl(PR_SET_PDEATHSIG, number)
 
 
 def set_dumpable(allowed: bool) -> None:
-    """Say whether other processes of the same user may look into this one, and whether it dumps."""
+    """Allow or forbid core dumps and inspection by processes of the same user (ptrace(2))."""
     _prctl(PR_SET_DUMPABLE, int(allowed))
 
 
@@ -101,7 +101,7 @@ def _is_in_bounding_set(capability: int) -> bool:
     try:
         return _prctl(PR_CAPBSET_READ, capability) == 1
     except OSError:
-        return False  # this kernel has fewer
+        return False  # this kernel has fewer capabilities
 
 
 def _prctl(option: int, argument: int = 0) -> int:

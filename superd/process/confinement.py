@@ -1,8 +1,8 @@
-"""Gives up privileges for good, in the one order that works, and proves that they are gone.
+"""Gives up privileges for good, in the one order that works, and verifies that they are gone.
 
-Runs in the worker, in two steps around the loading of plugins, before it meets a client. Never
-skips what was asked for: whatever fails raises NotPermitted or ConfinementError, names what could
-not be done, and ends the worker.
+Runs in workers, in two steps around the loading of plugins, before they accept a client, and in the
+resolver. Never skips a step: a step that fails raises NotPermitted or ConfinementError, which name
+it, and ends the process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from superd.process import capabilities
 LINUX = sys.platform == "linux"
 OPEN_DESCRIPTORS = "/proc/self/fd"
 THREADS = "/proc/self/task"
-ASSUMED_MAX_DESCRIPTORS = 4096  # where there is no /proc to tell
+ASSUMED_MAX_DESCRIPTORS = 4096  # without /proc
 
 RLIMITS = {
     key: getattr(resource, name)
@@ -39,11 +39,11 @@ RLIMITS = {
 
 
 class ConfinementError(SuperdError):
-    """A step could not be taken, or did not have its effect."""
+    """A step of confinement failed, or did not have its effect."""
 
 
 def close_other_descriptors(descriptors: Collection[int]) -> None:
-    """Close every descriptor but the standard ones and `descriptors`; nothing is to be read."""
+    """Close every descriptor but the standard ones and `descriptors`; standard input is empty."""
     kept = {0, 1, 2, *descriptors}
     for number in open_descriptors():
         if number not in kept:
@@ -55,25 +55,25 @@ def close_other_descriptors(descriptors: Collection[int]) -> None:
 
 
 def limit(confinement: Confinement, *, has_own_session: bool = True) -> None:
-    """Take the steps that hold from the start: those that plugins are loaded under.
+    """Take the steps that apply before plugins are loaded.
 
-    The worker leaves the master's session, lest it type commands into a terminal that it shares
-    with root (TIOCSTI). A limit of memory counts the Python that is loaded already. On Linux
-    niceness and all about capabilities is each thread's own and passed on to those it starts:
+    The worker leaves the master's session, as it could type commands into a terminal that it shares
+    with root (TIOCSTI). A memory limit includes the Python that is loaded already. On Linux,
+    niceness and capabilities belong to a thread and are inherited by the threads that it starts,
     so a thread that a plugin starts in `prepare` is confined too.
     """
     if has_own_session:
         os.setsid()
     os.umask(confinement.umask)
     if confinement.nice:
-        with _doing(f"set niceness {confinement.nice}", "CAP_SYS_NICE"):
+        with _step(f"set niceness {confinement.nice}", "CAP_SYS_NICE"):
             os.setpriority(os.PRIO_PROCESS, 0, confinement.nice)
     for name, value in confinement.rlimits:
         if value is not None:
             _set_limit(name, math.ceil(value))
     if LINUX:
         if confinement.user:
-            with _doing("empty the capability bounding set", "CAP_SETPCAP"):
+            with _step("empty the capability bounding set", "CAP_SETPCAP"):
                 capabilities.empty_bounding_set()
                 capabilities.drop_on_change_of_user()
         if confinement.user != 0:
@@ -83,16 +83,16 @@ def limit(confinement: Confinement, *, has_own_session: bool = True) -> None:
 
 
 def confine(confinement: Confinement) -> None:
-    """Take every other step that `confinement` asks for. Only root can take those of identity.
+    """Take every other step of `confinement`, after plugins are loaded.
 
-    The root directory comes first, as changing it takes root; groups come before the user, since
-    a user may not change groups any more.
+    The root directory comes first, as changing it requires root. Groups come before the user, as
+    another user than root cannot change groups.
     """
     _check_descriptors()
     if confinement.chroot:
-        with _doing(f"change the root directory to {confinement.chroot}", "CAP_SYS_CHROOT"):
+        with _step(f"change the root directory to {confinement.chroot}", "CAP_SYS_CHROOT"):
             os.chroot(confinement.chroot)
-    os.chdir("/")  # a directory to start from is as good as one that is open
+    os.chdir("/")  # a working directory outside the jail is a way out, as an open one is
     if confinement.user is not None:
         _become(confinement.user, confinement.group, confinement.groups)
     if LINUX:
@@ -104,7 +104,7 @@ def confine(confinement: Confinement) -> None:
 
 
 def _set_limit(name: str, value: int) -> None:
-    """Set a limit, soft and hard alike. Python has a ValueError where others have EPERM."""
+    """Set a limit, soft and hard. Python raises ValueError for EPERM."""
     what = f"cannot set rlimits.{name.replace('_', '-')} to {value}"
     if name not in RLIMITS:
         raise ConfinementError(f"{what}: this system has no such limit")
@@ -117,9 +117,9 @@ def _set_limit(name: str, value: int) -> None:
 
 
 def _check_descriptors() -> None:
-    """Look at what `prepare` left open: it is kept, but for directories, and not passed on.
+    """Refuse directories that `prepare` left open, and keep other descriptors from programs.
 
-    A directory that is still open is a way out of the jail (openat(2)).
+    An open directory is a way out of the jail (openat(2)).
     """
     for number in open_descriptors():
         with contextlib.suppress(OSError):
@@ -130,7 +130,7 @@ def _check_descriptors() -> None:
 
 
 def open_descriptors() -> list[int]:
-    """Return the numbers of all open descriptors; where they cannot be told, all numbers."""
+    """Return the numbers of all open descriptors; without /proc, all possible numbers."""
     if os.path.isdir(OPEN_DESCRIPTORS):
         return [int(name) for name in os.listdir(OPEN_DESCRIPTORS)]
     return list(range(ASSUMED_MAX_DESCRIPTORS))
@@ -144,17 +144,17 @@ def _name(number: int) -> str:
 
 
 def _become(user: int, group: int | None, groups: tuple[int, ...]) -> None:
-    """Become `user` for good: real, effective and saved ids alike, and no group but these."""
+    """Change to `user` for good: real, effective and saved ids, and only these groups."""
     if group is None:
-        raise ConfinementError("a user to become, and no group")
-    with _doing(f"set the groups {list(groups)}", "CAP_SETGID"):
+        raise ConfinementError("expected a group with the user, found none")
+    with _step(f"set the groups {list(groups)}", "CAP_SETGID"):
         os.setgroups(groups)
-    with _doing(f"become group {group}", "CAP_SETGID"):
+    with _step(f"become group {group}", "CAP_SETGID"):
         if hasattr(os, "setresgid"):
             os.setresgid(group, group, group)
         else:
-            os.setgid(group)  # where it is all there is, it sets all three for root
-    with _doing(f"become user {user}", "CAP_SETUID"):
+            os.setgid(group)  # for root it sets all three ids
+    with _step(f"become user {user}", "CAP_SETUID"):
         if hasattr(os, "setresuid"):
             os.setresuid(user, user, user)
         else:
@@ -165,12 +165,12 @@ def _become(user: int, group: int | None, groups: tuple[int, ...]) -> None:
         raise ConfinementError(f"still in the groups {os.getgroups()}")
     if user != 0:
         with contextlib.suppress(OSError):
-            os.setuid(0)  # would take a saved id, too
+            os.setuid(0)  # succeeds with a saved id of 0, too
             raise ConfinementError("could become root again")
 
 
 def _drop_capabilities() -> None:
-    """Give up what an ordinary user was given, such as AmbientCapabilities of systemd."""
+    """Give up capabilities of another user than root, such as AmbientCapabilities= of systemd."""
     if capabilities.held() != capabilities.NONE:
         if len(os.listdir(THREADS)) > 1:
             raise ConfinementError("a plugin started a thread, which would keep its capabilities")
@@ -178,11 +178,11 @@ def _drop_capabilities() -> None:
 
 
 @contextlib.contextmanager
-def _doing(what: str, capability: str) -> Iterator[None]:
-    """Say what it was that failed, and what it would have taken."""
+def _step(what: str, capability: str) -> Iterator[None]:
+    """Add the step that failed and the missing capability to its OSError."""
     try:
         yield
     except PermissionError as error:
-        raise NotPermitted(f"cannot {what}: {error.strerror}; it takes {capability}") from error
+        raise NotPermitted(f"cannot {what}: {error.strerror}; it requires {capability}") from error
     except OSError as error:
         raise ConfinementError(f"cannot {what}: {reason(error)}") from error

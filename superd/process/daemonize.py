@@ -1,8 +1,8 @@
-"""Becoming a daemon, and telling the one who started it how that went (daemon(7)).
+"""Becomes a daemon and reports to the calling command whether the start succeeded (daemon(7)).
 
-Runs in the command line: the process that typed `superd start` waits for the verdict of the
-daemon, which inherits nothing of the terminal. Never forks where there are threads. Raises
-SuperdError in a daemon that nobody waits for any more.
+Runs in the command line: `superd start` waits for the verdict of the daemon, which inherits nothing
+of the terminal. It forks, so the caller must not have started threads. Raises SuperdError in the
+daemon if the calling command has ended.
 """
 
 from __future__ import annotations
@@ -17,34 +17,34 @@ from superd.errors import ExitCode, SuperdError
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a start went: the exit code for the caller and what to print."""
+    """The result of a start: the exit code of the calling command and the text that it prints."""
 
     code: int
     text: str
 
 
 class Launch:
-    """The daemon's end of the pipe to the one who waits."""
+    """The daemon's end of the pipe to the calling command."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
 
-    def tell(self, verdict: Verdict) -> None:
-        """Let the caller go. Only the first verdict counts."""
+    def report(self, verdict: Verdict) -> None:
+        """Send the verdict, upon which the caller ends. Only the first verdict counts."""
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             try:
                 with open(descriptor, "w", encoding="utf-8") as pipe:
                     json.dump([verdict.code, verdict.text], pipe)
             except BrokenPipeError:
-                message = "whoever started superd was gone before it was ready"
+                message = "the command that started superd ended before superd was ready"
                 raise SuperdError(message) from None
 
 
 def detach() -> Launch | Verdict:
-    """Return a Launch in the daemon; in the caller, its verdict once there is one.
+    """Return a Launch in the daemon; in the calling command, wait for the verdict and return it.
 
-    Forks twice around setsid, so that the daemon can never get a terminal again.
+    Forks twice around setsid(2), so that the daemon can never acquire a terminal.
     """
     reader, writer = os.pipe()
     pid = os.fork()
@@ -76,9 +76,9 @@ def _wait(reader: int) -> Verdict:
 
 
 def open_standard_descriptors() -> None:
-    """Make sure that 0, 1 and 2 are open: a socket with such a number would be written to.
+    """Open those of 0, 1 and 2 that are closed, as output would be written to a socket there.
 
-    Python's own streams for those that were closed at its start are None until then.
+    Python sets its own streams to None for descriptors that were closed when it started.
     """
     for standard in (0, 1, 2):
         try:

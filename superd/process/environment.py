@@ -1,6 +1,6 @@
-"""What a plugin may see of the operator's environment.
+"""Removes the operator's environment variables before a plugin is loaded.
 
-Runs in the worker, and where plugins are rehearsed. Never raises.
+Runs in workers, in the resolver, and in the child processes of a preflight. Never raises.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ import os
 
 from superd.plugin.environment import remember
 
-KEPT = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ", "PYDANTIC_DISABLE_PLUGINS")
+KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "LC_TIME", "TZ", "PYDANTIC_DISABLE_PLUGINS")
 
 
 def clean_environment() -> None:
-    """Forget every variable that is not in `KEPT`, but for plugins that are told to pass it on."""
+    """Remove every variable that is not in `KEPT_VARIABLES`.
+
+    A copy is kept for plugins whose option passes variables to a program.
+    """
     remember(os.environ)
-    for name in set(os.environ) - set(KEPT):
+    for name in set(os.environ) - set(KEPT_VARIABLES):
         del os.environ[name]

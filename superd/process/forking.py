@@ -1,7 +1,7 @@
-"""Forks a process that has a line to its parent.
+"""Forks a child process that is connected to its parent by a socket pair.
 
-Runs in the master, for its workers, and in workers whose services fork. Raises OSError for a fork
-that fails.
+Runs in the master, which forks workers and the resolver, and in workers, which fork processes for
+services. `reset_signals` runs in the children. Raises OSError if the fork fails.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import NoReturn
 def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.socket]:
     """Fork a process that runs `main(line)`; return its pid and the parent's end of the line.
 
-    Signals stay blocked until the child has forgotten the parent's handlers.
+    Signals are blocked in the child until it calls `reset_signals`.
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
@@ -39,7 +39,7 @@ def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.s
 
 
 def describe_exit(code: int) -> str:
-    """Return an exit code, negative for a signal, in words."""
+    """Return the text for an exit code; a negative one is a signal."""
     if code >= 0:
         return f"ended with code {code}"
     try:
@@ -49,13 +49,16 @@ def describe_exit(code: int) -> str:
 
 
 def reset_signals() -> None:
-    """Forget the parent's handlers, then let signals in; those of a terminal are ignored.
+    """Remove the parent's signal handlers, then unblock signals; those of a terminal are ignored.
 
-    A terminal sends its signals to the whole process group: the master decides what they mean.
+    A terminal sends its signals to the whole process group, and the master acts on them.
     """
     signal.set_wakeup_fd(-1)
     ignored = {signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2}
-    ignored |= {signal.SIGPIPE, signal.SIGXFSZ}  # as Python has it: an OSError tells of them
+    ignored |= {
+        signal.SIGPIPE,
+        signal.SIGXFSZ,
+    }  # as in Python: a system call fails with an OSError instead
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_IGN if number in ignored else signal.SIG_DFL)

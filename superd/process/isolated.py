@@ -1,8 +1,8 @@
-"""Runs something in a process that is thrown away, and brings back its result as JSON.
+"""Runs a job in a child process of its own and returns its result as JSON.
 
-Runs in the command line and the master; what may raise, hang, exit or crash runs in the child, and
-whatever it leaves behind goes with its process group. Never raises for what a child did: its
-outcome says it. Raises SuperdError where no process can be made.
+Runs in the command line and the master, for jobs that may raise, hang, exit or crash. The child's
+process group is killed at the end, with all that the job has started. Never raises for a failure of
+the job, which is in its outcome. Raises SuperdError if no process can be started.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from typing import Any, NoReturn
 from superd.errors import SuperdError, reason
 from superd.process.forking import describe_exit, reset_signals
 
-PATIENCE = 10.0  # seconds until a child is ended
-END = b"\n"  # of a result; JSON in one line has none within
+JOB_TIMEOUT = 10.0  # seconds until a child is killed
+RESULT_END = b"\n"  # JSON on one line contains none
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a child returned, or in `failure` why it did not."""
+    """The result of a job, or in `failure` the reason why there is none."""
 
     result: Any = None
     failure: str = ""
@@ -36,52 +36,54 @@ class Outcome:
 
 @dataclass
 class Job:
-    """Something that runs in a child; `reader` can be waited for, and is to be read then."""
+    """A job that runs in a child. Poll `reader`, and call `read` when it is readable."""
 
     pid: int
     reader: int
     data: bytearray = field(default_factory=bytearray)
-    is_late: bool = True
+    is_unfinished: bool = True
 
     def read(self) -> bool:
-        """Take what has come; tell whether that is all."""
+        """Read available data; return whether it is complete, or the child has closed the pipe."""
         part = os.read(self.reader, 65536)
         self.data += part
-        if not part or part.endswith(END):
-            self.is_late = False
-        return not self.is_late
+        if not part or part.endswith(RESULT_END):
+            self.is_unfinished = False
+        return not self.is_unfinished
 
     def finish(self) -> Outcome:
-        """End the child, if it has not ended, and return what came of it."""
+        """Kill the child if it still runs, and return the outcome."""
         code = _end(self)
-        return Outcome(failure="it took too long") if self.is_late else _outcome(self.data, code)
+        return (
+            Outcome(failure="it took too long") if self.is_unfinished else _outcome(self.data, code)
+        )
 
 
 def run_isolated(
-    jobs: Mapping[str, Callable[[], Any]], patience: float = PATIENCE
+    jobs: Mapping[str, Callable[[], Any]], timeout: float = JOB_TIMEOUT
 ) -> dict[str, Outcome]:
-    """Run each job in a child of its own, all at once; return their outcomes by name."""
-    deadline = time.monotonic() + patience
+    """Run each job in a child of its own, all at the same time; return their outcomes by name."""
+    deadline = time.monotonic() + timeout
     children: dict[str, Job] = {}
     codes = {}
     try:
         for name, job in jobs.items():
-            children[name] = start_isolated(job, patience)
-        _listen(children.values(), deadline)
+            children[name] = start_isolated(job, timeout)
+        _read_until(children.values(), deadline)
     finally:
         for name, child in children.items():
             codes[name] = _end(child)
     return {
-        name: Outcome(failure=f"it took longer than {patience:g} s")
-        if child.is_late
+        name: Outcome(failure=f"it took longer than {timeout:g} s")
+        if child.is_unfinished
         else _outcome(child.data, codes[name])
         for name, child in children.items()
     }
 
 
-def start_isolated(job: Callable[[], Any], patience: float) -> Job:
-    """Start a job in a child that ends itself after `patience` seconds."""
-    sys.stdout.flush()  # the child would write what is left in there once more
+def start_isolated(job: Callable[[], Any], timeout: float) -> Job:
+    """Start a job in a child that ends itself one second after `timeout` seconds."""
+    sys.stdout.flush()  # else the child would write buffered text a second time
     sys.stderr.flush()
     try:
         reader, writer = os.pipe()
@@ -91,7 +93,7 @@ def start_isolated(job: Callable[[], Any], patience: float) -> Job:
     try:
         pid = os.fork()
         if pid == 0:
-            _run(job, writer, patience)
+            _run(job, writer, timeout)
     except OSError as error:
         os.close(reader)
         raise SuperdError(f"cannot start a process: {reason(error)}") from None
@@ -101,13 +103,13 @@ def start_isolated(job: Callable[[], Any], patience: float) -> Job:
     return Job(pid, reader)
 
 
-def _run(job: Callable[[], Any], writer: int, patience: float) -> NoReturn:
-    """Do the job in the child, with no terminal to read from and none of our output to disturb."""
+def _run(job: Callable[[], Any], writer: int, timeout: float) -> NoReturn:
+    """Do the job in the child, with an empty standard input; its output goes to standard error."""
     try:
-        gc.freeze()  # what is shared with the parent stays shared
+        gc.freeze()  # a collection would copy the memory that is shared with the parent
         reset_signals()
         os.setsid()
-        signal.setitimer(signal.ITIMER_REAL, patience + 1)  # in case the parent has gone by then
+        signal.setitimer(signal.ITIMER_REAL, timeout + 1)  # in case the parent has ended by then
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
@@ -115,19 +117,19 @@ def _run(job: Callable[[], Any], writer: int, patience: float) -> NoReturn:
         data = json.dumps({"result": job()})
     except SuperdError as error:
         data = json.dumps({"failure": str(error)})
-    except BaseException as error:  # noqa: BLE001  whatever it is, it is the outcome
+    except BaseException as error:  # noqa: BLE001  any exception of the job is its outcome
         data = json.dumps({"failure": reason(error)})
     try:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
         with open(writer, "wb") as pipe:
-            pipe.write(data.encode("ascii") + END)
+            pipe.write(data.encode("ascii") + RESULT_END)
     finally:
         os._exit(0)
 
 
-def _listen(children: Iterable[Job], deadline: float) -> None:
-    """Read until each child has told its result or closed its pipe, but no longer."""
+def _read_until(children: Iterable[Job], deadline: float) -> None:
+    """Read until each child has sent its result or closed its pipe, or until the deadline."""
     waiting = {child.reader: child for child in children}
     poll = select.poll()
     for reader in waiting:
@@ -143,24 +145,24 @@ def _listen(children: Iterable[Job], deadline: float) -> None:
 
 
 def _end(child: Job) -> int:
-    """End a child and all that it started; return its exit code, negative for a signal.
+    """Kill a child and its process group; return its exit code, negative for a signal.
 
-    One that has come to its end by itself keeps the code it had: a signal changes it no more.
+    A child that has already ended keeps its own exit code.
     """
     os.close(child.reader)
-    for kill in (os.killpg, os.kill):  # it may have left its group
+    for kill in (os.killpg, os.kill):  # the child may have left its group
         with contextlib.suppress(ProcessLookupError, PermissionError):
             kill(child.pid, signal.SIGKILL)
     try:
         _, status = os.waitpid(child.pid, 0)
     except ChildProcessError:
-        return 0  # the master's loop has reaped it
+        return 0  # the master's loop has reaped it already
     return os.waitstatus_to_exitcode(status)
 
 
 def _outcome(data: bytearray, code: int) -> Outcome:
     try:
-        told = json.loads(data)
-        return Outcome(told.get("result"), told.get("failure", ""))
+        sent = json.loads(data)
+        return Outcome(sent.get("result"), sent.get("failure", ""))
     except (ValueError, AttributeError):
         return Outcome(failure=f"its process {describe_exit(code)}")

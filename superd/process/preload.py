@@ -1,8 +1,9 @@
-"""Makes Python ready for an empty root directory: what it would import or open late comes early.
+"""Prepares Python for an empty root directory: loads early what it would import or open late.
 
-`warm_up` runs in the master before it forks, so that all workers share the memory; the rest runs
-in the worker, around confinement. A late import in a jail would run whatever somebody put there,
-so it is refused by name. Raises ImportError where a plugin names a module that is not there.
+`warm_up` runs in the master before it forks, so that all workers share the memory. The rest runs in
+workers, around confinement. A late import in a jail could run a file that an attacker put there,
+so it is refused, with an error that names the module. Raises ImportError if a plugin names a module
+that does not exist.
 """
 
 from __future__ import annotations
@@ -26,14 +27,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-# What ordinary handlers come upon without knowing. Not every codec and module that there is: each
-# costs start-up time and memory, and for the others there is `preload` in the service's class.
+# Codecs and modules that plugins use without importing them. Each costs start-up time and memory;
+# a service's class names others in `preload`.
 CODECS = (
     "ascii", "latin-1", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252",
     "unicode_escape", "hex", "base64", "idna", "punycode",
 )  # fmt: skip
 
-# imported by the standard library itself at the first use of something harmless
+# imported by the standard library at the first use of common functions
 MODULES = (
     "_strptime",  # time.strptime, datetime.strptime
     "concurrent.futures.thread",  # asyncio: to_thread, run_in_executor, getaddrinfo
@@ -41,19 +42,19 @@ MODULES = (
     "uvloop",
 )  # fmt: skip
 
-# a plugin's traceback leads through them
+# the packages in a plugin's traceback
 OWN_MODULES = ("superd.worker.", "superd.process.", "superd.plugin.")
 
-NO_NAME = "x" * 64  # longer than any label of the domain name system: no server is asked for it
+UNKNOWN_NAME = "x" * 64  # too long for a DNS label (63), so no server is asked
 
 
 def warm_up() -> None:
-    """Import what is imported late, look up codecs, and let C libraries load what they need."""
+    """Import modules, look up codecs, and have C libraries load their files."""
     with contextlib.suppress(OSError):
-        # glibc opens it to end a thread, and aborts the process if it cannot
+        # glibc loads it to end a thread, and aborts the process if that fails
         ctypes.CDLL("libgcc_s.so.1")
     for name in MODULES:
-        with contextlib.suppress(ImportError):  # not every Python has them all
+        with contextlib.suppress(ImportError):  # missing in some versions of Python
             importlib.import_module(name)
     for codec in CODECS:
         codecs.lookup(codec)
@@ -78,7 +79,7 @@ def keep_sources(modules: Iterable[str]) -> None:
             with contextlib.suppress(OSError):
                 _sources[file] = Path(file).read_text("utf-8", "replace")
     linecache.updatecache = _lines_of
-    linecache.checkcache = _keep  # it would look for the files, and drop them all
+    linecache.checkcache = _keep  # the original drops the lines of files that it cannot find
 
 
 _sources: dict[str, str] = {}
@@ -86,7 +87,7 @@ _lines_of_file = linecache.updatecache
 
 
 def _lines_of(filename: str, module_globals: dict[str, Any] | None = None) -> list[str]:
-    """Take the place of linecache.updatecache, which would take lines from a file of the jail."""
+    """Replace linecache.updatecache, which would read lines from a file in the jail."""
     source = _sources.get(filename)
     if source is None:
         return [] if _is_sealed() else _lines_of_file(filename, module_globals)
@@ -96,17 +97,17 @@ def _lines_of(filename: str, module_globals: dict[str, Any] | None = None) -> li
 
 
 def _keep(filename: str | None = None) -> None:
-    """Take the place of linecache.checkcache."""
+    """Replace linecache.checkcache: keep all lines."""
 
 
 class LateImportError(ModuleNotFoundError):
-    """A module was imported after the worker had been locked in."""
+    """A module was imported after the worker had entered its jail."""
 
 
-class Refusing(importlib.abc.MetaPathFinder):
+class LateImportRefuser(importlib.abc.MetaPathFinder):
     """Refuses late imports in a jail.
 
-    The error has no `name`, as `from package import module` would hide one that has.
+    Its error has no `name`, as `from package import module` hides errors that have one.
     """
 
     def find_spec(
@@ -118,46 +119,46 @@ class Refusing(importlib.abc.MetaPathFinder):
         )
 
 
-class Telling(importlib.abc.MetaPathFinder):
-    """Tells, where there is no jail, of imports that a jail would refuse."""
+class LateImportReporter(importlib.abc.MetaPathFinder):
+    """Reports, outside a jail, each module whose import a jail would refuse."""
 
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self.tell = tell
-        self.told: set[str] = set()
+    def __init__(self, report: Callable[[str], None]) -> None:
+        self.report = report
+        self.reported: set[str] = set()
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in self.told:
-            self.told.add(fullname)
-            self.tell(fullname)
+        if fullname not in self.reported:
+            self.reported.add(fullname)
+            self.report(fullname)
         return None
 
 
 def load_name_services() -> None:
-    """Have the C library load what its nsswitch.conf(5) names, as a jail may have another one.
+    """Have the C library load the services of its nsswitch.conf(5), which a jail may lack.
 
-    It loads each at its first use. Nothing is found under this name, so all of them are used.
+    It loads a service at first use. No service finds the unknown name, so each of them is used.
     """
     for look_up in (pwd.getpwnam, grp.getgrnam, socket.getservbyname, socket.getprotobyname):
         with contextlib.suppress(KeyError, OSError):
-            look_up(NO_NAME)
+            look_up(UNKNOWN_NAME)
     with contextlib.suppress(OSError):
-        socket.getaddrinfo(NO_NAME.encode(), None)  # as bytes, since Python's idna refuses it
+        socket.getaddrinfo(UNKNOWN_NAME.encode(), None)  # bytes, as Python's idna codec refuses it
 
 
 def seal() -> None:
-    """Let nothing be imported any more but what is part of the interpreter."""
+    """Refuse every further import but of modules that are part of the interpreter."""
     sys.path[:] = []
     sys.path_hooks[:] = []
     sys.path_importer_cache.clear()
-    finders: list[object] = [BuiltinImporter, FrozenImporter, Refusing()]
+    finders: list[object] = [BuiltinImporter, FrozenImporter, LateImportRefuser()]
     sys.meta_path[:] = finders  # type: ignore[assignment]  # classes serve as finders, too
-    codecs.register(_refuse_codec)  # asked last: `encodings` does not tell of a refused import
+    codecs.register(_refuse_codec)  # searched last; `encodings` hides the error of a refused import
 
 
 def _is_sealed() -> bool:
-    return any(isinstance(finder, Refusing) for finder in sys.meta_path)
+    return any(isinstance(finder, LateImportRefuser) for finder in sys.meta_path)
 
 
 def _refuse_codec(name: str) -> codecs.CodecInfo | None:

@@ -1,7 +1,7 @@
-"""What a process has used so far, as /proc tells (proc(5)).
+"""Reads what a process has used so far from /proc (proc(5)).
 
-Runs in the master, and only when somebody asks. Never raises: of a process that is gone, or where
-there is no such /proc, nothing is told.
+Runs in the master: for status and metrics, and in the watchdog. `stat_fields` raises OSError for a
+process that has ended and on a system without such a /proc; `usage_of` returns None instead.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Usage:
-    """`children_cpu` is what those of its children have used that have ended and were reaped.
-    `descriptors` is None where the kernel does not tell.
+    """What a process uses.
+
+    `children_cpu` is that of its children that have ended and were reaped. `descriptors` is None if
+    the kernel does not report it.
     """
 
     started: float  # seconds since 1970
     cpu: float  # seconds
-    children_cpu: float
-    memory: int  # bytes that are resident
+    children_cpu: float  # seconds
+    memory: int  # resident, in bytes
     descriptors: int | None
 
 
 def usage_of(pid: int) -> Usage | None:
-    """Return what a process has used; None where that cannot be told."""
+    """Return what a process uses; None if it has ended or /proc is missing."""
     try:
         fields = stat_fields(pid)
     except OSError:
@@ -44,18 +46,19 @@ def usage_of(pid: int) -> Usage | None:
 
 
 def stat_fields(pid: int, thread: int | None = None) -> list[str]:
-    """Return the fields of /proc/PID/stat, or of one of its threads, from the state on; the state
-    is field 3 of proc_pid_stat(5). Raises OSError if there is no such process.
+    """Return the fields of /proc/PID/stat, or of one of its threads, from the state on.
+
+    The state is field 3 of proc_pid_stat(5). Raises OSError if there is no such process.
     """
     path = f"/proc/{pid}/stat" if thread is None else f"/proc/{pid}/task/{thread}/stat"
     text = Path(path).read_text(encoding="ascii", errors="replace")
-    return text.rpartition(")")[2].split()  # the name, in parentheses, may hold anything
+    return text.rpartition(")")[2].split()  # the name in parentheses may contain any character
 
 
 def _descriptors(pid: int) -> int | None:
     directory = f"/proc/{pid}/fd"
     try:
-        # since Linux 6.2 that is their number, before it was 0
+        # the size is their number since Linux 6.2, and 0 before
         return os.stat(directory).st_size or len(os.listdir(directory))
     except OSError:
         return None
@@ -63,7 +66,8 @@ def _descriptors(pid: int) -> int | None:
 
 @cache
 def _boot() -> float:
-    """Return when the machine was started; the same each time, or processes would seem to be new
-    ones whenever the clock is corrected.
+    """Return when the machine was started, in seconds since 1970.
+
+    The value is kept, as a correction of the clock would make known processes look like new ones.
     """
     return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)

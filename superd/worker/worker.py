@@ -317,7 +317,7 @@ def _report_late_imports(channel: Channel) -> None:
         message = f"late import of {module!r}: a chroot would refuse it"
         channel.log(Record("debug", message))
 
-    sys.meta_path.insert(0, preload.Telling(report))
+    sys.meta_path.insert(0, preload.LateImportReporter(report))
 
 
 def _report_stray_errors(gate: FloodGate) -> None:

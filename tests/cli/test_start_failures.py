@@ -138,7 +138,7 @@ def test_a_daemon_whose_caller_is_interrupted_does_not_stay(
     caller.send_signal(signal.SIGINT)
     assert caller.wait(EVENT_TIMEOUT) == 130
     until(lambda: not is_alive(master), "the end of the daemon")
-    assert "whoever started superd was gone before it was ready" in superd.log()
+    assert "the command that started superd ended before superd was ready" in superd.log()
     assert not (superd.directory / "pid").exists()
 
 

@@ -1,4 +1,4 @@
-"""Steps of confinement that fail: each is fatal, and each is told."""
+"""Steps of confinement that fail: each is fatal and named in the error."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ listen = "tcp://127.0.0.1:0"
         ("setpcap", "cannot empty the capability bounding set"),
     ],
 )
-def test_a_step_that_is_not_permitted_ends_the_start_with_77_and_says_which(
+def test_a_step_that_is_not_permitted_fails_the_start_with_77_and_is_named(
     tmp_path: Path, jail: Path, capability: str, what: str
 ) -> None:
     toml = f'{ECHO}chroot = "{jail}"\n'
@@ -42,7 +42,7 @@ def test_a_step_that_is_not_permitted_ends_the_start_with_77_and_says_which(
 
 @pytest.mark.root
 @pytest.mark.tool("setpriv", "prlimit")
-def test_a_limit_that_is_not_permitted_ends_the_start_with_77_and_says_which(
+def test_a_limit_that_is_not_permitted_fails_the_start_with_77_and_is_named(
     tmp_path: Path,
 ) -> None:
     toml = f"{ECHO}rlimits = {{ nofile = 2000 }}\n"
@@ -54,8 +54,8 @@ def test_a_limit_that_is_not_permitted_ends_the_start_with_77_and_says_which(
 
 @pytest.mark.root
 @pytest.mark.tool("unshare")
-def test_where_nobody_does_not_exist_for_the_kernel_superd_does_not_serve(tmp_path: Path) -> None:
-    """In a user namespace that maps root alone, root can become nobody else."""
+def test_a_user_namespace_without_the_user_nobody_fails_the_start(tmp_path: Path) -> None:
+    """In a user namespace that maps only root, root cannot change to another user."""
     code, line = failed_start(tmp_path, ECHO, "unshare", "--user", "--map-root-user")
     assert code != 0
     assert "cannot " in line
@@ -101,7 +101,7 @@ def meddling(do: str, where: Path, more: str = "") -> str:
 
 
 @pytest.mark.root
-def test_a_jail_that_has_gone_since_it_was_checked_is_fatal(tmp_path: Path, jail: Path) -> None:
+def test_a_jail_that_was_removed_since_the_preflight_is_fatal(tmp_path: Path, jail: Path) -> None:
     env = make_plugin(tmp_path / "plugins", "meddling", MEDDLING)
     toml = meddling("remove", jail, f'chroot = "{jail}"')
     code, line = failed_start(tmp_path, toml, env=env)
@@ -118,7 +118,7 @@ def test_a_directory_that_a_plugin_left_open_is_fatal_and_named(tmp_path: Path) 
 
 
 @pytest.mark.root
-def test_a_file_that_a_plugin_left_open_is_kept_and_not_passed_on(
+def test_a_file_that_a_plugin_left_open_is_kept_and_not_inherited(
     start_superd: Start, tmp_path: Path, jail: Path
 ) -> None:
     secret = tmp_path / "secret"

@@ -1,4 +1,4 @@
-"""Becoming a daemon, and the word that whoever started it waits for."""
+"""Becoming a daemon, and the verdict that the calling command waits for."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ try:
     facts["has terminal"] = True
 except OSError:
     facts["has terminal"] = False
-launch.tell(Verdict(5, json.dumps(facts)))
-launch.tell(Verdict(6, "not heard any more"))
+launch.report(Verdict(5, json.dumps(facts)))
+launch.report(Verdict(6, "not sent"))
 os._exit(0)
 """
 
 
-def test_a_daemon_has_a_session_of_its_own_and_nothing_of_the_terminal() -> None:
+def test_a_daemon_has_its_own_session_and_no_terminal() -> None:
     import pty
 
     controller, terminal = pty.openpty()
     with open(controller, "rb", buffering=0), open(terminal, "wb", buffering=0):
         done = subprocess.run(
-            # setsid --ctty: what runs there has the terminal as its controlling one
+            # setsid --ctty: the terminal becomes the controlling one of the program
             ["setsid", "--wait", "--ctty", sys.executable, "-c", DETACH],
             stdin=terminal,
             capture_output=True,
@@ -53,34 +53,34 @@ def test_a_daemon_has_a_session_of_its_own_and_nothing_of_the_terminal() -> None
         )
     assert done.returncode == 5, done.stderr
     facts = json.loads(done.stdout)
-    assert facts["session"] == facts["group"] != facts["pid"]  # it can never get a terminal again
+    assert facts["session"] == facts["group"] != facts["pid"]  # it can never acquire a terminal
     assert facts["session"] != os.getsid(0)
     assert facts["terminal"] == "0"
     assert not facts["has terminal"]
     assert facts["cwd"] == "/"
     assert facts["umask"] == 0o022
     assert facts["standard"] == ["/dev/null"] * 3
-    assert facts["open"] == 5  # these, the pipe to the caller, and the directory that was listed
+    assert facts["open"] == 5  # these, the pipe to the caller, and the listed directory
 
 
-def test_a_daemon_that_dies_without_a_word_is_a_failure() -> None:
+def test_a_daemon_that_dies_without_a_verdict_is_a_failure() -> None:
     code = DETACH.replace("mask = ", "os.abort()\nmask = ")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "superd ended before it was ready" in done.stdout
 
 
-def test_a_daemon_whose_caller_has_gone_is_told_so() -> None:
+def test_a_daemon_whose_caller_has_ended_raises_an_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)
     launch = Launch(writer)
-    with pytest.raises(SuperdError, match="gone before it was ready"):
-        launch.tell(Verdict(0, ""))
-    launch.tell(Verdict(1, "the second word is not even tried"))
+    with pytest.raises(SuperdError, match="ended before superd was ready"):
+        launch.report(Verdict(0, ""))
+    launch.report(Verdict(1, "a second verdict is not sent"))
 
 
 @pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 2), (0, 1, 2)], ids=str)
-def test_standard_descriptors_that_were_closed_are_opened_for_programs_too(
+def test_closed_standard_descriptors_are_opened_for_programs_too(
     closed: tuple[int, ...],
 ) -> None:
     code = """

@@ -1,4 +1,4 @@
-"""Processes that are thrown away: whatever happens in one, its outcome comes and nothing stays."""
+"""Isolated jobs: whatever a job does, its outcome is returned and no process is left."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from superd.errors import SuperdError
 from superd.process.isolated import Outcome, run_isolated
 from tests.support.harness import EVENT_TIMEOUT, command, is_alive, until
 
-SOON = 1.0  # seconds: a timeout short enough for a test, and long enough for a fork
+SHORT_TIMEOUT = 1.0  # seconds: long enough for a fork
 
 
 def outcome_of(job: Callable[[], Any], timeout: float = EVENT_TIMEOUT) -> Outcome:
-    """Run one job; the process that ran it is gone afterwards, and no descriptor is left."""
-    gc.collect()  # of what earlier tests have left, which would close theirs meanwhile
+    """Run one job; check that its process has ended and no descriptor is left open."""
+    gc.collect()  # close descriptors that earlier tests have left
     before = len(os.listdir("/proc/self/fd"))
     outcome = run_isolated({"job": job}, timeout)["job"]
     assert len(os.listdir("/proc/self/fd")) == before
@@ -43,7 +43,7 @@ def close_all_descriptors() -> None:
 
 
 def wait_for_a_while() -> int:
-    time.sleep(0.3)  # so that the parent's alarm goes off meanwhile
+    time.sleep(0.3)  # the parent's alarm goes off meanwhile
     return 5
 
 
@@ -53,7 +53,7 @@ def hang() -> None:
 
 
 @pytest.mark.parametrize("result", [None, 1, "text", ["a", {"b": None}], "x" * 1_000_000])
-def test_a_result_comes_back(result: object) -> None:
+def test_a_result_is_returned(result: object) -> None:
     assert outcome_of(lambda: result) == Outcome(result)
 
 
@@ -73,21 +73,21 @@ def test_a_result_comes_back(result: object) -> None:
         (lambda: ctypes.string_at(0), "its process was ended by SIGSEGV"),
     ],
 )
-def test_a_failure_is_told_in_words(job: Callable[[], Any], failure: str) -> None:
+def test_a_failure_is_described(job: Callable[[], Any], failure: str) -> None:
     assert outcome_of(job) == Outcome(failure=failure)
 
 
-def test_a_job_that_hangs_is_ended() -> None:
-    assert outcome_of(hang, SOON) == Outcome(failure="it took longer than 1 s")
+def test_a_job_that_hangs_is_killed() -> None:
+    assert outcome_of(hang, SHORT_TIMEOUT) == Outcome(failure="it took longer than 1 s")
 
 
-def test_a_job_that_ignores_every_signal_is_ended() -> None:
+def test_a_job_that_ignores_every_signal_is_killed() -> None:
     def stubborn() -> None:
         for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
             signal.signal(number, signal.SIG_IGN)
         hang()
 
-    assert outcome_of(stubborn, SOON).failure
+    assert outcome_of(stubborn, SHORT_TIMEOUT).failure
 
 
 def test_a_job_that_closes_its_pipe_and_hangs_does_not_hold_up_the_parent() -> None:
@@ -100,14 +100,14 @@ def test_a_job_that_closes_its_pipe_and_hangs_does_not_hold_up_the_parent() -> N
     assert time.monotonic() - before < 30
 
 
-def test_a_job_that_is_stopped_is_ended() -> None:
-    assert outcome_of(lambda: os.kill(os.getpid(), signal.SIGSTOP), SOON).failure
+def test_a_stopped_job_is_killed() -> None:
+    assert outcome_of(lambda: os.kill(os.getpid(), signal.SIGSTOP), SHORT_TIMEOUT).failure
 
 
-def test_what_a_job_has_started_is_ended_with_it(tmp_path: Path) -> None:
-    def job(told: Path, end: Callable[[], Any]) -> Any:
+def test_processes_of_a_job_are_killed_with_it(tmp_path: Path) -> None:
+    def job(pids: Path, end: Callable[[], Any]) -> Any:
         child = subprocess.Popen(["sleep", "1000"])
-        told.write_text(f"{child.pid} {_forked()}")
+        pids.write_text(f"{child.pid} {_forked()}")
         return end()
 
     jobs = {
@@ -115,7 +115,7 @@ def test_what_a_job_has_started_is_ended_with_it(tmp_path: Path) -> None:
         "hangs": lambda: job(tmp_path / "hangs", hang),
         "crashes": lambda: job(tmp_path / "crashes", os.abort),
     }
-    outcomes = run_isolated(jobs, SOON)
+    outcomes = run_isolated(jobs, SHORT_TIMEOUT)
     assert outcomes["returns"] == Outcome("done")
     assert outcomes["hangs"].failure
     assert outcomes["crashes"].failure
@@ -129,30 +129,43 @@ def is_gone(pid: int) -> bool:
 
 
 def _forked() -> int:
-    """Leave a child that holds every descriptor open, as a helper of a library may."""
+    """Leave a child that keeps every descriptor open, as a library may."""
     pid = os.fork()
     if pid == 0:
         hang()
     return pid
 
 
-def test_a_job_in_a_group_of_its_own_is_ended_all_the_same() -> None:
+def test_a_job_in_a_process_group_of_its_own_is_killed() -> None:
     def job() -> None:
         os.setsid()
         hang()
 
-    assert outcome_of(job, SOON).failure
+    assert outcome_of(job, SHORT_TIMEOUT).failure
 
 
-def test_jobs_run_at_once_and_one_that_hangs_costs_the_others_nothing() -> None:
+def test_jobs_run_at_the_same_time(tmp_path: Path) -> None:
     big = "x" * 3_000_000
-    outcomes = run_isolated({"hangs": hang, "big": lambda: big, "small": lambda: 1}, 5 * SOON)
-    assert outcomes["hangs"].failure == "it took longer than 5 s"
-    assert outcomes["big"] == Outcome(big)
-    assert outcomes["small"] == Outcome(1)
+
+    def first() -> str:
+        until((tmp_path / "second").exists, "the second job to run")
+        return big
+
+    def second() -> int:
+        (tmp_path / "second").touch()
+        return 1
+
+    outcomes = run_isolated({"first": first, "second": second}, EVENT_TIMEOUT)
+    assert outcomes == {"first": Outcome(big), "second": Outcome(1)}
 
 
-def test_a_job_has_no_terminal_to_read_and_none_of_our_output(tmp_path: Path) -> None:
+def test_a_job_that_hangs_does_not_affect_others() -> None:
+    outcomes = run_isolated({"hangs": hang, "returns": lambda: 1}, SHORT_TIMEOUT)
+    assert outcomes["hangs"].failure == "it took longer than 1 s"
+    assert outcomes["returns"] == Outcome(1)
+
+
+def test_a_job_has_an_empty_input_and_prints_to_standard_error(tmp_path: Path) -> None:
     code = (
         "import os, sys\n"
         "from superd.process.isolated import run_isolated\n"
@@ -168,20 +181,20 @@ def test_a_job_has_no_terminal_to_read_and_none_of_our_output(tmp_path: Path) ->
     assert "noise" in done.stderr
 
 
-def test_signals_that_the_parent_catches_do_not_disturb_it() -> None:
-    heard = []
-    before = signal.signal(signal.SIGCHLD, lambda number, _: heard.append(number))
+def test_signal_handlers_of_the_parent_do_not_interrupt_it() -> None:
+    received = []
+    before = signal.signal(signal.SIGCHLD, lambda number, _: received.append(number))
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-        alarm = signal.signal(signal.SIGALRM, lambda number, _: heard.append(number))
+        alarm = signal.signal(signal.SIGALRM, lambda number, _: received.append(number))
         assert outcome_of(wait_for_a_while) == Outcome(5)
         assert outcome_of(lambda: signal.getsignal(signal.SIGALRM)) == Outcome(0)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, alarm)
         signal.signal(signal.SIGCHLD, before)
-    assert signal.SIGCHLD in heard
-    assert signal.SIGALRM in heard
+    assert signal.SIGCHLD in received
+    assert signal.SIGALRM in received
     assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == set()
 
 
@@ -206,7 +219,7 @@ def test_an_interrupt_leaves_no_job_behind(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_no_room_for_a_process_is_told_in_words(tmp_path: Path) -> None:
+def test_a_failed_fork_is_described(tmp_path: Path) -> None:
     code = (
         "import os, resource\n"
         "from superd.errors import SuperdError\n"
@@ -220,7 +233,7 @@ def test_no_room_for_a_process_is_told_in_words(tmp_path: Path) -> None:
     assert done.stdout == "cannot start a process: Resource temporarily unavailable\n"
 
 
-def test_whoever_ignores_the_end_of_children_may_start_superd(tmp_path: Path) -> None:
+def test_superd_may_be_started_with_sigchld_ignored(tmp_path: Path) -> None:
     file = tmp_path / "superd.toml"
     file.write_text('[service.a]\nplugin = "echo"\nlisten = "unix://@a"\n')
     file.chmod(0o600)

@@ -1,4 +1,4 @@
-"""What is imported before a jail, what is refused in it, and what is said then."""
+"""Imports before a jail, refused imports in it, and their errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ preload.seal()
 
 
 def run(code: str) -> str:
-    """Run code in a Python of its own, as there is no way back from a seal; return its output."""
+    """Run code in another Python, as a seal cannot be undone; return its output."""
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
@@ -38,7 +38,7 @@ UNKNOWN = {"shift-jis": "shift_jis", "Latin9": "iso8859_15", "no such": "no_such
 
 @pytest.fixture(scope="module")
 def refusals() -> dict[str, str]:
-    """What is told of each late import and of each codec, in one process."""
+    """The error of each late import and of each codec, from one process."""
     code = f"""
 import email
 {SEALED}
@@ -53,7 +53,7 @@ for statement in {[*LATE, *(f"b'x'.decode({name!r})" for name in UNKNOWN)]}:
 
 
 @pytest.mark.parametrize(("statement", "module"), LATE.items())
-def test_a_late_import_is_refused_and_the_error_names_the_module_and_the_cure(
+def test_a_late_import_is_refused_and_the_error_names_module_and_remedy(
     refusals: dict[str, str], statement: str, module: str
 ) -> None:
     told = refusals[statement]
@@ -61,38 +61,38 @@ def test_a_late_import_is_refused_and_the_error_names_the_module_and_the_cure(
     assert f'preload = ("{module}",)' in told
 
 
-@pytest.mark.parametrize(("name", "cure"), UNKNOWN.items())
-def test_a_codec_that_was_not_loaded_is_unknown_and_the_error_names_the_cure(
-    refusals: dict[str, str], name: str, cure: str
+@pytest.mark.parametrize(("name", "remedy"), UNKNOWN.items())
+def test_a_codec_that_was_not_loaded_is_unknown_and_the_error_names_the_remedy(
+    refusals: dict[str, str], name: str, remedy: str
 ) -> None:
     told = refusals[name]
     assert told.startswith("LookupError unknown encoding: ")
-    assert f'preload = ("encodings.{cure}",)' in told
+    assert f'preload = ("encodings.{remedy}",)' in told
 
 
-def test_what_belongs_to_the_interpreter_or_is_loaded_can_still_be_imported() -> None:
+def test_loaded_modules_and_those_of_the_interpreter_can_still_be_imported() -> None:
     code = "import gc, json.decoder, __hello__; print(gc.__name__, json.decoder.__name__)"
     assert run(f"import json\n{SEALED}\n{code}") == "gc json.decoder"
 
 
-def test_nothing_is_left_to_find_modules_with() -> None:
+def test_a_seal_leaves_no_finder_of_files() -> None:
     shown = "print(sys.path, sys.path_hooks, sys.path_importer_cache, len(sys.meta_path))"
     assert run(f"{SEALED}\n{shown}") == "[] [] {} 3"
 
 
-def test_codecs_that_were_loaded_are_there() -> None:
+def test_loaded_codecs_remain() -> None:
     use = f"print([__import__('codecs').lookup(name).name for name in {preload.CODECS}])"
     assert run(f"{SEALED}\n{use}").count("'") == 2 * len(preload.CODECS)
     load = f"{SEALED.replace('preload.seal()', '')}\npreload.load(['encodings.shift_jis'])"
     assert run(f"{load}\npreload.seal()\nprint('\\u3042'.encode('shift_jis'))") == r"b'\x82\xa0'"
 
 
-def test_a_module_of_a_class_that_is_not_there_is_an_error_that_says_where_it_was_named() -> None:
+def test_an_unknown_module_in_preload_is_an_error() -> None:
     with pytest.raises(ImportError, match="preload: No module named 'no_such_module'"):
         preload.load(["json", "no_such_module"])
 
 
-def test_source_lines_outlive_their_file(tmp_path: Path) -> None:
+def test_source_lines_are_kept_when_their_file_is_removed(tmp_path: Path) -> None:
     (tmp_path / "gone.py").write_text("def fail():\n    raise ValueError  # this very line\n")
     code = f"""
 import os, sys, traceback
@@ -109,10 +109,10 @@ except ValueError:
     assert "    raise ValueError  # this very line" in run(code)
 
 
-def test_without_a_jail_each_late_import_is_told_once_and_works() -> None:
+def test_outside_a_jail_each_late_import_is_reported_once_and_works() -> None:
     told = run(
         "import sys\nfrom superd.process import preload\n"
-        "sys.meta_path.insert(0, preload.Telling(print))\n"
+        "sys.meta_path.insert(0, preload.LateImportReporter(print))\n"
         "import colorsys, colorsys\nsys.modules.pop('colorsys')\nimport colorsys"
     )
     assert told == "colorsys"

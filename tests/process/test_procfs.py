@@ -1,4 +1,4 @@
-"""What /proc tells of a process is what the process did."""
+"""The usage of a process as read from /proc."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import time
 from superd.process.procfs import usage_of
 
 
-def test_a_process_is_told_of_as_it_is() -> None:
+def test_usage_agrees_with_the_process_itself() -> None:
     usage = usage_of(os.getpid())
     assert usage is not None
     now, spent = time.time(), os.times()
@@ -18,10 +18,10 @@ def test_a_process_is_told_of_as_it_is() -> None:
     assert usage.cpu <= spent.user + spent.system + 0.05
     assert usage.children_cpu <= spent.children_user + spent.children_system + 0.05
     assert usage.memory > 1 << 20
-    assert usage.descriptors == len(os.listdir("/proc/self/fd")) - 1  # which is open for the list
+    assert usage.descriptors == len(os.listdir("/proc/self/fd")) - 1  # the open directory itself
 
 
-def test_a_name_that_looks_like_the_rest_of_the_line_does_not_matter() -> None:
+def test_a_process_name_may_look_like_the_rest_of_the_line() -> None:
     code = (
         "import setproctitle; setproctitle.setthreadtitle(') S 1 (x) 2')\n"
         "print(flush=True); input()"
@@ -38,7 +38,7 @@ def test_a_name_that_looks_like_the_rest_of_the_line_does_not_matter() -> None:
     assert abs(usage.started - time.time()) < 600
 
 
-def test_of_a_process_that_is_gone_nothing_is_told() -> None:
+def test_a_process_that_has_ended_has_no_usage() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         child.wait()
     assert usage_of(child.pid) is None
