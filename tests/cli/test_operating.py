@@ -18,8 +18,8 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import receive_and_close, receive_to_end
-from tests.support.daemons import free_port
 from tests.support.harness import EVENT_TIMEOUT, Superd, command, exchange, make_plugin, until
+from tests.support.ports import free_port
 
 TOML = """
 [service.echo]

@@ -29,6 +29,7 @@ from tests.support.harness import (
     read_lines,
     until,
 )
+from tests.support.ports import OWN_PORT, own_host
 
 ECHO = """
 [service.echo]
@@ -106,9 +107,7 @@ def test_every_address_is_printed_with_a_line_that_works_and_ready_comes_last(
 
 
 def test_of_a_range_only_the_first_addresses_are_printed(start_superd: Start) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        first = min(server.getsockname()[1], 65_000)
-    listen = f"tcp://127.0.0.9:{first}-{first + 99}"
+    listen = f"tcp://{own_host()}:{OWN_PORT}-{OWN_PORT + 99}"
     superd = start_superd(ECHO.replace("tcp://127.0.0.1:0", listen))
     assert len(superd.announced) == 1 + MOST_SHOWN + 1 + 1
     assert superd.announced[-2].split() == ["echo", "...", "and", str(100 - MOST_SHOWN), "more"]

@@ -13,7 +13,7 @@ import pytest
 from superd.master.pidfile import holder
 from tests.cli.conftest import Say
 from tests.support.clients import connect_tcp
-from tests.support.daemons import ECHO, Configure, echo_with_log, free_port
+from tests.support.daemons import ECHO, Configure, echo_with_log
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
@@ -23,6 +23,7 @@ from tests.support.harness import (
     make_plugin,
     until,
 )
+from tests.support.ports import free_port
 
 
 def test_start_tells_which_address_is_in_use(configured: Configure) -> None:

@@ -22,14 +22,7 @@ from superd.process.isolated import run_isolated
 from tests.cli.conftest import Say
 from tests.support import proc
 from tests.support.clients import connect_tcp
-from tests.support.daemons import (
-    ECHO,
-    Configure,
-    echo_with_log,
-    free_port,
-    run_in_own_mounts,
-    stop_daemon,
-)
+from tests.support.daemons import ECHO, Configure, echo_with_log, run_in_own_mounts, stop_daemon
 from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
@@ -38,6 +31,7 @@ from tests.support.harness import (
     is_alive,
     until,
 )
+from tests.support.ports import free_port
 
 
 def test_a_daemon_serves_when_start_returns_and_is_gone_when_stop_does(

@@ -107,10 +107,3 @@ def digest_of(stream: IO[bytes]) -> str:
     while part := os.read(stream.fileno(), PART):
         found.update(part)
     return found.hexdigest()
-
-
-def free_port() -> int:
-    """Return a port on which no process listens."""
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-        return port

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from superd.client.clock import SECONDS_1900_TO_1970, Reading
-from tests.client.peers import free_port, peer
+from tests.client.peers import peer
 from tests.support.harness import EVENT_TIMEOUT, Superd, superd
+from tests.support.ports import free_port
 
 TOML = """
 [service.time]

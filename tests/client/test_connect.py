@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.peers import connect, connecting, digest_of, free_port, peer, program
+from tests.client.peers import connect, connecting, digest_of, peer, program
 from tests.support.clients import exchange_digests, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, command, receive_all, until
+from tests.support.ports import free_port
 from tests.support.programs import random_bytes
 
 SIZE = 100_000_000

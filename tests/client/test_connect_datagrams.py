@@ -6,8 +6,9 @@ import contextlib
 import socket
 from collections.abc import Iterator
 
-from tests.client.peers import connect, connecting, free_port
+from tests.client.peers import connect, connecting
 from tests.support.harness import EVENT_TIMEOUT, Superd
+from tests.support.ports import free_port
 
 TOML = """
 [service.echo]

@@ -11,8 +11,9 @@ import pytest
 
 from superd.client.connect import ConnectOptions, connect_two_ways
 from superd.errors import UsageError
-from tests.client.peers import connect, connecting, endpoint, free_port, peer
+from tests.client.peers import connect, connecting, endpoint, peer
 from tests.support.harness import EVENT_TIMEOUT, receive_all
+from tests.support.ports import free_port
 
 
 def test_a_refusal_is_one_line_with_address_and_reason() -> None:

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import threading
 
-from tests.client.peers import free_port, peer
+from tests.client.peers import peer
 from tests.support.harness import EVENT_TIMEOUT, Superd, command, receive_all, superd
+from tests.support.ports import free_port
 
 TOML = """
 [service.message]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.peers import free_port
 from tests.support.harness import EVENT_TIMEOUT, Superd, command
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("unshare", "mount")]
 

@@ -22,6 +22,7 @@ from superd.listen.listener import Listener
 from superd.listen.listeners import listen, reopen
 from superd.net.addresses import Transport
 from tests.support.harness import until
+from tests.support.ports import free_port
 
 NOBODY = 65534
 UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -46,12 +47,6 @@ def listening() -> Iterator[Listen]:
             return listeners
 
         yield start
-
-
-def free_port(kind: socket.SocketKind = socket.SOCK_STREAM) -> int:
-    with socket.socket(socket.AF_INET, kind) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def is_answering(path: Path, kind: socket.SocketKind) -> bool:
@@ -144,7 +139,7 @@ def test_an_address_in_use_is_named_whether_it_shares_its_port_or_not(listening:
 def test_services_share_a_port_at_different_local_addresses(
     listening: Listen, transport: str
 ) -> None:
-    port = free_port(kind_of(transport))
+    port = free_port()
     hosts = ("127.0.0.2", "*", "127.0.0.3", "[::1]")
     listeners = listening(*(f"{transport}://{host}:{port}" for host in hosts))
     assert len(listeners) == 5
@@ -155,7 +150,7 @@ def test_services_share_a_port_at_different_local_addresses(
 def test_a_shared_port_is_not_shared_with_another_superd(
     listening: Listen, transport: str, second: str
 ) -> None:
-    port = free_port(kind_of(transport))
+    port = free_port()
     listening(f"{transport}://127.0.0.2:{port}", f"{transport}://*:{port}")
     with pytest.raises(AddressInUse, match=str(port)):
         listening(f"{transport}://{second}:{port}")
@@ -535,7 +530,7 @@ def test_a_listener_beyond_repair_is_reopened(
 def test_a_datagram_listener_that_shares_its_port_is_reopened(
     listening: Listen,
 ) -> None:
-    port = free_port(socket.SOCK_DGRAM)
+    port = free_port()
     specific, _ = listening(f"udp://127.0.0.2:{port}", f"udp://0.0.0.0:{port}")
     specific.close()
     reopened = reopen(specific)
@@ -547,7 +542,7 @@ def test_a_datagram_listener_that_shares_its_port_is_reopened(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "[::]"])
 def test_a_closed_listener_stays_closed_and_others_keep_their_sockets(host: str) -> None:
-    port = free_port(socket.SOCK_DGRAM)
+    port = free_port()
     wanted = {
         "echo": service(f"udp://{host}:{port}", "tcp://127.0.0.1:0"),
         "other": service(f"udp://127.0.0.2:{port}", f"udp://0.0.0.0:{port}"),
@@ -610,7 +605,7 @@ def device_of(listener: Listener) -> str:
 @pytest.mark.root
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_a_kept_socket_gets_another_device(replace_entry: ReplaceEntry, transport: str) -> None:
-    address = f"{transport}://127.0.0.1:{free_port(kind_of(transport))}"
+    address = f"{transport}://127.0.0.1:{free_port()}"
     inodes = set()
     for device in ("", "lo", ""):
         (listener,) = replace_entry(service(address, device=device))

@@ -15,8 +15,8 @@ from superd.migrate.entries import Entry, Note, as_toml
 from tests.config.configurations import written
 from tests.conftest import Start
 from tests.support.clients import connect_tcp
-from tests.support.daemons import free_port
 from tests.support.harness import exchange, superd
+from tests.support.ports import free_port
 
 
 def made(entries: list[Entry]) -> dict[str, Any]:

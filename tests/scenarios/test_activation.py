@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.harness import EVENT_TIMEOUT, Superd, ask_udp, exchange, until
 from tests.support.passing import launch_with_sockets
+from tests.support.ports import free_port
 
 ECHO = """
 [service.echo]
@@ -284,10 +285,9 @@ def test_superd_does_not_serve_one_connection_only(make: list[Superd], tmp_path:
 def test_the_first_client_of_systemd_socket_activate(
     make: list[Superd], tmp_path: Path, kind: str
 ) -> None:
-    with bound(("127.0.0.1", 0)) as free, tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
-        port = free.getsockname()[1]
-        free.close()
+        port = free_port()
         where = f"{directory}/echo" if kind == "unix" else f"127.0.0.1:{port}"
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"{kind}://{where}"))
         options = ["--datagram"] if kind == "udp" else []
@@ -304,8 +304,7 @@ def test_the_first_client_of_systemd_socket_activate(
 
 @pytest.mark.tool("systemd-socket-activate")
 def test_accept_yes_of_systemd_socket_activate(make: list[Superd], tmp_path: Path) -> None:
-    with bound(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{port}"))
     superd.launch("systemd-socket-activate", "--accept", "-l", f"127.0.0.1:{port}")
     superd.wait_for_log("Listening on")

@@ -14,6 +14,7 @@ import pytest
 from tests.conftest import Start
 from tests.support.clients import connect_many, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, receive_all, until
+from tests.support.ports import free_port
 from tests.support.usage import open_descriptors
 
 LINGER = 1.0
@@ -274,8 +275,7 @@ def test_a_thousand_clients_that_keep_their_side_open(served: Superd) -> None:
 
 def come_and_restart(start_superd: Start, clients: int) -> None:
     """Let superd close first, so that it is its side that waits (TIME_WAIT), then start again."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     toml = f"""
     [service.daytime]
     plugin = "daytime"

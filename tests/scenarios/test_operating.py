@@ -17,8 +17,8 @@ from superd.cli.daemon import ask
 from superd.observe.connections import End
 from tests.conftest import Start
 from tests.support.clients import connect_many, is_open, receive_to_end
-from tests.support.daemons import free_port
 from tests.support.harness import EVENT_TIMEOUT, Record, Superd, is_alive, until
+from tests.support.ports import free_port
 from tests.support.proc import children
 
 PLUGINS = {

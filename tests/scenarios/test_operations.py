@@ -15,9 +15,9 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import connect_tcp, connect_unix
-from tests.support.daemons import free_ports
 from tests.support.harness import Superd, until
 from tests.support.loads import Stream, echo_load, under_load, wait_for_answers
+from tests.support.ports import free_ports
 from tests.support.proc import children, descriptors, inode_link
 
 # services of three pools: the workers of the first are killed, those of the others are not

@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.harness import Superd, until
+from tests.support.ports import own_host
 from tests.support.proc import children
 from tests.support.programs import (
     CLIENT_TIMEOUT,
@@ -256,7 +257,7 @@ def test_in_tftpd_has_the_socket_serves_and_is_started_again(
 @pytest.mark.root
 @pytest.mark.tool("in.fingerd", "finger")
 def test_fingerd_tells_of_a_user(start_superd: Start) -> None:
-    host = "127.0.0.79"  # the client knows no port but the usual one
+    host = own_host()  # the client knows no port but the usual one
     command = ["in.fingerd"]
     # it says on standard error that there is no such user
     served = start_superd(entry("finger", f"tcp://{host}:79", command) + 'stderr = "client"')

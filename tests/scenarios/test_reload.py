@@ -25,9 +25,9 @@ from tests.support.clients import (
     receive_and_close,
     receive_to_end,
 )
-from tests.support.daemons import free_port, free_ports
 from tests.support.harness import Superd, exchange, make_plugin, until
 from tests.support.loads import echo_load, under_load, wait_for_answers
+from tests.support.ports import free_port, free_ports
 from tests.support.proc import descriptors, inode_link
 
 ECHO = """

@@ -15,6 +15,7 @@ import pytest
 
 from tests.support.clients import ask_unixpacket, connect_unix
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
+from tests.support.ports import free_port
 
 # Does what it is told, with whatever listener of its process is bound where it is told.
 SABOTEUR = """
@@ -114,7 +115,7 @@ MENDED = [
     (TCP, "no_backlog", "had its backlog reduced; repaired"),
     (TCP, "shutdown", "was shut down; repaired"),
 ]
-MADE_ANEW = [
+BOUND_AGAIN = [
     *((kind, "shutdown", "is bound again") for kind in (UDP, UNIX, GRAM, PACKET)),
     (UDP, "stop_sending", "is bound again"),
     *((kind, "connect", "is bound again") for kind in (UDP, GRAM)),
@@ -123,7 +124,7 @@ MADE_ANEW = [
 LOST = [(kind, action, "the worker ends") for kind in ALL_KINDS for action in ("close", "replace")]
 
 
-CASES = [*MENDED, *MADE_ANEW, *LOST]
+CASES = [*MENDED, *BOUND_AGAIN, *LOST]
 WITH_SEVERAL_WORKERS = [
     (kind, action, told)
     for kind, action, told in CASES
@@ -159,12 +160,6 @@ def superd() -> Iterator[Superd]:
 def superd_of_many() -> Iterator[Superd]:
     with serving(workers=3) as one:
         yield one
-
-
-def free_port() -> int:
-    """Return a port that the kernel would choose; one that it has chosen is lost by shutdown(2)."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def where(superd: Superd, kind: str) -> str:

@@ -16,9 +16,9 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import connect_tcp, connect_unix, receive_and_close
-from tests.support.daemons import free_ports
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
 from tests.support.loads import Load, echo_load, under_load
+from tests.support.ports import free_ports
 from tests.support.proc import children, descriptors, memory, zombies
 
 WARM_UP = 60.0  # seconds until memory is measured for the first time

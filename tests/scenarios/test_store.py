@@ -15,6 +15,7 @@ import pytest
 from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, is_alive, until
 from tests.support.namespaces import network_namespace
 from tests.support.passing import NotifySocket
+from tests.support.ports import OWN_PORT, own_host
 
 TOML = """
 [service.echo]
@@ -209,7 +210,8 @@ def test_thousands_go_by_the_hundred(supervisor: NotifySocket, tmp_path: Path) -
     directory = tmp_path / "many"
     directory.mkdir()
     env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-    toml = '[service.many]\nplugin = "echo"\nlisten = "tcp://127.0.0.9:21000-21599"\n'
+    listen = f"tcp://{own_host()}:{OWN_PORT}-{OWN_PORT + 599}"
+    toml = f'[service.many]\nplugin = "echo"\nlisten = "{listen}"\n'
     one = Superd(directory, toml, env=env).start()
     try:
         until(lambda: len(supervisor.names()) >= 500, "all sockets in the store")

@@ -28,7 +28,7 @@ from tests.support.clients import (
     receive_and_close,
     receive_to_end,
 )
-from tests.support.daemons import echo_with_log, free_port, free_ports, stop_daemon
+from tests.support.daemons import echo_with_log, stop_daemon
 from tests.support.harness import (
     Superd,
     ask_udp,
@@ -39,6 +39,7 @@ from tests.support.harness import (
 )
 from tests.support.loads import echo_load, under_load, wait_for_answers
 from tests.support.passing import NotifySocket
+from tests.support.ports import free_port, free_ports
 from tests.support.proc import children, descriptors, inode_link
 
 ECHO = """

@@ -5,10 +5,8 @@ Runs in the test's process. Finds a daemon by the lock on its pid file, and stop
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -23,20 +21,6 @@ listen = "tcp://127.0.0.1:{port}"
 """
 
 Configure = Callable[..., Superd]
-
-
-def free_port() -> int:
-    """Return a port of 127.0.0.1 that no socket is bound to."""
-    return free_ports(1)[0]
-
-
-def free_ports(number: int) -> list[int]:
-    """Return different ports of 127.0.0.1 that no socket is bound to."""
-    with contextlib.ExitStack() as stack:
-        servers = [
-            stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(number)
-        ]
-        return [int(server.getsockname()[1]) for server in servers]
 
 
 def stop_daemon(superd: Superd) -> None:

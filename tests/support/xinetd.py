@@ -12,8 +12,8 @@ import subprocess
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from tests.support.daemons import free_ports
 from tests.support.harness import EVENT_TIMEOUT, Address, until
+from tests.support.ports import free_ports
 
 SERVICE = """
 service {name}

@@ -15,6 +15,7 @@ from superd.listen.listeners import listen
 from superd.master.logs.log import Log
 from superd.master.workers.listeners import BROKEN, WITHOUT, Listeners
 from superd.net.addresses import Transport, parse_addresses
+from tests.support.ports import free_port
 
 
 @pytest.fixture
@@ -41,8 +42,7 @@ def break_for_good(sock: socket.socket) -> None:
 
 
 def test_a_listener_that_was_shut_down_is_repaired_without_new_workers(log_file: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]  # a port that the kernel chose would be lost by a shutdown
+    port = free_port()  # a shutdown would lose a port that Linux chose
     with listening(f"tcp://127.0.0.1:{port}", log_file) as listeners:
         ((_, address, sock),) = listeners.sockets({"one"})
         sock.shutdown(socket.SHUT_RDWR)

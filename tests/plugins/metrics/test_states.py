@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.support.daemons import free_port
 from tests.support.harness import Superd, command, exchange, make_plugin, until
 from tests.support.inside import INSIDE, run_inside
+from tests.support.ports import free_port
 from tests.support.programs import public_directory
 from tests.support.scrapes import (
     SERVICE,

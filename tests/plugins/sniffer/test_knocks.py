@@ -22,6 +22,7 @@ from tests.support.clients import (
     send_until_blocked,
 )
 from tests.support.harness import EVENT_TIMEOUT, Address, Superd, until
+from tests.support.ports import own_host
 
 SERVICE = """
 [service.{name}]
@@ -313,7 +314,7 @@ def test_the_record_as_xinetd_writes_it(start: Start) -> None:
 
 def test_a_port_has_its_name(start: Start) -> None:
     """Of /etc/services: the first port above 1024 that is free at an address of our own."""
-    host = "127.0.77.77"
+    host = own_host()
     named = [(port, name) for (kind, port), name in port_names().items() if kind == "tcp"]
     port, name = next(one for one in named if one[0] > 1024 and is_free((host, one[0])))
     served = start(service("sniffer", listen=f'"tcp://{host}:{port}"'))

@@ -22,18 +22,20 @@ from tests.conftest import Start
 from tests.plugins.sniffer.knocking import lines
 from tests.plugins.sniffer.test_ranges import echo, is_echo, reload, sniffer
 from tests.support.harness import ask_udp
+from tests.support.ports import OWN_PORT, own_host
 from tests.support.proc import children, memory
 
 pytestmark = pytest.mark.slow
 
-LOW = 10_000
+LOW = OWN_PORT
+HOST = own_host()
 ECHO = LOW + 5
 ROOM = 500  # descriptors for everything else
 
 
 def thousands(number: int) -> str:
-    wide = sniffer(f'"tcp://127.0.0.9:{LOW}-{LOW + number - 1}"') + 'record = ["noted"]\n'
-    real = echo(f'"tcp://127.0.0.9:{ECHO}", "udp://127.0.0.9:{ECHO}"')
+    wide = sniffer(f'"tcp://{HOST}:{LOW}-{LOW + number - 1}"') + 'record = ["noted"]\n'
+    real = echo(f'"tcp://{HOST}:{ECHO}", "udp://{HOST}:{ECHO}"')
     large = wide.replace("{ capture", '{ file-size = "1GiB", capture')
     return f"[daemon]\nworkers = 2\n{large}{real}"
 
@@ -47,7 +49,7 @@ class Open:
 
 def test_going_over_to_thousands_of_addresses_takes_no_time() -> None:
     """Neither is each compared with each, nor an entry, which has all of them, for each."""
-    addresses = tuple(Address(Transport.TCP, "127.0.0.9", port) for port in range(1, 5001))
+    addresses = tuple(Address(Transport.TCP, HOST, port) for port in range(1, 5001))
     before, after = (
         Service.model_construct(plugin="echo", listen=pickle.loads(pickle.dumps(addresses)))
         for _ in range(2)
@@ -85,9 +87,9 @@ def test_thousands_of_ports(start: Start, number: int) -> None:
     poller.start()
     try:
         began = time.monotonic()
-        more = toml + echo(f'"tcp://127.0.0.9:{ECHO + 1}"', "other")
+        more = toml + echo(f'"tcp://{HOST}:{ECHO + 1}"', "other")
         assert "other: added" in reload(served, more)
-        assert is_echo(ECHO + 1, "127.0.0.9")
+        assert is_echo(ECHO + 1, HOST)
         assert "other: removed" in reload(served, toml)
         assert time.monotonic() - began < 30
     finally:
@@ -102,8 +104,8 @@ def test_thousands_of_ports(start: Start, number: int) -> None:
 
     def talk() -> None:
         while not scanned.is_set():
-            assert is_echo(ECHO, "127.0.0.9")
-            assert ask_udp(("127.0.0.9", ECHO), b"datagram") == b"datagram"
+            assert is_echo(ECHO, HOST)
+            assert ask_udp((HOST, ECHO), b"datagram") == b"datagram"
             echoed.release()
 
     talker = threading.Thread(target=talk)
@@ -114,7 +116,7 @@ def test_thousands_of_ports(start: Start, number: int) -> None:
                 assert echoed.acquire(timeout=15), "the other service is not served meanwhile"
             with (
                 contextlib.suppress(ConnectionError),
-                socket.create_connection(("127.0.0.9", port), 15),
+                socket.create_connection((HOST, port), 15),
             ):
                 pass
     finally:

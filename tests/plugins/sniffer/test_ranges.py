@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Start
 from tests.plugins.sniffer.knocking import Knocks, knock, send_udp
 from tests.support.harness import Superd, ask_udp, exchange, failed_start
+from tests.support.ports import free_range
 
 DAEMON = "[daemon]\nworkers = 1\n"
 
@@ -27,18 +28,6 @@ def sniffer(listen: str, name: str = "sniffer") -> str:
 
 def echo(listen: str, name: str = "echo") -> str:
     return f'[service.{name}]\nplugin = "echo"\nlisten = [{listen}]\n'
-
-
-def free_range(number: int, start: int = 20_000) -> int:
-    """Return the first of so many ports in a row that nobody has, of tcp and udp."""
-    for first in range(start, 32_000, number):
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
-            for port in range(first, first + number):
-                for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
-                    probe = stack.enter_context(socket.socket(socket.AF_INET, kind))
-                    probe.bind(("0.0.0.0", port))
-            return first
-    raise AssertionError("there is no such range")
 
 
 @pytest.fixture
@@ -59,7 +48,7 @@ HOSTS = [("*", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("*", "*"), ("127.0.0.1
 def test_a_real_service_keeps_its_port(start: Start, is_first: bool) -> None:
     toml, firsts = DAEMON, []
     for number, (wide, narrow) in enumerate(HOSTS):
-        low = free_range(10, 20_000 + 100 * number)
+        low = free_range(10)
         firsts.append(low)
         ends = f"{low}-{low + 9}"
         entries = [

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import Start
-from tests.support.daemons import free_port
 from tests.support.forwards import closed_records, forward, only_record, running
 from tests.support.harness import Superd
+from tests.support.ports import free_port
 from tests.support.programs import (
     CLIENT_TIMEOUT,
     OWN_GIT,

@@ -13,9 +13,9 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.clients import connect_tcp, connect_unix
-from tests.support.daemons import free_ports
 from tests.support.harness import Superd, superd, until
 from tests.support.namespaces import network_namespace
+from tests.support.ports import free_ports
 from tests.support.usage import open_descriptors
 
 PORT, OTHER = free_ports(2)

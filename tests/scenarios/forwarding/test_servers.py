@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from tests.conftest import Start
-from tests.support.daemons import free_port, free_ports
 from tests.support.forwards import closed_records, forward, running
 from tests.support.harness import Superd, until
+from tests.support.ports import free_port, free_ports
 from tests.support.programs import (
     NOBODY,
     output,
