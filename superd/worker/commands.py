@@ -118,7 +118,7 @@ class Commands:
         }
         for session in self.context.connections.values():
             session.progress()  # updates its counters
-            received, sent = session.passed or (0, 0)
+            received, sent = session.byte_counts or (0, 0)
             of_service = sums[session.service]
             of_service[0] += received
             of_service[1] += sent
@@ -132,7 +132,7 @@ def _row(session: AccountedConnection, now: float) -> Row:
     target = safe(session.target[0]) if session.target else ""
     known = _known(session.ends)
     return row_of(
-        known, session.service, now - session.started, _state(session), session.passed, target
+        known, session.service, now - session.started, _state(session), session.byte_counts, target
     )
 
 

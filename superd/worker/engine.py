@@ -18,7 +18,7 @@ from superd.observe.connections import End
 from superd.observe.records import Record, failure, kind_of
 from superd.observe.rows import Rows, fitting
 from superd.worker.accept.acceptor import Acceptor
-from superd.worker.accept.dispatch import socket_server
+from superd.worker.accept.dispatch import served_socket
 from superd.worker.blocking.session import Executor
 from superd.worker.runtime import descriptors
 from superd.worker.runtime.context import Context
@@ -63,7 +63,7 @@ class Engine:
         """Serve one of the service's sockets."""
         self._inodes.append((service, sock, os.fstat(sock.fileno()).st_ino))
         executor = self.executors.get(service)
-        served = socket_server(self.context, service, address, sock, executor)
+        served = served_socket(self.context, service, address, sock, executor)
         self.context.sockets.append(served)
         if isinstance(served, Acceptor):
             service.acceptors.append(served)

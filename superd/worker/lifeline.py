@@ -1,7 +1,7 @@
 """Shows the master where a worker's loop is, even while it is blocked: memory and two sockets.
 
-Made by the master for each worker, before the fork. The worker writes when its loop turns next at
-the latest, and faulthandler writes the stack. The master reads both, and trusts them only as far as
+Made by the master for each worker, before the fork. The worker writes the time by which its loop
+turns next, and faulthandler writes the stack. The master reads both, and trusts them only as far as
 this worker is concerned. Raises OSError where no descriptor is free for the sockets.
 """
 
@@ -39,7 +39,7 @@ class Lifeline:
         return self.reader, self.writer
 
     def expect(self, due: float) -> None:
-        """Set when the loop turns next at the latest, in seconds of the monotonic clock."""
+        """Set the time by which the loop turns next, in seconds of the monotonic clock."""
         self._due[0] = int(due * 1e9)
 
     def lateness(self, now: float) -> float:

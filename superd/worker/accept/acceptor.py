@@ -53,7 +53,7 @@ _ACCEPTED = int(Count.ACCEPTED)
 _WAITS = int(Count.WAITS)
 
 
-class Accepted(socket.socket):
+class AcceptedSocket(socket.socket):
     """A socket whose family and type are plain numbers: looking up enumerations takes time."""
 
     __slots__ = ()

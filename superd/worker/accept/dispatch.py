@@ -1,7 +1,7 @@
 """Chooses what serves a socket and how its sessions start, by the methods of the service.
 
-Runs in the worker: `socket_server` once for each socket, the dispatch functions that it returns
-once for each connection. Never raises.
+Runs in the worker: `served_socket` once for each socket, the functions that start sessions once for
+each connection. Never raises.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 from superd.admission.gate import Ticket
 from superd.net.addresses import Address, Transport
-from superd.worker.accept.acceptor import MAX_BATCH, MAX_PROCESS_BATCH, Accepted, Acceptor
+from superd.worker.accept.acceptor import MAX_BATCH, MAX_PROCESS_BATCH, AcceptedSocket, Acceptor
 from superd.worker.blocking.session import BlockingSession, Executor
 from superd.worker.runtime.context import Context, ServedSocket
 from superd.worker.runtime.service import WorkerService
@@ -30,7 +30,7 @@ Dispatch = Callable[[Any, Any, Ticket, str], None]
 TCPMUX_ACCEPTED = b"+Go\r\n"  # RFC 1078
 
 
-def socket_server(
+def served_socket(
     context: Context,
     service: WorkerService,
     address: Address,
@@ -51,7 +51,7 @@ def socket_server(
     if start is None:
         dispatch = _with_greeting(address, Responder(context, service, kind).dispatch)
         return Acceptor(context, service, address, sock, dispatch, socket.SocketType)
-    make = socket.SocketType if service.relay else Accepted
+    make = socket.SocketType if service.relay else AcceptedSocket
     batch = MAX_PROCESS_BATCH if service.entry.forks or service.takeover else MAX_BATCH
     return Acceptor(
         context, service, address, sock, _with_greeting(address, start), make, executor, batch

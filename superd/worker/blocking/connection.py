@@ -75,14 +75,7 @@ class HandlerConnection(BlockingConnection):
     """
 
     __slots__ = (
-        "_buffer",
-        "_client",
-        "_on_abort",
-        "_report",
-        "_service",
-        "_sock",
-        "_tally",
-        "outcome",
+        "_buffer", "_client", "_on_abort", "_report", "_service", "_sock", "_tally", "outcome",
     )  # fmt: skip
 
     def __init__(

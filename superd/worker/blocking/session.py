@@ -36,7 +36,7 @@ class Executor(ABC):
         """Whether it can run no other handler, so that pending connections have to wait."""
 
     def start(self) -> None:  # noqa: B027  only prefork needs it
-        """Start what runs handlers, before the worker accepts."""
+        """Start the processes that wait for connections, before the worker accepts."""
 
     @abstractmethod
     def serve(self, session: BlockingSession) -> Callable[[], None]:
@@ -69,9 +69,8 @@ class BlockingSession(Session):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, NO_TIMEOUT)
             self._kill = executor.serve(self)
         except (OSError, RuntimeError) as error:
-            self.contain(
-                Unavailable(f"its handler cannot be started: {error}", START_RETRY_INTERVAL)
-            )
+            text = f"its handler cannot be started: {error}"
+            self.contain(Unavailable(text, START_RETRY_INTERVAL))
             self.leave()
 
     @property

@@ -94,7 +94,7 @@ class AccountedConnection:
         return self.received, self.sent
 
     @property
-    def passed(self) -> tuple[int, int] | None:
+    def byte_counts(self) -> tuple[int, int] | None:
         """The bytes received and sent when they were last counted; None if they are unknown."""
         return self.received, self.sent
 
@@ -144,7 +144,7 @@ class Accounting:
         if self._connections.pop(connection.number, None) is None:
             return
         service = connection.worker_service
-        received, sent = connection.passed or (None, None)
+        received, sent = connection.byte_counts or (None, None)
         duration = self.count(service, connection.started, received or 0, sent or 0)
         if service.records.wants_any:
             end = "server" if connection.end is None else connection.end.value

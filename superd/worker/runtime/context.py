@@ -77,7 +77,7 @@ class Context:
         self.tarpit = Tarpit(loop)
         self.services: list[WorkerService] = []
         self.sockets: list[ServedSocket] = []
-        self.flows = Counter[str]()  # sources of datagrams, by service
+        self.flows = Counter[str]()  # how many flows each service has
         self.held = 0  # clients and listener handoffs outside the table that delay the end
         self.is_draining = False
         self.is_copy = False  # this process was forked by a plugin, and is not the worker

@@ -132,10 +132,10 @@ class TakeoverSession(Session, Connection):
     def progress(self) -> tuple[int, int]:
         """Ask the kernel; where it does not count, the connection is never idle."""
         self._count()
-        return self.passed or (1, int(self.context.loop.time() * 1000))
+        return self.byte_counts or (1, int(self.context.loop.time() * 1000))
 
     @property
-    def passed(self) -> tuple[int, int] | None:
+    def byte_counts(self) -> tuple[int, int] | None:
         return (self.received, self.sent) if self.is_known else None
 
     @property

@@ -42,7 +42,7 @@ class Connection(AccountedConnection):
         self.end = end
 
     @property
-    def passed(self) -> tuple[int, int] | None:
+    def byte_counts(self) -> tuple[int, int] | None:
         return self.known
 
 
