@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, PlainSerializer, PlainValidator, ValidationInfo
 from pydantic import WithJsonSchema as JsonSchema
 
-from superd.config.jails import distrust
+from superd.config.permissions import file_problem
 from superd.config.values import check_readable, did_you_mean, listed, one_or_more, parse_path
 from superd.config.windows import Window, parse_window
 from superd.errors import shown
@@ -59,7 +59,7 @@ def _list_file(value: object, info: ValidationInfo) -> ListFile:
         status = os.fstat(file.fileno())
         if status.st_size > LARGEST_LIST:
             raise ValueError(f'"{path}" is longer than {LARGEST_LIST >> 20} MiB')
-        if mistake := distrust(status):
+        if mistake := file_problem(status):
             raise ValueError(f'"{path}" {mistake}')
         data = file.read(LARGEST_LIST)
     entries: list[tuple[int, Pattern]] = []

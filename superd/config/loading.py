@@ -16,7 +16,6 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from superd.config.jails import jail_mistake
 from superd.config.model import (
     SERVICE_NAME,
     TCPMUX,
@@ -26,6 +25,7 @@ from superd.config.model import (
     Service,
     Settings,
 )
+from superd.config.permissions import jail_problem
 from superd.config.positions import Path as KeyPath
 from superd.config.problems import Document, Locate, problems_of
 from superd.config.reading import document_of, included_files, read_document
@@ -247,7 +247,7 @@ class _Loader:
             if not (isinstance(plugin, str) and plugin and isinstance(options, dict)):
                 return None
             return Service.model_construct(plugin=plugin, listen=(), options=options)
-        if service.chroot and os.geteuid() == 0 and (mistake := jail_mistake(service.chroot)):
+        if service.chroot and os.geteuid() == 0 and (mistake := jail_problem(service.chroot)):
             document, path = self.locate(name, ("chroot",))
             self.problems.append(document.problem(path, mistake))
         self._in_vain(name, service)

@@ -1,8 +1,8 @@
-"""Where each key and value of a TOML document stands.
+"""The line and column of each key and value in a TOML document.
 
-Runs wherever a configuration is read, before the real parser. Tells lines and columns, which
-tomli does not, and refuses what the parser is slow or crashes at. It judges nothing else, and
-stops without a word at text that is not TOML. Raises TooMuch.
+Runs wherever a configuration is read, before the real parser. It supplies the positions that tomli
+does not, and rejects documents that make the parser slow or crash it. It checks nothing else: at
+text that is not TOML it stops, and leaves the error to the parser. Raises TooMuch.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import tomli
 
 Path = tuple[str | int, ...]
 
-DEEPEST = 8  # tables and arrays within each other, or parts of a dotted key
-LONGEST_NUMBER = 100  # characters, which is enough for 64 bits one by one
+MAX_DEPTH = 8  # of nested tables and arrays, and of the parts of a dotted key
+MAX_SCALAR_LENGTH = 100  # characters of an unquoted value: 64 bits in binary fit
 
 
 class Position(NamedTuple):
-    """A line and a column, both from 1, the column in characters."""
+    """A line and a column, both counted from 1; the column in characters."""
 
     line: int
     column: int
 
 
 class Place(NamedTuple):
-    """Where a key stands, and where its value starts."""
+    """The positions of a key and of the start of its value."""
 
     key: Position
     value: Position
 
 
 class TooMuch(ValueError):
-    """The document has more of something than any configuration needs."""
+    """The document is nested deeper, or has longer numbers, than any configuration needs."""
 
     def __init__(self, position: Position, text: str) -> None:
         self.position = position
@@ -43,7 +43,7 @@ class TooMuch(ValueError):
 
 
 class Repeated(NamedTuple):
-    """A key or a table that the document has twice, which no parser takes."""
+    """A key or a table that the document defines twice, which TOML forbids."""
 
     path: Path
     first: Position
@@ -51,7 +51,7 @@ class Repeated(NamedTuple):
 
 
 class Places:
-    """The places of all keys by their path, elements of arrays by their number from 0."""
+    """The places of all keys by path; an element of an array has its index in the path."""
 
     def __init__(self, text: str) -> None:
         self.repeated: Repeated | None = None
@@ -62,7 +62,7 @@ class Places:
         return path in self._offsets
 
     def nearest(self, path: Path) -> Place:
-        """Return the place of a key, or of the nearest one above it."""
+        """Return the place of a key, or of its nearest ancestor in the document."""
         for length in range(len(path), 0, -1):
             if path[:length] in self:
                 key, value = self._offsets[path[:length]]
@@ -74,11 +74,11 @@ class Places:
         return Position(line, offset - self._lines[line - 1] + 1)
 
     def add(self, path: Path, key: int, value: int) -> None:
-        """Note a place; what was first there stays."""
+        """Add a place; the first place of a path is kept."""
         self._offsets.setdefault(path, (key, value))
 
     def repeat(self, path: Path, first: int, again: int) -> None:
-        """Note that a key is there twice; only the first of these is kept."""
+        """Note a repeated key; only the first repetition is kept."""
         if self.repeated is None:
             self.repeated = Repeated(path, self.position(first), self.position(again))
 
@@ -95,23 +95,26 @@ def find_places(text: str) -> Places:
     return scanner.places
 
 
-_BLANK = re.compile(r"(?:[ \t\r\n]++|#[^\n]*+)*+")
-_SPACE = re.compile(r"[ \t]*+")
-_KEY_PART = re.compile(r"""(?P<bare>[A-Za-z0-9_-]+)|"(?:[^"\\\n]|\\.)*+"|'[^'\n]*+'""")
+# No quantifier is possessive: with one, Python 3.11.2 (Debian 12) does not find the end of a
+# multi-line string. The expressions take linear time nevertheless, because the alternatives in a
+# group start with different characters.
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_SPACE = re.compile(r"[ \t]*")
+_KEY_PART = re.compile(r"""(?P<bare>[A-Za-z0-9_-]+)|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
 _STRING = re.compile(
-    r'"""(?:[^"\\]|\\.|"(?!""))*+"{3,5}'
-    r"|'''(?:[^']|'(?!''))*+'{3,5}"
-    r'|"(?:[^"\\\n]|\\.)*+"'
-    r"|'[^'\n]*+'",
+    r'"""(?:[^"\\]|\\.|"(?!""))*"{3,5}'
+    r"|'''(?:[^']|'(?!''))*'{3,5}"
+    r'|"(?:[^"\\\n]|\\.)*"'
+    r"|'[^'\n]*'",
     re.DOTALL,
 )
-_SCALAR = re.compile(  # a date and its time may stand apart
+_SCALAR = re.compile(  # a space may separate date and time
     r"[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9:.Zz+-]*|[^\s,\]}#=\[{\"']+"
 )
 
 
 class _NotToml(Exception):
-    """The scanner is lost; the real parser says why."""
+    """The text is not TOML from here on; the parser reports why."""
 
 
 class _Scanner:
@@ -120,7 +123,7 @@ class _Scanner:
         self.at = 0
         self.places = Places(text)
         self._declared: dict[Path, int] = {}
-        self._arrays: dict[Path, int] = {}  # how many [[tables]] each has so far
+        self._arrays: dict[Path, int] = {}  # the number of [[tables]] so far
 
     def document(self) -> None:
         table: Path = ()
@@ -131,7 +134,7 @@ class _Scanner:
                 self._pair(table, depth=len(table))
 
     def _header(self) -> Path:
-        """Read `[a.b]` or `[[a.b]]` and return the path of the table that it begins."""
+        """Read `[a.b]` or `[[a.b]]`; return the path of that table."""
         brackets = 2 if self._looking_at("[[") else 1
         self.at += brackets
         parts = self._key()
@@ -140,7 +143,7 @@ class _Scanner:
         for part, at in parts[:-1]:
             path = (*path, part)
             self.places.add(path, at, at)
-            if path in self._arrays:  # the header goes on in the newest element
+            if path in self._arrays:  # it means the last element of the array
                 path = (*path, self._arrays[path] - 1)
         last, at = parts[-1]
         path = (*path, last)
@@ -174,7 +177,7 @@ class _Scanner:
         self._declared[path] = at
 
     def _key(self) -> list[tuple[str, int]]:
-        """Read a key; return each of its parts with where it stands."""
+        """Read a key; return each of its parts with its offset."""
         parts: list[tuple[str, int]] = []
         while True:
             self._skip(_SPACE)
@@ -182,8 +185,8 @@ class _Scanner:
             if match is None:
                 raise _NotToml
             parts.append((match["bare"] or _unquoted(match[0]), self.at))
-            if len(parts) > DEEPEST:
-                self._too_much(parts[0][1], f"a key has more than {DEEPEST} parts")
+            if len(parts) > MAX_DEPTH:
+                self._too_much(parts[0][1], f"a key has more than {MAX_DEPTH} parts")
             self.at = match.end()
             self._skip(_SPACE)
             if not self._looking_at("."):
@@ -191,8 +194,8 @@ class _Scanner:
             self.at += 1
 
     def _value(self, path: Path, depth: int) -> None:
-        if depth > DEEPEST:
-            self._too_much(self.at, f"nested more than {DEEPEST} deep")
+        if depth > MAX_DEPTH:
+            self._too_much(self.at, f"nested more than {MAX_DEPTH} deep")
         start = self.text[self.at : self.at + 1]
         if start == "[":
             self._array(path, depth)
@@ -203,8 +206,10 @@ class _Scanner:
         else:
             at = self.at
             self._take(_SCALAR)
-            if self.at - at > LONGEST_NUMBER:
-                self._too_much(at, f"a value of more than {LONGEST_NUMBER} characters, unquoted")
+            if self.at - at > MAX_SCALAR_LENGTH:
+                self._too_much(
+                    at, f"an unquoted value has more than {MAX_SCALAR_LENGTH} characters"
+                )
 
     def _array(self, path: Path, depth: int) -> None:
         self.at += 1
@@ -237,7 +242,7 @@ class _Scanner:
         self.at += len(token)
 
     def _skip(self, pattern: re.Pattern[str]) -> int:
-        """Skip what the pattern matches, perhaps nothing."""
+        """Skip what the pattern matches, which may be nothing."""
         match = pattern.match(self.text, self.at)
         assert match is not None
         self.at = match.end()
@@ -254,7 +259,7 @@ class _Scanner:
 
 
 def _unquoted(part: str) -> str:
-    """Return a quoted part of a key as the parser will have it."""
+    """Return a quoted part of a key as the parser decodes it."""
     if part[0] == '"' and "\\" in part:
         try:
             return str(tomli.loads(f"key = {part}")["key"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tomli
 
-from superd.config.jails import distrust
+from superd.config.permissions import file_problem
 from superd.config.positions import TooMuch, find_places
 from superd.config.problems import Document, dotted
 from superd.errors import ConfigurationError, Problem, reason
@@ -81,7 +81,7 @@ def _mistake_in(status: os.stat_result) -> str:
         return "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
     if status.st_size > LARGEST_FILE:
         return f"is larger than {LARGEST_FILE >> 20} MiB"
-    return distrust(status)
+    return file_problem(status)
 
 
 def included_files(directory: Path, pattern: str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Where keys and values stand: the scanner agrees with the parser on every document."""
+"""The positions of keys and values: the scanner agrees with the parser on every document."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superd.config.positions import (
-    DEEPEST,
-    LONGEST_NUMBER,
+    MAX_DEPTH,
+    MAX_SCALAR_LENGTH,
     Path,
     Position,
     TooMuch,
@@ -31,7 +31,7 @@ SCALARS = (
 
 
 class Writer:
-    """Makes documents of which every key and scalar is the only one of its kind."""
+    """Generates documents in which no key and no scalar occurs twice."""
 
     def __init__(self, data: st.DataObject) -> None:
         self.data = data
@@ -75,7 +75,7 @@ class Writer:
         return f"{{{self._between(items)}}}"
 
     def _between(self, items: list[str]) -> str:
-        """Separate items with commas, one after the last perhaps, on one line or on several."""
+        """Separate items with commas, on one line or several, with or without a trailing comma."""
         text = self.pick(INNER_GAPS)
         for item in items:
             text += f"{item}{self.pick(INNER_GAPS)},{self.pick(INNER_GAPS)}"
@@ -95,7 +95,7 @@ class Writer:
 
 
 def keys_of(value: Any, path: Path = ()) -> list[tuple[Path, Any]]:
-    """Return every path of a parsed document with what is there."""
+    """Return every path of a parsed document with its value."""
     inside: Any = []
     if isinstance(value, dict):
         inside = value.items()
@@ -114,7 +114,7 @@ def text_at(text: str, position: Position) -> str:
 
 
 def key_at(text: str, position: Position) -> str:
-    """Return the key, or the part of one, that stands at a position."""
+    """Return the key, or part of a key, at a position."""
     rest = text_at(text, position)
     quote = rest[0] if rest[0] in "\"'" else ""
     end = next(
@@ -164,14 +164,14 @@ def test_every_key_and_value_has_its_place_in_very_many_documents(data: st.DataO
         ("[[t]]\nx = 1\n[[t]]\nx = 2", ("t", 1, "x"), 4, 5),
         ("[[t]]\n[t.u]\nx = 1\n[[t]]\n[t.u]\nx = 2", ("t", 1, "u", "x"), 6, 5),
         ('a = """\nb = 2\n"""\nb = 3', ("b",), 4, 5),
+        ("a = '''\nb = 2\n'''\nb = 3", ("b",), 4, 5),
+        ('a = """\n""b \\"""\n"""""\nb = 3', ("b",), 4, 5),
         ("'quoted key' = 1", ("quoted key",), 1, 16),
         ('"\\u0061" = 1', ("a",), 1, 12),
-        ('ä = 1\n"ä" = 1', ("ä",), 1, 1),  # not TOML: nothing is known of it
+        ('ä = 1\n"ä" = 1', ("ä",), 1, 1),  # not TOML: no position is known
     ],
 )
-def test_a_value_stands_where_an_editor_shows_it(
-    text: str, path: Path, line: int, column: int
-) -> None:
+def test_a_position_is_what_an_editor_shows(text: str, path: Path, line: int, column: int) -> None:
     assert find_places(text).nearest(path).value == Position(line, column)
 
 
@@ -184,7 +184,7 @@ def test_each_part_of_a_header_and_of_a_dotted_key_has_its_own_place() -> None:
     assert list(columns.values()) == [Position(1, 2), Position(1, 10), Position(2, 4)]
 
 
-def test_a_path_that_is_not_there_stands_at_the_nearest_above() -> None:
+def test_an_unknown_path_has_the_position_of_its_nearest_ancestor() -> None:
     places = find_places("[a]\n[a.b]\nc = 1")
     assert places.nearest(("a", "b", "x", 3)).key == Position(2, 4)
     assert places.nearest(("x",)).key == Position(1, 1)
@@ -198,7 +198,7 @@ def test_a_path_that_is_not_there_stands_at_the_nearest_above() -> None:
         ("[a]\nb = { c = 1, d = 2, c = 3 }", 2, 2),
     ],
 )
-def test_a_repeated_key_is_found_with_both_places(text: str, first: int, again: int) -> None:
+def test_a_repeated_key_is_reported_with_both_positions(text: str, first: int, again: int) -> None:
     repeated = find_places(text).repeated
     assert repeated is not None
     assert (repeated.first.line, repeated.again.line) == (first, again)
@@ -217,17 +217,17 @@ def test_a_repeated_key_is_found_with_both_places(text: str, first: int, again: 
         ".".join("a" * 20_000) + " = 1",
         f"[{'.'.join('a' * 20_000)}]",
         f"[a.b.c.d]\ne.f.g.h = {'[' * 20}",
-        f"a = {'1' * (LONGEST_NUMBER + 1)}",
+        f"a = {'1' * (MAX_SCALAR_LENGTH + 1)}",
         f"a = {'1' * 100_000}",
         f"a = [[0x{'f' * 5000}]]",
     ],
     ids=lambda text: f"{text[:20]}...{len(text)}",
 )
-def test_what_the_parser_is_slow_or_crashes_at_never_reaches_it(text: str) -> None:
+def test_documents_that_slow_or_crash_the_parser_are_rejected_first(text: str) -> None:
     with pytest.raises(TooMuch) as caught:
         find_places(text)
     assert caught.value.position.line <= 2
-    assert str(DEEPEST) in str(caught.value) or str(LONGEST_NUMBER) in str(caught.value)
+    assert str(MAX_DEPTH) in str(caught.value) or str(MAX_SCALAR_LENGTH) in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_what_the_parser_is_slow_or_crashes_at_never_reaches_it(text: str) -> No
     ],
     ids=lambda text: f"{text[:12]!r}...{len(text)}",
 )
-def test_nonsense_is_left_to_the_parser_and_takes_no_time(text: str) -> None:
+def test_text_that_is_not_toml_takes_linear_time(text: str) -> None:
     before = time.process_time()
     find_places(text)
     assert time.process_time() - before < 1

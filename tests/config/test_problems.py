@@ -169,7 +169,7 @@ def test_a_mistake_of_the_whole(tmp_path: Path, text: str, mistake: str) -> None
         ("[service.a]\nx = 1\n x = 2", "3:2: service.a.x: is there already, at line 2"),
         ("a = [[[[[[[[[]]]]]]]]]", "1:13: nested more than 8 deep"),
         ("\n" + ".".join("abcdefghi") + " = 1", "2:1: a key has more than 8 parts"),
-        ("a = " + "9" * 5000, "1:5: a value of more than 100 characters, unquoted"),
+        ("a = " + "9" * 5000, "1:5: an unquoted value has more than 100 characters"),
     ],
 )
 def test_what_is_no_toml(tmp_path: Path, text: str, mistake: str) -> None:

@@ -1,6 +1,6 @@
-"""Tells whether a directory can be a jail: root's alone, and everything that leads to it.
+"""Checks that only root can change a jail, or a file that superd as root relies on.
 
-Runs where a configuration is checked as root. Never changes anything. Never raises.
+Runs wherever a configuration is read. Never changes anything. Never raises.
 """
 
 from __future__ import annotations
@@ -13,11 +13,14 @@ from pathlib import Path
 
 from superd.errors import reason
 
-MOST_LINKS = 40  # as many as the kernel follows
+MAX_LINKS = 40  # as in the kernel (path_resolution(7))
 
 
-def jail_mistake(path: str) -> str | None:
-    """Return why a directory is no jail; None where it is one."""
+def jail_problem(path: str) -> str | None:
+    """Return why a directory cannot be a jail, with the remedy; None where it can.
+
+    Only root may be able to change the directory and everything that leads to it.
+    """
     try:
         steps = list(_steps(Path(path)))
     except OSError as error:
@@ -29,18 +32,18 @@ def jail_mistake(path: str) -> str | None:
         if not is_link and not stat.S_ISDIR(status.st_mode):
             return f"is not a directory: {place}"
         if status.st_uid != 0 or (not is_link and _is_shared(status, is_jail=place == jail)):
-            return f"a jail is root's alone, and others can change {place}"
+            return f"only root may be able to change a jail, but other users can change {place}"
     return None
 
 
 def _is_shared(status: os.stat_result, *, is_jail: bool) -> bool:
-    """Tell whether others can put something there, or in a sticky directory replace what is."""
+    """Tell whether other users can replace what is in a directory, or add to a jail."""
     sticky = bool(status.st_mode & stat.S_ISVTX)
     return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) and (is_jail or not sticky)
 
 
 def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    """Yield what the kernel passes on its way, symbolic links too (path_resolution(7))."""
+    """Yield each directory and symbolic link that the kernel passes (path_resolution(7))."""
     here = Path("/")
     yield here, os.lstat(here)
     rest = [*reversed(path.parts[1:])]
@@ -57,7 +60,7 @@ def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
             here = step
             continue
         links += 1
-        if links > MOST_LINKS:
+        if links > MAX_LINKS:
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
         target = Path(os.readlink(step))
         if target.is_absolute():
@@ -65,10 +68,14 @@ def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
         rest += [part for part in reversed(target.parts) if part != "/"]
 
 
-def distrust(status: os.stat_result) -> str:
-    """Return why root is not to go by a file; nothing where it is, or this process is not root."""
-    if os.geteuid() == 0 and status.st_uid != 0:
+def file_problem(status: os.stat_result) -> str:
+    """Return why superd as root refuses to use a file, with the remedy; "" where it does not, or
+    where this process is not root.
+    """
+    if os.geteuid() != 0:
+        return ""
+    if status.st_uid != 0:
         return "belongs to another user, and superd runs as root: chown it to root"
-    if os.geteuid() == 0 and status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return "can be written by others, and superd runs as root: chmod go-w"
     return ""
