@@ -17,13 +17,13 @@ HIGH_WATER = 16 * 1024  # bytes; with more in the buffer, the transport stops re
 class ReadBuffer(asyncio.Protocol):
     """Turns the calls of a transport into awaitable reads; one reader at a time."""
 
-    __slots__ = ("_buffer", "_ended", "_lost", "_paused", "_reader", "_transport", "_writer")
+    __slots__ = ("_buffer", "_has_eof", "_is_paused", "_lost", "_reader", "_transport", "_writer")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._buffer = bytearray()
-        self._ended = False
-        self._paused = False
+        self._has_eof = False
+        self._is_paused = False
         self._lost: BaseException | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -35,7 +35,7 @@ class ReadBuffer(asyncio.Protocol):
         _wake(self._reader)
 
     def eof_received(self) -> bool:
-        self._ended = True
+        self._has_eof = True
         _wake(self._reader)
         return True
 
@@ -45,15 +45,15 @@ class ReadBuffer(asyncio.Protocol):
         _wake(self._writer)
 
     def pause_writing(self) -> None:
-        self._paused = True
+        self._is_paused = True
 
     def resume_writing(self) -> None:
-        self._paused = False
+        self._is_paused = False
         _wake(self._writer)
 
     async def read(self, limit: int) -> bytes:
         check_limit(limit)
-        while not self._buffer and not self._ended:
+        while not self._buffer and not self._has_eof:
             await self._more()
         return self._take(limit)
 
@@ -66,14 +66,14 @@ class ReadBuffer(asyncio.Protocol):
                 return self._take(at + 1)
             if len(self._buffer) >= limit:
                 raise LineTooLong(f"a line of more than {limit} bytes")
-            if self._ended:
+            if self._has_eof:
                 return self._take(limit)
             searched = len(self._buffer)
             await self._more()
 
     async def drained(self) -> None:
         """Wait until the transport accepts more; several coroutines may wait."""
-        while self._paused and self._lost is None:
+        while self._is_paused and self._lost is None:
             if self._writer is None or self._writer.done():
                 self._writer = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._writer,))  # not cancelled with one that waits

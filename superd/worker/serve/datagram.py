@@ -212,7 +212,7 @@ class DatagramResponder(DatagramListener):
         self.handle: Callable[[Request], bytes | None] = handle
         self.method = "datagram" if service.datagram else "respond"
         self.gate = service.gate if service.gate.has_rules else None
-        self.amplify = service.entry.amplify or self.is_unix
+        self.may_amplify = service.entry.amplify or self.is_unix
 
     def serve(self, size: int, peer: Any, local: LocalAddress) -> int | None:
         refusal = self.guarded(size, peer, local)
@@ -224,7 +224,7 @@ class DatagramResponder(DatagramListener):
             if refusal is not None:
                 self.record_refusal(refusal, peer, local)
                 return None
-        room = max(size, MAX_ANSWER_SIZE) if self.amplify else size
+        room = max(size, MAX_ANSWER_SIZE) if self.may_amplify else size
         data = SCRATCH[:size].tobytes()
         try:
             answer = self.handle(Request(data, room, self.transport, peer, local.address))

@@ -34,10 +34,10 @@ class PacketTransport(asyncio.Transport):
         self._unsent: deque[bytes] = deque()
         self._size = 0
         self._high = HIGH_WATER
-        self._paused = False
-        self._reading = False
-        self._eof = False
-        self._closing = False
+        self._is_paused = False
+        self._is_reading = False
+        self._has_eof = False
+        self._is_closing = False
         # so that any packet that can be received can be sent as well
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SCRATCH_SIZE)
         self.resume_reading()
@@ -62,7 +62,7 @@ class PacketTransport(asyncio.Transport):
                 self.close()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        if self._closing or self._eof or not data:
+        if self._is_closing or self._has_eof or not data:
             return
         if len(data) > SCRATCH_SIZE:
             raise ValueError(f"a packet has at most {SCRATCH_SIZE} bytes, not {len(data)}")
@@ -72,8 +72,8 @@ class PacketTransport(asyncio.Transport):
             self._loop.add_writer(self._sock, self._writable)
         self._unsent.append(bytes(data))
         self._size += len(data)
-        if self._size > self._high and not self._paused:
-            self._paused = True
+        if self._size > self._high and not self._is_paused:
+            self._is_paused = True
             self._protocol.pause_writing()
 
     def _send(self, packet: bytes) -> bool:
@@ -92,17 +92,17 @@ class PacketTransport(asyncio.Transport):
             self._size -= len(self._unsent.popleft())
         if not self._unsent:
             self._loop.remove_writer(self._sock)
-            if self._eof:
+            if self._has_eof:
                 self._shutdown()
-            if self._closing:
+            if self._is_closing:
                 self._lose(None)
-        if self._paused and self._size <= self._high // 4:
-            self._paused = False
+        if self._is_paused and self._size <= self._high // 4:
+            self._is_paused = False
             self._protocol.resume_writing()
 
     def write_eof(self) -> None:
-        if not self._eof:
-            self._eof = True
+        if not self._has_eof:
+            self._has_eof = True
             if not self._unsent:
                 self._shutdown()
 
@@ -116,20 +116,20 @@ class PacketTransport(asyncio.Transport):
             self._lose(error)
 
     def pause_reading(self) -> None:
-        if self._reading:
-            self._reading = False
+        if self._is_reading:
+            self._is_reading = False
             self._loop.remove_reader(self._sock)
 
     def resume_reading(self) -> None:
-        if not self._reading and not self._closing:
-            self._reading = True
+        if not self._is_reading and not self._is_closing:
+            self._is_reading = True
             self._loop.add_reader(self._sock, self._readable)
 
     def is_reading(self) -> bool:
-        return self._reading
+        return self._is_reading
 
     def is_closing(self) -> bool:
-        return self._closing
+        return self._is_closing
 
     def get_write_buffer_size(self) -> int:
         return self._size
@@ -145,9 +145,9 @@ class PacketTransport(asyncio.Transport):
         return self._protocol
 
     def close(self) -> None:
-        if not self._closing:
+        if not self._is_closing:
             self.pause_reading()
-            self._closing = True
+            self._is_closing = True
             if not self._unsent:
                 self._loop.call_soon(self._lose, None)
 
@@ -163,7 +163,7 @@ class PacketTransport(asyncio.Transport):
             return
         self.pause_reading()
         self._loop.remove_writer(self._sock)
-        self._closing = True
+        self._is_closing = True
         self._unsent.clear()
         self._size = 0
         self._sock.close()

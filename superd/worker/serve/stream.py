@@ -32,7 +32,7 @@ _CHUNK = SCRATCH[:CHUNK_SIZE]
 class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     """The transport for the plugin, and the protocol for the loop."""
 
-    __slots__ = (*SLOTS, "_ended", "_finishing", "_inner", "_timer", "_transport", "_write")
+    __slots__ = (*SLOTS, "_has_eof", "_is_finishing", "_inner", "_timer", "_transport", "_write")
 
     _transport: asyncio.Transport | None
     _inner: asyncio.Protocol | None
@@ -45,7 +45,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         """
         self._transport = self._timer = None
         self._inner = inner
-        self._ended = self._finishing = False
+        self._has_eof = self._is_finishing = False
         try:
             sock.setblocking(False)
             if self.transport_kind is Transport.UNIXPACKET:
@@ -62,7 +62,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self._transport = stream = cast(asyncio.Transport, transport)  # uvloop's is no subclass
         self._write = stream.write
         stream.set_write_buffer_limits(0)  # pause writing as soon as the kernel's buffer is full
-        if self._finishing:
+        if self._is_finishing:
             stream.abort()  # it was expired before it began
             return
         service = self.worker_service
@@ -83,7 +83,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self.received += size
         if size > CHUNK_SIZE and self.received < READING_CLIENT_BYTES:
             self._read_in_chunks()
-        if self._finishing:
+        if self._is_finishing:
             return  # lingering: input is only read so that close(2) sends no reset
         try:
             self._inner.data_received(data)  # type: ignore[union-attr]  # set when it was made
@@ -91,12 +91,12 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
             self.contain(error)
 
     def eof_received(self) -> bool:
-        self._ended = True
-        if not self._finishing:
+        self._has_eof = True
+        if not self._is_finishing:
             self.end = self.end or End.CLIENT
         transport = self._transport
         assert transport is not None
-        if self._finishing:
+        if self._is_finishing:
             transport.close()
             return True
         try:
@@ -126,7 +126,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self._notify("resume_writing")
 
     def _notify(self, what: str) -> None:
-        if self._inner is not None and not self._finishing:
+        if self._inner is not None and not self._is_finishing:
             try:
                 getattr(self._inner, what)()
             except BaseException as error:  # noqa: BLE001
@@ -158,22 +158,22 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
         self.write(b"".join(list_of_data))
 
     def write_eof(self) -> None:
-        if self._transport is not None and not self._finishing:
+        if self._transport is not None and not self._is_finishing:
             self._transport.write_eof()
 
     def can_write_eof(self) -> bool:
         return True
 
     def is_closing(self) -> bool:
-        return self._finishing or self._transport is None
+        return self._is_finishing or self._transport is None
 
     def pause_reading(self) -> None:
         transport = self._transport
-        if transport is not None and not self._finishing and transport.is_reading():
+        if transport is not None and not self._is_finishing and transport.is_reading():
             transport.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._transport is not None and not self._ended:
+        if self._transport is not None and not self._has_eof:
             self._transport.resume_reading()
 
     def is_reading(self) -> bool:
@@ -202,11 +202,11 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     def close(self) -> None:
         """Deliver what was written and shut down, then linger: unread input would cause a reset."""
         transport = self._transport
-        if self._finishing or transport is None:
+        if self._is_finishing or transport is None:
             return
-        self._finishing = True
+        self._is_finishing = True
         self._write = _discard
-        if self._ended:
+        if self._has_eof:
             transport.close()
         else:
             try:
@@ -214,7 +214,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
             except OSError:  # the client has closed
                 transport.abort()
             transport.resume_reading()
-        if not (self._ended and transport.get_write_buffer_size() == 0):
+        if not (self._has_eof and transport.get_write_buffer_size() == 0):
             self._linger(transport.get_write_buffer_size(), time_left=STALLED_CLIENT_TIMEOUT)
 
     def _linger(self, unsent: int, time_left: float) -> None:
@@ -240,7 +240,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     def abort(self) -> None:
         if self._transport is not None:
             reset_on_close(self._transport.get_extra_info("socket"))
-            self._finishing = True
+            self._is_finishing = True
             self._transport.abort()
 
     # What the worker calls
@@ -257,7 +257,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
 
     def expire(self, end: End) -> None:
         self.end = self.end or end
-        self._finishing = True
+        self._is_finishing = True
         if self._transport is not None:
             self._cut(self._transport)
         if self.task is not None:
