@@ -1,4 +1,4 @@
-"""Commands without the time that a new interpreter takes, and daemons that are ended."""
+"""Fixtures: commands that run in this process, and daemons that are ended after a test."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def superd_here(capfd: pytest.CaptureFixture[str]) -> Say:
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that installs a plugin, for this process and for those it starts."""
+    """Return a function that installs a plugin for this process and its children."""
     directory = tmp_path / "site-packages"
 
     def put(name: str, source: str) -> None:
@@ -58,7 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 @pytest.fixture
 def configured(tmp_path: Path) -> Iterator[Configure]:
-    """Return a function that writes a configuration; its daemons are ended in the end."""
+    """Return a function that writes a configuration; end the daemons after the test."""
     made: list[Superd] = []
 
     def configure(toml: str, *, env: dict[str, str] | None = None) -> Superd:

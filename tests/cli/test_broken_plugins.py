@@ -68,7 +68,7 @@ def all_broken(install: Install) -> None:
 
 
 @pytest.mark.usefixtures("all_broken")
-def test_a_broken_plugin_is_a_mistake_where_it_is_named(tmp_path: Path, superd_here: Say) -> None:
+def test_check_reports_each_broken_plugin_at_its_key(tmp_path: Path, superd_here: Say) -> None:
     text = ECHO.format("fine") + "".join(SERVICE.format(name) for name in BROKEN)
     file = written(tmp_path, text)
     done = superd_here("check", str(file))
@@ -81,14 +81,12 @@ def test_a_broken_plugin_is_a_mistake_where_it_is_named(tmp_path: Path, superd_h
 
 
 @pytest.mark.usefixtures("all_broken")
-def test_a_broken_plugin_that_nobody_names_is_nobodys_trouble(
-    tmp_path: Path, superd_here: Say
-) -> None:
+def test_a_broken_plugin_that_no_service_names_is_ignored(tmp_path: Path, superd_here: Say) -> None:
     assert superd_here("check", str(written(tmp_path, ECHO.format("a")))).returncode == 0
 
 
 @pytest.mark.usefixtures("all_broken")
-def test_a_broken_plugin_stops_the_services_that_name_it_and_no_others(tmp_path: Path) -> None:
+def test_a_broken_plugin_breaks_only_the_services_that_name_it(tmp_path: Path) -> None:
     entry = '[service.{0}]\nplugin = "{1}"\nlisten = "tcp://127.0.0.1:0"\n'
     text = entry.format("fine", "echo") + "".join(entry.format(name, name) for name in BROKEN)
     one = Superd(tmp_path, text)
@@ -120,13 +118,13 @@ def test_a_start_with_a_broken_plugin_returns_1_and_the_reason(
             " plugin raises cannot be loaded: RuntimeError: no luck"
             f" ({tmp_path}/site-packages/superd_raises.py:1)\n"
         )
-        [told] = one.status()["services"]
-        assert told["name"] == "fine"
+        [served] = one.status()["services"]
+        assert served["name"] == "fine"
     finally:
         assert one.run("stop").returncode == 0
 
 
-def test_nothing_runs_where_every_plugin_is_broken(tmp_path: Path, install: Install) -> None:
+def test_superd_does_not_run_if_every_plugin_is_broken(tmp_path: Path, install: Install) -> None:
     install("exits", BROKEN["exits"])
     file = written(tmp_path, SERVICE.format("exits"))
     done = superd("run", "-c", str(file))
@@ -199,18 +197,18 @@ FAILING = """
         ("start", "failed in start"),
     ],
 )
-def test_a_step_that_fails_is_told_on_one_line_with_its_place(
+def test_a_failing_step_is_reported_on_one_line_with_its_place(
     tmp_path: Path, install: Install, step: str, how: str
 ) -> None:
     install("failing", FAILING.replace("{step}", step))
     done = superd("run", "-c", str(written(tmp_path, SERVICE.format("failing"))))
     assert done.returncode != 0
     place = f"{tmp_path}/site-packages/superd_failing.py:6"
-    told = rf"plugin failing {how}: RuntimeError: {step} has\ntwo lines ({place})"
-    assert any(told in line for line in done.stderr.splitlines()), done.stderr
+    message = rf"plugin failing {how}: RuntimeError: {step} has\ntwo lines ({place})"
+    assert any(message in line for line in done.stderr.splitlines()), done.stderr
 
 
-def test_a_plugin_that_fails_to_close_is_told_with_its_stack(
+def test_a_plugin_that_fails_to_close_is_logged_with_its_stack(
     tmp_path: Path, install: Install
 ) -> None:
     install("failing", FAILING.replace("{step}", "close"))
@@ -218,9 +216,9 @@ def test_a_plugin_that_fails_to_close_is_told_with_its_stack(
     one.start()
     assert exchange(one.connect("failing"), b"") == b"served"
     assert one.stop() == 0
-    told = one.log()
-    assert "error: plugin failing failed in close: RuntimeError: close has" in told
-    assert 'superd_failing.py", line 6, in fail' in told
+    message = one.log()
+    assert "error: plugin failing failed in close: RuntimeError: close has" in message
+    assert 'superd_failing.py", line 6, in fail' in message
 
 
 @pytest.mark.parametrize(
@@ -230,7 +228,7 @@ def test_a_plugin_that_fails_to_close_is_told_with_its_stack(
         ("on_connection", "; there is superd_services"),
     ],
 )
-def test_a_hook_that_there_is_not_is_a_mistake_of_the_plugin(
+def test_an_unknown_hook_is_a_mistake_of_the_plugin(
     tmp_path: Path, install: Install, superd_here: Say, name: str, hint: str
 ) -> None:
     install(
@@ -267,9 +265,7 @@ def test_two_distributions_with_one_plugin_are_refused_and_both_named(
     assert done.stderr.startswith("superd: plugin echo is offered by several distributions: ")
 
 
-def test_what_a_plugin_prints_does_not_end_up_in_our_output(
-    tmp_path: Path, install: Install
-) -> None:
+def test_output_of_a_plugin_goes_to_standard_error(tmp_path: Path, install: Install) -> None:
     install(
         "chatty",
         """
@@ -293,7 +289,7 @@ def test_what_a_plugin_prints_does_not_end_up_in_our_output(
     assert "noise" in done.stderr
 
 
-def test_damaged_metadata_of_a_distribution_is_told_in_words(
+def test_damaged_metadata_of_a_distribution_is_an_error_in_words(
     tmp_path: Path, install: Install, superd_here: Say
 ) -> None:
     install("a", "")
@@ -305,7 +301,7 @@ def test_damaged_metadata_of_a_distribution_is_told_in_words(
 
 
 def test_a_plugin_of_pydantic_is_not_imported(tmp_path: Path, install: Install) -> None:
-    """Any distribution can offer one, and it would run as root in the master."""
+    """Any distribution can offer one; it would run as root in the master."""
     install("intruder", f"open({str(tmp_path / 'trace')!r}, 'w')")
     [points] = tmp_path.glob("site-packages/*/entry_points.txt")
     points.write_text("[pydantic]\nintruder = superd_intruder:plugin\n")

@@ -1,4 +1,4 @@
-"""`superd check`: every mistake at once, in words, with its place; and then `configuration OK`."""
+"""`superd check`: every mistake at once, in words, with its place; else `configuration OK`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Checked = Callable[..., tuple[int, list[str]]]
 
 @pytest.fixture
 def checked(superd_here: Say) -> Checked:
-    """Return a function that gives the exit code of `superd check` and what it says."""
+    """Return a function that gives the exit code of `superd check` and the lines it prints."""
 
     def check(*files: Path) -> tuple[int, list[str]]:
         done = superd_here("check", *map(str, files))
@@ -50,7 +50,7 @@ def test_a_configuration_without_mistakes_is_ok(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (78, "", f"superd.toml:4:8: {mistake}\n")
 
 
-def test_several_files_are_checked_and_all_of_their_mistakes_told(
+def test_the_mistakes_of_several_files_are_reported_together(
     tmp_path: Path, checked: Checked
 ) -> None:
     good = written(tmp_path, ECHO.format("a"), "good.toml")
@@ -66,7 +66,9 @@ def test_several_files_are_checked_and_all_of_their_mistakes_told(
     ]
 
 
-def test_fifty_mistakes_of_every_kind_are_told_in_one_go(tmp_path: Path, checked: Checked) -> None:
+def test_fifty_mistakes_of_every_kind_are_reported_at_once(
+    tmp_path: Path, checked: Checked
+) -> None:
     entries = "\n".join(
         f'[service.s{n}]\nplugin = "ecco"\nlisten = "tcp://[::1]:70000"\nuser = "rooot"\n'
         f'baklog = 1\n[service.q{n}]\nplugin = "qotd"\nlisten = "unix://@{n}"\n'
@@ -86,7 +88,7 @@ def test_fifty_mistakes_of_every_kind_are_told_in_one_go(tmp_path: Path, checked
     ]  # fmt: skip
 
 
-def test_the_options_of_a_service_that_is_wrong_itself_are_checked_too(
+def test_the_options_of_a_service_with_mistakes_are_checked_too(
     tmp_path: Path, checked: Checked
 ) -> None:
     text = '[service.a]\nplugin = "message"\nlisten = 7\n[service.a.options]\nfirst = 1\nx = 2\n'
@@ -98,7 +100,9 @@ def test_the_options_of_a_service_that_is_wrong_itself_are_checked_too(
     ]
 
 
-def test_options_under_defaults_are_wrong_once_and_there(tmp_path: Path, checked: Checked) -> None:
+def test_wrong_options_under_defaults_are_reported_once_and_there(
+    tmp_path: Path, checked: Checked
+) -> None:
     text = (
         '[defaults]\nplugin = "qotd"\noptions.quotes = "missing"\n'
         '[service.a]\nlisten = "unix://@a"\n[service.b]\nlisten = "unix://@b"\n'
@@ -111,7 +115,7 @@ def test_options_under_defaults_are_wrong_once_and_there(tmp_path: Path, checked
     assert code == 78
 
 
-def test_mistakes_of_an_included_service_and_of_its_options_are_in_its_file(
+def test_mistakes_of_an_included_service_are_reported_in_its_file(
     tmp_path: Path, checked: Checked
 ) -> None:
     included = written(
@@ -180,9 +184,7 @@ def test_a_log_file_whose_directory_is_missing_is_a_mistake(
 
 
 @pytest.mark.root
-def test_root_has_plugins_prepare_to_find_what_keeps_a_service_from_starting(
-    tmp_path: Path, checked: Checked
-) -> None:
+def test_as_root_check_runs_the_preparation_of_plugins(tmp_path: Path, checked: Checked) -> None:
     text = SERVICE.format("exec") + 'options.command = "/no/such/program"\n'
     file = written(tmp_path, text)
     code, [line] = checked(file)
@@ -193,7 +195,7 @@ def test_root_has_plugins_prepare_to_find_what_keeps_a_service_from_starting(
 
 
 @pytest.mark.root
-def test_anybody_can_check() -> None:
+def test_any_user_can_check() -> None:
     with tempfile.TemporaryDirectory() as name:
         file = written(Path(name), ECHO.format("a") + 'user = "root"\nchroot = "/nowhere"\n')
         for path in (file.parent, file):
@@ -207,7 +209,7 @@ def test_anybody_can_check() -> None:
         assert run_isolated({"check": job})["check"] == Outcome(0)
 
 
-def test_without_a_file_the_usual_one_is_checked(
+def test_without_a_file_the_default_one_is_checked(
     tmp_path: Path, checked: Checked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(tmp_path, ECHO.format("a"))
@@ -238,7 +240,7 @@ BAD_INPUT = {
 }  # fmt: skip
 
 
-def test_bad_input_is_told_in_one_line_and_touches_nothing_that_runs(
+def test_bad_input_is_one_line_and_disturbs_no_daemon(
     start_superd: Start, checked: Checked
 ) -> None:
     running = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
@@ -281,7 +283,7 @@ def checked_by_nobody(text: str) -> list[str]:
 
 
 @pytest.mark.root
-def test_a_user_without_privileges_is_told_which_ports_take_one(
+def test_check_names_the_ports_that_a_user_cannot_bind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     start = first_unprivileged_port()
@@ -312,5 +314,5 @@ def test_check_creates_no_file(tmp_path: Path, superd_here: Say) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["superd.toml"]
     written(tmp_path, entry.replace('"knocks.pcap"', '"missing/knocks.pcap"'))
     done = superd_here("check", str(file))
-    told = "plugin sniffer failed in prepare: No such file or directory: "
-    assert (done.returncode, done.stderr.count(told)) == (78, 1)
+    message = "plugin sniffer failed in prepare: No such file or directory: "
+    assert (done.returncode, done.stderr.count(message)) == (78, 1)

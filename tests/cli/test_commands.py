@@ -29,14 +29,14 @@ def test_the_function_of_a_command_takes_its_arguments(command: Command) -> None
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_a_file_is_named_by_the_same_option_in_every_command(command: Command) -> None:
+def test_every_command_takes_the_file_by_the_same_option(command: Command) -> None:
     if any("--config" in argument.names for argument in command.arguments):
         more = POSITIONAL.get(command.name, [])
         assert parser().parse_args([command.name, "-c", "my.toml", *more]).file == Path("my.toml")
 
 
 @pytest.mark.parametrize("name", ["start", "stop", "reload"])
-def test_wait_is_no_option(name: str) -> None:
+def test_wait_is_not_an_option(name: str) -> None:
     done = superd(name, "--wait")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith("superd: error: unrecognized arguments: --wait\n")

@@ -1,4 +1,4 @@
-"""superd explain: would a client be let in, and by which line."""
+"""`superd explain`: whether a client would be admitted, and by which line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def file(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(("asked", "code", "expected"), CASES)
-def test_the_rule_that_decides_is_named_with_its_line(
+def test_the_deciding_rule_is_printed_with_its_line(
     file: Path, asked: str, code: int, expected: str
 ) -> None:
     done = superd("explain", "-c", str(file), *asked.split(), "--at", AT)
@@ -78,7 +78,7 @@ def test_the_rule_that_decides_is_named_with_its_line(
         ("2026-11-27 18:00+00:00", "refused (access-times): the service is open "),
     ],
 )
-def test_another_time_can_be_asked_for(file: Path, at: str, expected: str) -> None:
+def test_the_time_can_be_chosen(file: Path, at: str, expected: str) -> None:
     done = superd("explain", "-c", str(file), "echo", "10.2.3.4", "--at", at)
     assert done.stdout.startswith(expected)
 
@@ -92,14 +92,14 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("asked", "expected"), WRONG)
-def test_what_cannot_be_explained_is_told(file: Path, asked: str, expected: str) -> None:
+def test_wrong_arguments_are_an_error(file: Path, asked: str, expected: str) -> None:
     done = superd("explain", "-c", str(file), *asked.split())
     assert (done.returncode, done.stdout) == (2, "")
     assert expected in done.stderr
     assert done.stderr.count("\n") == 1
 
 
-def test_a_wrong_configuration_is_told_as_check_does(tmp_path: Path) -> None:
+def test_a_wrong_configuration_is_reported_as_by_check(tmp_path: Path) -> None:
     file = written(tmp_path, TOML.replace("192.0.2.0/24", "192.0.2.1/24"))
     (tmp_path / "friends").write_text("")
     done = superd("explain", "-c", str(file), "echo", "10.1.1.1")
@@ -107,7 +107,7 @@ def test_a_wrong_configuration_is_told_as_check_does(tmp_path: Path) -> None:
     assert "superd.toml:7:10: service.echo.allow[0]: " in done.stderr
 
 
-def test_what_the_daemon_goes_by_is_told_where_the_file_says_otherwise(
+def test_bans_overrides_and_a_stale_file_of_the_daemon_are_reported(
     start_superd: Start,
 ) -> None:
     served = start_superd(
@@ -123,23 +123,23 @@ def test_what_the_daemon_goes_by_is_told_where_the_file_says_otherwise(
         """
     )
 
-    def told(service: str) -> tuple[int, str, str]:
+    def explained(service: str) -> tuple[int, str, str]:
         done = served.run("explain", service, "192.0.2.1")
         return done.returncode, done.stdout, done.stderr
 
     admitted = "admitted: no rule refuses it\n"
     line = served.file.read_text().partition("enabled")[0].count("\n") + 1
-    assert told("off") == (1, f"not served: disabled, {served.file}:{line}\n", "")
-    assert told("echo") == (0, admitted, "")
+    assert explained("off") == (1, f"not served: disabled, {served.file}:{line}\n", "")
+    assert explained("echo") == (0, admitted, "")
     assert served.run("enable", "off").returncode == 0
     assert served.run("disable", "echo").returncode == 0
-    assert told("off") == (0, admitted, "")
-    assert told("echo") == (1, "not served: disabled, by the operator\n", "")
+    assert explained("off") == (0, admitted, "")
+    assert explained("echo") == (1, "not served: disabled, by the operator\n", "")
     served.toml += 'deny = "192.0.2.1"\n'
     served.write()
     text = "superd: the daemon has not loaded the files as they are now, by which this decides;"
-    code, out, notice = told("off")
+    code, out, notice = explained("off")
     assert (code, notice) == (1, f"{text} run `superd reload`\n")
     assert out.startswith('refused (access): deny "192.0.2.1"')
     assert served.run("reload").returncode == 0
-    assert told("off") == (1, out, "")
+    assert explained("off") == (1, out, "")

@@ -1,4 +1,4 @@
-"""What operators change while superd runs: which services there are, what is logged, and where."""
+"""What operators change and see while superd runs: services, log level, log files, status, top."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def services(served: Superd) -> set[str]:
     return {service["name"] for service in served.answer()["services"]}
 
 
-def test_a_service_that_is_disabled_listens_no_more_and_its_clients_finish(served: Superd) -> None:
+def test_a_disabled_service_stops_listening_and_its_clients_finish(served: Superd) -> None:
     with served.connect("echo") as client:
         client.sendall(b"before")
         assert client.recv(100) == b"before"
@@ -70,11 +70,13 @@ def test_a_service_that_is_not_served_has_no_connections(served: Superd) -> None
     served.toml += '[service.new]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
     served.write()
     done = served.run("connections", "new")
-    told = 'superd: there is no service "new"; a new one takes a reload\n'
-    assert (done.returncode, done.stderr) == (1, told)
+    message = 'superd: there is no service "new"; a new one takes a reload\n'
+    assert (done.returncode, done.stderr) == (1, message)
 
 
-def test_it_stays_so_over_reloads_until_it_is_enabled_or_superd_stops(served: Superd) -> None:
+def test_a_service_stays_disabled_over_reloads_until_it_is_enabled_or_superd_stops(
+    served: Superd,
+) -> None:
     assert served.run("disable", "echo").returncode == 0
     served.signal(signal.SIGHUP)
     until(lambda: served.answer()["generation"] == 3, "a reload")
@@ -97,10 +99,10 @@ def test_a_service_that_its_entry_disables_can_be_enabled(served: Superd) -> Non
     assert "info: enabled by the operator service=off\n" in served.log()
 
 
-def test_nothing_changes_where_there_is_no_such_service_or_no_other(served: Superd) -> None:
+def test_an_unknown_service_and_the_last_one_cannot_be_disabled(served: Superd) -> None:
     done = served.run("disable", "ehco")
-    told = 'superd: there is no service "ehco" (did you mean "echo"?)\n'
-    assert (done.returncode, done.stderr) == (2, told)
+    message = 'superd: there is no service "ehco" (did you mean "echo"?)\n'
+    assert (done.returncode, done.stderr) == (2, message)
     assert served.run("disable", "echo").returncode == 0
     done = served.run("disable", "daytime")
     assert done.returncode == 78
@@ -121,7 +123,7 @@ def test_the_daemon_refuses_an_unknown_service_itself(served: Superd) -> None:
     assert served.answer()["overrides"] == {}
 
 
-def test_all_else_stays_as_it_runs_whatever_the_file_says_meanwhile(served: Superd) -> None:
+def test_enable_and_disable_take_no_other_change_of_the_file(served: Superd) -> None:
     before = served.toml
     added = before + '[service.extra]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
     for edited in (added, before.replace('"daytime"', '"dyatime"')):
@@ -136,13 +138,13 @@ def test_all_else_stays_as_it_runs_whatever_the_file_says_meanwhile(served: Supe
     served.toml = added
     served.write()
     done = served.run("enable", "extra")
-    told = 'there is no service "extra"; a new one takes a reload\n'
-    assert (done.returncode, done.stderr) == (1, told)
+    message = 'there is no service "extra"; a new one takes a reload\n'
+    assert (done.returncode, done.stderr) == (1, message)
     assert served.run("reload").returncode == 0
     assert services(served) == {"daytime", "echo", "extra"}
 
 
-def test_what_has_gone_from_the_file_can_be_disabled_before_a_reload(served: Superd) -> None:
+def test_a_service_removed_from_the_file_can_be_disabled_before_a_reload(served: Superd) -> None:
     served.toml = served.toml.replace("service.echo", "service.replaced")
     served.write()
     assert served.run("disable", "echo").returncode == 0
@@ -180,7 +182,7 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 def said(served: Superd, client: socket.socket) -> list[str]:
-    """Have a plugin say something at each level, and return at which of them it was logged."""
+    """Have a plugin log a line at each level; return the levels that reached the log."""
     before = len(served.log())
     for level in LEVELS:
         client.sendall(f"{level}\n".encode())
@@ -190,7 +192,7 @@ def said(served: Superd, client: socket.socket) -> list[str]:
 
 
 @pytest.mark.parametrize("model", ["loop", "thread", "fork", "prefork"])
-def test_the_level_changes_at_once_for_everybody(
+def test_the_log_level_changes_at_once_in_every_process(
     start_superd: Start, tmp_path: Path, model: str
 ) -> None:
     words = ("async ", "await ") if model == "loop" else ("", "")
@@ -212,7 +214,7 @@ def test_the_level_changes_at_once_for_everybody(
     assert served.answer()["log-level"] == "warning"
 
 
-def test_the_configuration_has_the_level_and_a_reload_takes_what_has_changed_there(
+def test_a_reload_takes_the_log_level_only_if_the_file_has_changed_it(
     start_superd: Start,
 ) -> None:
     toml = f'[daemon]\nlog-level = "warning"\n{TOML.replace("{port}", str(free_port()))}'
@@ -227,7 +229,7 @@ def test_the_configuration_has_the_level_and_a_reload_takes_what_has_changed_the
     assert served.answer()["log-level"] == "debug"
 
 
-def test_what_is_no_level_is_refused(served: Superd) -> None:
+def test_an_unknown_log_level_is_refused(served: Superd) -> None:
     assert served.run("log-level", "loud").returncode == 2
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(served.directory / "control"))
@@ -237,7 +239,7 @@ def test_what_is_no_level_is_refused(served: Superd) -> None:
     assert served.answer()["log-level"] == "info"
 
 
-def test_log_files_are_opened_anew(start_superd: Start) -> None:
+def test_log_files_are_reopened(start_superd: Start) -> None:
     served = start_superd(f'[daemon]\nlog = "./own"\n{TOML.replace("{port}", "0")}')
     own = served.directory / "own"
     own.rename(served.directory / "old")
@@ -246,31 +248,33 @@ def test_log_files_are_opened_anew(start_superd: Start) -> None:
     assert "log files reopened" in own.read_text()
 
 
-def test_a_log_file_that_cannot_be_opened_anew_is_told(tmp_path: Path, start_superd: Start) -> None:
+def test_a_log_file_that_cannot_be_reopened_is_an_error(
+    tmp_path: Path, start_superd: Start
+) -> None:
     there, moved = tmp_path / "logs", tmp_path / "moved"
     there.mkdir()
     toml = TOML.replace("{port}", "0")
     served = start_superd(f'[daemon]\nlog = ["{there}/own", "stderr"]\n{toml}')
     there.rename(moved)
     done = served.run("reopen")
-    told = (
+    message = (
         f"log file not reopened, the old one stays in use: No such file or directory: {there}/own"
     )
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"superd: {told}\n")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"superd: {message}\n")
     for text in ((moved / "own").read_text(), served.log()):
-        assert f"error: {told}\n" in text
+        assert f"error: {message}\n" in text
         assert "log files reopened" not in text
 
 
-def test_what_cannot_be_printed_is_told(served: Superd) -> None:
+def test_a_full_output_is_an_error(served: Superd) -> None:
     for words in (("status", "--prometheus"), ("status",), ("log-level",), ("top",), ("reload",)):
         with open("/dev/full", "w") as full:
             done = subprocess.run(
                 command(words[0], "-c", str(served.file), *words[1:]),
                 stdout=full, stderr=subprocess.PIPE, text=True, check=False,
             )  # fmt: skip
-        told = "superd: cannot write: No space left on device\n"
-        assert (done.returncode, done.stderr) == (1, told)
+        message = "superd: cannot write: No space left on device\n"
+        assert (done.returncode, done.stderr) == (1, message)
 
 
 def test_stop_returns_once_the_daemon_has_ended(served: Superd) -> None:
@@ -281,7 +285,7 @@ def test_stop_returns_once_the_daemon_has_ended(served: Superd) -> None:
         assert (done.returncode, done.stderr) == (1, "superd: it is not running\n")
 
 
-def test_status_shows_rates_reasons_and_what_workers_use(start_superd: Start) -> None:
+def test_status_shows_rates_refusals_and_the_resources_of_workers(start_superd: Start) -> None:
     served = start_superd(
         '[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\ndeny = "127.0.0.2"\n'
     )
@@ -333,7 +337,7 @@ def test_one_look_of_top_shows_services_and_workers(served: Superd) -> None:
 def top_at_terminal(
     served: Superd, columns: int = 120
 ) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run `superd top` at a terminal, and yield the other side of that, too."""
+    """Run `superd top` at a terminal; yield the process and our end of the terminal."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
         command("top", "-c", str(served.file)),
@@ -357,7 +361,7 @@ def screen(served: Superd) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
 
 
 def shown(screen: int, text: bytes) -> None:
-    """Wait until the screen has a text."""
+    """Wait until a text is on the screen."""
     seen = b""
 
     def has_come() -> bool:
@@ -370,7 +374,7 @@ def shown(screen: int, text: bytes) -> None:
 
 
 def rest_of(screen: int, process: subprocess.Popen[bytes]) -> bytes:
-    """Return what comes to the screen until the process has ended."""
+    """Return everything that the process draws until it ends."""
     seen = b""
 
     def is_over() -> bool:
@@ -378,7 +382,7 @@ def rest_of(screen: int, process: subprocess.Popen[bytes]) -> bytes:
         if select.select([screen], [], [], 0)[0]:
             try:
                 seen += os.read(screen, 10_000)
-            except OSError:  # nobody has the other side any more
+            except OSError:  # the process has closed its end
                 return process.poll() is not None
         return False
 
@@ -387,7 +391,7 @@ def rest_of(screen: int, process: subprocess.Popen[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["q", "interrupt", "the daemon ends"])
-def test_top_draws_again_and_again_until_it_is_ended(
+def test_top_redraws_until_it_is_ended(
     served: Superd, screen: tuple[subprocess.Popen[bytes], int], how: str
 ) -> None:
     process, terminal = screen

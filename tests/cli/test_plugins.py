@@ -1,4 +1,4 @@
-"""`superd plugins`: what is installed, told without importing it, and what one of them takes."""
+"""`superd plugins`: lists the plugins without importing them, and shows the options of one."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_the_list_has_name_distribution_version_kind_and_use(
     assert lines["qotd"].endswith("-")
 
 
-def test_the_list_is_for_programs_too(tmp_path: Path, superd_here: Say) -> None:
+def test_the_list_is_available_as_json(tmp_path: Path, superd_here: Say) -> None:
     file = written(tmp_path, '[service.a]\nplugin = "time"\nlisten = "unix://@a"\n')
     rows = json.loads(superd_here("plugins", "--json", "-c", str(file)).stdout)
     [row] = [row for row in rows if row["name"] == "time"]
@@ -85,7 +85,7 @@ def test_the_list_is_for_programs_too(tmp_path: Path, superd_here: Say) -> None:
     }
 
 
-def test_listing_and_checking_import_no_plugin_that_is_not_named(
+def test_list_and_check_import_no_plugin_that_is_not_named(
     tmp_path: Path, install: Install, superd_here: Say
 ) -> None:
     trace = tmp_path / "trace"
@@ -100,7 +100,7 @@ def test_listing_and_checking_import_no_plugin_that_is_not_named(
     assert trace.exists()
 
 
-def test_what_a_plugin_serves_is_read_from_a_package_as_well(
+def test_the_kinds_of_a_plugin_are_read_from_a_package_too(
     tmp_path: Path, install: Install
 ) -> None:
     install("packed", "")
@@ -113,7 +113,7 @@ def test_what_a_plugin_serves_is_read_from_a_package_as_well(
     assert installed()["packed"].kinds == ("stream",)
 
 
-def test_a_plugin_whose_source_is_gone_is_listed_all_the_same(
+def test_a_plugin_without_its_source_is_still_listed(
     tmp_path: Path, install: Install, superd_here: Say
 ) -> None:
     install("hollow", "")
@@ -124,7 +124,7 @@ def test_a_plugin_whose_source_is_gone_is_listed_all_the_same(
     assert line.split() == ["hollow", "(unknown)", "?", "?", "-"]
 
 
-def test_the_list_needs_no_configuration_but_a_named_one_has_to_be_right(
+def test_the_list_takes_no_configuration_but_refuses_a_wrong_one(
     tmp_path: Path, superd_here: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = written(tmp_path, "[")
@@ -137,14 +137,14 @@ def test_the_list_needs_no_configuration_but_a_named_one_has_to_be_right(
 def test_a_plugin_is_shown_with_a_sample_that_passes_check(
     tmp_path: Path, superd_here: Say, name: str
 ) -> None:
-    told = json.loads(superd_here("plugins", name, "--json").stdout)
-    assert told["manual"]
-    assert all(option["description"] for option in told["options"].values())
-    file = written(tmp_path, "\n".join(told["sample"]))
+    shown = json.loads(superd_here("plugins", name, "--json").stdout)
+    assert shown["manual"]
+    assert all(option["description"] for option in shown["options"].values())
+    file = written(tmp_path, "\n".join(shown["sample"]))
     assert superd_here("check", str(file)).stdout == "configuration OK\n"
 
 
-def test_a_plugin_is_shown_with_its_manual_and_all_that_it_takes(
+def test_a_plugin_is_shown_with_its_manual_and_options(
     tmp_path: Path, install: Install, superd_here: Say
 ) -> None:
     install("greedy", WITH_OPTIONS)
@@ -179,7 +179,7 @@ def test_a_plugin_is_shown_with_its_manual_and_all_that_it_takes(
     assert superd_here("check", str(written(tmp_path, sample))).stdout == "configuration OK\n"
 
 
-def test_a_plugin_without_a_manual_is_shown_without_that_of_its_base(
+def test_a_plugin_without_a_manual_does_not_show_that_of_its_base_class(
     install: Install, superd_here: Say
 ) -> None:
     install(
@@ -210,13 +210,13 @@ def test_a_plugin_without_a_manual_is_shown_without_that_of_its_base(
     )
 
 
-def test_a_plugin_that_is_not_there_is_told_with_the_nearest(superd_here: Say) -> None:
+def test_an_unknown_plugin_is_an_error_with_the_nearest_name(superd_here: Say) -> None:
     done = superd_here("plugins", "ehco")
     assert done.returncode == 1
     assert done.stderr == 'superd: there is no plugin "ehco" (did you mean "echo"?)\n'
 
 
-def test_a_plugin_that_cannot_be_shown_is_told_with_the_reason(
+def test_a_broken_plugin_is_an_error_with_the_reason(
     tmp_path: Path, install: Install, superd_here: Say
 ) -> None:
     install("dies", "import os; os.abort()")

@@ -1,4 +1,4 @@
-"""`superd run`: what it prints, what it needs, and what it does without."""
+"""`superd run`: what it prints, what it requires, and what it can do without."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ listen = "tcp://127.0.0.1:0"
         ("unixgram://@echo", "unixgram://@echo"),
     ],
 )
-def test_there_is_a_line_to_try_for_each_kind_of_address(
+def test_each_kind_of_address_has_a_line_to_try(
     monkeypatch: pytest.MonkeyPatch, address: str, target: str
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["/opt/superd/bin/superd", "run"])
@@ -61,7 +61,7 @@ def test_there_is_a_line_to_try_for_each_kind_of_address(
     assert line == f"/opt/superd/bin/superd connect {target}"
 
 
-def test_the_line_to_try_names_superd_as_it_is_run(
+def test_the_line_to_try_runs_superd_as_the_operator_does(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     address = parse_addresses("tcp://127.0.0.1:7")[0]
@@ -113,7 +113,7 @@ def test_of_a_range_only_the_first_addresses_are_printed(start_superd: Start) ->
     assert superd.announced[-2].split() == ["echo", "...", "and", str(100 - MOST_SHOWN), "more"]
 
 
-def test_serving_goes_on_where_nobody_reads_what_is_printed(tmp_path: Path) -> None:
+def test_superd_serves_without_a_reader_of_its_output(tmp_path: Path) -> None:
     for output in ("/dev/full", "a pipe whose reader has gone"):
         reader, writer = os.pipe()
         os.close(reader)
@@ -164,12 +164,12 @@ def test_no_socket_gets_the_number_of_a_standard_descriptor(tmp_path: Path) -> N
 def test_an_address_in_use_is_named_and_the_exit_code_is_69(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
-        told = failed_start(tmp_path, ECHO.replace("tcp://127.0.0.1:0", address))
+        message = failed_start(tmp_path, ECHO.replace("tcp://127.0.0.1:0", address))
     text = f"service.echo: cannot listen on {address}: the address is in use by another process"
-    assert told == (69, f"superd: {text}")
+    assert message == (69, f"superd: {text}")
 
 
-def test_a_pid_file_that_is_named_has_to_be_possible(tmp_path: Path) -> None:
+def test_a_configured_pid_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     superd = Superd(tmp_path, ECHO)
     superd.write()
@@ -177,13 +177,13 @@ def test_a_pid_file_that_is_named_has_to_be_possible(tmp_path: Path) -> None:
     superd.file.write_text(text)
     done = superd.run("run")
     assert done.returncode == 1
-    told = f"cannot create the directory {tmp_path}/file: File exists"
-    assert told in done.stderr
+    message = f"cannot create the directory {tmp_path}/file: File exists"
+    assert message in done.stderr
 
 
 @pytest.mark.root
 @pytest.mark.tool("unshare", "mount")
-def test_a_read_only_file_system_is_no_obstacle(
+def test_superd_runs_on_a_read_only_file_system(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("RUNTIME_DIRECTORY")  # /run/superd it is, which cannot be made
@@ -215,22 +215,22 @@ def test_a_read_only_file_system_is_no_obstacle(
 
 
 @pytest.mark.root
-def test_a_user_without_a_home_has_a_place_for_runtime_files(
+def test_a_user_without_a_home_has_a_runtime_directory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("RUNTIME_DIRECTORY")
 
-    def as_nobody_known() -> str:
+    def as_unknown_user() -> str:
         for name in ("HOME", "RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"):
             os.environ.pop(name, None)
         os.setresuid(54_321, 54_321, 54_321)
         return str(runtime_directory())
 
-    outcome = run_isolated({"user": as_nobody_known})["user"]
+    outcome = run_isolated({"user": as_unknown_user})["user"]
     assert outcome.result == "/run/superd", outcome.failure
 
 
-def test_what_is_interrupted_before_it_serves_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_an_interrupted_start_leaves_nothing_behind(tmp_path: Path) -> None:
     path = tmp_path / "socket"
     superd = Superd(tmp_path, ECHO.replace("tcp://127.0.0.1:0", f"unix://{path}"))
     line = command("run", "-c", str(superd.write()))

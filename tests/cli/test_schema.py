@@ -1,4 +1,4 @@
-"""`superd schema`: what editors know of a configuration is what superd takes."""
+"""`superd schema`: an editor accepts the same configurations as superd."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ def schema() -> Any:
 
 
 def mistakes(schema: Any, text: str) -> list[str]:
-    """Return where a document does not keep to the schema."""
+    """Return the places where a document violates the schema."""
     validator = jsonschema.Draft202012Validator(schema)
     found = validator.iter_errors(tomli.loads(text))
     return sorted(".".join(map(str, error.absolute_path)) for error in found)
 
 
-def test_it_is_a_schema(schema: Any) -> None:
+def test_the_schema_is_valid(schema: Any) -> None:
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
 
 
 @pytest.mark.parametrize("file", sorted(CONF.glob("*.toml")), ids=lambda file: file.name)
-def test_it_takes_every_file_in_conf(schema: Any, file: Path) -> None:
+def test_every_file_in_conf_is_valid(schema: Any, file: Path) -> None:
     assert mistakes(schema, file.read_text()) == []
 
 
@@ -56,7 +56,7 @@ def test_it_takes_every_file_in_conf(schema: Any, file: Path) -> None:
         '[service.q]\nplugin = "qotd"\nlisten = "tcp://*:17"\noptions = { quotes = "q" }',
     ],
 )
-def test_it_takes_what_superd_takes(schema: Any, text: str) -> None:
+def test_the_schema_accepts_what_superd_accepts(schema: Any, text: str) -> None:
     assert mistakes(schema, text) == []
 
 
@@ -87,11 +87,11 @@ ENTRY = '[service.a]\nplugin = "echo"\nlisten = "tcp://[::1]:7"\n'
         (f"{ENTRY.replace('echo', 'qotd')}options = {{ quotes = 1 }}", "service.a.options.quotes"),
     ],
 )
-def test_it_refuses_what_superd_refuses(schema: Any, text: str, place: str) -> None:
+def test_the_schema_refuses_what_superd_refuses(schema: Any, text: str, place: str) -> None:
     assert mistakes(schema, text) == [place]
 
 
-def test_it_describes_every_key_with_its_default_as_it_is_written(schema: Any) -> None:
+def test_every_key_has_a_description_and_its_default_in_toml(schema: Any) -> None:
     tables = schema["properties"]
     service = tables["service"]["additionalProperties"]["properties"]
     described: list[tuple[type[BaseModel], dict[str, Any]]] = [
@@ -109,7 +109,7 @@ def test_it_describes_every_key_with_its_default_as_it_is_written(schema: Any) -
     assert "null" not in json.dumps(schema)
 
 
-def test_it_has_the_options_of_every_plugin_that_works(schema: Any, install: Install) -> None:
+def test_the_schema_has_the_options_of_every_working_plugin(schema: Any, install: Install) -> None:
     install("greedy", WITH_OPTIONS)
     install("dies", "import os; os.abort()")
     here = configuration_schema(installed())

@@ -1,4 +1,4 @@
-"""`superd start` that fails: the reason on the caller's terminal, and nothing left behind."""
+"""`superd start` that fails: it prints the reason and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.harness import (
 from tests.support.ports import free_port
 
 
-def test_start_tells_which_address_is_in_use(configured: Configure) -> None:
+def test_start_names_the_address_in_use(configured: Configure) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = configured(echo_with_log(port)).run("start")
@@ -37,7 +37,7 @@ def test_start_tells_which_address_is_in_use(configured: Configure) -> None:
     )
 
 
-def test_start_tells_what_is_wrong_with_the_configuration(configured: Configure) -> None:
+def test_start_prints_the_mistakes_of_the_configuration(configured: Configure) -> None:
     superd = configured('[service.echo]\nplugin = "ecko"\nlisten = "tcp://127.0.0.1:0"\n')
     done = superd.run("start")
     assert done.returncode == 78
@@ -47,7 +47,7 @@ def test_start_tells_what_is_wrong_with_the_configuration(configured: Configure)
 
 @pytest.mark.root
 @pytest.mark.tool("setpriv", "unshare")
-def test_start_tells_what_is_not_permitted(configured: Configure) -> None:
+def test_start_names_the_address_that_is_not_permitted(configured: Configure) -> None:
     superd = configured(echo_with_log(7).replace("127.0.0.1", "0.0.0.0"))
     without = ["unshare", "--net", "setpriv", "--bounding-set", "-net_bind_service"]
     done = subprocess.run(
@@ -60,7 +60,7 @@ def test_start_tells_what_is_not_permitted(configured: Configure) -> None:
     assert "cannot listen on tcp://0.0.0.0:7: not permitted" in done.stderr
 
 
-def test_start_tells_where_it_cannot_log(configured: Configure) -> None:
+def test_start_names_the_log_that_cannot_be_opened(configured: Configure) -> None:
     superd = configured(echo_with_log(0).replace("./log", "nowhere/log"))
     done = superd.run("start")
     assert done.returncode == 1
@@ -91,7 +91,7 @@ ONLY_IN_THE_WORKER = """
 
 
 def frail(configured: Configure, tmp_path: Path, act: str, workers: int = 1) -> Superd:
-    """Return a daemon of a plugin that does `act` in its workers while they start."""
+    """Return a daemon with a plugin that runs `act` in its workers while they start."""
     env = make_plugin(tmp_path / "plugins", "frail", ONLY_IN_THE_WORKER.replace("{act}", act))
     env["LANG"] = str(tmp_path / "rehearsed")  # one of the few variables that workers keep
     toml = echo_with_log(0, f"workers = {workers}\n").replace('"echo"', '"frail"')
@@ -106,7 +106,7 @@ def frail(configured: Configure, tmp_path: Path, act: str, workers: int = 1) -> 
     ],
     ids=["raises", "crashes"],
 )
-def test_start_tells_why_a_worker_cannot_start(
+def test_start_prints_why_a_worker_cannot_start(
     configured: Configure, tmp_path: Path, act: str, code: int, text: str
 ) -> None:
     superd = frail(configured, tmp_path, act, workers=3)  # all of them at once
@@ -127,7 +127,7 @@ def test_start_gives_up_on_a_worker_that_is_never_ready(
     assert "was ended by SIGKILL: it was not ready within 30 s\n" in done.stderr
 
 
-def test_a_daemon_whose_caller_is_interrupted_does_not_stay(
+def test_an_interrupted_start_leaves_no_daemon_behind(
     configured: Configure, tmp_path: Path
 ) -> None:
     superd = frail(configured, tmp_path, "time.sleep(1)")
@@ -157,7 +157,7 @@ def test_process_1_does_not_go_into_the_background(configured: Configure) -> Non
     assert "use `superd run`" in done.stderr
 
 
-def test_a_pid_file_that_is_a_link_stops_the_start_and_is_not_followed(
+def test_a_symbolic_link_as_pid_file_fails_the_start_and_is_not_followed(
     configured: Configure, tmp_path: Path
 ) -> None:
     superd = configured(echo_with_log(0))
@@ -169,7 +169,7 @@ def test_a_pid_file_that_is_a_link_stops_the_start_and_is_not_followed(
     assert (tmp_path / "victim").read_text() == "precious"
 
 
-def test_a_pid_file_that_cannot_be_written_is_named_and_not_left(configured: Configure) -> None:
+def test_a_pid_file_that_cannot_be_written_is_named_and_removed(configured: Configure) -> None:
     superd = configured(echo_with_log(0))
     line = command("start", "-c", str(superd.file))
     done = subprocess.run(
@@ -178,8 +178,8 @@ def test_a_pid_file_that_cannot_be_written_is_named_and_not_left(configured: Con
         text=True,
         check=False,
     )
-    told = f"superd: pid file {superd.directory}/pid: File too large\n"
-    assert (done.returncode, done.stderr) == (1, told)
+    message = f"superd: pid file {superd.directory}/pid: File too large\n"
+    assert (done.returncode, done.stderr) == (1, message)
     assert not (superd.directory / "pid").exists()
 
 

@@ -1,4 +1,4 @@
-"""`superd start`, `stop` and `status`: a daemon as its operator meets it."""
+"""`superd start`, `stop` and `status`: the life of a daemon."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from tests.support.harness import (
 from tests.support.ports import free_port
 
 
-def test_a_daemon_serves_when_start_returns_and_is_gone_when_stop_does(
+def test_a_daemon_serves_once_start_returns_and_has_ended_once_stop_returns(
     configured: Configure, tmp_path: Path
 ) -> None:
     port, path = free_port(), tmp_path / "echo.sock"
@@ -75,7 +75,7 @@ def test_a_daemon_serves_when_start_returns_and_is_gone_when_stop_does(
     "number",
     [4, pytest.param(20, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
 )
-def test_nobody_who_connects_after_start_is_refused(configured: Configure, number: int) -> None:
+def test_no_client_is_refused_after_start_returns(configured: Configure, number: int) -> None:
     def start_and_connect(superd: Superd, port: int, times: int) -> int:
         for _ in range(times):
             assert superd.run("start").returncode == 0
@@ -98,8 +98,8 @@ def test_a_second_daemon_is_refused_and_changes_nothing(configured: Configure) -
 
     second = superd.run("start")
     assert second.returncode == 69
-    told = f"superd: another superd (process {master}) runs with the pid file {file}\n"
-    assert second.stderr == told  # and not that it has all the addresses
+    message = f"superd: another superd (process {master}) runs with the pid file {file}\n"
+    assert second.stderr == message  # and not that it has all the addresses
     assert (superd.pid, file.stat().st_ino) == (master, inode)
 
     file.rename(superd.directory / "elsewhere")  # no lock to find any more, but the socket
@@ -128,7 +128,7 @@ def test_no_socket_gets_the_number_of_a_standard_descriptor(configured: Configur
 
 @contextlib.contextmanager
 def bystander() -> Iterator[subprocess.Popen[bytes]]:
-    """A process that has nothing to do with superd."""
+    """A process unrelated to superd."""
     process = subprocess.Popen(["sleep", "60"])
     try:
         yield process
@@ -184,13 +184,13 @@ def test_stop_returns_when_the_last_connection_has_finished(
     assert not (superd.directory / "pid").exists()
 
 
-def test_status_is_for_people_and_for_programs(configured: Configure, superd_here: Say) -> None:
+def test_status_is_available_as_text_and_as_json(configured: Configure, superd_here: Say) -> None:
     superd = configured(echo_with_log(free_port()))
-    of_it = ("-c", str(superd.file))
-    assert superd_here("status", "--json", *of_it).stdout == '{"state": "stopped"}\n'
+    of_file = ("-c", str(superd.file))
+    assert superd_here("status", "--json", *of_file).stdout == '{"state": "stopped"}\n'
     assert superd.run("start").returncode == 0
-    text = superd_here("status", *of_it).stdout
-    answer = json.loads(superd_here("status", "--json", *of_it).stdout)
+    text = superd_here("status", *of_file).stdout
+    answer = json.loads(superd_here("status", "--json", *of_file).stdout)
     assert answer["state"] == "serving"
     assert answer["pid"] == superd.pid
     assert answer["configuration"] == str(superd.file)
@@ -201,35 +201,35 @@ def test_status_is_for_people_and_for_programs(configured: Configure, superd_her
     assert re.search(rf"^echo .* {re.escape(service['listen'][0])}$", text, re.MULTILINE)
 
 
-def test_a_daemon_is_found_in_the_usual_place_when_its_file_is_toml_no_more(
+def test_a_daemon_is_found_at_its_default_paths_when_its_file_is_no_longer_toml(
     configured: Configure, superd_here: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     superd = configured("")
     for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
         monkeypatch.setenv(variable, str(superd.directory))
-    of_it = ("-c", str(superd.file))
+    of_file = ("-c", str(superd.file))
     superd.file.write_text(echo_with_log(0))
-    assert superd_here("status", *of_it).returncode == 3
+    assert superd_here("status", *of_file).returncode == 3
     assert superd.run("start").returncode == 0
     try:
         superd.file.write_text("[daemon\n")
-        assert " is serving since " in superd_here("status", *of_it).stdout
-        told = f"{superd.file}:1:8: not TOML: expected ']' at the end of a table declaration\n"
-        done = superd_here("reload", *of_it)
-        assert (done.returncode, done.stderr) == (78, told)
-        told = "service.echo: it is the last service that is enabled\n"
-        done = superd_here("disable", "echo", *of_it)
-        assert (done.returncode, done.stderr) == (78, told)
+        assert " is serving since " in superd_here("status", *of_file).stdout
+        message = f"{superd.file}:1:8: not TOML: expected ']' at the end of a table declaration\n"
+        done = superd_here("reload", *of_file)
+        assert (done.returncode, done.stderr) == (78, message)
+        message = "service.echo: it is the last service that is enabled\n"
+        done = superd_here("disable", "echo", *of_file)
+        assert (done.returncode, done.stderr) == (78, message)
         superd.file.unlink()
-        assert superd_here("log-level", *of_it).stdout == "info\n"
+        assert superd_here("log-level", *of_file).stdout == "info\n"
     finally:
-        stopped = superd_here("stop", *of_it)
+        stopped = superd_here("stop", *of_file)
     assert (stopped.returncode, stopped.stderr) == (0, "")
-    done = superd_here("status", *of_it)
+    done = superd_here("status", *of_file)
     assert (done.returncode, done.stderr) == (78, f"{superd.file}: No such file or directory\n")
 
 
-def test_status_answers_while_a_worker_has_no_descriptor_left(configured: Configure) -> None:
+def test_status_answers_while_a_worker_is_out_of_descriptors(configured: Configure) -> None:
     port = free_port()
     superd = configured(echo_with_log(port) + "rlimits = { nofile = 24 }\n")
     assert superd.run("start").returncode == 0
@@ -243,14 +243,14 @@ def test_status_answers_while_a_worker_has_no_descriptor_left(configured: Config
 
 @pytest.fixture
 def open_directory() -> Iterator[Path]:
-    """A directory that every user can look into."""
+    """A directory that every user can read."""
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
         yield Path(name)
 
 
 @pytest.mark.root
-def test_another_user_can_neither_stop_the_daemon_nor_ask_it(open_directory: Path) -> None:
+def test_another_user_can_neither_stop_the_daemon_nor_see_its_status(open_directory: Path) -> None:
     superd = Superd(open_directory, echo_with_log(0))
     superd.write().chmod(0o644)
     assert superd.run("start").returncode == 0
@@ -258,18 +258,18 @@ def test_another_user_can_neither_stop_the_daemon_nor_ask_it(open_directory: Pat
     def as_another_user(name: str) -> list[object]:
         os.setresgid(proc.NOBODY, proc.NOBODY, proc.NOBODY)
         os.setresuid(proc.NOBODY, proc.NOBODY, proc.NOBODY)
-        with contextlib.redirect_stderr(io.StringIO()) as told:
+        with contextlib.redirect_stderr(io.StringIO()) as printed:
             code = main([name, "-c", str(superd.file)])
-        return [code, told.getvalue()]
+        return [code, printed.getvalue()]
 
     try:
         outcomes = run_isolated(
             {"stop": lambda: as_another_user("stop"), "status": lambda: as_another_user("status")}
         )
-        told = f"superd: process {superd.pid} belongs to another user\n"
-        assert outcomes["stop"].result == [77, told]
-        told = f"superd: control socket {open_directory}/control: it belongs to another user\n"
-        assert outcomes["status"].result == [77, told]
+        message = f"superd: process {superd.pid} belongs to another user\n"
+        assert outcomes["stop"].result == [77, message]
+        message = f"superd: control socket {open_directory}/control: it belongs to another user\n"
+        assert outcomes["status"].result == [77, message]
         assert is_alive(superd.pid)
     finally:
         stop_daemon(superd)
@@ -300,9 +300,9 @@ def test_two_configurations_of_one_user_run_side_by_side(tmp_path: Path) -> None
     assert len(lines) == 7  # nothing is left in the end
 
 
-def test_a_daemon_without_a_log_says_so(configured: Configure) -> None:
+def test_a_daemon_without_a_log_prints_a_notice(configured: Configure) -> None:
     superd = configured(ECHO.format(port=0))
     done = superd.run("start")
     assert done.returncode == 0
-    told = "superd: there is no syslog, so nothing is logged; name a file in [daemon] log\n"
-    assert done.stderr == ("" if Path("/dev/log").exists() else told)
+    message = "superd: there is no syslog, so nothing is logged; name a file in [daemon] log\n"
+    assert done.stderr == ("" if Path("/dev/log").exists() else message)

@@ -1,4 +1,4 @@
-"""`superd try`: a plugin serves on 127.0.0.1 without a file, or a clear line says why it cannot."""
+"""`superd try`: a plugin serves on 127.0.0.1 without a file, or one line says why it cannot."""
 # ruff: noqa: E501  (a row of a table is a case)
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Trial = subprocess.Popen[str]
 
 @pytest.fixture
 def started() -> Iterator[list[Trial]]:
-    """Hold what a test has started; it is stopped in the end."""
+    """Collect the processes that a test starts; stop them after the test."""
     trials: list[Trial] = []
     yield trials
     for trial in trials:
@@ -35,7 +35,7 @@ def started() -> Iterator[list[Trial]]:
 
 
 def tried(started: list[Trial], directory: Path, *arguments: str) -> dict[str, tuple[str, int]]:
-    """Start `superd try` and return where it serves, by transport."""
+    """Start `superd try` and return its addresses by transport."""
     trial = subprocess.Popen(
         command("try", *arguments),
         stdin=subprocess.DEVNULL,
@@ -109,7 +109,7 @@ def test_the_line_to_try_works_as_printed(
         assert re.match(answer, heard) if answer else not heard, (line, heard)
 
 
-def test_a_plugin_is_served_on_loopback_over_all_that_it_can(
+def test_a_plugin_is_served_on_loopback_over_all_its_transports(
     started: list[Trial], tmp_path: Path
 ) -> None:
     where = tried(started, tmp_path, "echo")
@@ -130,7 +130,7 @@ def test_options_and_keys_of_an_entry_are_given_by_name(
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 @pytest.mark.parametrize("scheme", ["", "tcp://", "udp://"])
-def test_one_line_forwards_over_all_that_the_target_takes(
+def test_one_line_forwards_over_all_transports_of_the_target(
     started: list[Trial], tmp_path: Path, transport: str, scheme: str
 ) -> None:
     host, port = tried(started, tmp_path, "echo", f"listen={transport}://127.0.0.1:0")[transport]
@@ -140,7 +140,7 @@ def test_one_line_forwards_over_all_that_the_target_takes(
         assert echoed(where, transport) == b"hello"
 
 
-def test_one_line_forwards_from_where_it_is_told(started: list[Trial], tmp_path: Path) -> None:
+def test_one_line_forwards_from_a_given_address(started: list[Trial], tmp_path: Path) -> None:
     host, port = tried(started, tmp_path, "echo")["udp"]
     listen = "listen=udp://127.0.0.1:0"
     where = tried(started, tmp_path, "forward", f"to={host}:{port}", listen)
@@ -155,7 +155,9 @@ def echoed(where: dict[str, tuple[str, int]], transport: str) -> bytes:
 
 
 @pytest.mark.tool("ps")
-def test_ps_shows_who_is_forwarded_to_whom(started: list[Trial], tmp_path: Path) -> None:
+def test_ps_shows_client_and_target_of_each_connection(
+    started: list[Trial], tmp_path: Path
+) -> None:
     host, port = tried(started, tmp_path, "echo", "listen=tcp://127.0.0.1:0")["tcp"]
     where = tried(started, tmp_path, "forward", f"to={host}:{port}")
     master = started[-1].pid
@@ -202,19 +204,19 @@ def connection(address: tuple[str, int]) -> socket.socket:
         (["\x1b[2J"], 'superd try \\x1b[2J: a service\'s name has letters, digits and . _ + - only, 64 at most, and starts with a letter or digit'),
     ],
 )  # fmt: skip
-def test_what_cannot_be_tried_is_told_in_one_line(
+def test_a_mistake_in_the_arguments_is_one_line(
     superd_here: Say, arguments: list[str], line: str
 ) -> None:
     done = superd_here("try", *arguments)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (78, "", line)
 
 
-def test_all_that_is_wrong_is_told_at_once(superd_here: Say) -> None:
+def test_all_mistakes_are_reported_at_once(superd_here: Say) -> None:
     done = superd_here("try", "qotd", "quotes=1", "qotes=2", "nice=99")
     assert len(done.stderr.splitlines()) == 3
 
 
-def test_a_broken_plugin_is_told_with_the_reason(install: Install, superd_here: Say) -> None:
+def test_a_broken_plugin_is_an_error_with_the_reason(install: Install, superd_here: Say) -> None:
     install("dies", "import os; os.abort()")
     done = superd_here("try", "dies")
     assert (done.returncode, done.stderr) == (
@@ -223,7 +225,7 @@ def test_a_broken_plugin_is_told_with_the_reason(install: Install, superd_here: 
     )
 
 
-def test_a_key_that_was_left_out_and_does_not_go_with_the_rest_is_named(
+def test_a_key_that_conflicts_is_named_even_if_it_was_not_given(
     install: Install, superd_here: Say
 ) -> None:
     install(
@@ -256,7 +258,7 @@ def test_a_key_that_was_left_out_and_does_not_go_with_the_rest_is_named(
     assert done.stderr == "superd try picky: absent: not here\n"
 
 
-def test_an_argument_without_a_value_is_a_mistake_of_usage(superd_here: Say) -> None:
+def test_an_argument_without_a_value_is_a_usage_error(superd_here: Say) -> None:
     done = superd_here("try", "echo", "amplify")
     assert (done.returncode, done.stderr) == (2, 'superd: expected KEY=VALUE, found "amplify"\n')
 

@@ -1,4 +1,4 @@
-"""Which daemon a command talks to: that of its file, and of no other file with the same name."""
+"""Which daemon a command reaches: that of its file, and of no other file with the same name."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COMMANDS = (
 
 @pytest.fixture
 def usual(configured: Configure, monkeypatch: pytest.MonkeyPatch) -> Iterator[Superd]:
-    """A daemon whose pid file and the like are in the usual place."""
+    """A daemon with its pid file, control socket and ban file at the default paths."""
     superd = configured("")
     for variable in ("RUNTIME_DIRECTORY", "STATE_DIRECTORY"):
         monkeypatch.setenv(variable, str(superd.directory))
@@ -40,7 +40,7 @@ def usual(configured: Configure, monkeypatch: pytest.MonkeyPatch) -> Iterator[Su
         until(lambda: not is_alive(pid), "the end of the daemon")
 
 
-def test_a_daemon_that_serves_another_file_of_that_name_is_left_alone(
+def test_no_command_reaches_a_daemon_that_serves_another_file_of_the_same_name(
     usual: Superd, superd_here: Say, tmp_path: Path
 ) -> None:
     pid = (usual.directory / "superd.pid").read_text().strip()
@@ -50,8 +50,8 @@ def test_a_daemon_that_serves_another_file_of_that_name_is_left_alone(
     for words in COMMANDS:
         name, *more = words.split()
         done = superd_here(name, "-c", str(copy), *more)
-        told = f"superd: process {pid} serves {usual.file}, not {copy}\n"
-        assert (done.returncode, done.stdout, done.stderr) == (1, "", told), words
+        message = f"superd: process {pid} serves {usual.file}, not {copy}\n"
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", message), words
     assert usual.log() == log
     link = tmp_path / "link" / "superd.toml"
     link.parent.mkdir()
@@ -60,40 +60,36 @@ def test_a_daemon_that_serves_another_file_of_that_name_is_left_alone(
     assert superd_here("stop", "-c", str(link)).returncode == 0
 
 
-def test_a_daemon_is_stopped_where_its_control_socket_is_gone(
-    usual: Superd, superd_here: Say
-) -> None:
+def test_stop_works_without_the_control_socket(usual: Superd, superd_here: Say) -> None:
     (usual.directory / "superd.sock").unlink()
     done = superd_here("stop", "-c", str(usual.file))
     assert (done.returncode, done.stderr) == (0, "")
     assert not (usual.directory / "superd.pid").exists()
 
 
-@pytest.mark.parametrize("how", ["removed", "named anew"])
-def test_a_daemon_is_stopped_where_its_pid_file_is_not_found(
-    usual: Superd, superd_here: Say, how: str
-) -> None:
-    of_it = ("-c", str(usual.file))
+@pytest.mark.parametrize("how", ["removed", "renamed"])
+def test_stop_works_without_the_pid_file(usual: Superd, superd_here: Say, how: str) -> None:
+    of_file = ("-c", str(usual.file))
     pid = int((usual.directory / "superd.pid").read_text())
     if how == "removed":
         (usual.directory / "superd.pid").unlink()
     else:
         text = usual.file.read_text()
         usual.file.write_text(text.replace("[daemon]\n", '[daemon]\npid-file = "new.pid"\n'))
-        assert superd_here("reload", *of_it).returncode == 0
-    assert superd_here("stop", *of_it).returncode == 0
+        assert superd_here("reload", *of_file).returncode == 0
+    assert superd_here("stop", *of_file).returncode == 0
     assert not is_alive(pid)
-    assert superd_here("stop", *of_it).returncode == 1
+    assert superd_here("stop", *of_file).returncode == 1
 
 
-def test_a_daemon_of_the_version_before_is_asked_for_its_status(
+def test_a_daemon_without_the_outline_request_is_asked_for_its_status(
     tmp_path: Path, superd_here: Say, configured: Configure
 ) -> None:
     superd = configured(ECHO.format(port=0))
-    asked = []
+    requests = []
 
     def answer(request: str) -> object:
-        asked.append(request)
+        requests.append(request)
         if request == "status":
             return {"pid": 1, "configuration": served}
         return {"bans": []} if request == "bans" else {"error": f'there is no request "{request}"'}
@@ -116,20 +112,20 @@ def test_a_daemon_of_the_version_before_is_asked_for_its_status(
         served = "/etc/superd.toml"
         done = superd_here("bans", "-c", str(superd.file))
         thread.join(EVENT_TIMEOUT)
-    told = f"superd: process 1 serves /etc/superd.toml, not {superd.file}\n"
-    assert (done.returncode, done.stderr) == (1, told)
-    assert asked == ["outline", "status", "bans", "outline", "status"]
+    message = f"superd: process 1 serves /etc/superd.toml, not {superd.file}\n"
+    assert (done.returncode, done.stderr) == (1, message)
+    assert requests == ["outline", "status", "bans", "outline", "status"]
 
 
 def test_a_reload_is_requested_and_followed_on_one_connection(
     tmp_path: Path, superd_here: Say, configured: Configure
 ) -> None:
     superd = configured(ECHO.format(port=0))
-    asked = []
+    requests = []
     states = iter(["loading", "starting", "done"])
 
     def answer(request: str) -> object:
-        asked.append(request)
+        requests.append(request)
         if request == "outline":
             return {"pid": 1, "configuration": str(superd.file)}
         if request == "reload":
@@ -152,25 +148,23 @@ def test_a_reload_is_requested_and_followed_on_one_connection(
         done = superd_here("reload", "-c", str(superd.file))
         thread.join(EVENT_TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "echo: unchanged\n", "")
-    assert asked == ["outline", "reload", *["reload-state"] * 3]
+    assert requests == ["outline", "reload", *["reload-state"] * 3]
 
 
-def test_a_mistake_in_a_service_keeps_no_operator_from_the_daemon(
-    usual: Superd, superd_here: Say
-) -> None:
+def test_commands_work_despite_mistakes_in_services(usual: Superd, superd_here: Say) -> None:
     text = usual.file.read_text()
     usual.file.write_text(f'{text}\n[service.x]\nplugin = 5\nlisten = "nowhere"\nuser = "none"\n')
     for words in ("status", "log-level debug", "connections", "disable echo", "top", "stop"):
         name, *more = words.split()
         done = superd_here(name, "-c", str(usual.file), *more)
-        told = "service.echo: it is the last service that is enabled\n"
-        expected = (78, told) if name == "disable" else (0, "")
+        message = "service.echo: it is the last service that is enabled\n"
+        expected = (78, message) if name == "disable" else (0, "")
         assert (done.returncode, done.stderr) == expected, words
 
 
 @pytest.mark.root
 @pytest.mark.tool("unshare", "mount", "setpriv")
-def test_another_user_is_told_whose_daemon_serves_the_file(tmp_path: Path) -> None:
+def test_another_user_learns_that_a_system_daemon_serves_the_file(tmp_path: Path) -> None:
     script = f"""
         set -e
         for place in /run /var/lib; do mount -t tmpfs tmpfs $place; done
@@ -190,11 +184,11 @@ def test_another_user_is_told_whose_daemon_serves_the_file(tmp_path: Path) -> No
     """
     (tmp_path / "superd.toml").write_text(ECHO.format(port=0))
     done = run_in_own_mounts(script, tmp_path)
-    pid, *told = done.stdout.splitlines()
+    pid, *printed = done.stdout.splitlines()
     text = f"superd: superd runs as process {pid} and belongs to another user"
-    assert told[:6] == [text, "77"] * 3, done
+    assert printed[:6] == [text, "77"] * 3, done
     home = "/nonexistent/.local/state/superd"
-    assert told[6:] == [
+    assert printed[6:] == [
         "superd is not running", "3", "superd: it is not running", "1",
         f"superd: no superd runs with the pid file {home}/superd.pid", "1",
     ]  # fmt: skip
