@@ -1,4 +1,4 @@
-"""What a worker does to a listener that it shares is noticed, told and repaired within a second."""
+"""Damage by a worker to a shared listener is detected, logged and repaired within a second."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.support.clients import ask_unixpacket, connect_unix
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
 from tests.support.ports import free_port
 
-# Does what it is told, with whatever listener of its process is bound where it is told.
+# Executes the requested action on the listener of its process that is bound to the given address.
 SABOTEUR = """
     import errno, os, socket
     from superd.plugin import Service, hookimpl
@@ -36,7 +36,7 @@ SABOTEUR = """
         try:
             sock.shutdown(how)
         except OSError as error:
-            if error.errno != errno.ENOTCONN:  # udp says so, and does it
+            if error.errno != errno.ENOTCONN:  # udp shuts down in spite of this error
                 raise
 
     def stop_sending(number, sock):
@@ -109,8 +109,8 @@ TOML = """
     pool = "distant"
 """
 
-MENDED = [
-    # first: a worker that polls again, as after a shutdown, would repair it before the master
+REPAIRED = [
+    # first: after a shutdown the worker polls again, and would repair this before the master
     *((kind, "blocking", "was made blocking; repaired") for kind in (TCP, UNIX, PACKET)),
     (TCP, "no_backlog", "had its backlog reduced; repaired"),
     (TCP, "shutdown", "was shut down; repaired"),
@@ -120,50 +120,54 @@ BOUND_AGAIN = [
     (UDP, "stop_sending", "is bound again"),
     *((kind, "connect", "is bound again") for kind in (UDP, GRAM)),
 ]
-# in that worker alone, and so seen by that worker alone
-LOST = [(kind, action, "the worker ends") for kind in ALL_KINDS for action in ("close", "replace")]
+# only the descriptor of that worker changes, so only that worker notices
+WORKER_ENDS = [
+    (kind, action, "the worker ends") for kind in ALL_KINDS for action in ("close", "replace")
+]
 
 
-CASES = [*MENDED, *BOUND_AGAIN, *LOST]
+CASES = [*REPAIRED, *BOUND_AGAIN, *WORKER_ENDS]
 WITH_SEVERAL_WORKERS = [
-    (kind, action, told)
-    for kind, action, told in CASES
+    (kind, action, message)
+    for kind, action, message in CASES
     if kind in (TCP, UDP) and action in ("shutdown", "blocking", "close")
 ]
 
 
 @contextlib.contextmanager
 def serving(workers: int) -> Iterator[Superd]:
-    """Start a superd with so many workers in each pool."""
+    """Start a superd with `workers` workers in each pool."""
     with tempfile.TemporaryDirectory(prefix="superd-test-") as name:
         directory = Path(name)
-        directory.chmod(0o755)  # the saboteur is another user
+        directory.chmod(0o755)  # the saboteur runs as another user
         toml = TOML
         values = {"directory": directory, "workers": workers, "port": free_port()}
         for key, value in values.items():
             toml = toml.replace(f"{{{key}}}", str(value))
-        one = Superd(directory, toml, env=make_plugin(directory / "plugins", "saboteur", SABOTEUR))
+        instance = Superd(
+            directory, toml, env=make_plugin(directory / "plugins", "saboteur", SABOTEUR)
+        )
         try:
-            yield one.start()
+            yield instance.start()
         finally:
-            one.stop()
-            print(one.log())
+            instance.stop()
+            print(instance.log())
 
 
 @pytest.fixture(scope="module")
 def superd() -> Iterator[Superd]:
-    with serving(workers=1) as one:
-        yield one
+    with serving(workers=1) as instance:
+        yield instance
 
 
 @pytest.fixture(scope="module")
-def superd_of_many() -> Iterator[Superd]:
-    with serving(workers=3) as one:
-        yield one
+def superd_with_three_workers() -> Iterator[Superd]:
+    with serving(workers=3) as instance:
+        yield instance
 
 
 def where(superd: Superd, kind: str) -> str:
-    """Return what the victim's listener is known by."""
+    """Return the port or path of the victim's listener."""
     if kind in (TCP, UDP):
         return str(superd.address("victim", kind)[1])
     return str(superd.directory / kind)
@@ -172,11 +176,11 @@ def where(superd: Superd, kind: str) -> str:
 def sabotage(superd: Superd, action: str, kind: str) -> None:
     with superd.connect("saboteur") as client:
         client.sendall(f"{action} {where(superd, kind)}\n".encode())
-        assert client.recv(10) == b"1\n", "the saboteur found the listener"
+        assert client.recv(10) == b"1\n", "the saboteur did not find the listener"
 
 
 def is_served(superd: Superd, kind: str) -> bool:
-    """Ask the victim; a client waits for an answer a little, and is not refused."""
+    """Return whether the victim answers a client."""
     path = superd.directory / kind
     try:
         if kind == TCP:
@@ -197,7 +201,7 @@ def is_served(superd: Superd, kind: str) -> bool:
 
 @contextlib.contextmanager
 def undisturbed(superd: Superd) -> Iterator[None]:
-    """Another pool's session and its clients notice nothing."""
+    """Check that a session and new clients of another pool are served as before."""
     with superd.connect("distant") as session:
         session.sendall(b"before")
         assert session.recv(100) == b"before"
@@ -208,37 +212,39 @@ def undisturbed(superd: Superd) -> Iterator[None]:
     assert ask_udp(superd.address("distant", "udp"), b"hello") == b"hello"
 
 
-@pytest.mark.parametrize(("kind", "action", "told"), CASES)
-def test_sabotage_is_noticed_told_and_repaired(
-    superd: Superd, kind: str, action: str, told: str
+@pytest.mark.parametrize(("kind", "action", "message"), CASES)
+def test_damage_to_a_listener_is_detected_logged_and_repaired(
+    superd: Superd, kind: str, action: str, message: str
 ) -> None:
-    assert_repaired(superd, kind, action, told)
+    assert_repaired(superd, kind, action, message)
 
 
-@pytest.mark.parametrize(("kind", "action", "told"), WITH_SEVERAL_WORKERS)
-def test_sabotage_by_one_of_several_workers_is_repaired_for_all(
-    superd_of_many: Superd, kind: str, action: str, told: str
+@pytest.mark.parametrize(("kind", "action", "message"), WITH_SEVERAL_WORKERS)
+def test_damage_by_one_of_several_workers_is_repaired_for_all_workers(
+    superd_with_three_workers: Superd, kind: str, action: str, message: str
 ) -> None:
-    assert_repaired(superd_of_many, kind, action, told)
+    assert_repaired(superd_with_three_workers, kind, action, message)
 
 
-def assert_repaired(superd: Superd, kind: str, action: str, told: str) -> None:
-    until(lambda: is_served(superd, kind), f"{kind} to be served before")
+def assert_repaired(superd: Superd, kind: str, action: str, message: str) -> None:
+    until(lambda: is_served(superd, kind), f"{kind} to be served before the damage")
     seen = len(superd.log())
     with undisturbed(superd):
         sabotage(superd, action, kind)
         started = time.monotonic()
-        # some sabotage is noticed only when somebody asks, which is soon enough
-        until(lambda: is_served(superd, kind) and told in superd.log()[seen:], f"repair of {kind}")
+        # some damage is detected only when a client connects, which is soon enough
+        until(
+            lambda: is_served(superd, kind) and message in superd.log()[seen:], f"repair of {kind}"
+        )
         took = time.monotonic() - started
-    assert took < 5, "a second, on a machine with nothing else to do"
+    assert took < 5, "the repair takes a second on an idle machine"
     for other in ALL_KINDS:
         until(lambda: is_served(superd, other), f"{other} to be served")  # noqa: B023
     assert "Traceback" not in superd.log()[seen:]
 
 
-def test_a_port_that_the_kernel_chose_is_had_again(superd: Superd) -> None:
-    """The saboteur's own listener has no port of its own choice."""
+def test_a_port_that_the_kernel_chose_is_bound_again(superd: Superd) -> None:
+    """The saboteur damages its own listener, whose configured port is 0."""
     host, port = superd.address("saboteur")
     seen = len(superd.log())
     with superd.connect("saboteur") as client:
@@ -256,7 +262,7 @@ def test_a_port_that_the_kernel_chose_is_had_again(superd: Superd) -> None:
     assert "is bound again" in superd.log()[seen:]
 
 
-def test_a_listener_that_was_closed_is_missed_before_anybody_asks(superd: Superd) -> None:
+def test_a_closed_listener_is_detected_before_a_client_connects(superd: Superd) -> None:
     seen = len(superd.log())
     sabotage(superd, "close", UNIX)
     until(lambda: "the worker ends" in superd.log()[seen:], "the end of the worker")
@@ -272,7 +278,7 @@ def test_workers_do_not_spin_once_a_shut_down_socket_is_bound_again(superd: Supe
 
 
 def processor_time(superd: Superd) -> float:
-    """Return the seconds of processor time that the workers have had."""
+    """Return the seconds of processor time of all workers."""
     ticks = 0
     for worker in superd.workers():
         fields = Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()

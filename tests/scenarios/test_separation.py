@@ -1,4 +1,4 @@
-"""What the privileged master never does: meet a client, run code of a plugin."""
+"""The privileged master never reads from a client and never runs the code of a plugin."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.harness import EVENT_TIMEOUT, ask_udp, exchange, make_plugin
 
 @pytest.mark.root
 @pytest.mark.tool("strace")
-def test_the_master_never_takes_a_byte_from_a_client_nor_runs_code_of_a_plugin(
+def test_the_master_never_reads_from_a_client_and_never_runs_plugin_code(
     start_superd: Start, tmp_path: Path
 ) -> None:
     noting = """
@@ -69,19 +69,19 @@ def test_the_master_never_takes_a_byte_from_a_client_nor_runs_code_of_a_plugin(
     assert superd.stop() == 0
 
     lines = trace.read_text().splitlines()
-    takes = [line for line in lines if _takes_from_a_client(line)]
-    by_process = {int(line.split()[0]) for line in takes}
-    assert by_process & set(workers), "the trace shows what workers take"
-    assert master not in by_process, [line for line in takes if line.startswith(f"{master} ")]
+    reads = [line for line in lines if _reads_from_a_client(line)]
+    by_process = {int(line.split()[0]) for line in reads}
+    assert by_process & set(workers), "the trace shows the reads of workers"
+    assert master not in by_process, [line for line in reads if line.startswith(f"{master} ")]
     imported = {int(file.name.rpartition("-")[2]) for file in (tmp_path / "plugins").glob("imp*")}
     assert imported & set(workers)
     assert master not in imported
 
 
-def _takes_from_a_client(line: str) -> bool:
-    """Tell whether a line of strace is about taking from a service's socket or a connection."""
+def _reads_from_a_client(line: str) -> bool:
+    """Return whether a line of strace accepts or reads from a service's socket or connection."""
     call = line.partition(" ")[2].lstrip().partition("(")
-    taking = ("accept", "accept4", "read", "readv", "recvfrom", "recvmsg", "recvmmsg")
+    reading = ("accept", "accept4", "read", "readv", "recvfrom", "recvmsg", "recvmmsg")
     subject = call[2].partition(",")[0]
     of_service = any(mark in subject for mark in ("<TCP:", "<UDP:", "<TCPv6:", "/echo"))
-    return call[0] in taking and of_service
+    return call[0] in reading and of_service

@@ -1,4 +1,4 @@
-"""Every service over every transport, as its users reach it."""
+"""A service over several transports, with real clients."""
 
 from __future__ import annotations
 

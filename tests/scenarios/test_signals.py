@@ -1,4 +1,4 @@
-"""Signals of all kinds, in any order and at the worst moment."""
+"""Signals of all kinds, in any order and at any time."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ HARMLESS = (signal.SIGHUP, signal.SIGCHLD, signal.SIGPIPE, signal.SIGUSR1, signa
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_signals_at_random_fail_no_client(start_superd: Start, loop: str) -> None:
+def test_random_signals_fail_no_client(start_superd: Start, loop: str) -> None:
     superd = start_superd(ECHO.replace("{loop}", loop))
     rng = random.Random(loop)
-    over = threading.Event()
+    stop = threading.Event()
 
     def send(pid: int) -> None:
         for _ in range(300):
             os.kill(pid, rng.choice(HARMLESS))
-            over.wait(0.001)
+            stop.wait(0.001)
 
     storm = threading.Thread(target=send, args=(superd.pid,))
     storm.start()
@@ -52,42 +52,44 @@ def test_signals_at_random_fail_no_client(start_superd: Start, loop: str) -> Non
             assert exchange(superd.connect("echo"), b"hello") == b"hello"
             served += 1
     finally:
-        over.set()
+        stop.set()
         storm.join()
     assert served
     assert superd.answer()["state"] == "serving"
 
-    def are_over() -> bool:
+    def are_done() -> bool:
         now = superd.answer()
         changes = [now["reload"], now["upgrade"]]
         return all(change and change["state"] == "done" for change in changes)
 
-    until(are_over, "the last reload and the last upgrade to be over", 60)
-    until(lambda: len(superd.workers()) == 1, "the old workers to go")
+    until(are_done, "the end of the last reload and the last upgrade", 60)
+    until(lambda: len(superd.workers()) == 1, "the end of the old workers")
     superd.signal(signal.SIGTERM)
     assert superd.wait() == 0
     assert "Traceback" not in superd.log()
 
 
-def test_a_worker_takes_no_orders_from_the_terminal(start_superd: Start) -> None:
+def test_a_worker_ignores_the_signals_of_a_terminal(start_superd: Start) -> None:
     superd = start_superd(ECHO.replace("{loop}", "auto"))
     (worker,) = superd.workers()
     with superd.connect("echo") as client:
-        for number in {*HARMLESS, signal.SIGINT} - {signal.SIGUSR1}:  # by which the master retires
+        for number in {*HARMLESS, signal.SIGINT} - {
+            signal.SIGUSR1
+        }:  # USR1 is how the master retires it
             os.kill(worker, number)
             client.sendall(b"x")
             assert client.recv(1) == b"x"
     assert superd.workers() == [worker]
 
 
-def test_two_term_at_once_are_a_stop_at_once_or_a_drain_that_ends(start_superd: Start) -> None:
+def test_two_term_signals_stop_superd_with_exit_code_0(start_superd: Start) -> None:
     superd = start_superd(ECHO.replace("{loop}", "auto"))
     for _ in range(2):
         superd.signal(signal.SIGTERM)
     assert superd.wait() == 0
 
 
-def test_usr1_opens_the_log_anew_after_it_was_renamed(start_superd: Start) -> None:
+def test_usr1_reopens_a_renamed_log(start_superd: Start) -> None:
     toml = ECHO.replace('loop = "{loop}"', 'log = ["./superd.log", "stderr"]')
     superd = start_superd(toml)
     path, old = superd.directory / "superd.log", superd.directory / "superd.log.1"
@@ -103,7 +105,7 @@ def test_usr1_opens_the_log_anew_after_it_was_renamed(start_superd: Start) -> No
 
 @pytest.fixture
 def adopting() -> Iterator[None]:
-    """Become the parent of every orphan below, so that none escapes the count."""
+    """Become the parent of every orphaned descendant, so that a test can count them."""
     libc = ctypes.CDLL(None)
     assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
     yield
@@ -114,7 +116,7 @@ def adopting() -> Iterator[None]:
     "number",
     [5, pytest.param(20, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
 )
-def test_term_at_any_moment_of_a_start_leaves_nobody_behind(
+def test_term_at_any_moment_of_a_start_leaves_no_process_behind(
     adopting: None, tmp_path: Path, number: int
 ) -> None:
     rng = random.Random(number)
@@ -129,7 +131,7 @@ def test_term_at_any_moment_of_a_start_leaves_nobody_behind(
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
             )
-            time.sleep(delay)  # the moment is what is tried; there is no event to wait for
+            time.sleep(delay)  # the test tries random moments, so there is no event to wait for
             process.send_signal(signal.SIGTERM)
             _, log = process.communicate(timeout=EVENT_TIMEOUT)
             assert b"Traceback" not in log
@@ -145,7 +147,7 @@ def test_term_at_any_moment_of_a_start_leaves_nobody_behind(
     with ThreadPoolExecutor(len(directories)) as pool:
         ends = pool.map(start_and_end, directories, delays)
         codes = {code for codes in ends for code in codes}
-    # by the signal while Python itself starts, by an exception until it serves, then in order
+    # killed while Python starts, an exception until superd serves, a clean stop after that
     assert codes <= {-signal.SIGTERM, 128 + signal.SIGTERM, 0}
     orphans = proc.children(os.getpid())
     survivors = [pid for pid in orphans if is_alive(pid)]

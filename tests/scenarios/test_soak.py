@@ -1,4 +1,4 @@
-"""Years of use in minutes: everything that superd has is on and busy, and nothing grows."""
+"""Endurance: every feature under load for minutes; memory and descriptors must not grow."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.support.loads import Load, echo_load, under_load
 from tests.support.ports import free_ports
 from tests.support.proc import children, descriptors, memory, zombies
 
-WARM_UP = 60.0  # seconds until memory is measured for the first time
-STEADY = 240.0  # seconds without any change, in which workers must not grow
-CHANGING = 300.0  # seconds with a change every few of them
-BETWEEN = 5.0
+WARM_UP = 60.0  # seconds before the first measurement of memory
+STEADY = 240.0  # seconds without a reload or an upgrade, in which workers must not grow
+CHANGING = 300.0  # seconds with a change every CHANGE_INTERVAL
+CHANGE_INTERVAL = 5.0  # seconds
 GROWTH = 1.05
-SLACK = 2048  # kB
+SLACK_KB = 2048
 
 TOML = """
 [daemon]
@@ -108,7 +108,7 @@ NAMES = (
 
 
 def loads(port: dict[str, int], directory: Path) -> list[Load]:
-    """Return clients of everything."""
+    """Return clients of every service."""
 
     def client(name: str) -> Callable[[], socket.socket]:
         return lambda: connect_tcp(("127.0.0.1", port[name]))
@@ -138,7 +138,7 @@ def sizes(served: Superd) -> dict[int, int]:
 
 
 def settled(served: Superd) -> dict[str, int]:
-    """Return how many processes, zombies and descriptors there are once nobody drains."""
+    """Wait until no worker drains; return the numbers of processes, zombies and descriptors."""
 
     def is_quiet() -> bool:
         now = served.answer()
@@ -155,7 +155,7 @@ def settled(served: Superd) -> dict[str, int]:
 
 
 @pytest.mark.soak
-def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
+def test_memory_processes_and_descriptors_do_not_grow(start_superd: Start, tmp_path: Path) -> None:
     port = dict(zip(NAMES, free_ports(len(NAMES)), strict=True))
     served = start_superd(
         TOML.format(directory=tmp_path, user=pwd.getpwuid(os.getuid()).pw_name, **port),
@@ -164,7 +164,9 @@ def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
     clients = loads(port, tmp_path)
     never = threading.Event()
     with under_load(*clients):
-        assert served.run("upgrade").returncode == 0  # compared are programs of one kind
+        assert (
+            served.run("upgrade").returncode == 0
+        )  # so that all compared processes come from an upgrade
         never.wait(WARM_UP)
         before, open_before = sizes(served), settled(served)
         never.wait(STEADY)
@@ -172,7 +174,7 @@ def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
         grown = {
             pid: (before[pid], size)
             for pid, size in after.items()
-            if pid in before and size > before[pid] * GROWTH + SLACK
+            if pid in before and size > before[pid] * GROWTH + SLACK_KB
         }
         assert grown == {}
         assert len(before.keys() & after.keys()) >= len(served.workers()) + 1
@@ -185,11 +187,13 @@ def test_nothing_grows(start_superd: Start, tmp_path: Path) -> None:
             else:
                 done = served.run(change)
                 assert (done.returncode, done.stderr) == (0, "")
-            never.wait(BETWEEN)
+            never.wait(CHANGE_INTERVAL)
         assert settled(served) == open_before
-        assert memory(served.pid) < before[served.pid] * GROWTH + SLACK
+        assert memory(served.pid) < before[served.pid] * GROWTH + SLACK_KB
     failures = [failure for client in clients for failure in client.failures]
     print(f"{sum(client.served for client in clients)} served, {failures}")
     kills = served.log().count("SIGKILL") + (tmp_path / "log").read_text().count("SIGKILL")
-    assert len(failures) <= kills * len(clients)  # who was with a worker that was killed
+    assert len(failures) <= kills * len(
+        clients
+    )  # each killed worker loses at most one connection of each load
     assert "Traceback" not in (tmp_path / "log").read_text()

@@ -1,4 +1,4 @@
-"""A handler that holds up the event loop is named, and a worker that hangs is replaced."""
+"""A handler that blocks the event loop is logged, and a worker that hangs is replaced."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ BLOCK = """
                 pass
 
         def hold(self):
-            # one call that lets no other Python run, long enough on a machine of any speed
+            # one call that holds the GIL, long enough on a machine of any speed
             number, took = 1 << 20, 0.0
             while took < 0.6:
                 number, began = number * 2, time.thread_time()
@@ -53,10 +53,10 @@ BLOCK = """
             sum(itertools.repeat(0))
 
         def forge(self):
-            # its own stack, as something else would have it, and as often as there is room
+            # a forged stack, written to every socket until its buffer is full
             forged = b"Stack (most recent call first):\\n"
             forged += b'  File "/etc/passwd", line 1 in \\x1b[2J\\n'
-            forged = forged.ljust(128, b"\\n")  # a part of what the master reads at a time
+            forged = forged.ljust(128, b"\\n")  # divides the master's read size
             for number in range(3, 100):
                 with contextlib.suppress(OSError), socket.socket(fileno=os.dup(number)) as sock:
                     if (sock.family, sock.type) == (socket.AF_UNIX, socket.SOCK_STREAM):
@@ -64,7 +64,7 @@ BLOCK = """
             self.spin_on()
 
         def make_blocking(self):
-            # whatever the master might read from, and then there is nothing to be read
+            # makes every descriptor that the master might read from blocking, and writes nothing
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGALRM])
             for number in range(3, 100):
                 with contextlib.suppress(OSError):
@@ -113,18 +113,18 @@ def env(tmp_path: Path) -> dict[str, str]:
     return make_plugin(tmp_path / "plugins", "block", BLOCK)
 
 
-def told(superd: Superd) -> list[str]:
-    """Return what the log says of standstills."""
+def standstills(superd: Superd) -> list[str]:
+    """Return the log lines about standstills."""
     return [line for line in superd.log().splitlines() if "stood still" in line]
 
 
 @pytest.mark.parametrize(("act", "line"), BLOCKS, ids=[act for act, _ in BLOCKS])
-def test_a_handler_that_blocks_is_named_with_its_stack(
+def test_a_handler_that_blocks_is_logged_with_its_stack(
     start_superd: Start, env: dict[str, str], loop: str, act: str, line: str
 ) -> None:
     superd = start_superd(TOML.format(loop=loop, watchdog="30s"), env=env)
     assert exchange(superd.connect("block"), b"nothing\n") == b"now: nothing\n"
-    assert not told(superd)
+    assert not standstills(superd)
     assert exchange(superd.connect("block"), f"{act}\n".encode()) == f"now: {act}\n".encode()
     found = superd.wait_for_log(
         r"superd\[(\d+)\] warning: the worker stood still for (\d+\.\d\d) s or more, "
@@ -135,10 +135,10 @@ def test_a_handler_that_blocks_is_named_with_its_stack(
     detail = superd.log()[found.end() :]
     assert re.search(rf'\|   File "[^"]*/superd_block\.py", line \d+, in {act}\n', detail)
     assert line in detail
-    assert "worker.py" not in detail  # how the loop came to run is in every stack
+    assert "worker.py" not in detail  # every stack has these frames, so they are left out
 
 
-def test_a_block_of_a_quiet_connection_is_told_too(
+def test_a_second_block_of_the_same_connection_is_logged(
     start_superd: Start, env: dict[str, str], loop: str
 ) -> None:
     superd = start_superd(TOML.format(loop=loop, watchdog="30s"), env=env)
@@ -146,11 +146,11 @@ def test_a_block_of_a_quiet_connection_is_told_too(
         client.sendall(b"sleep\n")
         superd.wait_for_log("stood still")
         client.sendall(b"sleep\n")
-        until(lambda: len(told(superd)) == 2, "another line")
+        until(lambda: len(standstills(superd)) == 2, "another line")
 
 
 @pytest.mark.parametrize("act", ["sleep_on", "spin_on", "hold_on"])
-def test_a_worker_that_hangs_is_replaced_and_nobody_is_refused(
+def test_a_worker_that_hangs_is_replaced_and_no_client_is_refused(
     start_superd: Start, env: dict[str, str], loop: str, act: str
 ) -> None:
     superd = start_superd(TOML.format(loop=loop, watchdog="1s"), env=env)
@@ -175,7 +175,9 @@ def test_a_worker_that_hangs_is_replaced_and_nobody_is_refused(
     assert exchange(superd.connect("block"), b"nothing\n") == b"now: nothing\n"
 
 
-def test_what_a_worker_forges_harms_itself_only(start_superd: Start, env: dict[str, str]) -> None:
+def test_a_worker_that_forges_its_stack_does_not_harm_the_master(
+    start_superd: Start, env: dict[str, str]
+) -> None:
     superd = start_superd(TOML.format(loop="auto", watchdog="1s"), env=env)
     with superd.connect("block") as hostile:
         hostile.sendall(b"forge\n")
@@ -184,7 +186,7 @@ def test_what_a_worker_forges_harms_itself_only(start_superd: Start, env: dict[s
     assert "root:" not in superd.log()
 
 
-def test_a_worker_that_hangs_cannot_have_the_master_wait_for_it(
+def test_a_worker_that_hangs_cannot_block_the_master(
     start_superd: Start, env: dict[str, str]
 ) -> None:
     superd = start_superd(TOML.format(loop="auto", watchdog="1s"), env=env)
@@ -194,7 +196,7 @@ def test_a_worker_that_hangs_cannot_have_the_master_wait_for_it(
     assert exchange(superd.connect("echo"), b"on") == b"on"
 
 
-def test_a_plugin_of_several_services_is_named_with_all_of_them(
+def test_a_block_of_a_plugin_is_logged_with_all_its_services(
     start_superd: Start, env: dict[str, str]
 ) -> None:
     more = '[service.more]\nplugin = "block"\nlisten = "tcp://127.0.0.1:0"\n'
@@ -203,21 +205,21 @@ def test_a_plugin_of_several_services_is_named_with_all_of_them(
     superd.wait_for_log(r"superd_block\.py:\d+, sleep, of services block, more\n")
 
 
-def test_a_stopped_worker_is_left_alone(
+def test_the_watchdog_does_not_end_a_stopped_worker(
     start_superd: Start, env: dict[str, str], loop: str
 ) -> None:
     superd = start_superd(TOML.format(loop=loop, watchdog="1s") + OTHER, env=env)
     (stopped,) = set(superd.workers()) - set(superd.workers("other"))
     os.kill(stopped, signal.SIGSTOP)
     try:
-        with superd.connect("other") as stuck:  # another one hangs for as long as that takes
+        with superd.connect("other") as stuck:  # another worker hangs until the watchdog ends it
             stuck.sendall(b"sleep_on\n")
             superd.wait_for_log("its successor starts now")
     finally:
         os.kill(stopped, signal.SIGCONT)
     assert exchange(superd.connect("echo"), b"on") == b"on"
     assert stopped in superd.workers()
-    assert not [line for line in told(superd) if str(stopped) in line]
+    assert not [line for line in standstills(superd) if str(stopped) in line]
 
 
 @pytest.mark.parametrize("model", ["fork", "prefork"])
@@ -252,17 +254,19 @@ def test_a_process_of_a_handler_may_block_and_has_no_timer(
     superd = start_superd(toml, env=make_plugin(tmp_path / "plugins", "patient", source))
     answer = exchange(superd.connect("patient"), b"")
     assert answer == f"{signal.SIG_DFL!r} (0.0, 0.0)".encode()
-    assert not told(superd)
+    assert not standstills(superd)
 
 
-def test_a_worker_has_no_thread_for_it(start_superd: Start, env: dict[str, str], loop: str) -> None:
+def test_the_watchdog_needs_no_thread_in_the_worker(
+    start_superd: Start, env: dict[str, str], loop: str
+) -> None:
     superd = start_superd(TOML.format(loop=loop, watchdog="30s"), env=env)
     (worker,) = superd.workers()
     assert len(os.listdir(f"/proc/{worker}/task")) == 1
 
 
 @pytest.mark.soak
-def test_without_a_watchdog_a_worker_that_hangs_is_only_told_of(
+def test_without_a_watchdog_a_worker_that_hangs_is_only_logged(
     start_superd: Start, env: dict[str, str]
 ) -> None:
     superd = start_superd(TOML.format(loop="auto", watchdog="0s"), env=env)

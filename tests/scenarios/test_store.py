@@ -1,4 +1,4 @@
-"""Sockets that a supervisor keeps for superd over a crash and a restart (FDSTORE)."""
+"""Sockets that the service manager keeps for superd over a crash and a restart (FDSTORE)."""
 
 from __future__ import annotations
 
@@ -37,27 +37,27 @@ def supervisor(tmp_path: Path) -> Iterator[NotifySocket]:
 
 @pytest.fixture
 def superd(supervisor: NotifySocket, tmp_path: Path) -> Iterator[Superd]:
-    """A superd that has told its supervisor all, to be killed and started anew."""
+    """A superd whose sockets are all in the store; a test can kill and restart it."""
     env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
-    one = Superd(tmp_path, TOML.format(directory=tmp_path), env=env)
-    one.start()
+    instance = Superd(tmp_path, TOML.format(directory=tmp_path), env=env)
+    instance.start()
     until(lambda: len(supervisor.names()) == 4, "four sockets in the store")
-    yield one
-    one.stop()
-    print(f"--- log of {one.file}\n{one.log()}")
+    yield instance
+    instance.stop()
+    print(f"--- log of {instance.file}\n{instance.log()}")
 
 
 def crash(superd: Superd) -> None:
-    """Kill the master, and all that is left, as systemd would."""
+    """Kill the master and wait until its workers end, too."""
     workers = superd.workers()
     os.kill(superd.pid, signal.SIGKILL)
-    ended(superd)
+    wait_for_exit(superd)
     for pid in workers:
         until(lambda pid=pid: not is_alive(pid), f"the end of worker {pid}")  # type: ignore[misc]
 
 
-def ended(superd: Superd) -> int:
-    """Wait for the end, be ready for another start, and return the exit code."""
+def wait_for_exit(superd: Superd) -> int:
+    """Wait until superd exits, prepare it for another start, and return the exit code."""
     code = superd.wait()
     assert superd.process is not None
     assert superd.process.stdout is not None
@@ -66,7 +66,9 @@ def ended(superd: Superd) -> int:
     return code
 
 
-def test_a_crash_loses_no_client_and_no_port(superd: Superd, supervisor: NotifySocket) -> None:
+def test_a_crash_loses_no_pending_client_and_no_port(
+    superd: Superd, supervisor: NotifySocket
+) -> None:
     before = list(superd.announced)
     address, udp = superd.address("echo"), superd.address("echo", "udp")
     path = str(superd.directory / "echo")
@@ -94,15 +96,15 @@ def test_a_crash_loses_no_client_and_no_port(superd: Superd, supervisor: NotifyS
     assert not os.path.lexists(path)
 
 
-def test_what_the_configuration_does_not_want_any_more_is_let_go(
+def test_stored_sockets_that_the_configuration_no_longer_has_are_released(
     superd: Superd, supervisor: NotifySocket
 ) -> None:
-    gone, path = superd.address("more"), superd.directory / "echo"
+    removed, path = superd.address("more"), superd.directory / "echo"
     crash(superd)
-    # a wildcard that the stored socket would be in the way of; and another mode takes a new file
+    # the stored socket would conflict with the wildcard, and another mode needs a new file
     superd.toml = superd.toml.replace("mode=0600", "mode=0666")
     superd.toml = superd.toml.split("[service.more]")[0]
-    superd.toml += f'[service.wild]\nplugin = "echo"\nlisten = "tcp://0.0.0.0:{gone[1]}"\n'
+    superd.toml += f'[service.wild]\nplugin = "echo"\nlisten = "tcp://0.0.0.0:{removed[1]}"\n'
     supervisor.pass_on(superd)
     until(lambda: supervisor.next().get("READY"), "superd to be ready")
     superd.wait_until_ready()
@@ -111,11 +113,11 @@ def test_what_the_configuration_does_not_want_any_more_is_let_go(
         "other sockets in the store",
     )
     assert stat.S_IMODE(path.stat().st_mode) == 0o666
-    assert exchange(socket.create_connection(gone, EVENT_TIMEOUT), b"new") == b"new"
+    assert exchange(socket.create_connection(removed, EVENT_TIMEOUT), b"new") == b"new"
     assert "warning" not in superd.log()
 
 
-def test_a_file_that_somebody_has_replaced_is_not_taken_for_its_own(
+def test_a_stored_unix_socket_whose_file_was_removed_is_not_reused(
     superd: Superd, supervisor: NotifySocket
 ) -> None:
     path = superd.directory / "echo"
@@ -131,7 +133,7 @@ def test_a_file_that_somebody_has_replaced_is_not_taken_for_its_own(
         assert client.recv(1) == b"x"
 
 
-def test_a_reload_tells_what_is_new_and_what_is_gone(
+def test_a_reload_stores_new_sockets_and_removes_old_ones(
     superd: Superd, supervisor: NotifySocket
 ) -> None:
     text = superd.file.read_text()
@@ -148,22 +150,22 @@ def test_a_reload_tells_what_is_new_and_what_is_gone(
     assert changes == [("superd/more", None), ("superd/new", "1")]
 
 
-def test_a_restart_keeps_what_has_no_file_and_a_stop_nothing(
+def test_a_restart_keeps_stored_sockets_without_a_file_and_a_stop_keeps_none(
     superd: Superd, supervisor: NotifySocket
 ) -> None:
     address = superd.address("echo")
-    with superd.connect("echo") as held:  # so that it drains
+    with superd.connect("echo") as held:  # so that superd drains
         held.sendall(b"x")
         held.recv(1)
         superd.signal(signal.SIGTERM)
         supervisor.wait_for("STOPPING")
-        until(lambda: len(supervisor.names()) == 3, "the file's socket to be let go")
-        for _ in range(2):  # by then the worker has been told, too
+        until(lambda: len(supervisor.names()) == 3, "the release of the socket with a file")
+        for _ in range(2):  # gives the worker time to stop accepting
             held.sendall(b"x")
             held.recv(1)
         with socket.create_connection(address, EVENT_TIMEOUT) as client:
             held.close()
-            assert ended(superd) == 0
+            assert wait_for_exit(superd) == 0
             client.sendall(b"waited")
             supervisor.pass_on(superd).wait_until_ready()
             assert client.recv(6) == b"waited"
@@ -174,7 +176,7 @@ def test_a_restart_keeps_what_has_no_file_and_a_stop_nothing(
         socket.create_connection(address)
 
 
-def test_a_start_that_fails_leaves_the_store_to_the_next(
+def test_a_failed_start_keeps_the_store_for_the_next_start(
     superd: Superd, supervisor: NotifySocket
 ) -> None:
     address = superd.address("echo")
@@ -182,7 +184,7 @@ def test_a_start_that_fails_leaves_the_store_to_the_next(
     good = superd.toml
     superd.toml += '[service.bad]\nplugin = "echo"\nlisten = "tcp://192.0.2.77:1"\n'
     supervisor.pass_on(superd)
-    assert ended(superd) == 1
+    assert wait_for_exit(superd) == 1
     assert "does not have the address" in superd.log()
     superd.toml = good
     supervisor.pass_on(superd)
@@ -191,37 +193,41 @@ def test_a_start_that_fails_leaves_the_store_to_the_next(
     assert superd.address("echo") == address
 
 
-def test_no_more_than_there_is_room_for(supervisor: NotifySocket, tmp_path: Path) -> None:
+def test_superd_stores_no_more_sockets_than_the_store_has_room_for(
+    supervisor: NotifySocket, tmp_path: Path
+) -> None:
     directory = tmp_path / "small"
     directory.mkdir()
     env = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "FDSTORE": "2"}
-    one = Superd(directory, TOML.format(directory=directory), env=env).start()
+    instance = Superd(directory, TOML.format(directory=directory), env=env).start()
     try:
         until(lambda: len(supervisor.names()) == 2, "two sockets in the store")
-        assert one.run("reload").returncode == 0
+        assert instance.run("reload").returncode == 0
         supervisor.wait_for("READY")
         assert len(supervisor.names()) == 2
     finally:
-        one.stop()
+        instance.stop()
     shutil.rmtree(directory)
 
 
-def test_thousands_go_by_the_hundred(supervisor: NotifySocket, tmp_path: Path) -> None:
+def test_superd_stores_sockets_in_messages_of_hundreds(
+    supervisor: NotifySocket, tmp_path: Path
+) -> None:
     directory = tmp_path / "many"
     directory.mkdir()
     env = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
     listen = f"tcp://{own_host()}:{OWN_PORT}-{OWN_PORT + 599}"
     toml = f'[service.many]\nplugin = "echo"\nlisten = "{listen}"\n'
-    one = Superd(directory, toml, env=env).start()
+    instance = Superd(directory, toml, env=env).start()
     try:
         until(lambda: len(supervisor.names()) >= 500, "all sockets in the store")
         assert set(supervisor.names()) == {"superd/many"}
         assert sum("FDSTORE" in message for message in supervisor.messages) == 3
     finally:
-        one.stop()
+        instance.stop()
 
 
-def test_a_socket_that_was_made_anew_takes_the_place_of_the_broken_one(
+def test_a_socket_that_is_bound_again_replaces_the_broken_one_in_the_store(
     superd: Superd, supervisor: NotifySocket
 ) -> None:
     [broken] = [number for name, number in supervisor.stored if name.count("/") == 2]
@@ -229,7 +235,7 @@ def test_a_socket_that_was_made_anew_takes_the_place_of_the_broken_one(
         before = os.fstat(broken).st_ino
         shared.shutdown(socket.SHUT_RDWR)
     superd.wait_for_log("is bound again")
-    until(lambda: before not in stored_inodes(supervisor), "the broken socket to be let go")
+    until(lambda: before not in stored_inodes(supervisor), "the release of the broken socket")
     until(lambda: len(supervisor.names()) == 4, "the new socket in the store")
 
 
@@ -240,7 +246,7 @@ def stored_inodes(supervisor: NotifySocket) -> set[int]:
 
 @pytest.mark.root
 @pytest.mark.tool("ip", "sysctl")
-def test_a_supervisor_that_is_slow_is_told_later_and_holds_up_nobody(tmp_path: Path) -> None:
+def test_a_slow_service_manager_is_notified_later_and_delays_no_client(tmp_path: Path) -> None:
     with network_namespace() as machine:
         machine.sysctl("net.unix.max_dgram_qlen=2")
         with machine.inside():
@@ -251,11 +257,11 @@ def test_a_supervisor_that_is_slow_is_told_later_and_holds_up_nobody(tmp_path: P
             f'[service.echo-{number}]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
             for number in range(12)
         )
-        one = Superd(directory, toml, env={"NOTIFY_SOCKET": str(tmp_path / "slow")}).start()
+        instance = Superd(directory, toml, env={"NOTIFY_SOCKET": str(tmp_path / "slow")}).start()
         try:
-            assert exchange(one.connect("echo-11"), b"hello") == b"hello"
+            assert exchange(instance.connect("echo-11"), b"hello") == b"hello"
             until(lambda: len(slow.names()) == 12, "all sockets in the store")
             assert [message for message in slow.messages if "READY" in message]
         finally:
-            one.stop()
+            instance.stop()
             slow.close()

@@ -1,4 +1,4 @@
-"""superd under a supervisor that speaks the protocol of sd_notify(3)."""
+"""superd under a service manager that uses the protocol of sd_notify(3)."""
 
 from __future__ import annotations
 
@@ -36,73 +36,73 @@ def supervisor(
     listener.close()
 
 
-def started(start_superd: Start, name: str, **env: str) -> Superd:
+def start_notifying(start_superd: Start, name: str, **env: str) -> Superd:
     return start_superd(TOML, env={"NOTIFY_SOCKET": name, **env})
 
 
-def test_it_is_told_when_all_serves_and_when_that_ends(
+def test_the_service_manager_is_notified_when_superd_is_ready_and_when_it_stops(
     start_superd: Start, supervisor: tuple[str, NotifySocket]
 ) -> None:
-    name, told = supervisor
-    superd = started(start_superd, name)
-    first = told.wait_for("READY")
+    name, manager = supervisor
+    superd = start_notifying(start_superd, name)
+    first = manager.wait_for("READY")
     assert first["READY"] == "1"
     assert int(first["MAINPID"]) == superd.pid
     assert first["STATUS"] == "serving: 2 services, generation 1"
     superd.signal(signal.SIGTERM)
-    assert told.wait_for("STOPPING")["STOPPING"] == "1"
+    assert manager.wait_for("STOPPING")["STOPPING"] == "1"
     assert superd.wait() == 0
 
 
-def test_a_reload_is_told_with_the_moment_when_it_began(
+def test_the_service_manager_is_notified_of_a_reload_and_its_start_time(
     start_superd: Start, supervisor: tuple[str, NotifySocket]
 ) -> None:
-    name, told = supervisor
-    superd = started(start_superd, name)
-    told.wait_for("READY")
+    name, manager = supervisor
+    superd = start_notifying(start_superd, name)
+    manager.wait_for("READY")
     before = time.monotonic_ns() // 1000
     superd.signal(signal.SIGHUP)
-    assert int(told.wait_for("RELOADING")["MONOTONIC_USEC"]) >= before
-    assert told.wait_for("READY")["STATUS"] == "serving: 2 services, generation 2"
+    assert int(manager.wait_for("RELOADING")["MONOTONIC_USEC"]) >= before
+    assert manager.wait_for("READY")["STATUS"] == "serving: 2 services, generation 2"
     superd.file.write_text("[")
     superd.signal(signal.SIGHUP)
-    told.wait_for("RELOADING")
-    assert "the last reload failed: " in told.wait_for("READY")["STATUS"]
+    manager.wait_for("RELOADING")
+    assert "the last reload failed: " in manager.wait_for("READY")["STATUS"]
 
 
-def test_the_watchdog_is_fed_and_more_time_is_asked_for_while_connections_finish(
+def test_superd_feeds_the_watchdog_and_asks_for_more_time_while_it_drains(
     start_superd: Start, supervisor: tuple[str, NotifySocket]
 ) -> None:
-    name, told = supervisor
-    superd = started(start_superd, name, WATCHDOG_USEC="400000")
+    name, manager = supervisor
+    superd = start_notifying(start_superd, name, WATCHDOG_USEC="400000")
     for _ in range(3):
-        assert told.wait_for("WATCHDOG") == {"WATCHDOG": "1"}
+        assert manager.wait_for("WATCHDOG") == {"WATCHDOG": "1"}
     with superd.connect("echo") as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
         superd.signal(signal.SIGTERM)
         for _ in range(2):
-            assert int(told.wait_for("EXTEND_TIMEOUT_USEC")["EXTEND_TIMEOUT_USEC"]) > 1_000_000
-        told.wait_for("WATCHDOG")
+            assert int(manager.wait_for("EXTEND_TIMEOUT_USEC")["EXTEND_TIMEOUT_USEC"]) > 1_000_000
+        manager.wait_for("WATCHDOG")
     assert superd.wait() == 0
 
 
 def test_a_watchdog_for_another_process_is_not_fed(
     start_superd: Start, supervisor: tuple[str, NotifySocket]
 ) -> None:
-    name, told = supervisor
-    superd = started(start_superd, name, WATCHDOG_USEC="400000", WATCHDOG_PID="1")
-    told.wait_for("READY")
+    name, manager = supervisor
+    superd = start_notifying(start_superd, name, WATCHDOG_USEC="400000", WATCHDOG_PID="1")
+    manager.wait_for("READY")
     superd.signal(signal.SIGTERM)
-    told.wait_for("STOPPING")
-    told.receive_pending()
-    assert not [message for message in told.messages if "WATCHDOG" in message]
+    manager.wait_for("STOPPING")
+    manager.receive_pending()
+    assert not [message for message in manager.messages if "WATCHDOG" in message]
 
 
-def test_no_program_can_speak_for_superd(
+def test_programs_do_not_inherit_the_notify_socket(
     start_superd: Start, supervisor: tuple[str, NotifySocket]
 ) -> None:
-    superd = started(start_superd, supervisor[0], WATCHDOG_USEC="400000")
+    superd = start_notifying(start_superd, supervisor[0], WATCHDOG_USEC="400000")
     with superd.connect("env") as client:
         shown = client.makefile().read()
     assert "PATH=" in shown
@@ -110,6 +110,8 @@ def test_no_program_can_speak_for_superd(
     assert "WATCHDOG" not in shown
 
 
-def test_nobody_has_to_listen(start_superd: Start, tmp_path: Path) -> None:
-    superd = started(start_superd, f"{tmp_path}/nobody")
+def test_superd_serves_without_a_listener_on_the_notify_socket(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    superd = start_notifying(start_superd, f"{tmp_path}/nobody")
     assert superd.answer()["state"] == "serving"

@@ -1,4 +1,4 @@
-"""A plugin of somebody else: installed by pip, served like any other, superd none the wiser."""
+"""A third-party plugin: installed by pip, and served without any change of superd."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ listen = "tcp://127.0.0.1:0"
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The interpreter of a fresh environment with superd, and then with the distribution too.
+    """The interpreter of a fresh environment with superd and the third-party distribution.
 
-    superd and what it needs are those of the environment that runs the tests: nothing is fetched.
+    superd and its dependencies come from the environment that runs the tests: nothing is
+    downloaded.
     """
     directory = tmp_path_factory.mktemp("environment")
     venv.create(directory, with_pip=False)
@@ -61,36 +62,36 @@ def superd(python: str, *arguments: str) -> str:
 
 @pytest.fixture(scope="module")
 def served(python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Superd]:
-    one = Superd(tmp_path_factory.mktemp("superd"), TOML, python=python)
+    instance = Superd(tmp_path_factory.mktemp("superd"), TOML, python=python)
     try:
-        yield one.start()
+        yield instance.start()
     finally:
-        one.stop()
+        instance.stop()
 
 
-def test_it_serves_without_any_other_change(served: Superd) -> None:
+def test_a_third_party_plugin_serves_clients(served: Superd) -> None:
     assert exchange(served.connect("shout"), b"hello\nworld\n") == b"HELLO\nWORLD\n"
     assert exchange(served.connect("echo"), b"as before") == b"as before"
 
 
-def test_it_is_listed_with_its_distribution_and_version(python: str) -> None:
+def test_a_third_party_plugin_is_listed_with_its_distribution_and_version(python: str) -> None:
     assert re.search(r"^shout +superd-shout +1\.0 +stream +-$", superd(python, "plugins"), re.M)
     (shout,) = [p for p in json.loads(superd(python, "plugins", "--json")) if p["name"] == "shout"]
     assert (shout["distribution"], shout["version"]) == ("superd-shout", "1.0")
 
 
-def test_it_is_described(python: str) -> None:
-    told = superd(python, "plugins", "shout")
-    assert "superd-shout 1.0 (superd_shout)" in told
-    assert "Answers every line in capitals." in told
+def test_superd_plugins_describes_a_third_party_plugin(python: str) -> None:
+    output = superd(python, "plugins", "shout")
+    assert "superd-shout 1.0 (superd_shout)" in output
+    assert "Answers every line in capitals." in output
 
 
-def test_it_is_the_plugin_that_the_readme_shows() -> None:
+def test_the_readme_shows_the_source_of_this_plugin() -> None:
     (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     assert (PROJECT / "superd_shout.py").read_text() == source
 
 
-def test_a_newer_version_serves_after_a_reload_and_the_old_one_finishes(
+def test_a_newer_version_serves_after_a_reload_and_old_connections_finish_with_the_old_one(
     served: Superd, python: str, tmp_path: Path
 ) -> None:
     newer = tmp_path / "superd-shout"
@@ -106,7 +107,7 @@ def test_a_newer_version_serves_after_a_reload_and_the_old_one_finishes(
         before.sendall(b"one\n")
         assert before.recv(100) == b"ONE\n"
         install(python, newer)
-        assert exchange(served.connect("shout"), b"two\n") == b"TWO\n"  # until it is told to look
+        assert exchange(served.connect("shout"), b"two\n") == b"TWO\n"  # not reloaded yet
         done = served.run("reload")
         assert (done.returncode, done.stdout) == (0, "echo: unchanged\nshout: unchanged\n")
         assert exchange(served.connect("shout"), b"three\n") == b"THREE\n!"

@@ -1,4 +1,4 @@
-"""Time-outs: for the first byte, for idleness, for a whole connection; nobody else is closed."""
+"""Timeouts: for the first byte, for idleness, for a session. Other connections stay open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from tests.support.clients import connect_many, connect_unix, is_open
 from tests.support.harness import EVENT_TIMEOUT, Superd, exchange
 
-TIMEOUT = 0.5
+TIMEOUT = 0.5  # seconds, of every service in TOML
 
 PLUGIN = """
     import asyncio
@@ -80,51 +80,51 @@ listen = "tcp://127.0.0.1:0"
 def seconds_until_closed(clients: Iterable[socket.socket], began: float) -> list[float]:
     """Return how long after `began` each client was closed, in the order of their ends."""
     poll = select.poll()
-    open_ones = {client.fileno() for client in clients}
-    for number in open_ones:
+    still_open = {client.fileno() for client in clients}
+    for number in still_open:
         poll.register(number, select.POLLRDHUP)
     ends: list[float] = []
-    while open_ones and time.monotonic() - began < EVENT_TIMEOUT:
+    while still_open and time.monotonic() - began < EVENT_TIMEOUT:
         for number, _ in poll.poll(1000):
             poll.unregister(number)
-            open_ones.remove(number)
+            still_open.remove(number)
             ends.append(time.monotonic() - began)
-    assert not open_ones, f"{len(open_ones)} are still open"
+    assert not still_open, f"{len(still_open)} clients are still open"
     return ends
 
 
 def stay_silent(served: Superd, each: int) -> None:
-    """Have silent clients of all services closed in time, and of no other."""
+    """Check that silent clients of services with timeouts are closed in time, and only they."""
     services = [f"{plugin}-{kind}" for plugin in ("echo", "lines", "taken") for kind in KEYS]
     with connect_many(served.address("free"), 20) as others, contextlib.ExitStack() as stack:
         began = time.monotonic()
-        crowds = [
+        silent = [
             stack.enter_context(connect_many(served.address(name), each)) for name in services
         ]
-        ends = seconds_until_closed(itertools.chain(*crowds), began)
+        ends = seconds_until_closed(itertools.chain(*silent), began)
         for client in others:
             assert exchange(client, b"well") == b"well"
     print(f"{len(ends)} closed between {min(ends):.2f} and {max(ends):.2f} s")
     assert min(ends) >= 0.9 * TIMEOUT
-    assert max(ends) < TIMEOUT + 3  # it is 0.25 s on a machine that does nothing else
+    assert max(ends) < TIMEOUT + 3  # 0.25 s late on an idle machine
     for service in services:
         served.wait_until_idle(service)
         assert served.counts(service)["errors"] == 0
     assert "failed" not in served.log()
 
 
-def test_silent_clients_are_closed_when_their_time_is_over_and_others_are_not(
+def test_silent_clients_are_closed_after_their_timeout_and_other_clients_are_not(
     served: Superd,
 ) -> None:
     stay_silent(served, each=30)
 
 
 @pytest.mark.soak
-def test_a_thousand_silent_clients(served: Superd) -> None:
+def test_a_thousand_silent_clients_are_closed_after_their_timeout(served: Superd) -> None:
     stay_silent(served, each=120)
 
 
-def test_clients_that_talk_go_on(served: Superd) -> None:
+def test_clients_that_send_data_are_not_closed(served: Superd) -> None:
     services = [f"{p}-{kind}" for p in ("echo", "lines", "taken") for kind in ("first", "idle")]
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(served.connect(service)) for service in services]
@@ -133,11 +133,13 @@ def test_clients_that_talk_go_on(served: Superd) -> None:
                 client.sendall(b"x\n")
                 assert client.recv(100) == b"x\n"
             quiet, _, _ = select.select(clients, [], [], TIMEOUT / 3)
-            assert not quiet  # nobody was closed in a pause
+            assert not quiet  # no client was closed in a pause
         assert all(map(is_open, clients))
 
 
-def test_a_client_that_only_listens_is_not_idle_but_has_sent_nothing(served: Superd) -> None:
+def test_a_client_that_only_reads_is_not_idle_but_reaches_the_first_byte_timeout(
+    served: Superd,
+) -> None:
     lasted = {}
     for kind in ("first", "idle"):
         began = time.monotonic()
@@ -148,7 +150,7 @@ def test_a_client_that_only_listens_is_not_idle_but_has_sent_nothing(served: Sup
     assert lasted["first"] < 3 * TIMEOUT <= lasted["idle"]
 
 
-def test_the_time_for_a_whole_connection_ends_those_that_talk_too(served: Superd) -> None:
+def test_the_session_timeout_closes_clients_that_send_data(served: Superd) -> None:
     with served.connect("echo-session") as client, contextlib.suppress(ConnectionError):
         began = time.monotonic()
         while time.monotonic() - began < EVENT_TIMEOUT:
@@ -158,7 +160,7 @@ def test_the_time_for_a_whole_connection_ends_those_that_talk_too(served: Superd
     assert 0.9 * TIMEOUT <= time.monotonic() - began < TIMEOUT + 3
 
 
-def test_a_plugin_that_swallows_its_cancellation_keeps_no_client(served: Superd) -> None:
+def test_clients_are_closed_even_if_the_plugin_ignores_its_cancellation(served: Superd) -> None:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(served.connect(f"deaf-{kind}")) for kind in KEYS]
@@ -166,7 +168,7 @@ def test_a_plugin_that_swallows_its_cancellation_keeps_no_client(served: Superd)
     assert exchange(served.connect("free"), b"well") == b"well"
 
 
-def test_unix_clients_have_the_same_time(served: Superd) -> None:
+def test_unix_clients_have_the_same_timeouts(served: Superd) -> None:
     began = time.monotonic()
     with (
         connect_unix(served.directory / "echo-idle") as first,
@@ -176,9 +178,10 @@ def test_unix_clients_have_the_same_time(served: Superd) -> None:
     assert 0.9 * TIMEOUT <= min(ends) <= max(ends) < TIMEOUT + 3
 
 
-def test_the_kernel_does_not_tell_of_taken_unix_sockets_so_they_are_never_idle(
+def test_unix_sockets_that_a_plugin_took_over_are_never_idle(
     served: Superd,
 ) -> None:
+    """The kernel reports no activity of unix sockets."""
     with connect_unix(served.directory / "taken-idle") as client:
         client.settimeout(3 * TIMEOUT)
         with pytest.raises(TimeoutError):

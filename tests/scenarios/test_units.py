@@ -1,4 +1,4 @@
-"""The units of conf/systemd: what systemd says of them, and superd shut in as they have it."""
+"""The units of conf/systemd: systemd's verdict on them, and superd confined as they say."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def analyzed(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(("unit", "most"), [(ROOT, 28), (UNPRIVILEGED, 16)])
 @pytest.mark.tool("systemd-analyze")
-def test_exposure(unit: str, most: int) -> None:
+def test_systemd_rates_the_exposure_of_the_units_as_low(unit: str, most: int) -> None:
     done = analyzed("security", "--offline=yes", f"--threshold={most}", str(UNITS / unit))
     assert done.returncode == 0, done.stdout
     assert "OK" in done.stdout.splitlines()[-1]
@@ -67,7 +67,7 @@ def test_systemd_knows_every_setting(tmp_path: Path) -> None:
         assert (done.returncode, ours) == (0, []), done.stderr
 
 
-def test_the_units_differ_in_what_they_say_they_differ() -> None:
+def test_the_units_differ_only_in_privileges() -> None:
     root, other = settings(UNITS / ROOT), settings(UNITS / UNPRIVILEGED)
     for key in root.keys() & other.keys() - {"CapabilityBoundingSet", "SystemCallFilter"}:
         if not key.startswith("Exec") and key != "Description":
@@ -81,8 +81,8 @@ def directory() -> Iterator[Path]:
         yield found
 
 
-def shut_in(directory: Path, unit: str, defaults: str) -> Superd:
-    """Return superd with the directories that its unit has made for it."""
+def confined_superd(directory: Path, unit: str, defaults: str) -> Superd:
+    """Return superd with the directories that systemd would make for its unit."""
     made = {name: directory / name.partition("_")[0].lower() for name in DIRECTORIES}
     for path in made.values():
         path.mkdir()
@@ -106,9 +106,11 @@ DIRECTORIES = ("RUNTIME_DIRECTORY", "STATE_DIRECTORY")
     ("unit", "defaults"),
     [(ROOT, 'user = "nobody"\nchroot = "{directory}/jail"'), (UNPRIVILEGED, "")],
 )
-def test_superd_serves_shut_in_as_its_unit_says(directory: Path, unit: str, defaults: str) -> None:
+def test_superd_serves_when_confined_as_its_unit_says(
+    directory: Path, unit: str, defaults: str
+) -> None:
     need("unshare", "--mount", "mount", "-t", "proc", "-o", "subset=pid", "proc", "/proc")
-    superd = shut_in(directory, unit, defaults.format(directory=directory))
+    superd = confined_superd(directory, unit, defaults.format(directory=directory))
     try:
         superd.start(*wrapper(unit, directory))
         assert exchange(superd.connect("echo"), b"hello") == b"hello"
@@ -132,7 +134,7 @@ def test_superd_serves_shut_in_as_its_unit_says(directory: Path, unit: str, defa
 
 @pytest.mark.root
 @pytest.mark.tool("systemd-sysusers", "systemd-tmpfiles")
-def test_users_and_directories_are_made(tmp_path: Path) -> None:
+def test_systemd_creates_the_user_and_the_directories(tmp_path: Path) -> None:
     (tmp_path / "etc").mkdir()
     for program, kind in (("systemd-sysusers", "sysusers"), ("systemd-tmpfiles", "tmpfiles")):
         file = UNITS / f"superd.{kind}"

@@ -1,4 +1,4 @@
-"""unixpacket: each write is one packet, whatever the readers on both sides do."""
+"""unixpacket: each write is one packet, however the readers on both sides behave."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.clients import ask_unixpacket, connect_unix
 from tests.support.harness import Superd, until
 
 SO_SNDBUFFORCE = 32
-LARGEST = 1 << 18
+MAX_PACKET_BYTES = 1 << 18
 
 TALKER = """
     import asyncio
@@ -62,11 +62,11 @@ def connected(superd: Superd, service: str) -> Iterator[socket.socket]:
         yield client
 
 
-def told(superd: Superd, word: str) -> list[bytes]:
-    """Say one word to the talker, and return its packets until the end."""
+def ask_talker(superd: Superd, word: str) -> list[bytes]:
+    """Send one word to the talker, and return its packets until the end."""
     with connected(superd, "talker") as client:
         client.send(word.encode())
-        return list(iter(lambda: client.recv(LARGEST), b""))
+        return list(iter(lambda: client.recv(MAX_PACKET_BYTES), b""))
 
 
 def random_packets(number: int, largest: int) -> list[bytes]:
@@ -86,7 +86,7 @@ def test_packets_keep_their_boundaries_both_ways(served: Superd) -> None:
 
         sender = threading.Thread(target=send)
         sender.start()
-        while packet := client.recv(LARGEST):
+        while packet := client.recv(MAX_PACKET_BYTES):
             received.append(packet)
         sender.join()
     assert received == packets
@@ -101,7 +101,7 @@ def test_packets_keep_their_boundaries_to_a_client_that_does_not_read_at_first(
         client.setblocking(False)
 
         def is_stuck() -> bool:
-            """Send on, until superd takes no more since nobody takes its answers."""
+            """Send until superd stops reading because the client does not read its answers."""
             nonlocal sent
             before = sent
             with contextlib.suppress(BlockingIOError):
@@ -111,34 +111,34 @@ def test_packets_keep_their_boundaries_to_a_client_that_does_not_read_at_first(
             return before == sent
 
         until(is_stuck, "backpressure")
-        assert 0 < sent < len(packets), "superd would take any number of packets"
+        assert 0 < sent < len(packets), "superd accepts any number of packets"
         client.settimeout(10)
         client.shutdown(socket.SHUT_WR)
-        assert list(iter(lambda: client.recv(LARGEST), b"")) == packets[:sent]
+        assert list(iter(lambda: client.recv(MAX_PACKET_BYTES), b"")) == packets[:sent]
 
 
-def test_what_was_sent_before_the_plugin_returned_arrives(served: Superd) -> None:
-    assert told(served, "burst") == [b"%d" % number * 10 for number in range(3000)]
+def test_packets_sent_before_the_plugin_returned_arrive(served: Superd) -> None:
+    assert ask_talker(served, "burst") == [b"%d" % number * 10 for number in range(3000)]
 
 
 @pytest.mark.parametrize("size", [1, 65536, 200_000])
-def test_a_large_packet_comes_back_whole(served: Superd, size: int) -> None:
+def test_a_large_packet_is_echoed_whole(served: Superd, size: int) -> None:
     packet = random.Random(size).randbytes(size)
     assert ask_unixpacket(served.directory / "echo", packet, b"next") == [packet, b"next"]
 
 
 @pytest.mark.root
-def test_the_largest_packet_comes_back_and_a_larger_one_breaks_the_connection(
+def test_the_largest_packet_is_echoed_and_a_larger_one_closes_the_connection(
     served: Superd,
 ) -> None:
-    packet = random.Random(1).randbytes(LARGEST)
+    packet = random.Random(1).randbytes(MAX_PACKET_BYTES)
     with connected(served, "echo") as client:
         client.setsockopt(socket.SOL_SOCKET, SO_SNDBUFFORCE, 1 << 20)
         client.send(packet)
         assert client.recv(1 << 20) == packet
         client.send(packet + b"x")
         with contextlib.suppress(ConnectionResetError):
-            assert client.recv(1 << 20) == b"", "not a part of it"
+            assert client.recv(1 << 20) == b"", "a part of the packet"
     assert ask_unixpacket(served.directory / "echo", b"hello") == [b"hello"]
 
 
@@ -148,10 +148,10 @@ def test_each_side_may_finish_first(served: Superd) -> None:
         client.send(b"half")
         assert client.recv(100) == b"", "superd has finished"
         client.send(b"still sent")
-    until(lambda: told(served, "seen") == [b"still sent"], "what was sent after that")
+    until(lambda: ask_talker(served, "seen") == [b"still sent"], "what was sent after that")
 
 
-def test_an_empty_packet_is_the_end(served: Superd) -> None:
+def test_an_empty_packet_ends_the_connection(served: Superd) -> None:
     with connected(served, "echo") as client:
         client.send(b"hello")
         client.send(b"")
@@ -166,14 +166,14 @@ def test_a_plugin_may_abort(served: Superd) -> None:
         assert client.recv(100) == b""
 
 
-def test_a_packet_that_is_too_long_to_be_sent_is_the_mistake_of_the_plugin(served: Superd) -> None:
+def test_sending_a_packet_that_is_too_long_is_an_error_of_the_plugin(served: Superd) -> None:
     errors = served.counts("talker")["errors"]
-    assert told(served, "too long") == []
+    assert ask_talker(served, "too long") == []
     assert served.counts("talker")["errors"] == errors + 1
     served.wait_for_log("plugin talker failed: ValueError: a packet has at most 262144 bytes")
 
 
-def test_clients_that_vanish_leave_nothing_behind(served: Superd) -> None:
+def test_clients_that_disconnect_suddenly_leave_no_connection_behind(served: Superd) -> None:
     lines = served.log().count("Traceback")
     for turn in range(300):
         with connected(served, "echo") as client:

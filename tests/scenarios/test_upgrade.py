@@ -1,4 +1,4 @@
-"""Upgrade in place: the same process, another program, and nobody who is connected notices."""
+"""Upgrade in place: the same process runs another program, and no connection is lost."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def upgrade(served: Superd) -> str:
-    """Upgrade, and return what the command says of it."""
+    """Upgrade, and return the output of the command."""
     done = served.run("upgrade")
     assert (done.returncode, done.stderr) == (0, ""), served.log()
     return done.stdout
@@ -64,7 +64,7 @@ def failed_upgrade(served: Superd) -> tuple[int, str]:
 
 
 def copy_of_superd(directory: Path) -> Path:
-    """Copy what is installed to where a test may change it; `environment` has it found."""
+    """Copy superd and its plugins, so a test can change them; `environment` selects the copy."""
     ignored = shutil.ignore_patterns("__pycache__")
     shutil.copytree(ROOT / "plugins", directory, ignore=ignored)
     shutil.copytree(ROOT / "superd", directory / "superd", ignore=ignored)
@@ -81,7 +81,7 @@ def environment(installed: Path) -> dict[str, str]:
     return {"PYTHONPATH": os.pathsep.join(path), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def test_the_process_the_listeners_and_the_connections_go_on(
+def test_an_upgrade_keeps_the_process_the_listeners_and_the_connections(
     start_superd: Start, installed: Path, tmp_path: Path
 ) -> None:
     toml = f"""
@@ -116,8 +116,8 @@ def test_the_process_the_listeners_and_the_connections_go_on(
         for client in (one, other, third):
             client.sendall(b"before")
             assert client.recv(100) == b"before"
-        said = upgrade(served)
-        assert said == f"superd {__version__} -> 99.0\nchild: unchanged\necho: unchanged\n"
+        output = upgrade(served)
+        assert output == f"superd {__version__} -> 99.0\nchild: unchanged\necho: unchanged\n"
         for client in (one, other, third):
             client.sendall(b"after")
             assert client.recv(100) == b"after"
@@ -144,7 +144,7 @@ def test_the_process_the_listeners_and_the_connections_go_on(
     assert not (tmp_path / "echo").exists()
 
 
-def test_nothing_is_left_over_from_upgrades(start_superd: Start) -> None:
+def test_upgrades_leak_no_descriptor_and_no_process(start_superd: Start) -> None:
     served = start_superd(ECHO)
 
     def open_files() -> int:
@@ -162,7 +162,7 @@ def test_nothing_is_left_over_from_upgrades(start_superd: Start) -> None:
     assert inherited == []
 
 
-# how an installation is broken: the file, what is replaced in it, by what, and what is told
+# ways to break an installation: the file, the text to replace, its replacement, the error
 BROKEN = {
     "syntax": ("errors.py", "import enum", "import enum(", "SyntaxError"),
     "exit": ("master/resume.py", "import gc", "raise SystemExit", "ended with code 0"),
@@ -185,21 +185,21 @@ BROKEN = {
 
 @contextmanager
 def broken_by(installed: Path, way: str) -> Iterator[str]:
-    """Break an installation, and yield what is told of it."""
-    name, whole, part, said = BROKEN[way]
+    """Break an installation, and yield the expected error."""
+    name, old, new, error = BROKEN[way]
     file = installed / "superd" / name
     text = file.read_text()
-    assert whole in text
-    file.write_text(text.replace(whole, part, 1))
+    assert old in text
+    file.write_text(text.replace(old, new, 1))
     try:
-        yield said
+        yield error
     finally:
         file.write_text(text)
 
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Superd, Path]]:
-    """One superd with a program of its own, which no test upgrades."""
+    """One superd that runs a copy of the program; no test upgrades it."""
     directory = tmp_path_factory.mktemp("superd")
     program = copy_of_superd(directory / "installed")
     served = Superd(directory, ECHO, env=environment(program))
@@ -210,23 +210,23 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Superd, 
 
 
 @pytest.mark.parametrize("way", BROKEN)
-def test_a_program_that_could_not_serve_does_not_get_to(
+def test_an_upgrade_to_a_broken_program_fails_and_changes_nothing(
     running: tuple[Superd, Path], way: str
 ) -> None:
     served, program = running
     workers = served.workers()
     with served.connect("echo") as client:
-        with broken_by(program, way) as said:
-            code, told = failed_upgrade(served)
-        assert (code, said in told) == (1, True)
-        assert f"not upgraded: {told.splitlines()[-1]}\n" in served.log()
+        with broken_by(program, way) as expected:
+            code, error = failed_upgrade(served)
+        assert (code, expected in error) == (1, True)
+        assert f"not upgraded: {error.splitlines()[-1]}\n" in served.log()
         client.sendall(b"x")
         assert client.recv(1) == b"x"
         assert exchange(served.connect("echo"), b"x") == b"x"
     assert served.workers() == workers
 
 
-def test_one_that_was_repaired_gets_to(start_superd: Start, installed: Path) -> None:
+def test_an_upgrade_to_a_repaired_program_succeeds(start_superd: Start, installed: Path) -> None:
     served = start_superd(ECHO, env=environment(installed))
     file = installed / "superd" / "worker" / "engine.py"
     aside = file.rename(file.with_suffix(".aside"))
@@ -239,7 +239,9 @@ def test_one_that_was_repaired_gets_to(start_superd: Start, installed: Path) -> 
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
-def test_a_mistake_in_the_configuration_is_told_with_its_place(start_superd: Start) -> None:
+def test_a_mistake_in_the_configuration_fails_the_upgrade_and_is_reported_with_its_line(
+    start_superd: Start,
+) -> None:
     served = start_superd(ECHO)
     served.file.write_text(served.file.read_text() + 'colour = "red"\n')
     code, text = failed_upgrade(served)
@@ -250,7 +252,7 @@ def test_a_mistake_in_the_configuration_is_told_with_its_place(start_superd: Sta
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
-def test_a_log_that_the_new_program_could_not_open_keeps_the_old_one(
+def test_a_log_file_that_cannot_be_opened_fails_the_upgrade(
     start_superd: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "logs").mkdir()
@@ -262,7 +264,9 @@ def test_a_log_that_the_new_program_could_not_open_keeps_the_old_one(
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
-def test_an_interpreter_that_is_gone_is_told(tmp_path: Path, installed: Path) -> None:
+def test_a_missing_interpreter_fails_the_upgrade_and_is_reported(
+    tmp_path: Path, installed: Path
+) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv" / "bin" / "python"
     env = environment(installed)
@@ -300,7 +304,7 @@ HANGS = """
 HANGING = '[service.h]\nplugin = "hangs"\nlisten = "tcp://127.0.0.1:0"\nuser = "root"\n'
 
 
-def test_a_stop_does_not_wait_for_a_trial_that_hangs(start_superd: Start, tmp_path: Path) -> None:
+def test_a_stop_does_not_wait_for_a_hanging_trial(start_superd: Start, tmp_path: Path) -> None:
     flag = tmp_path / "flag"
     source = HANGS.format(flag=str(flag), then="time.sleep(600)")
     served = start_superd(HANGING, env=make_plugin(tmp_path / "plugins", "hangs", source))
@@ -319,7 +323,7 @@ def test_a_stop_does_not_wait_for_a_trial_that_hangs(start_superd: Start, tmp_pa
     until(lambda: not any(map(is_alive, [trial, *below, *workers])), "the end of the trial")
 
 
-def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
+def test_the_old_workers_keep_serving_when_the_new_ones_fail_after_the_trial(
     start_superd: Start, tmp_path: Path
 ) -> None:
     flag = tmp_path / "flag"
@@ -328,7 +332,7 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
     served = start_superd(HANGING, env=make_plugin(tmp_path / "plugins", "hangs", source))
     pid, workers = served.pid, served.workers()
     assert served.run("ban", "127.0.0.7").returncode == 0
-    flag.touch()  # now the first start succeeds, which is the trial's, and the next one fails
+    flag.touch()  # the first start, by the trial, succeeds; the second start fails
     code, text = failed_upgrade(served)
     assert code == 1
     assert text.startswith("superd: the workers of the former version keep serving:\n")
@@ -338,7 +342,7 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
     assert served.run("ban", "127.0.0.8").returncode == 0
     assert served.run("unban", "127.0.0.7").returncode == 0
     with served.connect("h", "127.0.0.8") as banned:
-        assert receive_to_end(banned)[0] == b""  # the old ones know of it
+        assert receive_to_end(banned)[0] == b""  # the old workers apply the new ban
     assert receive_and_close(served.connect("h", "127.0.0.7")) == b"served\n"
     os.kill(workers[0], signal.SIGKILL)
     flag.unlink()
@@ -347,7 +351,7 @@ def test_workers_that_fail_after_all_leave_the_old_ones_in_place(
     assert receive_and_close(served.connect("h")) == b"served\n"
 
 
-def test_limits_bans_and_rates_hold_over_an_upgrade(start_superd: Start) -> None:
+def test_limits_bans_and_rates_are_kept_over_an_upgrade(start_superd: Start) -> None:
     served = start_superd(LIMITED_BY_SOURCE)
     assert served.run("ban", "127.0.0.9", "--reason", "rude").returncode == 0
     bans = served.run("bans").stdout
@@ -374,14 +378,14 @@ def test_limits_bans_and_rates_hold_over_an_upgrade(start_superd: Start) -> None
     assert served.run("bans").stdout == bans
 
 
-def test_a_ban_that_was_lifted_stays_lifted_though_its_file_could_not_be_written(
+def test_a_lifted_ban_stays_lifted_even_if_the_ban_file_could_not_be_written(
     start_superd: Start,
 ) -> None:
     served = start_superd(ECHO)
     assert served.run("ban", "127.0.0.9").returncode == 0
     file = served.directory / "bans"
     until(lambda: file.exists() and "127.0.0.9" in file.read_text(), "the ban in its file")
-    (served.directory / "bans.new").mkdir()  # is in the way
+    (served.directory / "bans.new").mkdir()  # prevents the write
     assert served.run("unban", "127.0.0.9").returncode == 0
     served.wait_for_log("cannot save bans")
     upgrade(served)
@@ -390,7 +394,7 @@ def test_a_ban_that_was_lifted_stays_lifted_though_its_file_could_not_be_written
     assert is_admitted(served, "echo", "127.0.0.9")
 
 
-def test_what_drains_already_goes_on_draining(start_superd: Start) -> None:
+def test_draining_workers_keep_draining_over_an_upgrade(start_superd: Start) -> None:
     port, other = free_ports(2)
     toml = f"""
         [daemon]
@@ -406,8 +410,8 @@ def test_what_drains_already_goes_on_draining(start_superd: Start) -> None:
         user = "daemon"
         """
     served = start_superd(toml + more)
-    with connect_tcp(("127.0.0.1", other)) as gone, connect_tcp(("127.0.0.1", port)) as kept:
-        for client in (gone, kept):
+    with connect_tcp(("127.0.0.1", other)) as removed, connect_tcp(("127.0.0.1", port)) as kept:
+        for client in (removed, kept):
             client.sendall(b"1")
             assert client.recv(1) == b"1"
         served.toml = toml
@@ -420,13 +424,13 @@ def test_what_drains_already_goes_on_draining(start_superd: Start) -> None:
             (1, "draining"),
             (3, "ready"),
         ]
-        for client in (gone, kept):
+        for client in (removed, kept):
             client.sendall(b"2")
             assert client.recv(1) == b"2"
-    until(lambda: len(served.answer()["workers"]) == 1, "those who drain to end")
+    until(lambda: len(served.answer()["workers"]) == 1, "the draining workers to end")
 
 
-def test_a_worker_that_dies_is_replaced_after_an_upgrade(start_superd: Start) -> None:
+def test_a_killed_worker_is_replaced_after_an_upgrade(start_superd: Start) -> None:
     served = start_superd(ECHO)
     upgrade(served)
     until(lambda: len(served.workers()) == 1, "one worker")
@@ -437,7 +441,7 @@ def test_a_worker_that_dies_is_replaced_after_an_upgrade(start_superd: Start) ->
     served.wait_for_log(rf"worker {worker} of pool \S+ was ended by SIGKILL")
 
 
-def test_a_worker_whose_plugin_was_removed_is_watched_to_its_end(
+def test_the_watchdog_watches_a_draining_worker_whose_plugin_was_removed(
     start_superd: Start, tmp_path: Path
 ) -> None:
     source = """
@@ -472,7 +476,7 @@ def test_a_worker_whose_plugin_was_removed_is_watched_to_its_end(
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
-def test_models_tcpmux_and_names_go_on(start_superd: Start) -> None:
+def test_tcpmux_and_names_work_after_an_upgrade(start_superd: Start) -> None:
     toml = """
         [service.mux]
         plugin = "tcpmux"
@@ -500,7 +504,7 @@ def test_models_tcpmux_and_names_go_on(start_superd: Start) -> None:
     until(lambda: served.answer()["resolver"], "the next resolver")
 
 
-def test_a_daemon_is_upgraded_too(tmp_path: Path) -> None:
+def test_a_daemon_can_be_upgraded(tmp_path: Path) -> None:
     port = free_port()
     served = Superd(tmp_path, echo_with_log(port))
     served.write()
@@ -517,35 +521,35 @@ def test_a_daemon_is_upgraded_too(tmp_path: Path) -> None:
         stop_daemon(served)
 
 
-def test_a_supervisor_is_told_of_an_upgrade_and_keeps_the_same_sockets(
+def test_the_service_manager_is_notified_of_an_upgrade_and_keeps_the_same_sockets(
     start_superd: Start, tmp_path: Path
 ) -> None:
-    told = NotifySocket(tmp_path / "notify")
+    manager = NotifySocket(tmp_path / "notify")
     try:
         served = start_superd(ECHO, env={"NOTIFY_SOCKET": str(tmp_path / "notify")})
-        told.wait_for("READY")
-        told.wait_for("FDSTORE")
+        manager.wait_for("READY")
+        manager.wait_for("FDSTORE")
         upgrade(served)
-        assert int(told.wait_for("RELOADING")["MONOTONIC_USEC"])
-        ready = told.wait_for("READY")
+        assert int(manager.wait_for("RELOADING")["MONOTONIC_USEC"])
+        ready = manager.wait_for("READY")
         assert int(ready["MAINPID"]) == served.pid
         assert ready["STATUS"] == "serving: 1 services, generation 2"
         served.toml = ECHO.replace("echo]", "other]")
         served.write()
         assert served.run("reload").returncode == 0
-        assert told.wait_for("FDSTOREREMOVE")["FDNAME"] == "superd/echo"
+        assert manager.wait_for("FDSTOREREMOVE")["FDNAME"] == "superd/echo"
     finally:
-        told.close()
+        manager.close()
 
 
 @pytest.mark.parametrize(
     "number",
     [2, pytest.param(6, marks=pytest.mark.slow), pytest.param(100, marks=pytest.mark.soak)],
 )
-def test_upgrades_under_load_lose_nobody(
+def test_upgrades_under_load_lose_no_connection(
     start_superd: Start, installed: Path, tmp_path: Path, number: int
 ) -> None:
-    """One in five is to a program that does not work, each time for another reason."""
+    """Every fifth upgrade is to a broken program, each broken in another way."""
     toml = f"""
         [daemon]
         workers = 2
@@ -564,8 +568,8 @@ def test_upgrades_under_load_lose_nobody(
         for n in range(number):
             if n % 5 == 1:
                 broken += 1
-                with broken_by(installed, next(ways)) as said:
-                    assert said in failed_upgrade(served)[1]
+                with broken_by(installed, next(ways)) as expected:
+                    assert expected in failed_upgrade(served)[1]
             else:
                 upgrade(served)
             for session in sessions:
@@ -576,7 +580,7 @@ def test_upgrades_under_load_lose_nobody(
     assert served.answer()["generation"] == 1 + number - broken
 
 
-def test_signals_of_the_moment_are_not_lost(start_superd: Start) -> None:
+def test_signals_during_an_upgrade_are_not_lost(start_superd: Start) -> None:
     served = start_superd(ECHO)
     for number in (signal.SIGUSR2, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         served.signal(number)

@@ -1,4 +1,4 @@
-"""Workers that are killed, that cannot start, that turn against their master."""
+"""Workers that are killed, that cannot start, and that try to harm the master."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 
 class Load:
-    """Clients who connect, talk and leave without a pause, from several threads.
+    """Clients in several threads that connect, echo and close without a pause.
 
-    `refused` counts connections that nobody took, `broken` those that ended before their answer,
-    `served` the others.
+    `refused` counts refused connections, `broken` connections that ended without an answer,
+    `served` the answered ones.
     """
 
     def __init__(self, address: Address, threads: int = 4) -> None:
         self.address = address
         self.served = self.refused = self.broken = 0
         self.count = threading.Lock()
-        self.over = threading.Event()
+        self.stop = threading.Event()
         self.threads = [threading.Thread(target=self._run) for _ in range(threads)]
 
     def __enter__(self) -> Load:
@@ -59,17 +59,17 @@ class Load:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.over.set()
+        self.stop.set()
         for thread in self.threads:
             thread.join(EVENT_TIMEOUT)
 
     def _run(self) -> None:
-        while not self.over.is_set():
-            result = self._talk()
+        while not self.stop.is_set():
+            result = self._exchange()
             with self.count:
                 setattr(self, result, getattr(self, result) + 1)
 
-    def _talk(self) -> str:
+    def _exchange(self) -> str:
         try:
             client = socket.create_connection(self.address, timeout=EVENT_TIMEOUT)
         except OSError:
@@ -81,7 +81,7 @@ class Load:
 
 
 def successor(superd: Superd, victim: int, pool: str) -> int:
-    """Wait for the worker that takes the victim's place."""
+    """Wait for the worker that replaces the victim; return its pid."""
     found = until(lambda: [pid for pid in superd.workers(pool) if pid != victim], "a successor")
     return found[0]
 
@@ -107,25 +107,27 @@ def test_a_killed_worker_is_replaced_without_a_refused_connection(
         assert neighbour.recv(100) == b"still here"
     assert load.refused == 0
     assert load.served > kills
-    assert load.broken <= kills * len(load.threads)  # one of each client, in flight at the time
+    assert load.broken <= kills * len(
+        load.threads
+    )  # each client loses at most its connection in flight
     assert longest < EVENT_TIMEOUT
     assert proc.inode_link(superd.address("echo")[1]) == listener
     assert not proc.zombies(superd.pid)
     print(f"{kills} kills: {load.served} served, {load.broken} broken, {longest:.2f} s at most")
 
 
-def test_workers_killed_all_at_once_are_all_replaced(start_superd: Start) -> None:
+def test_all_workers_are_replaced_when_all_are_killed_at_the_same_time(start_superd: Start) -> None:
     superd = start_superd(TWO_POOLS.replace("{loop}", 'auto"\nworkers = 4\nlog-format = "text'))
     victims = set(superd.workers())
     assert len(victims) == 8
     for pid in victims:
         os.kill(pid, signal.SIGKILL)
-    until(lambda: len(set(superd.workers()) - victims) == 8, "eight others")
+    until(lambda: len(set(superd.workers()) - victims) == 8, "eight other workers")
     assert not proc.zombies(superd.pid)
     assert set(proc.children(superd.pid)) == set(superd.workers())
 
 
-def test_a_worker_that_a_nameless_signal_ends_is_replaced(start_superd: Start) -> None:
+def test_a_worker_is_replaced_after_a_signal_without_a_name(start_superd: Start) -> None:
     superd = start_superd(TWO_POOLS.replace("{loop}", "auto"))
     (victim,) = superd.workers("other")
     os.kill(victim, 40)
@@ -155,15 +157,15 @@ FRAIL = """
 
 
 def with_frail(start_superd: Start, directory: Path, act: str) -> tuple[Superd, Path]:
-    """Start a plugin that cannot start once a file is there, beside one that always can."""
+    """Start a plugin that fails at its start once a file exists, beside one that never fails."""
     env = make_plugin(directory / "plugins", "frail", FRAIL.replace("{act}", act))
     marker = directory / "marker"
-    env["LANG"] = str(marker)  # one of the few variables that workers keep
+    env["LANG"] = str(marker)  # workers keep this variable
     toml = TWO_POOLS.replace("{loop}", "auto").replace('plugin = "echo"', 'plugin = "frail"', 1)
     return start_superd(toml.replace("service.echo", "service.frail"), env=env), marker
 
 
-def test_a_worker_that_cannot_start_any_more_is_throttled_and_reported(
+def test_a_worker_that_fails_at_every_start_is_throttled_and_reported(
     start_superd: Start, tmp_path: Path
 ) -> None:
     superd, marker = with_frail(start_superd, tmp_path, "os.kill(os.getpid(), 11)")
@@ -177,14 +179,14 @@ def test_a_worker_that_cannot_start_any_more_is_throttled_and_reported(
         assert superd.log().count("successor starts") == 3
         states = {worker["pool"]: worker["state"] for worker in superd.answer()["workers"]}
         assert states == {pool: "throttled", "other": "ready"}
-        waiting = socket.create_connection(superd.address("frail"), timeout=EVENT_TIMEOUT)
+        pending = socket.create_connection(superd.address("frail"), timeout=EVENT_TIMEOUT)
         marker.unlink()
-        assert exchange(waiting, b"patience\n") == b"patience\n"
+        assert exchange(pending, b"patience\n") == b"patience\n"
     assert (load.refused, load.broken) == (0, 0)
     assert load.served > 10
 
 
-def test_why_a_worker_cannot_start_is_in_the_log(start_superd: Start, tmp_path: Path) -> None:
+def test_the_log_says_why_a_worker_cannot_start(start_superd: Start, tmp_path: Path) -> None:
     superd, marker = with_frail(start_superd, tmp_path, "raise OSError(28, 'x')")
     marker.touch()
     os.kill(superd.workers()[0], signal.SIGKILL)
@@ -195,7 +197,7 @@ def test_why_a_worker_cannot_start_is_in_the_log(start_superd: Start, tmp_path: 
 
 
 @pytest.mark.soak
-def test_a_worker_that_is_never_ready_is_given_up_after_half_a_minute(
+def test_a_worker_that_is_not_ready_within_30_seconds_is_killed(
     start_superd: Start, tmp_path: Path
 ) -> None:
     superd, marker = with_frail(start_superd, tmp_path, "time.sleep(3600)")
@@ -210,13 +212,13 @@ def test_a_worker_that_is_never_ready_is_given_up_after_half_a_minute(
         assert exchange(client, b"patience\n") == b"patience\n"
 
 
-def test_a_master_that_cannot_fork_goes_on_and_tries_again(start_superd: Start) -> None:
+def test_a_master_that_cannot_fork_keeps_running_and_retries(start_superd: Start) -> None:
     superd = start_superd(TWO_POOLS.replace("{loop}", "auto"))
     (victim,) = superd.workers("other")
     soft, hard = resource.prlimit(superd.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(superd.pid, resource.RLIMIT_NOFILE, (3, hard))
     os.kill(victim, signal.SIGKILL)
-    with connect_unix(superd.directory / "control") as asking:  # whom nobody can be spared for
+    with connect_unix(superd.directory / "control") as asking:  # no descriptor is free to accept it
         before = processor_time(superd.pid)
         asking.sendall(b"status\n")
         superd.wait_for_log("its successor starts in 2 s")
@@ -229,7 +231,7 @@ def test_a_master_that_cannot_fork_goes_on_and_tries_again(start_superd: Start) 
     assert exchange(superd.connect("other"), b"hello") == b"hello"
 
 
-def test_a_worker_survives_the_longest_thing_that_a_plugin_raises(
+def test_a_worker_survives_an_exception_with_a_very_long_text(
     start_superd: Start, tmp_path: Path
 ) -> None:
     source = FRAIL.replace("{act}", "pass").replace(
