@@ -1,1 +1,1 @@
-"""The resolver: one process that looks up names for workers, which sit in empty jails."""
+"""The resolver: one process that looks up names for workers, whose jails are empty."""

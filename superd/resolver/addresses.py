@@ -1,10 +1,10 @@
-"""The addresses of a name, and how long they are valid: what DNS, /etc/hosts or the system says.
+"""Looks up the addresses of a name and their lifetime, from DNS, /etc/hosts or the system.
 
-Runs in the resolver, on its loop, and never blocks it. c-ares asks, since getaddrinfo(3) does not
-tell a TTL and holds a thread. Where it finds nothing the system is asked, which may know names from
-elsewhere (nsswitch.conf(5)). For what stands in /etc/hosts the system is asked at once, as c-ares
-takes all hosts there that share a name or an address for one, and gives each the addresses of all.
-Of what is answered only numeric addresses count. Never raises.
+Runs in the resolver, on its loop, and never blocks it. The lookups are made with c-ares, as
+getaddrinfo(3) reports no TTL and blocks a thread. The system's getaddrinfo(3) is called if c-ares
+finds nothing, as the system may have other sources of names (nsswitch.conf(5)). It is called first
+for a name in /etc/hosts: c-ares merges all hosts there that share a name or an address, and returns
+the addresses of all for each. Only numeric addresses are accepted from an answer. Never raises.
 """
 
 from __future__ import annotations
@@ -23,56 +23,58 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from aiodns import DNSResolver
 
-MIN_TTL = 1.0  # seconds
+# Lifetimes, in seconds.
+MIN_TTL = 1.0
 MAX_TTL = 3600.0
-HOSTS_FILE_TTL = 2.0  # an edited file is seen
-SYSTEM_TTL = 30.0  # getaddrinfo(3) does not say how long
-FAILURE_TTL = 5.0  # a target that comes back is soon found
-MOST_ADDRESSES = 16
-THREADS = 4  # not those for clients' names, which whoever connects can keep busy
-HOSTS = Path("/etc/hosts")
-FILES = (HOSTS, Path("/etc/resolv.conf"), Path("/etc/nsswitch.conf"))
+HOSTS_FILE_TTL = 2.0  # short, so that an edit of the file takes effect
+SYSTEM_TTL = 30.0  # getaddrinfo(3) reports none
+FAILURE_TTL = 5.0  # short, so that a target that returns is found soon
 
-Found = tuple[tuple[str, ...], float]  # and for how many seconds
-NOTHING: Found = ((), FAILURE_TTL)
+MAX_ADDRESSES = 16  # of one name
+SYSTEM_LOOKUP_THREADS = 4  # apart from those for clients' names, which clients can keep busy
+HOSTS_FILE = Path("/etc/hosts")
+WATCHED_FILES = (HOSTS_FILE, Path("/etc/resolv.conf"), Path("/etc/nsswitch.conf"))
+
+Found = tuple[tuple[str, ...], float]  # addresses or names, and their lifetime in seconds
 
 
 def load() -> None:
-    """Import the library, which no other process needs; before confinement, as it is in files."""
+    """Import the library; only the resolver does, before confinement hides the files."""
     import aiodns  # noqa: F401
 
 
 class Addresses:
-    """Looks up through one channel of c-ares, which knows the name servers that fail.
+    """Looks up through one channel of c-ares, which keeps track of name servers that fail.
 
-    There is a new one where a file that it has read has changed. c-ares remembers that there is no
-    such name for as long as the name server says, but is to find one that has come back: so a
-    channel which told of a failure is not asked for longer than that is valid.
+    The channel is replaced when a file that it has read changes. It is also replaced
+    `failure_ttl` seconds after a failed lookup: c-ares caches "no such name" for as long as the
+    name server says, while a target that returns should be found soon.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, failure_ttl: float = FAILURE_TTL) -> None:
         self._loop = loop
-        self._threads = ThreadPoolExecutor(THREADS)
-        self._hosts: frozenset[str] = frozenset()
+        self._failure_ttl = failure_ttl
+        self._threads = ThreadPoolExecutor(SYSTEM_LOOKUP_THREADS)
+        self._hosts_names: frozenset[str] = frozenset()
         self._channel: DNSResolver | None = None
         self._channel_until = math.inf
-        self._files: list[object] = []
+        self._file_states: list[object] = []
 
     async def look_up(self, name: str) -> Found:
-        """Return the numeric addresses of a name in the order of RFC 6724."""
+        """Return the numeric addresses of a name in the order of RFC 6724; none if not found."""
         from aiodns.error import ARES_ETIMEOUT, DNSError
 
         try:
-            channel = self._current()  # is held here, since the queries of one that goes are lost
-            if name.removesuffix(".") in self._hosts:
+            channel = self._current()  # held here, as dropping a channel cancels its queries
+            if name.removesuffix(".") in self._hosts_names:
                 return await self._ask_system(name, HOSTS_FILE_TTL)
             answer = await channel.getaddrinfo(name)
         except DNSError as error:
             if error.args[0] == ARES_ETIMEOUT:
-                return NOTHING  # the system would ask the same, and a thread would wait with it
-            valid_until = self._loop.time() + FAILURE_TTL
+                return (), self._failure_ttl  # the system would block a thread on the same servers
+            valid_until = self._loop.time() + self._failure_ttl
             self._channel_until = min(self._channel_until, valid_until)
-        except Exception:  # noqa: BLE001  c-ares may not start, for want of memory or descriptors
+        except Exception:  # noqa: BLE001  c-ares cannot start without memory or descriptors
             self._channel = None
         else:
             if found := _numeric(node.addr[0].decode("ascii") for node in answer.nodes):
@@ -83,29 +85,29 @@ class Addresses:
     def _current(self) -> DNSResolver:
         from aiodns import DNSResolver
 
-        files = [_state(file) for file in FILES]
-        is_over = self._loop.time() >= self._channel_until
-        if self._channel is None or is_over or files != self._files:
-            self._hosts = _names_in_hosts()
+        states = [_state(file) for file in WATCHED_FILES]
+        is_expired = self._loop.time() >= self._channel_until
+        if self._channel is None or is_expired or states != self._file_states:
+            self._hosts_names = _names_in_hosts_file()
             self._channel = DNSResolver(loop=self._loop)
             self._channel_until = math.inf
-            self._files = files
+            self._file_states = states
         return self._channel
 
-    async def _ask_system(self, name: str, valid: float) -> Found:
+    async def _ask_system(self, name: str, ttl: float) -> Found:
         ask = partial(socket.getaddrinfo, name.encode("ascii"), None, type=socket.SOCK_STREAM)
         try:
             entries = await self._loop.run_in_executor(self._threads, ask)
-        except (OSError, ValueError, RuntimeError):  # RuntimeError: there can be no thread
-            return NOTHING
+        except (OSError, ValueError, RuntimeError):  # RuntimeError: no thread can be started
+            return (), self._failure_ttl
         found = _numeric(str(entry[4][0]) for entry in entries)
-        return (found, valid) if found else NOTHING
+        return (found, ttl) if found else ((), self._failure_ttl)
 
 
-def _names_in_hosts() -> frozenset[str]:
-    """Return every word of /etc/hosts; whose name it is, is the system's to say."""
+def _names_in_hosts_file() -> frozenset[str]:
+    """Return every name in /etc/hosts; the system resolves them."""
     try:
-        text = HOSTS.read_bytes().decode("ascii", "replace").lower()
+        text = HOSTS_FILE.read_bytes().decode("ascii", "replace").lower()
     except OSError:
         return frozenset()
     lines = [line.partition("#")[0].split() for line in text.splitlines()]
@@ -113,8 +115,8 @@ def _names_in_hosts() -> frozenset[str]:
 
 
 def _numeric(texts: Iterable[str]) -> tuple[str, ...]:
-    """Return those that are addresses, but for those that hold on one interface only."""
-    return tuple(islice(dict.fromkeys(filter(_is_address, texts)), MOST_ADDRESSES))
+    """Return the texts that are addresses, without those of one interface (`%scope`)."""
+    return tuple(islice(dict.fromkeys(filter(_is_address, texts)), MAX_ADDRESSES))
 
 
 def _is_address(text: str) -> bool:
@@ -126,7 +128,7 @@ def _is_address(text: str) -> bool:
 
 
 def _state(file: Path) -> object:
-    """Return what is different once a file has been edited or replaced."""
+    """Return a value that changes when a file is edited or replaced."""
     try:
         status = file.stat()
     except OSError:

@@ -1,7 +1,7 @@
-"""The resolver's life: answers workers that ask for a host's confirmed name or a name's addresses.
+"""The resolver: answers workers that ask for a host's confirmed name or a name's addresses.
 
 Runs in a process of its own: unprivileged, outside any jail, without a listener of a service. It
-never reads what a client sends, and believes nothing that a name server says. A look-up that takes
+never reads data of clients, and trusts no answer of a name server unchecked. A lookup that takes
 too long is answered with nothing. Ends with the master. Never raises.
 """
 
@@ -31,13 +31,13 @@ from superd.resolver.addresses import Addresses, Found
 from superd.worker.channel import Channel
 from superd.worker.runtime.names import ADDRESSES_PREFIX, MAX_REQUEST_SIZE, answer_to
 
-THREADS = 16  # look-ups at a time, since each blocks its thread
-PATIENCE = 5.0  # seconds until somebody is told that there is none
-MOST_CLIENTS = 512
-MOST_WAITING = 2000  # requests that are looked up or wait for a thread
-MOST_KNOWN = 4096
-NAME_TTL = 300.0  # seconds; name servers say how long, but getnameinfo(3) does not tell
-FAILURE_TTL = 60.0
+NAME_LOOKUP_THREADS = 16  # each lookup of a name blocks its thread
+LOOKUP_TIMEOUT = 5.0  # seconds
+MAX_CLIENTS = 512  # connections of workers
+MAX_PENDING = 2000  # requests that are looked up or queued for a thread
+MAX_CACHED = 4096  # answers
+NAME_TTL = 300.0  # seconds; getnameinfo(3) does not report the TTL
+NAME_FAILURE_TTL = 60.0  # seconds
 
 
 def main(
@@ -47,12 +47,12 @@ def main(
     threshold: Threshold,
     line: socket.socket,
 ) -> NoReturn:
-    """Serve until the master goes. Called right after the fork, with all signals blocked."""
+    """Serve until the master ends. Called right after the fork, with all signals blocked."""
     channel = Channel(line, threshold)
     code = int(ExitCode.FAILED)
     try:
         reset_signals()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's is for the master
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master acts on that of a terminal
         setproctitle("superd: resolver")
         close_other_descriptors([line.fileno(), listener.fileno()])
         clean_environment()
@@ -62,18 +62,18 @@ def main(
         loop = asyncio.SelectorEventLoop()
         resolver = Resolver(loop, listener, users)
         loop.add_reader(listener, resolver.accept)
-        loop.add_reader(line, loop.stop)  # it is readable only once the master has gone
+        loop.add_reader(line, loop.stop)  # readable only once the master has ended
         channel.ready()
         loop.run_forever()
         code = int(ExitCode.OK)
-    except BaseException as error:  # noqa: BLE001  the master is told, whatever it is
+    except BaseException as error:  # noqa: BLE001  any failure is reported to the master
         channel.failed(code, f"the resolver: {reason(error)}")
     finally:
         os._exit(code)
 
 
 class Resolver:
-    """Looks up, remembers, and answers; equal requests are looked up once."""
+    """Looks up, caches and answers; equal requests share one lookup."""
 
     def __init__(
         self,
@@ -87,53 +87,55 @@ class Resolver:
         self.listener = listener
         self.users = {0, *users}
         self.clients: set[socket.socket] = set()
-        self.waiting: dict[str, set[socket.socket]] = {}
-        self.known: dict[str, tuple[tuple[str, ...], float]] = {}
-        self.threads = ThreadPoolExecutor(THREADS)
+        self.pending: dict[str, set[socket.socket]] = {}
+        self.cache: dict[str, tuple[tuple[str, ...], float]] = {}
+        self.threads = ThreadPoolExecutor(NAME_LOOKUP_THREADS)
         self.name_of = name_of
         self.addresses_of = addresses_of or Addresses(loop).look_up
         listener.setblocking(False)
 
     def accept(self) -> None:
+        """Accept a worker; hang up on any other user's process."""
         with contextlib.suppress(OSError):
             client, _ = self.listener.accept()
-            if len(self.clients) >= MOST_CLIENTS or peer_ids(client)[0] not in self.users:
+            if len(self.clients) >= MAX_CLIENTS or peer_ids(client)[0] not in self.users:
                 client.close()
                 return
             client.setblocking(False)
             self.clients.add(client)
-            self.loop.add_reader(client, self._heard, client)
+            self.loop.add_reader(client, self._receive, client)
 
-    def _heard(self, client: socket.socket) -> None:
+    def _receive(self, client: socket.socket) -> None:
         try:
             request = client.recv(MAX_REQUEST_SIZE + 1).decode("ascii")
             _check(request)
         except BlockingIOError:
             return
         except (OSError, ValueError):
-            self._drop(client)  # it has gone, or asks what no worker would
+            self._drop(client)  # it has hung up, or is not a worker
             return
-        found, until = self.known.get(request, ((), 0.0))
-        valid = until - self.loop.time()
-        if valid > 0:
-            self._answer(client, request, found, valid)
-        elif request in self.waiting:
-            self.waiting[request].add(client)
-        elif len(self.waiting) >= MOST_WAITING:
+        found, expires_at = self.cache.get(request, ((), 0.0))
+        ttl = expires_at - self.loop.time()
+        if ttl > 0:
+            self._answer(client, request, found, ttl)
+        elif request in self.pending:
+            self.pending[request].add(client)
+        elif len(self.pending) >= MAX_PENDING:
             self._answer(client, request, *_nothing(request))
         else:
-            self.waiting[request] = {client}
-            self.loop.create_task(self._looked_up(request))
+            self.pending[request] = {client}
+            self.loop.create_task(self._resolve(request))
 
-    async def _looked_up(self, request: str) -> None:
-        found, valid = _nothing(request)
-        with contextlib.suppress(Exception):  # whatever it is, nothing was found
-            found, valid = await asyncio.wait_for(self._look_up(request), PATIENCE)
-        while len(self.known) >= MOST_KNOWN:
-            del self.known[next(iter(self.known))]
-        self.known[request] = (found, self.loop.time() + valid)
-        for client in self.waiting.pop(request):
-            self._answer(client, request, found, valid)
+    async def _resolve(self, request: str) -> None:
+        """Look a request up, cache the result, and answer every client that asked meanwhile."""
+        found, ttl = _nothing(request)
+        with contextlib.suppress(Exception):  # any failure means that nothing was found
+            found, ttl = await asyncio.wait_for(self._look_up(request), LOOKUP_TIMEOUT)
+        while len(self.cache) >= MAX_CACHED:
+            del self.cache[next(iter(self.cache))]
+        self.cache[request] = (found, self.loop.time() + ttl)
+        for client in self.pending.pop(request):
+            self._answer(client, request, found, ttl)
 
     async def _look_up(self, request: str) -> Found:
         if request.startswith(ADDRESSES_PREFIX):
@@ -143,13 +145,13 @@ class Resolver:
         return ((name,), NAME_TTL) if name else _nothing(request)
 
     def _answer(
-        self, client: socket.socket, request: str, found: tuple[str, ...], valid: float
+        self, client: socket.socket, request: str, found: tuple[str, ...], ttl: float
     ) -> None:
         if client in self.clients:
             try:
-                client.send(answer_to(request, found, valid))
+                client.send(answer_to(request, found, ttl))
             except OSError:
-                self._drop(client)  # it does not read, or has gone
+                self._drop(client)  # it does not read, or has hung up
 
     def _drop(self, client: socket.socket) -> None:
         self.loop.remove_reader(client)
@@ -158,7 +160,7 @@ class Resolver:
 
 
 def _check(request: str) -> None:
-    """Raise OSError or ValueError for what is no request."""
+    """Raise OSError or ValueError for an invalid request."""
     if request.startswith(ADDRESSES_PREFIX):
         name = request.removeprefix(ADDRESSES_PREFIX)
         if not name or normalized_name(name) != name:
@@ -168,4 +170,5 @@ def _check(request: str) -> None:
 
 
 def _nothing(request: str) -> Found:
-    return addresses.NOTHING if request.startswith(ADDRESSES_PREFIX) else ((), FAILURE_TTL)
+    ttl = addresses.FAILURE_TTL if request.startswith(ADDRESSES_PREFIX) else NAME_FAILURE_TTL
+    return (), ttl

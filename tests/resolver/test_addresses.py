@@ -1,6 +1,6 @@
-"""Rules for the addresses of names: as DNS, /etc/hosts and the system say, for as long as they say.
+"""The addresses of names and their lifetime, from DNS, /etc/hosts and the system.
 
-A worker in an empty jail asks a real resolver, which asks a name server of the test's own.
+A worker in an empty jail asks a real resolver, which asks the test's own name server.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ OURS = FILES | {
 
 
 class Net:
-    """A machine with a name server, a resolver, and a worker that asks. `host` is a test's own."""
+    """A network with a name server, a resolver and a worker; each test has its own `host`."""
 
     numbers = itertools.count()
 
@@ -44,11 +44,13 @@ class Net:
         self.addresses = asking.addresses
         self.host = f"host-{next(self.numbers)}.example"
 
-    def tell(self, addresses: str) -> None:
+    def set_addresses(self, addresses: str) -> None:
         self.names.addresses[self.host.encode()] = addresses
 
     def write(self, file: str, text: str) -> None:
-        Path("/etc/netns", self.space.name, file).write_text(text)  # in place: it is mounted
+        Path("/etc/netns", self.space.name, file).write_text(
+            text
+        )  # in place, as the file is mounted
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +72,16 @@ def net(running: Net) -> Iterator[Net]:
         running.write(file, text)
 
 
-def test_only_the_resolver_loads_the_library_and_it_stays_powerless(net: Net) -> None:
-    net.tell("192.0.2.7")
+def test_only_the_resolver_loads_the_library_and_it_is_unprivileged(net: Net) -> None:
+    net.set_addresses("192.0.2.7")
     assert net.addresses(net.host) == "192.0.2.7"
     assert net.asking.startup["modules"] == []
     assert_powerless(net.asking.resolver, NOBODY, NOBODY)
 
 
-def test_all_addresses_come_in_the_order_of_the_system(net: Net) -> None:
-    told = "203.0.113.9 198.51.100.7 2001:db8:ffff::9 2001:db8::7 192.0.2.7"
-    net.tell(told)
+def test_addresses_are_in_the_order_of_the_system(net: Net) -> None:
+    addresses = "203.0.113.9 198.51.100.7 2001:db8:ffff::9 2001:db8::7 192.0.2.7"
+    net.set_addresses(addresses)
     code = (
         "import json, socket, sys;"
         "found = socket.getaddrinfo(sys.argv[1], None, type=socket.SOCK_STREAM);"
@@ -88,7 +90,7 @@ def test_all_addresses_come_in_the_order_of_the_system(net: Net) -> None:
     command = [*net.space.wrapper, sys.executable, "-c", code, net.host]
     done = subprocess.run(command, capture_output=True, check=True)
     found = net.addresses(net.host).split()
-    assert sorted(found) == sorted(told.split())
+    assert sorted(found) == sorted(addresses.split())
     assert found[0] == "2001:db8::7"
     reachable = [
         one for one in json.loads(done.stdout) if not one.startswith(("203", "2001:db8:f"))
@@ -97,31 +99,31 @@ def test_all_addresses_come_in_the_order_of_the_system(net: Net) -> None:
 
 
 def test_an_address_is_valid_for_its_ttl(net: Net) -> None:
-    net.tell("192.0.2.7")
+    net.set_addresses("192.0.2.7")
     assert net.addresses(net.host) == "192.0.2.7"
-    asked = net.names.questions
-    net.tell("192.0.2.8")
+    questions = net.names.questions
+    net.set_addresses("192.0.2.8")
     assert net.addresses(net.host.upper()) == "192.0.2.7"
-    assert net.names.questions == asked
+    assert net.names.questions == questions
 
 
 @pytest.mark.parametrize("ttl", [0, 1])
-def test_an_address_that_changes_is_seen_after_its_ttl(net: Net, ttl: int) -> None:
+def test_a_changed_address_is_found_after_its_ttl(net: Net, ttl: int) -> None:
     net.names.ttl = ttl
-    net.tell("192.0.2.7")
+    net.set_addresses("192.0.2.7")
     assert net.addresses(net.host) == "192.0.2.7"
-    net.tell("192.0.2.8")
-    until(lambda: net.addresses(net.host) == "192.0.2.8", "the TTL to be over")
+    net.set_addresses("192.0.2.8")
+    until(lambda: net.addresses(net.host) == "192.0.2.8", "the TTL to expire")
 
 
 def test_equal_requests_are_looked_up_once(net: Net) -> None:
-    net.tell("192.0.2.7")
-    asked = net.names.questions
+    net.set_addresses("192.0.2.7")
+    questions = net.names.questions
     assert net.asking.ask(*[net.host] * 50) == {net.host: "192.0.2.7"}
-    assert net.names.questions == asked + 2  # A and AAAA
+    assert net.names.questions == questions + 2  # A and AAAA
 
 
-def test_there_may_be_none(net: Net) -> None:
+def test_a_name_without_addresses_has_none(net: Net) -> None:
     net.names.addresses[b"empty.example"] = ""
     assert net.addresses("no-such.example") == ""
     assert net.addresses("empty.example") == ""
@@ -129,8 +131,21 @@ def test_there_may_be_none(net: Net) -> None:
     assert net.addresses("fails.example") == ""
 
 
-def test_a_name_that_comes_to_be_is_found_soon_whatever_its_name_server_says(net: Net) -> None:
-    def forget_it_for_an_hour(query: bytes, answer: bytes) -> bytes:
+LOOK_UP = """
+import asyncio, sys
+from superd.resolver.addresses import Addresses
+
+async def main():
+    addresses = Addresses(asyncio.get_running_loop(), failure_ttl=0.2)
+    for name in sys.stdin:
+        print(*await addresses.look_up(name.strip()), flush=True)
+
+asyncio.run(main())
+"""
+
+
+def test_a_new_name_is_found_soon_whatever_its_name_server_says(net: Net) -> None:
+    def no_such_name_for_an_hour(query: bytes, answer: bytes) -> bytes:
         soa = b"\0\0" + struct.pack("!IIIII", 1, 3600, 3600, 3600, 3600)
         authority = struct.pack("!HH", 1, 0)
         return (
@@ -142,29 +157,43 @@ def test_a_name_that_comes_to_be_is_found_soon_whatever_its_name_server_says(net
             + soa
         )
 
-    net.names.hostile = forget_it_for_an_hour
-    assert net.addresses("late.example") == ""
-    net.names.hostile = None
-    net.names.addresses[b"late.example"] = "192.0.2.7"
-    until(lambda: net.addresses("late.example") == "192.0.2.7", "it to be asked for again")
+    with subprocess.Popen(
+        [*net.space.wrapper, sys.executable, "-c", LOOK_UP],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+
+        def look_up(name: str) -> str:
+            assert process.stdin
+            assert process.stdout
+            print(name, file=process.stdin, flush=True)
+            return process.stdout.readline()
+
+        net.names.hostile = no_such_name_for_an_hour
+        assert look_up("late.example") == "() 0.2\n"
+        net.names.hostile = None
+        net.names.addresses[b"late.example"] = "192.0.2.7"
+        until(lambda: "192.0.2.7" in look_up("late.example"), "a new lookup")
+        process.communicate()
 
 
-def test_names_are_searched_as_the_system_does(net: Net) -> None:
+def test_search_domains_are_used(net: Net) -> None:
     net.names.addresses[b"db.corp.example"] = "192.0.2.7"
     assert net.addresses("db") == "192.0.2.7"
     assert net.addresses("db.") == ""
 
 
-def test_a_name_of_etc_hosts_needs_no_name_server_and_an_edited_one_is_seen(net: Net) -> None:
-    asked = net.names.questions
+def test_etc_hosts_is_read_without_a_name_server_and_again_after_an_edit(net: Net) -> None:
+    questions = net.names.questions
     assert net.addresses("written.example") == "2001:db8::200 192.0.2.200"
     assert net.addresses("edited.example") == "192.0.2.200"
     net.write("hosts", "192.0.2.201 edited.example\n")
     until(lambda: net.addresses("edited.example") == "192.0.2.201", "the file to be read")
-    assert net.names.questions == asked
+    assert net.names.questions == questions
 
 
-def test_hosts_that_share_a_name_in_etc_hosts_are_not_one(net: Net) -> None:
+def test_hosts_that_share_a_name_in_etc_hosts_are_not_merged(net: Net) -> None:
     lines = ("127.0.0.1 localhost own", "192.0.2.5 own one", "192.0.2.6 one two # three")
     net.write("hosts", "".join(f"{line}\n" for line in lines))
     assert net.addresses("two") == "192.0.2.6"
@@ -180,8 +209,8 @@ def test_a_changed_resolv_conf_is_read(net: Net) -> None:
     assert net.addresses("new") == "192.0.2.7"
 
 
-def test_a_silent_name_server_holds_up_nobody_who_does_not_need_it(net: Net) -> None:
-    net.tell("192.0.2.7")
+def test_a_silent_name_server_delays_no_other_lookup(net: Net) -> None:
+    net.set_addresses("192.0.2.7")
     assert net.addresses(net.host) == "192.0.2.7"
     net.names.is_silent = True
     start = time.monotonic()
@@ -227,15 +256,15 @@ HOSTILE: dict[str, Callable[[bytes, bytes], bytes]] = {
 }
 
 
-def test_whatever_a_name_server_says_the_resolver_lives(net: Net) -> None:
-    def answer_as_asked(query: bytes, answer: bytes) -> bytes:
+def test_the_resolver_survives_hostile_answers(net: Net) -> None:
+    def hostile_answer(query: bytes, answer: bytes) -> bytes:
         trick = HOSTILE.get(query[13 : 13 + query[12]].decode())
         return trick(query, answer) if trick else answer
 
     names = [f"{trick}.example" for trick in HOSTILE]
     net.names.addresses |= {name.encode(): "192.0.2.7" for name in names}
-    net.names.hostile = answer_as_asked
-    net.tell("192.0.2.8")
+    net.names.hostile = hostile_answer
+    net.set_addresses("192.0.2.8")
     answers = net.asking.ask(*names, net.host)
     assert set(answers) == {*names, net.host}
     assert answers.pop(net.host) == "192.0.2.8"
@@ -243,13 +272,13 @@ def test_whatever_a_name_server_says_the_resolver_lives(net: Net) -> None:
     os.kill(net.asking.resolver, 0)
 
 
-def test_no_more_than_a_few_addresses_are_taken(net: Net) -> None:
+def test_at_most_sixteen_addresses_are_accepted(net: Net) -> None:
     net.names.hostile = many
     assert len(net.addresses(net.host).split()) == 16
 
 
 @pytest.mark.parametrize("ttl", [0x7FFFFFFF, 0x80000000, 0xFFFFFFFF])
-def test_a_ttl_may_be_anything(net: Net, ttl: int) -> None:
+def test_a_ttl_may_have_any_value(net: Net, ttl: int) -> None:
     net.names.ttl = ttl
-    net.tell("192.0.2.7")
+    net.set_addresses("192.0.2.7")
     assert net.addresses(net.host) == "192.0.2.7"

@@ -1,4 +1,4 @@
-"""The resolver's answers to what a worker asks, with look-ups that do what the test says."""
+"""The resolver's answers to workers, with lookups that the test controls."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from superd.resolver.addresses import Found
-from superd.resolver.resolver import MOST_WAITING, Resolver
+from superd.resolver.resolver import MAX_PENDING, Resolver
 from superd.worker.runtime.names import Names
+from tests.support.harness import EVENT_TIMEOUT
 
 
 class Running:
-    """A resolver and a worker's half on one loop; `asked` is what was looked up."""
+    """A resolver and its clients on one loop; `looked_up` are the names that were looked up."""
 
     def __init__(self) -> None:
         self.loop = asyncio.SelectorEventLoop()
-        self.asked: list[str] = []
+        self.looked_up: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.answers: dict[str, Found] = {}
@@ -33,7 +34,7 @@ class Running:
         self.loop.add_reader(self.listener, self.resolver.accept)
 
     async def addresses_of(self, name: str) -> Found:
-        self.asked.append(name)
+        self.looked_up.append(name)
         await self.gate.wait()
         return self.answers[name]
 
@@ -45,7 +46,7 @@ class Running:
             while not condition():
                 await asyncio.sleep(0.001)
 
-        self.loop.run_until_complete(asyncio.wait_for(poll(), 5))
+        self.loop.run_until_complete(asyncio.wait_for(poll(), EVENT_TIMEOUT))
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ def running() -> Iterator[Running]:
     one.loop.close()
 
 
-def test_both_kinds_of_requests_are_answered_on_one_line(running: Running) -> None:
+def test_both_kinds_of_requests_are_answered_on_one_connection(running: Running) -> None:
     running.answers["host.example"] = (("2001:db8::1", "192.0.2.1"), 60.0)
     found: list[object] = []
     names = running.worker()
@@ -71,17 +72,18 @@ def test_both_kinds_of_requests_are_answered_on_one_line(running: Running) -> No
     names._disconnect()
 
 
-def test_another_worker_gets_what_is_left_of_the_ttl(running: Running) -> None:
-    running.answers["host.example"] = (("192.0.2.1",), 0.3)
+def test_another_worker_gets_the_rest_of_the_ttl(running: Running) -> None:
+    running.answers["host.example"] = (("192.0.2.1",), 3600.0)
     found: list[object] = []
     first, second = running.worker(), running.worker()
     first.addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 1)
-    running.loop.run_until_complete(asyncio.sleep(0.1))
+    addresses, expires_at = running.resolver.cache["=host.example"]
+    running.resolver.cache["=host.example"] = addresses, expires_at - 1800  # half an hour later
     second.addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 2)
-    assert running.asked == ["host.example"]
-    assert second._cache["=host.example"][1] <= first._cache["=host.example"][1] + 0.01
+    assert running.looked_up == ["host.example"]
+    assert second._cache["=host.example"][1] < first._cache["=host.example"][1] - 1700
     first._disconnect()
     second._disconnect()
 
@@ -93,15 +95,15 @@ def test_equal_requests_of_several_workers_are_looked_up_once(running: Running) 
     workers = [running.worker() for _ in range(3)]
     for names in workers:
         names.addresses("host.example", found.append)
-    running.wait_for(lambda: len(running.resolver.waiting.get("=host.example", ())) == 3)
+    running.wait_for(lambda: len(running.resolver.pending.get("=host.example", ())) == 3)
     running.gate.set()
     running.wait_for(lambda: len(found) == 3)
-    assert running.asked == ["host.example"]
+    assert running.looked_up == ["host.example"]
     for names in workers:
         names._disconnect()
 
 
-def test_a_look_up_that_fails_is_none(running: Running) -> None:
+def test_a_lookup_that_fails_finds_nothing(running: Running) -> None:
     found: list[object] = []
     names = running.worker()
     names.addresses("unexpected.example", found.append)  # raises KeyError
@@ -114,18 +116,20 @@ def test_a_look_up_that_fails_is_none(running: Running) -> None:
     "request_",
     [b"=", b"=no name", b"=HOST", b"=127.1", b"=\xff", b"=" + b"x" * 2000, b"host", b"x"],
 )
-def test_who_asks_what_no_worker_would_is_hung_up_on(running: Running, request_: bytes) -> None:
+def test_a_client_with_an_invalid_request_is_disconnected(
+    running: Running, request_: bytes
+) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as client:
         client.connect("\0" + running.address.lstrip("\0"))
         client.setblocking(False)
         client.send(request_)
         assert running.loop.run_until_complete(running.loop.sock_recv(client, 100)) == b""
-    assert running.asked == []
+    assert running.looked_up == []
 
 
-def test_more_than_it_can_look_up_are_told_that_there_is_none(running: Running) -> None:
-    for number in range(MOST_WAITING):
-        running.resolver.waiting[f"={number}.example"] = set()
+def test_requests_beyond_the_limit_find_nothing(running: Running) -> None:
+    for number in range(MAX_PENDING):
+        running.resolver.pending[f"={number}.example"] = set()
     found: list[object] = []
     names = running.worker()
     names.addresses("host.example", found.append)
