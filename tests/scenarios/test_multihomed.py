@@ -1,6 +1,6 @@
 """Services that share a port at different local addresses: each client reaches the most specific.
 
-All of it in a network namespace, on port 7, with addresses of both families.
+Runs in a network namespace, on port 7, with addresses of both families.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.namespaces import Namespace, network_namespace
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 
-# answers which service was reached, and at which of our addresses
+# answers with the service and the local address that a client reached
 WITNESS = """
     from superd.plugin import Options, Service, hookimpl
 
@@ -60,7 +60,7 @@ ANSWERS = {
 
 @contextlib.contextmanager
 def a_machine() -> Iterator[Namespace]:
-    """Make a machine that has all the addresses."""
+    """Make a network namespace with all the addresses."""
     with network_namespace() as space:
         for host in ANSWERS:
             if not host.startswith(("127.", "::1")):
@@ -80,7 +80,7 @@ def bracketed(host: str) -> str:
 
 def entry(label: str, hosts: list[str]) -> str:
     listen = [f"{kind}://{bracketed(host)}:7" for host in hosts for kind in ("tcp", "udp")]
-    extra = 'user = "daemon"' if label == PRIVATE else ""  # served by a pool of its own
+    extra = 'user = "daemon"' if label == PRIVATE else ""  # in another pool
     return f"""
         [service.{label}]
         plugin = "witness"
@@ -93,7 +93,7 @@ def entry(label: str, hosts: list[str]) -> str:
 
 def entries() -> list[str]:
     hosts = {
-        label: [host for host, who in ANSWERS.items() if who == label]
+        label: [host for host, expected in ANSWERS.items() if expected == label]
         for label in (SPECIFIC, PRIVATE)
     }
     hosts[WILDCARD] = ["*"]
@@ -120,7 +120,7 @@ def env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.mark.parametrize("order", ["wildcard first", "wildcard last"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_each_connection_and_datagram_reaches_the_most_specific(
+def test_each_connection_and_datagram_reaches_the_most_specific_service(
     start_superd: Start, machine: Namespace, env: dict[str, str], order: str, workers: int
 ) -> None:
     start_superd(toml(order, workers), *machine.wrapper, env=env)
@@ -128,7 +128,7 @@ def test_each_connection_and_datagram_reaches_the_most_specific(
         assert_each_reaches_the_most_specific(rounds=10)
 
 
-def test_an_order_within_one_service_does_not_matter_either(
+def test_the_order_of_addresses_within_a_service_does_not_matter(
     start_superd: Start, machine: Namespace, env: dict[str, str]
 ) -> None:
     both = [entry(WILDCARD, ["127.0.0.2", "*", "::1", "127.0.0.3"])]
@@ -142,7 +142,7 @@ def test_an_order_within_one_service_does_not_matter_either(
 
 @pytest.fixture(scope="module")
 def occupied(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Namespace]:
-    """A machine where a superd has all the addresses."""
+    """A network namespace in which a superd listens on all the addresses."""
     first = Superd(tmp_path_factory.mktemp("first"), toml("wildcard first"), env=env)
     with a_machine() as space:
         try:
@@ -152,19 +152,19 @@ def occupied(env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> I
             first.stop()
 
 
-SPECIFIC_ONES = [host for host, label in ANSWERS.items() if label != WILDCARD]
+SPECIFIC_HOSTS = [host for host, label in ANSWERS.items() if label != WILDCARD]
 
 
 @pytest.mark.parametrize(
     ("hosts", "named"),
     [
-        (["*", *SPECIFIC_ONES], ["0.0.0.0", "::", *SPECIFIC_ONES]),
+        (["*", *SPECIFIC_HOSTS], ["0.0.0.0", "::", *SPECIFIC_HOSTS]),
         (["*"], ["0.0.0.0", "::"]),
         *(([host], [host]) for host in ("127.0.0.2", "192.0.2.2", "2001:db8::1")),
     ],
     ids=["all", "wildcard", "specific", "under the wildcard", "ipv6"],
 )
-def test_a_second_superd_is_not_let_in(
+def test_a_second_superd_cannot_bind_any_of_the_addresses(
     occupied: Namespace, env: dict[str, str], tmp_path: Path, hosts: list[str], named: list[str]
 ) -> None:
     second = Superd(tmp_path, entry(WILDCARD, hosts), env=env)
@@ -177,12 +177,12 @@ def test_a_second_superd_is_not_let_in(
         for host in named:
             for kind in ("tcp", "udp"):
                 assert f"cannot listen on {kind}://{bracketed(host)}:7: " in second.log()
-        # nothing of the first was touched, not even for a moment
+        # the first superd still serves all of its addresses and connections
         assert exchange(session, b"who?") == f"{SPECIFIC} 127.0.0.2:7".encode()
         assert_each_reaches_the_most_specific(rounds=5)
 
 
-def test_another_program_at_one_of_the_addresses_is_noticed(
+def test_an_address_in_use_by_another_program_is_reported(
     machine: Namespace, env: dict[str, str], tmp_path: Path
 ) -> None:
     daemon = Superd(tmp_path, toml("wildcard first"), env=env)
@@ -196,7 +196,7 @@ def test_another_program_at_one_of_the_addresses_is_noticed(
     assert "udp://" not in daemon.log()
 
 
-def test_without_ipv6_the_wildcard_is_ipv4_beside_a_specific_address(
+def test_without_ipv6_the_wildcard_serves_ipv4_beside_a_specific_address(
     start_superd: Start, env: dict[str, str]
 ) -> None:
     with network_namespace() as machine:

@@ -1,4 +1,4 @@
-"""Rules for names: only a confirmed one counts, in a jail too, and whatever a name server does."""
+"""Rules for names: only a confirmed name counts, also in a jail, whatever a name server answers."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ PORTS = {"friends": 7001, "others": 7002, "plain": 7003, "few": 7004}
 
 
 class Net:
-    """A machine with a name server and superd."""
+    """A network namespace with a name server and superd."""
 
     def __init__(self, space: Namespace, names: NameServer, served: Superd) -> None:
         self.space = space
@@ -79,13 +79,13 @@ def net(start_superd: Start, jail: Path) -> Iterator[Net]:
         served.stop()
 
 
-def test_a_name_counts_if_it_leads_back_to_the_address(net: Net) -> None:
+def test_a_name_counts_if_it_resolves_back_to_the_address(net: Net) -> None:
     net.names.names["127.0.0.2"] = b"Host.EXAMPLE"
     net.names.addresses[b"host.example"] = "127.0.0.2"
     assert net.is_admitted("friends", "127.0.0.2")
     asked = net.names.questions
     assert net.is_admitted("friends", "127.0.0.2")
-    assert net.names.questions == asked  # it is remembered
+    assert net.names.questions == asked  # the answer is cached
 
 
 def test_an_address_rule_needs_no_name_server(net: Net) -> None:
@@ -105,17 +105,17 @@ SPOOFED = {
 
 
 @pytest.mark.parametrize("trick", SPOOFED)
-def test_a_name_that_is_not_confirmed_is_none(net: Net, trick: str) -> None:
-    told, name, address = SPOOFED[trick]
-    if told:
-        net.names.names["127.0.0.2"] = told
+def test_an_unconfirmed_name_does_not_count(net: Net, trick: str) -> None:
+    answer, name, address = SPOOFED[trick]
+    if answer:
+        net.names.names["127.0.0.2"] = answer
     if name:
         net.names.addresses[name] = address
     assert not net.is_admitted("friends", "127.0.0.2")
-    assert not net.is_admitted("others", "127.0.0.2")  # it might be the one that is denied
+    assert not net.is_admitted("others", "127.0.0.2")  # its true name might be the denied one
 
 
-def test_a_name_that_is_denied_keeps_out_and_another_does_not(net: Net) -> None:
+def test_a_denied_name_is_refused_and_another_name_is_admitted(net: Net) -> None:
     for address, name in (("127.0.0.2", b"bad.example"), ("127.0.0.3", b"good.example")):
         net.names.names[address] = name
         net.names.addresses[name] = address
@@ -124,32 +124,32 @@ def test_a_name_that_is_denied_keeps_out_and_another_does_not(net: Net) -> None:
     assert net.is_admitted("friends", "127.0.0.2")
 
 
-def test_a_name_server_that_fails_admits_nobody(net: Net) -> None:
+def test_a_client_is_refused_if_the_name_server_fails(net: Net) -> None:
     net.names.fails = True
     assert not net.is_admitted("friends", "127.0.0.2")
 
 
-def test_a_name_server_that_says_nothing_holds_up_nobody_else(net: Net) -> None:
+def test_a_silent_name_server_delays_no_client_that_needs_no_name(net: Net) -> None:
     net.names.is_silent = True
-    waiting = [net.connect("friends", f"127.0.0.{number}") for number in range(2, 40)]
-    until(lambda: net.names.questions, "somebody to be asked for")
+    pending = [net.connect("friends", f"127.0.0.{number}") for number in range(2, 40)]
+    until(lambda: net.names.questions, "a question to the name server")
     for number in range(20):
         assert net.is_admitted("plain", f"127.0.1.{number + 1}")
         assert net.is_admitted("friends", "127.0.0.99")
-    for client in waiting:
+    for client in pending:
         with client:
             assert client.recv(1) == b""
-    assert net.served.counts("friends")["refused-access"] == len(waiting)
+    assert net.served.counts("friends")["refused-access"] == len(pending)
 
 
-def test_who_waits_for_a_name_has_one_of_the_places_of_its_source(net: Net) -> None:
+def test_a_client_whose_name_is_looked_up_counts_against_the_limit_of_its_source(net: Net) -> None:
     net.names.is_silent = True
-    waiting = [net.connect("few", "127.0.0.2") for _ in range(5)]
-    until(lambda: net.served.counts("few")["active"] == 5, "five to have places")
+    pending = [net.connect("few", "127.0.0.2") for _ in range(5)]
+    until(lambda: net.served.counts("few")["active"] == 5, "five counted clients")
     assert not net.is_admitted("few", "127.0.0.2")
-    for client in waiting[:2]:
+    for client in pending[:2]:
         client.close()
-    for client in waiting[2:]:
+    for client in pending[2:]:
         with client:
             assert client.recv(1) == b""
     net.served.wait_until_idle("few")
@@ -158,13 +158,13 @@ def test_who_waits_for_a_name_has_one_of_the_places_of_its_source(net: Net) -> N
     assert (counts["refused-max-per-source"], counts["refused-access"]) == (1, 6)
 
 
-def test_a_resolver_that_dies_is_replaced_and_its_clients_are_refused(net: Net) -> None:
+def test_a_killed_resolver_is_replaced_and_its_pending_clients_are_refused(net: Net) -> None:
     net.names.names["127.0.0.2"] = b"host.example"
     net.names.addresses[b"host.example"] = "127.0.0.2"
     net.names.is_silent = True
     first = net.resolver
     with net.connect("friends", "127.0.0.2") as client:
-        until(lambda: net.names.questions, "the name to be asked for")
+        until(lambda: net.names.questions, "a question to the name server")
         os.kill(first, signal.SIGKILL)
         assert client.recv(1) == b""
     net.served.wait_for_log("the resolver was ended by SIGKILL; its successor starts now")
@@ -192,7 +192,7 @@ def listening(net: Net) -> set[str]:
     return found
 
 
-def test_everything_is_gone_after_the_stop(net: Net) -> None:
+def test_a_stop_ends_the_resolver(net: Net) -> None:
     resolver = net.resolver
     assert net.served.stop() == 0
     assert not Path(f"/proc/{resolver}").exists()

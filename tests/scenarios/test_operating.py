@@ -1,4 +1,4 @@
-"""What operators see of connections, and end: of each kind, of every worker and generation."""
+"""`superd connections` and `superd kill`: connections of each kind, worker and generation."""
 
 from __future__ import annotations
 
@@ -105,11 +105,11 @@ options = { command = ["sleep", "3600"] }
 """.replace("{pid}", str(os.getpid()))
 
 STREAMS = ("echo", "lines", "thread", "fork", "prefork", "cat", "timed", "forward")
-UNCOUNTED = ("cat",)  # nobody asks the kernel, as the entry has no time-outs
+UNCOUNTED = ("cat",)  # without timeouts in the entry, superd does not ask the kernel for the bytes
 
 
 def listed(served: Superd, service: str | None = None) -> list[dict[str, Any]]:
-    """Return the rows of `superd connections`, without the time that a command takes."""
+    """Return the rows of `superd connections` from the control socket; faster than the command."""
     answer = ask(served.directory / "control", "connections", service=service)
     assert (answer["untold"], answer["left-out"]) == ([], 0)
     rows: list[dict[str, Any]] = answer["connections"]
@@ -120,8 +120,8 @@ def kill(served: Superd, row: dict[str, Any]) -> None:
     assert ask(served.directory / "control", "kill", id=row["id"]) == {}
 
 
-def ended(served: Superd, connection: str) -> Record:
-    """Wait for the record of how a connection ended."""
+def closed_record(served: Superd, connection: str) -> Record:
+    """Wait for the record of the end of a connection."""
 
     def found() -> Record | None:
         ends = served.records(event="closed")
@@ -131,26 +131,26 @@ def ended(served: Superd, connection: str) -> Record:
 
 
 @pytest.fixture
-def talking(served: Superd, request: pytest.FixtureRequest) -> Iterator[tuple[str, socket.socket]]:
-    """A client that has sent five bytes and got them back."""
+def echoed(served: Superd, request: pytest.FixtureRequest) -> Iterator[tuple[str, socket.socket]]:
+    """A client that has sent five bytes and received them back."""
     with served.connect(request.param) as client:
         client.sendall(b"1234\n")
         assert client.recv(100) == b"1234\n"
         yield request.param, client
 
 
-@pytest.mark.parametrize("talking", STREAMS, indirect=True)
-def test_a_connection_is_listed_and_ends_when_it_is_killed(
-    served: Superd, talking: tuple[str, socket.socket]
+@pytest.mark.parametrize("echoed", STREAMS, indirect=True)
+def test_a_connection_is_listed_and_can_be_killed(
+    served: Superd, echoed: tuple[str, socket.socket]
 ) -> None:
-    service, client = talking
+    service, client = echoed
     passed = None if service in UNCOUNTED else 5
 
     def counted() -> list[dict[str, Any]] | None:
         rows = listed(served, service)
         return rows if [row["out"] for row in rows] == [passed] else None
 
-    [row] = until(counted, "what was sent")  # a handler counts after it has sent
+    [row] = until(counted, "the counted bytes")  # a handler counts after it has sent
     assert row["in"] == passed
     host, port = client.getsockname()
     assert (row["service"], row["peer"]) == (service, f"{host}:{port}")
@@ -161,7 +161,7 @@ def test_a_connection_is_listed_and_ends_when_it_is_killed(
     assert row["target"] == (f"unix://{served.directory}/echo" if service == "forward" else "")
     kill(served, row)
     assert receive_to_end(client)[0] == b""
-    record = ended(served, row["id"])
+    record = closed_record(served, row["id"])
     assert (record["end"], record["service"]) == (End.KILLED.value, service)
     assert listed(served, service) == []
     served.wait_for_log(f"info: connection {row['id']} ended by the operator")
@@ -169,7 +169,7 @@ def test_a_connection_is_listed_and_ends_when_it_is_killed(
     assert again == {"error": f"there is no connection {row['id']}"}
 
 
-def test_the_program_behind_a_connection_ends_with_it(served: Superd) -> None:
+def test_killing_a_connection_ends_its_program(served: Superd) -> None:
     with served.connect("cat") as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
@@ -177,10 +177,10 @@ def test_the_program_behind_a_connection_ends_with_it(served: Superd) -> None:
         [program] = children(row["worker"])
         kill(served, row)
         until(lambda: not is_alive(program), "the program to end")
-    assert ended(served, row["id"])["outcome"].startswith("signal 15")
+    assert closed_record(served, row["id"])["outcome"].startswith("signal 15")
 
 
-def test_a_source_of_datagrams_is_listed_and_ends_as_a_connection_does(served: Superd) -> None:
+def test_a_source_of_datagrams_is_listed_and_can_be_killed(served: Superd) -> None:
     name = f"\0superd-operating-{os.getpid()}"
     with (
         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as target,
@@ -195,20 +195,20 @@ def test_a_source_of_datagrams_is_listed_and_ends_as_a_connection_does(served: S
         assert (row["in"], row["state"]) == (5, "open")
         assert row["peer"] == "{}:{}".format(*client.getsockname())
         kill(served, row)
-        assert ended(served, row["id"])["end"] == "killed"
+        assert closed_record(served, row["id"])["end"] == "killed"
         assert listed(served, "datagrams") == []
 
 
-def test_a_program_that_has_the_listening_socket_is_listed_and_ends(served: Superd) -> None:
+def test_a_program_with_the_listening_socket_is_listed_and_can_be_killed(served: Superd) -> None:
     with served.connect("waiting"):
         rows = until(lambda: listed(served, "waiting"), "the program")
         row = rows[0]
         assert (row["state"], row["in"], row["out"]) == ("running", None, None)
         kill(served, row)
-        assert ended(served, row["id"])["end"] == "killed"
+        assert closed_record(served, row["id"])["end"] == "killed"
 
 
-def test_a_client_that_says_no_more_is_half_closed_and_killed_all_the_same(served: Superd) -> None:
+def test_a_half_closed_connection_can_be_killed(served: Superd) -> None:
     with served.connect("forward") as client, served.connect("lines") as other:
         other.sendall(b"no end")
         client.sendall(b"x")
@@ -216,13 +216,13 @@ def test_a_client_that_says_no_more_is_half_closed_and_killed_all_the_same(serve
         [row] = listed(served, "lines")
         other.shutdown(socket.SHUT_WR)
         assert receive_to_end(other)[0] == b"no end"
-        assert ended(served, row["id"])["end"] == "client"
+        assert closed_record(served, row["id"])["end"] == "client"
         [row] = listed(served, "forward")
         kill(served, row)
-        assert ended(served, row["id"])["end"] == "killed"
+        assert closed_record(served, row["id"])["end"] == "killed"
 
 
-def test_nobody_and_nothing_is_told_as_such(served: Superd) -> None:
+def test_no_connection_and_unknown_names_are_reported(served: Superd) -> None:
     assert served.run("connections", "echo").stdout == "no open connections\n"
     done = served.run("connections", "ehco")
     text = 'superd: there is no service "ehco" (did you mean "echo"?)\n'
@@ -233,10 +233,10 @@ def test_nobody_and_nothing_is_told_as_such(served: Superd) -> None:
     assert "a connection's id is such as 1-2f" in served.run("kill", "all").stderr
 
 
-def test_the_list_for_people_has_a_line_for_each(served: Superd) -> None:
+def test_superd_connections_prints_a_line_for_each_connection(served: Superd) -> None:
     with served.connect("echo") as client:
         client.sendall(b"x" * 2048)
-        until(lambda: listed(served, "echo")[0]["out"] == 2048, "what was sent")
+        until(lambda: listed(served, "echo")[0]["out"] == 2048, "the counted bytes")
         head, line = served.run("connections", "echo").stdout.splitlines()
     assert head.split() == [
         "id", "service", "peer", "local", "age", "in", "out", "state", "target", "worker",
@@ -245,24 +245,27 @@ def test_the_list_for_people_has_a_line_for_each(served: Superd) -> None:
     assert line.split()[5:9] == ["2.0KiB", "2.0KiB", "open", "-"]
 
 
-def test_those_of_a_generation_that_drains_are_listed_and_killed_too(start_superd: Start) -> None:
+def test_connections_of_a_draining_generation_are_listed_and_can_be_killed(
+    start_superd: Start,
+) -> None:
     served = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
     with served.connect("echo") as old, served.connect("echo") as kept:
-        until(lambda: len(listed(served)) == 2, "both")
+        until(lambda: len(listed(served)) == 2, "both connections")
         assert served.run("reload").returncode == 0
         with served.connect("echo") as new:
-            until(lambda: len(listed(served)) == 3, "the third")
+            until(lambda: len(listed(served)) == 3, "the third connection")
             rows = {row["peer"]: row for row in listed(served)}
-            of = {who: rows["{}:{}".format(*who.getsockname())] for who in (old, kept, new)}
-            assert [of[who]["generation"] for who in (old, kept, new)] == [1, 1, 2]
-            assert of[old]["worker"] == of[kept]["worker"] != of[new]["worker"]
-            kill(served, of[old])
+            clients = (old, kept, new)
+            row_of = {client: rows["{}:{}".format(*client.getsockname())] for client in clients}
+            assert [row_of[client]["generation"] for client in clients] == [1, 1, 2]
+            assert row_of[old]["worker"] == row_of[kept]["worker"] != row_of[new]["worker"]
+            kill(served, row_of[old])
             assert receive_to_end(old) == (b"", "fin")
             assert is_open(kept)
             assert is_open(new)
 
 
-def test_those_of_a_service_that_is_served_no_more_are_listed_after_an_upgrade(
+def test_connections_of_a_disabled_service_are_listed_after_an_upgrade(
     start_superd: Start,
 ) -> None:
     entry = '[service.{}]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
@@ -277,7 +280,7 @@ def test_those_of_a_service_that_is_served_no_more_are_listed_after_an_upgrade(
     until(lambda: served.answer()["leaving"] == {}, "the connection to end")
 
 
-def test_a_worker_that_drains_has_no_address_that_another_serves_for_it(
+def test_a_draining_worker_releases_the_addresses_of_other_workers(
     start_superd: Start,
 ) -> None:
     served = start_superd(f"""
@@ -295,17 +298,17 @@ options = {{ to = "udp://127.0.0.1:9" }}
 """)
     with contextlib.ExitStack() as clients:
 
-        def both_have_some() -> bool:
+        def both_have_connections() -> bool:
             clients.enter_context(served.connect("echo"))
             return len({row["worker"] for row in listed(served)}) == 2
 
-        until(both_have_some, "a connection of each worker")
+        until(both_have_connections, "a connection of each worker")
         for word in ("disable", "enable"):
             done = served.run(word, "passed")
             assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_the_commands_list_and_kill(served: Superd) -> None:
+def test_the_commands_connections_and_kill_work_together(served: Superd) -> None:
     with served.connect("echo") as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
@@ -316,7 +319,7 @@ def test_the_commands_list_and_kill(served: Superd) -> None:
         assert receive_to_end(client) == (b"", "fin")
 
 
-def test_those_of_whom_nothing_is_recorded_are_listed_in_full(start_superd: Start) -> None:
+def test_connections_without_records_are_listed_in_full(start_superd: Start) -> None:
     toml = '[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\nrecord = []\n'
     served = start_superd(toml)
     with served.connect("echo") as client:
@@ -328,7 +331,7 @@ def test_those_of_whom_nothing_is_recorded_are_listed_in_full(start_superd: Star
         assert receive_to_end(client) == (b"", "fin")
 
 
-def test_a_worker_that_hangs_is_named_and_holds_up_nobody(start_superd: Start) -> None:
+def test_a_hanging_worker_is_reported_and_does_not_block_the_commands(start_superd: Start) -> None:
     served = start_superd(
         '[daemon]\nworkers = 2\n[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
     )
@@ -338,11 +341,11 @@ def test_a_worker_that_hangs_is_named_and_holds_up_nobody(start_superd: Start) -
         listing = both.submit(served.run, "connections")
         killing = both.submit(served.run, "kill", "1-1")
         assert served.answer()["state"] == "serving"
-        told = f"superd: worker {hanging} of generation 1 did not answer"
+        error = f"superd: worker {hanging} of generation 1 did not answer"
         assert listing.result().returncode == 1
-        assert listing.result().stderr.startswith(told)
-        told = f"as far as is known: worker {hanging} did not answer"
-        assert told in killing.result().stderr
+        assert listing.result().stderr.startswith(error)
+        error = f"as far as is known: worker {hanging} did not answer"
+        assert error in killing.result().stderr
     os.kill(hanging, signal.SIGCONT)
     assert listed(served) == []
     assert hanging in served.workers()
@@ -352,19 +355,19 @@ def test_a_worker_that_hangs_is_named_and_holds_up_nobody(start_superd: Start) -
     "number",
     [1500, pytest.param(8000, marks=pytest.mark.soak)],
 )
-def test_none_of_a_crowd_is_missed(start_superd: Start, number: int) -> None:
+def test_every_one_of_many_connections_is_listed(start_superd: Start, number: int) -> None:
     served = start_superd(
         '[daemon]\nworkers = 2\n[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
     )
     with connect_many(served.address("echo"), number) as clients:
-        until(lambda: served.counts("echo")["active"] == number, "all to be accepted")
+        until(lambda: served.counts("echo")["active"] == number, "the accepted connections")
         rows = listed(served)
         peers = {"{}:{}".format(*client.getsockname()) for client in clients}
         assert {row["peer"] for row in rows} == peers
         assert len(rows) == number == len({row["id"] for row in rows})
 
 
-def test_what_was_counted_of_ended_and_living_connections_is_one_sum(
+def test_the_traffic_of_a_service_includes_ended_and_open_connections(
     start_superd: Start,
 ) -> None:
     served = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
@@ -377,5 +380,5 @@ def test_what_was_counted_of_ended_and_living_connections_is_one_sum(
         assert client.recv(10) == b"12345"
         assert traffic() == {"in": 5, "out": 5}
         assert served.counts("echo")["bytes-in"] == 0
-    until(lambda: served.counts("echo")["bytes-in"] == 5, "the end")
+    until(lambda: served.counts("echo")["bytes-in"] == 5, "the end of the connection")
     assert traffic() == {"in": 5, "out": 5}

@@ -1,5 +1,5 @@
-"""Reloads, upgrades and workers that die, at random and under load: nobody pays for them but who
-was connected to a worker that died.
+"""Reloads, upgrades and killed workers, at random and under load: only the connections of a
+killed worker are lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tests.support.loads import Stream, echo_load, under_load, wait_for_answers
 from tests.support.ports import free_ports
 from tests.support.proc import children, descriptors, inode_link
 
-# services of three pools: the workers of the first are killed, those of the others are not
+# services of three pools: only workers of the first pool are killed
 TOML = """
 [daemon]
 drain-timeout = "10m"
@@ -62,7 +62,7 @@ listen = "tcp://127.0.0.1:{other}"
         pytest.param(100, 20, 100, marks=pytest.mark.soak),
     ],
 )
-def test_nobody_is_lost(
+def test_reloads_upgrades_and_killed_workers_lose_no_other_connection(
     start_superd: Start, tmp_path: Path, reloads: int, upgrades: int, kills: int
 ) -> None:
     names = ("killed", "kept", "passed", "program", "other")
@@ -101,7 +101,7 @@ def test_nobody_is_lost(
     assert not any("refused" in failure for failure in killed.failures)
     assert {name: inode_link(port[name]) for name in inodes} == inodes
     assert victims == kills
-    left_alone(served)
+    assert_nothing_leaked(served)
 
 
 def kill_a_worker(served: Superd) -> int:
@@ -112,8 +112,8 @@ def kill_a_worker(served: Superd) -> int:
     return 1
 
 
-def left_alone(served: Superd) -> None:
-    """Check that nothing is left of what has been: workers, zombies, descriptors."""
+def assert_nothing_leaked(served: Superd) -> None:
+    """Check that no old worker, no zombie and no descriptor is left."""
     current = served.answer()["generation"]
 
     def is_quiet() -> bool:

@@ -1,4 +1,4 @@
-"""Programs that were written for inetd, each asked by the client that was written for it."""
+"""Programs that were written for inetd, each with a real client."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from tests.support.ssh import Ssh, separation
 
 pytestmark = pytest.mark.slow
 
-CLONES = 8
+PARALLEL_CLONES = 8
 
 SERVICE = """
 [service.{name}]
@@ -52,7 +52,7 @@ def has_no_children(pid: int) -> bool:
     return not children(pid)
 
 
-def nothing_is_left(served: Superd, service: str) -> None:
+def assert_all_ended(served: Superd, service: str) -> None:
     """Wait until all programs have ended, and check that nothing failed."""
     served.wait_until_idle(service)
     for worker in served.workers():
@@ -68,7 +68,7 @@ def public() -> Iterator[Path]:
 
 @pytest.fixture
 def files(public: Path) -> Path:
-    """A directory of files that anybody may read."""
+    """A directory of files that every user may read."""
     directory = public / "files"
     directory.mkdir(mode=0o755)
     for name, data in {"small": b"hello\n", "large": random_bytes(3_000_000), "empty": b""}.items():
@@ -82,7 +82,7 @@ def files(public: Path) -> Path:
 
 @pytest.fixture
 def repository(public: Path) -> Path:
-    """A repository of two commits, which belongs to the one who runs the tests."""
+    """A repository with two commits, which the user who runs the tests owns."""
     directory = public / "repositories" / "project"
     directory.mkdir(parents=True)
     git(directory, "init", "-q", "-b", "main")
@@ -99,7 +99,7 @@ def repository(public: Path) -> Path:
 def git_daemon(start_superd: Start, repository: Path) -> Superd:
     command = ["git", "daemon", "--inetd", "--export-all", "--verbose"]
     command += ["--log-destination=stderr", f"--base-path={repository.parent}"]
-    # another user's repository is served only where the environment says that it may be
+    # git serves another user's repository only if safe.directory allows it
     env = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
     words = ", ".join(f'{name} = "{value}"' for name, value in env.items())
     return start_superd(
@@ -113,13 +113,13 @@ def clone(served: Superd, name: str, directory: Path) -> tuple[str, ...]:
 
 
 @pytest.mark.tool("git")
-def test_git_daemon_serves_clones_one_and_many_at_once(
+def test_git_daemon_serves_one_clone_and_many_parallel_clones(
     git_daemon: Superd, repository: Path, tmp_path: Path
 ) -> None:
     head = git(repository, "rev-parse", "HEAD")
     first = tmp_path / "first"
     output(*clone(git_daemon, "project", first), env=OWN_GIT)
-    others = [tmp_path / f"clone-{number}" for number in range(CLONES)]
+    others = [tmp_path / f"clone-{number}" for number in range(PARALLEL_CLONES)]
     with contextlib.ExitStack() as stack:
         clients = [
             stack.enter_context(
@@ -138,12 +138,12 @@ def test_git_daemon_serves_clones_one_and_many_at_once(
         assert git(one, "rev-parse", "HEAD") == head
         assert digest((one / "second").read_bytes()) == digest(random_bytes(2_000_000))
         assert git(one, "fsck", "--strict") == ""
-    nothing_is_left(git_daemon, "git")
-    assert git_daemon.counts("git")["accepted"] == CLONES + 1
+    assert_all_ended(git_daemon, "git")
+    assert git_daemon.counts("git")["accepted"] == PARALLEL_CLONES + 1
 
 
 @pytest.mark.tool("git")
-def test_git_daemon_is_told_who_asks_and_its_refusal_reaches_the_client(
+def test_git_daemon_logs_the_client_and_its_refusal_reaches_the_client(
     git_daemon: Superd, tmp_path: Path
 ) -> None:
     done = run(*clone(git_daemon, "nothing", tmp_path / "clone"), env=OWN_GIT)
@@ -175,17 +175,17 @@ def test_busybox_httpd_serves_files_of_every_size(httpd: Superd, files: Path) ->
         fetched = output("curl", "-sS", "-f", "--http1.0", url(httpd, "http", name))
         assert digest(fetched) == digest((files / name).read_bytes())
     both = [url(httpd, "http", "small"), url(httpd, "http", "small")]
-    assert output("curl", "-sS", "-f", *both) == b"hello\n" * 2  # a connection each
-    nothing_is_left(httpd, "http")
+    assert output("curl", "-sS", "-f", *both) == b"hello\n" * 2  # one connection each
+    assert_all_ended(httpd, "http")
     assert httpd.counts("http")["accepted"] == 5
 
 
 @pytest.mark.tool("busybox", "curl")
-def test_busybox_httpd_says_that_a_file_is_missing(httpd: Superd) -> None:
-    told = output("curl", "-sS", "-w", "\n%{http_code}", url(httpd, "http", "missing"))
-    assert told.endswith(b"\n404")
-    assert b"The requested URL was not found" in told
-    nothing_is_left(httpd, "http")
+def test_busybox_httpd_answers_404_for_a_missing_file(httpd: Superd) -> None:
+    answer = output("curl", "-sS", "-w", "\n%{http_code}", url(httpd, "http", "missing"))
+    assert answer.endswith(b"\n404")
+    assert b"The requested URL was not found" in answer
+    assert_all_ended(httpd, "http")
 
 
 # vsftpd with listen=NO
@@ -203,13 +203,13 @@ xferlog_enable=NO
 
 
 @pytest.mark.tool("vsftpd", "curl")
-def test_vsftpd_lists_and_sends_files_in_both_modes(
+def test_vsftpd_lists_and_sends_files_in_passive_and_active_mode(
     start_superd: Start, files: Path, public: Path
 ) -> None:
     configuration = public / "vsftpd.conf"
     configuration.write_text(VSFTPD.format(files=files))
     if os.geteuid() == 0:
-        os.chown(configuration, NOBODY, NOBODY)  # it believes nobody but the user that it runs as
+        os.chown(configuration, NOBODY, NOBODY)  # vsftpd requires that its own user owns the file
     command = ["vsftpd", str(configuration)]
     served = start_superd(entry("ftp", "tcp://127.0.0.1:0", command))
     listed = output("curl", "-sS", url(served, "ftp", "")).decode()
@@ -219,19 +219,19 @@ def test_vsftpd_lists_and_sends_files_in_both_modes(
             fetched = output("curl", "-sS", *mode, url(served, "ftp", name))
             assert digest(fetched) == digest((files / name).read_bytes())
     assert run("curl", "-sS", url(served, "ftp", "missing")).returncode == 78  # no such file
-    nothing_is_left(served, "ftp")
+    assert_all_ended(served, "ftp")
 
 
-# in.tftpd, which has the socket itself for a time
+# in.tftpd, which gets the listening socket (wait = true)
 
 
 @pytest.mark.root
 @pytest.mark.tool("in.tftpd", "curl", "tftp")
-def test_in_tftpd_has_the_socket_serves_and_is_started_again(
+def test_in_tftpd_serves_several_clients_and_is_started_again_after_its_end(
     start_superd: Start, files: Path, tmp_path: Path
 ) -> None:
     command = ["in.tftpd", "--timeout", "60", "--user", "nobody", "--secure", str(files)]
-    more = 'wait = true\nuser = "root"'  # it locks itself in, and becomes nobody
+    more = 'wait = true\nuser = "root"'  # it calls chroot(2) and becomes nobody
     served = start_superd(entry("tftp", "udp://127.0.0.1:0", command, more))
     host, port = served.address("tftp", "udp")
     assert output("curl", "-sS", url(served, "tftp", "small", "udp")) == b"hello\n"
@@ -240,7 +240,7 @@ def test_in_tftpd_has_the_socket_serves_and_is_started_again(
     got = tmp_path / "got"
     output("tftp", "-m", "binary", host, str(port), "-c", "get", "small", str(got))
     assert got.read_bytes() == b"hello\n"
-    assert served.counts("tftp")["datagrams"] == 1, "the one program served all of them"
+    assert served.counts("tftp")["datagrams"] == 1, "one program serves all clients"
     (worker,) = served.workers()
     (program,) = children(worker)
     os.kill(program, signal.SIGTERM)
@@ -248,24 +248,24 @@ def test_in_tftpd_has_the_socket_serves_and_is_started_again(
     assert output("curl", "-sS", url(served, "tftp", "small", "udp")) == b"hello\n"
     assert served.counts("tftp")["datagrams"] == 2
     done = run("curl", "-sS", url(served, "tftp", "missing", "udp"))
-    assert done.returncode == 68, "it is told that there is no such file"
+    assert done.returncode == 68, "no such file"
 
 
-# fingerd, as the README shows it
+# fingerd, as in the README
 
 
 @pytest.mark.root
 @pytest.mark.tool("in.fingerd", "finger")
-def test_fingerd_tells_of_a_user(start_superd: Start) -> None:
+def test_fingerd_describes_a_user(start_superd: Start) -> None:
     host = own_host()  # the client knows no port but the usual one
     command = ["in.fingerd"]
-    # it says on standard error that there is no such user
+    # for an unknown user, it writes to standard error
     served = start_superd(entry("finger", f"tcp://{host}:79", command) + 'stderr = "client"')
-    told = output("finger", f"nobody@{host}").decode()
-    assert "Login: nobody" in told
-    assert "Directory: /nonexistent" in told
+    answer = output("finger", f"nobody@{host}").decode()
+    assert "Login: nobody" in answer
+    assert "Directory: /nonexistent" in answer
     assert "no such user" in output("finger", f"not-there@{host}").decode()
-    nothing_is_left(served, "finger")
+    assert_all_ended(served, "finger")
 
 
 # sshd -i
@@ -273,7 +273,7 @@ def test_fingerd_tells_of_a_user(start_superd: Start) -> None:
 
 @pytest.mark.root
 @pytest.mark.tool("sshd", "ssh", "ssh-keygen")
-def test_sshd_runs_a_command_and_its_input_output_and_status_pass(
+def test_sshd_runs_a_command_and_passes_its_input_output_and_status(
     start_superd: Start, tmp_path: Path
 ) -> None:
     with separation():
@@ -286,8 +286,8 @@ def test_sshd_runs_a_command_and_its_input_output_and_status_pass(
             input=random_bytes(1_000_000), capture_output=True, timeout=CLIENT_TIMEOUT, check=False,
         )  # fmt: skip
         assert done.returncode == 3, done.stderr.decode()
-        summed, told = done.stdout.decode().splitlines()
+        summed, ssh_client = done.stdout.decode().splitlines()
         assert summed.split()[0] == digest(random_bytes(1_000_000))
-        assert told.split()[0] == host
-        assert told.split()[2] == str(port)
-        nothing_is_left(served, "ssh")
+        assert ssh_client.split()[0] == host
+        assert ssh_client.split()[2] == str(port)
+        assert_all_ended(served, "ssh")

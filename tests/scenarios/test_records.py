@@ -1,4 +1,4 @@
-"""The record of every connection, of every kind and however it ends, in the real daemon's files."""
+"""The records of connections of every kind and with every end, in the real daemon's files."""
 
 from __future__ import annotations
 
@@ -152,25 +152,25 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(autouse=True)
 def _forget(served: Superd) -> Iterator[None]:
-    """Let each test read its own records only."""
+    """Empty the file after each test, so that a test reads its own records only."""
     yield
     os.truncate(served.directory / "records", 0)
 
 
 def events(served: Superd, service: str, number: int) -> list[Record]:
-    """Wait until a service has that many events, and return them."""
+    """Wait until a service has `number` events, and return them."""
 
-    def found() -> list[Record] | None:
-        mine = served.records(service)
-        return mine if len(mine) >= number else None
+    def enough() -> list[Record] | None:
+        found = served.records(service)
+        return found if len(found) >= number else None
 
-    seen = until(found, f"{number} events of {service}")
+    seen = until(enough, f"{number} events of {service}")
     assert len(seen) == number
     return seen
 
 
 def last(served: Superd, service: str) -> Record:
-    """Return the closing event of a service's only connection, which fits its opening one."""
+    """Return the closing event of a service's only connection, and compare it with the opening."""
     opening, closing = events(served, service, 2)
     assert (opening["event"], closing["event"]) == ("accepted", "closed")
     for key in ("pid", "conn", "peer", "local"):
@@ -180,7 +180,7 @@ def last(served: Superd, service: str) -> Record:
     return closing
 
 
-def test_a_client_that_finishes_first(served: Superd) -> None:
+def test_a_connection_that_its_client_ends_is_recorded_with_the_end_client(served: Superd) -> None:
     client = served.connect("many")
     port = client.getsockname()[1]
     assert exchange(client, b"hello") == b"hello"
@@ -192,7 +192,7 @@ def test_a_client_that_finishes_first(served: Superd) -> None:
     assert (closing["in"], closing["out"], closing["end"]) == (5, 5, "client")
 
 
-def test_the_address_that_was_reached_is_told_on_a_multi_homed_host(served: Superd) -> None:
+def test_the_record_has_the_local_address_on_a_multi_homed_host(served: Superd) -> None:
     port = served.address("many")[1]
     with socket.create_connection(("127.0.0.9", port), timeout=EVENT_TIMEOUT) as client:
         client.sendall(b"x")
@@ -200,7 +200,7 @@ def test_the_address_that_was_reached_is_told_on_a_multi_homed_host(served: Supe
     assert last(served, "many")["local"] == f"tcp://127.0.0.9:{port}"
 
 
-def test_an_ipv6_client(served: Superd) -> None:
+def test_the_record_of_an_ipv6_client_has_brackets(served: Superd) -> None:
     port = served.addresses("many")[1][1]
     with socket.create_connection(("::1", port), timeout=EVENT_TIMEOUT) as client:
         client.sendall(b"x")
@@ -210,7 +210,7 @@ def test_an_ipv6_client(served: Superd) -> None:
     assert (closing["peer"], closing["local"]) == (f"[::1]:{own}", f"tcp://[::1]:{port}")
 
 
-def test_a_unix_client_with_a_name_that_would_forge_a_line(served: Superd) -> None:
+def test_a_unix_client_cannot_forge_a_record_by_its_name(served: Superd) -> None:
     name = '\0evil"}\n{"time":1.5,"service":"many"\x1b[2J\u202e'
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(EVENT_TIMEOUT)
@@ -224,12 +224,12 @@ def test_a_unix_client_with_a_name_that_would_forge_a_line(served: Superd) -> No
     assert closing["peer"].isprintable()
 
 
-def test_a_unix_client_without_a_name(served: Superd) -> None:
+def test_a_unix_client_without_a_name_is_recorded_as_unnamed(served: Superd) -> None:
     assert exchange(connect_unix(served.directory / "many"), b"x") == b"x"
     assert last(served, "many")["peer"] == "(unnamed)"
 
 
-def test_a_service_that_finishes_first(served: Superd) -> None:
+def test_a_connection_that_the_service_ends_is_recorded_with_the_end_server(served: Superd) -> None:
     with served.connect("ways") as client:
         client.sendall(b"go\n")
         assert receive_to_end(client) == (b"so be it\n", "fin")
@@ -237,13 +237,13 @@ def test_a_service_that_finishes_first(served: Superd) -> None:
     assert (closing["in"], closing["out"], closing["end"]) == (3, 9, "server")
 
 
-def test_an_answer_at_once(served: Superd) -> None:
+def test_an_answer_of_respond_is_recorded(served: Superd) -> None:
     assert len(receive_and_close(served.connect("daytime"))) == 26
     closing = last(served, "daytime")
     assert (closing["in"], closing["out"], closing["end"]) == (0, 26, "server")
 
 
-def test_a_socket_that_was_taken_over(served: Superd) -> None:
+def test_a_connection_that_a_plugin_took_over_is_recorded_with_its_bytes(served: Superd) -> None:
     with served.connect("taker") as client:
         client.sendall(b"abc")
         assert receive_to_end(client) == (b"abcabc", "fin")
@@ -251,7 +251,7 @@ def test_a_socket_that_was_taken_over(served: Superd) -> None:
     assert (closing["in"], closing["out"], closing["end"]) == (3, 6, "server")
 
 
-def test_the_end_of_what_a_client_sends_is_no_byte(served: Superd) -> None:
+def test_the_fin_of_a_client_is_not_counted_as_a_byte(served: Superd) -> None:
     assert exchange(served.connect("taker"), b"abc") == b"abcabc"
     closing = last(served, "taker")
     assert (closing["in"], closing["out"]) == (3, 6)
@@ -262,9 +262,7 @@ def test_the_end_of_what_a_client_sends_is_no_byte(served: Superd) -> None:
 
 
 @pytest.mark.parametrize("service", ["closer", "program"])
-def test_what_nobody_knows_is_in_no_record_and_counted_nowhere(
-    served: Superd, service: str
-) -> None:
+def test_unknown_byte_counts_are_neither_recorded_nor_counted(served: Superd, service: str) -> None:
     assert exchange(served.connect(service), b"abc") == b"abc"
     closing = last(served, service)
     assert (closing["event"], closing["end"]) == ("closed", "server")
@@ -273,7 +271,7 @@ def test_what_nobody_knows_is_in_no_record_and_counted_nowhere(
     assert (counts["bytes-in"], counts["bytes-out"]) == (0, 0)
 
 
-def test_a_client_that_breaks_off(served: Superd) -> None:
+def test_a_reset_by_the_client_is_recorded_with_the_end_reset(served: Superd) -> None:
     client = served.connect("ways")
     client.sendall(b"wait\n")
     assert client.recv(100) == b"so be it\n"
@@ -281,7 +279,7 @@ def test_a_client_that_breaks_off(served: Superd) -> None:
     assert last(served, "ways")["end"] == "reset"
 
 
-def test_a_plugin_that_fails(served: Superd) -> None:
+def test_a_failure_of_the_plugin_is_recorded_with_the_end_error(served: Superd) -> None:
     with served.connect("ways") as client:
         client.sendall(b"fail\n")
         receive_to_end(client)
@@ -298,13 +296,13 @@ def test_a_plugin_that_fails(served: Superd) -> None:
         ("short", "session-timeout"),
     ],
 )
-def test_a_time_out(served: Superd, service: str, end: str) -> None:
+def test_a_timeout_is_recorded_as_the_end(served: Superd, service: str, end: str) -> None:
     with served.connect(service) as client:
         receive_to_end(client)
     assert last(served, service)["end"] == end
 
 
-def test_a_refusal(served: Superd) -> None:
+def test_a_refused_connection_is_recorded_with_the_reason(served: Superd) -> None:
     with served.connect("closed") as client:
         port = client.getsockname()[1]
         receive_to_end(client)
@@ -314,7 +312,7 @@ def test_a_refusal(served: Superd) -> None:
     assert event["local"] == "tcp://127.0.0.1:{}".format(served.address("closed")[1])
 
 
-def test_a_refused_datagram(served: Superd) -> None:
+def test_a_refused_datagram_is_recorded_with_the_reason(served: Superd) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.sendto(b"x", served.address("closed", "udp"))
         (event,) = events(served, "closed", 1)
@@ -322,7 +320,7 @@ def test_a_refused_datagram(served: Superd) -> None:
     assert event["local"].startswith("udp://127.0.0.1:")
 
 
-def test_what_an_entry_does_not_want_is_not_recorded(served: Superd) -> None:
+def test_events_that_the_entry_does_not_name_are_not_recorded(served: Superd) -> None:
     for service in ("quiet", "terse"):
         assert exchange(served.connect(service), b"x") == b"x"
     (event,) = events(served, "terse", 1)
@@ -330,15 +328,15 @@ def test_what_an_entry_does_not_want_is_not_recorded(served: Superd) -> None:
     assert '"quiet"' not in (served.directory / "records").read_text()
 
 
-def test_a_flood_of_refusals_is_a_few_lines_that_tell_of_all(served: Superd) -> None:
+def test_a_flood_of_refusals_is_summed_up_in_a_few_records(served: Superd) -> None:
     for _ in range(10):
         with connect_many(served.address("closed"), 100):
             pass
 
-    def told() -> int:
+    def recorded() -> int:
         return sum(record.get("count", 1) for record in served.records())
 
-    until(lambda: told() == 1000, "all refusals to be told of")
+    until(lambda: recorded() == 1000, "the records of all refusals")
     assert len(served.records()) <= 200
     assert served.counts("closed")["refused-access"] >= 1000
 
@@ -358,7 +356,7 @@ def test_ids_are_unique_and_every_connection_has_both_events(served: Superd) -> 
     assert len(by_kind["closed"]) == 500
 
 
-# Places that fail
+# Sinks that fail
 
 
 SIMPLE = """
@@ -372,31 +370,31 @@ deny = "127.0.0.66"
 """
 
 
-def closings(file: Path) -> int:
+def count_closed(file: Path) -> int:
     return whole_lines(file).count(" closed service=echo ")
 
 
-def test_a_file_that_was_renamed_or_removed_is_opened_anew_on_usr1(
+def test_usr1_reopens_a_record_log_that_was_renamed_or_removed(
     start_superd: Start, tmp_path: Path
 ) -> None:
     file = tmp_path / "records"
     served = start_superd(SIMPLE.format(log=file))
     exchange(served.connect("echo"), b"x")
-    until(lambda: closings(file) == 1, "a record")
+    until(lambda: count_closed(file) == 1, "a record")
     file.rename(tmp_path / "records.1")
     exchange(served.connect("echo"), b"x")
-    until(lambda: closings(tmp_path / "records.1") == 2, "a record in the renamed file")
+    until(lambda: count_closed(tmp_path / "records.1") == 2, "a record in the renamed file")
     served.signal(signal.SIGUSR1)
     served.wait_for_log("log files reopened")
     exchange(served.connect("echo"), b"x")
-    until(lambda: closings(file) == 1, "a record in the new file")
+    until(lambda: count_closed(file) == 1, "a record in the new file")
     file.unlink()
     served.signal(signal.SIGUSR1)
-    until(file.exists, "the file to be made anew")
+    until(file.exists, "the new file")
 
 
 @pytest.mark.root
-def test_a_full_disk_costs_records_which_are_counted_and_nothing_else(
+def test_a_full_disk_loses_only_records_and_their_number_is_counted(
     start_superd: Start, tmp_path: Path
 ) -> None:
     disk = tmp_path / "disk"
@@ -425,7 +423,9 @@ def test_a_full_disk_costs_records_which_are_counted_and_nothing_else(
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_reader_that_stops_holds_up_nobody(start_superd: Start, tmp_path: Path) -> None:
+def test_a_stopped_reader_of_the_records_delays_no_client(
+    start_superd: Start, tmp_path: Path
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
@@ -434,21 +434,23 @@ def test_a_reader_that_stops_holds_up_nobody(start_superd: Start, tmp_path: Path
         for _ in range(1000):
             assert exchange(served.connect("echo"), b"x") == b"x"
         until(lambda: served.answer()["log-failures"], "records to be lost")
-        heard = bytearray()
+        received = bytearray()
 
-        def hears_of_the_loss() -> bool:
+        def reports_the_loss() -> bool:
             assert exchange(served.connect("echo"), b"x") == b"x"
             with contextlib.suppress(BlockingIOError):
-                heard.extend(os.read(reader, 1 << 20))
-            return b"log records were lost" in heard
+                received.extend(os.read(reader, 1 << 20))
+            return b"log records were lost" in received
 
-        until(hears_of_the_loss, "the reader to hear how much it has missed")
+        until(reports_the_loss, "the number of lost records")
     finally:
         os.close(reader)
 
 
 @pytest.mark.tool("fail2ban-regex")
-def test_fail2bans_own_filter_of_xinetd_matches(start_superd: Start, tmp_path: Path) -> None:
+def test_the_xinetd_filter_of_fail2ban_matches_the_records(
+    start_superd: Start, tmp_path: Path
+) -> None:
     file = tmp_path / "records"
     toml = SIMPLE.format(log=file).replace("[daemon]", '[daemon]\nrecord-format = "xinetd"')
     served = start_superd(toml)

@@ -1,6 +1,4 @@
-"""Plugins that carry a connection's bytes themselves: an echo, in as much as a relay takes, whose
-first bytes say what else it does.
-"""
+"""Plugins that relay a connection's bytes themselves: an echo that can also raise on demand."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ PLUGIN = """
 
     from superd.plugin import End, Relay, Service, Unavailable, hookimpl
 
-    AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+    FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
 
     class Echo(Relay):
@@ -31,9 +29,9 @@ PLUGIN = """
             if not events & (select.EPOLLIN | select.EPOLLRDHUP):
                 return
             try:
-                data = self.sock.recv(4096, AT_ONCE)
+                data = self.sock.recv(4096, FLAGS)
                 self.received += len(data)
-                self.sent += self.sock.send(data, AT_ONCE)
+                self.sent += self.sock.send(data, FLAGS)
             except BlockingIOError:
                 return
             if data == b"raise":
@@ -93,13 +91,13 @@ def served(
         superd.stop()
 
 
-def test_a_relay_carries_what_comes(served: Superd) -> None:
+def test_a_relay_echoes_the_data_of_its_client(served: Superd) -> None:
     assert exchange(served.connect("relayed"), b"hello" * 100) == b"hello" * 100
 
 
-@pytest.mark.parametrize(("word", "told"), [("raise", "on demand"), ("pause", "not today")])
-def test_what_a_relay_raises_is_told_and_costs_its_own_connection(
-    served: Superd, word: str, told: str
+@pytest.mark.parametrize(("word", "message"), [("raise", "on demand"), ("pause", "not today")])
+def test_an_exception_in_a_relay_is_logged_and_ends_only_its_connection(
+    served: Superd, word: str, message: str
 ) -> None:
     workers, before = served.workers(), served.log().count("info: cut ")
     with served.connect("relayed") as other:
@@ -107,7 +105,7 @@ def test_what_a_relay_raises_is_told_and_costs_its_own_connection(
             client.sendall(word.encode())
             assert receive_to_end(client)[0] == word.encode()
         until(lambda: served.log().count("info: cut ") > before, "the relay to be cut")
-        served.wait_for_log(told)
+        served.wait_for_log(message)
         assert exchange(other, b"still there") == b"still there"
     served.wait_until_idle("relayed")
     assert served.workers() == workers

@@ -1,4 +1,4 @@
-"""Reload: all of a changed configuration or nothing, and nobody who is connected notices."""
+"""Reload: applies a changed configuration wholly or not at all, and loses no connection."""
 
 from __future__ import annotations
 
@@ -43,19 +43,21 @@ def rewrite(served: Superd, toml: str) -> None:
 
 
 def reload(served: Superd, toml: str) -> str:
-    """Go over to another configuration, and return what the command says of it."""
+    """Reload with another configuration, and return the output of the command."""
     rewrite(served, toml)
     done = served.run("reload")
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
-def test_services_come_go_and_change_and_connections_go_on(start_superd: Start) -> None:
+def test_a_reload_adds_removes_and_changes_services_and_keeps_connections(
+    start_superd: Start,
+) -> None:
     ports = [free_port() for _ in range(3)]
     first = (
         ECHO.format(port=ports[0])
         + f"""
-        [service.going]
+        [service.leaving]
         plugin = "echo"
         listen = "tcp://127.0.0.1:{ports[1]}"
         """
@@ -65,7 +67,7 @@ def test_services_come_go_and_change_and_connections_go_on(start_superd: Start) 
         + f"""
         deny = "127.0.0.2"
 
-        [service.coming]
+        [service.added]
         plugin = "daytime"
         listen = "tcp://127.0.0.1:{ports[2]}"
         """
@@ -75,7 +77,7 @@ def test_services_come_go_and_change_and_connections_go_on(start_superd: Start) 
         for client in (one, other):
             client.sendall(b"before")
             assert client.recv(100) == b"before"
-        assert reload(served, second) == "coming: added\necho: changed\ngoing: removed\n"
+        assert reload(served, second) == "added: added\necho: changed\nleaving: removed\n"
         with pytest.raises(ConnectionRefusedError):
             connect_tcp(("127.0.0.1", ports[1]))
         assert len(receive_and_close(connect_tcp(("127.0.0.1", ports[2])))) == 26
@@ -90,7 +92,9 @@ def test_services_come_go_and_change_and_connections_go_on(start_superd: Start) 
     served.wait_for_log("reloaded: services 1 added, 1 removed, 1 changed, 0 unchanged")
 
 
-def test_a_listener_that_goes_on_is_the_very_same(start_superd: Start, tmp_path: Path) -> None:
+def test_an_unchanged_address_keeps_its_listening_socket(
+    start_superd: Start, tmp_path: Path
+) -> None:
     toml = f"""
         [service.echo]
         plugin = "echo"
@@ -125,7 +129,7 @@ listen = "{address}"
 
 
 @pytest.mark.parametrize("transport", ["unix", "unixgram", "unixpacket"])
-def test_the_file_of_a_socket_that_goes_on_gets_another_mode(
+def test_a_reload_changes_the_mode_of_the_file_of_a_kept_unix_socket(
     start_superd: Start, tmp_path: Path, transport: str
 ) -> None:
     path = tmp_path / "echo"
@@ -140,7 +144,7 @@ def test_the_file_of_a_socket_that_goes_on_gets_another_mode(
     assert not path.exists()
 
 
-def test_a_reload_that_fails_leaves_the_mode_as_it_was(start_superd: Start, tmp_path: Path) -> None:
+def test_a_failed_reload_does_not_change_the_mode(start_superd: Start, tmp_path: Path) -> None:
     source = f"""
         import os
         from superd.plugin import Service, hookimpl
@@ -170,7 +174,7 @@ def test_a_reload_that_fails_leaves_the_mode_as_it_was(start_superd: Start, tmp_
     assert exchange(connect_unix(path), b"x") == b"x"
 
 
-def test_the_greeting_of_a_tcpmux_address_is_a_change(start_superd: Start) -> None:
+def test_a_new_greeting_of_a_tcpmux_address_changes_the_service(start_superd: Start) -> None:
     toml = """
         [service.mux]
         plugin = "tcpmux"
@@ -182,7 +186,7 @@ def test_the_greeting_of_a_tcpmux_address_is_a_change(start_superd: Start) -> No
         assert exchange(served.connect("mux"), b"echo\r\nx") == greeting + b"x"
 
 
-def test_what_superd_itself_has_and_cannot_go_over_to_is_told(
+def test_a_conflict_with_an_address_of_superd_itself_is_explained(
     start_superd: Start, tmp_path: Path
 ) -> None:
     path = tmp_path / "q"
@@ -203,7 +207,7 @@ def test_what_superd_itself_has_and_cannot_go_over_to_is_told(
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced"])
-def test_the_file_of_a_socket_that_somebody_took_away_is_made_again(
+def test_a_reload_makes_a_removed_or_replaced_socket_file_again(
     start_superd: Start, tmp_path: Path, how: str
 ) -> None:
     path = tmp_path / "echo"
@@ -214,13 +218,13 @@ def test_the_file_of_a_socket_that_somebody_took_away_is_made_again(
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(str(path))
         done = served.run("reload")
-        told = f"the file of unix://{path} was removed or replaced; made again"
+        message = f"the file of unix://{path} was removed or replaced; made again"
         assert (done.returncode, done.stdout) == (0, "echo: unchanged\n")
-        assert told in done.stderr
+        assert message in done.stderr
         assert exchange(connect_unix(path), b"x") == b"x"
         assert exchange(client, b"x") == b"x"
     assert reload(served, served.toml) == "echo: unchanged\n"
-    assert served.log().count(told) == 1
+    assert served.log().count(message) == 1
     assert served.stop() == 0
     assert not path.exists()
 
@@ -265,7 +269,7 @@ listen = "tcp://127.0.0.1:0"
 
 @pytest.mark.parametrize("how", ["command", "signal"])
 @pytest.mark.parametrize("mistake", BAD)
-def test_a_mistake_leaves_everything_as_it_was(served: Superd, mistake: str, how: str) -> None:
+def test_a_reload_with_a_mistake_changes_nothing(served: Superd, mistake: str, how: str) -> None:
     workers, generation = served.workers(), served.answer()["generation"]
     good, start = served.toml, len(served.log())
     with served.connect("echo") as client:
@@ -274,7 +278,7 @@ def test_a_mistake_leaves_everything_as_it_was(served: Superd, mistake: str, how
         text = BAD[mistake]
         rewrite(served, text) if text.startswith("[") else served.file.write_text(text)
         if how == "command":
-            # a file that is no TOML at all does not tell where to ask
+            # a file that is not TOML does not say where the control socket is
             done = served.run("reload")
             assert done.returncode in (1, 78)
             assert done.stderr
@@ -282,7 +286,7 @@ def test_a_mistake_leaves_everything_as_it_was(served: Superd, mistake: str, how
             served.signal(signal.SIGHUP)
             until(
                 lambda: "the configuration is unchanged" in served.log()[start:],
-                "the mistake to be told of",
+                "the mistake in the log",
             )
             assert "not reloaded: " in served.log()[start:]
         client.sendall(b"b")
@@ -294,7 +298,7 @@ def test_a_mistake_leaves_everything_as_it_was(served: Superd, mistake: str, how
     assert served.answer()["generation"] == generation + 1
 
 
-def test_a_plugin_that_hangs_at_import_leaves_everything_as_it_was(
+def test_a_reload_with_a_plugin_that_hangs_at_import_changes_nothing(
     start_superd: Start, tmp_path: Path
 ) -> None:
     source = "import time\ntime.sleep(600)\n"
@@ -310,7 +314,7 @@ def test_a_plugin_that_hangs_at_import_leaves_everything_as_it_was(
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
-def test_a_port_that_is_taken_leaves_everything_as_it_was(start_superd: Start) -> None:
+def test_a_reload_with_a_port_in_use_changes_nothing(start_superd: Start) -> None:
     port, other = free_port(), free_port()
     served = start_superd(ECHO.format(port=port))
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -332,7 +336,7 @@ def test_a_port_that_is_taken_leaves_everything_as_it_was(start_superd: Start) -
     assert exchange(connect_tcp(("127.0.0.1", number)), b"x") == b"x"
 
 
-def test_a_specific_address_can_come_beside_the_wildcard_and_go_again(
+def test_a_reload_can_add_a_specific_address_beside_the_wildcard_and_remove_it(
     start_superd: Start,
 ) -> None:
     port = free_port()
@@ -350,7 +354,7 @@ def test_a_specific_address_can_come_beside_the_wildcard_and_go_again(
     assert exchange(connect_tcp(("127.0.0.2", port)), b"x") == b"x"
 
 
-def test_lists_from_files_are_read_anew(start_superd: Start, tmp_path: Path) -> None:
+def test_a_reload_reads_list_files_again(start_superd: Start, tmp_path: Path) -> None:
     (tmp_path / "friends").write_text("127.0.0.2\n")
     toml = f"""
         [service.echo]
@@ -365,7 +369,7 @@ def test_lists_from_files_are_read_anew(start_superd: Start, tmp_path: Path) -> 
 
     assert (admits("127.0.0.2"), admits("127.0.0.3")) == (True, False)
     (tmp_path / "friends").write_text("127.0.0.3\n")
-    assert admits("127.0.0.2")  # until it is told to look
+    assert admits("127.0.0.2")  # not reloaded yet
     assert reload(served, toml) == "echo: changed\n"
     assert (admits("127.0.0.2"), admits("127.0.0.3")) == (False, True)
 
@@ -390,7 +394,7 @@ on-limit = "reject"
 """
 
 
-def test_bans_and_limits_hold_over_a_reload(start_superd: Start) -> None:
+def test_bans_and_limits_are_kept_over_a_reload(start_superd: Start) -> None:
     served = start_superd(LIMITED_BY_SOURCE)
     assert served.run("ban", "127.0.0.9").returncode == 0
     assert [bool(receive_and_close(served.connect("slow"))) for _ in range(2)] == [True] * 2
@@ -418,7 +422,7 @@ def test_bans_and_limits_hold_over_a_reload(start_superd: Start) -> None:
     served.wait_until_idle("echo")
 
 
-def test_a_plugin_that_was_upgraded_serves_and_the_old_one_finishes(
+def test_a_reload_loads_a_changed_plugin_and_old_connections_keep_the_old_one(
     start_superd: Start, tmp_path: Path
 ) -> None:
     source = """
@@ -448,7 +452,7 @@ def test_a_plugin_that_was_upgraded_serves_and_the_old_one_finishes(
         assert old.recv(10) == b"one\n"
 
 
-def test_the_log_goes_where_the_new_configuration_says(start_superd: Start, tmp_path: Path) -> None:
+def test_a_reload_changes_the_log(start_superd: Start, tmp_path: Path) -> None:
     port = free_port()
     served = start_superd(ECHO.format(port=port))
     reload(served, f'[daemon]\nlog = "{tmp_path}/log"\n' + ECHO.format(port=port))
@@ -461,7 +465,9 @@ def test_the_log_goes_where_the_new_configuration_says(start_superd: Start, tmp_
     assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"
 
 
-def test_what_takes_a_restart_is_told(start_superd: Start, tmp_path: Path) -> None:
+def test_a_reload_reports_a_change_that_needs_a_restart(
+    start_superd: Start, tmp_path: Path
+) -> None:
     port = free_port()
     served = start_superd(ECHO.format(port=port))
     served.toml = f'[daemon]\nban-file = "{tmp_path}/other"\n' + ECHO.format(port=port)
@@ -475,7 +481,7 @@ def test_what_takes_a_restart_is_told(start_superd: Start, tmp_path: Path) -> No
     "number",
     [4, pytest.param(10, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.soak)],
 )
-def test_reloads_under_load_lose_nobody(start_superd: Start, number: int) -> None:
+def test_reloads_under_load_lose_no_connection(start_superd: Start, number: int) -> None:
     port, other = free_ports(2)
     address = ("127.0.0.1", port)
     one = ECHO.format(port=port)
@@ -520,7 +526,7 @@ def test_connections_outlast_a_reload_until_superd_is_stopped(
         assert client.recv(1) == b"1"
         reload(served, toml)
         begun = time.monotonic()
-        # what would have cut it after drain-timeout has had its time: a later one was cut by that
+        # another worker, stopped now, cuts its connection: so drain-timeout has passed
         with served.connect("echo") as other:
             other.sendall(b"1")
             assert other.recv(1) == b"1"
@@ -536,7 +542,7 @@ def test_connections_outlast_a_reload_until_superd_is_stopped(
     assert len(re.findall("1 connections cut at the end of drain-timeout", served.log())) == 2
 
 
-def test_a_limit_for_those_from_before_a_reload_is_kept(start_superd: Start) -> None:
+def test_reload_drain_timeout_limits_connections_from_before_a_reload(start_superd: Start) -> None:
     toml = LIMITED.format(loop="auto", limit="300ms")
     served = start_superd(toml)
     with served.connect("echo") as client:
@@ -549,7 +555,7 @@ def test_a_limit_for_those_from_before_a_reload_is_kept(start_superd: Start) -> 
 
 
 @pytest.mark.soak
-def test_when_there_is_no_room_for_workers_it_is_said_what_makes_room(start_superd: Start) -> None:
+def test_a_reload_without_room_for_more_workers_fails_and_says_why(start_superd: Start) -> None:
     served = start_superd(LIMITED.format(loop="auto", limit="0s"))
     with contextlib.ExitStack() as stack:
         for _ in range(MIN_WORKER_SLOTS - 1):
@@ -571,7 +577,9 @@ def test_when_there_is_no_room_for_workers_it_is_said_what_makes_room(start_supe
 
 
 @pytest.mark.root
-def test_a_reload_without_free_descriptors_fails_and_superd_serves_on(start_superd: Start) -> None:
+def test_a_reload_without_free_descriptors_fails_and_superd_keeps_serving(
+    start_superd: Start,
+) -> None:
     served = start_superd(TOML)
     before = len(descriptors(served.pid))
     named = served.toml.replace("[service.echo]", '[service.echo]\ndeny = ".example"')
@@ -582,7 +590,7 @@ def test_a_reload_without_free_descriptors_fails_and_superd_serves_on(start_supe
         served.signal(signal.SIGHUP)
         until(
             lambda n=seen: len(re.findall("not reloaded: |reloaded: ", served.log())) > n,  # type: ignore[misc]
-            "the reload to be over",
+            "the end of the reload",
         )
         assert exchange(served.connect("echo"), b"x") == b"x"
     resource.prlimit(served.pid, resource.RLIMIT_NOFILE, (before + 4096, before + 4096))
@@ -592,21 +600,23 @@ def test_a_reload_without_free_descriptors_fails_and_superd_serves_on(start_supe
     assert "not reloaded: Too many open files" in served.log()
 
 
-def test_many_signals_at_once_end_in_one_good_state(start_superd: Start) -> None:
+def test_many_hup_signals_end_in_one_serving_generation(start_superd: Start) -> None:
     served = start_superd(TOML)
     for _ in range(20):
         served.signal(signal.SIGHUP)
     until(lambda: served.answer()["generation"] > 1, "a reload")
 
-    def is_over() -> bool:
+    def is_done() -> bool:
         answer = served.answer()
         return bool(answer["reload"]["state"] == "done" and len(answer["workers"]) == 1)
 
-    until(is_over, "the reloads to be over")
+    until(is_done, "the end of the reloads")
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 
-def test_a_stop_during_a_reload_leaves_nothing_behind(start_superd: Start, tmp_path: Path) -> None:
+def test_a_stop_during_a_reload_does_not_wait_for_the_plugin(
+    start_superd: Start, tmp_path: Path
+) -> None:
     source = """
         import time
         from superd.plugin import Service, hookimpl
@@ -628,16 +638,16 @@ def test_a_stop_during_a_reload_leaves_nothing_behind(start_superd: Start, tmp_p
     rewrite(served, TOML + '[service.s]\nplugin = "slow"\nlisten = "tcp://127.0.0.1:0"\n')
     served.signal(signal.SIGHUP)
     until(lambda: served.answer()["reload"], "the reload to begin")
-    assert exchange(served.connect("echo"), b"x") == b"x"  # meanwhile
+    assert exchange(served.connect("echo"), b"x") == b"x"  # during the reload
     began = time.monotonic()
     served.signal(signal.SIGTERM)
     assert served.wait() == 0
-    assert time.monotonic() - began < 6  # it did not wait for the plugin
+    assert time.monotonic() - began < 6  # prepare takes 8 s
     assert "not reloaded: superd stops" in served.log()
 
 
-def test_without_a_daemon_there_is_nothing_to_reload(tmp_path: Path) -> None:
-    one = Superd(tmp_path, TOML)
-    one.write()
-    done = one.run("reload")
+def test_reload_fails_without_a_running_daemon(tmp_path: Path) -> None:
+    stopped = Superd(tmp_path, TOML)
+    stopped.write()
+    done = stopped.run("reload")
     assert (done.returncode, done.stderr) == (1, "superd: it is not running\n")

@@ -1,4 +1,4 @@
-"""superd under runit, s6 and an init script, with the files of conf, and as process 1."""
+"""superd under runit, s6 and an init script, with the files in conf, and as process 1."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ listen = "tcp://127.0.0.1:0"
 
 @pytest.fixture
 def env(tmp_path: Path) -> dict[str, str]:
-    """An environment in which `superd` is the one that is tested."""
+    """An environment in which the command `superd` runs the superd under test."""
     shim = tmp_path / "bin" / "superd"
     shim.parent.mkdir()
     shim.write_text(f'#!/bin/sh\nexec {sys.executable} -m superd "$@"\n')
@@ -39,19 +39,19 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def superd(tmp_path: Path) -> Iterator[Superd]:
-    """A superd that somebody else starts; what it says is in its log."""
+    """A superd that a supervisor starts; its output goes to its log."""
     directory = tmp_path / "superd"
     directory.mkdir()
-    one = Superd(directory, TOML)
-    one.write()
-    yield one
+    instance = Superd(directory, TOML)
+    instance.write()
+    yield instance
     with contextlib.suppress(OSError, ValueError):
-        one.signal(signal.SIGKILL)
-    print(one.log())
+        instance.signal(signal.SIGKILL)
+    print(instance.log())
 
 
 def installed(kind: str, directory: Path, superd: Superd) -> Path:
-    """Copy the scripts for a supervisor, for the configuration of the test."""
+    """Copy the scripts for a supervisor, changed to use the test's configuration."""
     service = directory / "service"
     shutil.copytree(CONF / kind, service)
     for script in service.iterdir():
@@ -69,11 +69,11 @@ def supervised(superd: Superd, env: dict[str, str], *command: str) -> Iterator[N
     try:
         yield
     finally:
-        process.terminate()  # runsv and s6-supervise end what they supervise, too
+        process.terminate()  # runsv and s6-supervise then stop superd, too
         process.wait(EVENT_TIMEOUT)
 
 
-def does(env: dict[str, str], *command: object) -> subprocess.CompletedProcess[str]:
+def run(env: dict[str, str], *command: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [str(word) for word in command],
         env=env,
@@ -85,84 +85,90 @@ def does(env: dict[str, str], *command: object) -> subprocess.CompletedProcess[s
 
 
 def assert_serving(superd: Superd, number: int) -> None:
-    """See that the generation of that number serves."""
+    """Check that superd serves, and that its generation is `number`."""
     superd.announced = superd.log().splitlines()
     assert exchange(superd.connect("echo"), b"hello") == b"hello"
     assert superd.answer()["generation"] == number
 
 
 @pytest.mark.tool("runsv", "sv")
-def test_runit(superd: Superd, env: dict[str, str], tmp_path: Path) -> None:
+def test_runit_starts_reloads_restarts_and_stops_superd(
+    superd: Superd, env: dict[str, str], tmp_path: Path
+) -> None:
     service = installed("runit", tmp_path, superd)
     with supervised(superd, env, "runsv", str(service)):
         until((service / "supervise" / "ok").exists, "runsv")
-        started = does(env, "sv", "-w", "30", "start", service)
+        started = run(env, "sv", "-w", "30", "start", service)
         assert started.returncode == 0, started.stdout
         assert_serving(superd, 1)
-        assert does(env, "sv", "reload", service).returncode == 0
+        assert run(env, "sv", "reload", service).returncode == 0
         superd.wait_for_log("reloaded")
         assert_serving(superd, 2)
         pid = superd.pid
         os.kill(pid, signal.SIGKILL)
-        assert does(env, "sv", "-w", "30", "check", service).returncode == 0
+        assert run(env, "sv", "-w", "30", "check", service).returncode == 0
         until(lambda: superd.log().count("\nready\n") == 2, "its successor")
-        assert does(env, "sv", "-w", "30", "down", service).returncode == 0
+        assert run(env, "sv", "-w", "30", "down", service).returncode == 0
         assert "stopping: connections may finish" in superd.log()
         assert not is_alive(pid)
 
         superd.file.write_text("[")
-        does(env, "sv", "up", service)
+        run(env, "sv", "up", service)
         superd.wait_for_log(f"{superd.file}:1:")
         until(lambda: has_given_up(env, service), "runsv to give up")
         assert superd.log().count(f"{superd.file}:1:") == 1
 
 
 def has_given_up(env: dict[str, str], service: Path) -> bool:
-    shown = does(env, "sv", "status", service).stdout
+    shown = run(env, "sv", "status", service).stdout
     return shown.startswith("down: ") and "want up" not in shown
 
 
 @pytest.mark.tool("s6-supervise", "s6-svc", "s6-svwait", "s6-svstat")
-def test_s6(superd: Superd, env: dict[str, str], tmp_path: Path) -> None:
+def test_s6_starts_reloads_restarts_and_stops_superd(
+    superd: Superd, env: dict[str, str], tmp_path: Path
+) -> None:
     service = installed("s6", tmp_path, superd)
     with supervised(superd, env, "s6-supervise", str(service)):
         until((service / "supervise" / "status").exists, "s6-supervise")
-        assert does(env, "s6-svwait", "-U", "-t", "30000", service).returncode == 0
-        assert_serving(superd, 1)  # at once, as it has said that it is ready
-        assert does(env, "s6-svstat", "-o", "ready", service).stdout == "true\n"
-        assert does(env, "s6-svc", "-h", service).returncode == 0
+        assert run(env, "s6-svwait", "-U", "-t", "30000", service).returncode == 0
+        assert_serving(superd, 1)  # without a wait, as superd has reported that it is ready
+        assert run(env, "s6-svstat", "-o", "ready", service).stdout == "true\n"
+        assert run(env, "s6-svc", "-h", service).returncode == 0
         superd.wait_for_log("reloaded")
         assert_serving(superd, 2)
-        assert does(env, "s6-svc", "-wR", "-T", "30000", "-r", service).returncode == 0
+        assert run(env, "s6-svc", "-wR", "-T", "30000", "-r", service).returncode == 0
         superd.log_file.write_text(superd.log().rpartition("superd 0")[2])
         assert_serving(superd, 1)
-        assert does(env, "s6-svc", "-wD", "-T", "30000", "-d", service).returncode == 0
+        assert run(env, "s6-svc", "-wD", "-T", "30000", "-d", service).returncode == 0
         assert "stopping: connections may finish" in superd.log()
 
         superd.file.write_text("[")
-        does(env, "s6-svc", "-u", service)
+        run(env, "s6-svc", "-u", service)
         until(
-            lambda: does(env, "s6-svstat", "-o", "wantedup", service).stdout == "false\n",
+            lambda: run(env, "s6-svstat", "-o", "wantedup", service).stdout == "false\n",
             "s6-supervise to give up",
         )
 
 
-def test_a_descriptor_for_readiness_that_is_not_open(tmp_path: Path) -> None:
+def test_a_closed_descriptor_for_readiness_is_an_error(tmp_path: Path) -> None:
     file = Superd(tmp_path, TOML).write()
-    done = does(
+    done = run(
         dict(os.environ), sys.executable, "-m", "superd", "run", "-c", file, "--ready-fd", "77"
     )
     assert (done.returncode, done.stderr) == (2, "superd: --ready-fd: descriptor 77 is not open\n")
 
 
-def test_the_init_script(superd: Superd, env: dict[str, str], tmp_path: Path) -> None:
+def test_the_init_script_starts_reloads_restarts_and_stops_superd(
+    superd: Superd, env: dict[str, str], tmp_path: Path
+) -> None:
     text = (CONF / "superd.init").read_text()
     text = text.replace("\nPATH=/", f"\nPATH={tmp_path}/bin:/")
     script = tmp_path / "init"
     script.write_text(text.replace("/etc/superd.toml", str(superd.file)))
 
     def code(action: str) -> int:
-        return does(env, "sh", script, action).returncode
+        return run(env, "sh", script, action).returncode
 
     assert code("status") == 3
     assert code("stop") == 0
@@ -187,7 +193,7 @@ def test_the_init_script(superd: Superd, env: dict[str, str], tmp_path: Path) ->
         assert superd.answer()["state"] == "serving"
         superd.file.write_text("[")
         assert code("force-reload") == 78
-        assert code("stop") == 78  # it is nowhere named where superd is, but it is not stopped
+        assert code("stop") == 78  # the file does not say where superd is, so superd keeps running
         superd.file.write_text(good)
         assert superd.answer()["state"] == "serving"
     finally:
@@ -197,7 +203,7 @@ def test_the_init_script(superd: Superd, env: dict[str, str], tmp_path: Path) ->
 
 
 class FirstProcess(Superd):
-    """superd as process 1 of a namespace; its pid file has the number that it has there."""
+    """superd as process 1 of a namespace; its pid file has its pid in that namespace."""
 
     @property
     def pid(self) -> int:
@@ -212,7 +218,7 @@ def children(pid: int) -> list[int]:
 
 @pytest.mark.root
 @pytest.mark.tool("unshare")
-def test_process_1_reaps_orphans_reloads_and_drains(tmp_path: Path) -> None:
+def test_superd_as_process_1_reaps_orphans_reloads_and_drains(tmp_path: Path) -> None:
     toml = f"""{TOML}
     [service.orphan]
     plugin = "exec"
