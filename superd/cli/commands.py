@@ -119,7 +119,7 @@ OPERATION = (
         "top",
         "cli.top:top",
         "show services and workers live, with rates; q quits",
-        (FILE, _flag("--once", help="print one look as plain text")),
+        (FILE, _flag("--once", help="print one snapshot as plain text")),
     ),
     Command(
         "connections",

@@ -41,13 +41,13 @@ def explain(file: Path | None, service: str, address: str, at: str | None) -> in
         print(f"superd: {text}; run `superd reload`", file=sys.stderr)
     if service not in settings.services:
         raise no_such_service(service, settings.services)
-    who, moment = _who(address), _moment(at)
+    client, moment = _client(address), _moment(at)
     entry = settings.services[service]
-    asked = _Asked(configuration, service, entry, daemon.bans)
+    rules = _ServiceRules(configuration, service, entry, daemon.bans)
     if not daemon.overrides.get(service, entry.enabled):
-        print(f"not served: disabled, {asked.disabled_by(daemon.overrides)}")
+        print(f"not served: disabled, {rules.disabled_by(daemon.overrides)}")
         return int(ExitCode.FAILED)
-    refusal, why = asked.decision(who, moment)
+    refusal, why = rules.decision(client, moment)
     if refusal is None:
         print(f"admitted: {why}" if why else "admitted: no rule refuses it")
         return int(ExitCode.OK)
@@ -66,7 +66,7 @@ def _moment(at: str | None) -> float:
         ) from None
 
 
-def _who(address: str) -> Who:
+def _client(address: str) -> Who:
     try:
         if address.startswith("user:"):
             pattern = parse_pattern(address)
@@ -104,8 +104,8 @@ class _Daemon:
         return cls(outline.get("texts"), outline["overrides"], bans)
 
 
-class _Asked:
-    """One service, and the places of its keys."""
+class _ServiceRules:
+    """The rules of one service, and the places of its keys."""
 
     def __init__(
         self, configuration: Configuration, name: str, entry: Service, bans: Sequence[Ban]
@@ -119,16 +119,16 @@ class _Asked:
         """Return what disables the service: the operator, or a line of the configuration."""
         return "by the operator" if self.name in overrides else self._where("enabled", None)
 
-    def decision(self, who: Who, moment: float) -> Decision:
+    def decision(self, client: Who, moment: float) -> Decision:
         """Decide in the order of the gate (superd/admission/gate.py)."""
-        if isinstance(who, str) and (ban := self._ban_on(who)):
+        if isinstance(client, str) and (ban := self._ban_on(client)):
             return Refusal.BANNED, ban
         by_rule = ""
         access = access_list(self.entry, self._where)
         if access is not None:
-            rule, name = self._rule(access, who)
-            by_rule = self._described(rule, who, name)
-            if not self._admits(access, rule, who, name):
+            rule, name = self._rule(access, client)
+            by_rule = self._described(rule, client, name)
+            if not self._admits(access, rule, client, name):
                 return Refusal.ACCESS, by_rule
         by_time = ""
         if self.entry.access_times is not None:
@@ -144,28 +144,28 @@ class _Asked:
             by_time += self._where("access-times", number)
         return None, "; ".join(filter(None, (by_rule, by_time)))
 
-    def _rule(self, access: AccessList, who: Who) -> tuple[Rule | None, str]:
+    def _rule(self, access: AccessList, client: Who) -> tuple[Rule | None, str]:
         """Return the rule that decides, and the client's name if a rule needs it."""
-        if isinstance(who, UnixPeer):
-            return access.rule_for_user(who), ""
+        if isinstance(client, UnixPeer):
+            return access.rule_for_user(client), ""
         name = ""
-        if access.verdict(who) is Verdict.DEPENDS_ON_NAME:
-            name = confirmed_name(who)
-        return access.rule_for_host(who, name), name
+        if access.verdict(client) is Verdict.DEPENDS_ON_NAME:
+            name = confirmed_name(client)
+        return access.rule_for_host(client, name), name
 
-    def _admits(self, access: AccessList, rule: Rule | None, who: Who, name: str) -> bool:
-        if isinstance(who, str) and access.verdict(who) is Verdict.DEPENDS_ON_NAME:
-            return access.admits_named(who, name)
+    def _admits(self, access: AccessList, rule: Rule | None, client: Who, name: str) -> bool:
+        if isinstance(client, str) and access.verdict(client) is Verdict.DEPENDS_ON_NAME:
+            return access.admits_named(client, name)
         return access.admits(rule)
 
-    def _described(self, rule: Rule | None, who: Who, name: str) -> str:
+    def _described(self, rule: Rule | None, client: Who, name: str) -> str:
         called = f" ({name})" if name else ""
         if rule is None:
             if self.entry.allow is None and self.entry.allow_file is None:
                 return ""
             key = "allow" if self.entry.allow is not None else "allow-file"
-            whom = who if isinstance(who, str) else f"user:{who.uid}"
-            return f"{key} has no entry for {whom}{called}, {self._where(key, None)}"
+            peer = client if isinstance(client, str) else f"user:{client.uid}"
+            return f"{key} has no entry for {peer}{called}, {self._where(key, None)}"
         return f'{"allow" if rule.allows else "deny"} "{rule.pattern}"{called}, {rule.where}'
 
     def _ban_on(self, host: str) -> str:

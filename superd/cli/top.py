@@ -1,7 +1,7 @@
 """`superd top`: shows services and workers with their rates, once a second.
 
-Runs in the command line. At a terminal it draws until q or Ctrl-C; elsewhere it prints one look.
-Raises SuperdError where the daemon does not run, or ends.
+Runs in the command line. At a terminal it draws until q or Ctrl-C; elsewhere it prints one
+snapshot. Raises SuperdError where the daemon does not run, or ends.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from superd.cli.status import refusals_of
 from superd.errors import ExitCode
 from superd.observe.rows import table
 
-INTERVAL = 1.0  # seconds between two looks
+INTERVAL = 1.0  # seconds between two snapshots
 LEAST_NAME_WIDTH = 8  # characters of a name, also on the narrowest screen
 
 Cells = dict[str, str | int | float]
 
 
 @dataclass(frozen=True)
-class Look:
-    """One look: services and workers, with their counts since the start, and when."""
+class Snapshot:
+    """Services and workers with their counts since the start, at one moment."""
 
     moment: float
     status: dict[str, Any]
     traffic: dict[str, dict[str, int]]
 
     @classmethod
-    def at(cls, files: DaemonFiles) -> Look:
+    def at(cls, files: DaemonFiles) -> Snapshot:
         with connected(files) as connection:  # a new one: the master drops an idle connection
             traffic = connection.request("traffic")["traffic"]
             return cls(time.monotonic(), connection.request("status"), traffic)
@@ -47,16 +47,16 @@ class Look:
 def top(file: Path | None, *, once: bool) -> int:
     """Show services and workers with their rates."""
     files = daemon_files(file)
-    before = Look.at(files)
+    before = Snapshot.at(files)
     if once or not sys.stdout.isatty():
         time.sleep(INTERVAL)
-        print("\n".join(_as_text(before, Look.at(files))))
+        print("\n".join(_as_text(before, Snapshot.at(files))))
     else:
         _draw(files, before)
     return int(ExitCode.OK)
 
 
-def _draw(files: DaemonFiles, before: Look) -> None:
+def _draw(files: DaemonFiles, before: Snapshot) -> None:
     from rich.console import Group
     from rich.live import Live
     from rich.table import Table
@@ -77,7 +77,7 @@ def _draw(files: DaemonFiles, before: Look) -> None:
 
     with _keys() as keys, Live(screen=True, auto_refresh=False) as live:
         while not _wants_to_quit(keys):
-            now = Look.at(files)
+            now = Snapshot.at(files)
             title = Text(f"{_title(now)}\nq quits", no_wrap=True, overflow="ellipsis")
             services, workers = drawn(_services(before, now)), drawn(_workers(before, now))
             live.update(Group(title, Text(), services, Text(), workers), refresh=True)
@@ -85,7 +85,7 @@ def _draw(files: DaemonFiles, before: Look) -> None:
 
 
 def _wants_to_quit(keys: int | None) -> bool:
-    """Wait until the next look is due; return whether the user typed q."""
+    """Wait until the next snapshot is due; return whether the user typed q."""
     end = time.monotonic() + INTERVAL
     while (left := end - time.monotonic()) > 0:
         typed, _, _ = select.select([] if keys is None else [keys], [], [], left)
@@ -114,13 +114,13 @@ def _keys() -> Iterator[int | None]:
         termios.tcsetattr(keys, termios.TCSADRAIN, before)
 
 
-def _as_text(before: Look, now: Look) -> list[str]:
+def _as_text(before: Snapshot, now: Snapshot) -> list[str]:
     return [
         _title(now), "", *table(_services(before, now)), "", *table(_workers(before, now))
     ]  # fmt: skip
 
 
-def _title(now: Look) -> str:
+def _title(now: Snapshot) -> str:
     status = now.status
     return f"superd is {status['state']}, process {status['pid']}, {status['configuration']}"
 
@@ -128,7 +128,7 @@ def _title(now: Look) -> str:
 _TEXTS = ("service", "pool", "state")
 
 
-def _services(before: Look, now: Look) -> list[Cells]:
+def _services(before: Snapshot, now: Snapshot) -> list[Cells]:
     counted = {one["name"]: one["counts"] for one in before.status["services"]}
     seconds = now.moment - before.moment
     rows: list[Cells] = []
@@ -148,7 +148,7 @@ def _services(before: Look, now: Look) -> list[Cells]:
     return rows
 
 
-def _workers(before: Look, now: Look) -> list[Cells]:
+def _workers(before: Snapshot, now: Snapshot) -> list[Cells]:
     used = {one["pid"]: one["cpu"] for one in before.status["workers"]}
     seconds = now.moment - before.moment
     rows: list[Cells] = []

@@ -203,7 +203,7 @@ class _Attempts:
     def wait(self, until: float | None, deadline: Deadline) -> bool:
         """Wait until one succeeds, all have failed or the monotonic clock says `until`.
 
-        Return whether no other address is to be tried: one has succeeded, or the deadline is over.
+        Return whether to try no further address: one has succeeded, or the deadline has passed.
         """
         while self.pending and not self.won:
             left = [] if deadline.left is None else [deadline.left]
