@@ -1,7 +1,7 @@
-"""Connecting to a target: all of its addresses, and then the next target.
+"""Connecting to a target: to all of its addresses, and then to the next target.
 
-The next address is tried when one has failed, and beside it when it has not answered for a while
-(RFC 8305, happy eyeballs); who answers first has it.
+Runs in a worker, on the loop. The next address is tried when one has failed, and in parallel when
+it has not answered for a while (RFC 8305, happy eyeballs); the first to accept wins.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from typing import Protocol
 
 from superd.plugin import Candidates, Relayed, Unavailable
 from superd_forward.context import Context
-from superd_forward.loops import Chain, forget, remember
+from superd_forward.loops import Chain, register, unregister
 from superd_forward.side import BROKEN, INPUT
-from superd_forward.targets import Target, Way
+from superd_forward.targets import Target, TargetAddress
 
 NO_ADDRESS = "its name has no address"
 TIMED_OUT = os.strerror(errno.ETIMEDOUT)
-PAUSE = 0.25  # seconds that clients wait in the backlog where superd itself has run out
+SHORTAGE_PAUSE_SECONDS = 0.25  # clients stay in the backlog while superd itself is short
 
-# what no target is to blame for
-EXHAUSTED = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC))
+# errors of this system, not of a target
+SHORTAGE_ERRNOS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ENOSPC))
 
-BROKEN_SINCE = frozenset((errno.ECONNRESET, errno.EPIPE))  # after it had been connected
+RESET_ERRNOS = frozenset((errno.ECONNRESET, errno.EPIPE))  # the target had accepted before
 
 
 class ConnectingOwner(Protocol):
-    """The forwarded connection that is being connected, as far as it is called here."""
+    """The methods of a forwarded connection that are called here."""
 
     context: Context
     conn: Relayed
@@ -50,109 +50,109 @@ class ConnectingOwner(Protocol):
 
 
 class Connecting:
-    """Tries targets in their order for one connection, and calls it back once."""
+    """Tries targets in their order for one connection, and calls its owner back once."""
 
     __slots__ = (
-        "attempts", "deadline", "order", "owner", "started", "target", "ways", "why",
+        "attempts", "candidates", "deadline", "order", "owner", "started", "target", "why",
     )  # fmt: skip
 
     def __init__(self, owner: ConnectingOwner, order: Iterator[Target]) -> None:
         self.owner = owner
         self.order = order
         self.attempts: list[Attempt] = []
-        self.ways: Candidates[Way] | tuple[()] = ()
+        self.candidates: Candidates[TargetAddress] | tuple[()] = ()
         self.started = self.deadline = 0.0
         self.target: Target | None = None
         self.why = ""
 
-    def start(self, last: str = "") -> None:
-        """Go to the next target; give up where there is none, for what was wrong with the last."""
+    def start(self, last_error: str = "") -> None:
+        """Try the next target. Without one, report the error of the last."""
         context = self.owner.context
         target = self.target = next(self.order, None)
         if target is None:
             context.connecting.discard(self)
-            self.owner.unreachable(last)
+            self.owner.unreachable(last_error)
             return
-        target.entered()
+        target.client_added()
         self.why = ""
         self.started = time.monotonic()
         self.deadline = self.started + context.connect_timeout
-        if target.way is not None:
-            self._try(target.way)
+        if target.address is not None:
+            self._try(target.address)
         else:
             context.connecting.add(self)
             context.look_up(target.host, partial(self._found, target))
 
     def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
-        """Try the addresses that a target's name has."""
+        """Try the addresses of a target's name."""
         if target is not self.target:
-            return  # it was too late, and another is tried
+            return  # the look-up took too long, and another target is tried
         context = self.owner.context
         if context.bind_to:
             hosts = tuple(h for h in hosts if (":" in h) == (":" in context.bind_to))
-        self.ways = Candidates(target.at(host) for host in hosts)
+        self.candidates = Candidates(target.address_at(host) for host in hosts)
         self._try_next()
 
     def _try_next(self) -> None:
-        """Try the next address beside those that are being tried."""
-        if self.ways:
-            self._try(self.ways.popleft())
+        """Try the next address, in parallel with pending attempts."""
+        if self.candidates:
+            self._try(self.candidates.popleft())
         elif not self.attempts:
             self._next_target(self.why or NO_ADDRESS)
 
-    def _try(self, way: Way) -> None:
+    def _try(self, address: TargetAddress) -> None:
         context = self.owner.context
         try:
-            attempt = Attempt(self, context.connect(way), way)
+            attempt = Attempt(self, context.connect(address), address)
             self.attempts.append(attempt)
             context.poller.add(attempt.sock.fileno(), attempt)
-        except BlockingIOError:  # the backlog of a unix socket is full, and nothing tells its end
-            self.ways = Candidates((way, *self.ways))
+        except BlockingIOError:  # a unix socket's backlog is full, and no event reports room
+            self.candidates = Candidates((address, *self.candidates))
         except OSError as error:
-            others = self.why or self.ways or self.attempts or length_hint(self.order)
-            if has_run_out(error, others=bool(others)):
+            others = self.why or self.candidates or self.attempts or length_hint(self.order)
+            if is_shortage(error, has_alternative=bool(others)):
                 self._give_up(error)
             else:
-                self._note(way, error.strerror or str(error))
+                self._note(address, error.strerror or str(error))
                 self._try_next()
             return
-        if self.ways:
-            self.ways.attempted()
+        if self.candidates:
+            self.candidates.attempted()
         context.connecting.add(self)
 
-    def won(self, attempt: Attempt, events: int, *, is_broken: bool) -> None:
-        """Leave the others, and go on with who has answered, be it broken since."""
+    def attempt_succeeded(self, attempt: Attempt, events: int, *, is_broken: bool) -> None:
+        """Drop the other attempts, and pass this one to the owner, even if it was reset since."""
         self.attempts.remove(attempt)
         target, self.target = self.target, None
         assert target is not None
         self._leave()
-        target.took()
+        target.accepted()
         self.owner.connected(attempt, target, self.started, events & INPUT, is_broken=is_broken)
 
-    def lost(self, attempt: Attempt, why: str) -> None:
-        """Go on where an address has not taken the connection."""
+    def attempt_failed(self, attempt: Attempt, why: str) -> None:
+        """Try the next address."""
         self.attempts.remove(attempt)
         attempt.close()
-        self._note(attempt.way, why)
+        self._note(attempt.address, why)
         self._try_next()
 
-    def look(self, now: float) -> None:
-        """See whether it is time for the next address, or for the next target."""
+    def check(self, now: float) -> None:
+        """Try the next target after the time-out, or the next address when it is due."""
         if now >= self.deadline:
             self._next_target(TIMED_OUT)
-        elif self.ways and now >= self.ways.due_at:
+        elif self.candidates and now >= self.candidates.due_at:
             self._try_next()
 
     def cancel(self) -> None:
-        """Give up without a word."""
+        """Stop trying, without calling the owner."""
         if self.target is not None:
-            self.target.left()
+            self.target.client_removed()
             self.target = None
         self._leave()
 
     def _leave(self) -> None:
         self.owner.context.connecting.discard(self)
-        self.ways = ()
+        self.candidates = ()
         while self.attempts:
             self.attempts.pop().close()
 
@@ -161,58 +161,65 @@ class Connecting:
         assert target is not None
         target.failed(why.removeprefix(f"{target.name}: "))
         self.cancel()
-        # not at once, as all of many targets may fail at once
-        go_on = partial(self._go_on, f"{target.name}: {why}")
-        self.owner.context.loop.call_soon(go_on)
+        # in the next turn of the loop: a recursion over many failing targets could be too deep
+        start = partial(self._start_unless_over, f"{target.name}: {why}")
+        self.owner.context.loop.call_soon(start)
 
-    def _go_on(self, last: str) -> None:
+    def _start_unless_over(self, last_error: str) -> None:
         if not self.owner.is_over:
-            self.start(last)
+            self.start(last_error)
 
     def _give_up(self, error: OSError) -> None:
         assert self.target is not None
         text = f"cannot connect to {self.target.name}: {error.strerror}"
         self.owner.cut()
-        self.owner.conn.failed(Unavailable(text, PAUSE))
+        self.owner.conn.failed(Unavailable(text, SHORTAGE_PAUSE_SECONDS))
 
-    def _note(self, way: Way, why: str) -> None:
+    def _note(self, address: TargetAddress, why: str) -> None:
         assert self.target is not None
-        self.why = why if way is self.target.way else f"{way.address.endpoint}: {why}"
+        is_only = address is self.target.address
+        self.why = why if is_only else f"{address.address.endpoint}: {why}"
 
 
-def has_run_out(error: OSError, *, others: bool) -> bool:
-    """Tell whether nobody can be connected to now. An address towards which no port is left, or
-    whose family is switched off here, leaves `others` to be tried.
+def is_shortage(error: OSError, *, has_alternative: bool) -> bool:
+    """Tell whether an error means that no target can be connected to now.
+
+    EADDRNOTAVAIL does so only without an alternative: ports may be exhausted towards one address,
+    or its family disabled here, while another address works.
     """
-    return error.errno in EXHAUSTED or (error.errno == errno.EADDRNOTAVAIL and not others)
+    if error.errno == errno.EADDRNOTAVAIL:
+        return not has_alternative
+    return error.errno in SHORTAGE_ERRNOS
 
 
 class Attempt:
-    """A socket that is being connected to one of a target's addresses."""
+    """A socket that connects to one address of a target."""
 
-    __slots__ = ("connecting", "endpoint", "sock", "way")
+    __slots__ = ("address", "connecting", "endpoint", "sock")
 
-    def __init__(self, connecting: Connecting, sock: socket.SocketType, way: Way) -> None:
+    def __init__(
+        self, connecting: Connecting, sock: socket.SocketType, address: TargetAddress
+    ) -> None:
         self.connecting = connecting
         self.sock = sock
-        self.way = way
+        self.address = address
         self.endpoint = None
-        if way.may_loop:
+        if address.may_loop:
             owner = connecting.owner
-            self.endpoint = remember(sock, way.address.port, (*owner.chain, owner.context))
+            self.endpoint = register(sock, address.port, (*owner.chain, owner.context))
 
     def ready(self, events: int) -> None:
         error = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) if events & BROKEN else 0
-        if error and error not in BROKEN_SINCE:
-            self.connecting.lost(self, os.strerror(error))
+        if error and error not in RESET_ERRNOS:
+            self.connecting.attempt_failed(self, os.strerror(error))
         elif events & select.EPOLLOUT:
-            self.connecting.won(self, events, is_broken=error != 0)
+            self.connecting.attempt_succeeded(self, events, is_broken=error != 0)
 
     def failed(self, error: BaseException) -> None:
         self.connecting.owner.conn.failed(error)
 
     def close(self) -> None:
         if self.endpoint is not None:
-            forget(self.endpoint)
+            unregister(self.endpoint)
         self.connecting.owner.context.poller.forget(self.sock.fileno())
         self.sock.close()

@@ -1,4 +1,7 @@
-"""What all forwarded connections of a service in one worker share."""
+"""The state that all forwarded connections of a service share in one worker.
+
+Runs on the loop.
+"""
 
 from __future__ import annotations
 
@@ -13,33 +16,36 @@ from typing import Protocol
 
 from superd.plugin import Address, Poller
 from superd_forward.memory import Memory
-from superd_forward.targets import Targets, Way
+from superd_forward.targets import TargetAddress, Targets
 from superd_forward.timers import Timers
 from superd_forward.title import Title
 
-# seconds between looks at all connections in that state
+# seconds between checks of all connections in that state
 CONNECTING_INTERVAL = 0.05
 HALF_CLOSED_INTERVAL = 0.25
-BREAKING_INTERVAL = 0.005
-IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): ports of different targets may be the same
+RESETTING_INTERVAL = 0.005
+IP_BIND_ADDRESS_NO_PORT = 24  # ip(7): connections to different targets may share a port
 
 
 class Connecting(Protocol):
-    """An attempt to connect, as the timers call it."""
+    """A connection that is being connected: the methods that timers call."""
 
-    def look(self, now: float) -> None: ...
+    def check(self, now: float) -> None: ...
 
 
 class Ending(Protocol):
-    """A connection that has ended on one side, as the timers call it."""
+    """A connection with one side ended or reset: the methods that timers call."""
 
     def reset_once_read(self) -> None: ...
 
-    def look_if_half_closed_too_long(self) -> None: ...
+    def check_half_close(self) -> None: ...
 
 
 class Context:
-    """The sockets, the targets and the settings; `header` makes what precedes a client's bytes."""
+    """The targets, the settings and the connections.
+
+    `header` makes the PROXY header that precedes a client's bytes, from its address and ours.
+    """
 
     def __init__(
         self,
@@ -66,34 +72,36 @@ class Context:
         self.connect_timeout = connect_timeout
         self.half_close_timeout = half_close_timeout
         self.header = header
-        self.connections: dict[object, None] = {}  # and sources of datagrams
+        self.connections: dict[object, None] = {}  # also sources of datagrams
         self.title = Title(loop, lambda: self.connections)
         self.connecting: Timers[Connecting] = Timers(
-            loop, CONNECTING_INTERVAL, lambda connecting: connecting.look(time.monotonic())
+            loop, CONNECTING_INTERVAL, lambda connecting: connecting.check(time.monotonic())
         )
-        self.breaking: Timers[Ending] = Timers(
-            loop, BREAKING_INTERVAL, lambda relay: relay.reset_once_read()
+        self.resetting: Timers[Ending] = Timers(
+            loop, RESETTING_INTERVAL, lambda relay: relay.reset_once_read()
         )
         self.half_closed: Timers[Ending] = Timers(
-            loop, HALF_CLOSED_INTERVAL, lambda relay: relay.look_if_half_closed_too_long()
+            loop, HALF_CLOSED_INTERVAL, lambda relay: relay.check_half_close()
         )
 
-    def connect(self, way: Way) -> socket.SocketType:
-        """Return a socket that is being connected. Raises OSError."""
-        sock = socket.SocketType(way.family, way.kind, 0)
+    def connect(self, address: TargetAddress) -> socket.SocketType:
+        """Return a non-blocking socket that is connecting. Raises OSError."""
+        sock = socket.SocketType(address.family, address.kind, 0)
         try:
-            if way.is_tcp:
+            if address.is_tcp:
                 if self.nodelay:
                     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self.keepalive:
                     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if self.bind_to and not way.is_unix:
-                with contextlib.suppress(OSError):  # an old kernel does without
+            if self.bind_to and not address.is_unix:
+                with contextlib.suppress(OSError):  # older kernels lack it
                     sock.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
                 sock.bind((self.bind_to, 0))
-            elif way.is_unix:
-                sock.bind("")  # an abstract name, to be answered at, or known by (unix(7))
-            error = sock.connect_ex(way.sockaddr)
+            elif address.is_unix:
+                sock.bind(
+                    ""
+                )  # an abstract name: replies need one, and so does loop detection (unix(7))
+            error = sock.connect_ex(address.sockaddr)
             if error and error != errno.EINPROGRESS:
                 raise OSError(error, os.strerror(error))
         except BaseException:

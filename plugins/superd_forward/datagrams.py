@@ -1,5 +1,5 @@
-"""The datagrams of one source: each source has a socket of its own to a target, which tells the
-answers of one from those of another.
+"""Forwarded datagrams: each source has a socket of its own to a target, so that answers find their
+source. Runs in a worker, on the loop.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from functools import partial
 from operator import length_hint
 
 from superd.plugin import DatagramRelay, End, RelayedDatagrams, Unavailable
-from superd_forward.connecting import EXHAUSTED, has_run_out
+from superd_forward.connecting import NO_ADDRESS, SHORTAGE_ERRNOS, is_shortage
 from superd_forward.context import Context
-from superd_forward.loops import LOOP, Endpoint, chain_at, forget, remember
+from superd_forward.loops import LOOP, Endpoint, chain_from, register, unregister
 from superd_forward.targets import Target, Targets
 from superd_forward.timers import Timers
 
-BATCH = 64  # answers per wake-up: the others' turn comes before a flood is over
-MOST_WAITING = 64 * 1024  # bytes that wait for the address of a target
-LOOK = 0.25  # seconds
+MAX_ANSWERS_PER_TURN = 64  # of one source, before other connections have their turn
+MAX_WAITING_BYTES = 64 * 1024  # until the address of a target is known
+IDLE_CHECK_INTERVAL = 0.25  # seconds
 
-# a datagram is lost, by no fault of its target
-BLAMELESS = EXHAUSTED | {errno.EADDRNOTAVAIL, errno.EMSGSIZE}
+# errors that lose a datagram, and are not of its target
+LOCAL_ERRNOS = SHORTAGE_ERRNOS | {errno.EADDRNOTAVAIL, errno.EMSGSIZE}
 
 
 class Datagrams:
-    """What all sources of a service share. A source is forgotten `timeout` seconds after its last
-    datagram, or the last answer to it, and after so many `replies`, where that is not 0.
+    """The state that all sources of a service share. A source is dropped `timeout` seconds after
+    its last datagram or answer, and after `replies` answers to each datagram, unless that is 0.
     """
 
     def __init__(self, context: Context, targets: Targets, *, timeout: float, replies: int) -> None:
@@ -37,12 +37,12 @@ class Datagrams:
         self.timeout = timeout
         self.replies = replies
         self.all: Timers[ForwardedDatagrams] = Timers(
-            context.loop, LOOK, lambda relay: relay.look()
+            context.loop, IDLE_CHECK_INTERVAL, lambda relay: relay.check_idle()
         )
 
 
 class ForwardedDatagrams(DatagramRelay):
-    """One source and its target; `sock` is None until that is known."""
+    """One source and its target; `sock` is None until it is connected to an address."""
 
     def __init__(self, shared: Datagrams, conn: RelayedDatagrams) -> None:
         self.shared = shared
@@ -50,18 +50,18 @@ class ForwardedDatagrams(DatagramRelay):
         self.order = iter(shared.targets.order(conn))
         self.target: Target | None = None
         self.sock: socket.SocketType | None = None
-        self.waiting: list[bytes] = []  # for the target's address
-        self.last: bytes | None = None  # sent, and not known to have arrived
+        self.waiting: list[bytes] = []  # until a target is connected
+        self.last: bytes | None = None  # sent, perhaps refused
         self.has_answered = self.is_over = False
-        self.due = 0  # answers, where they are counted
-        self.moved = 0
+        self.answers_due = 0  # if `replies` is not 0
+        self.datagrams_since_check = 0
         self.active_at = self.started = time.monotonic()
         header = shared.context.header
         self.header = b"" if header is None else header(conn.peer, conn.local)
         self._received = self._sent = 0
-        self.endpoint: Endpoint | None = None  # of our socket to the target
+        self.endpoint: Endpoint | None = None  # of the socket to the target
         peer = conn.peer
-        chain = chain_at((peer.host or peer.path, peer.port, conn.local.port))
+        chain = chain_from((peer.host or peer.path, peer.port, conn.local.port))
         self.chain = (*chain, shared)
         shared.all.add(self)
         shared.context.connections[self] = None
@@ -84,11 +84,11 @@ class ForwardedDatagrams(DatagramRelay):
 
     def take(self, data: bytes) -> None:
         self._received += len(data)
-        self.moved += 1
-        self.due += self.shared.replies
+        self.datagrams_since_check += 1
+        self.answers_due += self.shared.replies
         if self.sock is not None:
             self._send(data)
-        elif sum(map(len, self.waiting)) + len(data) <= MOST_WAITING:
+        elif sum(map(len, self.waiting)) + len(data) <= MAX_WAITING_BYTES:
             self.waiting.append(data)
 
     def _send(self, data: bytes) -> None:
@@ -96,26 +96,26 @@ class ForwardedDatagrams(DatagramRelay):
         try:
             self.sock.send(self.header + data, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            return  # lost, as a datagram may be
+            return  # dropped, as datagrams may be
         except OSError as error:
-            self._refused(error, data)
+            self._send_failed(error, data)
             return
         self.last = data
 
-    def _refused(self, error: OSError, unsent: bytes | None = None) -> None:
-        """Go to the next target with what this one has not taken; where it has answered before, it
-        has gone since or is a new one, and all are tried again.
+    def _send_failed(self, error: OSError, unsent: bytes | None = None) -> None:
+        """Send the datagrams that this target has refused to the next target. If it had answered
+        before, it was restarted or stopped since, so all targets are tried again.
         """
         target = self.target
         assert target is not None
         self.conn.note(f"{target.name}: {error.strerror}")
-        if error.errno in BLAMELESS:
+        if error.errno in LOCAL_ERRNOS:
             return
         target.failed(error.strerror or str(error))
         if self.has_answered:
             self.has_answered = False
             self.order = iter(self.shared.targets.order(self.conn))
-        # udp(7) tells of the one before, unix(7) of the one that is sent
+        # udp(7) reports the previous datagram, unix(7) the one that is being sent
         last = None if target.destination.path else self.last
         self.waiting += [data for data in (last, unsent) if data is not None]
         self._leave_target()
@@ -128,56 +128,56 @@ class ForwardedDatagrams(DatagramRelay):
         if target is None:
             self._over(End.UNREACHABLE)
             return
-        target.entered()
-        if target.way is not None:
+        target.client_added()
+        if target.address is not None:
             self._found(target, (target.host,))
         else:
             self.shared.context.look_up(target.host, partial(self._found, target))
 
     def _next_target_soon(self) -> None:
-        """Not at once, as all of many targets may fail at once."""
+        # in the next turn of the loop: a recursion over many failing targets could be too deep
         self.shared.context.loop.call_soon(self._next_target)
 
     def _found(self, target: Target, hosts: tuple[str, ...]) -> None:
         if self.is_over or target is not self.target:
-            return  # it was too late, and another is tried
+            return  # the look-up took too long, and another target is tried
         context = self.shared.context
         bind_to = context.bind_to
-        why = "its name has no address"
+        why = NO_ADDRESS
         for host in hosts:
             if bind_to and host and (":" in host) != (":" in bind_to):
                 continue
-            way = target.way or target.at(host)
+            address = target.address or target.address_at(host)
             sock = None
             try:
-                sock = context.connect(way)
+                sock = context.connect(address)
                 context.poller.add(sock.fileno(), self)
             except OSError as error:
                 why = error.strerror or str(error)
                 if sock is not None:
                     sock.close()
-                others = len(hosts) > 1 or length_hint(self.order) > 0
-                if has_run_out(error, others=others):
+                has_alternative = len(hosts) > 1 or length_hint(self.order) > 0
+                if is_shortage(error, has_alternative=has_alternative):
                     self.cut()
-                    self.conn.failed(Unavailable(f"cannot connect to {way.name}: {why}"))
+                    self.conn.failed(Unavailable(f"cannot connect to {address.name}: {why}"))
                     return
                 continue
             self.sock = sock
-            port = way.address.port
-            self.endpoint = remember(sock, port, self.chain) if way.may_loop else None
+            if address.may_loop:
+                self.endpoint = register(sock, address.port, self.chain)
             context.title.changed()
-            self.conn.reached(way.name, time.monotonic() - self.started)
+            self.conn.reached(address.name, time.monotonic() - self.started)
             waiting, self.waiting = self.waiting, []
             for data in waiting:
-                self.take_again(data)
+                self.send_waiting(data)
             return
         target.failed(why)
         self.conn.note(f"{target.name}: {why}")
         self._leave_target()
         self._next_target_soon()
 
-    def take_again(self, data: bytes) -> None:
-        """Send what has waited, to whichever target it is now."""
+    def send_waiting(self, data: bytes) -> None:
+        """Send a datagram that has waited to the present target, which may have changed."""
         if self.sock is not None:
             self._send(data)
         elif not self.is_over:
@@ -186,7 +186,7 @@ class ForwardedDatagrams(DatagramRelay):
     # What the poller calls
 
     def ready(self, events: int) -> None:
-        for _ in range(BATCH):
+        for _ in range(MAX_ANSWERS_PER_TURN):
             sock, buffer = self.sock, self.shared.context.memory.buffer
             if sock is None:
                 return
@@ -197,33 +197,33 @@ class ForwardedDatagrams(DatagramRelay):
             except BlockingIOError:
                 return
             except OSError as error:  # about an earlier datagram
-                self._refused(error)
+                self._send_failed(error)
                 continue
             if not self.has_answered:
                 self.has_answered = True
                 assert self.target is not None
-                self.target.took()
+                self.target.accepted()
                 self.target.succeeded()
-            self.moved += 1
+            self.datagrams_since_check += 1
             self._sent += size
             self.conn.send(buffer[:size])
-            self.due -= 1
-            if not self.due:
+            self.answers_due -= 1
+            if not self.answers_due:
                 self._over(End.SERVER)
                 return
         if self.sock is not None:
-            self.shared.context.memory.again(self.sock.fileno(), self)
+            self.shared.context.memory.read_again(self.sock.fileno(), self)
 
     def failed(self, error: BaseException) -> None:
         self.conn.failed(error)
 
     # How it ends
 
-    def look(self) -> None:
-        """Forget the source when neither it nor its target has said anything for a while."""
+    def check_idle(self) -> None:
+        """Drop the source if neither it nor its target has sent anything for `timeout` seconds."""
         now = time.monotonic()
-        if self.moved:
-            self.moved, self.active_at = 0, now
+        if self.datagrams_since_check:
+            self.datagrams_since_check, self.active_at = 0, now
         elif now - self.active_at >= self.shared.timeout:
             self._over(End.IDLE)
 
@@ -241,11 +241,12 @@ class ForwardedDatagrams(DatagramRelay):
 
     def _leave_target(self) -> None:
         if self.target is not None:
-            self.target.left()
+            self.target.client_removed()
             self.target = None
         if self.sock is not None:
             if self.endpoint is not None:
-                forget(self.endpoint)
+                unregister(self.endpoint)
+                self.endpoint = None
             self.shared.context.poller.forget(self.sock.fileno())
             with contextlib.suppress(OSError):
                 self.sock.close()

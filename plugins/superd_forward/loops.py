@@ -1,8 +1,9 @@
-"""Forwards that lead back to themselves: a chain of own connections would soon use up everything.
+"""Forwarding loops: a service that forwards to itself, perhaps by way of other services.
 
-Each socket that a forward in this process connects to a port of superd's own, or to a unix socket,
-is remembered with the services it comes through. Whoever comes from there has come that way, so a
-service finds itself in the chain.
+Each socket that a forward in this process connects to a port that superd listens on, or to a unix
+socket, is registered with the services that its client has come through. A client that connects
+from such a socket has come through the same services, so a service finds itself in the chain. A
+loop that is not found would soon use up all descriptors.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ from typing import Any
 
 from superd.plugin import Address, Transport
 
-# A host, its port and the port that it is connected to: the kernel gives its own ports away to
-# several connections that lead elsewhere. Or a path, and 0 twice.
+# A host, its port and the port that it is connected to: the kernel assigns one port to several
+# connections with different destinations. Or a path, and 0 twice.
 Endpoint = tuple[str, int, int]
 Chain = tuple[object, ...]
 
-LOOP = "it comes from this very service: the target leads back here"
+LOOP = "forwarding loop: the target leads back to this service"
 
 _chains: dict[Endpoint, Chain] = {}
 
@@ -27,13 +28,13 @@ def chain_of(sock: socket.SocketType) -> Chain:
     if not _chains:
         return ()
     try:
-        return chain_at(_endpoint(sock.getpeername(), _port(sock.getsockname())))
-    except OSError:  # it has gone already
+        return chain_from(_endpoint(sock.getpeername(), _port(sock.getsockname())))
+    except OSError:  # the client has closed
         return ()
 
 
-def chain_at(endpoint: Endpoint) -> Chain:
-    """Return what comes from an endpoint has come through."""
+def chain_from(endpoint: Endpoint) -> Chain:
+    """Return the services that a client at an endpoint has come through."""
     return _chains.get(endpoint, ())
 
 
@@ -47,13 +48,13 @@ def _endpoint(name: Any, port: int) -> Endpoint:
     return Address.from_sockaddr(Transport.UNIX, name).path, 0, port
 
 
-def remember(sock: socket.SocketType, port: int, chain: Chain) -> Endpoint:
-    """Take note that what comes to `port` from our end of a socket has come through `chain`."""
+def register(sock: socket.SocketType, port: int, chain: Chain) -> Endpoint:
+    """Register the chain of a socket of ours that is connected to `port`."""
     endpoint = _endpoint(sock.getsockname(), port)
     _chains[endpoint] = chain
     return endpoint
 
 
-def forget(endpoint: Endpoint) -> None:
-    """Take note that a socket is about to be closed."""
+def unregister(endpoint: Endpoint) -> None:
+    """Drop the chain of a socket that is about to be closed."""
     _chains.pop(endpoint, None)

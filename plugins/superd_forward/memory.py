@@ -1,4 +1,4 @@
-"""What all sides of a service pass bytes on with: a buffer that they read into, and pipes."""
+"""The memory that all sides of a service share: a buffer that they read into, and pipes."""
 
 from __future__ import annotations
 
@@ -6,45 +6,45 @@ import asyncio
 import mmap
 
 from superd.plugin import Polled, Poller
-from superd_forward.pipes import Pipes
+from superd_forward.pipes import PipePool
 
-PORTION = 64 * 1024  # bytes: the most that is read at once, and that waits for one side
-WITHOUT_MEMORY = 0.1  # seconds until it is tried again
+BUFFER_BYTES = 64 * 1024  # the most that is read at once, and that is unsent towards one side
+ALLOCATION_RETRY_SECONDS = 0.1
 
 
 class Memory:
-    """`buffer` is None while there is no memory for another."""
+    """`buffer` is None while no memory can be allocated."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, poller: Poller) -> None:
-        self.buffer: memoryview | None = _new_buffer()
-        self.pipes = Pipes()
+        self.buffer: memoryview | None = _allocate()
+        self.pipes = PipePool()
         self._loop = loop
         self._poller = poller
-        self._waiting: dict[int, Polled] = {}  # for a buffer
-        self._is_due = False
+        self._waiting: dict[int, Polled] = {}  # by descriptor; for a buffer
+        self._is_scheduled = False
 
-    def again(self, descriptor: int, who: Polled) -> None:
-        """Have it go on with its input after the others, once there is a buffer."""
+    def read_again(self, descriptor: int, who: Polled) -> None:
+        """Schedule a call of `who.ready` for its input, once a buffer is available."""
         if self.buffer is not None:
             self._poller.again(descriptor, who)
             return
         self._waiting[descriptor] = who
         self._renew_later()
 
-    def give_away(self) -> None:
-        """Let the buffer belong to who has read into it last; make another."""
+    def release_buffer(self) -> None:
+        """Leave the buffer to the side that keeps its contents; allocate another."""
         self.buffer = None
         self._renew()
 
     def _renew_later(self) -> None:
-        if not self._is_due:
-            self._loop.call_later(WITHOUT_MEMORY, self._renew)
-            self._is_due = True  # not before: there may be no memory for the timer
+        if not self._is_scheduled:
+            self._loop.call_later(ALLOCATION_RETRY_SECONDS, self._renew)
+            self._is_scheduled = True  # after the call, which may raise MemoryError
 
     def _renew(self) -> None:
-        self._is_due = False
+        self._is_scheduled = False
         try:
-            self.buffer = _new_buffer()
+            self.buffer = _allocate()
         except (OSError, MemoryError):
             self._renew_later()
             return
@@ -53,6 +53,6 @@ class Memory:
             self._poller.again(descriptor, who)
 
 
-def _new_buffer() -> memoryview:
-    """Return memory that the kernel gives page by page when it is written to."""
-    return memoryview(mmap.mmap(-1, PORTION, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+def _allocate() -> memoryview:
+    """Return memory that the kernel provides page by page when it is written to."""
+    return memoryview(mmap.mmap(-1, BUFFER_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))

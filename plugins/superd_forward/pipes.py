@@ -1,7 +1,6 @@
-"""Pipes that bulk goes through: splice(2) moves it from socket to socket without copying it here.
+"""Pipes for bulk data: splice(2) moves it from socket to socket without a copy in this process.
 
-A pipe is borrowed for as long as something is in it. Where there is none to be had, bulk is copied
-like everything else.
+A pipe is borrowed while it holds data. If no pipe can be made, bulk data is copied like the rest.
 """
 
 from __future__ import annotations
@@ -11,38 +10,40 @@ import fcntl
 import os
 import socket
 
-CAPACITY = 256 * 1024  # bytes, and at most so many are in one
-MOST_SPARE = 8
+PIPE_BYTES = 256 * 1024
+MAX_SPARE_PIPES = 8
 
-SIOCATMARK = 0x8905  # what sockatmark(3) calls, which Python does not offer
+SIOCATMARK = 0x8905  # the request of sockatmark(3), which Python does not offer
 
-AT_ONCE = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
+SPLICE_FLAGS = os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE
 
 
 class Pipe:
-    """What one side has sent and the other has not taken yet; `size` is how much that is."""
+    """Data that one side has sent and the other has not taken yet; `size` is its length."""
 
     __slots__ = ("reader", "size", "writer")
 
     def __init__(self) -> None:
         self.reader, self.writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self.size = 0
-        with contextlib.suppress(OSError):  # a user may have only so much of large ones (pipe(7))
-            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, CAPACITY)
+        with contextlib.suppress(OSError):  # large pipes are limited per user (pipe(7))
+            fcntl.fcntl(self.writer, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
     def __len__(self) -> int:
         return self.size
 
-    def fill(self, source: int) -> int:
-        """Take from a socket what there is, 0 at its end. Raises OSError."""
-        size = os.splice(source, self.writer, CAPACITY, flags=AT_ONCE)
+    def read_from(self, source: int) -> int:
+        """Move data from a socket into the pipe; return its length, 0 at the end of input.
+        Raises OSError.
+        """
+        size = os.splice(source, self.writer, PIPE_BYTES, flags=SPLICE_FLAGS)
         self.size += size
         return size
 
-    def empty(self, sink: int) -> bool:
-        """Give a socket what it takes; tell whether that was all. Raises OSError."""
+    def write_to(self, sink: int) -> bool:
+        """Move data from the pipe to a socket; tell whether the pipe is empty. Raises OSError."""
         with contextlib.suppress(BlockingIOError):
-            self.size -= os.splice(self.reader, sink, self.size, flags=AT_ONCE)
+            self.size -= os.splice(self.reader, sink, self.size, flags=SPLICE_FLAGS)
         return not self.size
 
     def close(self) -> None:
@@ -51,8 +52,10 @@ class Pipe:
 
 
 def is_at_mark(source: socket.SocketType) -> bool:
-    """Tell whether a byte out of band is next: splice(2) stops there, and says that there is no
-    more or, once all has come, that this is the end. Where that is not told, it may be.
+    """Tell whether the next byte is out of band; True if that is unknown.
+
+    splice(2) stops there, and reports that there is no more data, or the end of input once
+    everything has arrived.
     """
     try:
         return any(fcntl.ioctl(source.fileno(), SIOCATMARK, bytes(4)))
@@ -60,21 +63,21 @@ def is_at_mark(source: socket.SocketType) -> bool:
         return True
 
 
-class Pipes:
-    """Those of one service. Making one takes longer than what goes through it at once, so that some
-    are kept until nobody is connected any more.
+class PipePool:
+    """The pipes of one service. To make a pipe takes longer than to pass its contents on, so some
+    are kept while the service has connections.
     """
 
     def __init__(self) -> None:
         self._spare: list[Pipe] = []
 
     def borrow(self) -> Pipe:
-        """Return an empty pipe. Raises OSError where there is no descriptor left."""
+        """Return an empty pipe. Raises OSError without a free descriptor."""
         return self._spare.pop() if self._spare else Pipe()
 
     def give_back(self, pipe: Pipe) -> None:
-        """Take a pipe back, whatever is in it."""
-        if pipe.size or len(self._spare) >= MOST_SPARE:
+        """Take a pipe back; close it if it still holds data."""
+        if pipe.size or len(self._spare) >= MAX_SPARE_PIPES:
             pipe.close()
         else:
             self._spare.append(pipe)

@@ -1,7 +1,8 @@
-"""One of the two ends of a forwarded connection: what it sends goes to the other one.
+"""One of the two sides of a forwarded connection: its input is sent to the other side.
 
-The path of a byte is `ready`, a recv and a send; that of bulk leads through a pipe. Whatever does
-not fit is kept, at most a buffer or a pipe, and its sender is not read from until it has gone.
+Runs in a worker, on the loop. The path of a byte is `ready`, a recv and a send; bulk data goes
+through a pipe. Data that the other side does not take is kept, at most a buffer or a pipe, and
+nothing more is read until all of that is sent.
 """
 
 from __future__ import annotations
@@ -14,60 +15,63 @@ from typing import Final, Protocol, cast
 
 from superd.plugin import Relayed
 from superd_forward.context import Context
-from superd_forward.memory import PORTION, Memory
+from superd_forward.memory import BUFFER_BYTES, Memory
 from superd_forward.pipes import Pipe, is_at_mark
 
-# epoll(7) events of a socket, by what they mean here
+# epoll(7) events of a socket, by their meaning here
 USUAL = select.EPOLLIN | select.EPOLLOUT  # input, and nothing else to act on
-URGENT = select.EPOLLPRI  # an out-of-band byte: reading stops there although more may follow
+URGENT = select.EPOLLPRI  # an out-of-band byte: a read stops there, although more may follow
 BROKEN = select.EPOLLERR
 ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 INPUT = select.EPOLLIN | ENDED
 
-AT_ONCE = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
-UNTIL_NONE = ENDED | URGENT
+IO_FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
+READ_TO_EMPTY = ENDED | URGENT
 ANY_EVENT = -1
-TURNS = 8  # portions that one side may send before the others' turn
-LARGE = 32 * 1024  # bytes at once
-BULK = 8  # portions of that size in a row
+MAX_READS_PER_TURN = 8  # of one side, before other connections have their turn
+LARGE_READ_BYTES = 32 * 1024
+BULK_READS = 8  # large reads in a row, before a pipe is used
 
-TAKES_NOTHING: Final = b""  # in the place of what is kept: not connected yet, or broken
+NOT_WRITABLE: Final = b""  # as `unsent`: not connected yet, or broken
 
 
 class SideOwner(Protocol):
-    """The forwarded connection that a side belongs to, as far as a side calls it."""
+    """The methods of the forwarded connection that a side calls."""
 
     context: Context
     conn: Relayed
     is_over: bool
 
-    def ended(self, side: Side) -> None: ...
+    def input_ended(self, side: Side) -> None: ...
 
-    def broke(self, side: Side) -> None: ...
+    def was_reset(self, side: Side) -> None: ...
 
-    def refused(self, side: Side) -> None: ...
+    def send_failed(self, side: Side) -> None: ...
 
     def flushed(self, side: Side) -> None: ...
 
-    def will_not_last(self) -> None: ...
+    def reset_while_blocked(self) -> None: ...
 
 
 class NoSide:
-    """The other side while there is none: it takes nothing."""
+    """The other side before it is connected: nothing can be sent to it."""
 
-    kept = TAKES_NOTHING
+    unsent = NOT_WRITABLE
 
 
 class Side:
-    """`count` is how many bytes it has sent. `kept` is what it has not taken yet, None if it takes
-    more. `unread` is what epoll(7) has told of input that the other side has no room for;
-    `is_broken` that it was reset, so that it takes nothing, whatever the kernel still counts.
-    With an event of `until_none`, a short read does not mean that there is no more.
+    """One side.
+
+    `count`: bytes that were read from it. `unsent`: data that it has not taken yet; None if it can
+    be sent to, NOT_WRITABLE if it cannot. `unread`: epoll(7) events of input that waits until the
+    other side takes more. `is_broken`: it was reset, so nothing can be delivered to it, whatever
+    the kernel still counts. `read_to_empty`: events after which a short read does not mean that the
+    socket is empty.
     """
 
     __slots__ = (
-        "bulk", "count", "descriptor", "has_ended", "is_broken", "kept", "memory", "other",
-        "owner", "sock", "unread", "until_none",
+        "count", "descriptor", "has_ended", "is_broken", "large_reads", "memory", "other",
+        "owner", "read_to_empty", "sock", "unread", "unsent",
     )  # fmt: skip
 
     other: Side
@@ -78,32 +82,32 @@ class Side:
         self.memory = memory
         self.descriptor = sock.fileno()
         self.count = 0
-        self.bulk = 0  # large portions in a row
-        self.kept: bytes | memoryview | Pipe | None = None
+        self.large_reads = 0  # in a row
+        self.unsent: bytes | memoryview | Pipe | None = None
         self.unread = 0
-        # reading from unix(7) stops where a descriptor was sent along
-        self.until_none = ANY_EVENT if sock.family == socket.AF_UNIX else UNTIL_NONE
+        # a read from unix(7) stops at a byte with a descriptor attached
+        self.read_to_empty = ANY_EVENT if sock.family == socket.AF_UNIX else READ_TO_EMPTY
         self.has_ended = self.is_broken = False
 
     def ready(self, events: int) -> None:
-        """Do what can be done, by what epoll(7) says."""
-        if events == USUAL and self.other.kept is self.kept is None:
+        """Send and read what the events of epoll(7) allow."""
+        if events == USUAL and self.other.unsent is self.unsent is None:
             self.pull(events)
             return
-        if self.kept and events & EPOLLOUT:
+        if self.unsent and events & EPOLLOUT:
             self.flush()
             if self.is_broken:
-                return  # all it has sent has been seen to
+                return  # its input has been handled
         if events & INPUT:
             if events & BROKEN:
                 self.is_broken = True
             if self.has_ended:
                 if self.is_broken:
-                    self.owner.broke(self)
-            elif self.other.kept is not None:
+                    self.owner.was_reset(self)
+            elif self.other.unsent is not None:
                 self.unread |= events
                 if self.is_broken:
-                    self.owner.will_not_last()
+                    self.owner.reset_while_blocked()
             else:
                 self.pull(events)
 
@@ -111,50 +115,50 @@ class Side:
         self.owner.conn.failed(error)
 
     def pull(self, events: int) -> None:
-        """Pass on what there is to read. Where nothing tells of an end, less than a whole portion
-        means that there is no more.
+        """Pass its input on to the other side. A read that does not fill the buffer has emptied the
+        socket, unless the events say otherwise.
         """
-        if self.bulk >= BULK and self._pull_bulk():
+        if self.large_reads >= BULK_READS and self._pull_bulk():
             return
         other, memory = self.other, self.memory
-        self.unread = turns = 0
-        while (buffer := memory.buffer) is not None and turns < TURNS:
+        self.unread = reads = 0
+        while (buffer := memory.buffer) is not None and reads < MAX_READS_PER_TURN:
             try:
-                size = self.sock.recv_into(buffer, 0, AT_ONCE)
+                size = self.sock.recv_into(buffer, 0, IO_FLAGS)
             except BlockingIOError:
                 return
             except OSError:
-                self.owner.broke(self)
+                self.owner.was_reset(self)
                 return
             if not size:
-                self.owner.ended(self)
+                self.owner.input_ended(self)
                 return
             self.count += size
-            if size >= LARGE:
-                self.bulk += 1
-            elif self.bulk:
-                self.bulk = 0
+            if size >= LARGE_READ_BYTES:
+                self.large_reads += 1
+            elif self.large_reads:
+                self.large_reads = 0
             try:
-                sent = other.sock.send(buffer[:size], AT_ONCE)
+                sent = other.sock.send(buffer[:size], IO_FLAGS)
             except BlockingIOError:
                 sent = 0
             except OSError:
-                self.owner.refused(other)
+                self.owner.send_failed(other)
                 return
             if sent < size:
                 self.unread = INPUT
-                other.keep(buffer[sent:size])
+                other.keep_unsent(buffer[sent:size])
                 if self.is_broken:
-                    self.owner.will_not_last()
+                    self.owner.reset_while_blocked()
                 return
-            if size < PORTION and not events & self.until_none:
+            if size < BUFFER_BYTES and not events & self.read_to_empty:
                 return
-            turns += 1
-        memory.again(self.descriptor, self)
+            reads += 1
+        memory.read_again(self.descriptor, self)
 
     def _pull_bulk(self) -> bool:
-        """Pass on what there is to read through a pipe; tell whether that is all."""
-        self.bulk = self.unread = 0  # until it has shown again that it is bulk
+        """Pass its input on through a pipe; tell whether nothing is left to copy."""
+        self.large_reads = self.unread = 0  # starts at 0 again, unless more bulk data comes
         if socket.AF_UNIX in (self.sock.family, self.other.sock.family):
             return False
         try:
@@ -166,92 +170,92 @@ class Side:
         is_done = self._splice(pipe)
         if self.owner.is_over:
             pipe.close()
-        elif self.other.kept is not pipe:
+        elif self.other.unsent is not pipe:
             self.memory.pipes.give_back(pipe)
         return is_done
 
     def _splice(self, pipe: Pipe) -> bool:
-        """Pass on through a pipe until there is no more, or the other side takes no more; False
-        where only copying goes on.
+        """Pass input on through a pipe until it is empty, or the other side blocks. False if the
+        rest has to be copied.
         """
         before = self.count
-        for _ in range(TURNS):
+        for _ in range(MAX_READS_PER_TURN):
             try:
-                size = pipe.fill(self.descriptor)
+                size = pipe.read_from(self.descriptor)
             except BlockingIOError:
                 if is_at_mark(self.sock):
                     return False
-                if self.count - before >= LARGE:
-                    self.bulk = BULK
+                if self.count - before >= LARGE_READ_BYTES:
+                    self.large_reads = BULK_READS
                 return True
             except OSError:
-                self.owner.broke(self)
+                self.owner.was_reset(self)
                 return True
             if not size:
                 if is_at_mark(self.sock):
                     return False
-                self.owner.ended(self)
+                self.owner.input_ended(self)
                 return True
             self.count += size
             try:
-                is_empty = pipe.empty(self.other.descriptor)
+                is_empty = pipe.write_to(self.other.descriptor)
             except OSError:
-                self.owner.refused(self.other)
+                self.owner.send_failed(self.other)
                 return True
             if not is_empty:
-                self.bulk, self.unread = BULK, INPUT
-                self.other.kept = pipe
+                self.large_reads, self.unread = BULK_READS, INPUT
+                self.other.unsent = pipe
                 if self.is_broken:
-                    self.owner.will_not_last()
+                    self.owner.reset_while_blocked()
                 return True
-        self.bulk = BULK
-        self.memory.again(self.descriptor, self)
+        self.large_reads = BULK_READS
+        self.memory.read_again(self.descriptor, self)
         return True
 
-    def keep(self, rest: memoryview) -> None:
-        """Keep what it has not taken; without memory for that, the buffer itself."""
+    def keep_unsent(self, rest: memoryview) -> None:
+        """Keep data that it has not taken; if memory is short, keep the buffer itself."""
         try:
-            self.kept = bytes(rest)
+            self.unsent = bytes(rest)
         except MemoryError:
-            self.kept = rest
-            self.memory.give_away()
+            self.unsent = rest
+            self.memory.release_buffer()
 
     def flush(self) -> None:
-        """Send what was kept, as far as it is taken."""
-        kept = self.kept
-        assert kept
+        """Send unsent data, as much as it takes."""
+        unsent = self.unsent
+        assert unsent
         try:
-            if isinstance(kept, Pipe):
-                if not kept.empty(self.descriptor):
+            if isinstance(unsent, Pipe):
+                if not unsent.write_to(self.descriptor):
                     return
-                self.memory.pipes.give_back(kept)
+                self.memory.pipes.give_back(unsent)
             else:
-                sent = self.sock.send(kept, AT_ONCE)
-                if sent < len(kept):
-                    self.kept = memoryview(kept)[sent:]
+                sent = self.sock.send(unsent, IO_FLAGS)
+                if sent < len(unsent):
+                    self.unsent = memoryview(unsent)[sent:]
                     return
         except BlockingIOError:
             return
         except OSError:
-            self.owner.refused(self)
+            self.owner.send_failed(self)
             return
-        self.kept = None
+        self.unsent = None
         self.owner.flushed(self)
 
-    def take_nothing(self) -> None:
-        """Let go of what was kept, as it cannot be sent any more."""
-        if isinstance(self.kept, Pipe):
-            self.memory.pipes.give_back(self.kept)
-        self.kept = TAKES_NOTHING
+    def drop_unsent(self) -> None:
+        """Drop unsent data, and send nothing more."""
+        if isinstance(self.unsent, Pipe):
+            self.memory.pipes.give_back(self.unsent)
+        self.unsent = NOT_WRITABLE
 
-    def end(self) -> None:
-        """Say that nothing more comes."""
-        with contextlib.suppress(OSError):  # it is broken, as reading from it will tell
+    def send_end(self) -> None:
+        """Send the end of the other side's input."""
+        with contextlib.suppress(OSError):  # it is broken; the next read reports that
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        self.take_nothing()
-        if self.sock.fileno() >= 0:  # else the descriptor may be another's by now
+        self.drop_unsent()
+        if self.sock.fileno() >= 0:  # otherwise the descriptor may have been reused
             self.owner.context.poller.forget(self.descriptor)
             self.sock.close()
 

@@ -1,4 +1,4 @@
-"""The title of the process, as ps(1) shows it: who is connected to whom."""
+"""The title of the process, as ps(1) shows it: which client is connected to which target."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from itertools import islice
 
 from setproctitle import getproctitle, setproctitle
 
-SHOWN = 3  # connections; the others are counted
-INTERVAL = 0.2  # seconds between two titles
+MAX_SHOWN = 3  # connections of a service; the rest is a number
+UPDATE_INTERVAL = 0.2  # seconds
 
 _base = ""
 _parts: dict[Title, str] = {}
 
 
 class Title:
-    """The part that one service has in the title; each of its connections tells its own text."""
+    """One service's part of the title. The text of a connection is its str()."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, connections: Callable[[], Collection[object]]
@@ -25,19 +25,19 @@ class Title:
         _base = _base or getproctitle()
         self._loop = loop
         self._connections = connections
-        self._is_due = False
+        self._is_scheduled = False
 
     def changed(self) -> None:
-        """Have the title made anew, soon."""
-        if not self._is_due:
-            self._is_due = True
-            self._loop.call_later(INTERVAL, self._show)
+        """Schedule an update of the title."""
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._loop.call_later(UPDATE_INTERVAL, self._update)
 
-    def _show(self) -> None:
-        self._is_due = False
+    def _update(self) -> None:
+        self._is_scheduled = False
         connections = self._connections()
-        shown = ", ".join(map(str, islice(connections, SHOWN)))
-        more = f" and {len(connections) - SHOWN} more" if len(connections) > SHOWN else ""
+        shown = ", ".join(map(str, islice(connections, MAX_SHOWN)))
+        more = f" and {len(connections) - MAX_SHOWN} more" if len(connections) > MAX_SHOWN else ""
         _parts[self] = shown + more
         title = " ".join(part for part in (_base, *_parts.values()) if part)
-        setproctitle(title.encode(errors="replace").decode())  # paths may be no text
+        setproctitle(title.encode(errors="replace").decode())  # paths are any bytes

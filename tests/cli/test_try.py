@@ -200,7 +200,7 @@ def connection(address: tuple[str, int]) -> socket.socket:
         (["echo", "user=rooot"], 'superd try echo: user: there is no user "rooot" (did you mean "root"?)'),
         (["echo", "listen=tcp://127.0.0.1:70000"], 'superd try echo: listen: there is no port 70000 (the last is 65535), found "tcp://127.0.0.1:70000"'),
         (["echo", 'listen=["unix://@a", "x"]'], 'superd try echo: listen[1]: expected an address that starts with one of tcp://, udp://, unix://, unixgram://, unixpacket://, tcpmux://, found "x"'),
-        (["forward", "to=tcp://127.0.0.1:1", "listen=udp://127.0.0.1:0"], "superd try forward: to: no target takes datagrams, and the service listens on udp; add one that starts with udp:// or unixgram://"),
+        (["forward", "to=tcp://127.0.0.1:1", "listen=udp://127.0.0.1:0"], "superd try forward: to: no target accepts datagrams, but the service listens on udp; add one that starts with udp:// or unixgram://"),
         (["\x1b[2J"], 'superd try \\x1b[2J: a service\'s name has letters, digits and . _ + - only, 64 at most, and starts with a letter or digit'),
     ],
 )  # fmt: skip

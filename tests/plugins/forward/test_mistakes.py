@@ -1,4 +1,4 @@
-"""Every mistake in the options of forward has its place, its key, and a remedy."""
+"""Every mistake in the options of forward is reported with its position, its key and a remedy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ONE = "tcp://192.0.2.1:80"
 TCP, UDP, BOTH = "tcp://127.0.0.1:9901", "udp://127.0.0.1:9901", ["tcp://*:9902", "udp://*:9902"]
 STARTS = "expected an address that starts with one of tcp://, udp://, unix://, unixgram://"
 
-# how the service listens; its options, with ^ before what is wrong; its key; what is told
+# `listen`; the options, with ^ before the mistake; the key; a part of the message
 MISTAKES = [
     (TCP, "", "to", "is missing (one target or several: a string, or a table with address and"),
     (TCP, "to = ^[]", "to", "expected an array of at least 1 element, found an empty array"),
@@ -38,16 +38,16 @@ MISTAKES = [
     (BOTH, 'to = ^"localhost:9902"', "to", "localhost:9902 is where the service itself listens"),
     ("tcp://[::]:9903", 'to = ^"[::1]:9903"', "to", "[::1]:9903 is where the service"),
     ("unix:///run/a", 'to = ^"unix:///run/a"', "to", "unix:///run/a is where the service"),
-    (UDP, f'to = ^"{ONE}"', "to", "no target takes datagrams, and the service listens on udp"),
-    (TCP, 'to = ^"unixgram://@a"', "to", "no target takes connections, and the service listens"),
+    (UDP, f'to = ^"{ONE}"', "to", "no target accepts datagrams, but the service listens on udp"),
+    (TCP, 'to = ^"unixgram://@a"', "to", "no target accepts connections, but the service listens"),
     (BOTH, 'to = ^"unix://@a"', "to", "add one that starts with udp:// or unixgram://"),
     (TCP, f'to = ^["{ONE}", "udp://192.0.2.1:80"]', "to", "udp://192.0.2.1:80 would get"),
-    ("unixpacket://@p", f'to = ^"{ONE}"', "to", "unixpacket addresses; listen on unix://"),
+    ("unixpacket://@p", f'to = ^"{ONE}"', "to", "listen on unix:// instead"),
     (TCP, f'to = "{ONE}", bind-to = ^"::1"', "bind-to", f"::1 is of another family than {ONE}"),
     (TCP, f'to = "{ONE}", bind-to = ^"lo"', "bind-to", "expected an IPv4 or IPv6 address"),
-    (UDP, 'to = "[::1]:1", proxy-protocol = ^"v1"', "proxy-protocol", "v1 cannot precede"),
+    (UDP, 'to = "[::1]:1", proxy-protocol = ^"v1"', "proxy-protocol", "v1 does not support"),
     (TCP, f'to = "{ONE}", proxy-protocol = ^"v3"', "proxy-protocol", 'expected "v1" or "v2"'),
-    (UDP, 'to = "[::1]:1", probe = ^{ send = "x" }', "probe", "takes both send and expect"),
+    (UDP, 'to = "[::1]:1", probe = ^{ send = "x" }', "probe", "requires both send and expect"),
     (TCP, f'to = "{ONE}", probe = {{ ^evry = "1s" }}', "probe.evry", '(did you mean "every"?)'),
     (TCP, f'to = "{ONE}", probe = {{ fall = ^0 }}', "probe.fall", "at least 1, found 0"),
     (TCP, f'to = "{ONE}", fail-after = ^-1', "fail-after", "at least 0, found -1"),
@@ -57,8 +57,8 @@ MISTAKES = [
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What `superd check` says of all of them at once, without the name of the file."""
+def report(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The output of `superd check` for all mistakes in one file, without the file's name."""
     text = "".join(
         f'[service.s{number}]\nplugin = "forward"\nlisten = {json.dumps(listen)}\n'
         f"options = {{ {options.replace('^', '')} }}\n"
@@ -71,16 +71,16 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 @pytest.mark.parametrize("number", range(len(MISTAKES)))
-def test_a_mistake_is_told_at_its_place(told: list[str], number: int) -> None:
+def test_a_mistake_is_reported_at_its_position(report: list[str], number: int) -> None:
     _, options, key, text = MISTAKES[number]
-    column = f"options = {{ {options}".find("^") + 1 or 1  # the whole, where something is missing
+    column = f"options = {{ {options}".find("^") + 1 or 1  # column 1 if a key is missing
     start = f"{number * 4 + 4}:{column}: service.s{number}.options.{key}: "
-    found = [line for line in told if line.startswith(start)]
-    assert len(found) == 1, [line for line in told if f"service.s{number}." in line]
+    found = [line for line in report if line.startswith(start)]
+    assert len(found) == 1, [line for line in report if f"service.s{number}." in line]
     assert text in found[0]
 
 
-def test_a_path_that_a_jail_does_not_have_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_missing_in_the_jail_is_reported(tmp_path: Path) -> None:
     text = (
         f'[service.web]\nplugin = "forward"\nlisten = "tcp://127.0.0.1:0"\nchroot = "{tmp_path}"\n'
         'options = { to = "unix:///run/app/sock" }\n'
@@ -113,6 +113,6 @@ probe = { every = "1s", timeout = "100ms", send = "PING", expect = "PONG", fall 
 """
 
 
-def test_what_is_no_mistake_is_taken(tmp_path: Path) -> None:
+def test_valid_options_are_accepted(tmp_path: Path) -> None:
     done = superd("check", str(written(tmp_path, GOOD)))
     assert (done.stdout, done.stderr) == ("configuration OK\n", "")

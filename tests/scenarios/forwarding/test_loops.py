@@ -73,7 +73,7 @@ def test_who_comes_round_again_is_turned_away(start_superd: Start, here: Path, k
         else:
             with contextlib.suppress(ConnectionResetError):  # connect(2) may see it already
                 stack.enter_context(connect_tcp(("127.0.0.1", PORT)))
-        served.wait_for_log("it comes from this very service")
+        served.wait_for_log("forwarding loop: the target leads back")
         until(lambda: entered(served) == [2, 1], "it to have come round once")
         assert open_descriptors(served.workers())[0] - before[0] < 9
     assert entered(served) == [2, 1]
@@ -97,7 +97,8 @@ def test_a_circle_that_the_configuration_shows_is_a_mistake(tmp_path: Path) -> N
     told = done.stderr.splitlines()
     assert len(told) == 3
     assert told[0].endswith(
-        "service.a.options.to: what is forwarded comes back here, by way of service.b, service.c"
+        "service.a.options.to: forwarding loop: "
+        "connections come back here by way of service.b, service.c"
     )
 
 
