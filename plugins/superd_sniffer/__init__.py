@@ -1,4 +1,4 @@
-"""sniffer: logs who knocks on which port, what it says first, and bans whoever knocks too often.
+"""sniffer: records connection attempts on any ports, their first bytes, and bans repeated ones.
 
 Options: capture, banner, tarpit, names, output, pcap, file-size, files, ban.
 Example: plugin = "sniffer", listen = "tcp://*:1-1024", options = { capture = {} }

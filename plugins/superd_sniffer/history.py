@@ -1,6 +1,7 @@
-"""What is told of a knock: the record, a line of JSON and the packets of a capture file.
+"""The history of knocks: the record, a line of JSON and the packets of a capture file for each.
 
-Texts of a client are data everywhere: JSON escapes them, and superd escapes them in its records.
+Runs in a worker, on the loop. A client's text is data everywhere: JSON escapes it, and superd
+escapes it in its records.
 """
 
 from __future__ import annotations
@@ -16,25 +17,25 @@ from superd_sniffer import pcap
 from superd_sniffer.recognisers.guess import Guess
 from superd_sniffer.rotating import RotatingFile
 
-LINGER = 0.05  # seconds that a line may wait for others
-MOST_WAITING = 256 * 1024  # bytes that wait for that long
-SHOWN = 256  # bytes of what was captured that the record shows
+FLUSH_DELAY = 0.05  # seconds, to write several pieces at once
+MAX_PENDING_BYTES = 256 * 1024  # then they are written without delay
+MAX_RECORDED_BYTES = 256  # of the captured data, in the record
 
 
 @dataclass
 class Knock:
-    """Somebody at a port: `of` is the connection or the datagram, `heard` what it said first."""
+    """A connection to a port, or a datagram: `of`. `data` is what was captured of it."""
 
     of: Client | Request
     at: float  # seconds since the epoch
     peer: Address
     local: Address
-    heard: bytes
+    data: bytes
     guess: Guess | None = None
     name: str = ""
 
     def text(self, port_name: str) -> str:
-        """Return the classic line: `Connection from PEER to ADDRESS:SERVICE`."""
+        """Return the text of the record: `Connection from PEER to ADDRESS:SERVICE`."""
         who = f"{self.peer.endpoint} ({self.name})" if self.name else self.peer.endpoint
         if self.local.transport.is_unix:
             return f"Connection from {who} to {self.local.endpoint}"
@@ -43,17 +44,20 @@ class Knock:
         return f"{what} from {who} to {host}:{port_name or self.local.port}"
 
     def facts(self) -> dict[str, str]:
-        """Return what the record has beside the text."""
+        """Return the facts of the record, by name."""
         facts = {}
         if self.guess is not None:
             facts = {"protocol": self.guess.protocol, **self.guess.details}
-        if self.heard:
-            facts |= {"bytes": str(len(self.heard)), "heard": self.heard[:SHOWN].decode("latin-1")}
+        if self.data:
+            facts |= {
+                "bytes": str(len(self.data)),
+                "heard": self.data[:MAX_RECORDED_BYTES].decode("latin-1"),
+            }
         return facts
 
     def line(self, service: str, port_name: str) -> bytes:
-        """Return a line of JSON, with all that was heard."""
-        told = {
+        """Return a line of JSON, with all captured data."""
+        values = {
             "time": round(self.at, 6),
             "service": service,
             "transport": self.local.transport.value,
@@ -64,24 +68,26 @@ class Knock:
             "port-name": port_name,
             "protocol": self.guess.protocol if self.guess else "",
             "details": self.guess.details if self.guess else {},
-            "bytes": len(self.heard),
-            "text": self.heard.decode("latin-1"),
-            "base64": base64.b64encode(self.heard).decode("ascii"),
+            "bytes": len(self.data),
+            "text": self.data.decode("latin-1"),
+            "base64": base64.b64encode(self.data).decode("ascii"),
         }
-        return json.dumps(told).encode("ascii") + b"\n"
+        return json.dumps(values).encode("ascii") + b"\n"
 
     def packets(self) -> bytes:
-        """Return what a capture file has of it; nothing of a unix socket."""
+        """Return its packets for a capture file; none for a unix socket."""
         if self.peer.transport.is_unix:
             return b""
         peer, local = ((a.host.partition("%")[0], a.port) for a in (self.peer, self.local))
         is_datagram = self.local.transport is Transport.UDP
         make = pcap.packet_of_datagram if is_datagram else pcap.packets_of_stream
-        return make(peer, local, self.heard, at=int(self.at * 1e9))
+        return make(peer, local, self.data, at=int(self.at * 1e9))
 
 
-class Notebook:
-    """A file that pieces are added to, soon; told once that it takes no more, and when it does."""
+class HistoryFile:
+    """Writes pieces to a file, several at once. Logs when writing fails first, and when it works
+    again.
+    """
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, file: RotatingFile, log: Callable[[Level, str], None]
@@ -89,29 +95,30 @@ class Notebook:
         self._loop = loop
         self._file = file
         self._log = log
-        self._waiting: list[bytes] = []
+        self._pending: list[bytes] = []
         self._size = 0
-        self._told = 0
+        self._reported = 0
 
     def add(self, piece: bytes) -> None:
-        """Take a piece; it is written with others."""
-        if not self._waiting:
-            self._loop.call_later(LINGER, self.flush)
-        self._waiting.append(piece)
+        """Write a piece soon, together with others."""
+        if not self._pending:
+            self._loop.call_later(FLUSH_DELAY, self.flush)
+        self._pending.append(piece)
         self._size += len(piece)
-        if self._size > MOST_WAITING:
+        if self._size > MAX_PENDING_BYTES:
             self.flush()
 
     def flush(self) -> None:
-        """Write what has gathered."""
-        waiting, self._waiting, self._size = self._waiting, [], 0
-        if not waiting:
+        """Write all pending pieces."""
+        pending, self._pending, self._size = self._pending, [], 0
+        if not pending:
             return
         before = self._file.lost
-        self._file.write(waiting)
+        self._file.write(pending)
         lost = self._file.lost
-        if lost > before and self._told == before:
-            self._log("error", "a file takes no more of what is heard; it is counted what is lost")
-        elif lost == before and self._told < lost:
-            self._log("warning", f"a file takes again what is heard; {lost - self._told} were lost")
-            self._told = lost
+        if lost > before and self._reported == before:
+            self._log("error", f"cannot write {self._file.path}: knocks are lost")
+        elif lost == before and self._reported < lost:
+            number = lost - self._reported
+            self._log("warning", f"writing {self._file.path} again; {number} knocks were lost")
+            self._reported = lost

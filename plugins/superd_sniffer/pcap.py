@@ -1,7 +1,7 @@
-"""What was heard, as packets of a capture file (draft-ietf-opsawg-pcap) with synthesized headers.
+"""Captured data as packets of a capture file (draft-ietf-opsawg-pcap), with synthesized headers.
 
-The packets are what the server was told by the kernel, and not what was on the wire: a stream has
-the handshake of RFC 9293 (3.5) and its bytes in segments of our choice, all without options, and
+The packets have the data that the kernel delivered, and not the segments of the wire: a stream has
+the handshake of RFC 9293 (3.5) and its bytes in segments of a fixed size, without options, and
 every packet has the same time to live. Never writes a file; unix sockets have no packets.
 """
 
@@ -10,13 +10,13 @@ from __future__ import annotations
 import ipaddress
 import struct
 
-Endpoint = tuple[str, int]  # a host's number and a port
+Endpoint = tuple[str, int]  # a numeric host and a port
 
 _MAGIC_NANOSECONDS = 0xA1B23C4D
-_LINKTYPE_RAW = 101  # packets begin with the IP header, whose version says which
-_LONGEST_PACKET = 65535
-_SEGMENT = 1220  # what fits in every path of IPv6 (RFC 8200, 5) with the headers
-_LONGEST_DATAGRAM = _LONGEST_PACKET - 48
+_LINKTYPE_RAW = 101  # packets begin with an IP header of version 4 or 6
+_MAX_PACKET_BYTES = 65535
+_SEGMENT_BYTES = 1220  # fits every path of IPv6, with the headers (RFC 8200, 5)
+_MAX_DATAGRAM_BYTES = _MAX_PACKET_BYTES - 48
 _WINDOW = 65535
 _TTL = 64
 _TCP, _UDP = 6, 17
@@ -24,15 +24,15 @@ _SYN, _PSH, _ACK = 0x02, 0x08, 0x10
 
 
 def header() -> bytes:
-    """Return what a file begins with."""
-    return struct.pack("=IHHiIII", _MAGIC_NANOSECONDS, 2, 4, 0, 0, _LONGEST_PACKET, _LINKTYPE_RAW)
+    """Return the header of a file."""
+    return struct.pack("=IHHiIII", _MAGIC_NANOSECONDS, 2, 4, 0, 0, _MAX_PACKET_BYTES, _LINKTYPE_RAW)
 
 
 def packets_of_stream(peer: Endpoint, local: Endpoint, data: bytes, *, at: int) -> bytes:
-    """Return the records of a connection from `peer`: its handshake and what it has sent.
+    """Return the records of a connection from `peer`: the handshake and the data that it sent.
 
     `at` is the time in nanoseconds since the epoch. Sequence numbers begin with the time in units
-    of 4 microseconds (RFC 9293, 3.4.1), so that connections from one port are told apart.
+    of 4 microseconds (RFC 9293, 3.4.1), which distinguishes connections from one port.
     """
     ends = _Ends(peer, local)
     back = ends.reversed()
@@ -42,8 +42,8 @@ def packets_of_stream(peer: Endpoint, local: Endpoint, data: bytes, *, at: int) 
         _record(back.tcp(ours, theirs + 1, _SYN | _ACK), at),
         _record(ends.tcp(theirs + 1, ours + 1, _ACK), at),
     ]
-    for start in range(0, len(data), _SEGMENT):
-        segment = data[start : start + _SEGMENT]
+    for start in range(0, len(data), _SEGMENT_BYTES):
+        segment = data[start : start + _SEGMENT_BYTES]
         end = theirs + 1 + start + len(segment)
         records += [
             _record(ends.tcp(end - len(segment), ours + 1, _PSH | _ACK, segment), at),
@@ -53,12 +53,12 @@ def packets_of_stream(peer: Endpoint, local: Endpoint, data: bytes, *, at: int) 
 
 
 def packet_of_datagram(peer: Endpoint, local: Endpoint, data: bytes, *, at: int) -> bytes:
-    """Return the record of a datagram from `peer`. What no datagram could hold is cut off."""
-    return _record(_Ends(peer, local).udp(data[:_LONGEST_DATAGRAM]), at)
+    """Return the record of a datagram from `peer`. Excess data is cut off."""
+    return _record(_Ends(peer, local).udp(data[:_MAX_DATAGRAM_BYTES]), at)
 
 
 class _Ends:
-    """Where a packet comes from and goes to."""
+    """The source and the destination of a packet."""
 
     def __init__(self, source: Endpoint, destination: Endpoint) -> None:
         hosts = _packed(source[0]), _packed(destination[0])
@@ -87,7 +87,7 @@ class _Ends:
         pseudo = b"".join(self._hosts) + struct.pack("!IBBH", size, 0, 0, protocol)
         checksum = _checksum(pseudo + head + b"\0\0" + tail)
         if protocol == _UDP:
-            checksum = checksum or 0xFFFF  # nought would say that there is none (RFC 768)
+            checksum = checksum or 0xFFFF  # 0 would mean that there is none (RFC 768)
         return self._ip(protocol, size) + head + checksum.to_bytes(2, "big") + tail
 
     def _ip(self, protocol: int, size: int) -> bytes:
@@ -113,7 +113,7 @@ def _checksum(data: bytes) -> int:
     """Return the Internet checksum (RFC 1071)."""
     if len(data) % 2:
         data += b"\0"
-    # a number of 16-bit digits has, to the base less one, the remainder of the digits' sum
+    # modulo 0xFFFF, a number is congruent to the sum of its 16-bit digits
     total = int.from_bytes(data, "big") % 0xFFFF
     return 0xFFFF ^ (total or (0xFFFF if any(data) else 0))
 

@@ -1,4 +1,4 @@
-"""The names of ports, as services(5) has them: the file is read once, before confinement."""
+"""The names of ports by services(5). The file is read once, before confinement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ FILE = Path("/etc/services")
 
 
 def port_names(file: Path = FILE) -> dict[tuple[str, int], str]:
-    """Return names by transport and port; the first of several counts, and no file means none."""
+    """Return names by transport and port: the first of several; none without the file."""
     try:
         lines = file.read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -1,9 +1,9 @@
-"""A file that never grows beyond a size: when it is full its content goes to one of its older ones.
+"""A rotating file of bounded size: when it is full, its content is copied to an older file.
 
-All of them are opened once, before confinement: in a jail there is nothing to open or rename. The
-file keeps its name and is emptied, as `tail -F` understands; the older ones are PATH.1, PATH.2, ...
-of which the one that was written first is next. Workers that share a file wait for each other for
-as long as a write takes. Raises OSError where it cannot be opened, and only then.
+All files are opened once, before confinement, since a jail has no files to open or rename. The file
+keeps its name and is truncated, which `tail -F` supports. The older files are PATH.1, PATH.2, ...;
+the one that was written first is overwritten next. Workers that share a file lock it during a
+write. Raises OSError if a file cannot be opened, and only then.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from pathlib import Path
 
 MODE = 0o640
 FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
-PORTION = 1 << 20
+COPY_BYTES = 1 << 20
 
 
 class RotatingFile:
-    """Holds `size` bytes, and as much in each of `files - 1` older ones. Each begins with `head`.
-
-    What the file system does not take is counted in `lost`, as pieces.
+    """Holds at most `size` bytes, and as many in each of `files - 1` older files. Each begins with
+    `head`. `lost` counts pieces that could not be written.
     """
 
     def __init__(self, path: Path, size: int, files: int, head: bytes = b"") -> None:
+        self.path = path
         self.size = size
         self.head = head
         self.lost = 0
@@ -33,7 +33,7 @@ class RotatingFile:
         self._older = [_opened(one, 0) for one in older]
 
     def write(self, pieces: list[bytes]) -> None:
-        """Append pieces, each of which is in one file as a whole."""
+        """Append pieces; each is whole in one file."""
         fcntl.flock(self._file, fcntl.LOCK_EX)
         try:
             while pieces:
@@ -44,7 +44,7 @@ class RotatingFile:
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def _write_what_fits(self, pieces: list[bytes]) -> int:
-        """Append some pieces, at least one; return how many."""
+        """Append as many pieces as fit, at least one; return their number."""
         used = os.fstat(self._file).st_size
         if used and used + len(pieces[0]) > self.size:
             self._rotate()
@@ -63,7 +63,7 @@ class RotatingFile:
             while data:
                 data = data[os.write(self._file, data) :]
         except OSError:
-            os.ftruncate(self._file, before)  # no half of a piece
+            os.ftruncate(self._file, before)  # drop a partial piece
             raise
         return number
 
@@ -73,7 +73,7 @@ class RotatingFile:
             os.ftruncate(oldest, 0)
             os.lseek(oldest, 0, os.SEEK_SET)
             offset = 0
-            while sent := os.sendfile(oldest, self._file, offset, PORTION):
+            while sent := os.sendfile(oldest, self._file, offset, COPY_BYTES):
                 offset += sent
         os.ftruncate(self._file, 0)
 

@@ -1,4 +1,7 @@
-"""The service: takes whoever knocks, listens for a moment, and tells of it."""
+"""The service: accepts clients, captures their first bytes, records them and bans offenders.
+
+Runs in a worker, on the loop. Never answers a datagram.
+"""
 
 from __future__ import annotations
 
@@ -23,64 +26,62 @@ from superd.plugin import (
     WrongOption,
 )
 from superd_sniffer import pcap
-from superd_sniffer.history import Knock, Notebook
-from superd_sniffer.offenders import Culprits
+from superd_sniffer.history import HistoryFile, Knock
+from superd_sniffer.offenders import Offenders
 from superd_sniffer.ports import port_names
 from superd_sniffer.recognisers.guess import guess
 from superd_sniffer.rotating import RotatingFile, check_writable
 
-MOST_HEARD = 64 * 1024
-LEAST_SIZE = 256 * 1024  # of a file: more than any piece
+MAX_CAPTURE_BYTES = 64 * 1024
+MIN_FILE_BYTES = 256 * 1024  # more than any piece
 
 
 class Capture(Options):
-    bytes: Annotated[Size, Field(gt=0, le=MOST_HEARD, description="how much is listened to")] = 4096
-    time: Annotated[PositiveDuration, Field(description="for how long")] = 5.0
+    bytes: Annotated[
+        Size, Field(gt=0, le=MAX_CAPTURE_BYTES, description="limit of captured bytes")
+    ] = 4096
+    time: Annotated[PositiveDuration, Field(description="limit of time for a capture")] = 5.0
 
 
 class Ban(Options):
-    """Only knocks by tcp are counted: a datagram's source may be forged, to have others banned."""
+    """Counts tcp only: a forged source of datagrams would get another host banned."""
 
     model_config = ConfigDict(alias_generator=lambda name: name.rstrip("_").replace("_", "-"))
 
     after: Annotated[int, Field(ge=1, le=1000, description="knocks until a source is banned")] = 3
-    within: Annotated[PositiveDuration, Field(description="if they come in this time")] = 60.0
+    within: Annotated[PositiveDuration, Field(description="period in which they count")] = 60.0
     for_: Annotated[PositiveDuration, Field(description="how long it is banned")] = 3600.0
-    never: Annotated[Networks, Field(description="addresses and networks that never are")] = ()
+    never: Annotated[Networks, Field(description="addresses and networks never banned")] = ()
 
 
 class SnifferOptions(Options):
     capture: Annotated[
-        Capture | None, Field(description="listen to what a client says first; {} for a moment")
+        Capture | None, Field(description="capture a client's first bytes; {} for the defaults")
     ] = None
-    banner: Annotated[
-        str, Field(max_length=4096, description="text that a client is greeted with")
-    ] = ""
-    tarpit: Annotated[
-        Duration, Field(description="how long a client is kept after that; 0 for not at all")
-    ] = 0.0
-    names: Annotated[bool, Field(description="look up clients' names")] = False
+    banner: Annotated[str, Field(max_length=4096, description="text sent to a client first")] = ""
+    tarpit: Annotated[Duration, Field(description="delay before the close; 0 for none")] = 0.0
+    names: Annotated[bool, Field(description="look up clients' host names")] = False
     output: Annotated[
         FilePath | None, Field(description="file with a line of JSON for each knock")
     ] = None
-    pcap: Annotated[
-        FilePath | None, Field(description="file with what was heard, for Wireshark")
-    ] = None
+    pcap: Annotated[FilePath | None, Field(description="capture file, for Wireshark")] = None
     file_size: Annotated[
-        Size, Field(ge=LEAST_SIZE, description="of these files, before they are rotated")
+        Size, Field(ge=MIN_FILE_BYTES, description="size at which a file is rotated")
     ] = 10 << 20
-    files: Annotated[int, Field(ge=1, le=100, description="of each, with the older ones")] = 5
+    files: Annotated[
+        int, Field(ge=1, le=100, description="number of files of each kind, including older ones")
+    ] = 5
     ban: Annotated[
-        Ban | None, Field(description="have all services refuse who knocks too often by tcp")
+        Ban | None, Field(description="ban sources of repeated knocks by tcp from all services")
     ] = None
 
 
 class Sniffer(Service):
-    """Records who knocks on which port: `Connection from PEER to ADDRESS:SERVICE`.
+    """Records each connection and datagram: `Connection from PEER to ADDRESS:SERVICE`.
 
-    With `capture` it listens a while, and says which protocol that was: of TLS also the name that
-    was asked for and its JA4 fingerprint. It never answers a datagram. Ranges of ports, such as
-    tcp://*:1-1024, leave out what other services and processes have.
+    With `capture` the record has the first bytes and their protocol; for TLS also the requested
+    server name and the JA4 fingerprint. Datagrams are never answered. Ranges of ports, such as
+    tcp://*:1-1024, leave out the ports of other services and processes.
     """
 
     name = "sniffer"
@@ -90,7 +91,7 @@ class Sniffer(Service):
     def check(self, entry: Entry) -> None:
         self.looks_up = self.options.names
         if self.options.output and self.options.output == self.options.pcap:
-            raise WrongOption("pcap", "lines of JSON and packets take a file each")
+            raise WrongOption("pcap", "expected another file than output")
 
     def prepare(self) -> None:
         options = self.options
@@ -108,36 +109,37 @@ class Sniffer(Service):
 
     def start(self) -> None:
         self.loop = loop = asyncio.get_running_loop()
-        notebooks = iter([Notebook(loop, file, self.log) for file in self.files])
-        self.output = next(notebooks) if self.options.output else None
-        self.packets = next(notebooks) if self.options.pcap else None
-        self.culprits = None
+        files = iter([HistoryFile(loop, file, self.log) for file in self.files])
+        self.output = next(files) if self.options.output else None
+        self.packets = next(files) if self.options.pcap else None
+        self.offenders = None
         if (ban := self.options.ban) is not None:
-            self.culprits = Culprits(ban.after, ban.within, ban.never)
+            self.offenders = Offenders(ban.after, ban.within, ban.never)
 
     def protocol(self, conn: Connection) -> asyncio.Protocol:
-        return Listening(self, conn)
+        return SnifferProtocol(self, conn)
 
     def datagram(self, request: Request) -> None:
-        most = self.options.capture.bytes if self.options.capture else 0
-        self.heard(Knock(request, time.time(), request.peer, request.local, request.data[:most]))
+        limit = self.options.capture.bytes if self.options.capture else 0
+        data = request.data[:limit]
+        self.knocked(Knock(request, time.time(), request.peer, request.local, data))
 
-    def heard(self, knock: Knock) -> None:
-        """Go on with what a client has said: tell of it, and perhaps ban who it was."""
-        if knock.heard:
+    def knocked(self, knock: Knock) -> None:
+        """Record a knock, and ban its source if it is an offender."""
+        if knock.data:
             is_datagram = knock.local.transport.is_datagram
-            knock.guess = guess(knock.heard, datagram=is_datagram)
-        if self.culprits is not None and knock.peer.transport is Transport.TCP:
+            knock.guess = guess(knock.data, datagram=is_datagram)
+        if self.offenders is not None and knock.peer.transport is Transport.TCP:
             ban = self.options.ban
             assert ban is not None
-            if self.culprits.is_due(knock.peer.host, time.monotonic()):
+            if self.offenders.count(knock.peer.host, time.monotonic()):
                 self.ban(knock.peer, ban.for_, f"{ban.after} knocks")
         if self.options.names:
-            self.name_of(knock.peer, lambda name: self._tell(knock, name))
+            self.name_of(knock.peer, lambda name: self._record(knock, name))
         else:
-            self._tell(knock)
+            self._record(knock)
 
-    def _tell(self, knock: Knock, name: str = "") -> None:
+    def _record(self, knock: Knock, name: str = "") -> None:
         knock.name = name
         local = knock.local
         port_name = self.port_names.get((local.transport.value, local.port), "")
@@ -148,22 +150,22 @@ class Sniffer(Service):
             self.packets.add(packets)
 
     def close(self) -> None:
-        for notebook in (self.output, self.packets):
-            if notebook is not None:
-                notebook.flush()
+        for history in (self.output, self.packets):
+            if history is not None:
+                history.flush()
         for file in self.files:
             file.close()
 
 
-class Listening(asyncio.Protocol):
-    """One connection. It is told of once, when enough was heard, or no more comes."""
+class SnifferProtocol(asyncio.Protocol):
+    """One connection. It is recorded once, when the capture is full or the client ends."""
 
     def __init__(self, sniffer: Sniffer, conn: Connection) -> None:
         self.sniffer = sniffer
         self.conn = conn
         self.data = bytearray()
         self.timer: asyncio.TimerHandle | None = None
-        self.is_told = False
+        self.is_recorded = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         options = self.sniffer.options
@@ -173,28 +175,28 @@ class Listening(asyncio.Protocol):
         self.peer, self.local = self.conn.peer, self.conn.local
         if options.banner:
             transport.write(options.banner.encode())
-        # not from in here: uvloop begins to read only after this, and could not be told to pause
+        # not in this call: uvloop starts reading after it, and would ignore pause_reading()
         seconds = options.capture.time if options.capture else 0.0
-        self.timer = self.sniffer.loop.call_later(seconds, self._enough)
+        self.timer = self.sniffer.loop.call_later(seconds, self._end_capture)
 
     def data_received(self, data: bytes) -> None:
         capture = self.sniffer.options.capture
-        if capture is not None and not self.is_told:
+        if capture is not None and not self.is_recorded:
             self.data += data[: capture.bytes - len(self.data)]
             if len(self.data) >= capture.bytes:
-                self._enough()
+                self._end_capture()
 
     def eof_received(self) -> None:
-        self._tell()
+        self._record()
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        self._tell()
+        self._record()
 
-    def _enough(self) -> None:
-        """Listen no more; keep the client for a while, or let it go."""
-        self._tell()
+    def _end_capture(self) -> None:
+        """Record the connection, and close it, perhaps after the delay of a tarpit."""
+        self._record()
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -204,8 +206,8 @@ class Listening(asyncio.Protocol):
         else:
             self.transport.close()
 
-    def _tell(self) -> None:
-        if not self.is_told:
-            self.is_told = True
+    def _record(self) -> None:
+        if not self.is_recorded:
+            self.is_recorded = True
             heard = bytes(self.data)
-            self.sniffer.heard(Knock(self.conn, self.at, self.peer, self.local, heard))
+            self.sniffer.knocked(Knock(self.conn, self.at, self.peer, self.local, heard))

@@ -1,1 +1,1 @@
-"""One module for each family of protocols, and the guess that tries them."""
+"""Recognisers of protocols: one module for each family, and `guess`, which tries all of them."""

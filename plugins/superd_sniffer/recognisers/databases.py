@@ -1,4 +1,4 @@
-"""Protocols of data bases, caches and queues: PostgreSQL, MySQL, SQL Server, Oracle, MongoDB,
+"""Protocols of databases, caches and queues: PostgreSQL, MySQL, SQL Server, Oracle, MongoDB,
 Cassandra, Kafka, Redis, memcached, ZooKeeper. Pure; raises nothing but `Unreadable`.
 """
 
@@ -11,7 +11,7 @@ _POSTGRESQL_REQUESTS = {80877102: "cancel", 80877103: "ssl", 80877104: "gssenc"}
 
 
 def postgresql(data: bytes) -> Details | None:
-    """PostgreSQL's documentation, "Message Formats": what a client sends first."""
+    """PostgreSQL's documentation, "Message Formats": the first message of a client."""
     reader = Reader(data)
     size, code = reader.number(4), reader.number(4)
     if code in _POSTGRESQL_REQUESTS:
@@ -31,7 +31,7 @@ def postgresql(data: bytes) -> Details | None:
 
 
 def mysql(data: bytes) -> Details | None:
-    """MySQL's HandshakeResponse41 and SSLRequest: what a client says to a server's greeting."""
+    """MySQL's HandshakeResponse41 and SSLRequest: the answer to a server's greeting."""
     reader = Reader(data)
     size, sequence, capabilities, _ = (reader.number(width, "little") for width in (3, 1, 4, 4))
     require(32 <= size <= 4096 and sequence == 1 and capabilities & 0x0200 != 0)  # PROTOCOL_41
@@ -50,12 +50,12 @@ _TDS_REQUESTS = {0x12: "prelogin", 0x10: "login"}
 
 
 def mssql(data: bytes) -> Details | None:
-    """MS-TDS 2.2.3.1: the header of the first packet, and what follows it at once."""
+    """MS-TDS 2.2.3.1: the header of the first packet, and the bytes after it."""
     reader = Reader(data)
     kind, status, size = reader.number(1), reader.number(1), reader.number(2)
     require(kind in _TDS_REQUESTS and status in (0, 1) and 20 <= size <= 4096)
     require(reader.number(2) == 0 and reader.number(1) <= 1 and reader.number(1) == 0)
-    if kind == 0x12:  # the first option is the version, behind the list of options
+    if kind == 0x12:  # the first option is the version, after the list of options
         token, offset, length = reader.number(1), reader.number(2), reader.number(2)
         require(token == 0 and 6 <= offset <= size and length == 6)
     else:
@@ -64,17 +64,17 @@ def mssql(data: bytes) -> Details | None:
 
 
 def oracle(data: bytes) -> Details | None:
-    """Oracle's TNS: a connect packet, and the service that it names."""
+    """Oracle's TNS: a connect packet, and the name of the service."""
     reader = Reader(data)
     size, checksum, kind, _, header = (reader.number(width) for width in (2, 2, 1, 1, 2))
     version, compatible = reader.number(2), reader.number(2)
     require(size >= 34 and checksum == 0 and kind == 1 and header == 0)
     require(300 <= compatible <= version <= 400)
-    text_of_it = data[:1024]
-    found = text_of_it.upper().find(b"SERVICE_NAME=")
+    beginning = data[:1024]
+    found = beginning.upper().find(b"SERVICE_NAME=")
     if found < 0:
         return {}
-    name, closed, _ = text_of_it[found + 13 :].partition(b")")
+    name, closed, _ = beginning[found + 13 :].partition(b")")
     return {"service": text(name) if closed else ""}
 
 
@@ -112,7 +112,7 @@ _KAFKA_REQUESTS = {3: "metadata", 18: "api-versions"}
 
 
 def kafka(data: bytes) -> Details | None:
-    """Kafka's protocol guide: one of the requests that a client begins with."""
+    """Kafka's protocol guide: one of the requests that a client sends first."""
     body = Reader(data).vector(4)
     require(10 <= body.left <= 4096)
     key, version = body.number(2), body.number(2)
@@ -124,7 +124,7 @@ def kafka(data: bytes) -> Details | None:
     return {"request": _KAFKA_REQUESTS[key], "client": client}
 
 
-# of inline commands, those that no other protocol has
+# inline commands that no other protocol has
 _REDIS_INLINE = frozenset(
     b"PING INFO KEYS CONFIG FLUSHALL FLUSHDB SLAVEOF REPLICAOF DBSIZE CLIENT EVAL".split()
 )
@@ -132,7 +132,7 @@ _REDIS_WITH_SUBCOMMAND = frozenset(("CONFIG", "CLIENT", "INFO", "SLAVEOF", "REPL
 
 
 def redis(data: bytes) -> Details | None:
-    """Redis's RESP, or an inline command. Of arguments only those that cannot be secret."""
+    """Redis's RESP, or an inline command. Records only arguments that cannot be secret."""
     if not data.startswith(b"*"):
         words = first_words(data)
         if not words or words[0].upper() not in _REDIS_INLINE or len(words) > 8:
@@ -193,7 +193,7 @@ def _memcached_binary(reader: Reader) -> Details | None:
 
 
 def memcached_datagram(data: bytes) -> Details | None:
-    """protocol.txt, "UDP protocol": a header of four numbers, and what a stream would have."""
+    """protocol.txt, "UDP protocol": a header of four numbers, and a message as in a stream."""
     return memcached(data[8:]) if data[2:8] == b"\0\0\0\x01\0\0" else None
 
 
@@ -201,6 +201,6 @@ _FOUR_LETTERS = frozenset((b"ruok", b"envi", b"mntr", b"srvr", b"wchs", b"isro")
 
 
 def zookeeper(data: bytes) -> Details | None:
-    """ZooKeeper's four letter words, which need no end of line."""
+    """ZooKeeper's four letter words, which need no line end."""
     word = data.rstrip(b"\r\n") if len(data) <= 6 else data
     return {"command": text(word)} if word in _FOUR_LETTERS else None

@@ -10,14 +10,14 @@ _NTP_MODES = {1: "active", 3: "client", 6: "control", 7: "private"}
 
 
 def ntp(data: bytes) -> Details | None:
-    """RFC 5905 (7.3), RFC 9327 (2), and mode 7 of ntpd, once asked for lists of clients."""
+    """RFC 5905 (7.3), RFC 9327 (2), and mode 7 of ntpd, its former list of clients."""
     require(len(data) >= 8)
     mode, version = data[0] & 7, data[0] >> 3 & 7
     require(mode in _NTP_MODES and 1 <= version <= 4)
     if mode in (1, 3):
         require(len(data) == 48 or (48 < len(data) <= 512 and len(data) % 4 == 0))
         require(data[1] <= 16 and (data[2] <= 17 or data[2] >= 0xE0))  # stratum and poll
-        require(data[4] == data[8] == 0)  # a delay, and a dispersion, of less than minutes
+        require(data[4] == data[8] == 0)  # root delay and root dispersion are below 256 s
     elif mode == 6:
         count = int.from_bytes(data[10:12], "big")
         require(len(data) >= 12 and data[0] < 0x40 and 1 <= data[1] <= 31)
@@ -33,7 +33,7 @@ _SNMP_VERSIONS = {0: "1", 1: "2c", 3: "3"}
 
 
 def snmp(data: bytes) -> Details | None:
-    """RFC 1157 (4), RFC 3416 (3) and RFC 3412 (6). A community is a name and no secret to us."""
+    """RFC 1157 (4), RFC 3416 (3) and RFC 3412 (6). Records the community."""
     tag, message = Reader(data).ber()
     require(tag == 0x30)
     tag, number = message.ber()
@@ -112,7 +112,7 @@ def radius(data: bytes) -> Details | None:
 
 
 def syslog(data: bytes) -> Details | None:
-    """RFC 3164 and RFC 5424: the priority, and what follows it."""
+    """RFC 3164 and RFC 5424: the priority, and the message after it."""
     priority, closed, message = data[:512].partition(b">")
     number = priority[1:]
     if priority[:1] != b"<" or not closed or not number.isdigit() or len(number) > 3:

@@ -1,5 +1,5 @@
-"""Protocols by which one uses, or debugs, a machine from afar: RDP, VNC, X11, Telnet, ADB, Java's
-RMI. Pure; raises nothing but `Unreadable`.
+"""Protocols of remote access and debugging: RDP, VNC, X11, Telnet, ADB, Java's RMI. Pure; raises
+nothing but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ _SECURITY = {0: "rdp", 1: "tls", 2: "credssp", 4: "rdstls", 8: "credssp-ex", 16:
 
 
 def connection_request(data: bytes) -> bytes:
-    """Return what an ISO transport connection request (RFC 1006, X.224 13.3) holds, as far as it
-    is there, after its fixed part.
+    """Return the variable part of an ISO transport connection request (RFC 1006, X.224 13.3), as
+    far as it is present.
     """
     reader = Reader(data)
     require(reader.take(2) == b"\x03\0")
@@ -23,13 +23,13 @@ def connection_request(data: bytes) -> bytes:
     length = reader.number(1)
     require(size == 5 + length and length >= 6)
     require(reader.number(1) & 0xF0 == 0xE0)
-    require(reader.number(2) == 0)  # it knows no reference of ours yet
+    require(reader.number(2) == 0)  # the destination reference is unknown yet
     reader.take(3)
     return reader.rest()[: length - 6]
 
 
 def rdp(data: bytes) -> Details | None:
-    """MS-RDPBCGR 2.2.1.1; one without a cookie or a negotiation is RDP's from before both."""
+    """MS-RDPBCGR 2.2.1.1; old versions of RDP send no cookie and no negotiation."""
     rest = connection_request(data)
     details: Details = {}
     if rest.startswith((b"Cookie:", b"mstshash")):
@@ -82,9 +82,9 @@ _OPTIONS = {
 
 
 def telnet(data: bytes) -> Details | None:
-    """RFC 854 and 855: options that are negotiated."""
+    """RFC 854 and 855: a negotiation of options."""
     require(len(data) >= 3 and data[0] == 0xFF and data[1] in _VERBS and data[2] <= 50)
-    require(data[:3] != b"\xff\xfe\0")  # a byte order mark, and no wish of a client
+    require(data[:3] != b"\xff\xfe\0")  # a byte order mark
     found = []
     for at in range(0, min(len(data) - 2, 48), 3):
         command, verb, option = data[at : at + 3]
@@ -95,7 +95,7 @@ def telnet(data: bytes) -> Details | None:
 
 
 def adb(data: bytes) -> Details | None:
-    """Android's protocol.txt: a CNXN message, whose last word is the first one inverted."""
+    """Android's protocol.txt: a CNXN message, whose last word is the first word inverted."""
     reader = Reader(data)
     require(reader.take(4) == b"CNXN")
     version, _, length = (reader.number(4, "little") for _ in range(3))
@@ -109,7 +109,7 @@ _RMI_KINDS = {0x4B: "stream", 0x4C: "single-op", 0x4D: "multiplex"}
 
 
 def rmi(data: bytes) -> Details | None:
-    """Java's RMI transport (10.2), or an object that is sent serialized right away."""
+    """Java's RMI transport (10.2), or a serialized object without that."""
     if data.startswith(b"\xac\xed\0\x05"):
         return {"kind": "serialized object"}
     reader = Reader(data)

@@ -1,5 +1,5 @@
-"""Protocols that go on encrypted, by what precedes that: TLS, DTLS, QUIC, SSH, IKE, WireGuard,
-OpenVPN. Pure; raises nothing but `Unreadable`, where a message is not what it is asked to be.
+"""Encrypted protocols, by their unencrypted beginning: TLS, DTLS, QUIC, SSH, IKE, WireGuard,
+OpenVPN. Pure; raises nothing but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from superd_sniffer.recognisers.tls import (
 
 
 def tls(data: bytes) -> Details | None:
-    """RFC 8446, and the hello of SSL 2.0 (RFC 6101, E) that asks for it or for more."""
+    """RFC 8446, and the hello of SSL 2.0 (RFC 6101, E), which may offer later versions."""
     if begins_hello(data):
         return _of_hello(client_hello(data))
     if len(data) >= 5 and data[0] & 0x80 and data[2] == 1:
@@ -60,7 +60,7 @@ _QUIC_VERSIONS = {0x00000001: "1", 0x6B3343CF: "2"}
 
 
 def quic(data: bytes) -> Details | None:
-    """RFC 8999, 5.1: a long header of a version that is known, or reserved (RFC 9000, 15)."""
+    """RFC 8999, 5.1: a long header of a known version, or of a reserved one (RFC 9000, 15)."""
     reader = Reader(data)
     first, version = reader.number(1), reader.number(4)
     require(first & 0xC0 == 0xC0)
@@ -70,7 +70,7 @@ def quic(data: bytes) -> Details | None:
         return {"version": name}
     if version >> 8 == 0xFF0000:
         return {"version": f"draft-{version & 0xFF}"}
-    if version >> 16 in (0x5130, 0x5430):  # Google's, as Q050 and T051
+    if version >> 16 in (0x5130, 0x5430):  # Google QUIC, such as Q050 and T051
         return {"version": text(version.to_bytes(4, "big"))}
     if version & 0x0F0F0F0F == 0x0A0A0A0A:
         return {"version": f"0x{version:08x}"}
@@ -84,7 +84,7 @@ _IKE_EXCHANGES = {
 
 
 def ike(data: bytes) -> Details | None:
-    """RFC 2408 (3.1) and RFC 7296 (3.1), also behind the mark of RFC 3948 (2.2)."""
+    """RFC 2408 (3.1) and RFC 7296 (3.1), also after the marker of RFC 3948 (2.2)."""
     reader = Reader(data.removeprefix(b"\0\0\0\0"))
     whole = reader.left
     require(any(reader.take(8)))  # the initiator's SPI
@@ -102,10 +102,10 @@ def wireguard(data: bytes) -> Details | None:
 
 
 def openvpn(data: bytes) -> Details | None:
-    """A client's hard reset, version 2 or 3, of a session without a key for its control channel."""
+    """A client's hard reset, version 2 or 3, without a key for the control channel."""
     return {} if len(data) == 14 and data[0] in (0x38, 0x50) and not any(data[9:]) else None
 
 
 def openvpn_stream(data: bytes) -> Details | None:
-    """The same behind its length."""
+    """The same after its length."""
     return openvpn(data[2:]) if data[:2] == b"\0\x0e" else None

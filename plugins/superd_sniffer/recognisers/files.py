@@ -1,5 +1,5 @@
-"""Protocols of files: SMB and its NetBIOS session, Git, rsync, BitTorrent, Sun's RPC. Pure; raises
-nothing but `Unreadable`.
+"""Protocols of file transfer: SMB and its NetBIOS session, Git, rsync, BitTorrent, Sun's RPC.
+Pure; raises nothing but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _SMB2_COMMANDS = {0: "negotiate", 1: "session-setup", 3: "tree-connect", 13: "ec
 
 
 def smb(data: bytes) -> Details | None:
-    """MS-CIFS 2.2.4.52 and MS-SMB2 2.2.3, each behind the length of RFC 1002 (4.3.1)."""
+    """MS-CIFS 2.2.4.52 and MS-SMB2 2.2.3, each after the length of RFC 1002 (4.3.1)."""
     reader = Reader(data)
     require(reader.number(1) == 0)
     message = reader.vector(3)
@@ -76,7 +76,7 @@ _AFP_COMMANDS = {3: "status", 4: "open-session"}
 
 
 def afp(data: bytes) -> Details | None:
-    """Apple's Data Stream Interface: what precedes a login to its Filing Protocol."""
+    """Apple's Data Stream Interface: the session before a login to the Filing Protocol."""
     reader = Reader(data)
     require(reader.number(1) == 0)
     command = reader.number(1)
@@ -103,7 +103,7 @@ def git(data: bytes) -> Details | None:
 
 
 def rsync(data: bytes) -> Details | None:
-    """The daemon's greeting, which a client sends, too."""
+    """The daemon's greeting, which a client sends as well."""
     greeting, end, _ = data[:64].partition(b"\n")
     if not greeting.startswith(b"@RSYNCD: ") or not end:
         return None

@@ -18,18 +18,18 @@ def steam(data: bytes) -> Details | None:
 
 
 def quake(data: bytes) -> Details | None:
-    """The connectionless packets of Quake III's engine and its kin."""
+    """The connectionless packets of Quake III's engine and its derivatives."""
     word = data[4:64].split()[:1]
     known = (b"getstatus", b"getinfo", b"status", b"getchallenge", b"getservers", b"rcon")
-    is_one = data.startswith(b"\xff\xff\xff\xff") and word and word[0] in known
-    return {"query": text(word[0])} if is_one else None
+    is_query = data.startswith(b"\xff\xff\xff\xff") and word and word[0] in known
+    return {"query": text(word[0])} if is_query else None
 
 
 _MINECRAFT_STATES = {1: "status", 2: "login", 3: "transfer"}
 
 
 def minecraft(data: bytes) -> Details | None:
-    """Minecraft's handshake, with the host that is meant; or a ping from before there was one."""
+    """Minecraft's handshake, with the requested host; or the ping of older versions."""
     if data == b"\xfe\x01" or data.startswith(b"\xfe\x01\xfa"):
         return {"request": "ping"}
     reader = Reader(data)

@@ -1,10 +1,11 @@
-"""Which protocol a client speaks, as far as its first bytes tell.
+"""Guesses a client's protocol from its first bytes.
 
-A guess is made where a wrong one is unlikely: of a magic number, of a request's shape with all its
-lengths, or of a whole line. Everything else is no guess. A message that goes on keeps the protocol
-that was guessed of its beginning, except that empty lines may precede anything.
+A guess is made only if an error is unlikely: from a magic number, from the structure of a request
+with all its lengths, or from a whole line. More bytes of a stream never change a guess, except that
+empty lines may precede any protocol.
 
-Pure: reads its argument and nothing else, in linear time. Never raises, and never tells a password.
+Pure: reads its argument and nothing else, in linear time. Never raises, and never returns a
+password.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ from superd_sniffer.recognisers import (
     requests,
     tunnels,
 )
-from superd_sniffer.recognisers.reading import LONGEST, Details, Unreadable
+from superd_sniffer.recognisers.reading import MAX_VALUE_LENGTH, Details, Unreadable
 
-Recognizer = Callable[[bytes], Details | None]
+Recogniser = Callable[[bytes], Details | None]
 
 
 @dataclass(frozen=True)
 class Guess:
-    """A protocol in one lower-case word, and what is worth recording of the first message.
+    """A protocol in one lower-case word, and details of the first message.
 
-    Values are what the client sent, of at most 256 characters, and not escaped.
+    Values are the client's text, at most 256 characters, and not escaped.
     """
 
     protocol: str
@@ -43,19 +44,21 @@ class Guess:
 
 
 def guess(data: bytes, *, datagram: bool) -> Guess | None:
-    """Return what a datagram is, or the beginning of a stream."""
-    for protocol, recognize in DATAGRAMS if datagram else STREAMS:
+    """Return the protocol of a datagram or of the beginning of a stream; None if unknown."""
+    for protocol, recognise in DATAGRAMS if datagram else STREAMS:
         try:
-            details = recognize(data)
+            details = recognise(data)
         except Unreadable:
             continue
         if details is not None:
-            return Guess(protocol, {key: one[:LONGEST] for key, one in details.items() if one})
+            return Guess(
+                protocol, {key: one[:MAX_VALUE_LENGTH] for key, one in details.items() if one}
+            )
     return None
 
 
-# in this order: magic numbers first, then what has a shape, lines of words last
-STREAMS: tuple[tuple[str, Recognizer], ...] = (
+# tried in this order: magic numbers first, then structured messages, lines of words last
+STREAMS: tuple[tuple[str, Recogniser], ...] = (
     ("tls", encrypted.tls),
     ("ssh", encrypted.ssh),
     ("http2", requests.http2),
@@ -116,7 +119,7 @@ STREAMS: tuple[tuple[str, Recognizer], ...] = (
     ("probe", lines.probe),
 )
 
-DATAGRAMS: tuple[tuple[str, Recognizer], ...] = (
+DATAGRAMS: tuple[tuple[str, Recogniser], ...] = (
     ("stun", datagrams.stun),
     ("dtls", encrypted.dtls),
     ("quic", encrypted.quic),

@@ -1,19 +1,19 @@
 """Protocols that begin with a line of words: SMTP, FTP, POP3, IMAP, IRC, ident; and the lines that
-scanners send to find out what answers. Pure; raises nothing.
+scanners send to identify a server. Pure; raises nothing.
 
-Nothing is said before a line has ended, as any word may be the beginning of another.
+An incomplete line is not recognised, as any word may be the beginning of another.
 """
 
 from __future__ import annotations
 
 from superd_sniffer.recognisers.reading import Details, text
 
-_LONGEST_LINE = 512
+_MAX_LINE_BYTES = 512
 
 
 def first_words(data: bytes) -> list[bytes] | None:
     """Return the words of the first line; None where it has not ended, is long, or has no words."""
-    line, end, _ = data[:_LONGEST_LINE].partition(b"\n")
+    line, end, _ = data[:_MAX_LINE_BYTES].partition(b"\n")
     if not end or b"\0" in line:
         return None
     return line.split() or None
@@ -46,7 +46,7 @@ _FTP_ALONE = frozenset(("SYST", "FEAT", "PASV", "EPSV", "XPWD"))
 
 
 def ftp(data: bytes) -> Details | None:
-    """RFC 959 and RFC 4217. USER with one name may be POP3's just as well."""
+    """RFC 959 and RFC 4217. USER with one name may also be POP3."""
     verb, rest = _verb(data)
     if verb in _FTP_ALONE and not rest:
         return {"command": verb}
@@ -69,7 +69,7 @@ _IMAP_ALONE = frozenset(("CAPABILITY", "STARTTLS", "NOOP", "LOGOUT"))
 
 
 def imap(data: bytes) -> Details | None:
-    """RFC 9051: a tag and a command. What a user is called is only known with a password."""
+    """RFC 9051: a tag and a command. The user is not recorded: a password follows it."""
     words = first_words(data)
     if not words or len(words) < 2 or len(words[0]) > 12 or not words[0].isalnum():
         return None
@@ -99,7 +99,7 @@ def stomp(data: bytes) -> Details | None:
 
 
 def lpd(data: bytes) -> Details | None:
-    """RFC 1179, 5: a command and a queue, in a line of its own."""
+    """RFC 1179, 5: a command and a queue, in one line."""
     if not 3 <= len(data) <= 64 or not 1 <= data[0] <= 5 or data.find(b"\n") != len(data) - 1:
         return None
     queue = data[1:-1]
@@ -111,13 +111,13 @@ def _is_printable(word: bytes) -> bool:
 
 
 def iperf3(data: bytes) -> Details | None:
-    """What iperf3 begins with: a cookie of 36 characters."""
+    """The beginning of iperf3: a cookie of 36 characters."""
     is_cookie = len(data) >= 37 and data[36] == 0 and data[:36].isalnum()
     return {} if is_cookie else None
 
 
 def ident(data: bytes) -> Details | None:
-    """RFC 1413: the pair of ports that is asked about."""
+    """RFC 1413: the pair of ports of the query."""
     words = b"".join(first_words(data) or ())
     ports = words.split(b",")
     if len(ports) != 2 or not all(one.isdigit() and len(one) <= 5 for one in ports):
@@ -126,12 +126,12 @@ def ident(data: bytes) -> Details | None:
 
 
 def probe(data: bytes) -> Details | None:
-    """What is nobody's protocol: empty lines and words for help, which many servers answer, and the
+    """Input of no protocol: empty lines and requests for help, which many servers answer, and the
     marks of surveys.
     """
     if len(data) <= 4 and b"\n" in data and not data.strip(b"\r\n"):
         return {"kind": "empty lines"}
-    if data.startswith(b"MGLNDD_"):  # a survey of the Internet, with the address that it asks
+    if data.startswith(b"MGLNDD_"):  # a survey of the Internet; the line has the address it probes
         return {"kind": "magellan", "line": text(data.partition(b"\n")[0])}
     verb, rest = _verb(data)
     return {"kind": "help"} if verb == "HELP" and not rest else None

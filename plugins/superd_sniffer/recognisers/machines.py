@@ -1,5 +1,5 @@
-"""Protocols by which machines talk: MQTT, AMQP, AJP, CoAP, and those of plants and buildings:
-Modbus, S7, IEC 60870-5-104, DNP3, EtherNet/IP, BACnet. Pure; raises nothing but `Unreadable`.
+"""Protocols between machines: MQTT, AMQP, AJP, CoAP, and those of industry and buildings: Modbus,
+S7, IEC 60870-5-104, DNP3, EtherNet/IP, BACnet. Pure; raises nothing but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ _MQTT_VERSIONS = {3: "3.1", 4: "3.1.1", 5: "5"}
 
 
 def mqtt(data: bytes) -> Details | None:
-    """MQTT 5.0, 3.1: CONNECT, and whose."""
+    """MQTT 5.0, 3.1: CONNECT, and the client's name."""
     reader = Reader(data)
     require(reader.number(1) == 0x10)
     require(reader.varint() >= 10)
@@ -55,7 +55,7 @@ _MODBUS_FUNCTIONS = frozenset((*range(1, 9), 11, 12, 15, 16, 17, 20, 21, 22, 23,
 
 
 def modbus(data: bytes) -> Details | None:
-    """Modbus on TCP/IP, 3.1.3: a whole request and nothing more, as little else tells it."""
+    """Modbus on TCP/IP, 3.1.3: exactly one request, as it has few other marks."""
     reader = Reader(data)
     reader.take(2)
     require(reader.number(2) == 0)
@@ -68,7 +68,7 @@ def modbus(data: bytes) -> Details | None:
 
 
 def s7(data: bytes) -> Details | None:
-    """Siemens's S7: a transport connection (RFC 1006) with selectors, as other ISO ones have."""
+    """Siemens's S7: a transport connection (RFC 1006) with selectors, as in other ISO protocols."""
     reader = Reader(connection_request(data))
     while reader.left:
         kind = reader.number(1)
@@ -89,7 +89,7 @@ def iec104(data: bytes) -> Details | None:
 
 
 def dnp3(data: bytes) -> Details | None:
-    """IEEE 1815, 9.2: the header of a frame from a master; its checksum tells it from others."""
+    """IEEE 1815, 9.2: the header of a frame from a master; its checksum confirms it."""
     if len(data) < 10 or data[:2] != b"\x05\x64" or data[2] < 5 or not data[3] & 0x40:
         return None
     if _dnp3_checksum(data[:8]) != int.from_bytes(data[8:10], "little"):
@@ -123,7 +123,7 @@ def enip(data: bytes) -> Details | None:
 
 
 def bacnet(data: bytes) -> Details | None:
-    """BACnet/IP (ASHRAE 135, annex J): one of the functions that hold a message for a device."""
+    """BACnet/IP (ASHRAE 135, annex J): one of the functions with a message for a device."""
     reader = Reader(data)
     require(reader.number(1) == 0x81)
     function, size = reader.number(1), reader.number(2)

@@ -31,12 +31,12 @@ def dns_stream(data: bytes) -> Details | None:
 
 
 def netbios(data: bytes) -> Details | None:
-    """RFC 1002, 4.2: a query for a name, which it spells in the letters A to P."""
+    """RFC 1002, 4.2: a query for a name, which is spelled in the letters A to P."""
     return _query(Reader(data), _netbios_name, _NETBIOS_TYPES, {1: "IN"})
 
 
 def _status(message: bytes) -> Details | None:
-    """A request for a server's status, which RFC 1035 names and nobody has defined."""
+    """A request for a server's status, which RFC 1035 mentions and no RFC defines."""
     return {"opcode": "status"} if message[2:] == b"\x10\0" + bytes(8) else None
 
 
@@ -46,13 +46,13 @@ def _query(
     reader.take(2)
     flags = reader.number(2)
     questions, answers, authorities, additions = (reader.number(2) for _ in range(4))
-    opcode = _OPCODES.get(flags >> 11)  # an answer has the bit above
+    opcode = _OPCODES.get(flags >> 11)  # an answer has a higher bit set
     if opcode is None or flags & 0x004F:  # the reserved bit, and a result
         return None
     require(1 <= questions <= 32 and answers + authorities <= 64 and additions <= 4)
     require(opcode in ("notify", "update") or answers + authorities <= 1 or questions > 1)
     name, kind, group = name_of(reader), reader.number(2), reader.number(2)
-    group &= 0x7FFF  # above it, a multicast query asks for an answer to itself only
+    group &= 0x7FFF  # the top bit of a multicast query requests a unicast answer
     require(kind > 0 and group in classes)
     require(questions + answers + authorities + additions > 1 or not reader.left)
     return {
@@ -68,7 +68,7 @@ def _domain(reader: Reader) -> str:
     size = 0
     while length := reader.number(1):
         size += 1 + length
-        require(length <= 63 and size <= 254)  # no pointer: there is nothing to point at yet
+        require(length <= 63 and size <= 254)  # no pointer: no name precedes it
         labels.append(reader.take(length))
     return text(b".".join(labels)) or "."
 
@@ -142,7 +142,7 @@ _DHCP_MESSAGES = {1: "discover", 3: "request", 4: "decline", 7: "release", 8: "i
 
 
 def dhcp(data: bytes) -> Details | None:
-    """RFC 2131, 2, and RFC 2132: what a client asks."""
+    """RFC 2131, 2, and RFC 2132: a client's request."""
     if len(data) < 240 or data[0] != 1 or data[236:240] != b"\x63\x82\x53\x63":
         return None
     details = {"mac": data[28:34].hex(":")}

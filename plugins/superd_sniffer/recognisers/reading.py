@@ -1,7 +1,6 @@
-"""Bounded reading of what strangers sent: numbers, vectors and text, never beyond what is there.
+"""Bounded reading of untrusted bytes: numbers, vectors and text, never beyond their end.
 
-Each read moves on or raises, so whoever reads in a loop comes to an end. Raises nothing else than
-`Unreadable`.
+Each read advances or raises, so a loop of reads ends. Raises nothing but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -11,26 +10,24 @@ from typing import Literal
 
 Details = dict[str, str]
 
-LONGEST = 256  # characters of a value that is recorded
+MAX_VALUE_LENGTH = 256  # characters of a recorded value
 
 
 class Unreadable(Exception):
-    """It does not go on as it would have to."""
+    """The data is not a message of this protocol, or not enough of one."""
 
 
 class Malformed(Unreadable):
-    """No bytes that follow could make it right."""
+    """The data breaks the protocol, whatever may follow."""
 
 
 class Short(Unreadable):
-    """It ends before what it announced."""
+    """The data ends before the announced length."""
 
 
 def text(data: bytes) -> str:
-    """Return what can be recorded of some bytes: the beginning, as raw text, control characters
-    and all.
-    """
-    return data[:LONGEST].decode("utf-8", "backslashreplace")[:LONGEST]
+    """Return the beginning of some bytes as raw text, including control characters."""
+    return data[:MAX_VALUE_LENGTH].decode("utf-8", "backslashreplace")[:MAX_VALUE_LENGTH]
 
 
 def require(condition: bool) -> None:
@@ -39,8 +36,8 @@ def require(condition: bool) -> None:
 
 
 class Reader:
-    """A place in a message that announces `size` bytes, of which `data` is the beginning; or in a
-    stream, which may go on.
+    """A position in a message of `size` bytes, of which `data` is the beginning; or in a stream,
+    which may continue.
     """
 
     def __init__(self, data: bytes, size: int | None = None) -> None:
@@ -51,9 +48,7 @@ class Reader:
 
     @property
     def left(self) -> int:
-        """How many bytes are still announced, whether or not they are there; of a stream, how many
-        are there.
-        """
+        """How many announced bytes follow, present or not; of a stream, how many are present."""
         return max(self._size - self._at, 0)
 
     def take(self, count: int) -> bytes:
@@ -69,23 +64,23 @@ class Reader:
         return int.from_bytes(self.take(width), order)
 
     def pairs(self) -> list[int]:
-        """Read all that is left as numbers of two bytes, as far as they are there."""
+        """Read the rest as numbers of two bytes, as far as they are present."""
         require(self.left % 2 == 0)
-        there = self.rest()
-        return list(struct.unpack_from(f"!{len(there) // 2}H", there))
+        present = self.rest()
+        return list(struct.unpack_from(f"!{len(present) // 2}H", present))
 
     def part(self, size: int) -> Reader:
-        """Go past `size` bytes, which may not all be there, and return a reader of them."""
+        """Skip `size` bytes, which may not all be present, and return a reader of them."""
         require(size <= self.left or self._is_open)
         start, self._at = self._at, self._at + size
         return Reader(self._data[start : self._at], size)
 
     def vector(self, width: int) -> Reader:
-        """Read a length of `width` bytes, and return a reader of what it announces."""
+        """Read a length of `width` bytes, and return a reader of so many bytes."""
         return self.part(self.number(width))
 
     def varint(self) -> int:
-        """Read a number in groups of seven bits, the least first, of four bytes at most or five."""
+        """Read a number in groups of seven bits, the least significant first; up to five."""
         value = 0
         for shift in range(0, 35, 7):
             one = self.number(1)
@@ -95,7 +90,7 @@ class Reader:
         raise Malformed
 
     def until(self, end: bytes, most: int = 1024) -> bytes:
-        """Read what precedes an end mark, and the mark."""
+        """Read up to an end mark, and the mark; return the bytes before it."""
         found = self._data.find(end, self._at, self._at + most + len(end))
         if found < 0:
             raise Malformed if len(self._data) - self._at >= most + len(end) else Short
@@ -103,7 +98,7 @@ class Reader:
         return self._data[start:found]
 
     def rest(self) -> bytes:
-        """Read what is there."""
+        """Read all present bytes."""
         start, self._at = self._at, self._size
         return self._data[start:]
 

@@ -1,5 +1,5 @@
-"""Protocols whose message begins with a request line and headers, as HTTP's: HTTP, RTSP, SIP, SSDP;
-and XMPP. Pure; raises nothing but `Unreadable`.
+"""Protocols whose messages begin with a request line and headers: HTTP, RTSP, SIP, SSDP; and XMPP.
+Pure; raises nothing but `Unreadable`.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from typing import NamedTuple
 from superd_sniffer.recognisers.reading import Details, text
 
 _PREFACE = b"PRI * HTTP/2.0\r\n"
-_MOST_HEADERS = 100
+_MAX_HEADERS = 100
 
-# whose target alone tells that it is HTTP: no other protocol has them
+# methods of HTTP alone: they are recognised without a version
 _OF_HTTP = frozenset(
     b"GET HEAD POST PUT DELETE PATCH TRACE TRACK PROPFIND PROPPATCH MKCOL COPY MOVE LOCK UNLOCK "
     b"REPORT DEBUG".split()
@@ -27,7 +27,7 @@ class _Request(NamedTuple):
     method: bytes
     target: bytes
     version: bytes
-    is_whole: bool  # the line ends
+    is_whole: bool  # the line has ended
 
 
 def _request(data: bytes) -> _Request | None:
@@ -43,12 +43,12 @@ def _request(data: bytes) -> _Request | None:
 
 
 def _headers(data: bytes, *wanted: str) -> Details:
-    """Return the first of each header that is wanted, of those whose line ends."""
+    """Return the wanted headers, the first of each name, from complete lines."""
     found: Details = {}
-    for line in data.lstrip(b"\r\n").split(b"\n", _MOST_HEADERS + 1)[1:-1]:
+    for line in data.lstrip(b"\r\n").split(b"\n", _MAX_HEADERS + 1)[1:-1]:
         name, colon, value = line.partition(b":")
         if not colon:
-            break  # the empty line, or no header
+            break  # the empty line, or not a header
         key = text(name).lower()
         if key in wanted:
             found.setdefault(key, text(value.strip()))
@@ -70,7 +70,7 @@ def http2(data: bytes) -> Details | None:
 
 
 def http(data: bytes) -> Details | None:
-    """RFC 9112; without a version RFC 1945's 0.9, or a line that is cut off."""
+    """RFC 9112; without a version it is HTTP/0.9 (RFC 1945), or a line that is cut off."""
     request = _request(data)
     if request is None or request.method == b"PRI":
         return None
@@ -80,7 +80,7 @@ def http(data: bytes) -> Details | None:
     if not request.version and request.is_whole:
         request = request._replace(version=b"0.9")
     elif not request.is_whole:
-        request = request._replace(version=b"")  # it may go on
+        request = request._replace(version=b"")  # it may continue
     return _details(data, request, "host", "user-agent")
 
 

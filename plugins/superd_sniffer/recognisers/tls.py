@@ -1,8 +1,8 @@
-"""The ClientHello of TLS and DTLS, and its JA4 fingerprint; never what only a key can read.
+"""The ClientHello of TLS and DTLS, and its JA4 fingerprint. Decrypts nothing.
 
-A hello may be spread over several records, and may be cut off: then it says what came before the
-cut. What breaks the rules of RFC 8446 (4.1.2, 5.1), RFC 6066 (3) and RFC 7301 is no hello at all.
-For DTLS it is RFC 9147, and the hello in one record and one piece.
+A hello may be spread over several records, and may be cut off: then it has the fields before the
+cut. Data that breaks RFC 8446 (4.1.2, 5.1), RFC 6066 (3) or RFC 7301 is not a hello. DTLS is
+RFC 9147, with the hello in one record and one fragment.
 
 JA4 is FoxIO's public description of a TLS client (technical_details/JA4.md), under the BSD licence.
 """
@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from superd_sniffer.recognisers.reading import Malformed, Reader, Short, require
 
 _HANDSHAKE, _CLIENT_HELLO = 0x16, 1
-_LONGEST_RECORD = 1 << 14
-_MOST_RECORDS = 1024  # some send a hello in records of a byte each
-_LONGEST_HELLO = 1 << 14  # more than anybody sends, though a length of three bytes may say more
+_MAX_RECORD_BYTES = 1 << 14
+_MAX_RECORDS = 1024  # some clients send a hello in records of one byte each
+_MAX_HELLO_BYTES = 1 << 14  # more than any client sends; the length field allows 16 MiB
 _SERVER_NAME, _SIGNATURE_ALGORITHMS, _ALPN, _SUPPORTED_VERSIONS = 0, 13, 16, 43
 
 VERSIONS = {
@@ -33,7 +33,7 @@ _JA4_VERSIONS = {
 
 @dataclass
 class ClientHello:
-    """What a hello offers, GREASE (RFC 8701) and all, each list in the order of the client."""
+    """The offers of a hello, including GREASE (RFC 8701), each list in the order of the client."""
 
     version: int = 0  # the legacy version
     is_datagram: bool = False
@@ -47,24 +47,24 @@ class ClientHello:
 
     @property
     def highest_version(self) -> int:
-        """The version that is asked for, as JA4 understands it: the greatest number."""
+        """The requested version by the rules of JA4: the greatest number."""
         return max(_without_grease(self.supported_versions), default=self.version)
 
 
 def begins_hello(data: bytes) -> bool:
-    """Say whether a stream begins with the record of a ClientHello."""
+    """Tell whether a stream begins with the record of a ClientHello."""
     return (
         len(data) >= 6
         and data[0] == _HANDSHAKE
         and data[1] == 3
         and data[2] <= 4
-        and 1 <= int.from_bytes(data[3:5], "big") <= _LONGEST_RECORD
+        and 1 <= int.from_bytes(data[3:5], "big") <= _MAX_RECORD_BYTES
         and data[5] == _CLIENT_HELLO
     )
 
 
 def begins_datagram_hello(data: bytes) -> bool:
-    """Say whether a datagram begins with the record of a ClientHello."""
+    """Tell whether a datagram begins with the record of a ClientHello."""
     return (
         len(data) >= 14
         and data[0] == _HANDSHAKE
@@ -75,7 +75,7 @@ def begins_datagram_hello(data: bytes) -> bool:
 
 
 def client_hello(data: bytes) -> ClientHello | None:
-    """Return the hello that a stream begins with, as far as it is there; None where it is none."""
+    """Return the hello at the beginning of a stream, as far as it is present; None without one."""
     if not begins_hello(data):
         return None
     try:
@@ -83,14 +83,14 @@ def client_hello(data: bytes) -> ClientHello | None:
         if len(message) < 4:
             return ClientHello()
         size = int.from_bytes(message[1:4], "big")
-        require(size <= _LONGEST_HELLO)
+        require(size <= _MAX_HELLO_BYTES)
         return _hello(Reader(message[4 : 4 + size], size), ClientHello())
     except Malformed:
         return None
 
 
 def datagram_hello(data: bytes) -> ClientHello | None:
-    """Return the hello of a datagram; None where it is none, or in pieces."""
+    """Return the hello of a datagram; None without one, or if it is fragmented."""
     if not begins_datagram_hello(data):
         return None
     try:
@@ -105,14 +105,14 @@ def datagram_hello(data: bytes) -> ClientHello | None:
 
 
 def _joined(data: bytes) -> bytes:
-    """Return the contents of the records that hold the first message, as far as they are there."""
+    """Return the contents of the records of the first message, as far as they are present."""
     found = bytearray()
     at = 0
-    for _ in range(_MOST_RECORDS):
+    for _ in range(_MAX_RECORDS):
         if at + 5 > len(data):
             break
         length = int.from_bytes(data[at + 3 : at + 5], "big")
-        require(data[at] == _HANDSHAKE and data[at + 1] == 3 and 0 < length <= _LONGEST_RECORD)
+        require(data[at] == _HANDSHAKE and data[at + 1] == 3 and 0 < length <= _MAX_RECORD_BYTES)
         found += data[at + 5 : at + 5 + length]
         at += 5 + length
         if len(found) >= 4 and len(found) >= 4 + int.from_bytes(found[1:4], "big"):
@@ -136,7 +136,7 @@ def _hello(body: Reader, hello: ClientHello) -> ClientHello:
             extensions = body.vector(2)
             require(body.left == 0)
             _read_extensions(extensions, hello)
-        body.take(0)  # raises where what was gone past is not all there
+        body.take(0)  # raises Short if skipped bytes are missing
         hello.is_complete = True
     except Short:
         pass
@@ -161,7 +161,7 @@ def _read_server_name(body: Reader, hello: ClientHello) -> None:
     while names.left:
         kind, name = names.number(1), names.vector(2)
         if kind == 0 and not hello.server_name:
-            # that it is a name, and which characters it has, is for the one who records it
+            # not validated: the caller escapes it
             hello.server_name = name.take(name.left).decode("utf-8", "backslashreplace")
 
 
@@ -195,7 +195,7 @@ _EXTENSIONS = {
 
 
 def ja4(hello: ClientHello, *, quic: bool = False) -> str:
-    """Return the fingerprint of a whole hello; of one that is cut off it would be nobody's."""
+    """Return the fingerprint of a complete hello."""
     ciphers = sorted(_without_grease(hello.ciphers))
     extensions = sorted(_without_grease(hello.extensions))
     kept = [one for one in extensions if one not in (_SERVER_NAME, _ALPN)]

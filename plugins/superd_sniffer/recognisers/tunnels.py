@@ -1,4 +1,4 @@
-"""Protocols that carry others: SOCKS, the PROXY protocol's header, PPTP. Pure; raises nothing but
+"""Tunnels and proxies: SOCKS, the PROXY protocol's header, PPTP. Pure; raises nothing but
 `Unreadable`.
 """
 
@@ -38,7 +38,7 @@ def socks4(data: bytes) -> Details | None:
 
 
 def socks5(data: bytes) -> Details | None:
-    """RFC 1928; its destination where a client does not wait for the answer to its methods."""
+    """RFC 1928; with the destination if the client sends it without waiting for an answer."""
     reader = Reader(data)
     require(reader.number(1) == 5)
     methods = reader.vector(1)
@@ -96,7 +96,7 @@ def proxy(data: bytes) -> Details | None:
 def _proxy_v2(data: bytes) -> Details:
     try:
         reader = Reader(data)
-        require(reader.number(1) == 0x21)  # version 2, on behalf of somebody
+        require(reader.number(1) == 0x21)  # version 2, command PROXY
         family = reader.number(1) >> 4
         body = reader.vector(2)
         require(family in (1, 2))

@@ -13,7 +13,7 @@ from tests.support.harness import Superd
 
 @pytest.fixture
 def start(start_superd: Start, tmp_path: Path) -> Start:
-    """Return a function that starts superd; `{directory}` in the TOML stands for its own."""
+    """Return a function that starts superd; `{directory}` in the TOML is its directory."""
     numbers = itertools.count()
 
     def start(toml: str, *wrapper: str) -> Superd:

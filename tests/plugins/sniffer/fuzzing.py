@@ -1,6 +1,6 @@
-"""A program that lets libFuzzer look for bytes that break a parser; test_fuzzing runs it.
+"""A program that searches with libFuzzer for bytes that break a recogniser; test_fuzzing runs it.
 
-Takes libFuzzer's options. Ends with an exception and the bytes where one is broken.
+Takes libFuzzer's options. Ends with an exception and the bytes if it finds any.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Hellos of TLS and DTLS with the JA4 that is known of each, and hellos made of what JA4 lists.
+"""Hellos of TLS and DTLS with their known JA4, and hellos made from the lists of JA4_ro.
 
-Those in bytes were recorded on loopback; FoxIO's own program says the same of the TLS ones.
+Those in bytes were recorded on loopback; FoxIO's own program confirms the JA4 of the TLS ones.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ RECORDED = {
 
 
 class Published(NamedTuple):
-    """What FoxIO publishes of a client: JA4, and JA4_ro, the lists in the order of the hello."""
+    """A client as FoxIO publishes it: JA4, and JA4_ro, the lists in the order of the hello."""
 
     ja4: str
     original: str
@@ -75,7 +75,7 @@ PUBLISHED = [
         f"ff01,000b,000a,0015_{CHROME_ALGORITHMS}",
         b"h2",
     ),
-    # and of its test data, one of each kind
+    # from its test data, one of each kind
     Published(
         "t13d1516h1_8daaf6152771_e5627efa2ab1",
         f"t13d1516h1_{CHROME_CIPHERS}_000d,0033,0000,ff01,002b,0023,002d,0005,0012,000b,0017,4469,"
@@ -113,7 +113,7 @@ PUBLISHED = [
 
 
 class Offer(NamedTuple):
-    """What a hello is made of; extensions without a body of their own are empty."""
+    """The fields of a hello; other extensions have an empty body."""
 
     ciphers: Sequence[int]
     extensions: Sequence[int] = ()

@@ -1,8 +1,8 @@
-"""First bytes of real clients, and what is guessed of them.
+"""First bytes of real clients, and the guesses for them.
 
 Most were recorded on loopback: curl, OpenSSL, OpenSSH, redis-cli, smbclient, mosquitto, ldapsearch,
-psql, mariadb, git, dig, snmpget, tftp, logger. The others are written as their documents say, or as
-scanners probe.
+psql, mariadb, git, dig, snmpget, tftp, logger. The others are made by their specifications, or like
+the probes of scanners.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ DATAGRAMS = [
     Sample("probe", b"help\r\n\r\n", {"kind": "help"}),
 ]  # fmt: skip
 
-# what is nobody's, or could be several's
+# data of no protocol, or of several
 UNKNOWN_STREAMS = [
     b"", b"\0", bytes(64), b"hello\r\n", b"QUIT\r\n", b"\x05\x01", b"\x04\x01", b"GET", b"GET ",
     b"\xff\xff\xff\xff", b"SSH-", b"\x16\x03\x01", b"stat", b"POST\r\n", b"\x30\x84", b"login:",

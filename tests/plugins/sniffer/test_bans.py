@@ -1,4 +1,4 @@
-"""Who knocks too often is refused by all services for a while; and names, which decide nothing."""
+"""Bans of sources that knock too often, by all services; and clients' host names."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ never-ban = ["127.0.0.40"]
 [service.sniffer]
 plugin = "sniffer"
 listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "unix://{directory}/door"]
-MORE
+KEYS
 [service.sniffer.options]
 output = "{directory}/sniffer.out"
 ban = { after = 3, within = "1m", for = "10m", never = ["127.0.0.30", "127.0.3.0/24"] }
@@ -39,30 +39,30 @@ def banned(superd: Superd) -> dict[str, dict[str, str]]:
     return {ban["network"]: ban for ban in json.loads(superd.run("bans", "--json").stdout)}
 
 
-def bans(superd: Superd, number: int) -> None:
+def wait_for_bans(superd: Superd, number: int) -> None:
     until(lambda: superd.answer()["bans"] == number, f"{number} bans")
 
 
-def by_tcp(served: Superd, source: str) -> None:
+def knock_by_tcp(served: Superd, source: str) -> None:
     knock(served.address("sniffer"), b"", source)
 
 
-def by_udp(served: Superd, source: str) -> None:
+def knock_by_udp(served: Superd, source: str) -> None:
     send_udp(served.address("sniffer", "udp"), b"x", source)
 
 
-def test_the_third_knock_is_one_too_many(start: Start) -> None:
-    served = start(TOML.replace("MORE", ""))
+def test_the_third_knock_bans_a_source(start: Start) -> None:
+    served = start(TOML.replace("KEYS", ""))
     knocks = Knocks(served, "sniffer")
     for _ in range(2):
-        by_tcp(served, "127.0.0.2")
-        by_tcp(served, "127.0.0.3")
+        knock_by_tcp(served, "127.0.0.2")
+        knock_by_tcp(served, "127.0.0.3")
     knocks.next(4)
     assert served.answer()["bans"] == 0
     assert is_admitted(served, "echo", "127.0.0.2")
-    by_tcp(served, "127.0.0.2")
+    knock_by_tcp(served, "127.0.0.2")
     knocks.next(1)
-    bans(served, 1)
+    wait_for_bans(served, 1)
     assert not is_admitted(served, "echo", "127.0.0.2")
     assert is_admitted(served, "echo", "127.0.0.3")
     (ban,) = banned(served).values()
@@ -70,64 +70,64 @@ def test_the_third_knock_is_one_too_many(start: Start) -> None:
     assert ban["reason"] == "3 knocks"
     served.wait_for_log(r"banned 127\.0\.0\.2 for 600 s service=sniffer")
     refused = served.counts("sniffer")["refused-banned"]
-    by_tcp(served, "127.0.0.2")
+    knock_by_tcp(served, "127.0.0.2")
     until(lambda: served.counts("sniffer")["refused-banned"] == refused + 1, "a refusal")
-    by_tcp(served, "127.0.0.4")
+    knock_by_tcp(served, "127.0.0.4")
     (line,) = knocks.next(1)
     assert line["peer"].startswith("127.0.0.4:")
 
 
-def test_nobody_is_banned_for_datagrams_which_others_may_have_sent(start: Start) -> None:
-    served = start(TOML.replace("MORE", ""))
+def test_datagrams_ban_no_source_as_they_may_be_forged(start: Start) -> None:
+    served = start(TOML.replace("KEYS", ""))
     knocks = Knocks(served, "sniffer")
     for _ in range(5):
-        by_udp(served, "127.0.0.2")
+        knock_by_udp(served, "127.0.0.2")
     knocks.next(5)
     for _ in range(2):
-        by_tcp(served, "127.0.0.2")
+        knock_by_tcp(served, "127.0.0.2")
     knocks.next(2)
     for _ in range(3):
-        by_tcp(served, "127.0.0.3")  # what was asked for before has come by then
-    bans(served, 1)
+        knock_by_tcp(served, "127.0.0.3")  # a ban requested before would be there by then
+    wait_for_bans(served, 1)
     assert list(banned(served)) == ["127.0.0.3"]
 
 
-def test_who_is_never_banned(start: Start) -> None:
-    served = start(TOML.replace("MORE", ""))
+def test_exempt_sources_are_never_banned(start: Start) -> None:
+    served = start(TOML.replace("KEYS", ""))
     knocks = Knocks(served, "sniffer")
     for source in ("127.0.0.30", "127.0.3.7", "127.0.0.40"):
         for _ in range(4):
-            by_tcp(served, source)
+            knock_by_tcp(served, source)
     knocks.next(12)
     for _ in range(3):
-        by_tcp(served, "127.0.0.41")  # what was sent before has come by then
-    bans(served, 1)
+        knock_by_tcp(served, "127.0.0.41")  # a ban requested before would be there by then
+    wait_for_bans(served, 1)
     assert list(banned(served)) == ["127.0.0.41"]
     for source in ("127.0.0.30", "127.0.3.7", "127.0.0.40"):
         assert is_admitted(served, "echo", source)
     assert "Traceback" not in served.log()
 
 
-def test_a_ban_ends_and_counting_starts_anew(start: Start) -> None:
-    served = start(TOML.replace("MORE", "").replace('for = "10m"', 'for = "1500ms"'))
+def test_a_ban_ends_and_the_count_restarts(start: Start) -> None:
+    served = start(TOML.replace("KEYS", "").replace('for = "10m"', 'for = "1500ms"'))
     for _ in range(3):
-        by_tcp(served, "127.0.0.2")
-    bans(served, 1)
+        knock_by_tcp(served, "127.0.0.2")
+    wait_for_bans(served, 1)
     assert not is_admitted(served, "echo", "127.0.0.2")
     until(lambda: is_admitted(served, "echo", "127.0.0.2"), "the end of the ban")
     for _ in range(2):
-        by_tcp(served, "127.0.0.2")
+        knock_by_tcp(served, "127.0.0.2")
     lines(served.directory / "sniffer.out", 5)
     assert is_admitted(served, "echo", "127.0.0.2")
-    by_tcp(served, "127.0.0.2")
-    bans(served, 1)
+    knock_by_tcp(served, "127.0.0.2")
+    wait_for_bans(served, 1)
 
 
 def test_the_netblock_of_the_entry_is_banned(start: Start) -> None:
-    served = start(TOML.replace("MORE", "source-netblock = { ipv4 = 24 }"))
+    served = start(TOML.replace("KEYS", "source-netblock = { ipv4 = 24 }"))
     for _ in range(3):
-        by_tcp(served, "127.0.5.1")
-    bans(served, 1)
+        knock_by_tcp(served, "127.0.5.1")
+    wait_for_bans(served, 1)
     assert list(banned(served)) == ["127.0.5.0/24"]
     assert not is_admitted(served, "echo", "127.0.5.200")
 
@@ -160,7 +160,7 @@ def names(space: Namespace) -> Iterator[NameServer]:
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_a_name_is_told_if_it_is_confirmed_in_a_jail_too(
+def test_a_confirmed_name_is_recorded_also_in_a_jail(
     start: Start, space: Namespace, names: NameServer, jail: Path
 ) -> None:
     names.names = {
@@ -178,11 +178,11 @@ def test_a_name_is_told_if_it_is_confirmed_in_a_jail_too(
         for number in range(2, 6):
             knock(("127.0.0.1", 7001), b"hello", f"127.0.0.{number}")
         send_udp(("127.0.0.1", 7001), b"hello", "127.0.0.2")
-    told = {
+    names_by_peer = {
         (line["transport"], line["peer"].partition(":")[0]): line["name"]
         for line in lines(served.directory / "out", 5)
     }
-    assert told == {
+    assert names_by_peer == {
         ("tcp", "127.0.0.2"): "good.example",
         ("udp", "127.0.0.2"): "good.example",
         ("tcp", "127.0.0.3"): "",
@@ -198,7 +198,7 @@ def test_a_name_is_told_if_it_is_confirmed_in_a_jail_too(
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_a_name_server_that_is_silent_delays_what_is_told_and_nobody(
+def test_a_silent_name_server_delays_records_and_no_client(
     start: Start, space: Namespace, names: NameServer, jail: Path
 ) -> None:
     names.is_silent = True

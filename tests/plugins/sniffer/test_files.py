@@ -1,6 +1,6 @@
-"""The files of the sniffer: rotated under load, read back by Wireshark, and proof against clients.
+"""The files of the sniffer: rotated under load, readable by Wireshark, safe against clients.
 
-What a client sends can be anything; a line stays a line, a packet a packet, and each is bounded.
+A client's input can be anything; it makes one line and its packets, and each is bounded.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def toml(files: str = "", form: str = "json") -> str:
 
 
 def rotated(superd: Superd, name: str = "out") -> list[Path]:
-    """Return a file and the older ones of it."""
+    """Return a file and its older files."""
     return [superd.directory / name, *superd.directory.glob(f"{name}.[0-9]*")]
 
 
-def besiege(address: Address, clients: int, each: int) -> None:
-    """Knock from several threads at once; what is sent tells who and which."""
+def knock_in_parallel(address: Address, clients: int, each: int) -> None:
+    """Knock from several threads at once; the data identifies the client and the knock."""
 
     def visit(number: int) -> None:
         for count in range(each):
@@ -72,8 +72,8 @@ def besiege(address: Address, clients: int, each: int) -> None:
         assert not thread.is_alive()
 
 
-def told(superd: Superd) -> list[str]:
-    """Return who is told of in whole lines of all files; a line that is torn is an error."""
+def recorded_knocks(superd: Superd) -> list[str]:
+    """Return the knocks in the lines of all files; fail on an incomplete line."""
     found = []
     for path in rotated(superd):
         assert path.stat().st_size <= SIZE
@@ -82,23 +82,23 @@ def told(superd: Superd) -> list[str]:
     return found
 
 
-def test_rotation_under_load_loses_and_tears_nothing(start: Start) -> None:
+def test_rotation_under_load_keeps_all_lines_whole(start: Start) -> None:
     served = start(toml(MANY))
-    besiege(served.address("sniffer"), 4, 200)
+    knock_in_parallel(served.address("sniffer"), 4, 200)
     wanted = sorted(f"{number}-{count}" for number in range(4) for count in range(200))
     served.wait_until_idle("sniffer")
-    assert served.stop() == 0  # what waits is written in the end
-    assert sorted(told(served)) == wanted
+    assert served.stop() == 0  # pending lines are written at the stop
+    assert sorted(recorded_knocks(served)) == wanted
     assert sum(path.stat().st_size > 0 for path in rotated(served)) > 2
     packets = rotated(served, "out.pcap")
     assert all(path.stat().st_size <= SIZE for path in packets)
 
 
-def test_the_oldest_lines_go_and_the_newest_stay(start: Start) -> None:
+def test_rotation_drops_the_oldest_lines(start: Start) -> None:
     served = start(toml(FEW))
-    besiege(served.address("sniffer"), 4, 250)
+    knock_in_parallel(served.address("sniffer"), 4, 250)
     served.stop()
-    found = told(served)
+    found = recorded_knocks(served)
     assert len(rotated(served)) == 3
     assert len(found) == len(set(found)) < 1000
     assert {f"{number}-249" for number in range(4)} <= set(found)
@@ -107,7 +107,7 @@ def test_the_oldest_lines_go_and_the_newest_stay(start: Start) -> None:
 
 
 @pytest.mark.tool("tshark")
-def test_what_was_heard_is_read_back_by_tshark(start: Start) -> None:
+def test_tshark_reads_the_capture_file(start: Start) -> None:
     served = start(toml())
     data = bytes(range(256)) * 20
     knock(served.address("sniffer"), data)
@@ -129,7 +129,7 @@ def test_what_was_heard_is_read_back_by_tshark(start: Start) -> None:
 
 
 def tshark(superd: Superd, which: str, *fields: str) -> list[str]:
-    """Return fields of those packets that a filter lets through."""
+    """Return fields of the packets that match a filter."""
     shown = [word for field in fields or ("frame.number",) for word in ("-e", field)]
     checks = ["-o", "tcp.check_checksum:TRUE", "-o", "ip.check_checksum:TRUE"]
     file = str(superd.directory / "out.pcap")
@@ -144,7 +144,7 @@ def tshark(superd: Superd, which: str, *fields: str) -> list[str]:
 
 
 @pytest.mark.tool("tcpdump")
-def test_what_was_heard_is_read_back_by_tcpdump(start: Start) -> None:
+def test_tcpdump_reads_the_capture_file(start: Start) -> None:
     served = start(toml())
     knock(served.address("sniffer"), b"hello")
     lines(served.directory / "out", 1)
@@ -201,8 +201,8 @@ def test_a_client_cannot_forge_a_line(start: Start, form: str) -> None:
             assert " info: Connection from 127.0.0.1:" in text or " info: Datagram" in text
 
 
-def test_ten_megabytes_take_no_memory(start: Start) -> None:
-    """Of many clients that send on and on, what is captured is kept, and no more."""
+def test_clients_that_send_megabytes_cost_little_memory(start: Start) -> None:
+    """Input beyond the capture is not kept."""
     served = start(toml(FEW))
     knock(served.address("sniffer"), b"x" * (1 << 20))
     workers = children(served.pid)
@@ -230,7 +230,7 @@ def test_ten_megabytes_take_no_memory(start: Start) -> None:
             assert json.loads(line)["bytes"] <= 64 * 1024
 
 
-def test_two_services_may_share_a_file(start: Start) -> None:
+def test_two_services_can_share_a_file(start: Start) -> None:
     text = toml(MANY)
     text += (
         text[text.index("[service.sniffer]") : text.index("[service.echo]")]
@@ -248,11 +248,11 @@ def test_two_services_may_share_a_file(start: Start) -> None:
     assert {line["service"] for line in heard} == {"sniffer", "second"}
 
 
-def test_a_client_that_is_still_there_is_told_of_in_the_end(start: Start) -> None:
+def test_a_connected_client_is_recorded_at_the_stop(start: Start) -> None:
     served = start(toml().replace("workers = 2", "workers = 1"))
     with served.connect("sniffer") as client:
         client.sendall(b"half")
-        knock(served.address("sniffer"), b"another")  # its turn comes after that
+        knock(served.address("sniffer"), b"another")  # the worker reads it after that
         lines(served.directory / "out", 1)
         assert served.stop() == 0
     assert [line["text"] for line in lines(served.directory / "out", 2)] == ["another", "half"]

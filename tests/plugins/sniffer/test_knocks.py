@@ -1,4 +1,4 @@
-"""Knocks at every kind of door: what is told of each, in the file `output` and in the record."""
+"""Knocks on every kind of address: the lines of the file `output`, and the records."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def heard(served: Superd) -> Knocks:
     return Knocks(served, "heard")
 
 
-def test_a_connection_is_told_of_and_closed(served: Superd, quick: Knocks) -> None:
+def test_a_connection_is_recorded_and_closed(served: Superd, quick: Knocks) -> None:
     before = time.time()
     with served.connect("quick") as client:
         assert client.recv(10) == b""
@@ -90,7 +90,7 @@ def test_a_connection_is_told_of_and_closed(served: Superd, quick: Knocks) -> No
     }
 
 
-def test_ipv6_has_brackets(served: Superd, heard: Knocks) -> None:
+def test_ipv6_addresses_have_brackets(served: Superd, heard: Knocks) -> None:
     host, port = served.addresses("heard")[1]
     with socket.create_connection((host, port), EVENT_TIMEOUT) as client:
         talk(client, b"x")
@@ -113,7 +113,7 @@ def test_a_datagram_is_never_answered(served: Superd, heard: Knocks) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1472, 4096, 4097, 65507])
-def test_of_a_datagram_as_much_is_kept_as_is_captured(
+def test_a_datagram_is_recorded_up_to_the_limit_of_the_capture(
     served: Superd, heard: Knocks, size: int
 ) -> None:
     data = bytes(number % 251 for number in range(size))
@@ -123,14 +123,16 @@ def test_of_a_datagram_as_much_is_kept_as_is_captured(
     assert line["bytes"] == min(size, 4096)
 
 
-def test_without_capture_nothing_of_a_datagram_is_kept(served: Superd, quick: Knocks) -> None:
+def test_without_capture_the_data_of_a_datagram_is_not_recorded(
+    served: Superd, quick: Knocks
+) -> None:
     send_udp(served.address("quick", "udp"), b"secret")
     (line,) = quick.next()
     assert (line["bytes"], line["base64"], line["text"]) == (0, "", "")
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
-def test_unix_sockets(served: Superd, heard: Knocks, kind: int) -> None:
+def test_unix_sockets_are_recorded(served: Superd, heard: Knocks, kind: int) -> None:
     names = {socket.SOCK_STREAM: "stream", socket.SOCK_SEQPACKET: "seq", socket.SOCK_DGRAM: "grams"}
     path = served.directory / f"heard-{names[socket.SocketKind(kind)]}"
     with connect_unix(path, kind) as client:
@@ -144,7 +146,7 @@ def test_unix_sockets(served: Superd, heard: Knocks, kind: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1"])
-def test_it_is_told_which_address_was_tried(served: Superd, host: str) -> None:
+def test_the_reached_address_is_recorded(served: Superd, host: str) -> None:
     knocks = Knocks(served, "everywhere")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     at = f"[{host}]" if ":" in host else host
@@ -159,7 +161,7 @@ def test_it_is_told_which_address_was_tried(served: Superd, host: str) -> None:
         assert (line["transport"], line["local"]) == (transport, f"{at}:{port}")
 
 
-def test_what_was_sent_is_told_byte_for_byte(served: Superd, heard: Knocks) -> None:
+def test_captured_data_is_recorded_byte_for_byte(served: Superd, heard: Knocks) -> None:
     data = bytes(range(256)) * 8
     assert knock(served.address("heard"), data) == b""
     (line,) = heard.next()
@@ -168,16 +170,16 @@ def test_what_was_sent_is_told_byte_for_byte(served: Superd, heard: Knocks) -> N
     assert line["bytes"] == len(data)
 
 
-def test_capture_ends_when_enough_has_come(served: Superd) -> None:
+def test_capture_ends_at_its_limit_of_bytes(served: Superd) -> None:
     knocks = Knocks(served, "bytes")
     with served.connect("bytes") as client:
         client.sendall(b"01234")
         client.sendall(b"56789abcdef")
-        assert client.recv(1) == b""  # or a reset, as there was more than was read
+        assert client.recv(1) == b""  # or a reset, as unread data was left
     assert [line["text"] for line in knocks.next()] == ["0123456789"]
 
 
-def test_capture_ends_when_the_time_is_over(served: Superd) -> None:
+def test_capture_ends_at_its_limit_of_time(served: Superd) -> None:
     knocks = Knocks(served, "moment")
     with served.connect("moment") as client:
         start = time.monotonic()
@@ -187,14 +189,16 @@ def test_capture_ends_when_the_time_is_over(served: Superd) -> None:
     assert [line["text"] for line in knocks.next()] == ["half a li"]
 
 
-def test_who_sends_nothing_is_told_of_at_the_end(served: Superd) -> None:
+def test_a_silent_client_is_recorded_at_the_end_of_the_capture(served: Superd) -> None:
     knocks = Knocks(served, "moment")
     with served.connect("moment") as client:
         assert client.recv(1) == b""
     assert [line["bytes"] for line in knocks.next()] == [0]
 
 
-def test_who_closes_or_resets_at_once_is_told_of_once(served: Superd, heard: Knocks) -> None:
+def test_a_client_that_closes_or_resets_immediately_is_recorded_once(
+    served: Superd, heard: Knocks
+) -> None:
     served.connect("heard").close()
     reset(served.connect("heard"))
     assert [line["bytes"] for line in heard.next(2)] == [0, 0]
@@ -203,7 +207,7 @@ def test_who_closes_or_resets_at_once_is_told_of_once(served: Superd, heard: Kno
     assert [line["text"] for line in heard.next()] == ["last"]
 
 
-def test_a_banner_comes_first(served: Superd) -> None:
+def test_the_banner_is_sent_first(served: Superd) -> None:
     knocks = Knocks(served, "banner")
     with served.connect("banner") as client:
         greeting = "220 h\u00e9llo\r\n".encode()
@@ -214,12 +218,12 @@ def test_a_banner_comes_first(served: Superd) -> None:
 
 
 @pytest.mark.parametrize("name", ["tarpit", "sticky"])
-def test_a_tarpit_keeps_a_client_so_long_and_reads_nothing(served: Superd, name: str) -> None:
+def test_a_tarpit_delays_the_close_and_reads_nothing(served: Superd, name: str) -> None:
     knocks = Knocks(served, name)
     with served.connect(name) as client:
         start = time.monotonic()
         client.sendall(b"abc")
-        (line,) = knocks.next()  # before the client is let go
+        (line,) = knocks.next()  # before the connection is closed
         assert is_open(client)
         taken = 0
         while select.select([], [client], [], 0.1)[1]:  # until the kernel's buffers are full
@@ -232,13 +236,13 @@ def test_a_tarpit_keeps_a_client_so_long_and_reads_nothing(served: Superd, name:
     served.wait_until_idle(name)
 
 
-def test_a_client_in_a_tarpit_that_goes_is_forgotten(served: Superd) -> None:
+def test_a_client_that_closes_in_a_tarpit_is_released(served: Superd) -> None:
     with served.connect("sticky"):
         until(lambda: served.counts("sticky")["active"], "the client")
     served.wait_until_idle("sticky")
 
 
-def test_many_at_once_are_each_told_of(served: Superd, heard: Knocks) -> None:
+def test_many_concurrent_clients_are_all_recorded(served: Superd, heard: Knocks) -> None:
     clients = [served.connect("heard") for _ in range(200)]
     for number, client in enumerate(clients):
         client.sendall(b"%d\n" % number)
@@ -262,7 +266,7 @@ HTTP = b"GET /x HTTP/1.1\r\nHost: \x1b[2J\r\n\r\n"
 
 
 def recorded(start: Start, form: str) -> tuple[Superd, list[str]]:
-    """Knock over tcp, udp and IPv6; return what the record says."""
+    """Knock over tcp, udp and IPv6; return the records."""
     served = start(RECORDED.replace("{form}", form))
     file = served.directory / "records"
 
@@ -274,7 +278,7 @@ def recorded(start: Start, form: str) -> tuple[Superd, list[str]]:
     return served, texts(file, 3)
 
 
-def test_the_record_as_text(start: Start) -> None:
+def test_records_as_text(start: Start) -> None:
     served, (tcp, udp, ipv6) = recorded(start, "text")
     port, packets = served.address("sniffer")[1], served.address("sniffer", "udp")[1]
     assert "info: Connection from 127.0.0.2:" in tcp
@@ -288,7 +292,7 @@ def test_the_record_as_text(start: Start) -> None:
     assert "heard=" not in ipv6
 
 
-def test_the_record_as_json(start: Start) -> None:
+def test_records_as_json(start: Start) -> None:
     served, _ = recorded(start, "json")
     tcp, udp, ipv6 = lines(served.directory / "records", 3)
     assert {line["event"] for line in (tcp, udp, ipv6)} == {"noted"}
@@ -302,7 +306,7 @@ def test_the_record_as_json(start: Start) -> None:
     assert "facts" not in ipv6
 
 
-def test_the_record_as_xinetd_writes_it(start: Start) -> None:
+def test_records_in_the_format_of_xinetd(start: Start) -> None:
     served, (tcp, udp, ipv6) = recorded(start, "xinetd")
     _, _, rest = tcp.partition(": ")
     port = served.address("sniffer")[1]
@@ -312,8 +316,8 @@ def test_the_record_as_xinetd_writes_it(start: Start) -> None:
     assert "NOTE: sniffer from=::1 Connection from [::1]:" in ipv6
 
 
-def test_a_port_has_its_name(start: Start) -> None:
-    """Of /etc/services: the first port above 1024 that is free at an address of our own."""
+def test_a_port_has_a_name(start: Start) -> None:
+    """By /etc/services: tested with the first free port above 1024 at an unused address."""
     host = own_host()
     named = [(port, name) for (kind, port), name in port_names().items() if kind == "tcp"]
     port, name = next(one for one in named if one[0] > 1024 and is_free((host, one[0])))
@@ -333,7 +337,7 @@ def is_free(address: Address) -> bool:
     return True
 
 
-def test_it_is_noted_of_the_very_connection_that_was_accepted(start: Start) -> None:
+def test_a_note_belongs_to_the_connection_that_was_accepted(start: Start) -> None:
     head = '[daemon]\nrecord-log = "{directory}/records"\nrecord-format = "json"\n'
     served = start(head + service("sniffer"))
     knock(served.address("sniffer"))

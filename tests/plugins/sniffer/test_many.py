@@ -1,4 +1,4 @@
-"""Thousands of ports in one entry: as many as the limit of descriptors allows, within reason."""
+"""Thousands of ports in one entry, up to the limit of descriptors."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.slow
 LOW = OWN_PORT
 HOST = own_host()
 ECHO = LOW + 5
-ROOM = 500  # descriptors for everything else
+SPARE_DESCRIPTORS = 500  # for everything but listeners
 
 
 def thousands(number: int) -> str:
@@ -40,21 +40,23 @@ def thousands(number: int) -> str:
     return f"[daemon]\nworkers = 2\n{large}{real}"
 
 
-class Open:
-    """As much of a socket as is needed to be gone on with."""
+class FakeSocket:
+    """A socket with a descriptor, which is all that adopting needs."""
 
     def fileno(self) -> int:
         return 0
 
 
-def test_going_over_to_thousands_of_addresses_takes_no_time() -> None:
-    """Neither is each compared with each, nor an entry, which has all of them, for each."""
+def test_adopting_thousands_of_addresses_is_fast() -> None:
+    """Addresses are not compared pairwise, nor the entry, which has all of them, for each."""
     addresses = tuple(Address(Transport.TCP, HOST, port) for port in range(1, 5001))
     before, after = (
         Service.model_construct(plugin="echo", listen=pickle.loads(pickle.dumps(addresses)))
         for _ in range(2)
     )
-    old = [Listener("echo", before, one, one, cast("socket.socket", Open())) for one in addresses]
+    old = [
+        Listener("echo", before, one, one, cast("socket.socket", FakeSocket())) for one in addresses
+    ]
     new = [replace(listener, entry=after) for listener in old]
     began = time.monotonic()
     assert adopt(new[:-1], old) == old[-1:]
@@ -62,8 +64,8 @@ def test_going_over_to_thousands_of_addresses_takes_no_time() -> None:
 
 
 @pytest.mark.parametrize("number", [2_500, pytest.param(15_000, marks=pytest.mark.soak)])
-def test_thousands_of_ports(start: Start, number: int) -> None:
-    if number + ROOM > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
+def test_thousands_of_ports_are_served(start: Start, number: int) -> None:
+    if number + SPARE_DESCRIPTORS > resource.getrlimit(resource.RLIMIT_NOFILE)[1]:
         pytest.skip("the limit of descriptors is too low")
     toml = thousands(number)
     began = time.monotonic()
@@ -95,7 +97,7 @@ def test_thousands_of_ports(start: Start, number: int) -> None:
     finally:
         is_over.set()
         poller.join()
-    assert slowest < 2, "the master did not answer for so many seconds"
+    assert slowest < 2, "seconds of the slowest answer of the master"
 
     ports = [port for port in range(LOW, LOW + number) if port != ECHO]
     random.Random(1).shuffle(ports)
@@ -113,7 +115,9 @@ def test_thousands_of_ports(start: Start, number: int) -> None:
     try:
         for n, port in enumerate(ports):
             if n % (number // 10) == 0:
-                assert echoed.acquire(timeout=15), "the other service is not served meanwhile"
+                assert echoed.acquire(timeout=15), (
+                    "the other service does not answer during the scan"
+                )
             with (
                 contextlib.suppress(ConnectionError),
                 socket.create_connection((HOST, port), 15),

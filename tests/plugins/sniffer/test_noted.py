@@ -1,4 +1,4 @@
-"""The event "noted": whatever a client sends, one line that is nobody else's and reads back."""
+"""The event "noted": any input of a client makes one line, of this event only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ NASTY = "\r\n\0\x1b[2J\x7f\x85\u2028\u2029\u202e\ufeff\ud800\U0001f600\"\\'{}= \
 
 
 def noted(text: str, facts: dict[str, str], ends: str = ENDS) -> bytes:
-    """Return what a worker sends of it."""
+    """Return the line that a worker sends."""
     sent: list[bytes] = []
 
     def send(batch: bytes) -> bool:
@@ -51,7 +51,7 @@ any_facts = st.dictionaries(st.one_of(fact_names, any_text), any_text, max_size=
 
 
 def is_one_line(line: bytes) -> bool:
-    """Tell whether it is a line of printable ASCII that is not too long."""
+    """Tell whether it is one line of printable ASCII, not too long."""
     printable = set(range(0x20, 0x7F))
     return line[-1:] == b"\n" and set(line[:-1]) <= printable and len(line) <= LONGEST_LINE
 
@@ -61,7 +61,7 @@ def is_one_line(line: bytes) -> bool:
 @example("x" * 5000, dict.fromkeys(string.ascii_lowercase, "\x00" * 5000))
 @example("\x1b" * 600, {"heard": "\U0001f600" * 600, "event": "accepted", "service": "other"})
 @example('","event":"accepted","x":"', {'x":"y","service': '", "service":"other"', "pid": "1"})
-def test_it_is_one_line_that_the_master_believes(text: str, facts: dict[str, str]) -> None:
+def test_a_note_is_one_line_that_the_master_accepts(text: str, facts: dict[str, str]) -> None:
     line = noted(text, facts)
     assert is_one_line(line)
     assert pattern_of(PID, SERVICES).fullmatch(line)
@@ -79,37 +79,37 @@ def test_it_is_one_line_that_the_master_believes(text: str, facts: dict[str, str
 @settings(max_examples=50, deadline=None)
 @given(any_text, any_facts)
 @example("\n" + "x" * 20, {"a": "b service=other conn=9-9", "c": '"', "d": ""})
-def test_each_form_of_it_is_one_line(text: str, facts: dict[str, str]) -> None:
+def test_each_format_of_a_note_is_one_line(text: str, facts: dict[str, str]) -> None:
     event = parsed(noted(text, facts))
     for form in (as_text, as_xinetd, message_of):
         line = form(event)
-        assert line.isprintable()  # letters of all languages are, line breaks of none
-        # what JSON has escaped once may be escaped once more
+        assert line.isprintable()  # true of letters of all languages, of no line break
+        # JSON's escapes may be escaped again
         assert len(line) <= 2 * LONGEST_LINE
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(string.ascii_letters + " ():.[]", max_size=200), st.text("abc ", max_size=200))
-def test_plain_text_reads_back_as_it_was(text: str, value: str) -> None:
+def test_plain_text_is_unchanged(text: str, value: str) -> None:
     event = parsed(noted(text, {"protocol": value}))
     assert (event["text"], event["facts"]) == (text, {"protocol": value})
 
 
-def test_what_does_not_fit_is_left_out_and_what_comes_after_it_is_tried() -> None:
+def test_a_fact_that_does_not_fit_is_left_out_and_later_ones_are_tried() -> None:
     facts = {"a": "x" * 510, "b": "y" * 510, "c": "z" * 510, "d": "w" * 510, "e": "short"}
     event = parsed(noted("t" * 510, facts))
     assert list(event["facts"]) == ["a", "b", "e"]
 
 
 @pytest.mark.parametrize("name", ["", "A", "1a", "a_b", "a" * 33, "a b", "a\n", "é", 'a"'])
-def test_a_fact_has_a_plain_name(name: str) -> None:
+def test_facts_with_invalid_names_are_left_out(name: str) -> None:
     assert "facts" not in parsed(noted("text", {name: "value"}))
     assert parsed(noted("text", {name: "value", "good-1": "x"}))["facts"] == {"good-1": "x"}
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.text(max_size=2000), st.text(max_size=2000))
-def test_ends_of_any_length_leave_room(peer: str, local: str) -> None:
+def test_addresses_of_any_length_leave_room(peer: str, local: str) -> None:
     line = noted("x" * 3000, {"a": "\0" * 3000}, ends_of("f" * 16 + "-1", safe(peer), safe(local)))
     assert is_one_line(line)
     assert pattern_of(PID, SERVICES).fullmatch(line)
@@ -127,7 +127,7 @@ FORGERIES = [
 
 
 @pytest.mark.parametrize("forged", FORGERIES)
-def test_the_master_takes_no_other_shape(forged: dict[str, object]) -> None:
+def test_the_master_rejects_other_forms(forged: dict[str, object]) -> None:
     event = parsed(noted("x", {"a": "b"}))
     rest = {k: v for k, v in event.items() if k not in ("event", "text", "facts")}
     pattern = pattern_of(PID, SERVICES)
@@ -144,7 +144,7 @@ def test_the_master_takes_no_other_shape(forged: dict[str, object]) -> None:
     assert not pattern.fullmatch(line(forged))
 
 
-def test_it_is_not_written_where_the_entry_does_not_want_it() -> None:
+def test_no_note_is_sent_if_the_entry_does_not_record_them() -> None:
     sent: list[bytes] = []
     log = ConnectionLog(PID, lambda b: not sent.append(b), lambda d, c: None, lambda n: None)  # type: ignore[func-returns-value]
     ServiceRecords(log, "sniffer", ("accepted", "closed", "refused")).noted(ENDS, "text", {})

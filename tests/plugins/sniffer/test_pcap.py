@@ -1,4 +1,4 @@
-"""Captures as the usual programs read them, and checksums beside a sum written out."""
+"""Capture files as other programs read them, and checksums against a second implementation."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENDPOINTS = st.tuples(st.ip_addresses().map(str), st.integers(0, 65535))
 
 
 def packets(records: bytes) -> Iterator[bytes]:
-    """Take the packets out of their records."""
+    """Yield the packets of the records."""
     while records:
         seconds, nanoseconds, size, original = struct.unpack_from("=IIII", records)
         assert size == original
@@ -31,7 +31,7 @@ def packets(records: bytes) -> Iterator[bytes]:
 
 
 def summed(data: bytes) -> int:
-    """Add up as RFC 1071 says; what holds its own checksum has all bits set."""
+    """Return the sum of RFC 1071: all bits are set for data with a valid checksum."""
     total = 0
     for at in range(0, len(data), 2):
         total += int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big")
@@ -40,7 +40,7 @@ def summed(data: bytes) -> int:
 
 
 def segment(packet: bytes) -> bytes:
-    """Check a packet's lengths and checksums, and return what is behind its IP header."""
+    """Check a packet's lengths and checksums, and return what follows its IP header."""
     if packet[0] >> 4 == 4:
         assert summed(packet[:20]) == 0xFFFF
         assert int.from_bytes(packet[2:4], "big") == len(packet)
@@ -53,7 +53,7 @@ def segment(packet: bytes) -> bytes:
 
 
 @given(ENDPOINTS, ENDPOINTS, st.binary(max_size=5000))
-def test_checksums_are_right(peer: Endpoint, local: Endpoint, data: bytes) -> None:
+def test_checksums_are_correct(peer: Endpoint, local: Endpoint, data: bytes) -> None:
     heard = b""
     for packet in packets(packets_of_stream(peer, local, data, at=AT)):
         heard += segment(packet)[20:]
@@ -62,14 +62,16 @@ def test_checksums_are_right(peer: Endpoint, local: Endpoint, data: bytes) -> No
     assert segment(packet)[8:] == data
 
 
-def test_a_datagram_whose_checksum_is_nought() -> None:
-    for number in range(65536):  # one of them is the complement of all the rest
+def test_a_checksum_of_zero_is_written_as_all_ones() -> None:
+    for number in range(65536):  # one of them makes the checksum 0
         record = packet_of_datagram(PEER, LOCAL, number.to_bytes(2, "big"), at=AT)
         assert record[16 + 26 : 16 + 28] != b"\0\0"
 
 
 @BOTH
-def test_what_a_stream_is_made_of(peer: Endpoint, local: Endpoint) -> None:
+def test_a_stream_has_a_handshake_and_acknowledged_segments(
+    peer: Endpoint, local: Endpoint
+) -> None:
     segments = [segment(one) for one in packets(packets_of_stream(peer, local, b"hello", at=AT))]
     fields = [struct.unpack_from("!HHIIBB", one) for one in segments]
     start = AT // 4000 & 0xFFFFFFFF
@@ -80,18 +82,18 @@ def test_what_a_stream_is_made_of(peer: Endpoint, local: Endpoint) -> None:
     ]  # fmt: skip
 
 
-def test_sequence_numbers_begin_again_at_nought() -> None:
+def test_sequence_numbers_wrap_to_zero() -> None:
     at = 0xFFFFFFFF * 4000
     records = packets_of_stream(PEER, LOCAL, b"hello", at=at)
     assert records[16 + 24 : 16 + 28] == b"\xff\xff\xff\xff"
     assert b"hello" in records
 
 
-def test_a_knock_without_a_word_is_a_handshake() -> None:
+def test_a_connection_without_data_is_a_handshake() -> None:
     assert len(list(packets(packets_of_stream(PEER, LOCAL, b"", at=AT)))) == 3
 
 
-def test_hosts_of_two_families_are_ipv6_and_mapped_ones_ipv4() -> None:
+def test_mixed_families_become_ipv6_and_mapped_addresses_ipv4() -> None:
     (packet,) = packets(packet_of_datagram(("::ffff:192.0.2.1", 1), LOCAL, b"x", at=AT))
     assert packet[0] == 0x45
     (packet,) = packets(packet_of_datagram(PEER6, LOCAL, b"x", at=AT))
@@ -100,7 +102,7 @@ def test_hosts_of_two_families_are_ipv6_and_mapped_ones_ipv4() -> None:
 
 
 @BOTH
-def test_a_datagram_is_never_longer_than_a_packet_can_say(peer: Endpoint, local: Endpoint) -> None:
+def test_a_datagram_is_limited_to_the_size_of_a_packet(peer: Endpoint, local: Endpoint) -> None:
     (packet,) = packets(packet_of_datagram(peer, local, bytes(1 << 16), at=AT))
     assert 65000 < len(packet) <= 65535
     segment(packet)
@@ -122,7 +124,7 @@ def capture(tmp_path: Path) -> Path:
 
 
 @pytest.mark.tool("tcpdump")
-def test_tcpdump_reads_it(capture: Path) -> None:
+def test_tcpdump_accepts_the_file(capture: Path) -> None:
     command = ["tcpdump", "--nano", "-tt", "-nvvr", str(capture)]
     lines = output(*command).decode()
     assert "1700000000.123456789 IP" in lines
@@ -136,11 +138,11 @@ def test_tcpdump_reads_it(capture: Path) -> None:
 
 
 @pytest.mark.tool("tshark")
-def test_tshark_reads_it_and_has_nothing_to_say(capture: Path) -> None:
+def test_tshark_accepts_the_file(capture: Path) -> None:
     checks = [f"-o{name}.check_checksum:TRUE" for name in ("ip", "tcp", "udp")]
     command = ["tshark", *checks, "-r", str(capture)]
     http = ["-dtcp.port==2323,http", "-Yhttp", "-Tfields", "-ehttp.request.uri"]
     assert output(*command, *http).split() == [b"/knock", b"/knock"]
     unknown = ["-dtcp.port==2323,data", "-dudp.port==2323,data"]
-    worse = "_ws.expert.severity > 0x200000"  # than what is only told
+    worse = "_ws.expert.severity > 0x200000"  # above notes
     assert output(*command, *unknown, f"-Y{worse}") == b""

@@ -1,4 +1,4 @@
-"""A sniffer on a range of ports, beside services and other processes that have ports of it."""
+"""A sniffer on a range of ports, some of which other services and processes use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DAEMON = "[daemon]\nworkers = 1\n"
 
 
 def sniffer(listen: str, name: str = "sniffer") -> str:
-    """Return an entry; `listen` is what stands between the brackets."""
+    """Return an entry; `listen` has the addresses without brackets."""
     return (
         f'[service.{name}]\nplugin = "sniffer"\nlisten = [{listen}]\n'
         f'options = {{ capture = {{}}, output = "{{directory}}/{name}.out" }}\n'
@@ -45,7 +45,7 @@ HOSTS = [("*", "127.0.0.1"), ("127.0.0.1", "127.0.0.1"), ("*", "*"), ("127.0.0.1
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_a_real_service_keeps_its_port(start: Start, is_first: bool) -> None:
+def test_a_service_with_an_explicit_port_keeps_it(start: Start, is_first: bool) -> None:
     toml, firsts = DAEMON, []
     for number, (wide, narrow) in enumerate(HOSTS):
         low = free_range(10)
@@ -70,7 +70,7 @@ def test_a_real_service_keeps_its_port(start: Start, is_first: bool) -> None:
         assert told == [("tcp", n) for n in (0, 3, 5, 9)] + [("udp", n) for n in (0, 4, 6, 9)]
 
 
-def test_the_wildcard_takes_who_comes_to_another_address(start: Start, low: int) -> None:
+def test_the_wildcard_accepts_clients_of_other_addresses(start: Start, low: int) -> None:
     served = start(
         DAEMON + sniffer(f'"tcp://*:{low}-{low + 9}"') + echo(f'"tcp://127.0.0.1:{low + 4}"')
     )
@@ -83,7 +83,7 @@ def test_the_wildcard_takes_who_comes_to_another_address(start: Start, low: int)
 
 @contextlib.contextmanager
 def taken(*ports: int, kind: int = socket.SOCK_STREAM) -> Iterator[None]:
-    """Have ports, as another process would."""
+    """Bind ports, as another process would."""
     with contextlib.ExitStack() as stack:
         for port in ports:
             sock = stack.enter_context(socket.socket(socket.AF_INET, kind))
@@ -101,7 +101,7 @@ def notices(superd: Superd) -> list[str]:
     ]
 
 
-def test_what_others_have_is_left_out_and_told_once(start: Start, low: int) -> None:
+def test_ports_of_other_processes_are_left_out_and_logged_once(start: Start, low: int) -> None:
     others = range(low + 1, low + 8)
     with taken(*others), taken(low, kind=socket.SOCK_DGRAM):
         listen = f'"tcp://*:{low}-{low + 9}", "udp://*:{low}-{low + 1}"'
@@ -118,7 +118,7 @@ def test_what_others_have_is_left_out_and_told_once(start: Start, low: int) -> N
         assert done.returncode == 0
         assert "left out, as other processes listen there" in done.stderr
         assert len(notices(served)) == 2
-    # what has become free is taken by the next reload
+    # the next reload binds ports that have become free
     assert served.run("reload").stderr == ""
     knock(("127.0.0.1", low + 4))
     (line,) = knocks.next()
@@ -126,7 +126,7 @@ def test_what_others_have_is_left_out_and_told_once(start: Start, low: int) -> N
 
 
 def reload(superd: Superd, toml: str) -> str:
-    """Go over to another configuration; return what is told of it."""
+    """Reload another configuration; return the output."""
     superd.toml = toml.replace("{directory}", str(superd.directory))
     superd.write()
     done = superd.run("reload")
@@ -136,7 +136,7 @@ def reload(superd: Superd, toml: str) -> str:
 
 
 @pytest.mark.parametrize("wide", ["*", "127.0.0.1"])
-def test_a_reload_gives_a_port_to_a_service_and_back(start: Start, low: int, wide: str) -> None:
+def test_a_reload_moves_a_port_to_a_service_and_back(start: Start, low: int, wide: str) -> None:
     ends = f"{low}-{low + 9}"
     plain = DAEMON + sniffer(f'"tcp://{wide}:{ends}", "udp://{wide}:{ends}"')
     served = start(plain)
@@ -156,7 +156,7 @@ def test_a_reload_gives_a_port_to_a_service_and_back(start: Start, low: int, wid
     assert told == [(low + 4, "after")] * 2
 
 
-def test_a_connection_outlives_the_loss_of_its_port(start: Start, low: int) -> None:
+def test_a_connection_survives_the_loss_of_its_port(start: Start, low: int) -> None:
     plain = DAEMON + sniffer(f'"tcp://127.0.0.1:{low}-{low + 9}"')
     served = start(plain)
     knocks = Knocks(served, "sniffer")
@@ -177,7 +177,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("one", "other", "port"), MISTAKES)
-def test_ranges_that_overlap_are_one_mistake(
+def test_overlapping_ranges_are_one_mistake(
     tmp_path: Path, one: str, other: str, port: int
 ) -> None:
     code, told = checked(tmp_path, sniffer(one) + sniffer(other, "second"))
@@ -186,7 +186,7 @@ def test_ranges_that_overlap_are_one_mistake(
     assert re.fullmatch(rf".* service\.second\.listen\[0\]: tcp://[0-9.]+{repeated}\n", told)
 
 
-def test_a_range_may_not_have_an_address_twice(tmp_path: Path) -> None:
+def test_an_address_in_two_ranges_is_a_mistake(tmp_path: Path) -> None:
     listen = '"tcp://127.0.0.1:20000-20010", "tcp://127.0.0.1:20010-20020"'
     code, told = checked(tmp_path, sniffer(listen))
     assert code == 78
@@ -195,7 +195,7 @@ def test_a_range_may_not_have_an_address_twice(tmp_path: Path) -> None:
 
 
 def checked(directory: Path, toml: str) -> tuple[int, str]:
-    """Return what `superd check` says."""
+    """Return exit code and errors of `superd check`."""
     one = Superd(directory, toml.replace("{directory}", str(directory)))
     one.write()
     done = one.run("check")
@@ -203,9 +203,7 @@ def checked(directory: Path, toml: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("wide", ["*", "127.0.0.1"])
-def test_a_range_that_others_have_as_a_whole_is_an_error(
-    tmp_path: Path, low: int, wide: str
-) -> None:
+def test_a_range_without_any_free_port_is_an_error(tmp_path: Path, low: int, wide: str) -> None:
     toml = sniffer(f'"tcp://{wide}:{low}-{low + 2}"').replace("{directory}", str(tmp_path))
     with taken(*range(low, low + 3)), contextlib.ExitStack() as stack:
         for port in range(low, low + 3) if wide == "*" else ():
@@ -218,7 +216,7 @@ def test_a_range_that_others_have_as_a_whole_is_an_error(
 
 
 @pytest.mark.tool("prlimit")
-def test_more_addresses_than_descriptors_is_one_error(tmp_path: Path) -> None:
+def test_more_addresses_than_descriptors_are_one_error(tmp_path: Path) -> None:
     toml = sniffer('"tcp://127.0.0.1:20000-22999"').replace("{directory}", str(tmp_path))
     code, told = failed_start(tmp_path, toml, "prlimit", "--nofile=1000:1000")
     assert code == 1

@@ -1,4 +1,4 @@
-"""A file that is rotated: never too large, each piece in one file as a whole, what is lost told."""
+"""A rotating file: bounded size, no piece split between files, losses counted."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tests.support.proc import descriptors
 
 
 def contents(path: Path) -> list[bytes]:
-    """Return what is in the file and its older ones, in the order of their names."""
+    """Return the contents of the file and its older files, in the order of their names."""
     return [p.read_bytes() for p in sorted(path.parent.glob(f"{path.name}*"))]
 
 
 def wait_for_a_tick(path: Path) -> None:
-    """Wait until what is written now is younger than `path`: file systems' clocks are coarse."""
+    """Wait until a file written now is younger than `path`: clocks of file systems are coarse."""
     probe = path.parent / "probe"
 
     def is_younger() -> bool:
@@ -32,7 +32,7 @@ def wait_for_a_tick(path: Path) -> None:
     until(is_younger, "the clock of the file system")
 
 
-def test_pieces_go_on_where_the_file_ended(tmp_path: Path) -> None:
+def test_pieces_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "file"
     for text in (b"one\n", b"two\n"):
         file = RotatingFile(path, 1000, 1)
@@ -41,7 +41,7 @@ def test_pieces_go_on_where_the_file_ended(tmp_path: Path) -> None:
     assert contents(path) == [b"one\none\ntwo\ntwo\n"]
 
 
-def test_the_older_file_that_was_written_first_is_the_next(tmp_path: Path) -> None:
+def test_the_oldest_file_is_overwritten_next(tmp_path: Path) -> None:
     path = tmp_path / "file"
     file = RotatingFile(path, 10, 4, b"h")
     pieces = [bytes([number]) * 9 for number in range(10)]
@@ -54,7 +54,7 @@ def test_the_older_file_that_was_written_first_is_the_next(tmp_path: Path) -> No
     file.close()
 
 
-def test_without_older_files_it_is_emptied(tmp_path: Path) -> None:
+def test_without_older_files_it_is_truncated(tmp_path: Path) -> None:
     path = tmp_path / "file"
     file = RotatingFile(path, 10, 1)
     file.write([b"12345678", b"abcdefgh"])
@@ -62,8 +62,8 @@ def test_without_older_files_it_is_emptied(tmp_path: Path) -> None:
     assert contents(path) == [b"abcdefgh"]
 
 
-def test_it_keeps_its_inode_and_gives_its_content_away(tmp_path: Path) -> None:
-    """As `tail -F` and whoever has it open expect."""
+def test_rotation_keeps_the_inode_and_copies_the_content(tmp_path: Path) -> None:
+    """As `tail -F` and other readers expect."""
     path = tmp_path / "file"
     file = RotatingFile(path, 10, 2)
     inode = path.stat().st_ino
@@ -80,7 +80,7 @@ def test_it_keeps_its_inode_and_gives_its_content_away(tmp_path: Path) -> None:
     st.integers(1, 3),
     st.binary(max_size=4),
 )
-def test_no_file_is_too_large_and_no_piece_torn(
+def test_no_file_is_too_large_and_no_piece_is_split(
     tmp_path_factory: pytest.TempPathFactory,
     batches: list[list[bytes]],
     files: int,
@@ -102,7 +102,7 @@ def test_no_file_is_too_large_and_no_piece_torn(
     assert all(content.removeprefix(head) in whole for content in older)
 
 
-def test_what_the_file_system_does_not_take_is_counted_and_leaves_no_half(tmp_path: Path) -> None:
+def test_failed_writes_are_counted_and_leave_no_partial_piece(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys; from pathlib import Path\n"
         "from superd_sniffer.rotating import RotatingFile\n"
@@ -135,7 +135,7 @@ file.close()
 """
 
 
-def test_writers_in_several_processes_lose_and_tear_nothing(tmp_path: Path) -> None:
+def test_writers_in_several_processes_lose_and_split_nothing(tmp_path: Path) -> None:
     path = tmp_path / "file"
     writers = [subprocess.Popen([sys.executable, "-c", WRITER, str(path), name]) for name in "abcd"]
     assert [writer.wait(30) for writer in writers] == [0] * 4
@@ -147,7 +147,7 @@ def test_writers_in_several_processes_lose_and_tear_nothing(tmp_path: Path) -> N
     assert found == sorted(wanted)
 
 
-def test_all_is_opened_at_once_and_closed(tmp_path: Path) -> None:
+def test_all_files_are_opened_in_advance_and_closed(tmp_path: Path) -> None:
     before = {one.number for one in descriptors(os.getpid())}
     file = RotatingFile(tmp_path / "file", 100, 3)
     new = [one for one in descriptors(os.getpid()) if one.number not in before]
@@ -159,7 +159,7 @@ def test_all_is_opened_at_once_and_closed(tmp_path: Path) -> None:
     assert {one.number for one in descriptors(os.getpid())} == before
 
 
-def test_what_can_be_written_is_checked_without_creating_a_file(tmp_path: Path) -> None:
+def test_the_check_of_writable_files_creates_none(tmp_path: Path) -> None:
     check_writable(tmp_path / "file", 3)
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").write_bytes(b"kept")
@@ -167,7 +167,7 @@ def test_what_can_be_written_is_checked_without_creating_a_file(tmp_path: Path) 
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"kept"]
 
 
-def test_what_cannot_be_written_is_an_error_of_the_check(tmp_path: Path) -> None:
+def test_the_check_reports_files_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         check_writable(tmp_path / "missing" / "file", 1)
     (tmp_path / "directory").mkdir()
@@ -179,7 +179,7 @@ def test_what_cannot_be_written_is_an_error_of_the_check(tmp_path: Path) -> None
     assert not (tmp_path / "link").exists()
 
 
-def test_a_link_is_not_followed(tmp_path: Path) -> None:
+def test_a_symbolic_link_is_not_followed(tmp_path: Path) -> None:
     (tmp_path / "file.1").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="symbolic links"):
         RotatingFile(tmp_path / "file", 100, 2)

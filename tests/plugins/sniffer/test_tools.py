@@ -1,4 +1,4 @@
-"""Ordinary programs told apart by what they say first; each is skipped where it is missing."""
+"""Ordinary programs, recognised by their first bytes; each is skipped if it is not installed."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ plugin = "sniffer"
 listen = [{ALL}]
 options = {{ capture = {{ time = "500ms" }}, output = "{{directory}}/silent.out" }}
 
-[service.doors]
+[service.ports]
 plugin = "sniffer"
 listen = [{ALL}]
-options = {{ output = "{{directory}}/doors.out" }}
+options = {{ output = "{{directory}}/ports.out" }}
 
 [service.greeting]
 plugin = "sniffer"
@@ -70,7 +70,7 @@ output = "{{directory}}/greeting.out"
 
 @contextlib.contextmanager
 def running(command: list[str], directory: Path) -> Iterator[None]:
-    """Run a program that waits for an answer in vain, at a terminal that says nothing."""
+    """Run a program that gets no answer and no input."""
     pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
     with subprocess.Popen(
         command, stdin=pipe, stdout=quiet, stderr=quiet, cwd=directory
@@ -82,14 +82,14 @@ def running(command: list[str], directory: Path) -> Iterator[None]:
 
 
 def ports_of(superd: Superd, service: str, transport: str) -> list[int]:
-    """Return all ports of a service; more than are told at the start."""
+    """Return all ports of a service; the log at the start has only some."""
     (listen,) = (one["listen"] for one in superd.answer()["services"] if one["name"] == service)
     return [int(text.rpartition(":")[2]) for text in listen if text.startswith(transport)]
 
 
 @pytest.fixture(scope="module")
-def told(served: Superd) -> dict[str, Line]:
-    """What is told first of each program that is there; all are run at once."""
+def first_lines(served: Superd) -> dict[str, Line]:
+    """The first line of each installed program; all of them run at the same time."""
     ports = {}
     with contextlib.ExitStack() as stack:
         free = zip(
@@ -109,10 +109,12 @@ def told(served: Superd) -> dict[str, Line]:
 
 
 @pytest.mark.parametrize("command", TOOLS)
-def test_a_program_is_known_by_what_it_says_first(told: dict[str, Line], command: str) -> None:
-    if command not in told:
+def test_a_program_is_recognised_by_its_first_bytes(
+    first_lines: dict[str, Line], command: str
+) -> None:
+    if command not in first_lines:
         pytest.skip(f"needs {command.split()[0]}")
-    assert told[command]["protocol"] == TOOLS[command], told[command]
+    assert first_lines[command]["protocol"] == TOOLS[command], first_lines[command]
 
 
 DETAILS = {
@@ -126,8 +128,8 @@ DETAILS = {
 
 
 @pytest.mark.parametrize("start", DETAILS)
-def test_and_what_it_wants(told: dict[str, Line], start: str) -> None:
-    found = [line["details"] for command, line in told.items() if command.startswith(start)]
+def test_details_of_the_request_are_recorded(first_lines: dict[str, Line], start: str) -> None:
+    found = [line["details"] for command, line in first_lines.items() if command.startswith(start)]
     if not found:
         pytest.skip(f"needs {start.split()[0]}")
     key, value = DETAILS[start]
@@ -135,17 +137,17 @@ def test_and_what_it_wants(told: dict[str, Line], start: str) -> None:
 
 
 @pytest.mark.tool("openssl", "curl")
-def test_a_fingerprint_is_the_same_each_time_and_another_for_each_program(
-    served: Superd, told: dict[str, Line]
+def test_a_fingerprint_is_constant_and_differs_between_programs(
+    served: Superd, first_lines: dict[str, Line]
 ) -> None:
     knocks = Knocks(served, "silent")
     prints: dict[str, set[str]] = {}
-    for command, line in told.items():
+    for command, line in first_lines.items():
         if line["protocol"] == "tls":
             words = command.format(tcp=line["port"], udp=0).split()
             with running(words, served.directory):
                 again = knocks.next()[0]
-            assert again["base64"] != line["base64"]  # there is a random number in it
+            assert again["base64"] != line["base64"]  # it contains a random number
             prints[command] = {again["details"]["ja4"], line["details"]["ja4"]}
     assert len(prints) == 3
     assert all(len(found) == 1 for found in prints.values()), prints
@@ -153,17 +155,17 @@ def test_a_fingerprint_is_the_same_each_time_and_another_for_each_program(
 
 
 @pytest.mark.tool("nmap")
-def test_a_scan_of_ports(served: Superd) -> None:
-    ports = ports_of(served, "doors", "tcp")
+def test_a_port_scan_finds_all_ports_open(served: Superd) -> None:
+    ports = ports_of(served, "ports", "tcp")
     done = nmap("-sT", "-p", ",".join(map(str, ports)))
     assert done.count("/tcp open ") == NUMBER
-    found = lines(served.directory / "doors.out", NUMBER)
+    found = lines(served.directory / "ports.out", NUMBER)
     assert {line["port"] for line in found} == set(ports)
     assert {line["bytes"] for line in found} == {0}
 
 
 @pytest.mark.tool("nmap")
-def test_a_scan_of_versions(served: Superd) -> None:
+def test_a_version_scan_is_recognised(served: Superd) -> None:
     knocks = Knocks(served, "greeting")
     port = served.address("greeting")[1]
     nmap("-sV", "--version-intensity", "3", "-p", str(port))
@@ -172,7 +174,7 @@ def test_a_scan_of_versions(served: Superd) -> None:
 
 
 def nmap(*arguments: str) -> str:
-    """Scan ports of this machine that are superd's own."""
+    """Scan ports of this superd."""
     command = ["nmap", "-n", "-Pn", *arguments, "127.0.0.1"]
     return subprocess.run(
         command, capture_output=True, text=True, timeout=60, check=True, stdin=subprocess.DEVNULL

@@ -1,4 +1,4 @@
-"""What is guessed of real first bytes, of their beginnings, and of what is nobody's."""
+"""Guesses for real first bytes, for their prefixes, and for data of no protocol."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ EACH = pytest.mark.parametrize(
 )
 NMAP_PROBES = Path("/usr/share/nmap/nmap-service-probes")
 
-# of which a beginning is the whole of something else
-GROWS_FROM = {("proxy", "probe"), ("http", "probe")}
+# pairs of a protocol and another that is a prefix of it
+HAS_PREFIX = {("proxy", "probe"), ("http", "probe")}
 
 
 def check_bounds(found: Guess | None) -> None:
@@ -45,19 +45,19 @@ def check_bounds(found: Guess | None) -> None:
 
 
 @EACH
-def test_real_first_bytes(sample: Sample, datagram: bool) -> None:
+def test_real_first_bytes_are_recognised(sample: Sample, datagram: bool) -> None:
     found = guess(sample.data, datagram=datagram)
     assert found == Guess(sample.protocol, sample.details)
     check_bounds(found)
 
 
 @pytest.mark.parametrize("data", UNKNOWN_STREAMS, ids=repr)
-def test_streams_that_tell_nothing(data: bytes) -> None:
+def test_unknown_streams_are_not_recognised(data: bytes) -> None:
     assert guess(data, datagram=False) is None
 
 
 @pytest.mark.parametrize("data", UNKNOWN_DATAGRAMS, ids=repr)
-def test_datagrams_that_tell_nothing(data: bytes) -> None:
+def test_unknown_datagrams_are_not_recognised(data: bytes) -> None:
     assert guess(data, datagram=True) is None
 
 
@@ -69,12 +69,12 @@ def test_every_protocol_has_a_sample() -> None:
 @pytest.mark.parametrize(
     "sample", STREAMS, ids=[f"{s.protocol}-{n}" for n, s in enumerate(STREAMS)]
 )
-def test_a_beginning_is_the_same_protocol_or_none(sample: Sample) -> None:
+def test_a_prefix_is_the_same_protocol_or_unknown(sample: Sample) -> None:
     first = None
     for end in range(len(sample.data) + 1):
         found = guess(sample.data[:end], datagram=False)
         check_bounds(found)
-        if found is not None and (sample.protocol, found.protocol) not in GROWS_FROM:
+        if found is not None and (sample.protocol, found.protocol) not in HAS_PREFIX:
             assert found.protocol == sample.protocol, sample.data[:end]
             first = first or end
         else:
@@ -83,7 +83,7 @@ def test_a_beginning_is_the_same_protocol_or_none(sample: Sample) -> None:
 
 
 @EACH
-def test_what_follows_changes_nothing_in_a_stream(sample: Sample, datagram: bool) -> None:
+def test_more_bytes_do_not_change_the_guess_for_a_stream(sample: Sample, datagram: bool) -> None:
     whole_only = {"modbus", "zookeeper", "lpd", "probe", "openvpn", "amqp", "socks5", "minecraft"}
     if not datagram and sample.protocol not in whole_only:
         found = guess(sample.data + b"\xc3\xb6" * 300, datagram=False)
@@ -92,7 +92,7 @@ def test_what_follows_changes_nothing_in_a_stream(sample: Sample, datagram: bool
 
 
 def nmap_probes() -> Iterator[tuple[str, str, bytes]]:
-    """Read which probes nmap sends, from its own table."""
+    """Yield transport, name and data of nmap's probes, from its table."""
     for line in NMAP_PROBES.read_text("latin-1").splitlines():
         if match := re.match(r"Probe (TCP|UDP) (\S+) q(.)(.*?)\3", line):
             text = match[4].encode("latin-1").decode("unicode_escape")
@@ -100,7 +100,7 @@ def nmap_probes() -> Iterator[tuple[str, str, bytes]]:
 
 
 @pytest.mark.skipif(not NMAP_PROBES.exists(), reason="needs nmap's table of probes")
-def test_the_probes_of_nmap() -> None:
+def test_probes_of_nmap_are_recognised() -> None:
     found = {}
     for transport, name, data in nmap_probes():
         one = guess(data, datagram=transport == "UDP")
@@ -154,7 +154,7 @@ SECRETS = [
 
 
 @pytest.mark.parametrize("data", SECRETS, ids=repr)
-def test_no_password_is_told(data: bytes) -> None:
+def test_no_password_is_returned(data: bytes) -> None:
     found = guess(data, datagram=False)
     assert found is not None
     assert "c2VjcmV0" not in repr(found)
@@ -185,24 +185,24 @@ LONG = [
 
 @pytest.mark.parametrize("data", LONG, ids=lambda data: repr(data[:12]))
 @pytest.mark.parametrize("datagram", [False, True])
-def test_64_kib_take_no_time(data: bytes, datagram: bool) -> None:
+def test_64_kib_are_read_fast(data: bytes, datagram: bool) -> None:
     began = time.process_time()
     check_bounds(guess(data[:65536], datagram=datagram))
     assert time.process_time() - began < 0.1
 
 
 @given(st.binary(max_size=400), st.booleans())
-def test_no_bytes_are_too_odd(data: bytes, datagram: bool) -> None:
+def test_any_bytes_are_accepted(data: bytes, datagram: bool) -> None:
     check_bounds(guess(data, datagram=datagram))
 
 
-SPOILT = st.lists(
+CHANGES = st.lists(
     st.tuples(st.integers(0, 1500), st.integers(0, 4), st.binary(max_size=4)), max_size=6
 )
 
 
-@given(st.sampled_from(ALL), SPOILT, st.integers(0, 1500), st.booleans())
-def test_no_spoilt_sample_is_too_odd(
+@given(st.sampled_from(ALL), CHANGES, st.integers(0, 1500), st.booleans())
+def test_any_changed_sample_is_accepted(
     sample: tuple[Sample, bool],
     changes: list[tuple[int, int, bytes]],
     end: int,
@@ -216,7 +216,7 @@ def test_no_spoilt_sample_is_too_odd(
 
 
 @EACH
-def test_no_sample_is_too_odd_with_any_byte_changed(sample: Sample, datagram: bool) -> None:
+def test_samples_with_any_byte_changed_are_accepted(sample: Sample, datagram: bool) -> None:
     for at in range(min(len(sample.data), 100)):
         for new in (0, 1, 0x7F, 0x80, 0xFF):
             data = sample.data[:at] + bytes([new]) + sample.data[at + 1 :]

@@ -1,4 +1,4 @@
-"""Hellos as they come and as they do not, and their JA4 beside what FoxIO publishes."""
+"""Valid and invalid hellos, and their JA4 compared with the values that FoxIO publishes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(offer: Offer) -> ClientHello:
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda one: one.ja4)
-def test_ja4_is_what_is_published(published: Published) -> None:
+def test_ja4_matches_published_values(published: Published) -> None:
     assert ja4(read(offer_of(published))) == published.ja4
 
 
@@ -44,7 +44,7 @@ def test_ja4_of_real_clients(expected: str) -> None:
 
 
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda one: one.ja4)
-def test_grease_and_order_leave_no_trace(published: Published) -> None:
+def test_grease_and_order_do_not_change_ja4(published: Published) -> None:
     offer = offer_of(published)
     greasy = offer._replace(
         ciphers=[GREASE, *reversed(offer.ciphers)],
@@ -64,12 +64,12 @@ def test_grease_and_order_leave_no_trace(published: Published) -> None:
         ("0\xab\xcd1", "01"),
     ],
 )  # fmt: skip
-def test_the_ends_of_the_first_protocol(protocol: str, ends: str) -> None:
+def test_ja4_has_the_ends_of_the_first_protocol(protocol: str, ends: str) -> None:
     offer = Offer([0x1301], [16], alpn=[protocol.encode("latin-1"), b"h3"])
     assert ja4(read(offer))[8:10] == ends
 
 
-def test_what_there_is_nothing_of() -> None:
+def test_ja4_of_empty_and_of_long_lists() -> None:
     assert ja4(read(Offer([GREASE]))) == "t12i000000_000000000000_000000000000"
     assert ja4(read(Offer([GREASE])), quic=True).startswith("q12i")
     many = Offer(list(range(200)), [*range(1000, 1120)])
@@ -83,12 +83,12 @@ def test_what_there_is_nothing_of() -> None:
         ([0x0303, 0x0304], 0x0303, "13"), ([GREASE], 0x0302, "11"),
     ],
 )  # fmt: skip
-def test_the_version(versions: list[int], legacy: int, expected: str) -> None:
+def test_ja4_has_the_highest_version(versions: list[int], legacy: int, expected: str) -> None:
     offer = Offer([0x1301], [43] if versions else [], versions=versions, version=legacy)
     assert ja4(read(offer))[1:3] == expected
 
 
-def test_all_that_a_hello_says() -> None:
+def test_all_fields_of_a_hello_are_read() -> None:
     hello = client_hello(OPENSSL)
     assert hello is not None
     assert hello.version == 0x0303
@@ -100,7 +100,7 @@ def test_all_that_a_hello_says() -> None:
     assert hello.signature_algorithms[:2] == [0x0403, 0x0503]
 
 
-def test_a_datagram() -> None:
+def test_a_hello_of_dtls_is_read() -> None:
     hello = datagram_hello(OPENSSL_DTLS)
     assert hello is not None
     assert hello.is_complete
@@ -111,14 +111,14 @@ def test_a_datagram() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 100, 313])
-def test_it_may_be_spread_over_records(size: int) -> None:
+def test_a_hello_may_be_spread_over_records(size: int) -> None:
     message = OPENSSL[5:]
     whole = client_hello(OPENSSL)
     assert client_hello(in_records(message, size)) == whole
     assert client_hello(OPENSSL + b"\x14\x03\x03\0\x01\x01") == whole
 
 
-def test_what_is_cut_off_says_what_came_before() -> None:
+def test_a_hello_that_is_cut_off_has_the_fields_before() -> None:
     whole = client_hello(OPENSSL)
     assert whole is not None
     for end in range(6, len(OPENSSL)):
@@ -158,11 +158,11 @@ def changed(at: int, *values: int) -> bytes:
         in_records(Offer([1], [43]).hello()),
     ],
 )
-def test_what_breaks_the_rules_is_none(data: bytes) -> None:
+def test_an_invalid_hello_is_not_read(data: bytes) -> None:
     assert client_hello(data) is None
 
 
-def test_the_ssl_module_of_this_python() -> None:
+def test_a_hello_of_the_ssl_module_is_read() -> None:
     incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
     context = ssl.create_default_context()
     context.set_alpn_protocols(["h2", "http/1.1"])
@@ -178,7 +178,7 @@ def test_the_ssl_module_of_this_python() -> None:
 
 
 @given(st.binary(max_size=300), st.integers(0, len(OPENSSL)), st.integers(0, 20))
-def test_no_bytes_are_too_odd(noise: bytes, at: int, gone: int) -> None:
+def test_any_bytes_are_accepted(noise: bytes, at: int, gone: int) -> None:
     data = OPENSSL[:at] + noise + OPENSSL[at + gone :]
     for hello in (
         client_hello(data),
@@ -189,7 +189,7 @@ def test_no_bytes_are_too_odd(noise: bytes, at: int, gone: int) -> None:
             assert len(ja4(hello)) == 36
 
 
-def test_the_longest_takes_no_time() -> None:
+def test_the_longest_hellos_are_read_fast() -> None:
     extensions = Offer([1], list(range(100, 4000))).hello()
     tiny = in_records(b"\x01\0\x3f\xff" + bytes(10_900), 1)
     began = time.process_time()
