@@ -1,4 +1,4 @@
-"""Probes of what reports errors, and of time."""
+"""Probes of error reports, and of time."""
 
 from __future__ import annotations
 

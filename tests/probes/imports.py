@@ -1,4 +1,4 @@
-"""Probes of late imports, and of what is installed."""
+"""Probes of late imports, and of installed packages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def late_import() -> None:
 
 
 @probe
-def late_import_of_what_is_loaded() -> None:
+def late_import_of_a_loaded_module() -> None:
     import json.decoder  # noqa: F401
 
 
@@ -28,7 +28,7 @@ def late_import_that_is_optional() -> None:
 
 
 @probe
-def module_of_its_own() -> None:
+def new_module() -> None:
     types.ModuleType("made")
 
 

@@ -87,7 +87,7 @@ def tls_handshake() -> None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         context.maximum_version = ssl.TLSVersion.TLSv1_2
-        context.set_ciphers("aNULL:@SECLEVEL=0")  # it takes no certificate
+        context.set_ciphers("aNULL:@SECLEVEL=0")  # needs no certificate
     there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
     server = contexts[0].wrap_bio(there, back, server_side=True)
     client = contexts[1].wrap_bio(back, there, server_hostname="b\u00fccher.example")

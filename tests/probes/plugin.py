@@ -1,6 +1,6 @@
-"""probes: runs ordinary operations of Python, one for each connection, where its worker is.
+"""probes: runs ordinary operations of Python in its worker, one for each connection.
 
-A client sends a probe's name and hears `ok` or what was raised; `?` lists the names.
+A client sends the name of a probe and receives `ok` or the exception; `?` lists the names.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from superd.plugin import Connection, Service, hookimpl
 from tests.probes import errors, imports, loops, network, system, texts
 from tests.probes.probe import PROBES, Probe
 
-MODULES = (texts, errors, loops, network, system, imports)  # each has put its probes into PROBES
+MODULES = (texts, errors, loops, network, system, imports)  # each adds its probes to PROBES
 
 
 class Probes(Service):
@@ -30,7 +30,7 @@ async def outcome(function: Probe) -> str:
         done = function()
         if inspect.isawaitable(done):
             await done
-    except BaseException as error:  # noqa: BLE001  whatever it is, it is the outcome
+    except BaseException as error:  # noqa: BLE001  any exception is the outcome
         return f"{type(error).__name__}: {error}"
     return "ok"
 

@@ -1,7 +1,7 @@
-"""What a probe is: an ordinary operation of Python, to be run in a worker.
+"""A probe: an ordinary operation of Python that runs in a worker.
 
-A probe's module imports at its top what a plugin would import there: only what Python does by
-itself, late and unasked, is put to the test.
+A module of probes imports at its top, as a plugin does. So a probe tests only what Python itself
+imports or opens late.
 """
 
 from __future__ import annotations
@@ -18,6 +18,6 @@ def probe(function: Probe) -> Probe:
 
 
 def expect(condition: object, what: str) -> None:
-    """Fail where Python itself says nothing."""
+    """Fail if a condition is false where Python itself raises nothing."""
     if not condition:
         raise LookupError(f"silently {what}")

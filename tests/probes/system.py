@@ -83,7 +83,7 @@ def shared_memory() -> None:
 
 
 @probe
-def memory_of_its_own() -> None:
+def anonymous_memory() -> None:
     mmap.mmap(-1, 4096).close()
     os.close(os.memfd_create("probe"))
 
@@ -106,7 +106,7 @@ def timers_and_signals() -> None:
 
 
 @probe
-def libraries_that_are_loaded() -> None:
+def loaded_libraries() -> None:
     ctypes.CDLL(None).getpid()
 
 

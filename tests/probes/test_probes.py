@@ -1,4 +1,4 @@
-"""What Python can still do in an empty jail: each probe works, or fails as it says here."""
+"""Ordinary operations of Python in an empty jail: each works or fails as listed here."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.harness import Superd, exchange, make_plugin
 
 
 def refused(module: str) -> str:
-    """Return what an import that comes too late is told: the module, and the cure."""
+    """Return the pattern of the error of a late import: the module and the remedy."""
     return rf"LateImportError: late import of '{module}' .*preload = \(\"{module}\",\)"
 
 
 def unknown(codec: str) -> str:
-    """Return the same for a codec, of which Python says no more than that it is not known."""
+    """Return the pattern of the error of a codec, which Python calls unknown."""
     return rf"LookupError: unknown encoding: .*preload = \(\"encodings\.{codec}\",\)"
 
 
@@ -29,8 +29,8 @@ CODECS_LEFT_OUT = {
     "rot13": "rot_13",
 }
 
-# The whole list of what does not work in an empty jail, and what is said then. What superd refuses
-# names the cure; of the others most say that there is no file.
+# Every probe that fails in an empty jail, with its error. An error of superd names the remedy; most
+# of the others say that a file is missing.
 FAILING = {
     **{f"codec_{name}": unknown(module) for name, module in CODECS_LEFT_OUT.items()},
     "late_import": refused("colorsys"),
@@ -64,7 +64,7 @@ FAILING = {
     "descriptors_in_proc": NO_FILE,
 }
 
-# what some hosts do not have either
+# files that some hosts lack
 FILES_OF_THE_HOST = {
     "look_up_a_service": "/etc/services",
     "look_up_a_service_with_a_host": "/etc/services",
@@ -74,7 +74,7 @@ FILES_OF_THE_HOST = {
 
 
 def outcomes(superd: Superd) -> dict[str, str]:
-    """Run all probes and return what each came to."""
+    """Run all probes and return the outcome of each."""
     names = exchange(superd.connect("probes"), b"?\n").decode().split()
     return {
         name: exchange(superd.connect("probes"), f"{name}\n".encode()).decode() for name in names
@@ -84,7 +84,7 @@ def outcomes(superd: Superd) -> dict[str, str]:
 def start(start_superd: Start, directory: Path, keys: str, loop: str) -> Superd:
     source = Path(__file__).with_name("plugin.py").read_text()
     env = make_plugin(directory / "plugins", "probes", source)
-    root = Path(__file__).parent.parent.parent  # of the probes, which the plugin imports
+    root = Path(__file__).parent.parent.parent  # the plugin imports the probes from there
     return start_superd(
         f"""
         [daemon]
@@ -100,7 +100,7 @@ def start(start_superd: Start, directory: Path, keys: str, loop: str) -> Superd:
 
 @pytest.mark.root
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_in_an_empty_jail_every_probe_works_or_fails_with_the_error_that_is_written_down(
+def test_in_an_empty_jail_every_probe_works_or_fails_with_the_listed_error(
     start_superd: Start, tmp_path: Path, jail: Path, loop: str
 ) -> None:
     superd = start(start_superd, tmp_path, f'chroot = "{jail}"', loop)
@@ -112,14 +112,14 @@ def test_in_an_empty_jail_every_probe_works_or_fails_with_the_error_that_is_writ
     assert {n for n, outcome in found.items() if outcome != "ok"} == set(FAILING)
     wrong = {n: found[n] for n, pattern in FAILING.items() if not re.match(pattern, found[n])}
     assert not wrong
-    assert superd.workers() == [worker], "no probe has ended the worker"
+    assert superd.workers() == [worker], "a probe has ended the worker"
     assert list(jail.iterdir()) == []
     assert superd.stop() == 0
 
 
 @pytest.mark.root
 def test_outside_a_jail_every_probe_works(start_superd: Start, tmp_path: Path) -> None:
-    """Otherwise its failure in a jail would mean nothing."""
+    """Else a failure in a jail would prove nothing."""
     found = outcomes(start(start_superd, tmp_path, 'user = "root"', "auto"))
     for name, file in FILES_OF_THE_HOST.items():
         if not Path(file).exists():

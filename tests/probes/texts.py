@@ -1,4 +1,4 @@
-"""Probes of texts, numbers and data, and of all that has to do with codecs."""
+"""Probes of texts, numbers, data and codecs."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ for _name in (
 
 @probe
 def encode_idna() -> None:
-    expect("b\u00fccher.example".encode("idna") == b"xn--bcher-kva.example", "encodes otherwise")
+    expect("b\u00fccher.example".encode("idna") == b"xn--bcher-kva.example", "encodes differently")
 
 
 @probe
@@ -126,7 +126,7 @@ def single_dispatch() -> None:
 
 @probe
 def number_formats() -> None:
-    expect(f"{1234567.891:,.2f} {7:n}" == "1,234,567.89 7", "otherwise")
+    expect(f"{1234567.891:,.2f} {7:n}" == "1,234,567.89 7", "differs")
     str(decimal.Decimal(1) / 3)
 
 
