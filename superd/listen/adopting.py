@@ -21,7 +21,7 @@ from superd.listen.binding import (
     set_device,
     set_owner_and_mode,
 )
-from superd.listen.failures import explained
+from superd.listen.failures import listen_error
 from superd.listen.listener import Listener
 from superd.net.addresses import Transport
 
@@ -58,10 +58,10 @@ def _change_all(reused: Sequence[tuple[Listener, Listener]]) -> None:
         try:
             _change(old, new)
         except OSError as error:
-            for was, would_be in reused[: number + 1]:
+            for was, failed in reused[: number + 1]:
                 with contextlib.suppress(OSError):
-                    _change(would_be, was)
-            raise explained(error, new.service, new.entry, new.address) from None
+                    _change(failed, was)
+            raise listen_error(error, new.service, new.entry, new.address) from None
 
 
 def _change(old: Listener, new: Listener) -> None:

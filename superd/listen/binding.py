@@ -162,7 +162,7 @@ def _is_stale(address: Address) -> bool:
         return probe.connect_ex(address.sockaddr) == errno.ECONNREFUSED
 
 
-def identity(path: str) -> tuple[int, int]:
+def file_identity(path: str) -> tuple[int, int]:
     """Return device and inode, which identify a file as long as it exists."""
     status = os.lstat(path)
     return (status.st_dev, status.st_ino)
@@ -171,7 +171,7 @@ def identity(path: str) -> tuple[int, int]:
 def file_at(path: str) -> tuple[int, int] | None:
     """Return the identity of the file at a path; None if there is none."""
     with contextlib.suppress(OSError):
-        return identity(path) if path.startswith("/") else None
+        return file_identity(path) if path.startswith("/") else None
     return None
 
 
@@ -181,5 +181,5 @@ def unlink_own(path: str, file: tuple[int, int]) -> None:
     Call this while the socket is open: until it is closed no other file can get its inode.
     """
     with contextlib.suppress(OSError):
-        if identity(path) == file:
+        if file_identity(path) == file:
             os.unlink(path)

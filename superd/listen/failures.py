@@ -47,23 +47,26 @@ class Failures:
             elif error.errno == errno.EADDRINUSE and (holder := self._holder(name, address)):
                 self.errors.append(AddressInUse(f"{_start(name, address)}: {holder}"))
             else:
-                self.errors.append(explained(error, name, service, address))
+                self.errors.append(listen_error(error, name, service, address))
 
     def _holder(self, name: str, address: Address) -> str:
         """Return which service of superd itself listens there; "" if none does."""
-        if (one := _with_address(self.opened, address)) is not None:
+        if (one := _find(self.opened, address)) is not None:
             return f"superd itself listens there for service.{one.service}"
-        if (one := _with_address(self.existing, address)) is None:
+        if (one := _find(self.existing, address)) is None:
             return ""
-        then = f" and `superd enable {name}`" if one.service == name else ""
+        commands = f"`superd disable {one.service}`"
+        if one.service == name:
+            commands += f", `superd reload` and `superd enable {name}`"
+        else:
+            commands += " and `superd reload`"
         return (
             f"superd itself listens there for service.{one.service} and cannot change that socket"
-            f" while it is open; restart superd, or run `superd disable {one.service}`,"
-            f" `superd reload`{then}"
+            f" while it is open; restart superd, or run {commands}"
         )
 
 
-def _with_address(listeners: Iterable[Listener], address: Address) -> Listener | None:
+def _find(listeners: Iterable[Listener], address: Address) -> Listener | None:
     file = file_at(address.path)
     for one in listeners:
         is_file = file is not None and file in (one.file, file_at(one.address.path))
@@ -72,7 +75,7 @@ def _with_address(listeners: Iterable[Listener], address: Address) -> Listener |
     return None
 
 
-def explained(error: OSError, name: str, service: Service, address: Address) -> SuperdError:
+def listen_error(error: OSError, name: str, service: Service, address: Address) -> SuperdError:
     """Return the error for the operator, with the remedy."""
     start = _start(name, address)
     if error.errno == errno.EADDRINUSE:
@@ -80,7 +83,7 @@ def explained(error: OSError, name: str, service: Service, address: Address) -> 
     if error.errno == errno.EADDRNOTAVAIL:
         return SuperdError(
             f"{start}: this machine does not have the address;"
-            " free-bind = true listens all the same"
+            " free-bind = true listens nevertheless"
         )
     if error.errno in (errno.EMFILE, errno.ENFILE):
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[0]

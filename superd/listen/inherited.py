@@ -21,7 +21,7 @@ from functools import partial
 
 from superd.config.model import Service
 from superd.errors import UsageError, printable
-from superd.listen.binding import identity, mode_of, prepare, unlink_own
+from superd.listen.binding import file_identity, mode_of, prepare, unlink_own
 from superd.listen.listener import Listener
 from superd.listen.listeners import sockets_of
 from superd.net.addresses import ANY_IPV4, Address, Transport
@@ -215,8 +215,8 @@ def _likely(
         yield owners.get(one.address, ""), one.address
 
 
-def _may_replace(one: Inherited, place: ServiceAddress) -> bool:
-    service, address = place
+def _may_replace(one: Inherited, wanted: ServiceAddress) -> bool:
+    service, address = wanted
     same_kind = one.address.transport is address.transport
     return not one.is_own and one.service == service and same_kind
 
@@ -233,18 +233,18 @@ def _is_unchanged(one: Inherited, service: Service, address: Address) -> bool:
     except OSError:
         return False
     return (
-        identity(address.path) == one.file
+        file_identity(address.path) == one.file
         and stat.S_IMODE(status.st_mode) == mode_of(address)
         and address.uid in (-1, status.st_uid)
         and address.gid in (-1, status.st_gid)
     )
 
 
-def _listener(one: Inherited, name: str, service: Service, asked: Address) -> Listener:
+def _listener(one: Inherited, name: str, service: Service, configured: Address) -> Listener:
     prepare(one.socket, one.address, service)
     is_external = not one.is_own
     listener = Listener(
-        name, service, asked, one.address, one.socket, file=one.file, is_external=is_external
+        name, service, configured, one.address, one.socket, file=one.file, is_external=is_external
     )
     listener.start()
     return listener

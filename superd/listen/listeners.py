@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from superd.config.model import Service
 from superd.errors import AddressInUse
-from superd.listen.binding import bind, file_at, identity
+from superd.listen.binding import bind, file_at, file_identity
 from superd.listen.failures import Failures, TooManyAddresses
 from superd.listen.listener import Listener
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
@@ -210,7 +210,7 @@ def _open(name: str, service: Service, address: Address, *, share: bool) -> List
         return Listener(name, service, address, address, receiver, entrance=entrance)
     sock = bind(service, address, share=share)
     if address.transport.is_unix:
-        file = None if address.path.startswith("@") else identity(address.path)
+        file = None if address.path.startswith("@") else file_identity(address.path)
         listener = Listener(name, service, address, address, sock, file=file)
         # at once, as another process may remove a socket file on which no process listens
         listener.start()

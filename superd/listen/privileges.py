@@ -1,6 +1,6 @@
 """Which ports only a privileged process may bind, and whether this process is one (ip(7)).
 
-Runs in the command line and the master. Never binds. Raises nothing.
+Runs in the command line and the master. Never binds. Never raises.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEFAULT_PORT_START = 1024
 
 
 def bind_remedy(address: Address) -> str:
-    """Return what binding this address takes that the process does not have; "" if nothing."""
+    """Return why this process may not bind an address, with the remedy; "" if it may."""
     start = first_unprivileged_port()
     if not 0 < address.port < start or may_bind_all_ports():
         return ""

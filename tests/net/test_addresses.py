@@ -67,11 +67,11 @@ NEARLY = r"(tcp|udp)://(\[[0-9a-f:.%]*\]|[0-9.*]*):[0-9-]*|unix(gram|packet)?://
 @given(st.one_of(st.text(), st.from_regex(NEARLY, fullmatch=True)))
 def test_any_text_is_an_address_or_refused_with_a_message(text: str) -> None:
     try:
-        told = " ".join(texts(text))
+        message = " ".join(texts(text))
     except ValueError as error:
-        told = str(error)
-    assert "://" in told or " " in told
-    assert "Error" not in told
+        message = str(error)
+    assert "://" in message or " " in message
+    assert "Error" not in message
 
 
 @pytest.mark.parametrize(

@@ -61,10 +61,10 @@ def test_any_text_is_a_destination_or_refused_with_a_message(text: str) -> None:
     try:
         one = parse_destination(text)
     except ValueError as error:
-        told = str(error)
-        assert " " in told
-        assert "Error" not in told
-        assert "codec" not in told
+        message = str(error)
+        assert " " in message
+        assert "Error" not in message
+        assert "codec" not in message
     else:
         assert parse_destination(str(one)) == one
 
@@ -120,7 +120,7 @@ STARTS = "an address that starts with one of tcp://, udp://, unix://, unixgram:/
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", HOST),
         ("127.0.0.1", HOST),
@@ -156,8 +156,8 @@ STARTS = "an address that starts with one of tcp://, udp://, unix://, unixgram:/
         ("unix:///run/a?mode=0660", "expected only the path of the socket, with nothing after a ?"),
     ],
 )  # fmt: skip
-def test_an_invalid_destination_is_refused_with_the_reason(text: str, told: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(told)):
+def test_an_invalid_destination_is_refused_with_the_reason(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
         parse_destination(text)
 
 

@@ -91,14 +91,14 @@ def test_an_invalid_pattern_is_refused_with_the_remedy(text: str, expected: str)
 
 @given(st.text())
 def test_any_text_is_a_pattern_or_a_value_error(text: str) -> None:
-    told = ""
+    message = ""
     try:
         pattern = parse_pattern(text)
     except ValueError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert parse_pattern(str(pattern)) == pattern
-    assert told.isprintable()
+    assert message.isprintable()
 
 
 @given(st.ip_addresses(), st.integers(0, 128))

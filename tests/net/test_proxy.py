@@ -122,7 +122,7 @@ def test_the_text_header_is_unknown_for_all_but_tcp() -> None:
 
 @pytest.mark.parametrize(("transport", "kind"), [(UNIX, "STREAM"), (UNIXGRAM, "DGRAM")])
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "sent"),
     [
         ("/run/a.sock", "/run/a.sock"),
         ("@abstract", "\0abstract"),
@@ -131,11 +131,11 @@ def test_the_text_header_is_unknown_for_all_but_tcp() -> None:
     ],
 )
 def test_the_paths_of_unix_sockets_are_in_the_header(
-    transport: Transport, kind: str, path: str, told: str
+    transport: Transport, kind: str, path: str, sent: str
 ) -> None:
     header = proxy_header_v2(Address(transport, path=path), Address(transport, path="/b"))
     assert len(header) == 232
-    assert read_v2(header) == ("UNIX", kind, (told, 0), ("/b", 0))
+    assert read_v2(header) == ("UNIX", kind, (sent, 0), ("/b", 0))
 
 
 @pytest.mark.parametrize(("host", "family"), [("192.0.2.1", "INET"), ("2001:db8::1", "INET6")])

@@ -48,26 +48,26 @@ for statement in {[*LATE, *(f"b'x'.decode({name!r})" for name in UNKNOWN)]}:
     except (ModuleNotFoundError, LookupError) as error:
         print(type(error).__name__, error)
 """
-    told = run(code).splitlines()
-    return dict(zip((*LATE, *UNKNOWN), told, strict=True))
+    message = run(code).splitlines()
+    return dict(zip((*LATE, *UNKNOWN), message, strict=True))
 
 
 @pytest.mark.parametrize(("statement", "module"), LATE.items())
 def test_a_late_import_is_refused_and_the_error_names_module_and_remedy(
     refusals: dict[str, str], statement: str, module: str
 ) -> None:
-    told = refusals[statement]
-    assert told.startswith(f"LateImportError late import of '{module}' after chroot")
-    assert f'preload = ("{module}",)' in told
+    message = refusals[statement]
+    assert message.startswith(f"LateImportError late import of '{module}' after chroot")
+    assert f'preload = ("{module}",)' in message
 
 
 @pytest.mark.parametrize(("name", "remedy"), UNKNOWN.items())
 def test_a_codec_that_was_not_loaded_is_unknown_and_the_error_names_the_remedy(
     refusals: dict[str, str], name: str, remedy: str
 ) -> None:
-    told = refusals[name]
-    assert told.startswith("LookupError unknown encoding: ")
-    assert f'preload = ("encodings.{remedy}",)' in told
+    message = refusals[name]
+    assert message.startswith("LookupError unknown encoding: ")
+    assert f'preload = ("encodings.{remedy}",)' in message
 
 
 def test_loaded_modules_and_those_of_the_interpreter_can_still_be_imported() -> None:
@@ -110,9 +110,9 @@ except ValueError:
 
 
 def test_outside_a_jail_each_late_import_is_reported_once_and_works() -> None:
-    told = run(
+    message = run(
         "import sys\nfrom superd.process import preload\n"
         "sys.meta_path.insert(0, preload.LateImportReporter(print))\n"
         "import colorsys, colorsys\nsys.modules.pop('colorsys')\nimport colorsys"
     )
-    assert told == "colorsys"
+    assert message == "colorsys"

@@ -208,7 +208,7 @@ def test_without_free_bind_the_error_names_the_remedy(tmp_path: Path) -> None:
     assert done.returncode == ExitCode.FAILED
     assert done.stderr.strip() == (
         "superd: service.echo: cannot listen on tcp://198.51.100.7:7007: this machine does not"
-        " have the address; free-bind = true listens all the same"
+        " have the address; free-bind = true listens nevertheless"
     )
 
 
