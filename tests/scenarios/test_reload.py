@@ -298,6 +298,7 @@ def test_a_reload_with_a_mistake_changes_nothing(served: Superd, mistake: str, h
     assert served.answer()["generation"] == generation + 1
 
 
+@pytest.mark.slow
 def test_a_reload_with_a_plugin_that_hangs_at_import_changes_nothing(
     start_superd: Start, tmp_path: Path
 ) -> None:
