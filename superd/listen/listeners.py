@@ -65,12 +65,13 @@ def listen(
         if address in shared and _port_key(address) not in ours:
             with failures.collect(name, service, address):
                 bind(service, address, share=False).close()
-    if failures.errors:
-        # the other addresses are tried as well, so that one run reports all errors
-        wanted = [one for one in wanted if one[2] not in shared]
+    # after an error the remaining addresses are tried as well, so that one run reports all errors
+    tried = shared if failures.errors else ()
     made: list[Listener] = []
     for number, (name, service, address) in enumerate(wanted):
-        if address in in_use.get(name, ()) or (number not in kept and (name, address) in covered):
+        if address in tried or address in in_use.get(name, ()):
+            continue
+        if number not in kept and (name, address) in covered:
             continue
         with failures.collect(name, service, address):
             if number in kept:

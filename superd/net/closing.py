@@ -17,7 +17,10 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # struct linger: on, for 0 seconds
 
 
 def undelivered(sock: Any) -> int:
-    """Return how many sent bytes the peer has not acknowledged (TIOCOUTQ, tcp(7)); 0 if unknown."""
+    """Return how many sent bytes the peer has not taken; 0 if unknown (TIOCOUTQ, tcp(7)).
+
+    A tcp peer takes bytes when it acknowledges them, a unix one when it reads them.
+    """
     queued = bytearray(4)
     try:
         fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, queued)

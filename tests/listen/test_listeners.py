@@ -135,6 +135,19 @@ def test_an_address_in_use_is_named_whether_it_shares_its_port_or_not(listening:
     )
 
 
+def test_a_shared_address_in_use_is_the_only_error_beside_a_kept_listener(
+    listening: Listen,
+) -> None:
+    kept = f"tcp://127.0.0.1:{free_port()}"
+    existing = listening(kept)
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = other.getsockname()[1]
+        shared = service(f"tcp://127.0.0.2:{port}", f"tcp://127.0.0.3:{port}", f"tcp://*:{port}")
+        with pytest.raises(AddressInUse) as caught:
+            listen({"shared": shared, "echo": service(kept)}, existing)
+    assert kept not in str(caught.value)
+
+
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_services_share_a_port_at_different_local_addresses(
     listening: Listen, transport: str
