@@ -11,20 +11,16 @@ import errno
 import os
 import socket
 import stat
-import struct
 
 from superd.config.model import Service
 from superd.net.addresses import Address
 from superd.net.pktinfo import enable_pktinfo
-from superd.net.timeouts import NO_TIMEOUT
+from superd.net.timeouts import ACCEPT_TIMEOUT, NO_TIMEOUT
 
 # Linux; the socket module lacks these names before Python 3.12 and 3.14
 IP_FREEBIND = 15
 IPV6_FREEBIND = 78
 
-# SO_RCVTIMEO, in seconds and microseconds: accept(2) returns soon even on a listener that another
-# process made blocking.
-ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
 DATAGRAM_BUFFER_BYTES = 1 << 20
 DEFAULT_UNIX_MODE = 0o666  # as in systemd; `mode=` and `allow` of the entry restrict it
 

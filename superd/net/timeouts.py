@@ -9,3 +9,6 @@ from __future__ import annotations
 import struct
 
 NO_TIMEOUT = struct.pack("@ll", 0, 0)
+
+# Of listeners: accept(2) returns soon even if another process has made the socket blocking.
+ACCEPT_TIMEOUT = struct.pack("@ll", 0, 10_000)
