@@ -1,4 +1,4 @@
-"""A worker that was taken over cannot write another's records, nor harm who writes them."""
+"""A compromised worker cannot write records of other workers or services, nor harm the master."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ for number in range(3, 100):
 """
 FORGED = {
     "another service": b'"service":"web","peer":"192.0.2.1:5"',
-    "a time that is none": b'"time":1e300,"peer":"192.0.2.1:5"',
+    "an impossible time": b'"time":1e300,"peer":"192.0.2.1:5"',
     "nested": b'"peer":' + b"[" * 1000 + b"]" * 1000,
     "infinite": b'"peer":"192.0.2.1:5","duration":Infinity',
 }
 
 
 @pytest.mark.parametrize("form", ["text", "json", "xinetd"])
-def test_a_worker_that_forges_records_is_ended_and_nothing_of_them_written(
+def test_a_worker_that_forges_records_is_ended_and_its_records_are_not_written(
     start_superd: Start, tmp_path: Path, form: str
 ) -> None:
     file = tmp_path / "records"

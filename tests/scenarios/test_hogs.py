@@ -1,4 +1,4 @@
-"""A plugin that keeps its worker busy, or breeds processes, holds up its own pool and no other."""
+"""A plugin that keeps its worker busy, or forks without end, affects only its own pool."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from tests.conftest import Start
 from tests.support.clients import connect_many
 from tests.support.harness import Superd, exchange, make_plugin
 
-BUSY = f"superd-hog-{os.getpid()}"  # the hogs go on for as long as a socket of this name is there
-MOST_PROCESSES = 40
+BUSY = f"superd-hog-{os.getpid()}"  # the hogs run while a socket of this name is bound
+MAX_PROCESSES = 40
 
 PLUGIN = f"""
     import asyncio, os, socket, time
@@ -70,7 +70,7 @@ TOML = f"""
 plugin = "hog"
 listen = "tcp://127.0.0.1:0"
 pool = "hogs"
-rlimits = {{ nproc = {MOST_PROCESSES} }}
+rlimits = {{ nproc = {MAX_PROCESSES} }}
 
 [service.echo]
 plugin = "echo"
@@ -80,7 +80,7 @@ listen = "tcp://127.0.0.1:0"
 
 @contextlib.contextmanager
 def busy() -> Iterator[None]:
-    """Keep the hogs going."""
+    """Keep the hogs running."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as flag:
         flag.bind(f"\0{BUSY}")
         yield
@@ -90,7 +90,7 @@ def busy() -> Iterator[None]:
     "act",
     ["block", "spin", "flood", pytest.param("breed", marks=pytest.mark.root)],
 )
-def test_a_hog_holds_up_its_own_pool_only(start_superd: Start, tmp_path: Path, act: str) -> None:
+def test_a_hog_affects_only_its_own_pool(start_superd: Start, tmp_path: Path, act: str) -> None:
     served = start_superd(TOML, env=make_plugin(tmp_path / "plugins", "hog", PLUGIN))
     with served.connect("hog") as hog:
         with busy(), connect_many(served.address("echo"), 20) as sessions:
@@ -107,5 +107,5 @@ def test_a_hog_holds_up_its_own_pool_only(start_superd: Start, tmp_path: Path, a
 
 
 def exchange_line(served: Superd, act: str) -> bytes:
-    """Have a hog start that has nothing to go on for."""
+    """Start a hog that ends immediately, and return its first line."""
     return exchange(served.connect("hog"), act.encode() + b"\n")

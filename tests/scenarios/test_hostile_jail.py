@@ -1,4 +1,4 @@
-"""A jail that others can write: nothing that they put there is ever taken."""
+"""A jail that other users can write: superd never opens or runs a file in it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ HOSTILE = (
 
 
 def furnish(jail: Path) -> None:
-    """Put into a jail what would be taken from it by whoever looks there, and open it to all."""
+    """Fill a jail with modules and libraries that careless code would load; make it writable."""
     for directory in ("", *(entry.lstrip("/") for entry in sys.path if entry.startswith("/"))):
         for name in HOSTILE:
             file = jail / directory / name
@@ -55,10 +55,10 @@ def furnish(jail: Path) -> None:
 
 
 def opened(trace: Path, worker: int) -> list[str]:
-    """Return the calls of strace's report that a worker in its jail made to open something.
+    """Return the calls in strace's report by which a worker in its jail opened a file.
 
-    Python 3.13 opens "<unknown>" where it cannot parse a line for the marks below it in a
-    traceback: it would be the text of an error that nobody sees.
+    Python 3.13 tries to open "<unknown>" if it cannot parse a line of a traceback for the markers
+    below it. The file would only be quoted in an error that is not shown.
     """
     lines = [line for line in trace.read_text().splitlines() if line.startswith(f"{worker} ")]
     start = next(n for n, line in enumerate(lines) if "chroot(" in line)
@@ -69,7 +69,7 @@ def opened(trace: Path, worker: int) -> list[str]:
 @pytest.mark.root
 @pytest.mark.tool("strace")
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_nothing_is_ever_opened_in_a_jail_that_others_can_write(
+def test_a_worker_opens_no_file_in_a_jail_that_others_can_write(
     start_superd: Start, tmp_path: Path, jail: Path, loop: str
 ) -> None:
     trace = tmp_path / "trace"
@@ -89,8 +89,8 @@ def test_nothing_is_ever_opened_in_a_jail_that_others_can_write(
                 start_of_chargen(superd, ask)
             else:
                 ask(superd, name, b"x\r\n")
-    for what in ("email.mime.text", "mailbox", "encodings.cp500"):
-        assert connect_and_receive(superd.address("late"), what.encode()) == RESET
+    for module in ("email.mime.text", "mailbox", "encodings.cp500"):
+        assert connect_and_receive(superd.address("late"), module.encode()) == RESET
     assert connect_and_receive(superd.address("failing"), b"no number\n") == RESET
     superd.wait_for_log(r"\|     number = json.loads\(line\)")
     [worker] = superd.workers()
@@ -101,10 +101,10 @@ def test_nothing_is_ever_opened_in_a_jail_that_others_can_write(
 
 @pytest.mark.root
 @pytest.mark.tool("strace")
-def test_looking_up_names_loads_no_library_from_the_jail(
+def test_name_lookups_load_no_library_from_the_jail(
     start_superd: Start, tmp_path: Path, jail: Path
 ) -> None:
-    """The jail has an nsswitch.conf that names a library, and libraries that the host names."""
+    """The jail has an nsswitch.conf, and libraries that it and the host's nsswitch.conf name."""
     trace = tmp_path / "trace"
     superd = start_superd(
         f"""
@@ -135,7 +135,7 @@ for look_up, name in (
     [worker] = superd.workers()
     assert superd.stop() == 0
     calls = opened(trace, worker)
-    assert [call for call in calls if "/etc/passwd" in call], "the lookups are in the trace"
+    assert [call for call in calls if "/etc/passwd" in call], "the lookups are not in the trace"
     libraries = [call for call in calls if ".so" in call or "nsswitch" in call]
     assert libraries == []
     assert not [call for call in calls if "execve" in call]

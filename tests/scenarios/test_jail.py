@@ -1,4 +1,4 @@
-"""Services in an empty root directory: they answer, they explain, and they end well."""
+"""Services in an empty jail: they answer, log their errors with source lines, and end cleanly."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def test_every_bundled_plugin_answers_over_every_transport_in_an_empty_jail(
         assert ask(superd, "echo", b"hello") == b"hello"
         assert ask(superd, "discard", b"hello") == b""
         assert ask(superd, "qotd", b"") == QUOTE + b"\r\n"
-        said = ask(superd, "daytime", b"").decode().strip()
-        assert abs(time.mktime(time.strptime(said)) - time.time()) < EVENT_TIMEOUT
+        daytime = ask(superd, "daytime", b"").decode().strip()
+        assert abs(time.mktime(time.strptime(daytime)) - time.time()) < EVENT_TIMEOUT
         seconds = int.from_bytes(ask(superd, "time", b""))
         assert abs(seconds - 2_208_988_800 - time.time()) < EVENT_TIMEOUT
         assert ask(superd, "message", ask.__name__.encode()).decode().strip() == message
@@ -83,7 +83,7 @@ def test_a_plugin_that_raises_in_a_jail_is_logged_with_its_source_lines(
     assert "|     self.fail(line.strip())" in superd.log()
     assert "|     number = json.loads(line)  # the line that fails" in superd.log()
 
-    # and superd's own lines, where the plugin fails in a call of superd's
+    # the plugin fails in a function of superd: superd's source lines are logged, too
     assert connect_and_receive(superd.address("failing"), b"x" * 200) == RESET
     superd.wait_for_log(r"\| .*LineTooLong")
     assert "|     line = await conn.readline(100)" in superd.log()
@@ -92,7 +92,7 @@ def test_a_plugin_that_raises_in_a_jail_is_logged_with_its_source_lines(
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    ("what", "told", "answer"),
+    ("module", "error", "answer"),
     [
         ("colorsys", r"late import of 'colorsys' .*preload = \(\"colorsys\",\)", b"colorsys"),
         (
@@ -102,37 +102,39 @@ def test_a_plugin_that_raises_in_a_jail_is_logged_with_its_source_lines(
         ),
     ],
 )
-def test_a_late_import_costs_the_session_is_named_and_preload_cures_it(
-    start_superd: Start, tmp_path: Path, jail: Path, what: str, told: str, answer: bytes
+def test_a_late_import_in_a_jail_fails_with_a_hint_and_works_with_preload(
+    start_superd: Start, tmp_path: Path, jail: Path, module: str, error: str, answer: bytes
 ) -> None:
     toml, env = services_late_and_early(tmp_path, str(jail))
     superd = start_superd(toml, env=env)
-    assert connect_and_receive(superd.address("late"), what.encode()) == RESET
-    superd.wait_for_log(rf"error: plugin late failed: .*{told}.* service=late conn=")
-    assert exchange(superd.connect("late"), b"sys") == b"sys", "it goes on"
-    assert exchange(superd.connect("early"), what.encode()) == answer
+    assert connect_and_receive(superd.address("late"), module.encode()) == RESET
+    superd.wait_for_log(rf"error: plugin late failed: .*{error}.* service=late conn=")
+    assert exchange(superd.connect("late"), b"sys") == b"sys", (
+        "the service fails after a late import"
+    )
+    assert exchange(superd.connect("early"), module.encode()) == answer
     assert "plugin early failed" not in superd.log()
 
 
 @pytest.mark.root
-def test_a_late_import_without_a_jail_works_and_is_told_for_the_day_there_is_one(
+def test_a_late_import_without_a_jail_works_and_is_logged_once(
     start_superd: Start, tmp_path: Path
 ) -> None:
     toml, env = services_late_and_early(tmp_path, "")
     chatty = '[daemon]\nlog-level = "debug"\n'
-    rooted = (
-        f'{chatty}[defaults]\nuser = "root"\n{toml}'  # the interpreter may be hidden from others
-    )
+
+    # only root can certainly read the interpreter
+    rooted = f'{chatty}[defaults]\nuser = "root"\n{toml}'
     superd = start_superd(rooted, env=env)
     for _ in range(2):
         assert exchange(superd.connect("late"), b"colorsys") == b"colorsys"
-    told = "late import of 'colorsys': a chroot would refuse it"
-    superd.wait_for_log(told)
-    assert superd.log().count(told) == 1
+    message = "late import of 'colorsys': a chroot would refuse it"
+    superd.wait_for_log(message)
+    assert superd.log().count(message) == 1
 
 
 @pytest.mark.root
-def test_a_module_to_preload_that_is_not_there_is_told_at_the_start(
+def test_a_missing_module_in_preload_is_logged_at_the_start(
     start_superd: Start, tmp_path: Path, jail: Path
 ) -> None:
     toml, env = services_late_and_early(tmp_path, str(jail))
@@ -144,7 +146,7 @@ def test_a_module_to_preload_that_is_not_there_is_told_at_the_start(
 
 
 @pytest.mark.root
-def test_what_a_plugins_thread_raises_is_logged_as_a_daemon_has_no_standard_error(
+def test_exceptions_in_threads_and_finalizers_of_a_plugin_are_logged(
     start_superd: Start, tmp_path: Path, jail: Path
 ) -> None:
     superd = start_superd(
@@ -197,7 +199,7 @@ for _ in range(8):
 
 
 def end_workers(superd: Superd, code: str, times: int) -> None:
-    """Stop a worker that many times after the code has run in it, as a reload or a drain would."""
+    """Run code in a worker and stop the worker with TERM, `times` times; check its exit code."""
     for _ in range(times):
         [worker] = until(superd.workers, "a worker")
         run_inside(superd, "inside", code)

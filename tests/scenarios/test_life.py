@@ -1,4 +1,4 @@
-"""A superd's life in the surroundings that it may be started in, and its death in each."""
+"""superd's start and end: without a master, with ignored signals, in a terminal, as process 1."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.support.harness import (
     until,
 )
 
-SESSIONS = 20
+CONNECTIONS = 20
 
 ECHO = """
 [daemon]
@@ -56,30 +56,32 @@ def connects(superd: Superd) -> bool:
     return True
 
 
-def test_a_killed_master_leaves_connections_to_finish_and_its_addresses_to_the_next(
+def test_workers_of_a_killed_master_finish_their_connections_and_release_the_addresses(
     start_superd: Start, loop: str
 ) -> None:
     superd = start_superd(configuration(loop))
     workers = proc.children(superd.pid)
-    with connect_many(superd.address("echo"), SESSIONS) as clients:
+    with connect_many(superd.address("echo"), CONNECTIONS) as clients:
         for client in clients:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
         os.kill(superd.pid, signal.SIGKILL)
-        until(lambda: not connects(superd), "the workers to accept no more")
+        until(lambda: not connects(superd), "the workers to stop accepting")
         again = start_superd(configuration(loop, port=superd.address("echo")[1]))
         assert exchange(again.connect("echo"), b"hello") == b"hello"
-        assert [exchange(client, b"last words") for client in clients] == [b"last words"] * SESSIONS
+        assert [exchange(client, b"last words") for client in clients] == [
+            b"last words"
+        ] * CONNECTIONS
     until(lambda: not [pid for pid in workers if is_alive(pid)], "the end of the old workers")
     assert exchange(again.connect("echo"), b"hello") == b"hello"
 
 
-def test_workers_whose_master_was_killed_drain_no_longer_than_they_may(
+def test_workers_of_a_killed_master_drain_for_drain_timeout_at_most(
     start_superd: Start,
 ) -> None:
     superd = start_superd(configuration(drain="1s"))
     workers = proc.children(superd.pid)
-    with connect_many(superd.address("echo"), SESSIONS) as clients:
+    with connect_many(superd.address("echo"), CONNECTIONS) as clients:
         for client in clients:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
@@ -89,7 +91,7 @@ def test_workers_whose_master_was_killed_drain_no_longer_than_they_may(
     until(lambda: not [pid for pid in workers if is_alive(pid)], "the end of the workers")
 
 
-HANDICAPPED = """
+WITH_SIGNALS_IGNORED = """
 import os, signal, sys
 for number in (signal.SIGCHLD, signal.SIGHUP, signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
     signal.signal(number, signal.SIG_IGN)
@@ -98,10 +100,10 @@ os.execvp(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_signals_that_were_ignored_and_blocked_by_whoever_started_superd_work(
+def test_superd_handles_signals_that_its_parent_ignored_and_blocked(
     start_superd: Start,
 ) -> None:
-    superd = start_superd(configuration(), sys.executable, "-c", HANDICAPPED)
+    superd = start_superd(configuration(), sys.executable, "-c", WITH_SIGNALS_IGNORED)
     for pid in (superd.pid, *proc.children(superd.pid)):
         assert proc.threads(pid)[0]["SigBlk"] == proc.NO_CAPABILITY
     superd.signal(signal.SIGHUP)
@@ -116,7 +118,7 @@ def test_signals_that_were_ignored_and_blocked_by_whoever_started_superd_work(
 
 
 @pytest.mark.tool("nohup")
-def test_superd_survives_the_terminal_it_was_started_from(start_superd: Start) -> None:
+def test_superd_under_nohup_reloads_on_hup(start_superd: Start) -> None:
     superd = start_superd(configuration(), "nohup")
     superd.signal(signal.SIGHUP)
     superd.wait_for_log("reloaded: ")
@@ -126,7 +128,9 @@ def test_superd_survives_the_terminal_it_was_started_from(start_superd: Start) -
 
 
 @pytest.mark.tool("setsid")
-def test_ctrl_c_in_a_terminal_stops_at_once_and_without_a_traceback(tmp_path: Path) -> None:
+def test_ctrl_c_in_a_terminal_stops_superd_immediately_and_without_a_traceback(
+    tmp_path: Path,
+) -> None:
     controller, terminal = os.openpty()
     superd = Superd(tmp_path, configuration())
     process = subprocess.Popen(
@@ -153,7 +157,7 @@ def test_ctrl_c_in_a_terminal_stops_at_once_and_without_a_traceback(tmp_path: Pa
         try:
             while part := keyboard.read(4096):
                 shown += part
-        except OSError:  # the terminal has no other side any more
+        except OSError:  # the last process has closed the terminal
             pass
     assert not [pid for pid in pids if is_alive(pid)]
     lines = shown.decode().splitlines()
@@ -167,7 +171,7 @@ def test_ctrl_c_in_a_terminal_stops_at_once_and_without_a_traceback(tmp_path: Pa
 
 @pytest.mark.root
 @pytest.mark.tool("unshare", "nsenter")
-def test_as_process_1_it_reaps_orphans_and_can_be_stopped(tmp_path: Path) -> None:
+def test_superd_as_process_1_reaps_orphans_and_stops_on_term(tmp_path: Path) -> None:
     superd = Superd(tmp_path, configuration())
     process = subprocess.Popen(
         [
@@ -181,8 +185,10 @@ def test_as_process_1_it_reaps_orphans_and_can_be_stopped(tmp_path: Path) -> Non
     try:
         assert process.stdout is not None
         lines = read_lines(process.stdout)
-        assert "ready" in lines  # which reads no further
-        assert (tmp_path / "pid").read_text() == "1\n"  # so that number is not to be signalled
+        assert "ready" in lines  # reads up to that line only
+        assert (
+            tmp_path / "pid"
+        ).read_text() == "1\n"  # its pid in the namespace, so it cannot be signalled here
         (master,) = proc.children(process.pid)
         workers = proc.children(master)
         orphans = "for number in $(seq 50); do sleep 600 & done"
@@ -192,7 +198,7 @@ def test_as_process_1_it_reaps_orphans_and_can_be_stopped(tmp_path: Path) -> Non
         assert len(adopted) == 50
         for pid in adopted:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: proc.children(master) == workers, "all orphans to be reaped")
+        until(lambda: proc.children(master) == workers, "the reaping of all orphans")
 
         os.kill(workers[0], signal.SIGKILL)
         until(lambda: len(set(proc.children(master)) - {workers[0]}) == 2, "a new worker")
@@ -208,7 +214,7 @@ def test_as_process_1_it_reaps_orphans_and_can_be_stopped(tmp_path: Path) -> Non
 
 @pytest.mark.root
 @pytest.mark.tool("unshare")
-def test_as_process_1_it_can_be_stopped_before_it_serves(tmp_path: Path) -> None:
+def test_superd_as_process_1_stops_on_term_during_its_start(tmp_path: Path) -> None:
     superd = Superd(tmp_path, configuration())
     process = subprocess.Popen(
         [
@@ -228,6 +234,6 @@ def test_as_process_1_it_can_be_stopped_before_it_serves(tmp_path: Path) -> None
 
 
 def caught_by(pid: int) -> set[int]:
-    """Return the signals that a process has handlers for."""
+    """Return the signals for which a process has handlers."""
     mask = int(proc.threads(pid)[0]["SigCgt"], 16)
     return {number for number in range(1, 65) if mask >> (number - 1) & 1}

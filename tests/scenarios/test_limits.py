@@ -1,4 +1,4 @@
-"""Limits with real clients: never exceeded, and in the way for no longer than they have to be."""
+"""Limits with real clients: never exceeded, and a freed slot is used immediately."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from tests.support.clients import (
 )
 from tests.support.harness import EVENT_TIMEOUT, Address, Superd, exchange, until
 
-PLACES = 50
+SLOTS = 50  # max-connections in RACE
 
 
 @contextlib.contextmanager
-def waiting_clients(address: Address, number: int) -> Iterator[set[socket.socket]]:
-    """Connect clients that each say something, and wait to be answered."""
+def pending_clients(address: Address, number: int) -> Iterator[set[socket.socket]]:
+    """Connect clients that each send a byte and wait for the answer."""
     with contextlib.ExitStack() as stack:
         clients = {stack.enter_context(connect_tcp(address)) for _ in range(number)}
         for client in clients:
@@ -38,32 +38,32 @@ def waiting_clients(address: Address, number: int) -> Iterator[set[socket.socket
 
 
 def answered(clients: set[socket.socket]) -> set[socket.socket]:
-    """Return the clients that have been answered, which takes one at least."""
+    """Wait until a client has an answer; return all clients that have one."""
     poll = select.poll()
     by_descriptor = {client.fileno(): client for client in clients}
     for descriptor in by_descriptor:
         poll.register(descriptor, select.POLLIN)
     ready = poll.poll(EVENT_TIMEOUT * 1000)
-    assert ready, "nobody is answered any more"
+    assert ready, "no client is answered any more"
     return {by_descriptor[descriptor] for descriptor, _ in ready}
 
 
-def race(served: Superd, service: str, clients: set[socket.socket], places: int) -> None:
-    """Have all clients served, and see that there are never more inside than there are places."""
-    inside: set[socket.socket] = set()
-    outside = set(clients)
-    fullest = 0
-    while outside:
-        inside |= answered(outside)
-        outside -= inside
-        fullest = max(fullest, len(inside))
-        assert len(inside) <= places
-        assert served.counts(service)["active"] <= places
-        if len(inside) == places or not outside:
-            for client in inside:
+def race(served: Superd, service: str, clients: set[socket.socket], slots: int) -> None:
+    """Check that all clients are served, and never more than `slots` at the same time."""
+    admitted: set[socket.socket] = set()
+    pending = set(clients)
+    highest = 0
+    while pending:
+        admitted |= answered(pending)
+        pending -= admitted
+        highest = max(highest, len(admitted))
+        assert len(admitted) <= slots
+        assert served.counts(service)["active"] <= slots
+        if len(admitted) == slots or not pending:
+            for client in admitted:
                 client.close()
-            inside.clear()
-    assert fullest == min(places, len(clients))
+            admitted.clear()
+    assert highest == min(slots, len(clients))
 
 
 RACE = """
@@ -77,33 +77,33 @@ max-connections = 50
 """
 
 
-def test_a_thousand_clients_of_four_workers_never_get_more_places_than_there_are(
+def test_a_thousand_clients_of_four_workers_never_exceed_max_connections(
     start_superd: Start,
 ) -> None:
     served = start_superd(RACE)
-    with waiting_clients(served.address("echo"), 1000) as clients:
-        race(served, "echo", clients, PLACES)
+    with pending_clients(served.address("echo"), 1000) as clients:
+        race(served, "echo", clients, SLOTS)
     served.wait_until_idle("echo")
-    with waiting_clients(served.address("echo"), PLACES) as again:
-        race(served, "echo", again, PLACES)
-    assert served.counts("echo")["accepted"] == 1000 + PLACES
+    with pending_clients(served.address("echo"), SLOTS) as again:
+        race(served, "echo", again, SLOTS)
+    assert served.counts("echo")["accepted"] == 1000 + SLOTS
 
 
-def test_a_worker_that_dies_gives_its_places_back(start_superd: Start) -> None:
+def test_a_killed_worker_releases_its_slots(start_superd: Start) -> None:
     served = start_superd(RACE)
-    with waiting_clients(served.address("echo"), PLACES) as clients:
-        inside: set[socket.socket] = set()
-        while len(inside) < PLACES:
-            inside |= answered(clients - inside)
+    with pending_clients(served.address("echo"), SLOTS) as clients:
+        admitted: set[socket.socket] = set()
+        while len(admitted) < SLOTS:
+            admitted |= answered(clients - admitted)
         for worker in served.workers():
             os.kill(worker, signal.SIGKILL)
         for client in clients:
             assert receive_to_end(client)[1] in ("fin", "reset")
-        with waiting_clients(served.address("echo"), PLACES + 30) as successors:
-            race(served, "echo", successors, PLACES)
+        with pending_clients(served.address("echo"), SLOTS + 30) as successors:
+            race(served, "echo", successors, SLOTS)
 
 
-def test_clients_at_a_limit_wait_and_are_served_as_soon_as_there_is_room(
+def test_clients_at_a_limit_wait_and_are_served_once_a_slot_is_free(
     start_superd: Start,
 ) -> None:
     served = start_superd(
@@ -115,15 +115,15 @@ def test_clients_at_a_limit_wait_and_are_served_as_soon_as_there_is_room(
         """
     )
     first, second = served.addresses("echo")
-    with connect_tcp(first) as inside, connect_tcp(second) as outside:
-        inside.sendall(b"in")
-        assert inside.recv(10) == b"in"
-        outside.sendall(b"out")
-        until(lambda: served.counts("echo")["waits"], "somebody to be kept waiting")
-        assert is_open(outside)
-        assert served.counts("echo")["accepted"] == 1  # the kernel has the other one
-        inside.close()
-        assert outside.recv(10) == b"out"
+    with connect_tcp(first) as admitted, connect_tcp(second) as pending:
+        admitted.sendall(b"in")
+        assert admitted.recv(10) == b"in"
+        pending.sendall(b"out")
+        until(lambda: served.counts("echo")["waits"], "a client to wait")
+        assert is_open(pending)
+        assert served.counts("echo")["accepted"] == 1  # the other client is in the backlog
+        admitted.close()
+        assert pending.recv(10) == b"out"
 
 
 TOML = """
@@ -171,7 +171,7 @@ listen = "tcp://127.0.0.1:0"
 
 
 @contextlib.contextmanager
-def one_inside(served: Superd, service: str) -> Iterator[socket.socket]:
+def one_client(served: Superd, service: str) -> Iterator[socket.socket]:
     with served.connect(service) as client:
         client.sendall(b"x")
         assert client.recv(1) == b"x"
@@ -179,8 +179,8 @@ def one_inside(served: Superd, service: str) -> Iterator[socket.socket]:
     served.wait_until_idle(service)
 
 
-def test_who_is_rejected_is_told_why_even_if_it_has_sent_something(served: Superd) -> None:
-    with one_inside(served, "rejects"):
+def test_a_rejected_client_gets_the_banner_even_if_it_has_sent_data(served: Superd) -> None:
+    with one_client(served, "rejects"):
         for _ in range(30):
             assert connect_and_receive(served.address("rejects"), b"unread") == (
                 b"all lines are busy\r\n",
@@ -190,15 +190,18 @@ def test_who_is_rejected_is_told_why_even_if_it_has_sent_something(served: Super
     assert exchange(served.connect("rejects"), b"now") == b"now"
 
 
-def test_who_is_held_hears_nothing_and_takes_no_place(served: Superd) -> None:
-    with one_inside(served, "holds") as inside, served.connect("holds") as held:
+def test_a_client_in_the_tarpit_gets_no_data_and_occupies_no_slot(served: Superd) -> None:
+    with one_client(served, "holds") as admitted, served.connect("holds") as held:
         held.sendall(b"hello?")
-        until(lambda: served.counts("holds")["refused-max-connections"] == 1, "it to be held")
+        until(
+            lambda: served.counts("holds")["refused-max-connections"] == 1,
+            "the client in the tarpit",
+        )
         assert is_open(held)
-        inside.sendall(b"y")
-        assert inside.recv(1) == b"y"
+        admitted.sendall(b"y")
+        assert admitted.recv(1) == b"y"
         assert served.counts("holds")["active"] == 1
-    with one_inside(served, "holds"):
+    with one_client(served, "holds"):
         pass
 
 
@@ -216,21 +219,24 @@ on-limit = "tarpit"
 """
 
 
-def test_a_crowd_that_is_held_takes_a_quarter_of_the_descriptors_and_gives_way(
+def test_the_tarpit_uses_a_quarter_of_the_descriptors_and_frees_them_on_demand(
     start_superd: Start,
 ) -> None:
     served = start_superd(TIGHT)
     with contextlib.ExitStack() as stack:
         held = [stack.enter_context(served.connect("holds")) for _ in range(101)]
-        until(lambda: served.counts("holds")["refused-max-per-source"] == 100, "them to be held")
-        until(lambda: sum(map(is_open, held)) == 1 + 64 // 4, "most of them to be let go")
-        for number in range(60):  # the last of them finds no descriptor, but in the tarpit
+        until(
+            lambda: served.counts("holds")["refused-max-per-source"] == 100,
+            "the clients in the tarpit",
+        )
+        until(lambda: sum(map(is_open, held)) == 1 + 64 // 4, "most of them to be closed")
+        for number in range(60):  # the last ones need descriptors from the tarpit
             client = stack.enter_context(served.connect("other", f"127.0.2.{number + 1}"))
             client.sendall(b"x")
-        until(lambda: sum(map(is_open, held)) == 1, "all to be let go")
+        until(lambda: sum(map(is_open, held)) == 1, "all of them to be closed")
 
 
-def test_each_source_has_places_of_its_own(served: Superd) -> None:
+def test_max_per_source_limits_each_source_separately(served: Superd) -> None:
     with contextlib.ExitStack() as stack:
         for source in ("127.0.0.2", "127.0.0.3", "127.0.0.4"):
             for _ in range(2):
@@ -244,7 +250,7 @@ def test_each_source_has_places_of_its_own(served: Superd) -> None:
     assert exchange(served.connect("few", "127.0.0.2"), b"again") == b"again"
 
 
-def test_the_peers_of_a_unix_socket_are_sources_by_their_user(served: Superd) -> None:
+def test_the_source_of_a_unix_client_is_its_user(served: Superd) -> None:
     with contextlib.ExitStack() as stack:
         path = served.directory / "few"
         for _ in range(2):
@@ -255,13 +261,13 @@ def test_the_peers_of_a_unix_socket_are_sources_by_their_user(served: Superd) ->
     served.wait_until_idle("few")
 
 
-def test_a_rate_lets_a_burst_in_and_no_more(served: Superd) -> None:
+def test_a_rate_admits_a_burst_and_refuses_more_clients(served: Superd) -> None:
     answers = [receive_and_close(served.connect("slow")) for _ in range(5)]
     assert [bool(answer) for answer in answers] == [True] * 3 + [False] * 2
     assert served.counts("slow")["refused-rate"] == 2
 
 
-def test_one_source_cannot_use_up_the_rate_of_another(served: Superd) -> None:
+def test_a_source_cannot_use_up_the_rate_of_another_source(served: Superd) -> None:
     for source in ("127.0.0.2", "127.0.0.3"):
         answers = [receive_and_close(served.connect("fair", source)) for _ in range(4)]
         assert [bool(answer) for answer in answers] == [True] * 2 + [False] * 2
@@ -271,7 +277,7 @@ def has_refused(served: Superd, service: str, number: int) -> bool:
     return served.counts(service)["refused-rate-per-source"] == number
 
 
-def test_datagrams_have_the_rate_of_their_source_too(served: Superd) -> None:
+def test_rate_per_source_limits_datagrams(served: Superd) -> None:
     for source in ("127.0.0.5", "127.0.0.6"):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
             client.bind((source, 0))
@@ -282,11 +288,11 @@ def test_datagrams_have_the_rate_of_their_source_too(served: Superd) -> None:
                 client.send(b"?" * 30)
             assert client.recv(100)
             assert client.recv(100)
-            until(partial(has_refused, served, "fair", refused), "three more to be refused")
+            until(partial(has_refused, served, "fair", refused), "three more refusals")
             assert not select.select([client], [], [], 0)[0]
 
 
-def test_a_load_below_the_limit_keeps_nobody_out(served: Superd) -> None:
+def test_a_load_below_the_limit_refuses_no_client(served: Superd) -> None:
     assert receive_and_close(served.connect("calm"))
 
 
@@ -302,11 +308,13 @@ def test_a_load_beyond_the_limit_makes_clients_wait(start_superd: Start) -> None
     if not os.getloadavg()[0]:
         pytest.skip("this machine has no load at all")
     with served.connect("calm") as client:
-        until(lambda: served.counts("calm")["waits"], "the client to be kept waiting")
+        until(lambda: served.counts("calm")["waits"], "the client to wait")
         assert is_open(client)
 
 
-def test_the_daemons_limits_are_for_all_services_and_pools_together(start_superd: Start) -> None:
+def test_the_limits_of_the_daemon_count_all_services_and_pools_together(
+    start_superd: Start,
+) -> None:
     served = start_superd(
         """
         [daemon]
@@ -333,7 +341,7 @@ def test_the_daemons_limits_are_for_all_services_and_pools_together(start_superd
             assert served.counts(service)["refused-daemon-max-connections"] == 1
 
 
-def test_connections_are_counted_by_how_long_they_lasted(served: Superd) -> None:
+def test_connections_are_counted_by_their_duration(served: Superd) -> None:
     def of_other() -> list[int]:
         services = served.answer()["services"]
         durations: list[int] = next(s["durations"] for s in services if s["name"] == "other")
@@ -342,10 +350,10 @@ def test_connections_are_counted_by_how_long_they_lasted(served: Superd) -> None
     assert sum(of_other()) == 0
     for _ in range(3):
         exchange(served.connect("other"), b"x")
-    until(lambda: sum(of_other()) == 3, "three connections to be counted")
+    until(lambda: sum(of_other()) == 3, "three counted connections")
 
 
-def test_a_flood_from_one_source_keeps_nobody_else_out(served: Superd) -> None:
+def test_a_flood_from_one_source_does_not_affect_other_clients(served: Superd) -> None:
     noisy = served.address("fair")
     for number in range(40):
         with contextlib.ExitStack() as stack:
@@ -361,7 +369,7 @@ def test_a_flood_from_one_source_keeps_nobody_else_out(served: Superd) -> None:
     assert served.counts("fair")["refused-rate-per-source"] > 1000
 
 
-def test_an_idle_hoarder_keeps_nobody_else_out(served: Superd) -> None:
+def test_idle_connections_of_one_source_do_not_affect_other_clients(served: Superd) -> None:
     address = served.address("few")
     with contextlib.ExitStack() as stack:
         for _ in range(80):
@@ -375,7 +383,7 @@ def test_an_idle_hoarder_keeps_nobody_else_out(served: Superd) -> None:
 
 
 @pytest.mark.soak
-def test_a_minute_of_a_thousand_connections_a_second_keeps_nobody_else_out(
+def test_a_minute_of_a_thousand_connections_a_second_does_not_affect_other_clients(
     served: Superd,
 ) -> None:
     address = served.address("fair")
@@ -406,10 +414,10 @@ listen = "tcp://127.0.0.1:0"
 """
 
 
-def test_who_has_been_answered_and_does_not_close_has_a_place_until_it_does(
+def test_an_answered_client_that_does_not_close_occupies_its_slot(
     start_superd: Start,
 ) -> None:
-    """For a second at most; whoever closes can come again at once, as often as it likes."""
+    """For a second at most. A client that closes can connect again immediately."""
     served = start_superd(DAYTIME + "max-per-source = 2")
     address = served.address("daytime")
     for _ in range(50):
@@ -420,19 +428,19 @@ def test_who_has_been_answered_and_does_not_close_has_a_place_until_it_does(
             assert len(receive_to_end(first)[0]) == len(receive_to_end(second)[0]) == 26
             return connect_and_receive(address)[0] == b""
 
-    until(a_third_is_refused, "a third to come within the second")
+    until(a_third_is_refused, "the refusal of a third client within the second")
     assert served.counts("daytime")["refused-max-per-source"] == 1
-    until(lambda: served.counts("daytime")["active"] == 0, "both places to be given back")
+    until(lambda: served.counts("daytime")["active"] == 0, "the release of both slots")
     with connect_tcp(address) as stays:
         assert len(receive_to_end(stays)[0]) == 26
         served.wait_until_idle("daytime", timeout=5)
 
 
-def test_a_single_place_goes_to_the_next_as_soon_as_a_client_has_closed(
+def test_a_single_slot_is_free_for_the_next_client_once_a_client_has_closed(
     start_superd: Start,
 ) -> None:
     served = start_superd(DAYTIME + "max-connections = 1")
     began = time.monotonic()
     for _ in range(100):
         assert len(connect_and_receive(served.address("daytime"))[0]) == 26
-    assert time.monotonic() - began < 3  # a second each, if each were let go when its time is over
+    assert time.monotonic() - began < 3  # else each would take the second of a lingering close

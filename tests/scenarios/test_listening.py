@@ -1,4 +1,4 @@
-"""Every kind of address, as users reach it: transports, wildcards, ranges, files, options."""
+"""Every kind of address, with real clients: transports, wildcards, ranges, files, options."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ UNIX = ("unix", "unixgram", "unixpacket")
 
 @pytest.fixture
 def machine() -> Iterator[Namespace]:
-    """A machine with loopback addresses only."""
+    """A network namespace with loopback addresses only."""
     with network_namespace() as space:
         yield space
 
@@ -85,7 +85,7 @@ def test_echo_is_served_over_every_transport(start_superd: Start, tmp_path: Path
         assert_echoes_unix(tmp_path / transport, transport)
 
 
-def test_a_free_port_is_printed_as_it_really_is(start_superd: Start) -> None:
+def test_superd_prints_the_port_that_the_kernel_chose(start_superd: Start) -> None:
     daemon = start_superd(echo("tcp://127.0.0.1:0", "tcp://127.0.0.1:0"))
     ports = {port for _, port in daemon.addresses("echo")}
     assert len(ports) == 2
@@ -96,7 +96,9 @@ def test_a_free_port_is_printed_as_it_really_is(start_superd: Start) -> None:
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_a_star_means_every_ipv4_and_ipv6_address(start_superd: Start, machine: Namespace) -> None:
+def test_a_star_listens_on_every_ipv4_and_ipv6_address(
+    start_superd: Start, machine: Namespace
+) -> None:
     for address in ("192.0.2.1/32", "2001:db8::1/128"):
         machine.add_address(address)
     start_superd(echo("tcp://*:7", "udp://*:7"), *machine.wrapper)
@@ -108,7 +110,7 @@ def test_a_star_means_every_ipv4_and_ipv6_address(start_superd: Start, machine: 
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_a_star_is_ipv4_alone_where_ipv6_is_switched_off(
+def test_a_star_listens_on_ipv4_only_if_ipv6_is_switched_off(
     start_superd: Start, machine: Namespace
 ) -> None:
     machine.sysctl("net.ipv6.conf.all.disable_ipv6=1")
@@ -118,7 +120,7 @@ def test_a_star_is_ipv4_alone_where_ipv6_is_switched_off(
         assert_echoes_udp("127.0.0.1", 7)
 
 
-# A kernel without IPv6, as this process and its children see it: socket(AF_INET6) fails.
+# Simulates a kernel without IPv6 for this process and its children: socket(AF_INET6) fails.
 WITHOUT_IPV6 = """
 import ctypes, os, platform, struct, sys
 SOCKET = {"x86_64": 41, "aarch64": 198}[platform.machine()]
@@ -138,16 +140,16 @@ os.execvp(sys.argv[1], sys.argv[1:])
 
 
 def without_ipv6() -> tuple[str, ...]:
-    """Return the wrapper that takes IPv6 away."""
+    """Return the wrapper that disables IPv6 sockets; skip the test if it does not work."""
     wrapper = (sys.executable, "-c", WITHOUT_IPV6)
     probe = "import socket; socket.socket(socket.AF_INET6)"
     done = subprocess.run([*wrapper, sys.executable, "-c", probe], capture_output=True, text=True)
     if "not supported by protocol" not in done.stderr:
-        pytest.skip("cannot take IPv6 away here")
+        pytest.skip("cannot disable IPv6 sockets here")
     return wrapper
 
 
-def test_a_star_is_ipv4_alone_in_a_kernel_without_ipv6(start_superd: Start) -> None:
+def test_a_star_listens_on_ipv4_only_in_a_kernel_without_ipv6(start_superd: Start) -> None:
     daemon = start_superd(echo("tcp://*:0", "udp://*:0"), *without_ipv6())
     assert [host for host, _ in daemon.addresses("echo")] == ["0.0.0.0"]
     assert_echoes_tcp("127.0.0.1", daemon.address("echo")[1])
@@ -163,7 +165,7 @@ def test_an_ipv6_address_in_a_kernel_without_ipv6_is_an_error(tmp_path: Path) ->
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_names_of_services_and_ranges_of_ports_are_listened_on(
+def test_superd_listens_on_service_names_and_port_ranges(
     start_superd: Start, machine: Namespace
 ) -> None:
     listen = ("tcp://127.0.0.1:finger", "udp://127.0.0.1:daytime", "tcp://127.0.0.1:7100-7109")
@@ -178,7 +180,7 @@ def test_names_of_services_and_ranges_of_ports_are_listened_on(
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_abstract_names_are_listened_on(start_superd: Start, machine: Namespace) -> None:
+def test_superd_listens_on_abstract_unix_addresses(start_superd: Start, machine: Namespace) -> None:
     start_superd(echo(*(f"{transport}://@{transport}" for transport in UNIX)), *machine.wrapper)
     with machine.inside():
         for transport in UNIX:
@@ -187,7 +189,7 @@ def test_abstract_names_are_listened_on(start_superd: Start, machine: Namespace)
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_an_address_that_the_machine_does_not_have_yet_is_listened_on(
+def test_free_bind_listens_on_an_address_that_the_machine_does_not_have_yet(
     start_superd: Start, machine: Namespace
 ) -> None:
     hosts = ("198.51.100.7", "[2001:db8::7]")
@@ -202,7 +204,9 @@ def test_an_address_that_the_machine_does_not_have_yet_is_listened_on(
             assert_echoes_udp(host, 7)
 
 
-def test_without_free_bind_the_error_names_the_remedy(tmp_path: Path) -> None:
+def test_the_error_for_an_address_that_the_machine_does_not_have_names_free_bind(
+    tmp_path: Path,
+) -> None:
     daemon = Superd(tmp_path, echo("tcp://198.51.100.7:7007", "tcp://127.0.0.1:0"))
     done = superd("run", "-c", str(daemon.write()))
     assert done.returncode == ExitCode.FAILED
@@ -214,7 +218,7 @@ def test_without_free_bind_the_error_names_the_remedy(tmp_path: Path) -> None:
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_a_service_of_one_network_interface_is_not_reached_through_another(
+def test_a_service_with_a_device_cannot_be_reached_through_another_device(
     start_superd: Start, machine: Namespace
 ) -> None:
     with network_namespace() as neighbour:
@@ -242,7 +246,7 @@ INSPECTOR = """
             found = {
                 "keepalive": sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE),
                 "nodelay": sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
-                "patience": sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16).hex(),
+                "timeout": sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16).hex(),
             }
             sock.send(json.dumps(found).encode())
 
@@ -270,11 +274,11 @@ def test_keepalive_and_nodelay_reach_accepted_connections(
     for address in daemon.addresses("inspector"):
         found = json.loads(exchange(connect_tcp(address), b""))
         assert (found["keepalive"], found["nodelay"]) == (wanted, wanted)
-        assert found["patience"] == bytes(16).hex(), "a plugin may wait as long as it likes"
+        assert found["timeout"] == bytes(16).hex(), "the accepted socket has a receive timeout"
 
 
 @pytest.mark.tool("ss")
-def test_the_backlog_is_as_the_entry_says(start_superd: Start, tmp_path: Path) -> None:
+def test_the_listener_has_the_configured_backlog(start_superd: Start, tmp_path: Path) -> None:
     daemon = start_superd(echo("tcp://127.0.0.1:0", f"unix://{tmp_path}/echo", backlog=77))
     where = f"127.0.0.1:{daemon.address('echo')[1]}"
     for option, name in (("-t", where), ("-x", f"{tmp_path}/echo")):
@@ -284,7 +288,7 @@ def test_the_backlog_is_as_the_entry_says(start_superd: Start, tmp_path: Path) -
         assert columns[columns.index("LISTEN") + 2] == "77"
 
 
-def test_a_backlog_beyond_the_limit_of_the_kernel_is_told(start_superd: Start) -> None:
+def test_a_backlog_beyond_the_limit_of_the_kernel_is_logged(start_superd: Start) -> None:
     most = int(Path("/proc/sys/net/core/somaxconn").read_text())
     if most >= 65535:
         pytest.skip("this kernel's limit is higher than any backlog")
@@ -295,14 +299,14 @@ def test_a_backlog_beyond_the_limit_of_the_kernel_is_told(start_superd: Start) -
 @pytest.mark.root
 @pytest.mark.tool("ip")
 @pytest.mark.parametrize(("backlog", "overflows"), [(4096, False), (5, True)])
-def test_a_crowd_waits_in_the_backlog_while_the_worker_is_busy(
+def test_pending_connections_wait_in_the_backlog_while_the_worker_is_stopped(
     start_superd: Start, machine: Namespace, backlog: int, overflows: bool
 ) -> None:
     daemon = start_superd(echo("tcp://127.0.0.1:7", backlog=backlog), *machine.wrapper)
     (worker,) = daemon.workers()
-    with contextlib.ExitStack() as crowd, machine.inside():
+    with contextlib.ExitStack() as stack, machine.inside():
         os.kill(worker, signal.SIGSTOP)
-        clients = [crowd.enter_context(socket.socket()) for _ in range(1000)]
+        clients = [stack.enter_context(socket.socket()) for _ in range(1000)]
         for client in clients:
             client.setblocking(False)
             client.connect_ex(("127.0.0.1", 7))
@@ -316,7 +320,7 @@ def test_a_crowd_waits_in_the_backlog_while_the_worker_is_busy(
 
 
 def listen_overflows(netstat: str) -> int:
-    """Return how often a queue of connections was full, from /proc/net/netstat."""
+    """Return how often an accept queue overflowed, from /proc/net/netstat."""
     names, values = (line.split() for line in netstat.splitlines() if line.startswith("TcpExt:"))
     return int(dict(zip(names, values, strict=True))["ListenOverflows"])
 
@@ -324,11 +328,11 @@ def listen_overflows(netstat: str) -> int:
 @pytest.mark.soak
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_ten_thousand_connections_are_served_with_none_kept_waiting(
+def test_ten_thousand_connections_are_served_without_an_overflow_of_the_backlog(
     start_superd: Start, machine: Namespace
 ) -> None:
     start_superd(echo("tcp://127.0.0.1:7"), *machine.wrapper)
-    number, at_once = 10_000, 256
+    number, concurrency = 10_000, 256
     taken: list[float] = []
 
     async def talk(turns: Iterator[int]) -> None:
@@ -341,15 +345,15 @@ def test_ten_thousand_connections_are_served_with_none_kept_waiting(
             await writer.wait_closed()
             taken.append(time.monotonic() - started)
 
-    async def crowd() -> None:
+    async def run_all() -> None:
         turns = iter(range(number))
-        await asyncio.gather(*(talk(turns) for _ in range(at_once)))
+        await asyncio.gather(*(talk(turns) for _ in range(concurrency)))
 
     with machine.inside():
-        asyncio.run(crowd())
+        asyncio.run(run_all())
         assert listen_overflows(Path("/proc/thread-self/net/netstat").read_text()) == 0
     assert len(taken) == number
-    assert max(taken) < 1, "a lost SYN is sent again after a second"
+    assert max(taken) < 1, "a SYN was lost, which is sent again after a second"
 
 
 # Files of unix sockets
@@ -361,7 +365,9 @@ def entry_with_files(directory: Path) -> str:
 
 
 @pytest.mark.root
-def test_only_who_is_let_to_a_socket_file_gets_in(start_superd: Start, tmp_path: Path) -> None:
+def test_a_socket_file_has_the_configured_mode_user_and_group(
+    start_superd: Start, tmp_path: Path
+) -> None:
     path = tmp_path / "echo"
     start_superd(echo(f"unix://{path}?mode=0660&user=nobody&group=daemon"))
     status = path.stat()
@@ -370,9 +376,7 @@ def test_only_who_is_let_to_a_socket_file_gets_in(start_superd: Start, tmp_path:
     assert_echoes_unix(path, "unix")
 
 
-def test_socket_files_left_by_a_killed_superd_are_replaced(
-    start_superd: Start, tmp_path: Path
-) -> None:
+def test_socket_files_of_a_killed_superd_are_replaced(start_superd: Start, tmp_path: Path) -> None:
     killed = start_superd(entry_with_files(tmp_path))
     workers = killed.workers()
     killed.signal(signal.SIGKILL)
@@ -387,7 +391,7 @@ def test_socket_files_left_by_a_killed_superd_are_replaced(
         assert_echoes_unix(tmp_path / transport, transport)
 
 
-def test_socket_files_in_use_are_not_taken_away(start_superd: Start, tmp_path: Path) -> None:
+def test_socket_files_in_use_are_not_replaced(start_superd: Start, tmp_path: Path) -> None:
     start_superd(entry_with_files(tmp_path))
     before = [(tmp_path / transport).stat().st_ino for transport in UNIX]
     second = Superd(tmp_path / "second", entry_with_files(tmp_path))
@@ -401,7 +405,7 @@ def test_socket_files_in_use_are_not_taken_away(start_superd: Start, tmp_path: P
     assert [(tmp_path / transport).stat().st_ino for transport in UNIX] == before
 
 
-def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
+def test_a_regular_file_at_a_socket_path_is_not_removed(tmp_path: Path) -> None:
     path = tmp_path / "echo"
     path.write_text("precious")
     daemon = Superd(tmp_path, echo(f"unix://{path}"))
@@ -412,7 +416,7 @@ def test_a_file_that_is_no_socket_is_not_removed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_socket_files_are_removed_at_the_end(
+def test_socket_files_are_removed_when_superd_stops(
     start_superd: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
     daemon = start_superd(entry_with_files(tmp_path))
@@ -422,7 +426,7 @@ def test_socket_files_are_removed_at_the_end(
     assert not any((tmp_path / transport).exists() for transport in UNIX)
 
 
-def test_a_socket_file_that_somebody_replaced_is_not_removed(
+def test_a_socket_file_of_another_program_is_not_removed(
     start_superd: Start, tmp_path: Path
 ) -> None:
     path = tmp_path / "echo"
@@ -438,7 +442,9 @@ def test_a_socket_file_that_somebody_replaced_is_not_removed(
 # Addresses in use
 
 
-def test_a_second_superd_fails_and_names_the_addresses(start_superd: Start, tmp_path: Path) -> None:
+def test_a_second_superd_fails_and_names_the_addresses_in_use(
+    start_superd: Start, tmp_path: Path
+) -> None:
     first = start_superd(echo("tcp://127.0.0.1:0", "udp://127.0.0.1:0", "tcp://[::1]:0"))
     taken = [line.split()[1] for line in first.announced if "://" in line and "try:" in line]
     assert len(taken) == 3
@@ -457,7 +463,7 @@ def test_a_second_superd_fails_and_names_the_addresses(start_superd: Start, tmp_
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_DGRAM])
-def test_a_port_that_another_program_holds_is_named(
+def test_a_port_in_use_by_another_program_is_named_in_the_error(
     tmp_path: Path, kind: socket.SocketKind
 ) -> None:
     transport = "tcp" if kind == socket.SOCK_STREAM else "udp"
@@ -473,7 +479,7 @@ def test_a_port_that_another_program_holds_is_named(
     assert done.stderr.strip() == f"superd: {where}: the address is in use by another process"
 
 
-def test_an_address_is_free_again_as_soon_as_superd_has_stopped(start_superd: Start) -> None:
+def test_an_address_can_be_bound_again_when_superd_has_stopped(start_superd: Start) -> None:
     first = start_superd(echo("tcp://127.0.0.1:0"))
     host, port = first.address("echo")
     for _ in range(100):

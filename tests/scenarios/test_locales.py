@@ -1,4 +1,4 @@
-"""Odd locales and time zones, inside and outside a jail alike."""
+"""Odd locales and time zones: text and the time of day in a jail."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ TOKYO = "Asia/Tokyo" if Path("/usr/share/zoneinfo/Asia/Tokyo").exists() else "JS
     ],
     ids=str,
 )
-def test_odd_locales_and_time_zones_change_nothing_but_the_time_of_day(
+def test_odd_locales_and_time_zones_change_only_the_time_of_day(
     start_superd: Start, tmp_path: Path, jail: Path, env: dict[str, str]
 ) -> None:
-    """The time zone is read before the jail; texts are UTF-8 whatever the locale says."""
+    """The time zone is read before the chroot. Text is UTF-8 in any locale."""
     superd = start_superd(
         f"""
         [defaults]
@@ -61,9 +61,9 @@ def test_odd_locales_and_time_zones_change_nothing_but_the_time_of_day(
         client.sendall(b"result = 1")
         client.shutdown(socket.SHUT_WR)
         assert receive_all(client) == b"1"
-    said = time.strptime(exchange(superd.connect("daytime"), b"").decode().strip())
+    answer = time.strptime(exchange(superd.connect("daytime"), b"").decode().strip())
     offset = (
         9 * 3600 if env.get("TZ") == TOKYO else 0 if "TZ" in env else time.localtime().tm_gmtoff
     )
-    assert abs(time.mktime(said) - time.mktime(time.gmtime()) - offset) < EVENT_TIMEOUT
+    assert abs(time.mktime(answer) - time.mktime(time.gmtime()) - offset) < EVENT_TIMEOUT
     superd.stop()

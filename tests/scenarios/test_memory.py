@@ -1,4 +1,4 @@
-"""What connections cost in memory: those that do nothing, and those that never read."""
+"""The memory of idle connections, and of clients that never read."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ RELAY = """
         return [Relay]
 """
 
-# The most that a reader who stalls may cost: a portion that was read and is not yet sent, for a
-# coroutine one more that it has not read.
-COSTS = {"echo": 80 * KIB, "chargen": 8 * KIB, "relay": 160 * KIB}
+# The most bytes for a stalled reader: one buffer that was read and is not sent yet. A coroutine has
+# another buffer that it has not read yet.
+MAX_BYTES = {"echo": 80 * KIB, "chargen": 8 * KIB, "relay": 160 * KIB}
 
 
 def start(start_superd: Start, directory: Path, service: str, loop: str) -> Superd:
@@ -49,83 +49,85 @@ def start(start_superd: Start, directory: Path, service: str, loop: str) -> Supe
     )
 
 
-def settled(pid: int) -> int:
-    """Return the memory of a process once it does not change any more."""
+def settled_memory(pid: int) -> int:
+    """Wait until the memory of a process is constant, and return it."""
     last = 0
     for _ in range(100):
         before, last = last, private_memory(pid)
         if before == last:
             return last
         time.sleep(0.1)
-    raise AssertionError(f"the memory of process {pid} does not come to rest")
+    raise AssertionError(f"the memory of process {pid} keeps changing")
 
 
-def stall(served: Superd, service: str, readers: int) -> float:
-    """Return the bytes of memory that a client costs which sends, and never reads."""
+def memory_of_stalled_reader(served: Superd, service: str, readers: int) -> float:
+    """Return the bytes of memory for each client that sends and never reads."""
     (worker,) = served.workers()
     with served.connect(service) as client:
         client.sendall(b"x")
         client.recv(1)
-    before = settled(worker)
+    before = settled_memory(worker)
     with connect_many(served.address(service), readers) as clients:
         sending = set(clients) if service != "chargen" else set()
         while sending:
             sending = {client for client in sending if send_until_blocked(client, 1 << 20)}
-        each = (settled(worker) - before) / readers
+        each = (settled_memory(worker) - before) / readers
     served.wait_until_idle(service)
     print(f"{service}: {readers} stalled readers cost {each / KIB:.1f} KiB each")
     return each
 
 
 @pytest.mark.root
-@pytest.mark.parametrize("service", COSTS)
-def test_a_reader_that_stalls_costs_little(
+@pytest.mark.parametrize("service", MAX_BYTES)
+def test_a_stalled_reader_uses_little_memory(
     start_superd: Start, tmp_path: Path, service: str
 ) -> None:
     served = start(start_superd, tmp_path, service, "auto")
-    assert stall(served, service, 100) < COSTS[service]
+    assert memory_of_stalled_reader(served, service, 100) < MAX_BYTES[service]
 
 
 @pytest.mark.root
 @pytest.mark.soak
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-@pytest.mark.parametrize("service", COSTS)
-def test_a_thousand_readers_that_stall(
+@pytest.mark.parametrize("service", MAX_BYTES)
+def test_a_thousand_stalled_readers_use_little_memory(
     start_superd: Start, tmp_path: Path, service: str, loop: str
 ) -> None:
     served = start(start_superd, tmp_path, service, loop)
-    assert stall(served, service, 1000) < COSTS[service]
+    assert memory_of_stalled_reader(served, service, 1000) < MAX_BYTES[service]
 
 
-def hold_idle(served: Superd, connections: int) -> float:
-    """Return the bytes of memory that a connection costs which has echoed once and is idle."""
+def memory_of_idle_connection(served: Superd, connections: int) -> float:
+    """Return the bytes of memory for each connection that has echoed once and is idle."""
     (worker,) = served.workers()
     assert exchange(served.connect("echo"), b"first") == b"first"
-    before = settled(worker)
+    before = settled_memory(worker)
     with connect_many(served.address("echo"), connections) as clients:
         for client in clients:
             client.sendall(b"hello")
             assert client.recv(100) == b"hello"
-        each = (settled(worker) - before) / connections
+        each = (settled_memory(worker) - before) / connections
         began = time.monotonic()
         assert exchange(served.connect("echo"), b"and I?") == b"and I?"
         delay = time.monotonic() - began
     print(f"{connections} idle cost {each:.0f} bytes each; a new client waited {delay:.4f} s")
-    assert delay < 1  # it is 1 ms on a machine that does nothing else
+    assert delay < 1  # 1 ms on an idle machine
     return each
 
 
 @pytest.mark.root
-def test_an_idle_connection_costs_little(start_superd: Start, tmp_path: Path) -> None:
-    assert hold_idle(start(start_superd, tmp_path, "echo", "auto"), 1000) <= 4 * KIB
+def test_an_idle_connection_uses_little_memory(start_superd: Start, tmp_path: Path) -> None:
+    assert memory_of_idle_connection(start(start_superd, tmp_path, "echo", "auto"), 1000) <= 4 * KIB
 
 
 @pytest.mark.root
 @pytest.mark.soak
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
-def test_ten_thousand_idle_connections(start_superd: Start, tmp_path: Path, loop: str) -> None:
+def test_ten_thousand_idle_connections_use_little_memory(
+    start_superd: Start, tmp_path: Path, loop: str
+) -> None:
     most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     if most < 11_000:
         pytest.skip(f"a process may have {most} files open, and this needs 11,000")
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    assert hold_idle(start(start_superd, tmp_path, "echo", loop), 10_000) <= 4 * KIB
+    assert memory_of_idle_connection(start(start_superd, tmp_path, "echo", loop), 10_000) <= 4 * KIB

@@ -1,4 +1,4 @@
-"""Workers that turn against their master: what they send it costs them only."""
+"""Workers that send the master malformed or excessive messages: only they are ended."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ HOSTILE = """
     from superd.plugin import Service, hookimpl
 
     def line():
-        "The worker's line to its master: its only SEQPACKET socket."
+        "The worker's channel to the master: its only SEQPACKET socket."
         for number in map(int, os.listdir("/proc/self/fd")):
             try:
                 sock = socket.socket(fileno=os.dup(number))
@@ -49,7 +49,7 @@ HOSTILE = """
             await getattr(self, act)(line(), conn)
 
         async def many(self, line, conn):
-            "Valid messages, as fast as can be, from a process that the loop does not slow down."
+            "Valid messages, as fast as possible, from a process without an event loop."
             if os.fork() == 0:
                 for _ in range(20_000):
                     line.send(json.dumps(LOG).encode())
@@ -97,24 +97,24 @@ HOSTILE = """
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Superd]:
-    """A superd with a plugin that speaks to the master by itself, and a neighbour."""
+    """A superd with a plugin that sends its own messages to the master, and a second pool."""
     directory = tmp_path_factory.mktemp("superd")
     env = make_plugin(directory / "plugins", "hostile", HOSTILE)
-    one = Superd(directory, SERVICES, env=env)
+    instance = Superd(directory, SERVICES, env=env)
     try:
-        yield one.start()
+        yield instance.start()
     finally:
-        one.stop()
-        print(f"--- log of {one.file}\n{one.log()[-2000:]}")
+        instance.stop()
+        print(f"--- log of {instance.file}\n{instance.log()[-2000:]}")
 
 
 def successor(superd: Superd, victim: int, pool: str) -> int:
-    """Wait for the worker that takes the victim's place."""
+    """Wait for the worker that replaces the victim; return its pid."""
     found = until(lambda: [pid for pid in superd.workers(pool) if pid != victim], "a successor")
     return found[0]
 
 
-def tell(superd: Superd, act: str) -> bytes:
+def request(superd: Superd, act: str) -> bytes:
     with superd.connect("hostile") as client:
         client.sendall(f"{act}\n".encode())
         try:
@@ -127,13 +127,13 @@ def tell(superd: Superd, act: str) -> bytes:
     "act",
     ["random", "deep", "empty", "long", "unknown", "unkind", "types", "code", "hangup"],
 )
-def test_a_worker_that_sends_what_is_no_message_is_replaced_and_nobody_else(
+def test_a_worker_that_sends_an_invalid_message_is_replaced_and_no_other_worker(
     hostile: Superd, act: str
 ) -> None:
     pool = hostile.answer()["services"][0]["pool"]
     (victim,), (bystander,) = hostile.workers(pool), hostile.workers("other")
     with hostile.connect("other") as neighbour:
-        tell(hostile, act)
+        request(hostile, act)
         successor(hostile, victim, pool)
         neighbour.sendall(b"still here")
         assert neighbour.recv(100) == b"still here"
@@ -142,14 +142,14 @@ def test_a_worker_that_sends_what_is_no_message_is_replaced_and_nobody_else(
     assert re.search(rf"worker {victim} of pool {pool} {why}", hostile.log())
 
 
-def test_a_flood_of_messages_is_slowed_down_and_costs_the_master_no_memory(
+def test_a_flood_of_messages_is_throttled_and_uses_no_memory_of_the_master(
     hostile: Superd,
 ) -> None:
     master = hostile.pid
     before, open_before = proc.memory(master), len(proc.descriptors(master))
     lines = hostile.log().count("\n")
     started = time.monotonic()
-    assert tell(hostile, "many") == b"done"
+    assert request(hostile, "many") == b"done"
     with hostile.connect("other") as neighbour:
         for _ in range(200):
             neighbour.sendall(b"x")
@@ -158,10 +158,10 @@ def test_a_flood_of_messages_is_slowed_down_and_costs_the_master_no_memory(
     until(lambda: hostile.log().count("\n") > lines, "the first of the flood in the log")
     took = time.monotonic() - started
     written = hostile.log().count("\n") - lines
-    assert 0 < written < 2 * 512 * (took / 0.4 + 2)  # the allowance, with much to spare
+    assert 0 < written < 2 * 512 * (took / 0.4 + 2)  # twice the allowance
     assert proc.memory(master) - before < 4096
-    assert tell(hostile, "descriptors") == b"done"
+    assert request(hostile, "descriptors") == b"done"
     assert len(proc.descriptors(master)) <= open_before + 1
     assert len(proc.threads(master)) == 1
     forged = [line for line in hostile.log().splitlines() if "superd[1]" in line]
-    assert not forged, "a worker speaks for another process"
+    assert not forged, "a worker logs as another process"

@@ -1,7 +1,7 @@
-"""What was migrated serves: Debian's directory of xinetd, and an inetd.conf that has grown long.
+"""Migrated configurations serve: Debian's xinetd directory, and a long inetd.conf.
 
-The services of inetd and xinetd themselves have the ports of /etc/services, which are not for a
-test. So each address that was migrated becomes a free one of the same transport.
+The internal services of inetd and xinetd use the ports of /etc/services, which a test must not
+use. So each migrated address is replaced by a free port of the same transport.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from tests.support.clients import connect_and_receive, exchange_digests, receive
 from tests.support.harness import Superd, ask_udp, exchange, superd, until
 from tests.support.programs import digest, random_bytes
 
-LONG = b"x" * 600  # over udp no answer is longer than what it answers
+LONG_DATAGRAM = b"x" * 600  # over udp an answer is never longer than its request
 
 
 def migrated(dialect: str, path: Path) -> str:
-    """Return the TOML of a file, with free ports of loopback."""
+    """Migrate a file; return the TOML with free ports on loopback."""
     done = superd("migrate", dialect, str(path))
     assert done.returncode == 0, done.stderr
     toml, number = re.subn(r'(?<!to = )"(tcp|udp)://[^"]+"', r'"\1://127.0.0.1:0"', done.stdout)
@@ -31,7 +31,7 @@ def migrated(dialect: str, path: Path) -> str:
 
 
 def check_small_services(served: Superd, stream: str, datagram: str) -> None:
-    """Talk to what inetd and xinetd answer by themselves; `{}` in a name is for which."""
+    """Test the internal services of inetd and xinetd; `{}` is replaced by the service's name."""
     assert exchange(served.connect(stream.format("echo")), b"hello") == b"hello"
     assert exchange(served.connect(stream.format("discard")), b"hello") == b""
     assert re.fullmatch(rb".+\r\n", receive_and_close(served.connect(stream.format("daytime"))))
@@ -39,12 +39,12 @@ def check_small_services(served: Superd, stream: str, datagram: str) -> None:
     with served.connect(stream.format("chargen")) as client:
         assert client.recv(10)
     for name, size in (("echo", 600), ("daytime", None), ("time", 4), ("chargen", None)):
-        answer = ask_udp(served.address(datagram.format(name), "udp"), LONG)
-        assert len(answer) <= len(LONG)
+        answer = ask_udp(served.address(datagram.format(name), "udp"), LONG_DATAGRAM)
+        assert len(answer) <= len(LONG_DATAGRAM)
         assert size is None or len(answer) == size
 
 
-def test_the_services_of_debians_xinetd_serve_once_they_are_switched_on(
+def test_the_services_of_debians_xinetd_serve_after_their_migration(
     start_superd: Start, tmp_path: Path
 ) -> None:
     directory = Path(shutil.copytree(CORPUS / "xinetd/debian", tmp_path / "etc"))
@@ -77,7 +77,7 @@ service {name}
 """
 
 
-def test_what_xinetd_redirects_is_forwarded(start_superd: Start, tmp_path: Path) -> None:
+def test_a_migrated_redirect_of_xinetd_forwards(start_superd: Start, tmp_path: Path) -> None:
     target = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
     host, port = target.address("echo")
     directory = tmp_path / "etc"
@@ -106,19 +106,19 @@ def test_what_xinetd_redirects_is_forwarded(start_superd: Start, tmp_path: Path)
     assert served.counts("open")["accepted"] == 1
 
 
-def test_a_long_inetd_conf_serves(start_superd: Start) -> None:
+def test_a_long_inetd_conf_serves_after_its_migration(start_superd: Start) -> None:
     served = start_superd(migrated("inetd", CORPUS / "inetd/long.conf"))
     check_small_services(served, "{}", "{}-2")
     for name in ("finger", "telnet", "smtp", *map(str, range(7200, 7240))):
         assert exchange(served.connect(name), name.encode()) == name.encode()
         assert served.counts(name)["accepted"] == 1
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        for number in (1, 2):  # one program at a time has the socket, and takes a datagram
+        for number in (1, 2):  # one program at a time gets the socket, and reads one datagram
             client.sendto(b"read me", served.address("tftp", "udp"))
-            until(partial(has_had, served, "tftp", number), "a program that has ended")
+            until(partial(has_served, served, "tftp", number), "the end of a program")
 
 
-def has_had(served: Superd, name: str, number: int) -> bool:
-    """Tell whether a service has had so many datagrams, and is done with them."""
+def has_served(served: Superd, name: str, number: int) -> bool:
+    """Return whether a service has received `number` datagrams and is idle."""
     counts = served.counts(name)
     return counts["datagrams"] == number and counts["active"] == 0

@@ -1,4 +1,4 @@
-"""Handlers that block: in threads, in processes forked for them, and in processes forked before."""
+"""Blocking handlers: in threads, in a process for each connection, and in preforked processes."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ ZOO = """
             child = os.fork()
             if child: conn.send(b"%d\\n" % child)
             while True: time.sleep(60)
-        def both_come_back(self, conn): os.fork(); return "here"
+        def return_twice(self, conn): os.fork(); return "here"
         def forked_to_fail(self, conn):
             if os.fork() == 0: os.execv("/no/such/program", ["x"])
             return "here"
@@ -227,7 +227,7 @@ CRASHES = {
 
 
 def ask(superd: Superd, service: str, *words: str) -> list[str]:
-    """Send words, a line each, and return the lines of the answer."""
+    """Send words, one on each line, and return the lines of the answer."""
     with superd.connect(service) as client:
         client.sendall("".join(f"{word}\n" for word in words).encode())
         client.shutdown(socket.SHUT_WR)
@@ -235,7 +235,7 @@ def ask(superd: Superd, service: str, *words: str) -> list[str]:
 
 
 def first_line(client: socket.socket, word: str) -> str:
-    """Send a word and return the one line that answers it."""
+    """Send a word and return the first line of the answer."""
     client.sendall(f"{word}\n".encode())
     with client.makefile() as lines:
         return lines.readline().strip()
@@ -249,18 +249,18 @@ def title(pid: int | str) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text().rstrip("\0")
 
 
-def closed(superd: Superd, service: str, **what: object) -> Record:
-    """Wait for the record of a connection that ended so."""
+def closed_record(superd: Superd, service: str, **fields: object) -> Record:
+    """Wait for the record of a closed connection that has these fields."""
 
     def found() -> Record | None:
         ends = superd.records(service, "closed")
-        return next((e for e in reversed(ends) if what.items() <= e.items()), None)
+        return next((e for e in reversed(ends) if fields.items() <= e.items()), None)
 
-    return until(found, f"a record of {service} with {what}")
+    return until(found, f"a record of {service} with {fields}")
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_echo_serves_blocking_over_every_stream_transport(served: Superd, model: str) -> None:
+def test_a_blocking_echo_serves_every_stream_transport(served: Superd, model: str) -> None:
     with served.connect(f"echo-{model}") as client:
         sent, received = exchange_digests(client, os.urandom(300_000), 1)
     assert sent == received
@@ -273,7 +273,7 @@ def test_echo_serves_blocking_over_every_stream_transport(served: Superd, model:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_many_at_once_are_all_served(served: Superd, model: str) -> None:
+def test_many_simultaneous_connections_are_all_served(served: Superd, model: str) -> None:
     service = f"many-{model}"
     address = served.address(service)
     with connect_many(address, 60) as clients:
@@ -284,7 +284,9 @@ def test_many_at_once_are_all_served(served: Superd, model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_handler_knows_both_ends_and_what_prepare_opened(served: Superd, model: str) -> None:
+def test_a_handler_knows_both_addresses_and_can_use_files_that_prepare_opened(
+    served: Superd, model: str
+) -> None:
     with served.connect(model) as client:
         ends = first_line(client, "ends").split()
         host, port = client.getsockname()
@@ -292,16 +294,16 @@ def test_a_handler_knows_both_ends_and_what_prepare_opened(served: Superd, model
     assert ends[1] == "tcp://{}:{}".format(*served.address(model))
     assert ends[2] == f"tcp://{host}:{port}"
     assert ask(served, model, "file_is_open", "raw", "loop") == ["True", "raw bytes", "ran"]
-    assert closed(served, model, conn=ends[3])["peer"] == f"{host}:{port}"
+    assert closed_record(served, model, conn=ends[3])["peer"] == f"{host}:{port}"
 
 
-def test_a_plugin_that_can_only_block_has_threads_by_default(served: Superd) -> None:
+def test_the_default_model_of_a_blocking_plugin_is_thread(served: Superd) -> None:
     (name, pid) = ask(served, "by-default", "thread", "pid")
     assert name == "superd: by-default"
     assert int(pid) in served.workers()
 
 
-def test_each_connection_has_a_process_of_its_own(served: Superd) -> None:
+def test_fork_serves_each_connection_in_its_own_process(served: Superd) -> None:
     (worker,) = [pid for pid in served.workers() if title(pid).endswith("-fork")]
     with served.connect("fork") as one, served.connect("fork") as two:
         pids = {first_line(client, "pid") for client in (one, two)}
@@ -309,11 +311,11 @@ def test_each_connection_has_a_process_of_its_own(served: Superd) -> None:
         peer = "{}:{}".format(*one.getsockname())
         assert f"superd: fork {peer}" in map(title, pids)
     assert len(pids) == 2
-    until(lambda: not pids & set(map(str, children(worker))), "the end of both")
+    until(lambda: not pids & set(map(str, children(worker))), "the end of both processes")
     assert ask(served, "fork", "group") == ["True"]
 
 
-def test_processes_wait_for_connections_and_say_so(served: Superd) -> None:
+def test_preforked_processes_show_in_their_title_whether_they_are_idle(served: Superd) -> None:
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(served.connect("many")) for _ in range(3)]
         pids = {first_line(client, "pid") for client in clients}
@@ -321,17 +323,17 @@ def test_processes_wait_for_connections_and_say_so(served: Superd) -> None:
         titles = sorted(map(title, pids))
         ends = sorted("superd: many {}:{}".format(*c.getsockname()) for c in clients)
         assert titles == ends
-    until(lambda: set(map(title, pids)) == {"superd: many idle"}, "all to be idle again")
+    until(lambda: set(map(title, pids)) == {"superd: many idle"}, "all processes to be idle")
     assert ask(served, "many", "pid")[0] in pids
 
 
 def test_a_process_is_replaced_after_max_requests(served: Superd) -> None:
     pids = [ask(served, "few-prefork", "pid")[0] for _ in range(6)]
     assert [pids.count(pid) for pid in dict.fromkeys(pids)] in ([2, 2, 2], [1, 2, 2, 1])
-    until(lambda: not is_alive(int(pids[0])), "the end of the first")
+    until(lambda: not is_alive(int(pids[0])), "the end of the first process")
 
 
-def test_a_process_without_a_descriptor_left_is_replaced(served: Superd) -> None:
+def test_a_process_without_free_descriptors_is_replaced(served: Superd) -> None:
     for _ in range(5):
         with served.connect("few-descriptors") as client:
             client.sendall(b"leak\n")
@@ -341,7 +343,7 @@ def test_a_process_without_a_descriptor_left_is_replaced(served: Superd) -> None
 
 
 @pytest.mark.parametrize("service", ["few-thread", "few-prefork"])
-def test_who_comes_while_all_serve_waits(served: Superd, service: str) -> None:
+def test_a_client_waits_for_a_free_thread_or_process(served: Superd, service: str) -> None:
     with served.connect(service) as first, served.connect(service) as second:
         assert first_line(first, "last") == "bye"
         second.sendall(b"last\n")
@@ -359,7 +361,7 @@ def test_who_comes_while_all_serve_waits(served: Superd, service: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, model: str) -> None:
+def test_an_exception_in_a_handler_ends_only_its_connection(served: Superd, model: str) -> None:
     before = served.counts(model)["errors"]
     with served.connect(model) as other:
         assert first_line(other, "group")
@@ -369,13 +371,13 @@ def test_what_a_handler_raises_costs_its_own_connection_only(served: Superd, mod
                 assert receive_to_end(client) == (b"", "reset")
             served.wait_for_log(rf"plugin zoo failed: {error}.* service={model} conn=")
         assert first_line(other, "last") == "bye"
-    assert closed(served, model, end="error")["in"]
+    assert closed_record(served, model, end="error")["in"]
     assert served.counts(model)["errors"] - before == len(RAISED)
     assert re.search(r"\| .*raise ValueError", served.log())
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_line_of_nothing_is_a_mistake_of_the_handler(served: Superd, model: str) -> None:
+def test_reading_a_line_of_no_bytes_is_an_error_of_the_handler(served: Superd, model: str) -> None:
     with served.connect(model) as client:
         client.sendall(b"read_nothing\n")
         assert receive_to_end(client) == (b"", "reset")
@@ -383,7 +385,7 @@ def test_a_line_of_nothing_is_a_mistake_of_the_handler(served: Superd, model: st
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_odd_errors_and_long_notes_harm_nobody(served: Superd, model: str) -> None:
+def test_odd_exceptions_and_long_notes_harm_no_other_connection(served: Superd, model: str) -> None:
     for word in ("odd_error", "odd_text", "odd_excuse") * 3:
         with served.connect(model) as client:
             client.sendall(f"{word}\n".encode())
@@ -393,7 +395,9 @@ def test_odd_errors_and_long_notes_harm_nobody(served: Superd, model: str) -> No
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_detached_socket_is_cut_in_time_too(served: Superd, model: str) -> None:
+def test_session_timeout_closes_a_connection_whose_socket_was_detached(
+    served: Superd, model: str
+) -> None:
     with served.connect(f"hasty-{model}") as client:
         assert first_line(client, "detach")
         assert receive_to_end(client)[0] == b""
@@ -401,7 +405,7 @@ def test_a_detached_socket_is_cut_in_time_too(served: Superd, model: str) -> Non
 
 @pytest.mark.parametrize("model", FORKING)
 @pytest.mark.parametrize("word", CRASHES)
-def test_a_process_that_crashes_resets_its_own_client_only(
+def test_a_crashed_process_resets_only_its_own_client(
     served: Superd, model: str, word: str
 ) -> None:
     with served.connect(model) as other:
@@ -411,18 +415,18 @@ def test_a_process_that_crashes_resets_its_own_client_only(
             assert receive_to_end(client) == (b"", "reset")
         served.wait_for_log(rf"its process {CRASHES[word]} service={model} ")
         assert first_line(other, "last") == "bye"
-    assert closed(served, model, end="error", outcome=CRASHES[word])
+    assert closed_record(served, model, end="error", outcome=CRASHES[word])
     assert ask(served, model, "last") == ["bye"]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_handler_that_hangs_is_ended_with_its_connection(served: Superd, model: str) -> None:
+def test_session_timeout_ends_a_handler_that_hangs(served: Superd, model: str) -> None:
     service = f"hasty-{model}"
     for _ in range(3):
         with served.connect(service) as client:
             pid = first_line(client, "hang")
             assert receive_to_end(client)[0] == b""
-        closed(served, service, end="session-timeout")
+        closed_record(served, service, end="session-timeout")
         served.wait_until_idle(service)
         if model in FORKING:
             until(partial(has_ended, int(pid)), "the end of its process")
@@ -430,7 +434,9 @@ def test_a_handler_that_hangs_is_ended_with_its_connection(served: Superd, model
 
 
 @pytest.mark.parametrize("model", FORKING)
-def test_what_a_handler_has_forked_ends_with_it(served: Superd, model: str) -> None:
+def test_session_timeout_ends_the_processes_that_a_handler_forked(
+    served: Superd, model: str
+) -> None:
     with served.connect(f"hasty-{model}") as client:
         grandchild = int(first_line(client, "fork_and_hang"))
         assert is_alive(grandchild)
@@ -439,17 +445,17 @@ def test_what_a_handler_has_forked_ends_with_it(served: Superd, model: str) -> N
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_handler_that_returns_twice_is_heard_once(served: Superd, model: str) -> None:
+def test_a_handler_that_forks_and_returns_twice_is_counted_once(served: Superd, model: str) -> None:
     before = served.workers()
     for _ in range(5):
-        assert "here" in ask(served, model, "both_come_back")
+        assert "here" in ask(served, model, "return_twice")
     assert ask(served, model, "last") == ["bye"]
     served.wait_until_idle(model)
     assert served.workers() == before
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_goes_wrong_in_a_process_that_a_handler_forks_is_told(
+def test_an_exception_in_a_process_that_a_handler_forked_is_logged(
     served: Superd, model: str
 ) -> None:
     assert ask(served, model, "forked_to_fail", "last") == ["here", "bye"]
@@ -457,7 +463,9 @@ def test_what_goes_wrong_in_a_process_that_a_handler_forks_is_told(
     served.wait_until_idle(model)
 
 
-def test_a_process_that_a_thread_forks_keeps_no_port(start_superd: Start, tmp_path: Path) -> None:
+def test_a_process_that_a_thread_forked_does_not_keep_the_port_bound(
+    start_superd: Start, tmp_path: Path
+) -> None:
     toml = '[service.zoo]\nplugin = "zoo"\nlisten = "tcp://127.0.0.1:0"\n'
     served = start_superd(toml, env=make_plugin(tmp_path / "plugins", "zoo", ZOO))
     with served.connect("zoo") as client:
@@ -471,7 +479,7 @@ def test_a_process_that_a_thread_forks_keeps_no_port(start_superd: Start, tmp_pa
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_silent_client_is_closed_in_time(served: Superd, model: str) -> None:
+def test_a_silent_client_is_closed_after_its_timeout(served: Superd, model: str) -> None:
     service = f"idle-{model}"
     is_unix = model == "fork"
     path = served.directory / "idle-fork"
@@ -479,35 +487,37 @@ def test_a_silent_client_is_closed_in_time(served: Superd, model: str) -> None:
         if not is_unix:
             assert first_line(client, "raw").startswith("raw bytes")
         assert receive_to_end(client) == (b"", "fin")
-    assert closed(served, service)["end"] == ("first-byte-timeout" if is_unix else "idle-timeout")
+    assert closed_record(served, service)["end"] == (
+        "first-byte-timeout" if is_unix else "idle-timeout"
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_connection_is_recorded_with_what_its_handler_said(served: Superd, model: str) -> None:
+def test_a_record_has_the_note_of_the_handler(served: Superd, model: str) -> None:
     assert exchange(served.connect(model), b"noted\n") == b"1\n"
-    record = closed(served, model, outcome="it was noted")
+    record = closed_record(served, model, outcome="it was noted")
     assert (record["in"], record["out"]) == (6, 2)
     served.wait_for_log(rf"warning: it was logged service={model} conn={record['conn']} ")
     with served.connect(model) as client:
         assert first_line(client, "group")
-    assert closed(served, model, end="client")["out"]
+    assert closed_record(served, model, end="client")["out"]
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_handler_can_reset_close_and_be_unavailable(served: Superd, model: str) -> None:
-    fates = {}
+def test_a_handler_can_abort_close_and_raise_unavailable(served: Superd, model: str) -> None:
+    endings = {}
     for word in ("abort", "shut", "unavailable"):
         with served.connect(model) as client:
             client.sendall(f"{word}\n".encode())
-            fates[word] = receive_to_end(client)
-    assert fates == {
+            endings[word] = receive_to_end(client)
+    assert endings == {
         "abort": (b"", "reset"), "shut": (b"", "fin"), "unavailable": (b"", "fin"),
     }  # fmt: skip
     served.wait_for_log(rf"error: not today service={model} ")
     assert ask(served, model, "last") == ["bye"]
 
 
-def test_limits_hold_for_processes(served: Superd) -> None:
+def test_max_per_source_counts_connections_in_processes(served: Superd) -> None:
     with served.connect("strict") as first:
         assert first_line(first, "group") == "True"
         with served.connect("strict") as second:
@@ -519,7 +529,9 @@ def test_limits_hold_for_processes(served: Superd) -> None:
 
 @pytest.mark.root
 @pytest.mark.parametrize("model", FORKING)
-def test_a_process_is_confined_and_has_no_descriptor_of_others(served: Superd, model: str) -> None:
+def test_a_process_is_confined_and_inherits_no_descriptor_of_other_connections(
+    served: Superd, model: str
+) -> None:
     with contextlib.ExitStack() as stack:
         others = [stack.enter_context(served.connect(model)) for _ in range(3)]
         assert all(first_line(other, "group") for other in others)
@@ -530,7 +542,7 @@ def test_a_process_is_confined_and_has_no_descriptor_of_others(served: Superd, m
         assert status["NoNewPrivs"] == "1"
         targets = [d.target for d in descriptors(pid) if d.number > 2]
         (worker,) = [worker for worker in served.workers() if pid in children(worker)]
-    # its connection, its line, the channel of log lines, and the file that prepare has opened
+    # its connection, its channel to the worker, the log channel, and the file that prepare opened
     assert sum(target.startswith("socket:") for target in targets) == 3
     files = {target for target in targets if not target.startswith("socket:")}
     assert files == {f"/proc/{worker}/stat"}
@@ -552,7 +564,9 @@ def start(start_superd: Start, tmp_path: Path, model: str, drain: str = "30s") -
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_connections_finish_after_term(start_superd: Start, tmp_path: Path, model: str) -> None:
+def test_blocking_connections_finish_after_term(
+    start_superd: Start, tmp_path: Path, model: str
+) -> None:
     superd = start(start_superd, tmp_path, model)
     with superd.connect("x") as client:
         pid = int(first_line(client, "pid"))
@@ -565,7 +579,7 @@ def test_connections_finish_after_term(start_superd: Start, tmp_path: Path, mode
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_is_left_is_cut_when_the_time_is_over(
+def test_blocking_connections_are_cut_at_the_end_of_drain_timeout(
     start_superd: Start, tmp_path: Path, model: str
 ) -> None:
     superd = start(start_superd, tmp_path, model, drain="300ms")
@@ -578,7 +592,9 @@ def test_what_is_left_is_cut_when_the_time_is_over(
 
 
 @pytest.mark.parametrize("model", FORKING)
-def test_connections_outlive_their_worker(start_superd: Start, tmp_path: Path, model: str) -> None:
+def test_connections_in_processes_outlive_their_killed_worker(
+    start_superd: Start, tmp_path: Path, model: str
+) -> None:
     superd = start(start_superd, tmp_path, model)
     (worker,) = superd.workers()
     with superd.connect("x") as client:
@@ -594,7 +610,7 @@ def test_connections_outlive_their_worker(start_superd: Start, tmp_path: Path, m
 
 
 @pytest.mark.parametrize("model", FORKING)
-def test_nobody_outlives_a_killed_worker_for_longer_than_drain_timeout(
+def test_processes_of_a_killed_worker_end_after_drain_timeout(
     start_superd: Start, tmp_path: Path, model: str
 ) -> None:
     superd = start(start_superd, tmp_path, model, drain="1s")
@@ -606,7 +622,7 @@ def test_nobody_outlives_a_killed_worker_for_longer_than_drain_timeout(
         assert receive_to_end(client)[0] == b""
 
 
-def test_a_pause_is_kept_whoever_waits(start_superd: Start, tmp_path: Path) -> None:
+def test_a_pause_by_unavailable_delays_pending_clients(start_superd: Start, tmp_path: Path) -> None:
     superd = start(start_superd, tmp_path, 'prefork"\nprocesses = 1\ndevice = "')
     with superd.connect("x") as first, superd.connect("x") as second:
         assert first_line(first, "group") == "True"
@@ -618,7 +634,9 @@ def test_a_pause_is_kept_whoever_waits(start_superd: Start, tmp_path: Path) -> N
         assert time.monotonic() - began >= 0.9
 
 
-def test_a_process_that_ends_is_replaced_for_who_waits(start_superd: Start, tmp_path: Path) -> None:
+def test_a_process_that_ended_is_replaced_for_the_next_client(
+    start_superd: Start, tmp_path: Path
+) -> None:
     superd = start(start_superd, tmp_path, 'prefork"\nprocesses = 1\nmax-requests = 1\ndevice = "')
     for _ in range(20):
         assert ask(superd, "x", "last") == ["bye"]
@@ -636,7 +654,7 @@ allow = ["localhost"]
 
 
 @pytest.mark.parametrize("model", ["thread", "prefork"])
-def test_who_is_known_by_name_waits_for_a_free_one_too(
+def test_clients_admitted_by_name_wait_for_a_free_thread_or_process(
     start_superd: Start, tmp_path: Path, model: str
 ) -> None:
     env = make_plugin(tmp_path / "plugins", "zoo", ZOO)
@@ -650,7 +668,7 @@ def test_who_is_known_by_name_waits_for_a_free_one_too(
 
 @pytest.mark.parametrize("model", FORKING)
 @pytest.mark.parametrize("number", [30, pytest.param(1000, marks=pytest.mark.soak)])
-def test_processes_killed_at_random_leave_nothing_behind(
+def test_killed_processes_leave_no_zombie_and_no_descriptor_behind(
     start_superd: Start, tmp_path: Path, model: str, number: int
 ) -> None:
     superd = start(start_superd, tmp_path, model)
@@ -667,9 +685,7 @@ def test_processes_killed_at_random_leave_nothing_behind(
     until(lambda: len(descriptors(worker)) == before, "as many descriptors as before")
 
 
-def test_a_hanging_thread_does_not_take_the_place_of_others(
-    start_superd: Start, tmp_path: Path
-) -> None:
+def test_a_hanging_thread_is_abandoned_and_replaced(start_superd: Start, tmp_path: Path) -> None:
     superd = start(start_superd, tmp_path, 'thread"\nthreads = 2\nsession-timeout = "200ms')
     for _ in range(2):
         with superd.connect("x") as client:
@@ -697,19 +713,19 @@ def test_a_hanging_thread_does_not_take_the_place_of_others(
         ("echo", "processes = 0", "expected an integer of at least 1, found 0"),
     ],
 )
-def test_a_model_that_a_plugin_has_not_is_a_mistake(
+def test_check_reports_a_model_that_the_plugin_does_not_have(
     tmp_path: Path, plugin: str, lines: str, message: str
 ) -> None:
     env = make_plugin(tmp_path / "plugins", "zoo", ZOO)
     text = f'[service.x]\nplugin = "{plugin}"\nlisten = "tcp://127.0.0.1:0"\n{lines}\n'
-    done = Superd(tmp_path, text, env=env)
-    done.write()
-    told = done.run("check", str(done.file))
-    assert told.returncode == 78
-    assert message in told.stderr
+    superd = Superd(tmp_path, text, env=env)
+    superd.write()
+    done = superd.run("check", str(superd.file))
+    assert done.returncode == 78
+    assert message in done.stderr
 
 
-def test_a_thread_of_prepare_and_processes_do_not_go_together(
+def test_a_plugin_with_processes_must_not_start_a_thread_in_prepare(
     start_superd: Start, tmp_path: Path
 ) -> None:
     source = ZOO.replace(
