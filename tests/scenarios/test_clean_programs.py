@@ -1,4 +1,4 @@
-"""What a program finds when it starts, over every transport: only what is documented."""
+"""The environment, descriptors and signals of a program, over every transport: as documented."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tests.support.harness import EVENT_TIMEOUT, Address, Superd, receive_all
 
 pytestmark = pytest.mark.tool("perl")
 
-# A subshell looks at the shell that was started, which has opened nothing by then. It must not be
-# the last command: dash would not fork for it, and dash itself blocks signals around its vfork(2).
-PEEK = r"""(
+# A subshell inspects its parent shell, which has not opened anything yet. It must not be the last
+# command: dash would not fork for it, and dash itself blocks signals around its vfork(2).
+INSPECT = r"""(
 for fd in /proc/$$/fd/*; do
     [ -e "$fd" ] && sed -n "s/^flags:/flags ${fd##*/}/p" /proc/$$/fdinfo/${fd##*/}
 done
@@ -28,8 +28,8 @@ echo "cwd $(readlink /proc/$$/cwd)"
 echo "environ"
 cat /proc/$$/environ
 )"""
-STREAM = f"{PEEK}; exit"
-FILED = f"file=$(mktemp); {PEEK} > $file; exec perl -e"
+STREAM = f"{INSPECT}; exit"
+FILED = f"file=$(mktemp); {INSPECT} > $file; exec perl -e"
 READ = r'open F, "<", $ARGV[0]; local $/; $found = <F>; unlink $ARGV[0];'
 LISTENER = f"""{FILED} 'use Socket; {READ} accept C, STDIN; syswrite C, $found' $file"""
 DATAGRAM = f"""{FILED} '{READ} $p = recv STDIN, $d, 65536, 0; send STDOUT, $found, 0, $p' $file"""
@@ -52,7 +52,7 @@ NOT_PASSED = {
     "LANG": "C",
     "LISTEN_FDS": "1",
 }
-INTERNAL = 0x1_8000_0000  # two signals of the C library's own, which its posix_spawn(3) ignores
+LIBC_SIGNALS = 0x1_8000_0000  # two internal signals, which posix_spawn(3) leaves ignored
 NONBLOCK = 0o4000
 
 SERVICES = {
@@ -104,7 +104,7 @@ def _environment() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Found:
-    """What a program has found, and what the client knows of its connection."""
+    """The report of a program, and the addresses of its client's connection."""
 
     environment: dict[str, str]
     flags: dict[int, int]
@@ -115,8 +115,8 @@ class Found:
     other: str
 
 
-def look(served: Superd, service: str, transport: str, host: str = "") -> Found:
-    """Have the program of a service look around."""
+def inspect(served: Superd, service: str, transport: str, host: str = "") -> Found:
+    """Connect to a service and return the report of its program."""
     kind = {"unixpacket": socket.SOCK_SEQPACKET, "unixgram": socket.SOCK_DGRAM}
     if transport.startswith("unix"):
         path = served.directory / service
@@ -136,7 +136,7 @@ def look(served: Superd, service: str, transport: str, host: str = "") -> Found:
 
 
 def connect_inet(address: Address, transport: str) -> socket.socket:
-    """Connect to an address, and to the loopback address where it is a wildcard."""
+    """Connect to an address, or to the loopback address if it is a wildcard."""
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
     if transport == "tcp":
         return connect_tcp((host, address[1]))
@@ -147,7 +147,7 @@ def connect_inet(address: Address, transport: str) -> socket.socket:
 
 
 def text_of(sockaddr: Any) -> str:
-    """Return a name as a program is told it: `host port`, or a path."""
+    """Return an address as in the environment of a program: `host port`, or a path."""
     if isinstance(sockaddr, tuple):
         return f"{sockaddr[0]} {sockaddr[1]}"
     return sockaddr if isinstance(sockaddr, str) else "@" + sockaddr[1:].decode()
@@ -172,14 +172,14 @@ def parsed(data: bytes, own: str, other: str) -> Found:
 
 
 def inet(proto: str, found: Found, *, peer: bool = True) -> dict[str, str]:
-    """Return what a program is told of the two ends of a client's connection."""
+    """Return the variables for both addresses of a client's connection."""
     host, port = found.other.split()
-    told = {"PROTO": proto, f"{proto}LOCALIP": host, f"{proto}LOCALPORT": port}
+    variables = {"PROTO": proto, f"{proto}LOCALIP": host, f"{proto}LOCALPORT": port}
     if peer:
         host, port = found.own.split()
-        told |= {f"{proto}REMOTEIP": host, f"{proto}REMOTEPORT": port}
-        told |= {"REMOTE_HOST": host, "REMOTE_ADDR": host, "REMOTE_PORT": port}
-    return told
+        variables |= {f"{proto}REMOTEIP": host, f"{proto}REMOTEPORT": port}
+        variables |= {"REMOTE_HOST": host, "REMOTE_ADDR": host, "REMOTE_PORT": port}
+    return variables
 
 
 def unix(found: Found) -> dict[str, str]:
@@ -188,7 +188,7 @@ def unix(found: Found) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("service", "transport", "host", "told"),
+    ("service", "transport", "host", "variables"),
     [
         ("tcp", "tcp", "", partial(inet, "TCP")),
         ("tcp6", "tcp", "", partial(inet, "TCP")),
@@ -204,26 +204,26 @@ def unix(found: Found) -> dict[str, str]:
         ("udp", "udp", "", partial(inet, "UDP")),
     ],
 )
-def test_a_program_finds_what_is_documented_and_nothing_else(
+def test_a_program_finds_exactly_what_is_documented(
     served: Superd,
     service: str,
     transport: str,
     host: str,
-    told: Callable[[Found], dict[str, str]],
+    variables: Callable[[Found], dict[str, str]],
 ) -> None:
-    found = look(served, service, transport, host)
-    assert found.environment == {**BASE, **told(found)}
+    found = inspect(served, service, transport, host)
+    assert found.environment == {**BASE, **variables(found)}
     assert set(found.flags) == {0, 1, 2}
     assert not any(flags & NONBLOCK for flags in found.flags.values())
-    assert found.status["SigBlk"] == found.status["SigIgn"] & ~INTERNAL == 0
+    assert found.status["SigBlk"] == found.status["SigIgn"] & ~LIBC_SIGNALS == 0
     assert found.status["Umask"] == 0o027
     number, _, _, group, session, terminal, *_ = found.stat
     assert (group, session, terminal) == (number, number, "0")
     assert found.cwd == "/"
 
 
-def test_a_program_that_is_told_as_systemd_does_it_has_one_descriptor_more(served: Superd) -> None:
-    found = look(served, "listen-fds", "tcp")
+def test_listen_fds_adds_one_descriptor_and_its_variables(served: Superd) -> None:
+    found = inspect(served, "listen-fds", "tcp")
     listening = {
         "LISTEN_FDS": "1",
         "LISTEN_FDNAMES": "connection",

@@ -1,4 +1,4 @@
-"""The end of a connection: no answer is lost, no socket is kept, no address stays taken."""
+"""The end of a connection: no answer is lost, no socket leaks, no address stays in use."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from tests.support.harness import EVENT_TIMEOUT, Superd, receive_all, until
 from tests.support.ports import free_port
 from tests.support.usage import open_descriptors
 
-LINGER = 1.0
-LARGE = 8 << 20  # more than the kernels on both sides hold
+LINGER = 1.0  # seconds
+LARGE = 8 << 20  # bytes; more than the socket buffers of both sides hold
 
 PLUGIN = """
     import asyncio
@@ -87,7 +87,7 @@ def loop(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-# Clients that send what nobody reads
+# Clients that send data which the service does not read
 
 
 def before(client: socket.socket, data: bytes) -> tuple[bytes, str]:
@@ -105,7 +105,7 @@ def during(client: socket.socket, data: bytes) -> tuple[bytes, str]:
 
 
 def after(client: socket.socket, data: bytes) -> tuple[bytes, str]:
-    """Send when the answer has come, then read again: a reset would show there."""
+    """Send after the answer, then read again, which would show a reset."""
     first, how = receive_to_end(client)
     client.sendall(data)
     rest, how = receive_to_end(client)
@@ -118,7 +118,7 @@ def drop_by_drop(client: socket.socket, data: bytes) -> tuple[bytes, str]:
     return receive_to_end(client)
 
 
-MANNERS: list[Callable[[socket.socket, bytes], tuple[bytes, str]]] = [
+CLIENTS: list[Callable[[socket.socket, bytes], tuple[bytes, str]]] = [
     before,
     during,
     after,
@@ -126,16 +126,16 @@ MANNERS: list[Callable[[socket.socket, bytes], tuple[bytes, str]]] = [
 ]
 
 
-def be_answered(served: Superd, service: str, rounds: int) -> None:
+def assert_answered(served: Superd, service: str, rounds: int) -> None:
     for number in range(rounds):
-        manner = MANNERS[number % len(MANNERS)]
+        behave = CLIENTS[number % len(CLIENTS)]
         data = b"\n" * (1, 100_000, 3)[number % 3]
         if service == "message":
             data = b"?\n" + data
-            manner = before if manner is after else manner  # it answers only what it was told
+            behave = before if behave is after else behave  # it answers only after the first line
         with served.connect(service) as client:
-            answer, how = manner(client, data)
-        assert how == "fin", f"{manner.__name__} with {len(data)} bytes, round {number}"
+            answer, how = behave(client, data)
+        assert how == "fin", f"{behave.__name__} with {len(data)} bytes, round {number}"
         if service in ("daytime", "qotd", "message"):
             assert answer.endswith(b"\r\n")
         else:
@@ -143,17 +143,23 @@ def be_answered(served: Superd, service: str, rounds: int) -> None:
 
 
 @pytest.mark.parametrize("service", ANSWERING)
-def test_an_answer_arrives_whatever_the_client_has_sent(served: Superd, service: str) -> None:
-    be_answered(served, service, 60)
+def test_an_answer_arrives_even_if_the_client_sends_unread_data(
+    served: Superd, service: str
+) -> None:
+    assert_answered(served, service, 60)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("service", ANSWERING)
-def test_a_thousand_answers_arrive(served: Superd, service: str) -> None:
-    be_answered(served, service, 1000)
+def test_a_thousand_answers_arrive_even_if_the_clients_send_unread_data(
+    served: Superd, service: str
+) -> None:
+    assert_answered(served, service, 1000)
 
 
-def test_clients_that_reset_while_they_are_answered_are_no_news(served: Superd) -> None:
+def test_resets_by_clients_during_an_answer_are_neither_logged_nor_counted_as_errors(
+    served: Superd,
+) -> None:
     (worker,) = served.workers()
     start = len(served.log())
     for number in range(50):
@@ -179,40 +185,40 @@ def test_an_answer_larger_than_every_buffer_arrives(served: Superd) -> None:
 
 
 def measured(client: socket.socket) -> tuple[int, str]:
-    """Return how much came, and how it ended."""
+    """Read to the end; return the number of bytes and how it ended."""
     data, how = receive_to_end(client)
     return len(data), how
 
 
-def test_a_client_that_begins_to_read_late_gets_everything(served: Superd) -> None:
+def test_a_client_that_starts_to_read_late_gets_all_data(served: Superd) -> None:
     with served.connect("large") as first, served.connect("flood") as second:
         first.send(b"x")
         second.send(b"x")
-        time.sleep(2 * LINGER)  # the time to linger is over, and they have not read a byte
+        time.sleep(2 * LINGER)  # longer than the lingering close
         for client in (first, second):
             client.send(b"x")
             assert measured(client) == (LARGE, "fin")
 
 
 @pytest.mark.soak
-def test_a_client_that_reads_very_slowly_gets_everything(served: Superd) -> None:
-    """For minutes nothing moves but what the kernels have in their buffers."""
+def test_a_client_that_reads_very_slowly_gets_all_data(served: Superd) -> None:
+    """For minutes, only data in the socket buffers moves."""
     with served.connect("large") as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         assert measured(client) == (LARGE, "fin")
 
 
 @pytest.mark.soak
-def test_a_client_that_never_reads_is_reset_when_patience_is_over(served: Superd) -> None:
+def test_a_client_that_never_reads_is_reset_after_a_timeout(served: Superd) -> None:
     with served.connect("large") as client:
-        until(lambda: served.counts("large")["active"] == 1, "the session to begin")
+        until(lambda: served.counts("large")["active"] == 1, "the start of the session")
         served.wait_until_idle("large", timeout=60)
         size, how = measured(client)
         assert size < LARGE
         assert how == "reset"
 
 
-def test_who_never_stops_sending_is_left_after_a_while(served: Superd) -> None:
+def test_a_client_that_never_stops_sending_is_closed_after_the_linger_time(served: Superd) -> None:
     began = time.monotonic()
     with contextlib.ExitStack() as stack:
         services = ["respond", "stream", "protocol", "takeover"]
@@ -228,8 +234,8 @@ def test_who_never_stops_sending_is_left_after_a_while(served: Superd) -> None:
         assert served.counts(service)["active"] == 0
 
 
-def test_a_plugin_that_goes_on_after_close_is_not_disturbed(served: Superd) -> None:
-    """The client stays, so that the connection ends by the time to linger."""
+def test_a_plugin_can_continue_after_close(served: Superd) -> None:
+    """The client stays connected, so the lingering close ends the connection."""
     with served.connect("stubborn") as client:
         began = time.monotonic()
         assert receive_to_end(client) == (b"answer", "fin")
@@ -238,10 +244,10 @@ def test_a_plugin_that_goes_on_after_close_is_not_disturbed(served: Superd) -> N
     assert served.counts("stubborn")["errors"] == 0
 
 
-# Clients that keep their side open
+# Clients that do not close
 
 
-def keep_open(served: Superd, each: int) -> None:
+def assert_sockets_closed(served: Superd, each: int) -> None:
     (worker,) = served.workers()
     services = ["respond", "stream", "protocol", "takeover"]
     (before,) = open_descriptors([worker])
@@ -254,27 +260,29 @@ def keep_open(served: Superd, each: int) -> None:
         for client in clients:
             assert receive_all(client) == b"answer"
         began = time.monotonic()
-        until(lambda: open_descriptors([worker])[0] <= before, "the sockets to be closed")
+        until(lambda: open_descriptors([worker])[0] <= before, "the closing of the sockets")
         print(f"{len(clients)} sockets closed within {time.monotonic() - began:.2f} s")
     assert time.monotonic() - began < LINGER + 4
 
 
 @pytest.mark.root
-def test_sockets_of_clients_that_keep_their_side_open_are_given_back(served: Superd) -> None:
-    keep_open(served, 50)
+def test_sockets_of_clients_that_do_not_close_are_closed_after_the_linger_time(
+    served: Superd,
+) -> None:
+    assert_sockets_closed(served, 50)
 
 
 @pytest.mark.root
 @pytest.mark.soak
-def test_a_thousand_clients_that_keep_their_side_open(served: Superd) -> None:
-    keep_open(served, 250)
+def test_sockets_of_a_thousand_clients_that_do_not_close_are_closed(served: Superd) -> None:
+    assert_sockets_closed(served, 250)
 
 
-# What is left in the kernel
+# State that is left in the kernel
 
 
-def come_and_restart(start_superd: Start, clients: int) -> None:
-    """Let superd close first, so that it is its side that waits (TIME_WAIT), then start again."""
+def restart_after(start_superd: Start, clients: int) -> None:
+    """Serve clients, where superd closes first and gets TIME_WAIT sockets, then start again."""
     port = free_port()
     toml = f"""
     [service.daytime]
@@ -287,16 +295,16 @@ def come_and_restart(start_superd: Start, clients: int) -> None:
             assert len(receive_all(client)) == 26
     first.stop()
     table = Path("/proc/net/tcp").read_text()
-    assert f"0100007F:{port:04X}" in table  # else this would prove nothing
+    assert f"0100007F:{port:04X}" in table  # a TIME_WAIT socket exists
     second = start_superd(toml)
     with second.connect("daytime") as client:
         assert len(receive_all(client)) == 26
 
 
-def test_a_restart_right_after_many_connections_binds(start_superd: Start) -> None:
-    come_and_restart(start_superd, 300)
+def test_superd_can_bind_again_right_after_many_connections(start_superd: Start) -> None:
+    restart_after(start_superd, 300)
 
 
 @pytest.mark.soak
-def test_a_restart_right_after_ten_thousand_connections_binds(start_superd: Start) -> None:
-    come_and_restart(start_superd, 10_000)
+def test_superd_can_bind_again_right_after_ten_thousand_connections(start_superd: Start) -> None:
+    restart_after(start_superd, 10_000)

@@ -1,4 +1,4 @@
-"""What a worker has given up before it meets a client, as the kernel tells it."""
+"""The confinement of a worker: its users, capabilities, limits and descriptors, as in /proc."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.support.harness import ask_udp, exchange, make_plugin
 from tests.support.inside import INSIDE, run_inside
 from tests.support.proc import NOBODY, assert_no_descriptor_leaks, assert_powerless
 
-# numbers that no name stands for: the kernel does not ask for any
+# ids without an entry in the user database
 USER, GROUP, MORE = 4321, 4322, (4323, 4324)
 
 
@@ -24,7 +24,7 @@ def plugins(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.mark.root
-def test_every_thread_of_every_worker_is_who_it_should_be_and_has_no_privilege(
+def test_every_thread_of_every_worker_has_the_right_ids_and_no_privilege(
     start_superd: Start, tmp_path: Path, jail: Path
 ) -> None:
     threaded = """
@@ -78,7 +78,7 @@ def test_every_thread_of_every_worker_is_who_it_should_be_and_has_no_privilege(
         name: {proc.inode_link(superd.address(name)[1])} for name in ("echo", "threaded", "time")
     }
     sockets["echo"].add(proc.inode_link(superd.address("echo", "udp")[1], "udp"))
-    seen = 0
+    threaded_workers = 0
     for service in superd.status()["services"]:
         workers = superd.workers(service["pool"])
         assert len(workers) == 2
@@ -86,7 +86,7 @@ def test_every_thread_of_every_worker_is_who_it_should_be_and_has_no_privilege(
             name = service["name"]
             if name == "threaded":
                 assert_powerless(pid, USER, GROUP, MORE)
-                seen += len(proc.threads(pid)) > 2
+                threaded_workers += len(proc.threads(pid)) > 2
             else:
                 assert_powerless(pid, NOBODY, NOBODY)
             root = "/" if name == "time" else str(jail)
@@ -95,14 +95,14 @@ def test_every_thread_of_every_worker_is_who_it_should_be_and_has_no_privilege(
             foreign = set().union(*(own for other, own in sockets.items() if other != name))
             assert_no_descriptor_leaks(pid, foreign)
             assert sockets[name] <= {one.target for one in proc.descriptors(pid)}
-    assert seen == 2, "the threads of `prepare` were to be looked at, too"
+    assert threaded_workers == 2, "the test did not see the threads of `prepare`"
 
 
 @pytest.mark.root
-def test_privileges_stay_away_whatever_superd_was_started_with(
+def test_workers_have_no_privilege_whatever_privileges_superd_inherits(
     start_superd: Start, plugins: dict[str, str]
 ) -> None:
-    """Inheritable capabilities and securebits outlive a change of user, unless they are undone."""
+    """Inheritable capabilities and securebits outlive a change of user unless they are cleared."""
     superd = start_superd(
         """
         [service.inside]
@@ -122,7 +122,7 @@ def test_privileges_stay_away_whatever_superd_was_started_with(
 
 
 @pytest.mark.root
-def test_umask_niceness_and_limits_are_as_the_entry_says(start_superd: Start) -> None:
+def test_a_worker_has_the_configured_umask_niceness_and_limits(start_superd: Start) -> None:
     superd = start_superd(
         """
         [service.echo]
@@ -153,7 +153,7 @@ def test_umask_niceness_and_limits_are_as_the_entry_says(start_superd: Start) ->
 
 
 @pytest.mark.root
-def test_a_file_that_grows_too_large_is_an_error_and_not_the_end_of_the_worker(
+def test_a_file_above_the_size_limit_is_an_error_and_does_not_end_the_worker(
     start_superd: Start, plugins: dict[str, str]
 ) -> None:
     superd = start_superd(
@@ -177,8 +177,8 @@ except OSError as error:
 
 
 @pytest.mark.root
-def test_what_goes_without_saying_can_be_had_otherwise(start_superd: Start) -> None:
-    """A core dump that is asked for needs a process that may be looked into."""
+def test_no_new_privs_and_the_core_limit_can_be_changed(start_superd: Start) -> None:
+    """A core dump needs a dumpable process."""
     superd = start_superd(
         """
         [service.echo]
@@ -240,7 +240,7 @@ result = [outside, os.listdir("/"), os.listdir("..")]
 
 
 @pytest.mark.root
-def test_code_of_a_plugin_cannot_regain_anything_nor_leave_the_jail(
+def test_plugin_code_cannot_regain_privileges_or_leave_the_jail(
     start_superd: Start, plugins: dict[str, str], jail: Path
 ) -> None:
     superd = start_superd(
@@ -259,7 +259,7 @@ def test_code_of_a_plugin_cannot_regain_anything_nor_leave_the_jail(
 
 
 @pytest.mark.root
-def test_the_environment_of_a_plugin_is_the_list_that_may_be_seen(
+def test_the_environment_of_a_plugin_has_only_the_permitted_variables(
     start_superd: Start, plugins: dict[str, str]
 ) -> None:
     superd = start_superd(
@@ -296,7 +296,9 @@ result = [dict(os.environ), raw]
 
 
 @pytest.mark.root
-def test_as_root_the_default_is_nobody_and_to_stay_root_is_said(start_superd: Start) -> None:
+def test_root_workers_run_as_nobody_by_default_and_as_root_with_a_warning(
+    start_superd: Start,
+) -> None:
     superd = start_superd(
         """
         [service.echo]

@@ -1,4 +1,4 @@
-"""Whatever a plugin does costs its own connection only; what ends its process, its pool only."""
+"""A plugin's failure ends only its own connection; a crash of its process affects only its pool."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ ANIMALS = {
     "send_after_eof": "conn.send_eof(); await conn.send(b'x')",
 }
 
-# these have said that they end before they did wrong
+# these ended the stream before they failed
 ENDINGS = {"send_after_close": "fin", "send_after_eof": "fin"}
 
-# their own task or callback raises, so that no connection is to blame
+# a task or a callback raises, so no connection fails
 STRAYS = {
     "exit_in_task": "self.kept = loop.create_task(leave())",
     "exit_in_callback": "loop.call_soon(sys.exit)",
@@ -50,7 +50,7 @@ STRAYS = {
     "stop_from_a_thread": "await asyncio.to_thread(loop.call_soon_threadsafe, loop.stop)",
 }
 
-# a process that is forked and comes back serves nobody
+# a forked process that returns must not serve clients
 FORKED = {
     "fork": "os.fork()",
     "fork_to_fail": "os.fork() or os.execv('/no/such/program', ['x'])",
@@ -107,7 +107,7 @@ def zoo() -> str:
     return source + "\n    @hookimpl\n    def superd_services():\n        return [Zoo]\n"
 
 
-# Each method that a plugin may have, raising or giving what it should not.
+# Each method that a plugin can have, raising an exception or returning a wrong value.
 CAGE = """
     import asyncio
     from superd.plugin import Options, Service, hookimpl
@@ -156,7 +156,7 @@ PLUGINS = {"zoo": zoo()} | {
 
 @dataclass(frozen=True)
 class Cage:
-    """A plugin, what its method evaluates, what the client sends, and what the log then says."""
+    """A plugin, the expression in its method, the client's data, and the expected log line."""
 
     plugin: str
     act: str
@@ -240,7 +240,7 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 @contextlib.contextmanager
 def undisturbed(served: Superd, *services: str) -> Iterator[None]:
-    """Hold sessions of other services, which are to be as well afterwards as before."""
+    """Hold connections to other services, and check that they work before and afterwards."""
     with contextlib.ExitStack() as stack:
         others = [
             client
@@ -257,12 +257,14 @@ def undisturbed(served: Superd, *services: str) -> Iterator[None]:
 
 
 def act(served: Superd, animal: str) -> tuple[bytes, str]:
-    """Have a session misbehave; return how it ended for its client."""
+    """Run a failing method in a connection; return the data and the end that the client sees."""
     return connect_and_receive(served.address("zoo"), f"{animal}\n".encode())
 
 
 @pytest.mark.parametrize("animal", ANIMALS)
-def test_what_a_session_raises_costs_that_session_only(served: Superd, animal: str) -> None:
+def test_an_exception_in_a_connection_ends_only_that_connection(
+    served: Superd, animal: str
+) -> None:
     workers = served.workers()
     errors = served.counts("zoo")["errors"]
     with undisturbed(served, "neighbour", "distant"):
@@ -271,35 +273,38 @@ def test_what_a_session_raises_costs_that_session_only(served: Superd, animal: s
             r"error: plugin zoo failed: .* service=zoo conn=[\w-]+ peer=127\.0\.0\.1:\d+\n"
             rf"(.*error: \|.*\n)+.* in {animal}\n(.*error: \|.*\n)+"
         )[0]
-    assert "superd_zoo.py" in found  # the traceback leads to the plugin
+    assert "superd_zoo.py" in found  # the traceback shows the plugin
     assert served.counts("zoo")["errors"] == errors + 1
     assert served.workers() == workers
 
 
 @pytest.mark.parametrize("stray", STRAYS)
-def test_what_a_task_or_a_callback_raises_costs_nothing(served: Superd, stray: str) -> None:
+def test_an_exception_in_a_task_or_a_callback_is_logged_and_ends_no_connection(
+    served: Superd, stray: str
+) -> None:
     workers = served.workers()
     start = len(served.log())
     with undisturbed(served, "neighbour", "distant"):
         assert act(served, stray) == (b"watch: ", "fin")
         report = r"error: .*(\n.*\| |more like this)"
-        until(lambda: re.search(report, served.log()[start:]), "a traceback, or one more like it")
+        until(lambda: re.search(report, served.log()[start:]), "a traceback, or a count of them")
     assert served.workers() == workers
 
 
 @pytest.mark.parametrize("forked", FORKED)
-def test_a_process_that_a_session_forks_ends_where_it_comes_back(
-    served: Superd, forked: str
-) -> None:
+def test_a_process_that_a_handler_forks_ends_when_it_returns(served: Superd, forked: str) -> None:
     workers = served.workers()
     with undisturbed(served, "neighbour", "distant"):
         assert act(served, forked) == (b"watch: ", "fin")
-        until(lambda: not any(set(children(w)) - set(zombies(w)) for w in workers), "its end")
+        until(
+            lambda: not any(set(children(w)) - set(zombies(w)) for w in workers),
+            "the end of the process",
+        )
     assert served.workers() == workers
 
 
 @pytest.mark.parametrize("killer", KILLERS)
-def test_what_ends_a_process_ends_its_pool_only(served: Superd, killer: str) -> None:
+def test_a_crash_of_a_worker_affects_only_its_pool(served: Superd, killer: str) -> None:
     (worker,) = served.workers("killers")
     with (
         undisturbed(served, "neighbour", "distant"),
@@ -310,9 +315,9 @@ def test_what_ends_a_process_ends_its_pool_only(served: Superd, killer: str) -> 
         began = time.monotonic()
         assert receive_to_end(client)[0] in (b"", b"watch: ")
         receive_to_end(beside)
-        # whoever comes meanwhile waits for the successor, and is not refused
+        # a new client waits for the successor and is not refused
         assert exchange(served.connect("beside_killers"), b"again") == b"again"
-        assert time.monotonic() - began < 10  # about 0.1 s; a machine may be busy
+        assert time.monotonic() - began < 10  # about 0.1 s on an idle machine
     assert served.workers("killers") != [worker]
     served.wait_for_log(rf"worker {worker} of pool killers .*its successor starts")
 
@@ -323,11 +328,13 @@ def test_a_method_that_fails_is_reported_and_its_client_reset(served: Superd, na
     with undisturbed(served, "neighbour", "distant"):
         assert connect_and_receive(served.address(name), cage.sends)[1] == "reset"
     served.wait_for_log(rf"plugin {cage.plugin} failed: .*{cage.says}.* service={name} conn=\S+ ")
-    until(lambda: served.counts(name)["errors"] == 1, "the error to be counted")
+    until(lambda: served.counts(name)["errors"] == 1, "the counted error")
     served.wait_until_idle(name)
 
 
-def test_eof_received_that_raises_resets_and_connection_lost_only_reports(served: Superd) -> None:
+def test_an_exception_in_eof_received_resets_and_one_in_connection_lost_is_only_logged(
+    served: Superd,
+) -> None:
     with served.connect("eof_raises") as client:
         client.shutdown(socket.SHUT_WR)
         assert receive_to_end(client) == (b"", "reset")
@@ -338,7 +345,7 @@ def test_eof_received_that_raises_resets_and_connection_lost_only_reports(served
         served.wait_until_idle(f"{name}_raises")
 
 
-def test_a_datagram_that_fails_costs_that_datagram_only(served: Superd) -> None:
+def test_an_exception_in_datagram_loses_only_that_datagram(served: Superd) -> None:
     address = served.address("datagram_raises", "udp")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(15)
@@ -350,7 +357,7 @@ def test_a_datagram_that_fails_costs_that_datagram_only(served: Superd) -> None:
     assert served.counts("datagram_raises")["errors"] == 1
 
 
-def test_closing_twice_and_hanging_disturb_nobody(served: Superd) -> None:
+def test_hanging_connections_do_not_affect_other_connections(served: Superd) -> None:
     with (
         undisturbed(served, "neighbour", "distant"),
         connect_many(served.address("zoo"), 20) as clients,
@@ -361,7 +368,7 @@ def test_closing_twice_and_hanging_disturb_nobody(served: Superd) -> None:
         assert act(served, "sys_exit")[1] == "reset"
 
 
-def test_a_client_that_goes_in_the_midst_is_nobodys_mistake(served: Superd) -> None:
+def test_a_reset_by_a_client_is_not_an_error_of_the_plugin(served: Superd) -> None:
     start, errors = len(served.log()), served.counts("zoo")["errors"]
     for _ in range(50):
         client = served.connect("zoo")
@@ -400,21 +407,25 @@ def flood(start_superd: Start, directory: Path, sessions: int) -> None:
 
     def reported() -> int:
         log = served.log()
-        held_back = sum(map(int, re.findall(r"\((\d+) more like this\)", log)))
-        return log.count("plugin zoo failed") - log.count("more like this") + held_back
+        suppressed = sum(map(int, re.findall(r"\((\d+) more like this\)", log)))
+        return log.count("plugin zoo failed") - log.count("more like this") + suppressed
 
-    until(lambda: reported() == sessions, "all failures to be told of, if only as a number")
+    until(lambda: reported() == sessions, "the report of all failures, at least as a number")
     lines = served.log().count("\n")
     print(f"{sessions} failures in {lines} lines")
-    assert lines <= 20 + 2  # and two of the start
+    assert lines <= 20 + 2  # two lines are from the start
 
 
-def test_two_thousand_failures_make_a_few_lines(start_superd: Start, tmp_path: Path) -> None:
+def test_two_thousand_failures_make_only_a_few_log_lines(
+    start_superd: Start, tmp_path: Path
+) -> None:
     flood(start_superd, tmp_path, 2000)
 
 
 @pytest.mark.soak
-def test_ten_thousand_failures_make_a_few_lines(start_superd: Start, tmp_path: Path) -> None:
+def test_ten_thousand_failures_make_only_a_few_log_lines(
+    start_superd: Start, tmp_path: Path
+) -> None:
     flood(start_superd, tmp_path, 10_000)
 
 
@@ -437,29 +448,35 @@ def leak(start_superd: Start, directory: Path, sessions: int) -> None:
         env=make_plugin(directory / "plugins", "zoo", zoo()),
     )
     with undisturbed(served, "echo"):
-        fates = [connect_and_receive(served.address("zoo"), b"leak\n")[1] for _ in range(sessions)]
+        endings = [
+            connect_and_receive(served.address("zoo"), b"leak\n")[1] for _ in range(sessions)
+        ]
     replaced = len(re.findall(r"plugins have leaked \d+ descriptors", served.log()))
-    print(f"{sessions} sessions, {replaced} workers replaced, {fates.count('reset')} sessions lost")
+    print(
+        f"{sessions} sessions, {replaced} workers replaced, {endings.count('reset')} sessions lost"
+    )
     assert replaced >= sessions // 128
-    # who is accepted with the last descriptor has a plugin that cannot open its own
-    assert fates.count("reset") <= replaced + 1
+    # a client that is accepted with the last descriptor is lost: the plugin cannot open its file
+    assert endings.count("reset") <= replaced + 1
 
 
-def test_a_worker_out_of_leaked_descriptors_is_replaced_and_nobody_refused(
+def test_a_worker_with_leaked_descriptors_is_replaced_and_no_client_is_refused(
     start_superd: Start, tmp_path: Path
 ) -> None:
     leak(start_superd, tmp_path, 300)
 
 
 @pytest.mark.soak
-def test_ten_thousand_sessions_that_leak(start_superd: Start, tmp_path: Path) -> None:
+def test_workers_are_replaced_over_ten_thousand_leaking_sessions(
+    start_superd: Start, tmp_path: Path
+) -> None:
     leak(start_superd, tmp_path, 10_000)
 
 
 # The end of a drain
 
 
-def test_a_plugin_that_swallows_its_cancellation_is_told_of_once(
+def test_a_handler_that_ignores_its_cancellation_is_logged_once(
     start_superd: Start, tmp_path: Path
 ) -> None:
     served = start_superd(
@@ -471,15 +488,17 @@ def test_a_plugin_that_swallows_its_cancellation_is_told_of_once(
         """,
         env=make_plugin(tmp_path / "plugins", "zoo", zoo()),
     )
-    told = r"warning: its handler keeps running after its time-out, and keeps its slot service=zoo"
+    warning = (
+        r"warning: its handler keeps running after its time-out, and keeps its slot service=zoo"
+    )
     for number in (1, 2):
         assert act(served, "swallow") == (b"watch: ", "fin")
-        until(lambda so_far=number: len(re.findall(told, served.log())) == so_far, "a line")  # type: ignore[misc]
+        until(lambda so_far=number: len(re.findall(warning, served.log())) == so_far, "a line")  # type: ignore[misc]
     assert re.search(r"warning: \| .*superd_zoo.py.* in swallow\n", served.log())
     assert served.counts("zoo")["active"] == 2
 
 
-def test_a_plugin_that_swallows_its_cancellation_does_not_hold_up_the_end(
+def test_a_handler_that_ignores_its_cancellation_does_not_delay_the_stop(
     start_superd: Start, tmp_path: Path
 ) -> None:
     served = start_superd(

@@ -1,4 +1,4 @@
-"""What superd promises to a plugin, each promise kept by the real daemon."""
+"""The plugin contract: each promise of superd to a plugin, tested with the real daemon."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.support.clients import (
 )
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, receive_all, until
 
-# Does what the client's first line says, over a connection that it may well lose; `recall` tells
-# what the connection before it has seen.
+# Runs the command in the client's first line, even if the connection is lost. `recall` answers with
+# the value that an earlier connection stored.
 TALK = """
     import asyncio
     from superd.plugin import Connection, LineTooLong, Service, hookimpl
@@ -130,7 +130,7 @@ TALK = """
         return [Talk]
 """
 
-# Has every method, so that it can be seen which of them is used for what.
+# Has several methods, to test which of them superd calls.
 ALL = """
     from superd.plugin import Service, hookimpl
 
@@ -173,9 +173,9 @@ PROTOCOL = """
             if data == b"ends":
                 transport.write(repr(self.service.ends).encode())
             elif data == b"who":
-                told = [self.conn.id, self.conn.service, self.conn.local, self.conn.peer]
-                told += [transport.get_extra_info(name) for name in ("peername", "sockname")]
-                transport.writelines(str(each).encode() + b"|" for each in told)
+                values = [self.conn.id, self.conn.service, self.conn.local, self.conn.peer]
+                values += [transport.get_extra_info(name) for name in ("peername", "sockname")]
+                transport.writelines(str(value).encode() + b"|" for value in values)
             elif data == b"late":
                 transport.write(b"in time")
                 transport.close()
@@ -218,7 +218,7 @@ PROTOCOL = """
             self.transport.write(data[::-1])
 
         def eof_received(self):
-            return True  # the connection stays, as in half-closed
+            return True  # the connection stays half-closed
 
     @hookimpl
     def superd_services():
@@ -252,7 +252,7 @@ TAKE = """
                 self.kept.append(sock.detach())
                 return
             elif data == b"share":
-                self.kept.append(sock.dup())  # as a program that was started would have it
+                self.kept.append(sock.dup())  # as if a started program had inherited it
             elif data == b"abort":
                 conn.abort()
                 return
@@ -322,15 +322,15 @@ def ask(served: Superd, command: str, more: bytes = b"") -> bytes:
     return exchange(served.connect("talk"), command.encode() + b"\n" + more)
 
 
-def recalled(served: Superd, what: str) -> None:
-    """Wait until a connection has seen `what`."""
-    until(lambda: ask(served, "recall").decode() == what, f"{what} to be seen")
+def wait_until_seen(served: Superd, value: str) -> None:
+    """Wait until a connection has stored `value`."""
+    until(lambda: ask(served, "recall").decode() == value, f"the value {value}")
 
 
 # async stream(conn)
 
 
-def test_a_connection_knows_its_number_its_service_and_both_its_ends(served: Superd) -> None:
+def test_a_connection_knows_its_id_its_service_and_both_addresses(served: Superd) -> None:
     host, port = served.address("talk")
     found = []
     for _ in range(2):
@@ -345,12 +345,12 @@ def test_a_connection_knows_its_number_its_service_and_both_its_ends(served: Sup
     assert len(set(found)) == 2
 
 
-def test_the_ends_of_a_unix_connection_are_its_path_and_an_unnamed_peer(served: Superd) -> None:
+def test_a_unix_connection_has_its_path_and_an_unnamed_peer_as_addresses(served: Superd) -> None:
     told = exchange(connect_unix(served.directory / "talk"), b"who\n").decode()
     assert told.split(" ", 2)[2] == f"unix://{served.directory}/talk unix://(unnamed)"
 
 
-def test_read_gives_what_has_come_and_never_more_than_the_limit(served: Superd) -> None:
+def test_read_returns_the_received_data_up_to_the_limit(served: Superd) -> None:
     assert ask(served, "read", b"abc") == b"[b'abc']"
     assert ask(served, "read 2 1", b"abcdef") == b"[b'ab', b'c']"
     assert ask(served, "read 2 2 2", b"abc") == b"[b'ab', b'c', b'']"
@@ -365,39 +365,37 @@ def test_read_does_not_wait_for_the_limit(served: Superd) -> None:
 
 @pytest.mark.parametrize("limit", [0, -1])
 @pytest.mark.parametrize("how", ["read", "readline"])
-def test_a_limit_of_nothing_is_a_mistake_and_not_the_end_of_input(
-    served: Superd, how: str, limit: int
-) -> None:
+def test_a_limit_below_one_is_a_value_error(served: Superd, how: str, limit: int) -> None:
     with served.connect("talk") as client:
         client.sendall(f"{how} {limit}\nabc".encode())
         assert receive_to_end(client) == (b"", "reset")
     served.wait_for_log(rf"ValueError: a limit is at least 1, found {limit}")
 
 
-def test_readline_gives_lines_and_then_the_rest(served: Superd) -> None:
+def test_readline_returns_lines_and_then_the_rest(served: Superd) -> None:
     assert ask(served, "readline 9 9 9 9", b"one\n\ntwo") == b"[b'one\\n', b'\\n', b'two', b'']"
 
 
-def test_a_line_may_have_exactly_the_limit(served: Superd) -> None:
+def test_readline_accepts_a_line_of_exactly_the_limit(served: Superd) -> None:
     assert ask(served, "readline 4 4", b"one\ntwo\n") == b"[b'one\\n', b'two\\n']"
 
 
-def test_a_longer_line_is_line_too_long_and_stays_to_be_read(served: Superd) -> None:
+def test_readline_raises_line_too_long_and_keeps_the_line_in_the_buffer(served: Superd) -> None:
     told = ask(served, "readline 4", b"three\n")
     assert told == b"['a line of more than 4 bytes', b'thre']"
 
 
-def test_without_a_limit_a_line_has_64_kib(served: Superd) -> None:
+def test_the_default_limit_of_readline_is_64_kib(served: Superd) -> None:
     fits, too_long = b"x" * 65535 + b"\n", b"x" * 65536 + b"\n"
     assert ask(served, "readline", fits) == repr([fits]).encode()
     assert ask(served, "readline", too_long).startswith(b"['a line of more than 65536 bytes'")
 
 
-def test_a_connection_is_iterated_by_lines(served: Superd) -> None:
+def test_iterating_a_connection_returns_lines(served: Superd) -> None:
     assert ask(served, "lines", b"one\ntwo\r\nrest") == b"<one\n><two\r\n><rest>"
 
 
-def test_packets_are_read_as_a_stream_and_sent_one_by_one(served: Superd) -> None:
+def test_packets_are_read_as_a_stream_and_each_send_is_a_packet(served: Superd) -> None:
     path = served.directory / "packets"
     assert ask_unixpacket(path, b"lines\n", b"a\nb", b"c\n") == [b"<a\n>", b"<bc\n>"]
 
@@ -407,18 +405,18 @@ def test_send_eof_ends_one_direction_only(served: Superd) -> None:
         client.sendall(b"eof\n")
         assert receive_all(client) == b"that is all"
         client.sendall(b"I have more\n")
-        recalled(served, r"b'I have more\n'")
+        wait_until_seen(served, r"b'I have more\n'")
         assert receive_to_end(client) == (b"", "fin")
 
 
 @pytest.mark.parametrize("unread", [0, 1, 100_000])
-def test_close_delivers_what_was_sent_and_may_be_repeated(served: Superd, unread: int) -> None:
+def test_close_delivers_sent_data_and_can_be_repeated(served: Superd, unread: int) -> None:
     with served.connect("talk") as client:
         client.sendall(b"leave\n" + bytes(unread))
         assert receive_to_end(client) == (b"goodbye", "fin")
 
 
-def test_abort_resets_and_may_be_repeated(served: Superd) -> None:
+def test_abort_resets_and_can_be_repeated(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"abort\n")
         assert receive_to_end(client) == (b"", "reset")
@@ -428,7 +426,7 @@ def test_sending_after_close_is_a_connection_error(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"after\n")
         assert receive_to_end(client) == (b"", "fin")
-    recalled(served, "ConnectionResetError('the connection is closed')")
+    wait_until_seen(served, "ConnectionResetError('the connection is closed')")
 
 
 @pytest.mark.parametrize("unread", [b"", b"half a line"])
@@ -437,19 +435,19 @@ def test_a_reset_is_a_connection_error_and_not_the_end_of_input(
 ) -> None:
     client = served.connect("talk")
     client.sendall(b"gone\n" + unread)
-    recalled(served, "'waiting'")
+    wait_until_seen(served, "'waiting'")
     reset(client)
-    recalled(served, "<class 'ConnectionResetError'>")
+    wait_until_seen(served, "<class 'ConnectionResetError'>")
 
 
-def test_what_a_client_sent_before_it_went_can_still_be_read(served: Superd) -> None:
+def test_data_that_a_client_sent_before_it_closed_can_be_read(served: Superd) -> None:
     client = served.connect("talk")
     client.sendall(b"last\none\ntwo\n")
     client.close()
-    recalled(served, r"[b'one\n', b'two\n']")
+    wait_until_seen(served, r"[b'one\n', b'two\n']")
 
 
-def test_a_client_that_never_reads_holds_up_its_sender_and_no_more(served: Superd) -> None:
+def test_a_client_that_never_reads_blocks_only_its_sender(served: Superd) -> None:
     with served.connect("talk") as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
         client.sendall(b"flood\n")
@@ -459,32 +457,32 @@ def test_a_client_that_never_reads_holds_up_its_sender_and_no_more(served: Super
             sent = ask(served, "recall", bytes(1000))
             return int(sent) if sent == before and sent.isdigit() else None
 
-        assert until(stalled, "the sender to be held up") < 32 << 20
+        assert until(stalled, "the blocked sender") < 32 << 20
         assert is_open(client)
-    until(lambda: b"gone after" in ask(served, "recall"), "the sender to hear of it")
+    until(lambda: b"gone after" in ask(served, "recall"), "the connection error in the sender")
 
 
-def test_a_plugin_that_does_not_read_holds_up_its_client(served: Superd) -> None:
+def test_a_client_is_blocked_while_the_plugin_does_not_read(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"sleep\n")
-        recalled(served, "'asleep'")
+        wait_until_seen(served, "'asleep'")
         assert send_until_blocked(client, 64 << 20) < 32 << 20
 
 
-def test_several_tasks_may_send_to_one_slow_client(served: Superd) -> None:
+def test_several_tasks_can_send_to_one_slow_client(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"many\n")
         assert len(receive_all(client)) == 10 << 20
-    recalled(served, "'all sent'")
+    wait_until_seen(served, "'all sent'")
 
 
-def test_only_one_task_may_read(served: Superd) -> None:
+def test_only_one_task_can_read(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"twice\n")
         assert b"another coroutine reads" in receive_all(client)
 
 
-def test_a_read_that_was_given_up_loses_nothing(served: Superd) -> None:
+def test_a_cancelled_read_loses_no_data(served: Superd) -> None:
     with served.connect("talk") as client:
         client.sendall(b"timeout\n")
         assert client.recv(100) == b"too late\n"
@@ -499,7 +497,7 @@ def upper(served: Superd, data: bytes) -> bytes:
     return exchange(served.connect("upper"), data)
 
 
-def test_a_protocol_is_fed_and_writes(served: Superd) -> None:
+def test_a_protocol_receives_and_sends_data(served: Superd) -> None:
     assert upper(served, b"hello") == b"HELLO"
 
 
@@ -509,13 +507,13 @@ def test_a_protocol_knows_its_connection(served: Superd) -> None:
         own = client.getsockname()[1]
         client.sendall(b"who")
         client.shutdown(socket.SHUT_WR)
-        told = receive_all(client).decode().split("|")
+        values = receive_all(client).decode().split("|")
     ends = [f"tcp://{host}:{port}", f"tcp://127.0.0.1:{own}"]
     names = [f"('127.0.0.1', {own})", f"('{host}', {port})"]
-    assert told[1:] == ["upper", *ends, *names, ""]
+    assert values[1:] == ["upper", *ends, *names, ""]
 
 
-def test_what_a_protocol_writes_after_close_is_dropped(served: Superd) -> None:
+def test_data_that_a_protocol_writes_after_close_is_dropped(served: Superd) -> None:
     before = served.counts("upper")["errors"]
     with served.connect("upper") as client:
         client.sendall(b"late")
@@ -524,7 +522,7 @@ def test_what_a_protocol_writes_after_close_is_dropped(served: Superd) -> None:
     assert served.counts("upper")["errors"] == before
 
 
-def test_a_protocol_may_end_its_own_direction_only(served: Superd) -> None:
+def test_a_protocol_can_half_close(served: Superd) -> None:
     with served.connect("upper") as client:
         client.sendall(b"eof")
         assert receive_all(client) == b"no more"
@@ -532,13 +530,15 @@ def test_a_protocol_may_end_its_own_direction_only(served: Superd) -> None:
         client.shutdown(socket.SHUT_WR)
 
 
-def test_a_protocol_may_abort(served: Superd) -> None:
+def test_a_protocol_can_abort(served: Superd) -> None:
     with served.connect("upper") as client:
         client.sendall(b"abort")
         assert receive_to_end(client) == (b"", "reset")
 
 
-def test_a_protocol_may_hand_over_to_another_that_outlives_the_half_close(served: Superd) -> None:
+def test_a_protocol_can_switch_to_another_that_stays_open_after_a_half_close(
+    served: Superd,
+) -> None:
     with served.connect("upper") as client:
         client.sendall(b"switch")
         assert client.recv(100) == b"second"
@@ -550,7 +550,7 @@ def test_a_protocol_may_hand_over_to_another_that_outlives_the_half_close(served
             client.recv(1)
 
 
-def test_a_protocol_may_pause_reading_and_go_on(served: Superd) -> None:
+def test_a_protocol_can_pause_and_resume_reading(served: Superd) -> None:
     with served.connect("upper") as client:
         client.sendall(b"pause")
         assert client.recv(100) == b"False"
@@ -559,7 +559,7 @@ def test_a_protocol_may_pause_reading_and_go_on(served: Superd) -> None:
         assert receive_all(client) == b"TrueAND ON"
 
 
-def test_a_protocol_is_told_how_its_connection_ended(served: Superd) -> None:
+def test_connection_lost_gets_the_reason_of_the_end(served: Superd) -> None:
     def ends() -> str:
         return upper(served, b"ends").decode()
 
@@ -570,7 +570,7 @@ def test_a_protocol_is_told_how_its_connection_ended(served: Superd) -> None:
     client.sendall(b"x")
     assert client.recv(1) == b"X"
     reset(client)
-    until(lambda: "ConnectionResetError" in ends(), "the reset to be told")
+    until(lambda: "ConnectionResetError" in ends(), "the reset in connection_lost")
 
 
 # respond(request), datagram(request)
@@ -580,11 +580,11 @@ def test_respond_serves_streams_and_datagrams(served: Superd) -> None:
     host, port = served.address("respond")
     with served.connect("respond") as client:
         own = client.getsockname()[1]
-        told = receive_all(client).decode()
-    assert told == f" free tcp://{host}:{port} tcp://127.0.0.1:{own}"
+        answer = receive_all(client).decode()
+    assert answer == f" free tcp://{host}:{port} tcp://127.0.0.1:{own}"
     port = served.address("respond", "udp")[1]
-    told = ask_udp((host, port), b"?".ljust(90)).decode()
-    assert re.fullmatch(rf"\? limited udp://{host}:{port} udp://127\.0\.0\.1:\d+", told)
+    answer = ask_udp((host, port), b"?".ljust(90)).decode()
+    assert re.fullmatch(rf"\? limited udp://{host}:{port} udp://127\.0\.0\.1:\d+", answer)
 
 
 def test_respond_serves_every_kind_of_unix_socket(served: Superd) -> None:
@@ -596,7 +596,7 @@ def test_respond_serves_every_kind_of_unix_socket(served: Superd) -> None:
     assert f"unixgram://{path}-datagram" in ask_unixgram(f"{path}-datagram", b"?").decode()
 
 
-def test_datagram_comes_before_respond_and_may_keep_quiet(served: Superd) -> None:
+def test_datagram_has_precedence_over_respond_and_can_return_none(served: Superd) -> None:
     address = served.address("datagram", "udp")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(15)
@@ -616,70 +616,72 @@ def take(served: Superd, data: bytes) -> tuple[bytes, str]:
         return receive_to_end(client)
 
 
-def test_a_taken_socket_is_the_plugins_until_it_returns(served: Superd) -> None:
+def test_a_plugin_has_a_taken_over_socket_until_it_returns(served: Superd) -> None:
     assert take(served, b"hello") == (b"taken: hello", "fin")
     with connect_unix(served.directory / "take") as client:
         client.sendall(b"hello")
         assert receive_to_end(client) == (b"taken: hello", "fin")
 
 
-def test_a_taken_connection_knows_its_ends(served: Superd) -> None:
-    told, _ = take(served, b"who")
+def test_a_taken_over_connection_knows_its_addresses(served: Superd) -> None:
+    answer, _ = take(served, b"who")
     host, port = served.address("take")
     assert re.fullmatch(
-        rf"taken: \S+ take tcp://{host}:{port} tcp://127\.0\.0\.1:\d+", told.decode()
+        rf"taken: \S+ take tcp://{host}:{port} tcp://127\.0\.0\.1:\d+", answer.decode()
     )
 
 
-def test_a_taken_connection_cannot_be_read_by_other_means(served: Superd) -> None:
-    told, how = take(served, b"own")
-    assert b"the plugin has taken over the socket" in told
+def test_the_methods_of_a_taken_over_connection_raise(served: Superd) -> None:
+    error, how = take(served, b"own")
+    assert b"the plugin has taken over the socket" in error
     assert how == "fin"
 
 
-def test_a_taken_socket_may_be_closed_by_the_plugin(served: Superd) -> None:
+def test_a_plugin_can_close_a_taken_over_socket(served: Superd) -> None:
     assert take(served, b"close") == (b"closing", "fin")
 
 
-def test_a_taken_socket_may_be_kept_by_the_plugin(served: Superd) -> None:
+def test_a_plugin_can_detach_and_keep_a_taken_over_socket(served: Superd) -> None:
     with served.connect("take") as client:
         client.sendall(b"detach")
         served.wait_until_idle("take")
         assert is_open(client)
 
 
-def test_a_taken_socket_that_a_program_has_too_does_not_keep_others_open(served: Superd) -> None:
+def test_a_taken_over_socket_that_is_also_open_elsewhere_keeps_no_other_socket_open(
+    served: Superd,
+) -> None:
     with served.connect("take") as shared, served.connect("respond") as other:
         shared.sendall(b"share")
         assert receive_all(shared) == b"taken: share"
         assert receive_all(other)
 
-        def is_given_up(client: socket.socket) -> bool:
-            """The kernel answers for a socket that nobody has any more with a reset."""
+        def is_closed(client: socket.socket) -> bool:
+            """The kernel answers with a reset if no process has the socket open."""
             try:
                 client.sendall(b"are you there?")
             except ConnectionError:
                 return True
             return False
 
-        until(lambda: is_given_up(other), "the other socket to be closed")
+        until(lambda: is_closed(other), "the closing of the other socket")
         shared.sendall(b"nobody reads this")
-        # the next client gets the descriptor that was the shared socket's, a third another one
+        # the next client gets the former descriptor of the shared socket, the third another one
         with served.connect("talk") as next_one, served.connect("respond") as third:
             next_one.sendall(b"who\n")
             assert receive_all(next_one)
             assert receive_all(third)
-            until(lambda: is_given_up(third), "a third socket to be closed")
+            until(lambda: is_closed(third), "the closing of the third socket")
 
 
-def test_a_taken_connection_may_be_aborted(served: Superd) -> None:
+def test_a_taken_over_connection_can_be_aborted(served: Superd) -> None:
     assert take(served, b"abort") == (b"", "reset")
 
 
-def test_a_taken_socket_that_is_made_blocking_waits_for_ever(served: Superd) -> None:
+def test_a_taken_over_socket_can_be_made_blocking_and_has_no_timeout(served: Superd) -> None:
     with served.connect("take") as client:
         client.sendall(b"blocking")
-        assert take(served, b"hello") == (b"taken: hello", "fin")  # others go on meanwhile
+        assert take(served, b"hello") == (b"taken: hello", "fin")  # other connections are served
         client.settimeout(0.1)
         with pytest.raises(TimeoutError):
             client.recv(100)
@@ -689,7 +691,9 @@ def test_a_taken_socket_that_is_made_blocking_waits_for_ever(served: Superd) -> 
 
 
 @pytest.mark.parametrize("unread", [1, 100_000])
-def test_what_a_plugin_sent_over_a_taken_socket_is_never_lost(served: Superd, unread: int) -> None:
+def test_data_that_a_plugin_sent_over_a_taken_over_socket_is_not_lost(
+    served: Superd, unread: int
+) -> None:
     with served.connect("take") as client:
         client.sendall(b"x" * 100 + bytes(unread))
         assert receive_to_end(client) == (b"taken: " + b"x" * 100, "fin")
@@ -717,9 +721,9 @@ LIFE = """
             self.file = os.open(self.options.journal, os.O_WRONLY | os.O_APPEND)
             self.note("prepare")
 
-        def note(self, what):
+        def note(self, step):
             file = self.file if self.file >= 0 else os.open(self.options.journal, 1025)
-            os.write(file, f"{os.getpid()} {os.geteuid()} {what}\\n".encode())
+            os.write(file, f"{os.getpid()} {os.geteuid()} {step}\\n".encode())
 
         def respond(self, request):
             self.note("respond")
@@ -739,7 +743,7 @@ LIFE = """
 """
 
 
-def test_a_service_lives_in_the_order_that_its_class_tells(
+def test_the_methods_of_a_service_are_called_in_the_documented_order(
     start_superd: Start, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
@@ -763,10 +767,10 @@ def test_a_service_lives_in_the_order_that_its_class_tells(
     client.close()
     assert served.wait() == 0
     notes = [line.split(" ", 2) for line in journal.read_text().splitlines()]
-    steps = [what for pid, _, what in notes if int(pid) == worker]
+    steps = [step for pid, _, step in notes if int(pid) == worker]
     assert steps == ["init", "prepare", "stream", "end of stream", "close"]
-    elsewhere = [what for pid, _, what in notes if int(pid) != worker]
-    assert elsewhere == ["init", "prepare"]  # the rehearsal
+    elsewhere = [step for pid, _, step in notes if int(pid) != worker]
+    assert elsewhere == ["init", "prepare"]  # the preflight
 
 
 BACKGROUND = """
@@ -824,7 +828,7 @@ BACKGROUND = """
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_tasks_that_are_left_are_cancelled_before_close_and_cannot_stay(
+def test_remaining_tasks_are_cancelled_before_close_and_cannot_delay_it(
     start_superd: Start, tmp_path: Path, loop: str, number: signal.Signals
 ) -> None:
     journal = tmp_path / "journal"
@@ -856,7 +860,7 @@ def test_tasks_that_are_left_are_cancelled_before_close_and_cannot_stay(
 
 
 @pytest.mark.root
-def test_a_service_is_prepared_as_root_and_serves_as_nobody(
+def test_a_service_is_prepared_as_root_and_serves_as_the_configured_user(
     start_superd: Start, tmp_path: Path
 ) -> None:
     journal = tmp_path / "journal"
@@ -875,5 +879,5 @@ def test_a_service_is_prepared_as_root_and_serves_as_nobody(
     assert ask_udp(served.address("life", "udp"), b"?") == b""
     (worker,) = served.workers()
     notes = [line.split(" ", 2) for line in journal.read_text().splitlines()]
-    users = {what: user for pid, user, what in notes if int(pid) == worker}
+    users = {step: user for pid, user, step in notes if int(pid) == worker}
     assert users == {"init": "0", "prepare": "0", "respond": "64321"}

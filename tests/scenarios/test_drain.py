@@ -1,4 +1,4 @@
-"""Stopping: connections finish, nobody new is taken, and nothing is left behind."""
+"""Stopping: connections finish, new ones are refused, and nothing is left behind."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from tests.support.clients import connect_many, connect_tcp, connect_unix, recei
 from tests.support.harness import Superd, exchange, is_alive, make_plugin, until
 from tests.support.usage import processor_time
 
-SESSIONS = 20
-AT_ONCE = 5.0  # seconds; a drain would take a minute
+CONNECTIONS = 20
+IMMEDIATE_STOP_LIMIT = 5.0  # seconds; a drain would take a minute
 
 SERVICES = """
 [daemon]
@@ -51,18 +51,18 @@ def is_served(client: socket.socket) -> bool:
     return client.recv(1) == b"x"
 
 
-def everything_of(superd: Superd) -> list[int]:
-    """Return the master and its workers."""
+def all_pids(superd: Superd) -> list[int]:
+    """Return the pids of the master and its workers."""
     return [superd.pid, *proc.children(superd.pid)]
 
 
 def is_refused(superd: Superd) -> bool:
-    """Tell whether a new client finds nobody."""
+    """Return whether a new client is refused."""
     try:
         client = connect_tcp(superd.address("echo"))
     except ConnectionRefusedError:
         return True
-    with client:  # taken before the listener was closed, or reset with it
+    with client:  # connected before the listener was closed
         return False
 
 
@@ -73,30 +73,33 @@ def assert_nothing_is_left(superd: Superd, pids: list[int]) -> None:
     assert "Traceback" not in superd.log()
 
 
-def test_term_lets_connections_finish_and_takes_no_new_ones(
+def test_term_lets_connections_finish_and_refuses_new_ones(
     start_superd: Start, tmp_path: Path, loop: str
 ) -> None:
     superd = start_superd(configuration(tmp_path / "superd-0", loop))
-    pids = everything_of(superd)
+    pids = all_pids(superd)
     path = superd.directory / "echo"
-    with connect_many(superd.address("echo"), SESSIONS) as clients, connect_unix(path) as neighbour:
+    with (
+        connect_many(superd.address("echo"), CONNECTIONS) as clients,
+        connect_unix(path) as neighbour,
+    ):
         assert all(is_served(client) for client in (*clients, neighbour))
         superd.signal(signal.SIGTERM)
-        until(lambda: is_refused(superd), "the listeners to be closed")
+        until(lambda: is_refused(superd), "the closing of the listeners")
         assert not path.exists()
         assert all(is_served(client) for client in (*clients, neighbour))
         answers = [exchange(client, b"last words") for client in (*clients, neighbour)]
-    assert answers == [b"last words"] * (SESSIONS + 1)
+    assert answers == [b"last words"] * (CONNECTIONS + 1)
     assert superd.wait() == 0
     assert_nothing_is_left(superd, pids)
 
 
-def test_who_is_still_connected_at_the_end_of_the_drain_is_cut(
+def test_connections_are_cut_at_the_end_of_drain_timeout(
     start_superd: Start, tmp_path: Path, loop: str
 ) -> None:
     superd = start_superd(configuration(tmp_path / "superd-0", loop, drain="1s"))
-    pids = everything_of(superd)
-    with connect_many(superd.address("echo"), SESSIONS) as clients:
+    pids = all_pids(superd)
+    with connect_many(superd.address("echo"), CONNECTIONS) as clients:
         assert all(is_served(client) for client in clients)
         started = time.monotonic()
         superd.signal(signal.SIGTERM)
@@ -105,7 +108,7 @@ def test_who_is_still_connected_at_the_end_of_the_drain_is_cut(
         assert time.monotonic() - started >= 0.9
         assert superd.wait() == 0
     cut = sum(int(match) for match in _numbers(superd.log(), "connections cut at the end"))
-    assert cut == SESSIONS
+    assert cut == CONNECTIONS
     assert_nothing_is_left(superd, pids)
 
 
@@ -122,20 +125,20 @@ def _numbers(log: str, after: str) -> list[str]:
     ],
     ids=lambda signals: "-".join(number.name for number in signals),
 )
-def test_a_second_term_or_an_int_stops_at_once(
+def test_a_second_term_an_int_or_a_quit_stops_immediately(
     start_superd: Start, tmp_path: Path, signals: tuple[signal.Signals, ...]
 ) -> None:
     superd = start_superd(configuration(tmp_path / "superd-0"))
-    pids = everything_of(superd)
-    with connect_many(superd.address("echo"), SESSIONS) as clients:
+    pids = all_pids(superd)
+    with connect_many(superd.address("echo"), CONNECTIONS) as clients:
         assert all(is_served(client) for client in clients)
         started = time.monotonic()
         superd.signal(signals[0])
-        for number in signals[1:]:  # two that come at once are one to the kernel (signal(7))
+        for number in signals[1:]:  # two pending signals of a kind are one (signal(7))
             until(lambda: superd.answer()["state"] == "draining", "the drain")
             superd.signal(number)
         assert superd.wait() == 0
-        assert time.monotonic() - started < AT_ONCE
+        assert time.monotonic() - started < IMMEDIATE_STOP_LIMIT
         for client in clients:
             assert receive_to_end(client)[0] == b""
     assert_nothing_is_left(superd, pids)
@@ -159,7 +162,7 @@ STUCK = """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda n: n.name)
-def test_a_worker_that_is_stuck_is_killed(
+def test_a_worker_with_a_blocked_loop_is_killed_at_the_stop(
     start_superd: Start, tmp_path: Path, number: signal.Signals
 ) -> None:
     env = make_plugin(tmp_path / "plugins", "stuck", STUCK)
@@ -172,7 +175,7 @@ def test_a_worker_that_is_stuck_is_killed(
         listen = "tcp://127.0.0.1:0"
         """
     superd = start_superd(toml, env=env)
-    pids = everything_of(superd)
+    pids = all_pids(superd)
     with superd.connect("echo") as client:
         assert client.recv(5) == b"stuck"
         superd.signal(number)
@@ -196,7 +199,7 @@ TWO_POOLS = """
 """
 
 
-def test_a_worker_that_dies_during_the_drain_is_not_replaced(start_superd: Start) -> None:
+def test_a_worker_that_is_killed_during_the_drain_is_not_replaced(start_superd: Start) -> None:
     superd = start_superd(TWO_POOLS)
     (victim,), (other,) = superd.workers("one"), superd.workers("two")
     with superd.connect("one") as lost, superd.connect("two") as kept:
@@ -215,7 +218,7 @@ def test_a_worker_that_dies_during_the_drain_is_not_replaced(start_superd: Start
     assert "successor" not in superd.log()
 
 
-CRASHES_ONCE_REHEARSED = """
+FAILS_WITH_MARKER = """
     import os, pathlib
     from superd.plugin import Service, hookimpl
 
@@ -235,11 +238,9 @@ CRASHES_ONCE_REHEARSED = """
 """
 
 
-def test_no_worker_is_started_any_more_once_superd_drains(
-    start_superd: Start, tmp_path: Path
-) -> None:
-    env = make_plugin(tmp_path / "plugins", "frail", CRASHES_ONCE_REHEARSED)
-    env["LANG"] = str(tmp_path / "marker")  # one of the few variables that workers keep
+def test_superd_starts_no_worker_while_it_drains(start_superd: Start, tmp_path: Path) -> None:
+    env = make_plugin(tmp_path / "plugins", "frail", FAILS_WITH_MARKER)
+    env["LANG"] = str(tmp_path / "marker")  # workers keep this variable
     frail = TWO_POOLS.replace('plugin = "echo"', 'plugin = "frail"', 1)
     superd = start_superd(frail, env=env)
     (tmp_path / "marker").touch()
@@ -249,10 +250,10 @@ def test_no_worker_is_started_any_more_once_superd_drains(
         superd.wait_for_log("its successor starts in 1 s")
         superd.signal(signal.SIGTERM)
         until(lambda: superd.answer()["state"] == "draining", "the drain")
-        (tmp_path / "marker").unlink()  # it could start now
+        (tmp_path / "marker").unlink()  # a start would now succeed
         deadline = time.monotonic() + 1.5
         before = processor_time(superd.pid)
-        until(lambda: time.monotonic() > deadline, "the time at which it was due")
+        until(lambda: time.monotonic() > deadline, "the time of the delayed start")
         assert superd.answer()["workers"][0]["pid"] is None
         assert processor_time(superd.pid) - before < 0.5, "the master spins"
         assert is_served(client)

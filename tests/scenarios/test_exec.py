@@ -1,4 +1,4 @@
-"""Programs: unmodified ones, as inetd ran them, of every transport and every temper."""
+"""The plugin exec: unmodified inetd programs over every transport, well-behaved and not."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SINGLE = 'use Socket; accept(C, STDIN); syswrite C, "hello"'
 PATIENT = r"use Socket; for (1..2) { accept(C, STDIN) or die $!; print C <C> or die $!; close C }"
 STAYER = '$p = recv STDIN, $d, 65536, 0; send STDOUT, "$$", 0, $p; $d eq "stay" and sleep 600'
 SHOUTER = "$p = recv STDIN, $d, 65536, 0; send STDOUT, uc $d, 0, $p"
-INTERNAL = 0x1_8000_0000  # two signals of the C library's own, which its posix_spawn(3) ignores
+LIBC_SIGNALS = 0x1_8000_0000  # two internal signals, which posix_spawn(3) leaves ignored
 
 TOML = """
 [daemon]
@@ -173,8 +173,8 @@ def output(served: Superd, service: str) -> str:
         return receive_all(client).decode()
 
 
-def named(status: dict[str, Any], service: str) -> dict[str, Any]:
-    """Return what `superd status --json` has for a service."""
+def service_status(status: dict[str, Any], service: str) -> dict[str, Any]:
+    """Return the part of `superd status --json` about a service."""
     found: dict[str, Any] = next(one for one in status["services"] if one["name"] == service)
     return found
 
@@ -188,7 +188,7 @@ def last_record(served: Superd, service: str) -> Record:
         ended = served.records(service, "closed")
         return ended[-1] if ended else None
 
-    return until(found, f"the end of {service} to be recorded")
+    return until(found, f"the record of the end of {service}")
 
 
 def test_cat_is_an_echo_over_every_stream(served: Superd) -> None:
@@ -200,8 +200,8 @@ def test_cat_is_an_echo_over_every_stream(served: Superd) -> None:
     assert ask_unixpacket(served.directory / "cat.packets", b"one", b"two") == [b"one", b"two"]
 
 
-def test_a_program_waits_for_a_client_that_takes_its_time(served: Superd) -> None:
-    """Its descriptor is a blocking one: else it would find nothing to read, and end."""
+def test_a_program_waits_for_a_slow_client(served: Superd) -> None:
+    """Its descriptor is blocking. Otherwise its read would fail, and it would end."""
     with served.connect("cat") as client:
         until(lambda: children(served.workers()[0]), "the program to run")
         assert is_open(client)
@@ -209,12 +209,12 @@ def test_a_program_waits_for_a_client_that_takes_its_time(served: Superd) -> Non
         assert client.recv(100) == b"at last"
 
 
-def test_the_environment_is_what_is_documented_and_nothing_else(served: Superd) -> None:
+def test_the_environment_is_exactly_what_is_documented(served: Superd) -> None:
     with served.connect("env") as client:
         own = client.getsockname()[1]
-        told = receive_all(client).decode()
+        environment = receive_all(client).decode()
     port = served.address("env")[1]
-    assert sorted(told.splitlines()) == sorted(
+    assert sorted(environment.splitlines()) == sorted(
         [
             "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "WANTED=yes",
@@ -231,27 +231,27 @@ def test_the_environment_is_what_is_documented_and_nothing_else(served: Superd) 
     )
 
 
-def test_a_program_has_three_descriptors_and_no_more(served: Superd) -> None:
+def test_a_program_has_exactly_three_descriptors(served: Superd) -> None:
     assert output(served, "fds") == "0\n1\n2\n"
 
 
-def test_no_signal_is_ignored_or_blocked(served: Superd) -> None:
+def test_a_program_starts_with_no_signal_ignored_or_blocked(served: Superd) -> None:
     blocked, ignored = (int(n, 16) for n in re.findall(r"\t(\w+)", output(served, "signals")))
-    assert (blocked, ignored & ~INTERNAL) == (0, 0)
+    assert (blocked, ignored & ~LIBC_SIGNALS) == (0, 0)
 
 
-def test_a_program_has_a_session_of_its_own(served: Superd) -> None:
+def test_a_program_has_its_own_session(served: Superd) -> None:
     pid, _, rest = output(served, "stat").partition(" ")
     fields = rest.rpartition(")")[2].split()
     assert fields[2] == fields[3] == pid  # its process group and its session
 
 
-def test_a_program_is_called_as_the_entry_says_and_starts_where_it_says(served: Superd) -> None:
+def test_a_program_has_the_configured_argv0_and_directory(served: Superd) -> None:
     assert output(served, "name").startswith("kitten -c ")
     assert output(served, "pwd") == "/usr/bin\n"
 
 
-def test_standard_error_is_logged_line_by_line_and_never_sent(served: Superd) -> None:
+def test_standard_error_is_logged_line_by_line_and_not_sent_to_the_client(served: Superd) -> None:
     assert output(served, "complains") == "out\n"
     found = served.wait_for_log(r"warning: one service=complains conn=(\S+) peer=127\.0\.0\.1:")
     served.wait_for_log(rf"warning: two\\x1b\[2J service=complains conn={found[1]} ")
@@ -260,7 +260,7 @@ def test_standard_error_is_logged_line_by_line_and_never_sent(served: Superd) ->
     assert re.fullmatch(r"status 7, \d\.\d{3} s of CPU", record["outcome"])
 
 
-def test_standard_error_goes_to_the_client_or_nowhere_where_that_is_wanted(
+def test_standard_error_can_be_sent_to_the_client_or_discarded(
     served: Superd,
 ) -> None:
     assert output(served, "rude") == "oops\n"
@@ -268,18 +268,18 @@ def test_standard_error_goes_to_the_client_or_nowhere_where_that_is_wanted(
 
 
 @pytest.mark.parametrize(("service", "signals"), [("slow", "15"), ("stubborn", "9")])
-def test_a_program_that_runs_too_long_is_ended(served: Superd, service: str, signals: str) -> None:
+def test_a_program_is_ended_after_max_run_time(served: Superd, service: str, signals: str) -> None:
     with served.connect(service) as client:
         receive_to_end(client)
     outcome = last_record(served, service)["outcome"]
     assert outcome.startswith(f"max-run-time is over; signal {signals}, ")
 
 
-def test_a_program_can_be_told_as_systemd_does_it(served: Superd) -> None:
+def test_listen_fds_passes_the_connection_as_systemd_does(served: Superd) -> None:
     assert output(served, "systemd") == "1\n"
 
 
-def test_who_waits_has_the_listener_and_is_started_again_once_it_has_ended(
+def test_a_wait_program_gets_the_listener_and_is_started_again_after_its_end(
     served: Superd,
 ) -> None:
     pids = [output(served, "waiter") for _ in range(6)]
@@ -288,10 +288,8 @@ def test_who_waits_has_the_listener_and_is_started_again_once_it_has_ended(
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
-def test_who_waits_may_wait_for_a_client_and_for_what_it_says(
-    served: Superd, transport: str
-) -> None:
-    """Neither its accept(2) nor its read(2) has a limit of time that is superd's own."""
+def test_a_wait_program_can_block_in_accept_and_read(served: Superd, transport: str) -> None:
+    """superd's socket timeouts affect neither its accept(2) nor its read(2)."""
     before = served.counts("patient")["accepted"]
     for number in range(2):
         client = (
@@ -305,13 +303,15 @@ def test_who_waits_may_wait_for_a_client_and_for_what_it_says(
     assert "Resource temporarily unavailable" not in served.log()
 
 
-def test_programs_that_share_a_socket_are_not_disturbed_by_the_end_of_one(served: Superd) -> None:
+def test_programs_that_share_a_socket_keep_it_blocking_when_another_program_ends(
+    served: Superd,
+) -> None:
     address = served.address("some", "udp")
     (worker,) = served.workers()
     staying = int(ask_udp(address, b"stay"))
     for _ in range(3):
-        going = int(ask_udp(address, b"go"))
-        until(partial(has_ended, going), "one to have ended")
+        ending = int(ask_udp(address, b"go"))
+        until(partial(has_ended, ending), "the end of one program")
     (socket_of,) = (one for one in descriptors(staying) if one.number == 0)
     assert not socket_of.flags & os.O_NONBLOCK
     for pid in children(worker):
@@ -325,18 +325,20 @@ def test_a_datagram_starts_a_program_that_reads_it(served: Superd, service: str)
         assert ask_udp(served.address(service, "udp"), data) == data.upper()
 
 
-def test_a_datagram_that_is_refused_starts_nothing_and_does_not_wait_for_ever(
+def test_a_refused_datagram_starts_no_program_and_is_removed_from_the_queue(
     served: Superd,
 ) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         for _ in range(3):
             client.sendto(b"x", served.address("barred", "udp"))
-        until(lambda: served.counts("barred")["refused-access"] == 3, "all to be refused")
+        until(
+            lambda: served.counts("barred")["refused-access"] == 3, "the refusal of all datagrams"
+        )
     assert served.counts("barred")["datagrams"] == 0
 
 
-def test_a_program_is_ended_when_nothing_has_passed_for_the_idle_time(served: Superd) -> None:
-    """The client may be there or have left: a program that does not look never learns of it."""
+def test_a_program_is_ended_after_idle_timeout(served: Superd) -> None:
+    """Whether or not the client is still connected: the program may never notice that."""
     for leaves in (False, True):
         with served.connect("forever") as client:
             (pid,) = until(lambda: children(served.workers()[0]), "the program to run")
@@ -350,18 +352,18 @@ def test_a_program_is_ended_when_nothing_has_passed_for_the_idle_time(served: Su
     assert served.counts("forever")["errors"] == 0
 
 
-def test_a_program_whose_client_talks_is_not_idle(served: Superd) -> None:
+def test_a_program_whose_client_sends_data_is_not_idle(served: Superd) -> None:
     with served.connect("busy") as client:
         for _ in range(5):
             client.sendall(b"x")
             assert client.recv(1) == b"x"
-            assert not select.select([client], [], [], 0.4)[0]  # nobody is closed in a pause
+            assert not select.select([client], [], [], 0.4)[0]  # no client is closed in a pause
         client.shutdown(socket.SHUT_WR)
         assert receive_to_end(client) == (b"", "fin")
     assert last_record(served, "busy")["end"] == "server"
 
 
-def test_a_program_whose_client_is_silent_or_stays_too_long_is_ended(served: Superd) -> None:
+def test_a_program_is_ended_after_first_byte_timeout_and_session_timeout(served: Superd) -> None:
     with served.connect("silence") as client:
         assert receive_to_end(client) == (b"", "fin")
     assert last_record(served, "silence")["end"] == "first-byte-timeout"
@@ -372,7 +374,7 @@ def test_a_program_whose_client_is_silent_or_stays_too_long_is_ended(served: Sup
     until(lambda: last_record(served, "silence")["end"] == "session-timeout", "the record")
 
 
-def test_a_program_that_ignores_the_end_of_its_time_is_killed_and_leaves_no_zombie(
+def test_a_program_that_ignores_term_is_killed_and_leaves_no_zombie(
     served: Superd,
 ) -> None:
     (worker,) = served.workers()
@@ -386,8 +388,10 @@ def test_a_program_that_ignores_the_end_of_its_time_is_killed_and_leaves_no_zomb
     assert record["outcome"].startswith("signal 9, ")
 
 
-def test_who_writes_errors_for_ever_is_not_waited_for(served: Superd) -> None:
-    """What the program has started has its standard error still, and could hold up everybody."""
+def test_endless_standard_error_of_a_child_process_does_not_keep_the_connection(
+    served: Superd,
+) -> None:
+    """The program's children keep its standard error open, and must not block the worker."""
     assert output(served, "orphan") == "out\n"
     served.wait_until_idle("orphan")
     assert output(served, "pwd") == "/usr/bin\n"
@@ -396,7 +400,9 @@ def test_who_writes_errors_for_ever_is_not_waited_for(served: Superd) -> None:
 
 
 @pytest.mark.parametrize("name", [b"\0superd\0exec", b"\0superd\nexec="])
-def test_the_name_of_a_client_that_could_mislead_is_not_told(served: Superd, name: bytes) -> None:
+def test_a_misleading_name_of_a_unix_client_is_not_passed_to_the_program(
+    served: Superd, name: bytes
+) -> None:
     (worker,) = served.workers()
     before = len(descriptors(worker))
     for _ in range(3):
@@ -404,22 +410,22 @@ def test_the_name_of_a_client_that_could_mislead_is_not_told(served: Superd, nam
             client.settimeout(EVENT_TIMEOUT)
             client.bind(name + b"%d" % os.getpid())
             client.connect(str(served.directory / "family"))
-            told = receive_all(client)
-            assert b"PROTO=IPC" in told
-            assert b"IPCREMOTEPATH" not in told
+            environment = receive_all(client)
+            assert b"PROTO=IPC" in environment
+            assert b"IPCREMOTEPATH" not in environment
     served.wait_until_idle("family")
-    until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
+    until(lambda: len(descriptors(worker)) <= before, "the closing of all descriptors")
 
 
 FEW_AND_MANY = pytest.mark.parametrize("number", [200, pytest.param(1000, marks=pytest.mark.soak)])
 
 
 @FEW_AND_MANY
-def test_a_crowd_of_programs_killed_at_random_leaves_nothing_behind(
+def test_many_programs_killed_at_random_leave_no_zombie_and_no_descriptor_behind(
     served: Superd, number: int
 ) -> None:
     (worker,) = served.workers()
-    until(lambda: not children(worker), "those of other tests to have ended")
+    until(lambda: not children(worker), "the end of the programs of other tests")
     before = len(descriptors(worker))
     rng = random.Random(7)
     with connect_many(served.address("cat"), number) as clients:
@@ -429,24 +435,24 @@ def test_a_crowd_of_programs_killed_at_random_leaves_nothing_behind(
             assert client.recv(1) == b"x"
         running = children(worker)
         assert len(running) == number
-        assert named(served.status(), "cat")["counts"]["active"] == number
+        assert service_status(served.status(), "cat")["counts"]["active"] == number
         rng.shuffle(running)
         for pid in running:
             os.kill(pid, rng.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV)))
         began = time.monotonic()
         for client in clients:
             assert receive_to_end(client)[0] == b""
-        until(lambda: not children(worker), "the last child to be reaped")
-        print(f"{number} programs were gone {time.monotonic() - began:.2f} s after the last signal")
+        until(lambda: not children(worker), "the reaping of the last child")
+        print(f"{number} programs had ended {time.monotonic() - began:.2f} s after the last signal")
     served.wait_until_idle("cat")
-    until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
-    assert named(served.status(), "cat")["counts"]["active"] == 0
+    until(lambda: len(descriptors(worker)) <= before, "the closing of all descriptors")
+    assert service_status(served.status(), "cat")["counts"]["active"] == 0
 
 
 @pytest.mark.parametrize("number", [200, pytest.param(10_000, marks=pytest.mark.soak)])
 def test_short_programs_leave_no_zombie(served: Superd, number: int) -> None:
     (worker,) = served.workers()
-    until(lambda: not children(worker), "those of other tests to have ended")
+    until(lambda: not children(worker), "the end of the programs of other tests")
     before, accepted = len(descriptors(worker)), served.counts("short")["accepted"]
     for _ in range(number // 50):
         with connect_many(served.address("short"), 50) as clients:
@@ -455,14 +461,14 @@ def test_short_programs_leave_no_zombie(served: Superd, number: int) -> None:
     served.wait_until_idle("short")
     assert served.counts("short")["accepted"] == accepted + number
     assert children(worker) == []
-    until(lambda: len(descriptors(worker)) <= before, "all descriptors to be closed")
+    until(lambda: len(descriptors(worker)) <= before, "the closing of all descriptors")
 
 
-def test_a_program_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
+def test_a_missing_program_is_reported_at_the_start(tmp_path: Path) -> None:
     toml = '[service.x]\nplugin = "exec"\nlisten = "tcp://127.0.0.1:0"\n'
-    one = Superd(tmp_path, toml + 'options = { command = "/no/such/program" }\n')
-    one.write()
-    done = one.run("run")
+    superd = Superd(tmp_path, toml + 'options = { command = "/no/such/program" }\n')
+    superd.write()
+    done = superd.run("run")
     assert done.returncode == 78
     assert "superd.toml:7:10: service.x.plugin: plugin exec failed in prepare: " in done.stderr
     assert "/no/such/program" in done.stderr
@@ -482,19 +488,19 @@ def test_a_program_that_is_missing_is_told_at_the_start(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_what_no_program_can_be_given_is_a_mistake(
+def test_check_reports_options_that_no_program_can_get(
     tmp_path: Path, options: str, mistake: str
 ) -> None:
     toml = f'[service.x]\nplugin = "exec"\nlisten = "unix://@x"\noptions = {{ {options} }}\n'
-    one = Superd(tmp_path, toml)
-    one.write()
-    done = one.run("check")
+    superd = Superd(tmp_path, toml)
+    superd.write()
+    done = superd.run("check")
     assert done.returncode == 78
     assert f"service.x.{mistake}" in done.stderr
 
 
 @pytest.mark.parametrize("stderr", ["log", "client"])
-def test_where_descriptors_run_out_clients_wait_and_all_are_served(
+def test_clients_wait_while_descriptors_are_exhausted_and_all_are_served(
     start_superd: Start, stderr: str
 ) -> None:
     served = start_superd(
@@ -511,23 +517,23 @@ def test_where_descriptors_run_out_clients_wait_and_all_are_served(
         for client in clients:
             client.sendall(b"x")
         served.wait_for_log("clients wait: Too many open files service=cat")
-        until(lambda: len(children(worker)) > 10, "as many to be served as descriptors allow")
-        waiting = set(clients)
-        while waiting:
-            answered = set(select.select(list(waiting), [], [], EVENT_TIMEOUT)[0])
+        until(lambda: len(children(worker)) > 10, "as many programs as descriptors allow")
+        pending = set(clients)
+        while pending:
+            answered = set(select.select(list(pending), [], [], EVENT_TIMEOUT)[0])
             assert answered
             for client in answered:
                 assert client.recv(1) == b"x"
                 client.close()
-            waiting -= answered
-    until(lambda: not children(worker), "the last child to be reaped")
+            pending -= answered
+    until(lambda: not children(worker), "the reaping of the last child")
     began = time.monotonic()
     assert exchange(served.connect("cat"), b"hello") == b"hello"
     assert time.monotonic() - began < 1
     assert served.counts("cat")["errors"] == 0
 
 
-def test_a_program_that_cannot_be_started_closes_and_then_pauses(
+def test_a_program_that_cannot_be_started_closes_connections_and_then_pauses_the_service(
     start_superd: Start, tmp_path: Path
 ) -> None:
     program = tmp_path / "program"
@@ -558,11 +564,11 @@ def test_a_program_that_cannot_be_started_closes_and_then_pauses(
     served.wait_for_log(r"cannot run .*/program: No such file or directory \(exit 127\)")
     assert served.counts("x")["errors"] == 5
     with served.connect("x") as sixth:
-        until(lambda: served.counts("x")["accepted"] >= 6, "five to be closed")
+        until(lambda: served.counts("x")["accepted"] >= 6, "the closing of five connections")
         assert is_open(sixth) or served.counts("x")["accepted"] == 7
 
 
-def test_at_the_end_of_a_drain_programs_are_ended_with_all_that_they_started(
+def test_at_the_end_of_a_drain_programs_and_their_children_are_ended(
     start_superd: Start,
 ) -> None:
     served = start_superd(
@@ -581,12 +587,12 @@ def test_at_the_end_of_a_drain_programs_are_ended_with_all_that_they_started(
         assert len(pids) == 2
         served.signal(signal.SIGTERM)
         assert served.wait() == 0
-        until(lambda: not any(map(is_alive, pids)), "the whole family to be gone")
+        until(lambda: not any(map(is_alive, pids)), "the end of both processes")
         client.settimeout(EVENT_TIMEOUT)
         assert client.recv(1) == b""
 
 
-def test_who_serves_one_client_and_ends_is_no_loop_where_clients_come_one_by_one(
+def test_a_wait_program_that_serves_one_client_at_a_time_is_not_paused(
     start_superd: Start,
 ) -> None:
     served = start_superd(
@@ -601,13 +607,13 @@ def test_who_serves_one_client_and_ends_is_no_loop_where_clients_come_one_by_one
     for number in range(1, 13):
         with served.connect("single") as client:
             assert receive_all(client) == b"hello"
-        until(lambda: not children(served.workers()[0]), "the program to have ended")
-        time.sleep(0.15)  # that they come one by one is what is tested
+        until(lambda: not children(served.workers()[0]), "the end of the program")
+        time.sleep(0.15)  # clients connect one after the other
         assert served.counts("single")["accepted"] == number
     assert "pauses" not in served.log()
 
 
-def test_who_leaves_its_client_unserved_again_and_again_is_made_to_pause(
+def test_a_wait_program_that_never_serves_its_client_is_paused(
     start_superd: Start,
 ) -> None:
     served = start_superd(
@@ -625,11 +631,11 @@ def test_who_leaves_its_client_unserved_again_and_again_is_made_to_pause(
         assert is_open(client)
 
 
-def test_a_service_without_a_use_for_wait_is_a_mistake(tmp_path: Path) -> None:
+def test_wait_is_an_error_for_a_plugin_that_cannot_have_the_listener(tmp_path: Path) -> None:
     toml = '[service.x]\nplugin = "echo"\nwait = true\nlisten = "tcp://127.0.0.1:0"\n'
-    one = Superd(tmp_path, toml)
-    one.write()
-    done = one.run("run")
+    superd = Superd(tmp_path, toml)
+    superd.write()
+    done = superd.run("run")
     assert done.returncode == 78
     assert (
         "service.x.wait: plugin echo cannot have the listening socket; remove wait" in done.stderr
