@@ -58,7 +58,7 @@ def kind_of(transport: str) -> socket.SocketKind:
     return Transport(transport).socket_type
 
 
-def left_behind(path: Path, kind: socket.SocketKind) -> None:
+def leave_socket_file(path: Path, kind: socket.SocketKind) -> None:
     """Leave a socket's file behind, as a killed process does."""
     with socket.socket(socket.AF_UNIX, kind) as dead:
         dead.bind(str(path))
@@ -286,7 +286,7 @@ def test_a_socket_file_left_by_a_crash_is_replaced(
     listening: Listen, tmp_path: Path, transport: str
 ) -> None:
     path = tmp_path / "echo"
-    left_behind(path, kind_of(transport))
+    leave_socket_file(path, kind_of(transport))
     listening(f"{transport}://{path}")
     assert is_answering(path, kind_of(transport))
 
@@ -294,7 +294,7 @@ def test_a_socket_file_left_by_a_crash_is_replaced(
 def test_a_socket_file_left_by_another_transport_is_replaced(
     listening: Listen, tmp_path: Path
 ) -> None:
-    left_behind(tmp_path / "echo", socket.SOCK_DGRAM)
+    leave_socket_file(tmp_path / "echo", socket.SOCK_DGRAM)
     listening(f"unix://{tmp_path}/echo")
     assert is_answering(tmp_path / "echo", socket.SOCK_STREAM)
 
@@ -343,7 +343,7 @@ def test_a_file_that_is_not_a_socket_is_not_removed(
     elif what == "directory":
         path.mkdir()
     else:
-        left_behind(target, socket.SOCK_STREAM)
+        leave_socket_file(target, socket.SOCK_STREAM)
         path.symlink_to(target)
     with pytest.raises(SuperdError, match=r"is not a socket; remove it or name another path"):
         listening(f"unix://{path}")
@@ -366,7 +366,7 @@ def test_a_replaced_socket_file_is_not_removed(
     path = tmp_path / "echo"
     (listener,) = listening(f"{transport}://{path}")
     path.unlink()
-    left_behind(path, kind_of(transport))
+    leave_socket_file(path, kind_of(transport))
     listener.close()
     assert path.is_socket()
 
