@@ -1,8 +1,7 @@
-"""One client's connection, as a plugin sees it.
+"""The interface through which a plugin serves a client's connection.
 
-Used in the worker. Says what a plugin may rely on; the worker supplies it. Raises ConnectionError
-where the client has gone, LineTooLong where it sends a line without end, and ValueError where the
-plugin asks for less than a byte.
+Used in the worker, which implements it. Raises ConnectionError if the client has disconnected,
+LineTooLong if a line exceeds its limit, and ValueError if the plugin asks for less than a byte.
 """
 
 from __future__ import annotations
@@ -14,23 +13,23 @@ from collections.abc import AsyncIterator, Iterator
 from superd.net.addresses import Address
 from superd.observe.records import Level
 
-LONGEST_LINE = 64 * 1024
+LONGEST_LINE = 64 * 1024  # bytes
 
 
 class LineTooLong(ValueError):
-    """A client sent more bytes without a line feed than the plugin takes."""
+    """A client sent more bytes without a line feed than the plugin allows."""
 
 
 def check_limit(limit: int) -> None:
-    """Raise ValueError for a limit that nothing could keep: that is no mistake of the client."""
+    """Raise ValueError for a limit below one byte, which is a mistake of the plugin."""
     if limit < 1:
-        raise ValueError(f"a limit is at least 1, found {limit}")
+        raise ValueError(f"expected a limit of at least 1 byte, found {limit}")
 
 
 class Client(ABC):
-    """Who is served: a stream connection, or all datagrams of one source.
+    """A client: a stream connection, or all datagrams of one source.
 
-    `id` is unique among all connections of this superd's life and stands in its log lines.
+    `id` is unique over the whole life of this superd, and is in each log line about the client.
     """
 
     __slots__ = ()
@@ -47,7 +46,7 @@ class Client(ABC):
     @property
     @abstractmethod
     def local(self) -> Address:
-        """Which of our addresses the client reached, on a multi-homed host."""
+        """The local address that the client connected to."""
 
     @property
     @abstractmethod
@@ -56,13 +55,13 @@ class Client(ABC):
 
     @abstractmethod
     def log(self, level: Level, text: str) -> None:
-        """Write a line to superd's log, with this connection's id: "debug", "info", "warning",
-        "error"; ValueError for another level. What is less severe than `log-level` is left out.
+        """Write a line with this connection's id to superd's log. Lines below `log-level` are
+        dropped. Levels are "debug", "info", "warning" and "error"; others raise ValueError.
         """
 
     @abstractmethod
     def note(self, outcome: str) -> None:
-        """Say for the record how it ended, such as a program's exit status."""
+        """Set how the connection ended, for its record: for instance a program's exit status."""
 
 
 class AnyConnection(Client):
@@ -72,11 +71,11 @@ class AnyConnection(Client):
 
     @abstractmethod
     def send_eof(self) -> None:
-        """Say that nothing more will be sent (shutdown(2)); reading goes on."""
+        """Shut down sending (shutdown(2)); reading is still possible."""
 
     @abstractmethod
     def close(self) -> None:
-        """Deliver what was sent, then close. Never loses an answer to unread input."""
+        """Close once all data sent has been delivered, even if the client's input was not read."""
 
     @abstractmethod
     def abort(self) -> None:
@@ -84,24 +83,24 @@ class AnyConnection(Client):
 
 
 class Connection(AnyConnection):
-    """What coroutines and protocols have, on the event loop."""
+    """The connection of a coroutine or a protocol, on the event loop."""
 
     __slots__ = ()
 
     @abstractmethod
     async def read(self, limit: int = 65536) -> bytes:
-        """Return 1 to `limit` bytes as soon as they come; b"" once the client sends no more."""
+        """Return 1 to `limit` bytes as soon as they arrive; b"" at the end of input."""
 
     @abstractmethod
     async def readline(self, limit: int = LONGEST_LINE) -> bytes:
-        """Return a line with its line feed; what is left, perhaps b"", at the end of input.
+        """Return a line with its line feed; at the end of input the rest, which may be b"".
 
         Raises LineTooLong after `limit` bytes without a line feed.
         """
 
     @abstractmethod
     async def send(self, data: bytes) -> None:
-        """Send all of `data`; returns when so much has been taken that memory stays bounded."""
+        """Send all of `data`; returns once few enough bytes are buffered to bound memory."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over lines, each with its line feed."""
@@ -110,9 +109,10 @@ class Connection(AnyConnection):
 
 
 class BlockingConnection(AnyConnection):
-    """What a blocking handler has, in a thread or process of its own.
+    """The connection of a blocking handler, in a thread or process of its own.
 
-    Time-outs are the entry's: when one is over, reading finds the end and sending raises.
+    The time-outs are the entry's. After one has expired, reading returns the end of input, and
+    sending raises.
     """
 
     __slots__ = ()
@@ -120,24 +120,24 @@ class BlockingConnection(AnyConnection):
     @property
     @abstractmethod
     def socket(self) -> socket.socket:
-        """The blocking socket itself, for libraries that want one. What `read` and `readline` have
-        taken in advance is not to be found there.
+        """The blocking socket, for libraries that need one. Bytes that `read` and `readline` have
+        buffered cannot be read from it.
         """
 
     @abstractmethod
     def read(self, limit: int = 65536) -> bytes:
-        """Return 1 to `limit` bytes as soon as they come; b"" once the client sends no more."""
+        """Return 1 to `limit` bytes as soon as they arrive; b"" at the end of input."""
 
     @abstractmethod
     def readline(self, limit: int = LONGEST_LINE) -> bytes:
-        """Return a line with its line feed; what is left, perhaps b"", at the end of input.
+        """Return a line with its line feed; at the end of input the rest, which may be b"".
 
         Raises LineTooLong after `limit` bytes without a line feed.
         """
 
     @abstractmethod
     def send(self, data: bytes) -> None:
-        """Send all of `data`; waits while the client takes nothing."""
+        """Send all of `data`; blocks while the client does not read."""
 
     def __iter__(self) -> Iterator[bytes]:
         """Iterate over lines, each with its line feed."""

@@ -1,7 +1,7 @@
-"""What superd was started with in its environment, of which a plugin sees little by itself.
+"""The environment that superd was started with.
 
-Filled in before the worker cleans its own; for plugins that are told which variables to pass on.
-Never raises.
+The worker saves it here before it clears its own, for plugins with an option that names variables
+to pass on. Never raises.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ _inherited: dict[str, str] = {}
 
 
 def remember(environment: Mapping[str, str]) -> None:
-    """Keep what is about to be forgotten."""
+    """Save the variables before the worker clears them."""
     _inherited.update(environment)
 
 
 def inherited_environment(names: Iterable[str]) -> dict[str, str]:
-    """Return the variables of these names that superd was started with."""
+    """Return those of the named variables that superd was started with."""
     return {name: _inherited[name] for name in names if name in _inherited}

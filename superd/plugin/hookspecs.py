@@ -1,7 +1,7 @@
-"""The hooks that a plugin can implement: the reference.
+"""The reference of the hooks that a plugin can implement.
 
-Called in the worker, and in the throw-away process that rehearses a configuration; never in the
-master. An exception stops the services that name the plugin and nothing else.
+They are called in the worker and in the preflight process, never in the master. An exception stops
+only the services that use the plugin.
 """
 
 from __future__ import annotations
@@ -22,4 +22,4 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def superd_services() -> Iterable[type[Service]]:  # type: ignore[empty-body]  # a specification
-    """Return the service classes of this plugin; it is asked once, before confinement."""
+    """Return the service classes of this plugin; called once, before confinement."""

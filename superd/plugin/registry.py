@@ -1,7 +1,8 @@
-"""Which plugins are installed, told from metadata alone, and the loading of one of them.
+"""Lists the installed plugins, and loads one.
 
-The listing runs everywhere, the master included, and never imports a plugin. `load` runs in
-workers and rehearsals only; it raises PluginError whatever the plugin raises.
+`installed` runs in every process, the master included; it reads metadata and never imports a
+plugin. `load` runs in workers and in the preflight process. Raises PluginError, also for any
+exception of a plugin.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from superd.errors import SuperdError, printable, reason
 from superd.plugin import hookspecs
 from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS, Service, mistake_in
 
-MOST_FILES = 200  # of a package that are read to tell what it serves
+MAX_SOURCE_FILES = 200  # of a package that are read to find out what it serves
 
 
 class PluginError(SuperdError):
-    """A plugin cannot be loaded; the text says why."""
+    """A plugin cannot be loaded or used; the text says why."""
 
 
 @dataclass(frozen=True)
 class Plugin:
     """One installed plugin: an entry point of the group `superd`.
 
-    `rivals` are those of other distributions that claim the same name; then none of them is used.
+    `rivals` are plugins of other distributions with the same name; none of them can be used then.
     """
 
     name: str
@@ -51,7 +52,7 @@ class Plugin:
         return self._metadata("Version") or "?"
 
     def _metadata(self, key: str) -> str | None:
-        """Return what the distribution says of itself; None where its installation is damaged."""
+        """Return a field of the distribution's metadata; None if it is damaged."""
         if self.entry_point.dist is None:
             return None
         metadata = self.entry_point.dist.metadata
@@ -59,25 +60,25 @@ class Plugin:
 
     @property
     def conflict(self) -> str:
-        """Whose claims to the name contradict each other; empty where there is one."""
+        """An error text if several distributions have a plugin of this name; otherwise ""."""
         if not self.rivals:
             return ""
         both = " and ".join(f"{p.distribution} {p.version}" for p in (self, *self.rivals))
         return f"plugin {self.name} is offered by several distributions: {both}"
 
     @contextmanager
-    def taking(self, step: str, *let_pass: type[Exception]) -> Iterator[None]:
-        """Raise PluginError for whatever a step of the plugin's life raises, but for `let_pass`."""
+    def running(self, step: str, *passed: type[Exception]) -> Iterator[None]:
+        """Turn every exception in a step of the plugin's life into PluginError, except `passed`."""
         try:
             yield
-        except let_pass:
+        except passed:
             raise
         except BaseException as error:  # a plugin may raise SystemExit and worse
-            text = f"plugin {self.name} failed in {step}: {self.told(error)}"
+            text = f"plugin {self.name} failed in {step}: {self.describe(error)}"
             raise PluginError(text) from error
 
-    def told(self, error: BaseException) -> str:
-        """Return an error on one line, with the last place in the plugin's own code, if any."""
+    def describe(self, error: BaseException) -> str:
+        """Return an error on one line, with the innermost line of the plugin's code, if any."""
         text = printable(reason(error))
         for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
             if _package(frame.f_globals.get("__name__", "")) == _package(self.entry_point.module):
@@ -86,7 +87,7 @@ class Plugin:
 
     @cached_property
     def kinds(self) -> tuple[str, ...]:
-        """What it serves, read from its source and not by importing it; empty if unclear."""
+        """What it serves, found in its source without importing it; empty if unclear."""
         methods = set[str]()
         for file in _source_files(self.entry_point.module):
             methods |= _method_names(file)
@@ -95,7 +96,7 @@ class Plugin:
 
 
 def installed() -> dict[str, Plugin]:
-    """Return the installed plugins by name; PluginError where Python's metadata is damaged."""
+    """Return the installed plugins by name; PluginError if a distribution's metadata is damaged."""
     try:
         found = entry_points(group=hookspecs.PROJECT)
     except (TypeError, ValueError) as error:
@@ -111,7 +112,7 @@ def installed() -> dict[str, Plugin]:
 
 
 def load(plugin: Plugin) -> type[Service]:
-    """Import a plugin and return the class that serves under its name."""
+    """Import a plugin and return its service class of the same name."""
     if plugin.conflict:
         raise PluginError(plugin.conflict)
     try:
@@ -121,8 +122,10 @@ def load(plugin: Plugin) -> type[Service]:
         manager.register(module, plugin.name)
         unknown = _unknown_hooks(manager, module)
         found = [service for group in _ask(manager) for service in group]
-    except BaseException as error:  # whatever it raises
-        raise PluginError(f"plugin {plugin.name} cannot be loaded: {plugin.told(error)}") from error
+    except BaseException as error:  # a plugin may raise SystemExit and worse
+        raise PluginError(
+            f"plugin {plugin.name} cannot be loaded: {plugin.describe(error)}"
+        ) from error
     if unknown:
         raise PluginError(f"plugin {plugin.name} cannot be used: {unknown}")
     for service in found:
@@ -132,14 +135,14 @@ def load(plugin: Plugin) -> type[Service]:
     if len(named) != 1:
         names = ", ".join(service.name for service in found) or "none"
         raise PluginError(
-            f"plugin {plugin.name} cannot be used: its superd_services should give one class"
-            f' of the name "{plugin.name}", found {names}'
+            f"plugin {plugin.name} cannot be used: superd_services should return one class"
+            f' with the name "{plugin.name}", found {names}'
         )
     return named[0]
 
 
 def _unknown_hooks(manager: pluggy.PluginManager, module: object) -> str:
-    """Return what is wrong with the names of a plugin's hooks; empty if nothing is."""
+    """Return an error text for a hook that superd does not have; otherwise ""."""
     callers = manager.get_hookcallers(module) or []
     known = [name for name in vars(hookspecs) if name.startswith(f"{hookspecs.PROJECT}_")]
     for caller in callers:
@@ -168,7 +171,7 @@ def _source_files(module: str) -> list[Path]:
         return []
     origin = Path(spec.origin)
     is_package = spec.submodule_search_locations is not None
-    return list(islice(origin.parent.rglob("*.py"), MOST_FILES)) if is_package else [origin]
+    return list(islice(origin.parent.rglob("*.py"), MAX_SOURCE_FILES)) if is_package else [origin]
 
 
 def _method_names(file: Path) -> set[str]:

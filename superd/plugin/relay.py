@@ -1,8 +1,8 @@
-"""What superd and a plugin are to each other where the plugin carries the bytes itself.
+"""The interface between superd and a plugin that relays bytes itself.
 
-Used in the worker, on the loop. There is no coroutine: the plugin has a socket, or is handed
-datagrams, and calls back when it is done. superd books and records the client, and has it cut off
-when its time is over. Nothing here waits or blocks.
+Used in the worker, on the event loop. There is no coroutine: the plugin owns a socket, or receives
+datagrams, and calls `ended` when it is done. superd counts and records the client, and calls `cut`
+when a time-out expires. Nothing here blocks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from superd.plugin.connection import Client
 
 
 class Relay(ABC):
-    """What a plugin has for one client, whose bytes `received` and `sent` count as they pass."""
+    """A plugin's relay for one client; `received` and `sent` count the client's bytes."""
 
     __slots__ = ()
 
@@ -29,74 +29,74 @@ class Relay(ABC):
 
     @abstractmethod
     def cut(self) -> None:
-        """Close everything at once: a time-out is over, or superd stops. May be called twice."""
+        """Close all sockets at once, for a time-out or a stop. May be called twice."""
 
 
 class DatagramRelay(Relay):
-    """The same for the datagrams of one source."""
+    """A relay for the datagrams of one source."""
 
     __slots__ = ()
 
     @abstractmethod
     def take(self, data: bytes) -> None:
-        """Go on with a datagram of the client."""
+        """Relay a datagram of the client."""
 
 
 class Relayed(Client):
-    """A client that a plugin has a relay for."""
+    """A client whose bytes a plugin relays."""
 
     __slots__ = ()
 
     @abstractmethod
     def reached(self, target: str, seconds: float) -> None:
-        """Say for the record who serves this client, and how long it took to connect."""
+        """Set the target that serves this client, and the time to connect to it, for the record."""
 
     @abstractmethod
     def ended(self, end: End) -> None:
-        """Say that it is over, and that the client's socket has been closed."""
+        """Report the end of the relay; the client's socket must be closed already."""
 
     @abstractmethod
     def failed(self, error: BaseException) -> None:
-        """Have a mistake of the plugin reported, and its relay cut."""
+        """Report an exception of the plugin; superd logs it and cuts the relay."""
 
 
 class RelayedDatagrams(Relayed):
-    """A client of udp or unixgram: whoever sends from one address to one of ours."""
+    """A client of udp or unixgram: one source address that sends to one local address."""
 
     __slots__ = ()
 
     @abstractmethod
     def send(self, data: bytes | memoryview) -> None:
-        """Send a datagram to the client, from where it was asked; lost where that cannot be."""
+        """Send a datagram to the client from the local address that it used; errors drop it."""
 
 
 class Polled(Protocol):
-    """Who waits for a socket."""
+    """The owner of a polled socket."""
 
     def ready(self, events: int) -> None:
-        """Go on, by what epoll(7) says; with input: until there is no more, or `again`."""
+        """Handle the events of epoll(7). Read until the socket is empty, or call `again`."""
 
     def failed(self, error: BaseException) -> None:
-        """Take note of what `ready` has raised."""
+        """Handle an exception of `ready`."""
 
 
 class Poller(ABC):
-    """Has those who wait for a socket go on when it is ready, edge-triggered (epoll(7)): for input,
-    output, the end of input, and a byte out of band. All services of a worker share it.
+    """Calls the owners of sockets when these are ready, edge-triggered (epoll(7)): for input,
+    output, the end of input, and out-of-band data. All services of a worker share it.
     """
 
     @abstractmethod
     def add(self, descriptor: int, who: Polled) -> None:
-        """Wait for a socket. Raises OSError where the system has no room for it."""
+        """Poll a socket. Raises OSError at the system's limit of watches."""
 
     @abstractmethod
     def hand_over(self, descriptor: int, who: Polled) -> None:
-        """Have somebody else wait for a socket."""
+        """Change the owner of a polled socket."""
 
     @abstractmethod
     def forget(self, descriptor: int) -> None:
-        """Wait no more for a socket that is about to be closed; that takes it out of the epoll."""
+        """Stop polling a socket before it is closed; closing removes it from the epoll."""
 
     @abstractmethod
     def again(self, descriptor: int, who: Polled) -> None:
-        """Have it go on with its input when the others have had their turn."""
+        """Call the owner again for input, after the other sockets have had their turn."""

@@ -1,6 +1,6 @@
-"""What a plugin is: a class with a name, options and the methods it can serve with.
+"""The base class of a plugin's service: a name, options, and methods that serve clients.
 
-Used in the worker, and where a configuration is checked. Knows nothing of the server.
+Used in the worker, and wherever a configuration is checked. Knows nothing of the server.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from superd.plugin.relay import Poller
 class Options(Section):
     """Options of a plugin: a frozen model whose fields are the keys of `options = {...}`.
 
-    A field `longest_line` is written `longest-line` in TOML. Its type is one that TOML has, a tuple
-    or set of such, or another subclass of this for a table. Strings may be a `Literal`, members of
-    an enumeration, `Path`, taken as it is written, and addresses and networks of `ipaddress`;
-    `FilePath` and `ReadableFile` start at the configuration's directory. `Duration`, `Size` and
-    `Rate` are written as for superd's own keys.
+    A field `longest_line` is the key `longest-line` in TOML. Its type is a type of TOML, a tuple or
+    set of such, or, for a table, another subclass of Options. A string may be a `Literal`, a member
+    of an enumeration, a `Path` that is used as written, or an address or network of `ipaddress`.
+    `FilePath` and `ReadableFile` are relative to the configuration's directory. `Duration`, `Size`
+    and `Rate` are written as in superd's own keys.
     """
 
     model_config = ConfigDict(defer_build=False)  # built once in the master, for all workers
 
 
 class Request:
-    """What asks for an answer: a datagram, or a connection (then `data` is empty).
+    """A datagram to answer, or a connection, whose `data` is empty.
 
-    `room` is the most bytes that the answer may have: for a datagram no more than it had itself,
-    unless the entry says `amplify = true`. A longer answer is dropped and counted.
+    `room` is the maximum length of the answer in bytes. For a datagram it is the datagram's own
+    length, unless the entry has `amplify = true`. A longer answer is dropped and counted.
     """
 
     __slots__ = ("_local", "_peer", "_transport", "data", "room")
@@ -59,20 +59,20 @@ class Request:
 
     @property
     def peer(self) -> Address:
-        """Who asks; made only when wanted, since most answers do not depend on it."""
+        """The client's address; computed on demand, since most answers do not depend on it."""
         return Address.from_sockaddr(self._transport, self._peer)
 
     @property
     def local(self) -> Address:
-        """Which of our addresses was asked."""
+        """The local address that the client used."""
         if isinstance(self._local, Address):
             return self._local
         return Address.from_sockaddr(self._transport, self._local.getsockname())
 
 
 class Unavailable(Exception):
-    """A plugin cannot serve just now: its client's connection is closed, and the text is logged
-    without a traceback. Where `pause` is not 0, whoever comes in these seconds has to wait.
+    """A plugin cannot serve at the moment: the client's connection is closed, and the text is
+    logged without a traceback. The service accepts no connections for `pause` seconds.
     """
 
     def __init__(self, text: str, pause: float = 0.0) -> None:
@@ -81,8 +81,8 @@ class Unavailable(Exception):
 
 
 class WrongOption(ValueError):
-    """An option does not go with the rest of the entry; `key` is its name, as it is written, or
-    that of a key of the entry itself.
+    """An option conflicts with the rest of the entry; `key` is its name as written in TOML, or that
+    of a key of the entry.
     """
 
     def __init__(self, key: str, text: str) -> None:
@@ -92,8 +92,8 @@ class WrongOption(ValueError):
 
 @dataclass(frozen=True)
 class Waiting:
-    """What waits at a socket that a plugin is to have: `peer` is who sent the first datagram, None
-    where nobody is accepted yet. `log(level, text)` writes to superd's log.
+    """Describes a socket with pending input that is given to a plugin: `peer` is the source of the
+    first datagram, None for a listening socket. `log(level, text)` writes to superd's log.
     """
 
     local: Address
@@ -101,67 +101,69 @@ class Waiting:
     log: Callable[[Level, str], None]
 
 
-class _NobodyYet:
-    """Stands for the server until the service serves."""
+class _NotServing:
+    """The server of a service before it serves: every use raises RuntimeError."""
 
     def __getattr__(self, name: str) -> NoReturn:
-        raise RuntimeError(f"{name}() works only once the service serves")
+        raise RuntimeError(f"{name}() is available only once the service serves")
 
 
 class Service:
-    """A service that a plugin offers. Its life, in steps:
+    """A service that a plugin offers. Its life has these steps:
 
-    1. `__init__(options)` checks and stores; no file is opened, so that any user can check. Then
-       `check(entry)` does so with the rest of the entry.
-    2. `prepare()` opens, reads and loads, before confinement. A rehearsal in a process of its own
-       does steps 1 and 2 before anything is bound, so it may run more than once.
-    3. The worker is confined: perhaps another user in an empty root directory, imports sealed.
-       `start()` is called on the loop before anybody is accepted, for timers and tasks.
-    4. One of the methods below runs for each connection or datagram:
-       `respond(request) -> bytes` sends the answer and closes, or answers the datagram;
-       `async stream(conn)` talks over a stream connection;
-       `stream(conn)`, not async, does so with calls that block, in a thread or in a process of its
-       own, as `model` of the entry says. What `prepare` opened is shared by all of them.
-       `protocol(conn) -> asyncio.Protocol` does so at full speed;
-       `datagram(request) -> bytes | None` answers a datagram, or keeps quiet;
-       `async takeover(sock, conn)` has the raw, non-blocking socket until it returns; then what
-       was sent is delivered and the socket closed, unless it was closed or detached already. It
-       finds as many descriptors left as `descriptors` says, to begin with.
-       `relay(sock, conn) -> Relay` has it without a coroutine, until it calls `conn.ended(end)`;
-       each call there has to say that it must not wait, as the socket itself might, and `poller`
-       tells when one would not;
-       `relay_datagrams(conn) -> DatagramRelay` does so for all datagrams of one source, which is
-       counted, limited and recorded as a connection is.
-       `async listener(sock, waiting)` has the listening or datagram socket itself, if the entry
-       says `wait = true`, and for datagrams where there is nothing else; superd polls no more until
-       it returns how that ended.
-       For streams the first of relay, protocol, async stream, takeover and respond that is there
-       is used, and a stream that blocks where there is nothing else or the entry says so; for
-       datagrams the first of relay_datagrams, datagram and respond.
-    5. When the worker has drained, tasks that are still there are cancelled and have a second to
-       clean up, a quarter of it where superd stops at once. Then the loop ends, and `close()` is
-       called.
+    1. `__init__(options)` checks and stores the options. It opens no file, so that any user can
+       check a configuration. `check(entry)` then checks the options against the rest of the entry.
+    2. `prepare()` opens, reads and loads what the service needs, before confinement. The preflight
+       runs steps 1 and 2 in a process of its own before any address is bound, so `prepare` may run
+       more than once.
+    3. The worker is confined: it may have changed user and root directory, and imports are sealed.
+       `start()` is called on the loop, before any connection is accepted, for timers and tasks.
+    4. For each connection or datagram one of these methods runs:
+       `respond(request) -> bytes`: superd sends the answer and closes the connection, or answers
+       the datagram.
+       `async stream(conn)` serves a stream connection.
+       `stream(conn)`, not async, serves it with blocking calls, in a thread or a process of its own
+       as the entry's `model` says. All of these share what `prepare` opened.
+       `protocol(conn) -> asyncio.Protocol` serves it with the least overhead.
+       `datagram(request) -> bytes | None` returns the answer to a datagram, or None for no answer.
+       `async takeover(sock, conn)` owns the raw, non-blocking socket until it returns. superd then
+       delivers what was sent and closes the socket, unless the method has closed or detached it.
+       It is called only while at least `descriptors` file descriptors are free.
+       `relay(sock, conn) -> Relay` owns the socket without a coroutine, until it calls
+       `conn.ended(end)`. The socket may be in blocking mode, so every call on it needs
+       MSG_DONTWAIT; `poller` reports when the socket is ready.
+       `relay_datagrams(conn) -> DatagramRelay` does the same for all datagrams of one source, which
+       is counted, limited and recorded like a connection.
+       `async listener(sock, waiting)` owns the listening or datagram socket, if the entry has
+       `wait = true`, or for datagrams if the class has no other method for them. superd does not
+       poll the socket until it returns, with how it ended.
+       For streams superd uses the first of relay, protocol, async stream, takeover and respond
+       that the class has. It uses a blocking stream if the class has no other method, or if the
+       entry asks for it. For datagrams it uses the first of relay_datagrams, datagram and respond.
+    5. After the worker has drained, remaining tasks are cancelled. They have a second to clean up,
+       or a quarter of a second if superd stops at once. Then the loop ends, and superd calls
+       `close()`.
 
-    What a method raises is logged with the connection's id and costs that connection only. One that
-    runs on the loop and holds it up is logged with its stack; if it does not come back, the worker
-    is ended. SIGALRM and its timer serve for that, so they are not a plugin's.
+    An exception of a method is logged with the connection's id and ends only that connection. If a
+    method blocks the loop, its stack is logged; if it does not return, the worker is killed. superd
+    uses SIGALRM and its timer for this, so a plugin must not.
     """
 
     name: ClassVar[str] = ""
     options_model: ClassVar[type[Options]] = Options
-    preload: ClassVar[tuple[str, ...]] = ()  # modules that are imported late, after confinement
-    descriptors: ClassVar[int] = 0  # without so many more nobody is taken over: see `takeover`
-
-    looks_up = (
-        False  # whether it calls `look_up` or `name_of`, which take a resolver; set by `check`
-    )
+    # modules to import before confinement, because the plugin imports them late
+    preload: ClassVar[tuple[str, ...]] = ()
+    # free descriptors required before a connection is taken over
+    descriptors: ClassVar[int] = 0
+    # whether the service calls `look_up` or `name_of`, which need a resolver; `check` may set it
+    looks_up = False
 
     def __init__(self, options: Options) -> None:
         self.options = options
 
     def prepare(self) -> None:
-        """Open what is needed while the file system is still there: files, but no directory, as
-        that would be a way out of a jail.
+        """Open files while the whole file system is accessible. Do not keep a directory open: its
+        descriptor would be a way out of a jail.
         """
 
     def preflight(self) -> None:
@@ -172,100 +174,101 @@ class Service:
         self.prepare()
 
     def close(self) -> None:
-        """Let go of what `prepare` opened."""
+        """Release what `prepare` opened."""
 
     def check(self, entry: Entry) -> None:
-        """Raise WrongOption where the options do not go with the rest of the entry."""
+        """Raise WrongOption if the options conflict with the rest of the entry."""
 
     @classmethod
     def check_all(cls, services: Mapping[str, Any]) -> Iterator[tuple[str, WrongOption]]:
-        """Yield, by name, what is wrong with services of this class that only shows when all of
-        those that are enabled are seen together. Each has been checked by itself.
+        """Yield conflicts between the enabled services of this class, each with the name of the
+        service to blame. Every service has passed its own `check`.
         """
         yield from ()
 
     def start(self) -> None:
-        """Start what runs beside the connections."""
+        """Start timers and tasks that are not part of a connection."""
 
     def status(self) -> list[dict[str, str | int | float]]:
-        """Return rows that `superd status` is to show, of equal keys; asked once a second."""
+        """Return rows with equal keys for `superd status`; called at most once a second."""
         return []
 
-    # What superd does for the service, once it serves: in step 4
+    # What superd offers to the service in step 4
 
     @property
     def entry_name(self) -> str:
-        """The name of the entry in the configuration that is served."""
+        """The name of the service's entry in the configuration."""
         return self._server.name
 
     def log(self, level: Level, text: str) -> None:
-        """Write a line to superd's log that is about no connection; level as in Client.log."""
+        """Write a line without a connection's id to superd's log; level as in Client.log."""
         self._server.log(level, text)
 
     def record(
         self, of: Client | Request, text: str, facts: Mapping[str, str] | None = None
     ) -> None:
-        """Record something of a connection or a datagram: a text, and facts by their names, which
-        are lower-case words. It goes where connections are recorded, as the event "noted". What
-        does not fit into a line is left out; a client cannot forge any.
+        """Write a "noted" event to the record of a connection or datagram: a text, and facts by
+        name. A name is a lower-case word. Facts that do not fit into a line are dropped. Control
+        characters are escaped, so a client cannot forge an event.
         """
         self._server.record(of, text, facts or {})
 
     def name_of(self, peer: Address, found: Callable[[str], None]) -> None:
-        """Have `found` called with the name of a client's host, perhaps at once: what a reverse
-        look-up says, if a forward look-up confirms it; "" for none. Never blocks.
+        """Call `found` with the name of a client's host, possibly before returning. The name comes
+        from a reverse look-up that a forward look-up confirms; "" if there is none. Never blocks.
         """
         self._server.name_of(peer, found)
 
     def ban(self, peer: Address, seconds: float, reason: str = "") -> None:
-        """Have every service of this superd refuse `peer`, with its netblock as the entry says,
-        for a time of at most a year. Connections that it has go on. Peers of unix sockets cannot
-        be banned. Nobody should be for a datagram alone: its source may be forged.
+        """Ban `peer`, with its netblock as in the entry, from all services for at most a year. Its
+        open connections continue. Peers of unix sockets cannot be banned. Do not ban the source of
+        a datagram: it may be forged.
         """
         self._server.ban(peer, seconds, reason)
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
-        """Have `found` called with the numeric addresses of a host, perhaps at once: the preferred
-        first, none where there are none. Works in a jail, and never blocks.
+        """Call `found` with the numeric addresses of a host, the preferred first, possibly before
+        returning; with an empty tuple if there are none. Works in a jail. Never blocks.
         """
         self._server.look_up(host, found)
 
     @property
     def poller(self) -> Poller:
-        """What has relays go on when their sockets are ready; from step 3."""
+        """The poller that calls relays when their sockets are ready; from step 3."""
         return self._server.poller
 
     @property
     def drains(self) -> bool:
-        """Whether this worker accepts no more, and waits for its connections to end."""
+        """Whether this worker has stopped accepting and waits for its connections to end."""
         return self._server.drains
 
     async def observe(self, what: Literal["metrics", "readiness"]) -> bytes:
-        """Ask how superd is as a whole: its metrics, as Prometheus reads them, or what keeps it
-        from serving all that it is to serve, b"" for nothing. Metrics may be a moment old.
-        Raises TimeoutError where the master does not answer. For metrics only.
+        """Return superd's metrics in Prometheus's format, or the reasons why superd is not ready,
+        b"" if it is. Metrics may be a moment old. Raises TimeoutError if the master does not
+        answer. For the metrics plugin only.
         """
         return await self._server.observe(what)
 
     def listens_on(self, transport: Transport, port: int) -> bool:
-        """Tell whether this superd listens on a port of tcp or udp, at whatever address."""
+        """Tell whether this superd listens on a port of tcp or udp, on any address."""
         return self._server.listens_on(transport, port)
 
     def reachable(self) -> tuple[str, ...]:
-        """Return the names of the services that listen on `tcpmux://NAME`, for tcpmux."""
+        """Return the names of the services that listen on `tcpmux://NAME`. For tcpmux only."""
         return self._server.reachable()
 
     def pass_on(self, conn: Connection, name: str) -> bool:
-        """Give a connection that was taken over to one of these, which judges it by its own rules,
-        and close its socket here; False where too many wait there already. For tcpmux only.
+        """Pass a connection that was taken over to one of these services, which applies its own
+        rules, and close its socket here. False if the service has too many pending connections.
+        For tcpmux only.
         """
         return self._server.pass_on(conn, name)
 
-    _server: Server = cast("Server", _NobodyYet())  # the worker puts its own here
+    _server: Server = cast("Server", _NotServing())  # replaced by the worker
 
 
 class Server(Protocol):
-    """What a worker does for one of its services: see the methods of the same names there."""
+    """What a worker offers to a service: see the methods of the same names in Service."""
 
     @property
     def name(self) -> str: ...
@@ -311,19 +314,19 @@ ARGUMENTS = {
 
 
 def kinds_of(service: type[Service]) -> tuple[str, ...]:
-    """Return which of "stream" and "datagram" the class has methods for."""
+    """Return for which of "stream" and "datagram" the class has methods."""
     kinds = {"stream": STREAM_METHODS, "datagram": DATAGRAM_METHODS}
     return tuple(k for k, names in kinds.items() if any(hasattr(service, n) for n in names))
 
 
 def only_relays(service: type[Service]) -> bool:
-    """Tell whether the class relays whatever it serves."""
+    """Tell whether the class relays everything that it serves."""
     relays = {"stream": "relay", "datagram": "relay_datagrams"}
     return all(hasattr(service, relays[kind]) for kind in kinds_of(service))
 
 
 def models_of(service: type[Service]) -> tuple[str, ...]:
-    """Return how the class can serve, of the models that an entry may name; the default first."""
+    """Return the values of `model` that the class supports, the default first."""
     blocks = hasattr(service, "stream") and not inspect.iscoroutinefunction(service.stream)
     others = STREAM_METHODS if not blocks else [n for n in STREAM_METHODS if n != "stream"]
     loop = ("loop",) if any(hasattr(service, name) for name in others) else ()
@@ -331,14 +334,14 @@ def models_of(service: type[Service]) -> tuple[str, ...]:
 
 
 def model_of(entry: Entry, service: type[Service]) -> str:
-    """Return how an entry is served by the class."""
+    """Return the model with which the class serves an entry."""
     return entry.model or models_of(service)[0]
 
 
 def mistake_in(service: object) -> str | None:
-    """Return what keeps `service`, found under a plugin's hook, from being served."""
+    """Return why `service`, which a plugin's hook returned, cannot be used; None if it can."""
     if not (isinstance(service, type) and issubclass(service, Service)):
-        return f"superd_services gave {service!r}, which is not a subclass of Service"
+        return f"superd_services returned {service!r}, which is not a subclass of Service"
     if not service.name:
         return f"{service.__qualname__}.name is empty"
     if not kinds_of(service):
@@ -349,16 +352,16 @@ def mistake_in(service: object) -> str | None:
         if inspect.isasyncgenfunction(method) or inspect.isgeneratorfunction(method):
             return f"{service.__qualname__}.{name} is a generator, which would never run"
         if name in ASYNC_METHODS and method is not None and not is_async:
-            return f"{service.__qualname__}.{name} is not async: it would block everybody else"
+            return f"{service.__qualname__}.{name} is not async, so it would block the loop"
         if name not in (*ASYNC_METHODS, "stream") and is_async:
-            return f"{service.__qualname__}.{name} is async, but it is to answer at once"
+            return f"{service.__qualname__}.{name} is async, but it must return without waiting"
         if not _takes(service, name, ARGUMENTS[name].count(",") + 1):
             return f"{service.__qualname__}.{name} cannot be called as {name}({ARGUMENTS[name]})"
     return None
 
 
 def _takes(service: type[Service], name: str, number: int) -> bool:
-    """Tell whether a method takes so many arguments; True where only a call would tell."""
+    """Tell whether a method accepts so many arguments; True if only a call can show it."""
     method = inspect.getattr_static(service, name, None)
     if not inspect.isfunction(method):
         return True

@@ -184,14 +184,14 @@ def _prepare_all(assignment: Assignment) -> dict[str, PluginService]:
 def _build(plugin: registry.Plugin, entry: Service, directory: Path) -> PluginService:
     """Take the first two steps of a service's life."""
     kind = registry.load(plugin)
-    with plugin.taking("options_model"):
+    with plugin.running("options_model"):
         options = kind.options_model.model_validate(entry.options, context={"directory": directory})
     preload.load(kind.preload)
-    with plugin.taking("__init__"):
+    with plugin.running("__init__"):
         service = kind(options)
-    with plugin.taking("check"):
+    with plugin.running("check"):
         service.check(entry)
-    with plugin.taking("prepare"):
+    with plugin.running("prepare"):
         service.prepare()
     return service
 
@@ -306,7 +306,7 @@ def _serve(
 async def _start_plugins(assignment: Assignment, plugins: Mapping[str, PluginService]) -> None:
     for name, plugin in plugins.items():
         try:
-            with assignment.plugins[assignment.services[name].plugin].taking("start"):
+            with assignment.plugins[assignment.services[name].plugin].running("start"):
                 plugin.start()
         except registry.PluginError as error:
             raise SuperdError(f"service.{name}: {error}") from error

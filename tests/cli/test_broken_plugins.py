@@ -55,8 +55,8 @@ REASONS = {
     "exits": "SystemExit: 3",
     "ends": "its process ended with code 0",
     "segfaults": "its process was ended by SIGSEGV",
-    "nothing": "should give one class of the name",
-    "others": "should give one class of the name",
+    "nothing": "should return one class with the name",
+    "others": "should return one class with the name",
     "yields": "Yields.takeover",
 }
 

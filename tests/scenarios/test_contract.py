@@ -369,7 +369,7 @@ def test_a_limit_below_one_is_a_value_error(served: Superd, how: str, limit: int
     with served.connect("talk") as client:
         client.sendall(f"{how} {limit}\nabc".encode())
         assert receive_to_end(client) == (b"", "reset")
-    served.wait_for_log(rf"ValueError: a limit is at least 1, found {limit}")
+    served.wait_for_log(rf"ValueError: expected a limit of at least 1 byte, found {limit}")
 
 
 def test_readline_returns_lines_and_then_the_rest(served: Superd) -> None:

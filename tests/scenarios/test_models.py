@@ -381,7 +381,8 @@ def test_reading_a_line_of_no_bytes_is_an_error_of_the_handler(served: Superd, m
     with served.connect(model) as client:
         client.sendall(b"read_nothing\n")
         assert receive_to_end(client) == (b"", "reset")
-    served.wait_for_log(rf"zoo failed: ValueError: a limit is at least 1.* service={model} conn=")
+    error = "ValueError: expected a limit of at least 1 byte, found 0"
+    served.wait_for_log(rf"zoo failed: {error}.* service={model} conn=")
 
 
 @pytest.mark.parametrize("model", MODELS)

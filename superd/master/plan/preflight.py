@@ -135,7 +135,7 @@ class _Preflight:
             try:
                 service = self._built(name, entry, kind, problems)
                 if service is not None and self.prepare and entry.enabled:
-                    with self.plugin.taking("prepare"):
+                    with self.plugin.running("prepare"):
                         service.preflight() if self.is_check else service.prepare()
                 if service is not None and service.looks_up:
                     looking_up.append(name)
@@ -143,7 +143,7 @@ class _Preflight:
                     built[name] = service
             except PluginError as error:
                 broken[name] = str(error)
-        with self.plugin.taking("check_all"):
+        with self.plugin.running("check_all"):
             problems += [self._wrong(name, wrong) for name, wrong in kind.check_all(built)]
         rows = [asdict(problem) for problem in problems]
         return {"problems": rows, "broken": broken, "looking_up": looking_up}
@@ -154,11 +154,11 @@ class _Preflight:
         """Build the service; if its options are wrong, add to the problems and return None."""
         model, context = kind.options_model, {"directory": self.configuration.partial.file.parent}
         try:
-            with self.plugin.taking("options_model", ValidationError):
+            with self.plugin.running("options_model", ValidationError):
                 options = model.model_validate(entry.options, context=context)
-            with self.plugin.taking("__init__", WrongOption):
+            with self.plugin.running("__init__", WrongOption):
                 service = kind(options)
-            with self.plugin.taking("check", WrongOption):
+            with self.plugin.running("check", WrongOption):
                 service.check(entry)
         except ValidationError as error:
             problems += problems_of(error, model, entry.options, self._locator(name))
