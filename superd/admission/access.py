@@ -1,12 +1,12 @@
-"""Who may come in by `allow` and `deny`.
+"""The access rules `allow` and `deny`.
 
-Used in workers, on the accept path, and by `superd explain`. A look-up takes about a microsecond
-however many networks there are. Never asks the system or a name server. Never raises.
+Used in workers, on the accept path, and by `superd explain`. A look-up takes about a microsecond,
+for any number of networks. Never queries the system or a name server. Never raises.
 
-The most specific rule wins, and deny where two are as specific. From the most specific on: a
-single address, a host's name, a domain (the longer the more specific), a network (likewise), `*`;
-for the peer of a unix socket a user, a group, `*`. Where no rule speaks of who comes, it is refused
-if there is an `allow`, be it an empty one, and let in otherwise.
+The most specific rule decides; if two are equally specific, deny does. From most to least specific:
+a single address, a host name, a domain (the longer, the more specific), a network (likewise), `*`.
+For the peer of a unix socket: a user, a group, `*`. A client that matches no rule is refused if
+there is an `allow`, even an empty one, and otherwise admitted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from superd.net.patterns import Group, HostName, Network, Pattern, User, Wildcar
 
 @dataclass(frozen=True)
 class Rule:
-    """One entry of `allow` or `deny`. `where` says for people where it stands: FILE:LINE."""
+    """One entry of `allow` or `deny`. `where` is its position for the operator, FILE:LINE."""
 
     allows: bool
     pattern: Pattern
@@ -32,14 +32,14 @@ class Rule:
 
 @dataclass(frozen=True)
 class UnixPeer:
-    """Who is at the other end of a unix socket (SO_PEERCRED, unix(7))."""
+    """The user and groups of a unix socket's peer (SO_PEERCRED, unix(7))."""
 
     uid: int
     gids: tuple[int, ...] = ()
 
 
 class Verdict(Enum):
-    """What the rules say of somebody whose name is not known yet."""
+    """The decision on a client whose name is not known yet."""
 
     ADMITTED = "admitted"
     REFUSED = "refused"
@@ -47,7 +47,7 @@ class Verdict(Enum):
 
 
 class AccessList:
-    """The rules of one service. `allow` is whether it has a list of those who may come in."""
+    """The rules of one service. `has_allow` is whether it has an `allow` list."""
 
     def __init__(self, rules: Sequence[Rule], *, has_allow: bool) -> None:
         self.has_allow = has_allow
@@ -66,7 +66,7 @@ class AccessList:
         self._ipv6 = _Intervals([(p, r) for p, r in networks if p.network.version == 6])
 
     def rule_for_host(self, host: str, name: str = "") -> Rule | None:
-        """Return the rule that decides on a numeric host with a confirmed name, if it has one."""
+        """Return the rule that decides on a numeric host; `name` is its confirmed name, if any."""
         rule = self._network_rule(host)
         if name and not _is_single(rule):
             rule = self._name_rule(name) or rule
@@ -80,21 +80,21 @@ class AccessList:
         return _strictest(rule for rule in groups if rule) or self._everybody
 
     def admits(self, rule: Rule | None) -> bool:
-        """Tell whether somebody comes in on whom `rule` decides."""
+        """Tell whether a client on which `rule` decides is admitted."""
         return not self.has_allow if rule is None else rule.allows
 
     def verdict(self, host: str) -> Verdict:
-        """Judge a numeric host; where its name might change that, the name is to be asked for."""
+        """Decide on a numeric host; DEPENDS_ON_NAME if a rule for names could change the result."""
         rule = self._network_rule(host)
         if self._names and not _is_single(rule):
             return Verdict.DEPENDS_ON_NAME
         return Verdict.ADMITTED if self.admits(rule or self._everybody) else Verdict.REFUSED
 
     def admits_named(self, host: str, name: str) -> bool:
-        """Judge a host by its confirmed name; "" where it has none.
+        """Decide on a host by its confirmed name; "" if it has none.
 
-        A name that could not be confirmed might be one that is denied, so then nobody comes in
-        but by a rule that is more specific than all names.
+        A host without a confirmed name could have a name that is denied. If there is such a rule,
+        it is refused; a rule for its address has decided before.
         """
         if not name and any(not rule.allows for rule in self._names):
             return False
@@ -127,7 +127,7 @@ class _Intervals:
         )
         enclosing: list[
             tuple[int, Rule]
-        ] = []  # networks that are open here, with their last address
+        ] = []  # the networks that contain this address, each with its last one
         for pattern, rule in ordered:
             first = int(pattern.network.network_address)
             self._close(enclosing, first)
@@ -136,7 +136,7 @@ class _Intervals:
         self._close(enclosing, None)
 
     def _close(self, enclosing: list[tuple[int, Rule]], until: int | None) -> None:
-        """End the networks that end before `until`; each goes over into the one around it."""
+        """End the networks that end before `until`; the enclosing network's rule applies again."""
         while enclosing and (until is None or enclosing[-1][0] < until):
             last, _ = enclosing.pop()
             self._begin(last + 1, enclosing[-1][1] if enclosing else None)
@@ -153,7 +153,7 @@ class _Intervals:
 
 
 def _by_pattern(rules: Iterable[Rule]) -> Iterable[tuple[Pattern, Rule]]:
-    """Return one rule for each pattern: deny, where it stands in both lists."""
+    """Return one rule for each pattern: deny if it is in both lists."""
     found: dict[Pattern, Rule] = {}
     for rule in rules:
         first = found.setdefault(rule.pattern, rule)

@@ -1,14 +1,15 @@
-"""Who comes in: the one decision that plugins, programs and forwards have in common.
+"""Admission: the one decision whether a client is served, for all kinds of plugins.
 
-Runs in the worker, on the accept path. Decides by the rules of the entry, by what is counted, by
-who comes and by the time; it never looks at a socket. Never raises.
+Runs in the worker, on the accept path. It depends on the rules of the entry, the counters, the
+client's address and the time; it never looks at a socket. Never raises.
 
-In order: bans, allow and deny, access-times, max-load, rate, those for each source, and then
-max-connections; first the service's own and then the daemon's. A refused client uses up nothing.
+The order is: bans, allow and deny, access-times, max-load, rate, the limits of the source, and
+max-connections; of each, the service's limit comes before the daemon's. A refused client uses up no
+limit.
 
-Where its name has to be asked for, a client meets the limits first and has its place meanwhile:
-who waits for a name is counted like anybody. If it is refused then, it gives back what it has taken
-but the token of its source, whose look-ups so have the source's rate.
+If the rules depend on the client's name, the limits are checked first. The client keeps its slot
+during the look-up and counts against every limit. If it is then refused, it returns everything that
+it had taken, except the token of its source: the source's rate thus limits the look-ups too.
 """
 
 from __future__ import annotations
@@ -27,48 +28,48 @@ from superd.admission.rules import Rules, Who
 from superd.admission.scoreboard import ALL, Count, Scoreboard
 from superd.config.model import Limits, Service
 
-RETRY = 20_000_000  # ns until it is looked again whether a connection has ended elsewhere
-LOCKED_RETRY = 1_000_000
+FULL_RETRY = 20_000_000  # ns until a worker checks again whether other workers have a free slot
+LOCKED_RETRY = 1_000_000  # ns
 
-# looked up once: they are used for each connection
+# cached: an enumeration is slow to look up, and these are used for each connection
 _ACTIVE = int(Count.ACTIVE)
 _ADMITTED = Verdict.ADMITTED
 
-OWN = {word for words in (OF_SERVICE, OF_DAEMON) for word in words[:3]}  # not those of a source
+NOT_OF_SOURCE = {name for names in (OF_SERVICE, OF_DAEMON) for name in names[:3]}
 
-Ticket = Sequence[int]  # the slots of a client's source, one for each scope that knows sources
+Ticket = Sequence[int]  # the slots of a client's source, one for each scope that limits sources
 NO_SOURCE: Ticket = ()
 
 
 @dataclass(frozen=True)
 class Unnamed:
-    """A client that has its place, as the ticket says, but whose name is to be asked for."""
+    """A client that has its slots, but whose name must be looked up before it is admitted."""
 
     ticket: Ticket
 
 
-class Books(NamedTuple):
-    """Where one worker counts: what it shares with the others, and its own place there."""
+class Counters(NamedTuple):
+    """The counters of one worker: those that all workers share, and its own slot in them."""
 
     ledger: Ledger
     scoreboard: Scoreboard
-    place: int
+    worker_slot: int
     load: Load
     clock: Callable[[], int] = time.monotonic_ns
 
 
 @dataclass(eq=False)
 class Gate:
-    """Decides for one service in one worker. `counts` are the worker's of the service, and
-    `counts_of_all` those of all its services together.
+    """Decides for one service in one worker. `counts` are this worker's counters for the service,
+    and `counts_of_all` those for all services.
 
-    Where clients wait at the service's own limits, a place is taken before one is accepted:
-    `reserve`, then `admit`, or `unreserve` where nobody came. Elsewhere, and where there is plenty
-    of room, `admit` does it all.
+    If clients wait at the service's limits, a slot is reserved before a connection is accepted:
+    `reserve`, then `admit`, or `unreserve` if no connection was pending. Otherwise, and while the
+    limits are far away, `admit` alone is enough.
     """
 
     rules: Rules
-    scopes: Sequence[Scope]  # those that limit anything
+    scopes: Sequence[Scope]  # those with a limit
     lock: Lock
     counts: memoryview
     counts_of_all: memoryview
@@ -76,47 +77,50 @@ class Gate:
     clock: Callable[[], int]
 
     def __post_init__(self) -> None:
-        self._own = [scope for scope in self.scopes if scope.has_own]
-        self._by_source = [scope for scope in self.scopes if scope.knows_sources]
+        self._own = [scope for scope in self.scopes if scope.has_limits]
+        self._by_source = [scope for scope in self.scopes if scope.limits_sources]
         self.waits = self.waits and bool(self._own)
         self._has_reserved = False
 
     @classmethod
     def of(
-        cls, name: str, entry: Service, daemon: Limits, books: Books, bans: BanTable | None
+        cls, name: str, entry: Service, daemon: Limits, counters: Counters, bans: BanTable | None
     ) -> Gate:
         """Return the gate of a service, with the limits of its entry and the daemon's."""
         if entry.wait:
-            entry = entry.model_copy(update={"max_connections": 1})  # one has the socket at a time
-        ledger, board, place, load = books.ledger, books.scoreboard, books.place, books.load
+            entry = entry.model_copy(
+                update={"max_connections": 1}
+            )  # one program has the socket at a time
+        ledger, board, load = counters.ledger, counters.scoreboard, counters.load
+        slot = counters.worker_slot
         scopes = [
-            Scope(limits, words, active, ledger.rate(scope), ledger.sources(scope, place), load)
+            Scope(limits, words, active, ledger.rate(scope), ledger.sources(scope, slot), load)
             for limits, words, active, scope in (
                 (entry, OF_SERVICE, board.active(name), name),
                 (daemon, OF_DAEMON, board.active(ALL), ALL),
             )
         ]
-        limiting = [scope for scope in scopes if scope.has_own or scope.knows_sources]
+        limiting = [scope for scope in scopes if scope.has_limits or scope.limits_sources]
         waits = entry.on_limit in (None, "wait") or entry.wait
-        rows = board.row(place, name), board.row(place, ALL)
-        return cls(Rules.of(entry, bans), limiting, ledger.lock, *rows, waits, books.clock)
+        rows = board.row(slot, name), board.row(slot, ALL)
+        return cls(Rules.of(entry, bans), limiting, ledger.lock, *rows, waits, counters.clock)
 
     @property
     def has_rules(self) -> bool:
-        """Whether anybody might be refused."""
+        """Whether any client could be refused."""
         rules = self.rules
         return any((rules.access, rules.times, self.scopes)) or rules.bans is not None
 
     @property
     def asks_user(self) -> bool:
-        """Whether it matters who is at the other end of a unix socket."""
+        """Whether the decision depends on the peer of a unix socket."""
         return self.rules.access is not None or bool(self._by_source)
 
     def reserve(self) -> int:
-        """Take a place for who is to be accepted next; return the ns to wait if there is none."""
+        """Reserve a slot for the next connection and return 0, or the ns to wait for one."""
         now = self.clock()
         for scope in self._own:
-            if not scope.has_plenty(now):
+            if not scope.is_far_from_limits(now):
                 break
         else:
             return 0
@@ -125,7 +129,7 @@ class Gate:
         try:
             for scope in self._own:
                 if scope.pace_refusal(now) or scope.room_refusal():
-                    return scope.wait(now) or RETRY
+                    return scope.wait(now) or FULL_RETRY
             for scope in self._own:
                 scope.take(now)
             self._enter()
@@ -135,7 +139,7 @@ class Gate:
         return 0
 
     def unreserve(self) -> None:
-        """Give the place back, if one was taken."""
+        """Return the reserved slot, if there is one."""
         if not self._has_reserved:
             return
         self._has_reserved = False
@@ -143,29 +147,29 @@ class Gate:
         self._give_back()
 
     def _give_back(self) -> None:
-        """Return the tokens that a client has taken who is not served."""
+        """Return the tokens of a client that is not served."""
         if any(scope.bucket for scope in self._own) and self.lock.acquire():
             for scope in self._own:
                 scope.give_back()
             self.lock.release()
 
     def admit(self, who: Who) -> Ticket | Refusal | Unnamed:
-        """Let a connection in, or say why not, or that it depends on the client's name.
+        """Admit a connection, refuse it, or return Unnamed if that depends on the client's name.
 
-        Then `admit_named` is to be called once that was asked for.
+        After Unnamed the caller looks the name up and calls `admit_named`.
         """
         judgement = self.rules.judge(who, time.time())
         if judgement is _ADMITTED:
-            return self._placed(who)
+            return self._counted_connection(who)
         if isinstance(judgement, Refusal):
             self.unreserve()
             return judgement
-        ticket = self._placed(who)
+        ticket = self._counted_connection(who)
         return ticket if isinstance(ticket, Refusal) else Unnamed(ticket)
 
     def admit_named(self, host: str, name: str, ticket: Ticket) -> Ticket | Refusal:
-        """Let a connection in by the name of its host, or take its place away and say why; "" is
-        no name.
+        """Admit a connection by the name of its host, or refuse it and free its slots; "" is no
+        name.
         """
         judgement = self.rules.judge_named(host, name, time.time())
         if not isinstance(judgement, Refusal):
@@ -174,7 +178,7 @@ class Gate:
         self._give_back()
         return judgement
 
-    def _placed(self, who: Who, *, may_be_forged: bool = False) -> Ticket | Refusal:
+    def _counted_connection(self, who: Who, *, may_be_forged: bool = False) -> Ticket | Refusal:
         if not self.scopes:
             self._enter()
             return NO_SOURCE
@@ -185,11 +189,11 @@ class Gate:
         return ticket
 
     def may_wait(self, refusal: Refusal) -> bool:
-        """Tell whether a client that was accepted and then found a limit reached is to wait."""
-        return self.waits and refusal in OWN
+        """Tell whether an accepted connection waits until the limit that refused it has room."""
+        return self.waits and refusal in NOT_OF_SOURCE
 
     def admit_datagram(self, who: Who) -> Refusal | None:
-        """Say why a datagram is not to be served."""
+        """Return why a datagram is refused, or None."""
         if refusal := self._datagram_refusal(who):
             return refusal
         if not self.scopes:
@@ -198,18 +202,18 @@ class Gate:
         return ticket if isinstance(ticket, Refusal) else None
 
     def admit_flow(self, who: Who) -> Ticket | Refusal:
-        """Let in a source whose datagrams are carried as a connection is, or say why not."""
-        return self._datagram_refusal(who) or self._placed(who, may_be_forged=True)
+        """Admit a source whose datagrams are served like a connection, or refuse it."""
+        return self._datagram_refusal(who) or self._counted_connection(who, may_be_forged=True)
 
     def _datagram_refusal(self, who: Who) -> Refusal | None:
-        """Judge who has sent a datagram. Nobody waits for a name here: it has none."""
+        """Check the rules for a datagram. Names are not looked up: the source counts as unnamed."""
         judgement = self.rules.judge(who, time.time())
         if judgement is Verdict.DEPENDS_ON_NAME and not isinstance(who, UnixPeer):
             judgement = self.rules.judge_named(who, "", time.time())
         return judgement if isinstance(judgement, Refusal) else None
 
     def _counted(self, who: Who, *, is_connection: bool, may_be_forged: bool) -> Ticket | Refusal:
-        """Check all limits but those that were seen to in advance, and then use them up."""
+        """Check all limits except those of the reservation, and then use them up."""
         now = self.clock()
         own = () if self._has_reserved and is_connection else self._own
         if not (own or self._by_source):
@@ -241,7 +245,7 @@ class Gate:
         return slots
 
     def leave(self, ticket: Ticket) -> None:
-        """Take note that a connection has ended."""
+        """Free the slots of a connection that has ended."""
         self._exit()
         if ticket:
             for scope, slot in zip(self._by_source, ticket, strict=True):

@@ -1,7 +1,7 @@
-"""How many may come in, and how fast: the limits of a service and of the daemon.
+"""The limits of a service and of the daemon: how many connections, and how fast.
 
-Runs in the worker, on the accept path. Decides by the entry's limits and by what the ledger and
-the scoreboard count; looks at nothing else but the system's load. Never raises.
+Runs in the worker, on the accept path. It compares the configured limits with the counts of the
+ledger and the scoreboard, and with the system's load average. Never raises.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from superd.config.model import Limits, SourceNetblock
 from superd.net.patterns import IPNetwork
 
 SECOND = 1_000_000_000  # ns
-PLENTY = 1024  # connections: more than all workers accept at a time
-LOAD_IS_VALID = SECOND  # the system itself counts anew every 5 s
+FAR_FROM_LIMIT = 1024  # connections: more than all workers accept at a time
+LOAD_CACHE_TIME = SECOND  # the kernel itself updates the load average every 5 s
 
 
-class Words(NamedTuple):
-    """What each limit of a scope is called when it refuses."""
+class RefusalNames(NamedTuple):
+    """The refusals of a scope, one for each kind of limit."""
 
     load: Refusal
     rate: Refusal
@@ -34,14 +34,14 @@ class Words(NamedTuple):
     source_connections: Refusal
 
 
-OF_SERVICE = Words(
+OF_SERVICE = RefusalNames(
     Refusal.LOAD,
     Refusal.RATE,
     Refusal.CONNECTIONS,
     Refusal.SOURCE_RATE,
     Refusal.SOURCE_CONNECTIONS,
 )
-OF_DAEMON = Words(
+OF_DAEMON = RefusalNames(
     Refusal.DAEMON_LOAD,
     Refusal.DAEMON_RATE,
     Refusal.DAEMON_CONNECTIONS,
@@ -52,8 +52,9 @@ OF_DAEMON = Words(
 
 @dataclass(frozen=True)
 class Bucket:
-    """A token bucket, as the generic cell rate algorithm has it (ITU-T I.371): all that is kept
-    is when the next event is due. `interval` is in ns, `burst` how many may come at once.
+    """A token bucket, as the generic cell rate algorithm (ITU-T I.371), whose only state is the
+    time at which the next event is due. `interval` is in ns; `burst` is the number of events that
+    may happen at once.
     """
 
     interval: int
@@ -61,22 +62,22 @@ class Bucket:
 
     @classmethod
     def of(cls, rate: float, burst: int) -> Bucket | None:
-        """Return the bucket of a rate a second; None for no limit."""
+        """Return the bucket for a rate per second; None for no limit."""
         if not rate:
             return None
         return cls(round(SECOND / rate), burst or max(1, int(rate)))
 
     def wait(self, due: int, now: int) -> int:
-        """Return the ns until an event may come; 0 if one may now."""
+        """Return the ns until the next event is allowed; 0 if one is allowed now."""
         return max(0, due - now - self.interval * (self.burst - 1))
 
     def after(self, due: int, now: int) -> int:
-        """Return when the next event is due, once one has come."""
+        """Return when the next event is due after an event now."""
         return max(due, now) + self.interval
 
 
 class Load:
-    """The system's load average of the last minute, asked for once a second."""
+    """The system's load average of the last minute, read at most once a second."""
 
     def __init__(self, ask: Callable[[], float] = lambda: os.getloadavg()[0]) -> None:
         self._ask = ask
@@ -86,13 +87,13 @@ class Load:
     def at(self, now: int) -> float:
         if now >= self._until:
             self._value = self._ask()
-            self._until = now + LOAD_IS_VALID
+            self._until = now + LOAD_CACHE_TIME
         return self._value
 
 
 def source_of(who: str | UnixPeer, netblock: SourceNetblock) -> bytes:
-    """Return what makes somebody one source: the first part of a numeric host, where IPv4-mapped
-    IPv6 is IPv4, or the user at the other end of a unix socket.
+    """Return what identifies a client's source: the network part of its address, or the user of a
+    unix socket's peer. IPv4-mapped IPv6 is IPv4.
     """
     if isinstance(who, UnixPeer):
         return b"user:%d" % who.uid
@@ -107,7 +108,7 @@ def source_of(who: str | UnixPeer, netblock: SourceNetblock) -> bytes:
 
 
 def netblock_of(host: str, netblock: SourceNetblock) -> IPNetwork:
-    """Return the network that makes a numeric host one source."""
+    """Return the network of a numeric host that counts as one source."""
     network = network_of(host)
     bits = netblock.ipv4 if network.version == 4 else netblock.ipv6
     return network.supernet(new_prefix=bits)
@@ -117,95 +118,95 @@ _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 
 def _prefix(packed: bytes, bits: int) -> bytes:
-    """Return the first bits of an address, with its length so that the families differ."""
+    """Return the first bits of an address and their number, which keeps the families apart."""
     whole = len(packed)
     number = int.from_bytes(packed, "big") >> (whole * 8 - bits)
     return number.to_bytes(whole, "big") + bytes([bits])
 
 
 class Scope:
-    """The limits of one service, or of the daemon over all services, with what is counted.
+    """The limits of one service, or of the daemon over all services, with their counters.
 
-    `active` has the numbers of connections, one a worker; `sources` and `due` are those of the
-    ledger, whose lock is to be held by who calls any method but `leave`.
+    `active` holds the number of connections of each worker; `sources` and `due` belong to the
+    ledger. The caller must hold the ledger's lock, except for `leave`.
     """
 
     def __init__(
         self,
         limits: Limits,
-        words: Words,
+        names: RefusalNames,
         active: memoryview,
         due: memoryview,
         sources: Sources,
         load: Load,
     ) -> None:
-        self.words = words
+        self.names = names
         self.most = limits.max_connections
         self.most_per_source = limits.max_per_source
         self.bucket = Bucket.of(limits.rate, limits.burst)
         self.source_bucket = Bucket.of(limits.rate_per_source, limits.burst_per_source)
         self.netblock = limits.source_netblock
         self.max_load = limits.max_load
-        self.has_own = bool(self.most or self.bucket or self.max_load)
-        self.knows_sources = bool(self.most_per_source or self.source_bucket)
+        self.has_limits = bool(self.most or self.bucket or self.max_load)
+        self.limits_sources = bool(self.most_per_source or self.source_bucket)
         self._active = active
         self._due = due
         self._sources = sources
         self._load = load
 
     def pace_refusal(self, now: int) -> Refusal | None:
-        """Return which limit of load and speed keeps the next one out."""
+        """Return the refusal if the load or the rate is at its limit."""
         if self.max_load and self._load.at(now) >= self.max_load:
-            return self.words.load
+            return self.names.load
         if self.bucket is not None and self.bucket.wait(self._due[0], now):
-            return self.words.rate
+            return self.names.rate
         return None
 
     def room_refusal(self) -> Refusal | None:
-        """Return the limit of connections where it is reached."""
-        return self.words.connections if self.most and sum(self._active) >= self.most else None
+        """Return the refusal if the number of connections is at its limit."""
+        return self.names.connections if self.most and sum(self._active) >= self.most else None
 
-    def has_plenty(self, now: int) -> bool:
-        """Tell whether so much is left that nobody needs to take a place in advance."""
-        if self.most and self.most - sum(self._active) < PLENTY:
+    def is_far_from_limits(self, now: int) -> bool:
+        """Tell whether the limits are so far away that no slot needs to be reserved."""
+        if self.most and self.most - sum(self._active) < FAR_FROM_LIMIT:
             return False
         bucket = self.bucket
-        if bucket is not None and bucket.wait(self._due[0] + PLENTY * bucket.interval, now):
+        if bucket is not None and bucket.wait(self._due[0] + FAR_FROM_LIMIT * bucket.interval, now):
             return False
         return not self.max_load
 
     def source_refusal(self, slot: int, now: int) -> Refusal | None:
-        """Return which limit for each source keeps this one out."""
+        """Return the refusal if the source in a slot is at one of its limits."""
         if slot < 0:
             return Refusal.SOURCES
         bucket = self.source_bucket
         if bucket is not None and bucket.wait(self._sources.due(slot), now):
-            return self.words.source_rate
+            return self.names.source_rate
         if self.most_per_source and self._sources.count(slot) >= self.most_per_source:
-            return self.words.source_connections
+            return self.names.source_connections
         return None
 
     def wait(self, now: int) -> int:
-        """Return the ns until the rate lets the next one in."""
+        """Return the ns until the rate allows the next connection."""
         return 0 if self.bucket is None else self.bucket.wait(self._due[0], now)
 
     def slot(self, who: str | UnixPeer, now: int, *, may_be_forged: bool) -> int:
-        """Return where somebody's source is counted; -1 where there is no place for it."""
+        """Return the slot of a client's source; -1 if the ledger has no room for it."""
         source = source_of(who, self.netblock)
         return self._sources.slot(source, now, may_be_forged=may_be_forged)
 
     def take(self, now: int) -> None:
-        """Use up a token of its own rate."""
+        """Take a token of the scope's rate."""
         if self.bucket is not None:
             self._due[0] = self.bucket.after(self._due[0], now)
 
     def give_back(self) -> None:
-        """Return a token: nobody has come for it."""
+        """Return a token that was not used."""
         if self.bucket is not None:
             self._due[0] = max(0, self._due[0] - self.bucket.interval)
 
     def take_source(self, slot: int, now: int, *, is_connection: bool) -> None:
-        """Use up a token of the source's, and count its connection."""
+        """Take a token of the source's rate, and count its connection."""
         bucket = self.source_bucket
         if bucket is not None:
             self._sources.set_due(slot, bucket.after(self._sources.due(slot), now))
@@ -213,5 +214,5 @@ class Scope:
             self._sources.enter(slot)
 
     def leave(self, slot: int) -> None:
-        """Count a source's connection no more."""
+        """Stop counting a connection of a source."""
         self._sources.leave(slot)

@@ -1,7 +1,7 @@
-"""The reflection guard: which datagrams are never answered, so that superd cannot be made to
-attack others or itself (RFC 862 to 868 services are the classic means).
+"""The reflection guard refuses datagrams whose answers could attack a third party or superd itself
+(the services of RFC 862 to 868 are the classic means).
 
-Runs in workers, for each datagram. A pure function of the guard and the datagram's ends; never
+Runs in workers, for each datagram. A pure function of the guard and the datagram's addresses. Never
 raises.
 """
 
@@ -14,13 +14,15 @@ from functools import lru_cache
 from superd.admission.refusals import Refusal
 
 LOWEST_CLIENT_PORT = 1024
-NFS = 2049  # the one service above 1024 that OpenBSD's inetd guards too
+NFS = 2049  # OpenBSD's inetd also refuses this port, as the only one above 1023
 
 
 class ReflectionGuard:
-    """Refuses sources that are services themselves, or not a single host. `served_names` are those
-    of superd's own unix sockets: where a name leads to may change before it is answered, and so an
-    answer may come to us, but it comes from one of these.
+    """Refuses sources that are ports of services, or not a single host.
+
+    `served_names` are the names of superd's own unixgram sockets. A path may lead to another socket
+    by the time of the answer, so an answer can reach superd itself; it is then refused, because it
+    comes from one of these names.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class ReflectionGuard:
         self.names = frozenset(served_names)
 
     def refusal(self, host: str, port: int, to_one_host: bool) -> Refusal | None:
-        """Return why a datagram from `host` and `port` gets no answer, or None if it may."""
+        """Return why a datagram from `host` and `port` is not answered, or None if it is."""
         if port in self.ports:
             return Refusal.SOURCE_PORT
         if not to_one_host:
@@ -40,7 +42,7 @@ class ReflectionGuard:
         return None
 
     def unix_refusal(self, name: str | bytes | None) -> Refusal | None:
-        """Return why a datagram from a unix socket of that name gets no answer, or None."""
+        """The same for a datagram from a unix socket of that name."""
         return Refusal.SOURCE_ADDRESS if name in self.names else None
 
 

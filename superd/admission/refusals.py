@@ -1,4 +1,4 @@
-"""Why something was refused: one word for the log line, the counter, `explain` and the test.
+"""The reasons for refusals, with one name for the log line, the counter, `explain` and the test.
 
 Used in workers, by `superd status` and by `superd explain`. Never raises.
 """
@@ -9,13 +9,13 @@ import enum
 
 
 class Refusal(enum.Enum):
-    """A reason not to let somebody in, or not to answer a datagram.
+    """A reason to refuse a connection or a datagram.
 
-    Where a key of the configuration is the reason, its name is the word.
+    If a key of the configuration is the reason, the value is the name of the key.
     """
 
-    BANNED = "banned"  # the source is banned from all services for a time
-    ACCESS = "access"  # by allow and deny
+    BANNED = "banned"  # the source is banned from all services
+    ACCESS = "access"  # allow and deny
     TIMES = "access-times"
     LOAD = "max-load"
     RATE = "rate"
@@ -27,13 +27,15 @@ class Refusal(enum.Enum):
     DAEMON_SOURCE_RATE = "daemon-rate-per-source"
     DAEMON_SOURCE_CONNECTIONS = "daemon-max-per-source"
     DAEMON_CONNECTIONS = "daemon-max-connections"
-    SOURCES = "too-many-sources"  # there is no memory left to count another one in
-    BUSY = "busy"  # the counters are locked by a worker that has been stopped
+    SOURCES = "too-many-sources"  # the ledger has no room for one more source
+    BUSY = "busy"  # a worker that was stopped (SIGSTOP) holds the lock of the ledger
 
-    SOURCE_PORT = "source-port"  # a service port: an answer might come back for ever
-    SOURCE_ADDRESS = "source-address"  # broadcast, multicast, no address at all, or our own
-    DESTINATION = "destination"  # asked as one of many hosts, by broadcast or multicast
-    TOO_LONG = "too-long"  # more bytes than superd reads; what is left of it means nothing
-    AMPLIFICATION = "amplification"  # the answer is longer than the request
-    UNNAMED = "unnamed"  # a unix socket without a name: there is nowhere to answer to
-    SEND = "send"  # the kernel would not take the answer
+    SOURCE_PORT = (
+        "source-port"  # the port of a service: the two could answer each other without end
+    )
+    SOURCE_ADDRESS = "source-address"  # broadcast, multicast, unspecified, or an address of superd
+    DESTINATION = "destination"  # sent to many hosts, by broadcast or multicast
+    TOO_LONG = "too-long"  # longer than superd reads; the rest would be cut off
+    AMPLIFICATION = "amplification"  # the answer would be longer than the request
+    UNNAMED = "unnamed"  # from a unix socket without a name, which cannot be answered
+    SEND = "send"  # the kernel did not accept the answer

@@ -1,6 +1,6 @@
-"""What is decided without counting: bans, allow and deny, and times of day.
+"""The rules that need no counters: bans, allow and deny, and access-times.
 
-Used in workers, on the accept path, and by `superd explain`, which so gives the very same answers.
+Used in workers, on the accept path, and by `superd explain`, which thus gives the same answers.
 Never raises.
 """
 
@@ -19,13 +19,13 @@ from superd.net.patterns import HostName
 
 Who = str | UnixPeer  # a numeric host, or the peer of a unix socket
 
-_ADMITTED = Verdict.ADMITTED  # looking up enumerations takes time
+_ADMITTED = Verdict.ADMITTED  # cached: an enumeration is slow to look up
 
-NOBODY_KNOWN = UnixPeer(-1)  # who sends to a unixgram socket does not say who it is
+NOBODY_KNOWN = UnixPeer(-1)  # the sender of a datagram to a unixgram socket is not known
 
 
 class Rules:
-    """The rules of one service. What comes from a host that needs a name is told by `judge`."""
+    """The rules of one service."""
 
     def __init__(
         self, access: AccessList | None, times: AccessTimes | None, bans: BanTable | None
@@ -43,7 +43,7 @@ class Rules:
         return cls(access_list(entry), times, bans)
 
     def judge(self, who: Who, now: float) -> Refusal | Verdict:
-        """Return why somebody is refused, or ADMITTED, or DEPENDS_ON_NAME; `now` since 1970."""
+        """Return a refusal, ADMITTED or DEPENDS_ON_NAME; `now` is in seconds since 1970."""
         if isinstance(who, UnixPeer):
             access = self.access
             if access is not None and not access.admits(access.rule_for_user(who)):
@@ -58,7 +58,7 @@ class Rules:
         return self._by_time(now) if self.times is not None else _ADMITTED
 
     def judge_named(self, host: str, name: str, now: float) -> Refusal | Verdict:
-        """Judge a host whose name was asked for; "" where it could not be confirmed."""
+        """Decide on a host whose name was looked up; "" if it could not be confirmed."""
         if self.access is not None and not self.access.admits_named(host, name):
             return Refusal.ACCESS
         return self._by_time(now)
@@ -71,7 +71,7 @@ class Rules:
 def access_list(
     entry: Access, where: Callable[[str, int | None], str] = lambda key, number: ""
 ) -> AccessList | None:
-    """Return the list of an entry; `where(key, number)` tells where one of its rules stands."""
+    """Return the access list of an entry; `where(key, number)` gives the position of a rule."""
     rules = [Rule(True, p, where("allow", n)) for n, p in enumerate(entry.allow or ())]
     rules += [Rule(False, p, where("deny", n)) for n, p in enumerate(entry.deny)]
     for allows, files in ((True, entry.allow_file or ()), (False, entry.deny_file)):

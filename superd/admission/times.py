@@ -1,7 +1,7 @@
-"""When a service is open, by `access-times` and `time-zone`.
+"""The times at which a service is open: `access-times` and `time-zone`.
 
-Used in workers, on the accept path, and by `superd explain`. Reads the time zone when it is made,
-before confinement, and nothing after that. Raises ZoneInfoNotFoundError for an unknown zone.
+Used in workers, on the accept path, and by `superd explain`. The constructor reads the time zone,
+before confinement; nothing is read later. Raises ZoneInfoNotFoundError for an unknown zone.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from zoneinfo import ZoneInfo
 
 from superd.config.windows import Window
 
-MINUTE = 60
+MINUTE = 60  # seconds
 
 
 class AccessTimes:
-    """The windows of one service; `zone` is "" for the machine's own time.
+    """The windows of one service; `zone` is "" for the time zone of the machine.
 
-    The answer is kept until the minute is over: time zones are whole minutes off.
+    A result is cached until the end of the minute: offsets of time zones are whole minutes.
     """
 
     def __init__(self, windows: Sequence[Window], zone: str) -> None:
@@ -37,7 +37,7 @@ class AccessTimes:
         return self._answer
 
     def window_at(self, now: float) -> int | None:
-        """Return the number of the first window that is open, from 0."""
+        """Return the index of the first window that is open, or None."""
         if self._zone is None:
             local = time.localtime(now)
             weekday, minute = local.tm_wday, local.tm_hour * 60 + local.tm_min

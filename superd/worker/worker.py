@@ -24,7 +24,7 @@ from typing import NoReturn
 from setproctitle import setproctitle
 
 from superd.admission.bans import BanTable
-from superd.admission.gate import Books, Gate
+from superd.admission.gate import Counters, Gate
 from superd.admission.ledger import Ledger
 from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
@@ -253,10 +253,10 @@ def _serve(
     engine = Engine(context)
     services: dict[str, WorkerService] = {}
     queries = MasterQueries(context.loop, channel.observe)
-    books = Books(assignment.ledger, assignment.scoreboard, assignment.place, Load())
+    counters = Counters(assignment.ledger, assignment.scoreboard, assignment.place, Load())
     for name, plugin in plugins.items():
         entry = assignment.services[name]
-        gate = Gate.of(name, entry, assignment.limits, books, assignment.bans)
+        gate = Gate.of(name, entry, assignment.limits, counters, assignment.bans)
         records = ServiceRecords(context.connection_log, name, entry.record)
         services[name] = WorkerService.of(name, entry, plugin, gate, records)
         entrances = assignment.entrances if entry.plugin == TCPMUX else {}

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from superd.admission.access import UnixPeer
-from superd.admission.gate import NO_SOURCE, Books, Gate, Ticket, Unnamed
+from superd.admission.gate import NO_SOURCE, Counters, Gate, Ticket, Unnamed
 from superd.admission.ledger import MAX_SOURCES, SLOTS, Ledger
 from superd.admission.limits import SECOND, Load
 from superd.admission.refusals import Refusal
@@ -54,7 +54,7 @@ class Gates:
                 "web",
                 self.entry,
                 self.daemon,
-                Books(self.ledger, self.board, place, Load(lambda: self.load), self.clock),
+                Counters(self.ledger, self.board, place, Load(lambda: self.load), self.clock),
                 None,
             )
             for place in range(self.workers)
@@ -367,7 +367,7 @@ def test_any_history_is_judged_as_a_naive_model_does(
 
 
 def test_the_gates_own_clock_is_the_monotonic_one() -> None:
-    assert Books._field_defaults == {"clock": time.monotonic_ns}
+    assert Counters._field_defaults == {"clock": time.monotonic_ns}
 
 
 def test_limits_have_the_same_keys_for_a_service_and_the_daemon() -> None:

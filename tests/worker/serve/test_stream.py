@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from superd.admission.access import UnixPeer
-from superd.admission.gate import NO_SOURCE, Books, Gate
+from superd.admission.gate import NO_SOURCE, Counters, Gate
 from superd.admission.ledger import Ledger
 from superd.admission.limits import Load
 from superd.admission.reflection import ReflectionGuard
@@ -120,10 +120,10 @@ class Bench:
         self.engine = Engine(self.context)
         self.plugin = Everything()
         roster = Roster.of(["test"], 1)
-        self.books = books = Books(Ledger(roster), Scoreboard(roster), 0, Load())
+        self.counters = counters = Counters(Ledger(roster), Scoreboard(roster), 0, Load())
         wait = method == "listener"
         entry = Entry.model_construct(plugin="everything", listen=(), wait=wait)
-        gate = Gate.of("test", entry, Daemon(), books, None)
+        gate = Gate.of("test", entry, Daemon(), counters, None)
         records = ServiceRecords(self.context.connection_log, "test", entry.record)
         found: Any = dict.fromkeys((*STREAM_METHODS, *DATAGRAM_METHODS))
         found[method] = getattr(self.plugin, method)
