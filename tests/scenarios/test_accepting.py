@@ -1,4 +1,4 @@
-"""The accept loop: nobody who waits is dropped, whatever there is too little or too much of."""
+"""The accept loop: no pending client is lost, with few descriptors, resets and many clients."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from tests.support.usage import (
     processor_time,
 )
 
-WAITING = 20
-SHORTAGE = 3.0  # seconds
+PENDING_CLIENTS = 20
+SHORTAGE = 3.0  # seconds without free descriptors
 LOOPS = ["uvloop", "asyncio"]
 
 SERVICES = """
@@ -57,18 +57,18 @@ listen = "tcp://127.0.0.1:0"
 
 
 def services(loop: str) -> str:
-    """Return a configuration whose workers are of our own user, so that we may limit them."""
+    """Return a configuration whose workers run as the tests' user, so that tests can limit them."""
     return SERVICES.format(loop=loop, user=os.getuid(), group=os.getgid())
 
 
 TOML = services("auto")
 
 
-def census(served: Superd) -> list[int]:
+def descriptor_counts(served: Superd) -> list[int]:
     return open_descriptors([served.pid, *served.workers()])
 
 
-def is_well(served: Superd) -> None:
+def assert_serving(served: Superd) -> None:
     """Check that new clients are served."""
     assert exchange(served.connect("echo"), b"hello") == b"hello"
     with served.connect("daytime") as client:
@@ -79,25 +79,25 @@ def is_well(served: Superd) -> None:
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_at_descriptor_exhaustion_clients_wait_and_nothing_spins(
+def test_clients_wait_while_descriptors_are_exhausted_and_the_worker_does_not_spin(
     start_superd: Start, loop: str
 ) -> None:
     served = start_superd(services(loop))
     (worker,) = served.workers()
     idle = open_descriptors([worker])
-    is_well(served)
-    until(lambda: open_descriptors([worker]) == idle, "these clients to be gone")
+    assert_serving(served)
+    until(lambda: open_descriptors([worker]) == idle, "the closing of these connections")
     start = len(served.log())
     limit_descriptors(worker, lowest_free_descriptor(worker))
     began, computed = time.monotonic(), processor_time(worker)
-    with connect_many(served.address("echo"), WAITING) as clients:
+    with connect_many(served.address("echo"), PENDING_CLIENTS) as clients:
         for number, client in enumerate(clients):
             client.sendall(b"client %d" % number)
             client.setblocking(False)
         while time.monotonic() - began < SHORTAGE:
             assert served.answer()["state"] == "serving"
             assert ask_udp(served.address("echo", "udp"), b"still here") == b"still here"
-            time.sleep(0.25)  # how it behaves for a while is what is measured
+            time.sleep(0.25)  # the test measures the behaviour over time
             for client in clients:
                 with pytest.raises(BlockingIOError):
                     client.recv(1)
@@ -109,7 +109,7 @@ def test_at_descriptor_exhaustion_clients_wait_and_nothing_spins(
             client.settimeout(15)
             assert client.recv(100) == b"client %d" % number
         waited = time.monotonic() - lifted
-        is_well(served)
+        assert_serving(served)
     print(f"{loop}: {computed:.2f} s computed in {SHORTAGE} s, served {waited:.3f} s after")
     assert computed < 0.1 * SHORTAGE
     assert "cannot accept, clients wait: Too many open files (EMFILE)" in log
@@ -117,10 +117,10 @@ def test_at_descriptor_exhaustion_clients_wait_and_nothing_spins(
     assert served.workers() == [worker]
 
 
-def test_who_never_reads_its_answer_makes_room_where_descriptors_run_out(
+def test_lingering_connections_are_dropped_when_descriptors_are_exhausted(
     start_superd: Start, tmp_path: Path
 ) -> None:
-    """Each of them could have its descriptor for half a minute: the kernel has its answer still."""
+    """A client that never reads could otherwise keep its descriptor for half a minute."""
     large = """
         from superd.plugin import Service, hookimpl
 
@@ -154,29 +154,29 @@ def test_who_never_reads_its_answer_makes_room_where_descriptors_run_out(
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
             client.settimeout(EVENT_TIMEOUT)
             client.connect(served.address("large"))
-        until(lambda: served.counts("large")["accepted"] == 100, "all to be answered")
+        until(lambda: served.counts("large")["accepted"] == 100, "the answers to all clients")
         began = time.monotonic()
         assert exchange(served.connect("echo"), b"hello") == b"hello"
         assert time.monotonic() - began < 5
 
 
-# Clients that go at once
+# Clients that disconnect immediately
 
 
-def hurry(served: Superd, clients: int) -> None:
-    is_well(served)
-    before, start = census(served), len(served.log())
+def reset_clients(served: Superd, clients: int) -> None:
+    assert_serving(served)
+    before, start = descriptor_counts(served), len(served.log())
     for number in range(clients):
         service = ("echo", "daytime", "message")[number % 3]
         client = served.connect(service)
         if number % 2:
             client.send(b"half a line")
         reset(client)
-    is_well(served)
-    until(lambda: census(served) <= before, "all descriptors to be given back")
+    assert_serving(served)
+    until(lambda: descriptor_counts(served) <= before, "the closing of all descriptors")
     assert served.log()[start:] == ""
     for service in ("echo", "daytime", "message"):
-        until(partial(is_idle, served, service), f"{service} to have accepted all and lost them")
+        until(partial(is_idle, served, service), f"{service} to be idle")
         assert served.counts(service)["errors"] == 0
 
 
@@ -186,50 +186,54 @@ def is_idle(served: Superd, service: str) -> bool:
 
 @pytest.mark.root
 @pytest.mark.parametrize("loop", LOOPS)
-def test_clients_that_reset_at_once_leave_nothing_behind(start_superd: Start, loop: str) -> None:
-    hurry(start_superd(services(loop)), 2000)
+def test_clients_that_reset_immediately_leave_no_descriptor_behind(
+    start_superd: Start, loop: str
+) -> None:
+    reset_clients(start_superd(services(loop)), 2000)
 
 
 @pytest.mark.root
 @pytest.mark.soak
 @pytest.mark.parametrize("loop", LOOPS)
-def test_ten_thousand_clients_that_reset_at_once(start_superd: Start, loop: str) -> None:
-    hurry(start_superd(services(loop)), 10_000)
+def test_ten_thousand_clients_that_reset_immediately_leave_no_descriptor_behind(
+    start_superd: Start, loop: str
+) -> None:
+    reset_clients(start_superd(services(loop)), 10_000)
 
 
 # Many clients
 
 
-def come_in_crowds(served: Superd, clients: int, at_once: int = 256) -> None:
-    is_well(served)
-    before = census(served)
+def serve_many(served: Superd, clients: int, concurrency: int = 256) -> None:
+    assert_serving(served)
+    before = descriptor_counts(served)
     slowest = 0.0
-    for start in range(0, clients, at_once):
-        waiting = []
-        for number in range(start, min(start + at_once, clients)):
+    for start in range(0, clients, concurrency):
+        pending = []
+        for number in range(start, min(start + concurrency, clients)):
             began = time.monotonic()
-            waiting.append(connect_tcp(served.address("echo")))
+            pending.append(connect_tcp(served.address("echo")))
             slowest = max(slowest, time.monotonic() - began)
-            waiting[-1].sendall(b"client %d" % number)
-        for number, client in enumerate(waiting, start):
+            pending[-1].sendall(b"client %d" % number)
+        for number, client in enumerate(pending, start):
             assert exchange(client, b"!") == b"client %d!" % number
     print(f"{clients} clients; the slowest to connect took {slowest:.4f} s")
-    assert slowest < 0.9  # a full backlog would show as a second, the kernel's time to try again
-    until(lambda: census(served) <= before, "all descriptors to be given back")
+    assert slowest < 0.9  # if the backlog was full, the kernel sends the SYN again after a second
+    until(lambda: descriptor_counts(served) <= before, "the closing of all descriptors")
 
 
 @pytest.mark.root
-def test_a_thousand_clients_of_whom_256_are_there_at_once(served: Superd) -> None:
-    come_in_crowds(served, 1000)
+def test_a_thousand_clients_256_at_a_time_are_served_without_delay(served: Superd) -> None:
+    serve_many(served, 1000)
 
 
 @pytest.mark.root
 @pytest.mark.soak
-def test_ten_thousand_clients_of_whom_256_are_there_at_once(served: Superd) -> None:
-    come_in_crowds(served, 10_000)
+def test_ten_thousand_clients_256_at_a_time_are_served_without_delay(served: Superd) -> None:
+    serve_many(served, 10_000)
 
 
-def test_hundreds_wait_in_the_backlog_of_a_worker_that_is_stalled(served: Superd) -> None:
+def test_hundreds_of_clients_wait_in_the_backlog_of_a_stopped_worker(served: Superd) -> None:
     (worker,) = served.workers()
     os.kill(worker, signal.SIGSTOP)
     try:
@@ -243,7 +247,7 @@ def test_hundreds_wait_in_the_backlog_of_a_worker_that_is_stalled(served: Superd
         os.kill(worker, signal.SIGCONT)
 
 
-def test_they_are_served_by_its_successor_if_it_is_killed(served: Superd) -> None:
+def test_pending_clients_of_a_killed_worker_are_served_by_its_successor(served: Superd) -> None:
     (worker,) = served.workers()
     os.kill(worker, signal.SIGSTOP)
     with connect_many(served.address("echo"), 400) as clients:
@@ -256,9 +260,7 @@ def test_they_are_served_by_its_successor_if_it_is_killed(served: Superd) -> Non
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_those_who_wait_when_superd_is_stopped_are_still_served(
-    start_superd: Start, loop: str
-) -> None:
+def test_pending_clients_are_served_when_superd_stops(start_superd: Start, loop: str) -> None:
     served = start_superd(services(loop))
     (worker,) = served.workers()
     os.kill(worker, signal.SIGSTOP)

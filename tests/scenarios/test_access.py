@@ -1,4 +1,4 @@
-"""Who may come in, with real clients from many addresses, over every transport."""
+"""Access rules with real clients from many addresses, over every transport."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ listen = ["tcp://127.0.0.1:0", "udp://127.0.0.1:0", "tcp://[::1]:0"]
 allow = ["127.0.0.0/24", "127.0.9.9", "::1"]
 deny = ["127.0.0.66", "127.0.9.0/24"]
 
-[service.nobody]
+[service.closed]
 allow = []
 
-[service.everybody]
+[service.open]
 deny = "192.0.2.0/24"
 
 [service.private]
@@ -41,7 +41,7 @@ access-times = []
 [service.always]
 access-times = "00:00-24:00"
 
-[service.told]
+[service.banner]
 allow = "127.0.0.2"
 banner-refused = "not for you\\r\\n"
 """
@@ -67,7 +67,7 @@ def is_admitted(served: Superd, service: str, source: str | None = None) -> bool
         ("127.0.9.8", False),
     ],
 )
-def test_a_client_comes_in_by_the_most_specific_rule(
+def test_the_most_specific_rule_decides_on_a_client(
     served: Superd, source: str, expected: bool
 ) -> None:
     refused = served.counts("friends")["refused-access"]
@@ -76,7 +76,7 @@ def test_a_client_comes_in_by_the_most_specific_rule(
 
 
 @pytest.mark.parametrize(("source", "expected"), [("127.0.0.7", True), ("127.0.0.66", False)])
-def test_datagrams_are_held_to_the_same_rules(served: Superd, source: str, expected: bool) -> None:
+def test_the_same_rules_apply_to_datagrams(served: Superd, source: str, expected: bool) -> None:
     refused = served.counts("friends")["refused-access"]
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.bind((source, 0))
@@ -88,11 +88,11 @@ def test_datagrams_are_held_to_the_same_rules(served: Superd, source: str, expec
         else:
             until(
                 lambda: served.counts("friends")["refused-access"] == refused + 1,
-                "the datagram to be refused",
+                "the refusal of the datagram",
             )
 
 
-def test_ipv6_has_rules_of_its_own(served: Superd) -> None:
+def test_an_ipv6_client_is_admitted_by_an_ipv6_rule(served: Superd) -> None:
     host, port = served.addresses("friends")[1]
     assert host == "::1"
     with socket.create_connection((host, port), timeout=EVENT_TIMEOUT) as client:
@@ -102,16 +102,16 @@ def test_ipv6_has_rules_of_its_own(served: Superd) -> None:
 
 @pytest.mark.parametrize(
     ("service", "expected"),
-    [("nobody", False), ("everybody", True), ("never", False), ("always", True)],
+    [("closed", False), ("open", True), ("never", False), ("always", True)],
 )
-def test_a_list_or_a_time_that_nobody_fits_keeps_everybody_out(
+def test_empty_lists_and_access_times_refuse_every_client(
     served: Superd, service: str, expected: bool
 ) -> None:
     assert is_admitted(served, service) is expected
 
 
-def test_who_is_refused_by_a_rule_is_told_so(served: Superd) -> None:
-    assert connect_and_receive(served.address("told"), b"unread") == (b"not for you\r\n", "fin")
+def test_a_client_refused_by_a_rule_gets_the_banner(served: Superd) -> None:
+    assert connect_and_receive(served.address("banner"), b"unread") == (b"not for you\r\n", "fin")
 
 
 AS_ANOTHER = """
@@ -132,7 +132,7 @@ except OSError:
 
 @pytest.mark.root
 @pytest.mark.parametrize(("groups", "expected"), [("", ""), ("1", "x"), ("4,1,27", "x")])
-def test_the_peer_of_a_unix_socket_is_known_by_the_kernel(
+def test_rules_for_users_and_groups_use_the_kernels_credentials_of_a_unix_peer(
     served: Superd, groups: str, expected: str
 ) -> None:
     directory: Path | None = served.directory
@@ -147,7 +147,7 @@ def test_the_peer_of_a_unix_socket_is_known_by_the_kernel(
 
 
 @pytest.mark.root
-def test_root_has_a_rule_of_its_own_on_a_unix_socket(served: Superd) -> None:
+def test_a_rule_for_the_user_root_admits_root_on_a_unix_socket(served: Superd) -> None:
     client = socket.socket(socket.AF_UNIX)
     client.settimeout(EVENT_TIMEOUT)
     client.connect(str(served.directory / "private"))
@@ -155,7 +155,7 @@ def test_root_has_a_rule_of_its_own_on_a_unix_socket(served: Superd) -> None:
     assert exchange(client, b"root") == b"root"
 
 
-def test_a_list_from_a_file_is_kept_to(start_superd: Start, tmp_path: Path) -> None:
+def test_allow_file_admits_the_listed_networks(start_superd: Start, tmp_path: Path) -> None:
     (tmp_path / "friends").write_text("# friends\n127.0.0.2\n127.0.1.0/24\n")
     served = start_superd(
         f"""
@@ -172,7 +172,7 @@ def test_a_list_from_a_file_is_kept_to(start_superd: Start, tmp_path: Path) -> N
     ] == [False, True, True, False]
 
 
-def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client(start_superd: Start) -> None:
+def test_ipv4_rules_apply_to_an_ipv4_mapped_client(start_superd: Start) -> None:
     served = start_superd(
         """
         [service.mapped]
@@ -190,12 +190,12 @@ def test_an_ipv4_client_of_an_ipv6_socket_is_an_ipv4_client(start_superd: Start)
             assert client.recv(1) == b""
         except ConnectionError:
             pass
-    until(lambda: served.counts("mapped")["refused-access"] == 1, "the client to be refused")
+    until(lambda: served.counts("mapped")["refused-access"] == 1, "the refusal of the client")
 
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_an_ipv6_network_is_one_source(start_superd: Start) -> None:
+def test_max_per_source_counts_an_ipv6_64_network_as_one_source(start_superd: Start) -> None:
     with network_namespace() as space:
         for number in range(1, 4):
             space.add_address(f"2001:db8::{number}/128")

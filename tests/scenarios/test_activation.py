@@ -1,4 +1,4 @@
-"""Sockets that are passed to superd when it is started (sd_listen_fds(3), systemd.socket(5))."""
+"""Socket activation: listening sockets that are passed to superd (sd_listen_fds(3))."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ CLOSED = "no service listens there, so it is closed; add it to listen of a servi
 
 @pytest.fixture
 def make(tmp_path: Path) -> Iterator[list[Superd]]:
-    """All superds of a test, which are stopped in the end."""
+    """A list of all superds of a test, which the fixture stops."""
     started: list[Superd] = []
     yield started
-    for one in started:
-        one.stop()
-        print(f"--- log of {one.file}\n{one.log()}")
+    for instance in started:
+        instance.stop()
+        print(f"--- log of {instance.file}\n{instance.log()}")
 
 
 def superd_of(make: list[Superd], directory: Path, toml: str) -> Superd:
@@ -44,7 +44,7 @@ def superd_of(make: list[Superd], directory: Path, toml: str) -> Superd:
 def bound(
     sockaddr: object, kind: socket.SocketKind = socket.SOCK_STREAM, *, both: bool = False
 ) -> Iterator[socket.socket]:
-    """Bind as systemd does, and listen."""
+    """Bind and listen as systemd does."""
     family = socket.AF_INET
     if isinstance(sockaddr, str):
         family = socket.AF_UNIX
@@ -60,7 +60,7 @@ def bound(
 
 
 def echoes(address: object) -> bool:
-    """Tell whether something at an address echoes."""
+    """Return whether a service at an address echoes."""
     if isinstance(address, str):
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(EVENT_TIMEOUT)
@@ -71,10 +71,12 @@ def echoes(address: object) -> bool:
     return exchange(socket.create_connection(address[:2], EVENT_TIMEOUT), b"hello") == b"hello"
 
 
-def test_what_is_passed_is_served_and_the_rest_is_bound(make: list[Superd], tmp_path: Path) -> None:
+def test_superd_serves_passed_sockets_and_binds_the_other_addresses(
+    make: list[Superd], tmp_path: Path
+) -> None:
     with bound(("127.0.0.1", 0)) as given:
         port = given.getsockname()[1]
-        # a client that has come before superd has is served by it
+        # connects before superd starts, and is served by it
         early = socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT)
         listen = f'["tcp://127.0.0.1:{port}", "tcp://127.0.0.1:0"]'
         superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', listen))
@@ -87,7 +89,9 @@ def test_what_is_passed_is_served_and_the_rest_is_bound(make: list[Superd], tmp_
 
 
 @pytest.mark.parametrize("names", [["echo"], ["superd.socket"], []])
-def test_by_name_or_address(make: list[Superd], tmp_path: Path, names: list[str]) -> None:
+def test_a_passed_socket_is_matched_by_name_or_by_address(
+    make: list[Superd], tmp_path: Path, names: list[str]
+) -> None:
     with bound(("127.0.0.1", 0), socket.SOCK_DGRAM) as given:
         port = given.getsockname()[1]
         superd = superd_of(make, tmp_path, ECHO.format(listen=f"udp://127.0.0.1:{port}"))
@@ -97,7 +101,7 @@ def test_by_name_or_address(make: list[Superd], tmp_path: Path, names: list[str]
 
 
 @pytest.mark.parametrize("transport", ["unix", "unixgram", "unixpacket"])
-def test_a_unix_socket_and_its_file_stay_the_supervisors(
+def test_superd_does_not_remove_the_file_of_a_passed_unix_socket(
     make: list[Superd], tmp_path: Path, transport: str
 ) -> None:
     kind = {"unix": socket.SOCK_STREAM, "unixgram": socket.SOCK_DGRAM}.get(
@@ -119,7 +123,9 @@ def test_a_unix_socket_and_its_file_stay_the_supervisors(
         assert Path(name, "echo").is_socket()
 
 
-def test_one_socket_for_both_ipv4_and_ipv6(make: list[Superd], tmp_path: Path) -> None:
+def test_a_passed_socket_for_ipv4_and_ipv6_serves_a_star(
+    make: list[Superd], tmp_path: Path
+) -> None:
     with (
         bound(("::", 0), both=True) as given,
         bound(("::", given.getsockname()[1]), socket.SOCK_DGRAM, both=True) as datagrams,
@@ -127,7 +133,7 @@ def test_one_socket_for_both_ipv4_and_ipv6(make: list[Superd], tmp_path: Path) -
         port = given.getsockname()[1]
         toml = f'["tcp://*:{port}", "udp://*:{port}"]\ndeny = "127.0.0.2"'
         superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', toml))
-        # as it may be asked before superd has told the kernel what it wants to know of datagrams
+        # sent before superd has set the socket options that report a datagram's destination
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as early:
             early.settimeout(EVENT_TIMEOUT)
             early.connect(("127.0.0.1", port))
@@ -146,7 +152,7 @@ def test_one_socket_for_both_ipv4_and_ipv6(make: list[Superd], tmp_path: Path) -
     assert "warning" not in superd.log()
 
 
-def test_a_socket_that_takes_more_than_listen_says_is_told_of(
+def test_a_passed_socket_that_accepts_more_than_its_address_is_logged(
     make: list[Superd], tmp_path: Path
 ) -> None:
     with bound(("::", 0), both=True) as given:
@@ -157,7 +163,7 @@ def test_a_socket_that_takes_more_than_listen_says_is_told_of(
     assert notice in superd.log()
 
 
-def test_a_socket_by_name_takes_the_place_of_another_address(
+def test_a_socket_passed_by_name_replaces_another_address(
     make: list[Superd], tmp_path: Path
 ) -> None:
     with bound(("127.0.0.1", 0)) as given, bound(("127.0.0.1", 0)) as listed:
@@ -176,7 +182,7 @@ def test_a_socket_by_name_takes_the_place_of_another_address(
     assert echoes(("127.0.0.1", port))
 
 
-def test_what_no_service_wants_is_closed(make: list[Superd], tmp_path: Path) -> None:
+def test_a_passed_socket_without_a_service_is_closed(make: list[Superd], tmp_path: Path) -> None:
     superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
     with (
         bound(("127.0.0.1", 0)) as web,
@@ -189,13 +195,13 @@ def test_what_no_service_wants_is_closed(make: list[Superd], tmp_path: Path) -> 
         f"tcp://127.0.0.1:{ports[0]} (descriptor 3, named web.socket)",
         f"udp://127.0.0.1:{ports[1]} (descriptor 4, named echo)",
     ]
-    for one in shown:
-        assert f"{one} was passed to superd, but {CLOSED}" in superd.log()
+    for address in shown:
+        assert f"{address} was passed to superd, but {CLOSED}" in superd.log()
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.1", ports[0]))
 
 
-def test_what_is_in_the_way_is_told_where_superd_cannot_start(
+def test_a_passed_socket_that_prevents_the_start_is_logged(
     make: list[Superd], tmp_path: Path
 ) -> None:
     with bound(("::", 0), both=True) as given:
@@ -206,7 +212,7 @@ def test_what_is_in_the_way_is_told_where_superd_cannot_start(
     assert f"tcp://[::]:{port} (descriptor 3) was passed to superd, but {CLOSED}" in superd.log()
 
 
-def test_sockets_for_another_process_are_left_alone(make: list[Superd], tmp_path: Path) -> None:
+def test_sockets_for_another_process_are_ignored(make: list[Superd], tmp_path: Path) -> None:
     with bound(("127.0.0.1", 0)) as given:
         superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
         launch_with_sockets(superd, [given.fileno()], pid="1").wait_until_ready()
@@ -214,7 +220,9 @@ def test_sockets_for_another_process_are_left_alone(make: list[Superd], tmp_path
     assert "warning" not in superd.log()
 
 
-def test_nothing_of_it_reaches_a_program(make: list[Superd], tmp_path: Path) -> None:
+def test_programs_inherit_neither_passed_sockets_nor_their_variables(
+    make: list[Superd], tmp_path: Path
+) -> None:
     toml = """
     [service.env]
     plugin = "exec"
@@ -229,10 +237,12 @@ def test_nothing_of_it_reaches_a_program(make: list[Superd], tmp_path: Path) -> 
             shown = client.makefile().read().split("\n")
     assert not [line for line in shown if line.startswith("LISTEN_")]
     assert {"0", "1", "2"} <= set(shown)
-    assert not {"4", "5", "6"} & set(shown)  # 3 is the directory that ls reads
+    assert not {"4", "5", "6"} & set(shown)  # ls opens the directory as 3
 
 
-def test_descriptors_that_are_no_sockets_to_serve(make: list[Superd], tmp_path: Path) -> None:
+def test_passed_descriptors_that_are_not_listening_sockets_are_closed_and_logged(
+    make: list[Superd], tmp_path: Path
+) -> None:
     superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
     with (
         open(tmp_path / "file", "w") as file,
@@ -252,7 +262,9 @@ def test_descriptors_that_are_no_sockets_to_serve(make: list[Superd], tmp_path: 
 
 
 @pytest.mark.parametrize("count", ["2", "-1", "3x", "99999999999999999999", "", "9999999"])
-def test_a_wrong_number_of_descriptors(make: list[Superd], tmp_path: Path, count: str) -> None:
+def test_a_wrong_number_of_descriptors_is_logged(
+    make: list[Superd], tmp_path: Path, count: str
+) -> None:
     superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
     script = 'LISTEN_PID=$$ LISTEN_FDS="$0" exec "$@"'
     superd.start("/bin/sh", "-c", script, count)
@@ -263,7 +275,9 @@ def test_a_wrong_number_of_descriptors(make: list[Superd], tmp_path: Path, count
     assert echoes(superd.address("echo"))
 
 
-def test_superd_does_not_serve_one_connection_only(make: list[Superd], tmp_path: Path) -> None:
+def test_superd_refuses_to_start_with_a_single_passed_connection(
+    make: list[Superd], tmp_path: Path
+) -> None:
     with (
         bound(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
@@ -282,7 +296,7 @@ def test_superd_does_not_serve_one_connection_only(make: list[Superd], tmp_path:
 
 @pytest.mark.parametrize("kind", ["tcp", "udp", "unix"])
 @pytest.mark.tool("systemd-socket-activate")
-def test_the_first_client_of_systemd_socket_activate(
+def test_superd_serves_the_first_client_of_systemd_socket_activate(
     make: list[Superd], tmp_path: Path, kind: str
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
@@ -303,7 +317,9 @@ def test_the_first_client_of_systemd_socket_activate(
 
 
 @pytest.mark.tool("systemd-socket-activate")
-def test_accept_yes_of_systemd_socket_activate(make: list[Superd], tmp_path: Path) -> None:
+def test_superd_refuses_to_start_with_accept_of_systemd_socket_activate(
+    make: list[Superd], tmp_path: Path
+) -> None:
     port = free_port()
     superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{port}"))
     superd.launch("systemd-socket-activate", "--accept", "-l", f"127.0.0.1:{port}")

@@ -1,4 +1,4 @@
-"""Bans: by an operator or a plugin, over all services, and longer than superd itself lives."""
+"""Bans: by an operator or a plugin, for all services, and kept over a restart of superd."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_a_banned_source_is_refused_by_every_service_until_the_ban_is_lifted(
 
 
 @pytest.mark.root
-def test_workers_can_read_who_is_banned_and_not_write(start_superd: Start) -> None:
+def test_workers_can_read_the_ban_table_but_not_write_it(start_superd: Start) -> None:
     served = start_superd(TOML)
     for pid, rights in [(served.pid, "rw-s"), *((worker, "r--s") for worker in served.workers())]:
         maps = Path(f"/proc/{pid}/maps").read_text().splitlines()
         assert {line.split()[1] for line in maps if "memfd:superd-bans" in line} == {rights}
 
 
-def test_a_network_can_be_banned_and_connections_that_are_there_go_on(
+def test_a_network_can_be_banned_and_its_open_connections_continue(
     start_superd: Start,
 ) -> None:
     served = start_superd(TOML)
@@ -83,12 +83,12 @@ def test_a_network_can_be_banned_and_connections_that_are_there_go_on(
     assert is_admitted(served, "echo", "127.0.8.1")
 
 
-def test_a_ban_ends_by_itself(start_superd: Start) -> None:
+def test_a_ban_expires(start_superd: Start) -> None:
     served = start_superd(TOML)
     served.run("ban", "127.0.0.2", "--for", "1500ms")
     assert not is_admitted(served, "echo", "127.0.0.2")
     until(lambda: is_admitted(served, "echo", "127.0.0.2"), "the end of the ban")
-    until(lambda: banned(served) == {}, "the ban to be forgotten")
+    until(lambda: banned(served) == {}, "the removal of the ban")
 
 
 WRONG = [
@@ -108,7 +108,7 @@ WRONG = [
 ]
 
 
-def test_what_cannot_be_banned_is_told(start_superd: Start) -> None:
+def test_a_wrong_ban_or_unban_is_an_error(start_superd: Start) -> None:
     served = start_superd(TOML)
     for arguments, code, text in WRONG:
         done = served.run(*arguments)
@@ -118,11 +118,11 @@ def test_what_cannot_be_banned_is_told(start_superd: Start) -> None:
     assert banned(served) == {}
 
 
-def test_without_a_daemon_there_is_nobody_to_ban(tmp_path: Path) -> None:
-    one = Superd(tmp_path, TOML)
-    one.write()
+def test_the_commands_for_bans_fail_without_a_running_daemon(tmp_path: Path) -> None:
+    stopped = Superd(tmp_path, TOML)
+    stopped.write()
     for arguments in (["ban", "192.0.2.1"], ["unban", "192.0.2.1"], ["bans"]):
-        done = one.run(*arguments)
+        done = stopped.run(*arguments)
         assert (done.returncode, done.stderr) == (1, "superd: it is not running\n")
 
 
@@ -131,7 +131,7 @@ def test_bans_outlive_the_daemon(start_superd: Start, end: signal.Signals) -> No
     served = start_superd(TOML)
     served.run("ban", "127.0.0.2", "--reason", "evil \x1b[2J\n")
     file = served.directory / "bans"
-    until(file.exists, "the bans to be written")
+    until(file.exists, "the ban file")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     before = banned(served)
     served.signal(end)
@@ -144,7 +144,7 @@ def test_bans_outlive_the_daemon(start_superd: Start, end: signal.Signals) -> No
     assert not is_admitted(served, "echo", "127.0.0.2")
 
 
-def test_a_damaged_file_is_reported_and_set_aside_and_what_is_whole_holds(
+def test_a_damaged_ban_file_is_reported_and_renamed_and_its_valid_bans_apply(
     start_superd: Start, tmp_path: Path
 ) -> None:
     file = tmp_path / "my.bans"
@@ -160,7 +160,7 @@ def test_a_damaged_file_is_reported_and_set_aside_and_what_is_whole_holds(
     assert list(banned(served)) == ["127.0.0.2"]
 
 
-def test_a_file_that_cannot_be_written_is_reported_and_the_bans_hold(
+def test_a_ban_file_that_cannot_be_written_is_reported_and_the_bans_apply(
     start_superd: Start, tmp_path: Path
 ) -> None:
     (tmp_path / "bans.new").mkdir()
@@ -232,7 +232,9 @@ def bans(tmp_path: Path) -> Iterator[Bans]:
     log.close()
 
 
-def test_bans_are_bounded_and_those_that_end_first_give_way(bans: Bans, tmp_path: Path) -> None:
+def test_the_number_of_bans_is_limited_and_bans_that_expire_first_are_dropped(
+    bans: Bans, tmp_path: Path
+) -> None:
     for number in range(MAX_BANS + 10):
         assert bans.add(host(number), 600 + number, OPERATOR, "") == ""
     assert len(bans) == len(bans.table) == MAX_BANS - MAX_BANS // 100 + 10
@@ -242,7 +244,7 @@ def test_bans_are_bounded_and_those_that_end_first_give_way(bans: Bans, tmp_path
 
 
 @pytest.mark.parametrize("by", [PLUGIN, OPERATOR])
-def test_plugins_bans_give_way_before_those_of_operators(bans: Bans, by: str) -> None:
+def test_bans_of_plugins_are_dropped_before_bans_of_operators(bans: Bans, by: str) -> None:
     for number in range(MAX_BANS):
         is_late = number >= MAX_BANS - 200
         assert bans.add(host(number), 600 + number, PLUGIN if is_late else OPERATOR, "") == ""
@@ -252,7 +254,9 @@ def test_plugins_bans_give_way_before_those_of_operators(bans: Bans, by: str) ->
     assert host(MAX_BANS - 1) in bans
 
 
-def test_a_plugin_finds_no_room_where_operators_have_it_all(bans: Bans, tmp_path: Path) -> None:
+def test_a_plugin_cannot_ban_if_bans_of_operators_fill_the_table(
+    bans: Bans, tmp_path: Path
+) -> None:
     for number in range(MAX_BANS):
         assert bans.add(host(number), 600, OPERATOR, "") == ""
     assert (
@@ -265,21 +269,21 @@ def test_a_plugin_finds_no_room_where_operators_have_it_all(bans: Bans, tmp_path
     assert host(MAX_BANS) in bans
 
 
-def test_a_plugin_does_not_shorten_what_an_operator_has_banned(bans: Bans) -> None:
+def test_a_plugin_cannot_shorten_a_ban_of_an_operator(bans: Bans) -> None:
     assert bans.add(host(1), 600, OPERATOR, "") == ""
     before = bans.listed()
     assert bans.add(host(1), 0.001, PLUGIN, "") == ""
     assert bans.listed() == before
 
 
-def test_explain_knows_of_bans(start_superd: Start) -> None:
+def test_explain_considers_bans(start_superd: Start) -> None:
     served = start_superd(TOML)
     served.run("ban", "127.0.0.2", "--reason", "rude")
     done = superd("explain", "-c", str(served.file), "echo", "127.0.0.2")
     assert done.returncode == 1
     assert done.stdout.startswith("refused (banned): 127.0.0.2 until ")
     assert done.stdout.endswith("by operator (rude)\n")
-    until((served.directory / "bans").exists, "the bans to be written")
+    until((served.directory / "bans").exists, "the ban file")
     os.kill(served.pid, signal.SIGTERM)
     served.wait()
     assert superd("explain", "-c", str(served.file), "echo", "127.0.0.2").stdout == done.stdout

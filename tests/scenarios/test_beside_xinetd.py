@@ -1,6 +1,6 @@
-"""The same programs under xinetd and superd: a client sees the same, or the test says what not.
+"""The same programs under xinetd and superd: clients see no difference but those tested here.
 
-Both run them as nobody, one for each connection, and were started with the same environment.
+Both run the programs as the user nobody, one for each connection, and have the same environment.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from tests.support.xinetd import Xinetd
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("xinetd"), pytest.mark.slow]
 
-INTERNAL = 0x1_8000_0000  # two signals of the C library's own, which its posix_spawn(3) ignores
+LIBC_SIGNALS = 0x1_8000_0000  # two internal signals, which posix_spawn(3) leaves ignored
 
-PROGRAMS = {"cat": "/bin/cat", "env": "/usr/bin/env", "env-as-it-comes": "/usr/bin/env"}
+PROGRAMS = {"cat": "/bin/cat", "env": "/usr/bin/env", "default-env": "/usr/bin/env"}
 SCRIPTS = {
     "answers": 'read line; echo "you said $line"; read line || echo "and no more"',
     "complains": "echo one; echo two >&2; echo three",
@@ -54,18 +54,18 @@ options = {{ command = "{program}", stderr = "{stderr}" }}
 
 @dataclass(frozen=True)
 class Pair:
-    """Both of them, with the same programs."""
+    """xinetd and superd with the same programs."""
 
     superd: Superd
     xinetd: Xinetd
     programs: dict[str, Path]
 
     def connect(self, name: str) -> tuple[socket.socket, socket.socket]:
-        """Return a connection to each, xinetd's first."""
+        """Connect to each; return xinetd's connection first."""
         return connect_tcp(self.xinetd.address(name)), self.superd.connect(name)
 
     def both(self, name: str, data: bytes = b"") -> list[tuple[bytes, str]]:
-        """Send the same to each, and return what each answered and how it ended, xinetd first."""
+        """Send data to each; return each answer and how it ended, xinetd's first."""
         answers = []
         with contextlib.ExitStack() as stack:
             for client in map(stack.enter_context, self.connect(name)):
@@ -75,15 +75,15 @@ class Pair:
         return answers
 
     def outcomes(self, name: str) -> tuple[str, str]:
-        """Return how the last program ended, as each recorded it."""
+        """Return the recorded outcomes of the last program, xinetd's first."""
 
         def recorded() -> str | None:
             ended = self.superd.records(name, "closed")
             return ended[-1]["outcome"] if ended else None
 
-        mine = until(recorded, f"the end of {name} to be recorded")
-        found = self.xinetd.wait_for_log(rf"EXIT: {name} (.*) pid=\d+ duration=")
-        return found[1], mine
+        ours = until(recorded, f"the record of the end of {name}")
+        theirs = self.xinetd.wait_for_log(rf"EXIT: {name} (.*) pid=\d+ duration=")
+        return theirs[1], ours
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def pair_in(directory: Path) -> Iterator[Pair]:
     superd = Superd(directory, log + toml, env=env)
     try:
         superd.start()
-        with Xinetd.running(directory, programs, env, pass_all=["env-as-it-comes"]) as xinetd:
+        with Xinetd.running(directory, programs, env, pass_all=["default-env"]) as xinetd:
             yield Pair(superd, xinetd, programs)
     finally:
         superd.stop()
@@ -113,7 +113,7 @@ def pair_in(directory: Path) -> Iterator[Pair]:
 
 
 def lines_of(answers: list[tuple[bytes, str]]) -> list[list[str]]:
-    """Return the lines of both answers, which ended well."""
+    """Return the lines of both answers; check that both ended with a FIN."""
     assert [how for _, how in answers] == ["fin", "fin"]
     return [data.decode().splitlines() for data, _ in answers]
 
@@ -135,11 +135,13 @@ def variables(lines: list[str]) -> dict[str, str]:
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_client_sees_the_same(pair: Pair, name: str, data: bytes, answer: bytes) -> None:
+def test_a_client_gets_the_same_answer_from_both(
+    pair: Pair, name: str, data: bytes, answer: bytes
+) -> None:
     assert pair.both(name, data) == [(answer, "fin")] * 2
 
 
-def test_input_that_a_program_left_unread_resets_the_connection_under_both(pair: Pair) -> None:
+def test_unread_input_resets_the_connection_under_both(pair: Pair) -> None:
     for client in pair.connect("waits"):
         with client:
             client.sendall(b"one\ntwo\n" * 1000)
@@ -147,7 +149,7 @@ def test_input_that_a_program_left_unread_resets_the_connection_under_both(pair:
             assert receive_to_end(client) == (b"", "reset")
 
 
-def test_a_program_runs_in_the_same_place_as_the_same_user_with_the_same_umask(pair: Pair) -> None:
+def test_a_program_has_the_same_directory_user_and_umask_under_both(pair: Pair) -> None:
     theirs, ours = lines_of(pair.both("place"))
     assert ours[:2] == theirs[:2] == ["0022", "/"]
     assert [line.partition(" groups=")[0] for line in (ours[2], theirs[2])] == [
@@ -155,22 +157,22 @@ def test_a_program_runs_in_the_same_place_as_the_same_user_with_the_same_umask(p
     ] * 2
 
 
-def test_superd_tells_a_program_more_of_its_client_and_leaks_nothing(pair: Pair) -> None:
-    """xinetd has `passenv =` here; without that a program has all that it was started with."""
+def test_superd_passes_more_variables_about_the_client_and_leaks_none(pair: Pair) -> None:
+    """xinetd has `passenv =` here. Without it, a program gets xinetd's whole environment."""
     theirs, ours = map(variables, lines_of(pair.both("env")))
     assert theirs == {"REMOTE_HOST": "127.0.0.1"}
     assert theirs.items() <= ours.items()
     assert "LEAKENV" not in ours
 
 
-def test_xinetd_as_it_comes_passes_its_environment_on_and_superd_does_not(pair: Pair) -> None:
-    (leaked, _), (told, _) = pair.both("env-as-it-comes")
-    assert b"LEAKENV=secret" in leaked
-    assert b"LEAKENV" not in told
+def test_xinetd_passes_its_environment_on_by_default_and_superd_does_not(pair: Pair) -> None:
+    (theirs, _), (ours, _) = pair.both("default-env")
+    assert b"LEAKENV=secret" in theirs
+    assert b"LEAKENV" not in ours
 
 
-def test_a_program_has_the_same_three_descriptors_but_standard_error(pair: Pair) -> None:
-    program = str(pair.programs["open"])  # which the shell itself has opened
+def test_a_program_has_the_same_descriptors_except_for_standard_error(pair: Pair) -> None:
+    program = str(pair.programs["open"])  # the shell itself has it open
     theirs, ours = (
         [line.split() for line in lines if program not in line]
         for lines in lines_of(pair.both("open"))
@@ -179,20 +181,22 @@ def test_a_program_has_the_same_three_descriptors_but_standard_error(pair: Pair)
         assert [number for number, *_ in found] == ["0", "1", "2"]
         assert found[0][1].startswith("socket:")
         assert found[0][1] == found[1][1]
-        assert {flags for *_, flags in found[:2]} == {"02"}  # read and write, and it blocks
+        assert {flags for *_, flags in found[:2]} == {"02"}  # O_RDWR, without O_NONBLOCK
     assert theirs[2][1] == theirs[0][1]  # the client's
     assert ours[2][1].startswith("pipe:")  # the log's
 
 
-def test_a_program_leads_a_session_and_has_no_signal_blocked_or_ignored(pair: Pair) -> None:
+def test_a_program_has_its_own_session_and_no_signal_blocked_or_ignored(pair: Pair) -> None:
     for lines in lines_of(pair.both("state")):
         number, _, rest = lines[0].partition(" ")
         assert rest.rpartition(") ")[2].split()[2:5] == [number, number, "0"]
         status = variables([line.replace(":\t", "=") for line in lines[1:]])
-        assert int(status["SigBlk"], 16) == int(status["SigIgn"], 16) & ~INTERNAL == 0
+        assert int(status["SigBlk"], 16) == int(status["SigIgn"], 16) & ~LIBC_SIGNALS == 0
 
 
-def test_superd_takes_every_privilege_for_good_and_xinetd_only_the_user(pair: Pair) -> None:
+def test_superd_drops_all_privileges_permanently_and_xinetd_only_changes_the_user(
+    pair: Pair,
+) -> None:
     theirs, ours = (
         variables([line.replace(":\t", "=") for line in lines[1:]])
         for lines in lines_of(pair.both("state"))
@@ -202,7 +206,7 @@ def test_superd_takes_every_privilege_for_good_and_xinetd_only_the_user(pair: Pa
     assert int(theirs["CapEff"], 16) == int(ours["CapEff"], 16) == 0
 
 
-def test_xinetd_sends_standard_error_to_the_client_and_superd_only_where_that_is_wanted(
+def test_xinetd_sends_standard_error_to_the_client_and_superd_only_if_configured(
     pair: Pair,
 ) -> None:
     theirs, ours = lines_of(pair.both("complains"))
@@ -224,7 +228,7 @@ def test_xinetd_sends_standard_error_to_the_client_and_superd_only_where_that_is
 )
 def test_both_record_how_a_program_ended(pair: Pair, name: str, theirs: str, ours: str) -> None:
     for client in pair.connect(name):
-        if name == "flood":  # nothing but its client's leaving ends it
+        if name == "flood":  # only a reset by its client ends it
             assert client.recv(2) == b"y\n"
             reset(client)
         else:
@@ -234,7 +238,7 @@ def test_both_record_how_a_program_ended(pair: Pair, name: str, theirs: str, our
     assert pair.outcomes(name)[1].startswith(f"{ours}, ")
 
 
-def test_a_client_sees_the_end_when_the_program_has_closed_it_though_it_runs_on(
+def test_a_client_sees_the_end_when_a_running_program_closes_its_descriptors(
     pair: Pair,
 ) -> None:
     assert pair.both("closes") == [(b"", "fin")] * 2
@@ -242,10 +246,10 @@ def test_a_client_sees_the_end_when_the_program_has_closed_it_though_it_runs_on(
     assert any(map(is_alive, children(worker)))
     theirs = int(pair.xinetd.wait_for_log(r"START: closes pid=(\d+)")[1])
     assert is_alive(theirs)
-    os.kill(theirs, signal.SIGKILL)  # xinetd leaves it behind when it ends, and superd does not
+    os.kill(theirs, signal.SIGKILL)  # unlike superd, xinetd does not end it when it stops
 
 
-def test_a_program_that_has_gone_is_a_success_for_xinetd_and_an_error_for_superd(
+def test_a_removed_program_is_a_success_for_xinetd_and_an_error_for_superd(
     pair: Pair,
 ) -> None:
     assert pair.both("vanishes") == [(b"still here\n", "fin")] * 2
