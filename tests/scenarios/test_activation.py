@@ -24,7 +24,7 @@ CLOSED = "no service listens there, so it is closed; add it to listen of a servi
 
 
 @pytest.fixture
-def make(tmp_path: Path) -> Iterator[list[Superd]]:
+def superds(tmp_path: Path) -> Iterator[list[Superd]]:
     """A list of all superds of a test, which the fixture stops."""
     started: list[Superd] = []
     yield started
@@ -33,11 +33,11 @@ def make(tmp_path: Path) -> Iterator[list[Superd]]:
         print(f"--- log of {instance.file}\n{instance.log()}")
 
 
-def superd_of(make: list[Superd], directory: Path, toml: str) -> Superd:
-    made = directory / f"superd-{len(make)}"
+def superd_of(superds: list[Superd], directory: Path, toml: str) -> Superd:
+    made = directory / f"superd-{len(superds)}"
     made.mkdir()
-    make.append(Superd(made, toml))
-    return make[-1]
+    superds.append(Superd(made, toml))
+    return superds[-1]
 
 
 @contextlib.contextmanager
@@ -72,14 +72,14 @@ def echoes(address: object) -> bool:
 
 
 def test_superd_serves_passed_sockets_and_binds_the_other_addresses(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     with bound(("127.0.0.1", 0)) as given:
         port = given.getsockname()[1]
         # connects before superd starts, and is served by it
         early = socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT)
         listen = f'["tcp://127.0.0.1:{port}", "tcp://127.0.0.1:0"]'
-        superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', listen))
+        superd = superd_of(superds, tmp_path, ECHO.replace('"{listen}"', listen))
         launch_with_sockets(superd, [given.fileno()]).wait_until_ready()
     assert exchange(early, b"early") == b"early"
     addresses = superd.addresses("echo")
@@ -90,11 +90,11 @@ def test_superd_serves_passed_sockets_and_binds_the_other_addresses(
 
 @pytest.mark.parametrize("names", [["echo"], ["superd.socket"], []])
 def test_a_passed_socket_is_matched_by_name_or_by_address(
-    make: list[Superd], tmp_path: Path, names: list[str]
+    superds: list[Superd], tmp_path: Path, names: list[str]
 ) -> None:
     with bound(("127.0.0.1", 0), socket.SOCK_DGRAM) as given:
         port = given.getsockname()[1]
-        superd = superd_of(make, tmp_path, ECHO.format(listen=f"udp://127.0.0.1:{port}"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen=f"udp://127.0.0.1:{port}"))
         launch_with_sockets(superd, [given.fileno()], names).wait_until_ready()
     assert ask_udp(("127.0.0.1", port), b"hello") == b"hello"
     assert "warning" not in superd.log()
@@ -102,13 +102,13 @@ def test_a_passed_socket_is_matched_by_name_or_by_address(
 
 @pytest.mark.parametrize("transport", ["unix", "unixgram", "unixpacket"])
 def test_superd_does_not_remove_the_file_of_a_passed_unix_socket(
-    make: list[Superd], tmp_path: Path, transport: str
+    superds: list[Superd], tmp_path: Path, transport: str
 ) -> None:
     kind = {"unix": socket.SOCK_STREAM, "unixgram": socket.SOCK_DGRAM}.get(
         transport, socket.SOCK_SEQPACKET
     )
     with tempfile.TemporaryDirectory() as name, bound(f"{name}/echo", kind) as given:
-        superd = superd_of(make, tmp_path, ECHO.format(listen=f"{transport}://{name}/echo"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen=f"{transport}://{name}/echo"))
         launch_with_sockets(superd, [given.fileno()]).wait_until_ready()
         with socket.socket(socket.AF_UNIX, kind) as client:
             client.settimeout(EVENT_TIMEOUT)
@@ -124,7 +124,7 @@ def test_superd_does_not_remove_the_file_of_a_passed_unix_socket(
 
 
 def test_a_passed_socket_for_ipv4_and_ipv6_serves_a_star(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     with (
         bound(("::", 0), both=True) as given,
@@ -132,7 +132,7 @@ def test_a_passed_socket_for_ipv4_and_ipv6_serves_a_star(
     ):
         port = given.getsockname()[1]
         toml = f'["tcp://*:{port}", "udp://*:{port}"]\ndeny = "127.0.0.2"'
-        superd = superd_of(make, tmp_path, ECHO.replace('"{listen}"', toml))
+        superd = superd_of(superds, tmp_path, ECHO.replace('"{listen}"', toml))
         # sent before superd has set the socket options that report a datagram's destination
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as early:
             early.settimeout(EVENT_TIMEOUT)
@@ -153,23 +153,23 @@ def test_a_passed_socket_for_ipv4_and_ipv6_serves_a_star(
 
 
 def test_a_passed_socket_that_accepts_more_than_its_address_is_logged(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     with bound(("::", 0), both=True) as given:
         port = given.getsockname()[1]
-        superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://[::]:{port}"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen=f"tcp://[::]:{port}"))
         launch_with_sockets(superd, [given.fileno()]).wait_until_ready()
     notice = f"tcp://[::]:{port} of the socket unit accepts IPv4, too; set BindIPv6Only=ipv6-only"
     assert notice in superd.log()
 
 
 def test_a_socket_passed_by_name_replaces_another_address(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     with bound(("127.0.0.1", 0)) as given, bound(("127.0.0.1", 0)) as listed:
         port, other = given.getsockname()[1], listed.getsockname()[1]
         listed.close()
-        superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{other}"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{other}"))
         launch_with_sockets(superd, [given.fileno()], ["echo"]).wait_until_ready()
     assert echoes(("127.0.0.1", port))
     assert superd.addresses("echo") == [("127.0.0.1", port)]
@@ -182,8 +182,8 @@ def test_a_socket_passed_by_name_replaces_another_address(
     assert echoes(("127.0.0.1", port))
 
 
-def test_a_passed_socket_without_a_service_is_closed(make: list[Superd], tmp_path: Path) -> None:
-    superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+def test_a_passed_socket_without_a_service_is_closed(superds: list[Superd], tmp_path: Path) -> None:
+    superd = superd_of(superds, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
     with (
         bound(("127.0.0.1", 0)) as web,
         bound(("127.0.0.1", 0), socket.SOCK_DGRAM) as datagrams,
@@ -202,26 +202,26 @@ def test_a_passed_socket_without_a_service_is_closed(make: list[Superd], tmp_pat
 
 
 def test_a_passed_socket_that_prevents_the_start_is_logged(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     with bound(("::", 0), both=True) as given:
         port = given.getsockname()[1]
-        superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://0.0.0.0:{port}"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen=f"tcp://0.0.0.0:{port}"))
         launch_with_sockets(superd, [given.fileno()])
         assert superd.wait() == 69
     assert f"tcp://[::]:{port} (descriptor 3) was passed to superd, but {CLOSED}" in superd.log()
 
 
-def test_sockets_for_another_process_are_ignored(make: list[Superd], tmp_path: Path) -> None:
+def test_sockets_for_another_process_are_ignored(superds: list[Superd], tmp_path: Path) -> None:
     with bound(("127.0.0.1", 0)) as given:
-        superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
         launch_with_sockets(superd, [given.fileno()], pid="1").wait_until_ready()
         assert superd.addresses("echo") != [given.getsockname()]
     assert "warning" not in superd.log()
 
 
 def test_programs_inherit_neither_passed_sockets_nor_their_variables(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     toml = """
     [service.env]
@@ -230,7 +230,7 @@ def test_programs_inherit_neither_passed_sockets_nor_their_variables(
     options.command = ["/bin/sh", "-c", "env; ls /proc/self/fd"]
     options.pass-env = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"]
     """
-    superd = superd_of(make, tmp_path, toml)
+    superd = superd_of(superds, tmp_path, toml)
     with bound(("127.0.0.1", 0)) as given:
         launch_with_sockets(superd, [given.fileno()], ["env"]).wait_until_ready()
         with superd.connect("env") as client:
@@ -241,9 +241,9 @@ def test_programs_inherit_neither_passed_sockets_nor_their_variables(
 
 
 def test_passed_descriptors_that_are_not_listening_sockets_are_closed_and_logged(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
-    superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+    superd = superd_of(superds, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
     with (
         open(tmp_path / "file", "w") as file,
         socket.socket(socket.AF_INET, socket.SOCK_STREAM) as idle,
@@ -263,9 +263,9 @@ def test_passed_descriptors_that_are_not_listening_sockets_are_closed_and_logged
 
 @pytest.mark.parametrize("count", ["2", "-1", "3x", "99999999999999999999", "", "9999999"])
 def test_a_wrong_number_of_descriptors_is_logged(
-    make: list[Superd], tmp_path: Path, count: str
+    superds: list[Superd], tmp_path: Path, count: str
 ) -> None:
-    superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+    superd = superd_of(superds, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
     script = 'LISTEN_PID=$$ LISTEN_FDS="$0" exec "$@"'
     superd.start("/bin/sh", "-c", script, count)
     wrong = "descriptor 4 was passed to superd, but is not open"
@@ -276,14 +276,14 @@ def test_a_wrong_number_of_descriptors_is_logged(
 
 
 def test_superd_refuses_to_start_with_a_single_passed_connection(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     with (
         bound(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()) as client,
         listener.accept()[0] as accepted,
     ):
-        superd = superd_of(make, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen="tcp://127.0.0.1:0"))
         launch_with_sockets(superd, [accepted.fileno()], ["connection"])
         assert client.getsockname()
         assert superd.wait() == 2
@@ -297,13 +297,13 @@ def test_superd_refuses_to_start_with_a_single_passed_connection(
 @pytest.mark.parametrize("kind", ["tcp", "udp", "unix"])
 @pytest.mark.tool("systemd-socket-activate")
 def test_superd_serves_the_first_client_of_systemd_socket_activate(
-    make: list[Superd], tmp_path: Path, kind: str
+    superds: list[Superd], tmp_path: Path, kind: str
 ) -> None:
     with tempfile.TemporaryDirectory() as directory:
         os.chmod(directory, 0o755)
         port = free_port()
         where = f"{directory}/echo" if kind == "unix" else f"127.0.0.1:{port}"
-        superd = superd_of(make, tmp_path, ECHO.format(listen=f"{kind}://{where}"))
+        superd = superd_of(superds, tmp_path, ECHO.format(listen=f"{kind}://{where}"))
         options = ["--datagram"] if kind == "udp" else []
         superd.launch("systemd-socket-activate", *options, "-l", where, "--fdname=echo")
         superd.wait_for_log("Listening on")
@@ -318,10 +318,10 @@ def test_superd_serves_the_first_client_of_systemd_socket_activate(
 
 @pytest.mark.tool("systemd-socket-activate")
 def test_superd_refuses_to_start_with_accept_of_systemd_socket_activate(
-    make: list[Superd], tmp_path: Path
+    superds: list[Superd], tmp_path: Path
 ) -> None:
     port = free_port()
-    superd = superd_of(make, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{port}"))
+    superd = superd_of(superds, tmp_path, ECHO.format(listen=f"tcp://127.0.0.1:{port}"))
     superd.launch("systemd-socket-activate", "--accept", "-l", f"127.0.0.1:{port}")
     superd.wait_for_log("Listening on")
     with socket.create_connection(("127.0.0.1", port), EVENT_TIMEOUT):

@@ -346,8 +346,8 @@ def test_a_connection_knows_its_id_its_service_and_both_addresses(served: Superd
 
 
 def test_a_unix_connection_has_its_path_and_an_unnamed_peer_as_addresses(served: Superd) -> None:
-    told = exchange(connect_unix(served.directory / "talk"), b"who\n").decode()
-    assert told.split(" ", 2)[2] == f"unix://{served.directory}/talk unix://(unnamed)"
+    answer = exchange(connect_unix(served.directory / "talk"), b"who\n").decode()
+    assert answer.split(" ", 2)[2] == f"unix://{served.directory}/talk unix://(unnamed)"
 
 
 def test_read_returns_the_received_data_up_to_the_limit(served: Superd) -> None:
@@ -381,8 +381,8 @@ def test_readline_accepts_a_line_of_exactly_the_limit(served: Superd) -> None:
 
 
 def test_readline_raises_line_too_long_and_keeps_the_line_in_the_buffer(served: Superd) -> None:
-    told = ask(served, "readline 4", b"three\n")
-    assert told == b"['a line of more than 4 bytes', b'thre']"
+    answer = ask(served, "readline 4", b"three\n")
+    assert answer == b"['a line of more than 4 bytes', b'thre']"
 
 
 def test_the_default_limit_of_readline_is_64_kib(served: Superd) -> None:

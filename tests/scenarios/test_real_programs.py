@@ -240,7 +240,7 @@ def test_in_tftpd_serves_several_clients_and_is_started_again_after_its_end(
     got = tmp_path / "got"
     output("tftp", "-m", "binary", host, str(port), "-c", "get", "small", str(got))
     assert got.read_bytes() == b"hello\n"
-    assert served.counts("tftp")["datagrams"] == 1, "one program serves all clients"
+    assert served.counts("tftp")["datagrams"] == 1, "more than one program was started"
     (worker,) = served.workers()
     (program,) = children(worker)
     os.kill(program, signal.SIGTERM)
@@ -248,7 +248,7 @@ def test_in_tftpd_serves_several_clients_and_is_started_again_after_its_end(
     assert output("curl", "-sS", url(served, "tftp", "small", "udp")) == b"hello\n"
     assert served.counts("tftp")["datagrams"] == 2
     done = run("curl", "-sS", url(served, "tftp", "missing", "udp"))
-    assert done.returncode == 68, "no such file"
+    assert done.returncode == 68, "expected curl's exit code for a missing file"
 
 
 # fingerd, as in the README

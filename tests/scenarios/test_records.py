@@ -151,7 +151,7 @@ def loop(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _forget(served: Superd) -> Iterator[None]:
+def _empty_records(served: Superd) -> Iterator[None]:
     """Empty the file after each test, so that a test reads its own records only."""
     yield
     os.truncate(served.directory / "records", 0)

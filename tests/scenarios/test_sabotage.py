@@ -234,10 +234,11 @@ def assert_repaired(superd: Superd, kind: str, action: str, message: str) -> Non
         started = time.monotonic()
         # some damage is detected only when a client connects, which is soon enough
         until(
-            lambda: is_served(superd, kind) and message in superd.log()[seen:], f"repair of {kind}"
+            lambda: is_served(superd, kind) and message in superd.log()[seen:],
+            f"the repair of {kind}",
         )
         took = time.monotonic() - started
-    assert took < 5, "the repair takes a second on an idle machine"
+    assert took < 5, "the repair took too long; it takes a second on an idle machine"
     for other in ALL_KINDS:
         until(lambda: is_served(superd, other), f"{other} to be served")  # noqa: B023
     assert "Traceback" not in superd.log()[seen:]

@@ -71,7 +71,7 @@ def test_the_master_never_reads_from_a_client_and_never_runs_plugin_code(
     lines = trace.read_text().splitlines()
     reads = [line for line in lines if _reads_from_a_client(line)]
     by_process = {int(line.split()[0]) for line in reads}
-    assert by_process & set(workers), "the trace shows the reads of workers"
+    assert by_process & set(workers), "the trace does not show the reads of workers"
     assert master not in by_process, [line for line in reads if line.startswith(f"{master} ")]
     imported = {int(file.name.rpartition("-")[2]) for file in (tmp_path / "plugins").glob("imp*")}
     assert imported & set(workers)

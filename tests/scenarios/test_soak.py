@@ -21,11 +21,11 @@ from tests.support.loads import Load, echo_load, under_load
 from tests.support.ports import free_ports
 from tests.support.proc import children, descriptors, memory, zombies
 
-WARM_UP = 60.0  # seconds before the first measurement of memory
-STEADY = 240.0  # seconds without a reload or an upgrade, in which workers must not grow
-CHANGING = 300.0  # seconds with a change every CHANGE_INTERVAL
-CHANGE_INTERVAL = 5.0  # seconds
-GROWTH = 1.05
+WARM_UP_SECONDS = 60.0  # before the first measurement of memory
+STEADY_SECONDS = 240.0  # without a reload or an upgrade, in which workers must not grow
+CHANGES_SECONDS = 300.0  # with a change every CHANGE_INTERVAL_SECONDS
+CHANGE_INTERVAL_SECONDS = 5.0
+MAX_GROWTH = 1.05
 SLACK_KB = 2048
 
 TOML = """
@@ -162,23 +162,23 @@ def test_memory_processes_and_descriptors_do_not_grow(start_superd: Start, tmp_p
         env=make_plugin(tmp_path / "p", "upper", UPPER),
     )
     clients = loads(port, tmp_path)
-    never = threading.Event()
+    pause = threading.Event()
     with under_load(*clients):
         assert (
             served.run("upgrade").returncode == 0
         )  # so that all compared processes come from an upgrade
-        never.wait(WARM_UP)
+        pause.wait(WARM_UP_SECONDS)
         before, open_before = sizes(served), settled(served)
-        never.wait(STEADY)
+        pause.wait(STEADY_SECONDS)
         after = sizes(served)
         grown = {
             pid: (before[pid], size)
             for pid, size in after.items()
-            if pid in before and size > before[pid] * GROWTH + SLACK_KB
+            if pid in before and size > before[pid] * MAX_GROWTH + SLACK_KB
         }
         assert grown == {}
         assert len(before.keys() & after.keys()) >= len(served.workers()) + 1
-        end = time.monotonic() + CHANGING
+        end = time.monotonic() + CHANGES_SECONDS
         for change in itertools.cycle(["reload", "kill", "reload", "upgrade"]):
             if time.monotonic() > end:
                 break
@@ -187,9 +187,9 @@ def test_memory_processes_and_descriptors_do_not_grow(start_superd: Start, tmp_p
             else:
                 done = served.run(change)
                 assert (done.returncode, done.stderr) == (0, "")
-            never.wait(CHANGE_INTERVAL)
+            pause.wait(CHANGE_INTERVAL_SECONDS)
         assert settled(served) == open_before
-        assert memory(served.pid) < before[served.pid] * GROWTH + SLACK_KB
+        assert memory(served.pid) < before[served.pid] * MAX_GROWTH + SLACK_KB
     failures = [failure for client in clients for failure in client.failures]
     print(f"{sum(client.served for client in clients)} served, {failures}")
     kills = served.log().count("SIGKILL") + (tmp_path / "log").read_text().count("SIGKILL")

@@ -146,9 +146,11 @@ def test_each_side_may_finish_first(served: Superd) -> None:
     assert ask_unixpacket(served.directory / "echo", b"one", b"two") == [b"one", b"two"]
     with connected(served, "talker") as client:
         client.send(b"half")
-        assert client.recv(100) == b"", "superd has finished"
+        assert client.recv(100) == b"", "superd has not half-closed"
         client.send(b"still sent")
-    until(lambda: ask_talker(served, "seen") == [b"still sent"], "what was sent after that")
+    until(
+        lambda: ask_talker(served, "seen") == [b"still sent"], "the packet that was sent after that"
+    )
 
 
 def test_an_empty_packet_ends_the_connection(served: Superd) -> None:

@@ -160,7 +160,7 @@ def test_upgrades_leak_no_descriptor_and_no_process(start_superd: Start, number:
     for _ in range(number):
         upgrade(served)
     until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
-    until(lambda: open_files() <= before, "no more descriptors than before")
+    until(lambda: open_files() <= before, "the closing of the additional descriptors")
     assert children(served.pid) == served.workers()
     inherited = [d for d in descriptors(served.pid) if d.number > 2 and d.is_inherited]
     assert inherited == []

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 from tests.support.harness import EVENT_TIMEOUT, exchange, until
 
 CHUNK_BYTES = 4096
-PAUSE_SECONDS = (
-    0.005  # seconds: a load that takes all of a processor would starve what it is to test
-)
+PAUSE_SECONDS = 0.005  # a load without pauses would starve the superd under test
 
 
 @dataclass

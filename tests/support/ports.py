@@ -1,7 +1,7 @@
 """Ports and an address of loopback that no other test process uses.
 
 Test processes run in parallel: those of one run, and those of another run beside it. Each reserves
-a number by an abstract socket that it keeps bound as long as it lives. The number selects a block
+a number by an abstract socket that it keeps bound until it ends. The number selects a block
 of ports, below those that Linux assigns to clients by itself, and an address of 127/8.
 """
 
@@ -26,12 +26,12 @@ def free_port() -> int:
 
 
 def free_ports(number: int) -> list[int]:
-    """Return different ports, each as `free_port` has it."""
+    """Return `number` different ports that no process has bound."""
     return [free_port() for _ in range(number)]
 
 
 def free_range(number: int) -> int:
-    """Return the first of so many consecutive ports, each as `free_port` has it."""
+    """Return the first of `number` consecutive ports that no process has bound."""
     global _taken
     for _ in range(BLOCK_SIZE):
         start = _taken % BLOCK_SIZE
