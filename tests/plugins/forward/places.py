@@ -1,7 +1,7 @@
-"""Targets that a test plays itself: it holds their sockets, and accepts when it wants to.
+"""Targets whose sockets the test holds, so that it decides when to accept and when to refuse.
 
-Runs in the test's process; no threads. A target over tcp is bound from the start, so that nobody
-else gets its port, also while it refuses.
+Runs in the test's process; no threads. A tcp target stays bound while it refuses, so that no other
+process gets its port.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tests.support.harness import EVENT_TIMEOUT, Address, Record, Superd, until
 RECORDS = '[daemon]\nrecord-log = "{directory}/records"\nrecord-format = "json"\n'
 
 
-class Place:
-    """One target over tcp; it listens until it is told to refuse."""
+class TcpTarget:
+    """A tcp target; it listens until `refuse` is called."""
 
     def __init__(self) -> None:
         self._bind(("127.0.0.1", 0))
@@ -41,7 +41,7 @@ class Place:
         self.serves = True
 
     def refuse(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.sock.close()
         self._bind(self.address)
 
@@ -49,13 +49,13 @@ class Place:
         self.sock.close()
 
     def accept(self) -> socket.socket:
-        taken, _ = self.sock.accept()
-        taken.settimeout(EVENT_TIMEOUT)
-        return taken
+        sock, _ = self.sock.accept()
+        sock.settimeout(EVENT_TIMEOUT)
+        return sock
 
 
-class Mailbox(Place):
-    """One target over udp; `refuse` leaves its port to nobody else who asks for any."""
+class UdpTarget(TcpTarget):
+    """A udp target. Its address is used by no other process, so `refuse` can close the socket."""
 
     def _bind(self, address: Address) -> None:
         self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -82,50 +82,50 @@ class Mailbox(Place):
         self.sock.sendto(data, source)
 
 
-P = TypeVar("P", bound=Place)
+P = TypeVar("P", bound=TcpTarget)
 
 
 class Front(Generic[P]):
     """A service that forwards, and its targets."""
 
-    def __init__(self, superd: Superd, service: str, places: list[P]) -> None:
+    def __init__(self, superd: Superd, service: str, targets: list[P]) -> None:
         self.superd = superd
         self.service = service
-        self.places = places
+        self.targets = targets
 
     def connect(self, source: str | None = None) -> socket.socket:
         return self.superd.connect(self.service, source)
 
-    def asked(self) -> int:
-        """Return the number of the target that somebody has come to."""
+    def next_target(self) -> int:
+        """Wait for a client at any target; return the number of the target."""
         ready, _, _ = select.select(
-            [p.sock for p in self.places if p.serves], [], [], EVENT_TIMEOUT
+            [p.sock for p in self.targets if p.serves], [], [], EVENT_TIMEOUT
         )
-        assert ready, "nobody came"
-        return next(n for n, place in enumerate(self.places) if place.sock is ready[0])
+        assert ready, "no target got a client"
+        return next(n for n, target in enumerate(self.targets) if target.sock is ready[0])
 
     @contextlib.contextmanager
-    def visit(self, source: str | None = None) -> Iterator[int]:
-        """Be a client that is served; give the number of its target, which closes in the end."""
+    def serve_client(self, source: str | None = None) -> Iterator[int]:
+        """Connect a client that is served; yield the number of its target, which then closes."""
         with self.connect(source) as client:
-            number = self.asked()
-            with self.places[number].accept() as taken:
-                taken.sendall(b"hello")
+            number = self.next_target()
+            with self.targets[number].accept() as server:
+                server.sendall(b"hello")
                 assert client.recv(100) == b"hello"
                 yield number
             assert client.recv(100) == b""
         self.superd.wait_until_idle(self.service)
 
-    def visits(self, number: int, source: str | None = None) -> list[int]:
-        """Come so many times, one after the other; return who was asked."""
+    def serve_clients(self, number: int, source: str | None = None) -> list[int]:
+        """Connect so many clients, one after the other; return the numbers of their targets."""
         found = []
         for _ in range(number):
-            with self.visit(source) as which:
+            with self.serve_client(source) as which:
                 found.append(which)
         return found
 
     def lines(self, text: str, number: int = 1) -> int:
-        """Return how many lines of the log about this service have a text, once it is so many."""
+        """Wait for so many log lines of this service with a text; return how many there are."""
 
         def found() -> int:
             lines = self.superd.log().splitlines()
@@ -139,8 +139,8 @@ class Front(Generic[P]):
         """Wait for so many events of a kind in the record, and return them."""
 
         def found() -> list[Record] | None:
-            told = self.superd.records(self.service, kind)
-            return told if len(told) >= number else None
+            records = self.superd.records(self.service, kind)
+            return records if len(records) >= number else None
 
         return until(found, f"{number} events {kind} of {self.service}")
 
@@ -154,21 +154,21 @@ def fronts(
     listen: str = "tcp://127.0.0.1:0",
     daemon: str = "",
 ) -> Iterator[dict[str, Front[P]]]:
-    """Run services with these options: `$0` stands for a target, and `$to` for three.
+    """Run services with these options; `$0` is replaced by a target, `$to` by the key with three.
 
-    What follows the first line is the entry's own. `{directory}` is superd's.
+    Lines after the first are keys of the entry. `{directory}` is superd's directory.
     """
     with contextlib.ExitStack() as stack:
         toml = RECORDS + daemon
         made = {name: [kind() for _ in range(3)] for name in services}
-        for places in made.values():
-            for place in places:
-                stack.callback(place.close)
+        for targets in made.values():
+            for target in targets:
+                stack.callback(target.close)
         for name, text in services.items():
             options, _, rest = text.partition("\n")
             options = options.replace("$to", 'to = ["$0", "$1", "$2"]')
-            for number, place in enumerate(made[name]):
-                options = options.replace(f"${number}", str(place))
+            for number, target in enumerate(made[name]):
+                options = options.replace(f"${number}", str(target))
             where = "" if "listen" in rest else f'listen = "{listen}"\n'
             toml += f'[service.{name}]\nplugin = "forward"\n{where}{rest}\n'
             toml += f"options = {{ {options} }}\n"

@@ -1,4 +1,4 @@
-"""Datagrams by their source: each has a target and its answers, a record, and limits."""
+"""Datagrams by source: each source has a target, its answers, a record, and limits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.plugins.forward.places import Front, Mailbox, fronts
+from tests.plugins.forward.places import Front, UdpTarget, fronts
 from tests.support.clients import connect_unix
 from tests.support.harness import EVENT_TIMEOUT, Address, until
 
@@ -42,21 +42,23 @@ SERVICES = {
     ),
     "bound": 'to = "$0"\nrlimits.nofile = 80',
 }
-ROOM = 80 // 4  # sources of `bound`
+MAX_SOURCES = 80 // 4  # of `bound`: a quarter of its descriptors
 
-Made = dict[str, Front[Mailbox]]
+Made = dict[str, Front[UdpTarget]]
 
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
     directory = tmp_path_factory.mktemp("superd")
-    with fronts(directory, SERVICES, Mailbox, listen="udp://127.0.0.1:0") as made:
+    with fronts(directory, SERVICES, UdpTarget, listen="udp://127.0.0.1:0") as made:
         yield made
 
 
 @contextlib.contextmanager
-def client_of(front: Front[Mailbox], source: Address = ("127.0.0.1", 0)) -> Iterator[socket.socket]:
-    """A client that is connected, so that an answer from elsewhere would not reach it."""
+def client_of(
+    front: Front[UdpTarget], source: Address = ("127.0.0.1", 0)
+) -> Iterator[socket.socket]:
+    """A connected client: it does not receive datagrams from other addresses."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(EVENT_TIMEOUT)
         client.bind(source)
@@ -64,14 +66,14 @@ def client_of(front: Front[Mailbox], source: Address = ("127.0.0.1", 0)) -> Iter
         yield client
 
 
-def talk(
-    client: socket.socket, box: Mailbox, data: bytes = b"hello", answer: bytes = b""
+def exchange(
+    client: socket.socket, target: UdpTarget, data: bytes = b"hello", answer: bytes = b""
 ) -> Address:
-    """Ask, be answered, and return who the target has seen."""
+    """Send a datagram, receive the answer, and return the source that the target saw."""
     client.send(data)
-    found, source = box.receive()
+    found, source = target.receive()
     assert found == data
-    box.answer(answer or data[::-1], source)
+    target.answer(answer or data[::-1], source)
     assert client.recv(1 << 17) == (answer or data[::-1])
     return source
 
@@ -81,31 +83,31 @@ def is_quiet(sock: socket.socket) -> bool:
 
 
 @pytest.mark.parametrize("size", [1, 1472, 65507])
-def test_a_datagram_and_its_answer_pass_as_they_are(front: Made, size: int) -> None:
+def test_a_datagram_and_its_answer_are_unchanged(front: Made, size: int) -> None:
     plain = front["plain"]
     data = random.Random(size).randbytes(size)
     with client_of(plain) as client:
-        first = talk(client, plain.places[0], data)
-        assert talk(client, plain.places[0], b"again") == first
+        first = exchange(client, plain.targets[0], data)
+        assert exchange(client, plain.targets[0], b"again") == first
 
 
 def test_an_empty_datagram_passes_both_ways(front: Made) -> None:
-    box = front["plain"].places[0]
+    target = front["plain"].targets[0]
     with client_of(front["plain"]) as client:
         client.send(b"")
-        data, source = box.receive()
+        data, source = target.receive()
         assert data == b""
-        box.answer(b"", source)
+        target.answer(b"", source)
         assert client.recv(100) == b""
 
 
-def test_an_answer_may_be_longer_than_what_was_asked(front: Made) -> None:
+def test_an_answer_may_be_longer_than_the_request(front: Made) -> None:
     with client_of(front["plain"]) as client:
-        talk(client, front["plain"].places[0], b"?", bytes(60_000))
+        exchange(client, front["plain"].targets[0], b"?", bytes(60_000))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "127.9.9.9", "::1"])
-def test_answers_come_from_the_address_that_was_asked(front: Made, host: str) -> None:
+def test_answers_come_from_the_address_of_the_request(front: Made, host: str) -> None:
     wild = front["wild"]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     port = next(
@@ -114,110 +116,110 @@ def test_answers_come_from_the_address_that_was_asked(front: Made, host: str) ->
     with socket.socket(family, socket.SOCK_DGRAM) as client:
         client.settimeout(EVENT_TIMEOUT)
         client.sendto(b"hello", (host, port))
-        data, source = wild.places[0].receive()
-        wild.places[0].answer(data, source)
+        data, source = wild.targets[0].receive()
+        wild.targets[0].answer(data, source)
         answer, where = client.recvfrom(100)
         assert (answer, where[:2]) == (b"hello", (host, port))
 
 
-def test_one_client_that_asks_two_of_our_addresses_is_answered_from_both(front: Made) -> None:
-    wild, box = front["wild"], front["wild"].places[0]
+def test_a_client_of_two_addresses_is_answered_from_both(front: Made) -> None:
+    wild, target = front["wild"], front["wild"].targets[0]
     port = next(port for own, port in wild.superd.addresses("wild", "udp") if ":" not in own)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(EVENT_TIMEOUT)
         asked = {}
         for host in ("127.0.0.1", "127.0.0.2"):
             client.sendto(host.encode(), (host, port))
-            asked[host] = box.receive()[1]
+            asked[host] = target.receive()[1]
         for host, source in reversed(asked.items()):
-            box.answer(host.encode(), source)
+            target.answer(host.encode(), source)
             assert client.recvfrom(100) == (host.encode(), (host, port))
 
 
 def test_sources_are_not_mixed_up(front: Made) -> None:
-    plain, box = front["plain"], front["plain"].places[0]
+    plain, target = front["plain"], front["plain"].targets[0]
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(client_of(plain)) for _ in range(20)]
         for number, client in enumerate(clients):
             client.send(bytes([number]))
-        came = [box.receive() for _ in clients]
+        came = [target.receive() for _ in clients]
         assert sorted(data[0] for data, _ in came) == list(range(20))
         assert len({source for _, source in came}) == 20
         for data, source in reversed(came):
-            box.answer(b"to %d" % data[0], source)
+            target.answer(b"to %d" % data[0], source)
         for number, client in enumerate(clients):
             assert client.recv(100) == b"to %d" % number
             assert is_quiet(client)
 
 
 @contextlib.contextmanager
-def unix_box(name: str) -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as box:
-        box.settimeout(EVENT_TIMEOUT)
-        box.bind(f"\0{NAME}-{name}")
-        yield box
+def unix_target(name: str) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as target:
+        target.settimeout(EVENT_TIMEOUT)
+        target.bind(f"\0{NAME}-{name}")
+        yield target
 
 
 def test_from_udp_to_a_unix_socket(front: Made) -> None:
-    with unix_box("into") as box, client_of(front["into"]) as client:
+    with unix_target("into") as target, client_of(front["into"]) as client:
         for data in (b"hello", b"", bytes(65507)):
             client.send(data)
-            found, source = box.recvfrom(1 << 17)
+            found, source = target.recvfrom(1 << 17)
             assert found == data
-            box.sendto(b"goodbye", source)
+            target.sendto(b"goodbye", source)
             assert client.recv(100) == b"goodbye"
 
 
 def test_from_a_unix_socket_to_udp(front: Made) -> None:
-    box = front["from"].places[0]
+    target = front["from"].targets[0]
     with connect_unix(f"\0{NAME}-from", socket.SOCK_DGRAM) as client:
-        client.send(bytes(100_000))  # longer than any of udp
-        talk(client, box)
-        talk(client, box, bytes(65507))
+        client.send(bytes(100_000))  # longer than a datagram of udp
+        exchange(client, target)
+        exchange(client, target, bytes(65507))
     assert front["from"].lines("is left out", 0) == 0
     peers = {event["peer"] for event in front["from"].events("accepted", 1)}
     assert all(peer.startswith("@") for peer in peers)
 
 
-def test_a_unix_client_without_a_name_is_heard_but_not_answered(front: Made) -> None:
-    unnamed, box = front["unnamed"], front["unnamed"].places[0]
+def test_an_unnamed_unix_client_is_forwarded_but_not_answered(front: Made) -> None:
+    unnamed, target = front["unnamed"], front["unnamed"].targets[0]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
         client.sendto(b"<13>hello", f"\0{NAME}-unnamed")
-        data, source = box.receive()
+        data, source = target.receive()
         assert data == b"<13>hello"
-        box.answer(b"thanks", source)
+        target.answer(b"thanks", source)
         count = "refused-unnamed"
         until(lambda: unnamed.superd.counts("unnamed")[count] == 1, "its count")
 
 
-def test_a_quiet_source_is_forgotten_and_has_a_record(front: Made) -> None:
-    brief, box = front["brief"], front["brief"].places[0]
+def test_an_idle_source_is_dropped_and_recorded(front: Made) -> None:
+    brief, target = front["brief"], front["brief"].targets[0]
     with client_of(brief) as client:
-        first = talk(client, box, b"hello", b"goodbye!")
-        talk(client, box, b"x")
+        first = exchange(client, target, b"hello", b"goodbye!")
+        exchange(client, target, b"x")
         (event,) = brief.events("closed", 1)
-        assert talk(client, box) != first
+        assert exchange(client, target) != first
         assert event["peer"] == "{}:{}".format(*client.getsockname())
     assert event["local"] == "udp://{}:{}".format(*brief.superd.address("brief", "udp"))
     assert (event["in"], event["out"], event["end"]) == (6, 9, "idle-timeout")
-    assert event["target"] == str(box)
+    assert event["target"] == str(target)
     assert event["duration"] >= 0.3
     brief.superd.wait_until_idle("brief")
     assert brief.superd.counts("brief")["accepted"] == 2
     assert brief.superd.counts("brief")["bytes-out"] == 14
 
 
-def test_a_source_is_forgotten_after_an_answer_to_each_question(front: Made) -> None:
-    once, box = front["once"], front["once"].places[0]
+def test_a_source_is_dropped_after_an_answer_to_each_request(front: Made) -> None:
+    once, target = front["once"], front["once"].targets[0]
     with client_of(once) as client:
-        first = talk(client, box)
+        first = exchange(client, target)
         assert once.events("closed", 1)[0]["end"] == "server"
-        assert talk(client, box) != first
+        assert exchange(client, target) != first
         once.superd.wait_until_idle("once")
-        client.send(b"A")  # as a resolver asks for both families
+        client.send(b"A")  # like a resolver, for both families
         client.send(b"AAAA")
-        for data, source in [box.receive(), box.receive()]:  # both, before one has its answer
-            box.answer(data.lower(), source)
+        for data, source in [target.receive(), target.receive()]:  # both, before either is answered
+            target.answer(data.lower(), source)
         assert [client.recv(100), client.recv(100)] == [b"a", b"aaaa"]
     once.superd.wait_until_idle("once")
     assert len(once.events("closed", 3)) == 3
@@ -226,93 +228,93 @@ def test_a_source_is_forgotten_after_an_answer_to_each_question(front: Made) -> 
 # Targets that fail
 
 
-def test_a_datagram_that_is_refused_is_sent_to_the_next_target(front: Made) -> None:
+def test_a_refused_datagram_is_sent_to_the_next_target(front: Made) -> None:
     several = front["next"]
-    several.places[0].refuse()
+    several.targets[0].refuse()
     with client_of(several) as client:
-        first = talk(client, several.places[1])
-        assert talk(client, several.places[1], b"again") == first
+        first = exchange(client, several.targets[1])
+        assert exchange(client, several.targets[1], b"again") == first
     with client_of(several) as client:
-        talk(client, several.places[1])
-    text = f"target {several.places[0]} is left out for 3600 s: Connection refused"
+        exchange(client, several.targets[1])
+    text = f"target {several.targets[0]} is left out for 3600 s: Connection refused"
     assert several.lines(text) == several.lines("is left out") == 1
 
 
-def test_all_that_came_at_once_is_sent_to_the_next_target(front: Made) -> None:
+def test_a_refused_batch_is_sent_to_the_next_target(front: Made) -> None:
     several = front["batch"]
-    several.places[0].refuse()
+    several.targets[0].refuse()
     (worker,) = several.superd.workers("batch")
     with client_of(several) as client:
         os.kill(worker, signal.SIGSTOP)
         for number in range(3):
             client.send(bytes([number]))
         os.kill(worker, signal.SIGCONT)
-        assert [several.places[1].receive()[0] for _ in range(3)] == [b"\0", b"\1", b"\2"]
+        assert [several.targets[1].receive()[0] for _ in range(3)] == [b"\0", b"\1", b"\2"]
 
 
-def test_a_target_that_goes_after_it_has_answered_is_left_for_the_next(front: Made) -> None:
+def test_the_next_target_is_used_if_one_stops_after_an_answer(front: Made) -> None:
     several = front["moved"]
     with client_of(several) as client:
-        talk(client, several.places[0])
-        several.places[0].refuse()
-        talk(client, several.places[1])
-        talk(client, several.places[1])
+        exchange(client, several.targets[0])
+        several.targets[0].refuse()
+        exchange(client, several.targets[1])
+        exchange(client, several.targets[1])
 
 
 def test_the_only_target_may_be_restarted(front: Made) -> None:
     alone = front["alone"]
-    box = alone.places[0]
+    target = alone.targets[0]
     with client_of(alone) as client:
-        talk(client, box)
-        box.refuse()
+        exchange(client, target)
+        target.refuse()
         client.send(b"lost")
         (event,) = alone.events("closed", 1)
         assert event["end"] == "unreachable"
-        assert event["outcome"] == f"{box}: Connection refused"
-        box.serve()
-        talk(client, box)
+        assert event["outcome"] == f"{target}: Connection refused"
+        target.serve()
+        exchange(client, target)
 
 
 def test_a_unix_target_may_be_restarted(front: Made) -> None:
     with client_of(front["unix"]) as client:
         for _ in range(3):
-            with unix_box("unix") as box:
+            with unix_target("unix") as target:
                 client.send(b"hello")
-                data, source = box.recvfrom(100)
-                box.sendto(data, source)
+                data, source = target.recvfrom(100)
+                target.sendto(data, source)
                 assert client.recv(100) == b"hello"
 
 
-def test_each_datagram_has_its_header_and_what_is_too_long_harms_nobody(front: Made) -> None:
+def test_each_datagram_has_a_header_and_one_too_long_is_dropped(front: Made) -> None:
     proxied = front["proxied"]
-    box = proxied.places[0]
+    target = proxied.targets[0]
     with client_of(proxied) as client:
         client.send(bytes(65507))
         for _ in range(2):
             client.send(b"hello")
-            data, source = box.receive()
+            data, source = target.receive()
             own = proxied.superd.address("proxied", "udp")
             ends = socket.inet_aton("127.0.0.1") * 2
             ports = client.getsockname()[1].to_bytes(2, "big") + own[1].to_bytes(2, "big")
             start = b"\r\n\r\n\0\r\nQUIT\n\x21\x12\0\x0c"
             assert data == start + ends + ports + b"hello"
-            box.answer(b"goodbye", source)
+            target.answer(b"goodbye", source)
             assert client.recv(100) == b"goodbye"
-    assert is_quiet(proxied.places[1].sock)
+    assert is_quiet(proxied.targets[1].sock)
     assert proxied.lines("is left out", 0) == 0
 
 
-# Who may come
+# Admission
 
 
-def refused(front: Front[Mailbox], send: Callable[[], object], reason: str) -> None:
-    """Send what is to be refused, for a reason that the record tells."""
+def refused(front: Front[UdpTarget], send: Callable[[], object], reason: str) -> None:
+    """Send a datagram, and expect a refusal with a reason in the record."""
     before = front.superd.counts(front.service)[f"refused-{reason}"]
     send()
     key = f"refused-{reason}"
     until(lambda: front.superd.counts(front.service)[key] == before + 1, "its count")
     assert front.events("refused", 1)[-1]["reason"] == reason
-    assert is_quiet(front.places[0].sock)
+    assert is_quiet(front.targets[0].sock)
 
 
 @pytest.mark.parametrize(
@@ -326,12 +328,12 @@ def test_sources_are_limited_as_connections_are(
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(client_of(one)) for _ in range(most + 1)]
         for client in clients[:-1]:
-            talk(client, one.places[0])
+            exchange(client, one.targets[0])
         refused(one, lambda: clients[-1].send(b"hello"), reason)
-        talk(clients[0], one.places[0])
+        exchange(clients[0], one.targets[0])
         if service != "rated":
             one.superd.wait_until_idle(service)
-            talk(clients[-1], one.places[0])
+            exchange(clients[-1], one.targets[0])
 
 
 def test_a_source_that_is_denied_is_refused(front: Made) -> None:
@@ -339,11 +341,11 @@ def test_a_source_that_is_denied_is_refused(front: Made) -> None:
     with client_of(denied, ("127.0.0.9", 0)) as client:
         refused(denied, lambda: client.send(b"hello"), "access")
     with client_of(denied, ("127.0.0.8", 0)) as client:
-        talk(client, denied.places[0])
+        exchange(client, denied.targets[0])
 
 
 @pytest.mark.root
-def test_nobody_is_served_at_the_port_of_a_service(front: Made) -> None:
+def test_a_source_port_of_a_service_is_refused(front: Made) -> None:
     guarded = front["guarded"]
     before = guarded.superd.counts("guarded")["refused-source-port"]
     with client_of(guarded, ("127.0.0.7", 53)) as client:
@@ -351,29 +353,29 @@ def test_nobody_is_served_at_the_port_of_a_service(front: Made) -> None:
     until(
         lambda: guarded.superd.counts("guarded")["refused-source-port"] == before + 1, "its count"
     )
-    assert is_quiet(guarded.places[0].sock)
+    assert is_quiet(guarded.targets[0].sock)
     with client_of(guarded, ("127.0.0.7", 0)) as client:
-        talk(client, guarded.places[0])
+        exchange(client, guarded.targets[0])
 
 
-def test_who_was_quiet_for_the_longest_makes_room(front: Made) -> None:
-    bound, box = front["bound"], front["bound"].places[0]
+def test_the_source_that_was_idle_longest_is_evicted(front: Made) -> None:
+    bound, target = front["bound"], front["bound"].targets[0]
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(client_of(bound)) for _ in range(ROOM + 1)]
-        seen = [talk(client, box) for client in clients[:ROOM]]
-        assert talk(clients[0], box) == seen[0]
-        talk(clients[ROOM], box)
+        clients = [stack.enter_context(client_of(bound)) for _ in range(MAX_SOURCES + 1)]
+        seen = [exchange(client, target) for client in clients[:MAX_SOURCES]]
+        assert exchange(clients[0], target) == seen[0]
+        exchange(clients[MAX_SOURCES], target)
         (event,) = bound.events("closed", 1)
         assert event["end"] == "evicted"
         assert event["peer"] == "{}:{}".format(*clients[1].getsockname())
-        assert talk(clients[0], box) == seen[0]
-        assert talk(clients[2], box) == seen[2]
-        assert bound.superd.counts("bound")["active"] == ROOM
+        assert exchange(clients[0], target) == seen[0]
+        assert exchange(clients[2], target) == seen[2]
+        assert bound.superd.counts("bound")["active"] == MAX_SOURCES
 
 
-def test_who_finds_no_descriptor_left_blames_no_target(front: Made) -> None:
-    """Each service has at most every fourth descriptor of the worker that they share."""
-    scarce, box = front["scarce"], front["scarce"].places[0]
+def test_a_shortage_of_descriptors_is_no_failure_of_a_target(front: Made) -> None:
+    """Each service gets at most a quarter of the descriptors of their worker."""
+    scarce, target = front["scarce"], front["scarce"].targets[0]
     others = ("taking", "taking-2", "taking-3", "taking-4")
     with contextlib.ExitStack() as stack:
         for name in (*others, "scarce"):
@@ -381,11 +383,11 @@ def test_who_finds_no_descriptor_left_blames_no_target(front: Made) -> None:
                 client = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
                 client.sendto(b"hello", scarce.superd.address(name, "udp"))
         until(lambda: scarce.superd.counts("scarce")["datagrams"] == 40, "all of them")
-        assert 1 <= scarce.lines(f"error: cannot connect to {box}: Too many open files") < 10
+        assert 1 <= scarce.lines(f"error: cannot connect to {target}: Too many open files") < 10
     for name in (*others, "scarce"):
         scarce.superd.wait_until_idle(name)
     assert scarce.lines("is left out", 0) == 0
-    while not is_quiet(box.sock):
-        box.receive()
+    while not is_quiet(target.sock):
+        target.receive()
     with client_of(scarce) as client:
-        talk(client, box)
+        exchange(client, target)

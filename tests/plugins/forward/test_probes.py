@@ -1,4 +1,4 @@
-"""Probes: who is down gets no client, and comes back; each change is told once."""
+"""Probes: a target that is down gets no client until it is up; each change is logged once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.plugins.forward.places import Front, Mailbox, Place, fronts
+from tests.plugins.forward.places import Front, TcpTarget, UdpTarget, fronts
 from tests.support.harness import EVENT_TIMEOUT, until
 
 NAME = f"superd-test-{os.getpid()}"
@@ -33,75 +33,75 @@ UDP = {
     f' probe = {{ {FAST}, send = "ping", expect = "pong", {ONCE} }}',
 }
 
-Made = dict[str, Front[Place]]
+Made = dict[str, Front[TcpTarget]]
 
 
 @pytest.fixture(scope="module")
 def front(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Made]:
-    with fronts(tmp_path_factory.mktemp("superd"), SERVICES, Place) as made:
+    with fronts(tmp_path_factory.mktemp("superd"), SERVICES, TcpTarget) as made:
         yield made
 
 
-def answer_until(place: socket.socket, answer: bytes, front: Front[Any], line: str) -> None:
-    """Answer all probes that come to a socket, until there is one more line of the log."""
+def answer_until(target: socket.socket, answer: bytes, front: Front[Any], line: str) -> None:
+    """Answer all probes at a socket until the log has another line with a text."""
     before = front.lines(line, 0)
 
     def told() -> bool:
-        if select.select([place], [], [], 0.01)[0]:
-            answer_one(place, answer)
+        if select.select([target], [], [], 0.01)[0]:
+            answer_one(target, answer)
         return front.lines(line, 0) > before
 
     until(told, f"{line!r} in the log")
 
 
-def answer_one(place: socket.socket, answer: bytes) -> None:
-    if place.type == socket.SOCK_DGRAM:
-        _, source = place.recvfrom(100)
-        place.sendto(answer, source)
+def answer_one(target: socket.socket, answer: bytes) -> None:
+    if target.type == socket.SOCK_DGRAM:
+        _, source = target.recvfrom(100)
+        target.sendto(answer, source)
         return
-    taken, _ = place.accept()
-    taken.settimeout(EVENT_TIMEOUT)
-    with taken, contextlib.suppress(OSError):  # it may have been reset in the meantime
-        taken.sendall(answer)
-        taken.shutdown(socket.SHUT_WR)
-        while taken.recv(100):
+    server, _ = target.accept()
+    server.settimeout(EVENT_TIMEOUT)
+    with server, contextlib.suppress(OSError):  # the probe may have reset it
+        server.sendall(answer)
+        server.shutdown(socket.SHUT_WR)
+        while server.recv(100):
             pass
 
 
-def test_a_target_that_is_down_gets_no_client_and_comes_back(front: Made) -> None:
+def test_a_target_that_is_down_gets_no_client_until_it_is_up(front: Made) -> None:
     one = front["connect"]
-    one.places[0].refuse()
-    assert one.lines(f"warning: target {one.places[0]} is down: Connection refused") == 1
+    one.targets[0].refuse()
+    assert one.lines(f"warning: target {one.targets[0]} is down: Connection refused") == 1
     with one.connect() as client, client_at(one, 1, client):
         pass
-    one.places[0].serve()
-    assert one.lines(f"info: target {one.places[0]} is up") == 1
+    one.targets[0].serve()
+    assert one.lines(f"info: target {one.targets[0]} is up") == 1
     assert one.lines("is down") == 1
     with one.connect() as client, client_at(one, 0, client):
         pass
 
 
 @contextlib.contextmanager
-def client_at(front: Front[Place], number: int, client: socket.socket) -> Iterator[None]:
-    """Find a client among the probes that a target has."""
+def client_at(front: Front[TcpTarget], number: int, client: socket.socket) -> Iterator[None]:
+    """Accept at a target until the client is among the probes."""
     client.sendall(b"hello")
 
     def came() -> socket.socket | None:
-        taken = front.places[number].accept()
+        server = front.targets[number].accept()
         with contextlib.suppress(ConnectionError):
-            if taken.recv(100) == b"hello":
-                return taken
-        taken.close()
+            if server.recv(100) == b"hello":
+                return server
+        server.close()
         return None
 
     with until(came, "the client"):
         yield
 
 
-def test_an_answer_has_to_hold_what_is_expected(front: Made) -> None:
+def test_an_answer_has_to_contain_the_expected_text(front: Made) -> None:
     asks = front["asks"]
-    sock = asks.places[0].sock
-    name = f"target {asks.places[0]}"
+    sock = asks.targets[0].sock
+    name = f"target {asks.targets[0]}"
     down, up = f"warning: {name} is down: it answered", f"info: {name} is up"
     for wrong, told in [
         (b"PON", "b'PON'"),
@@ -115,20 +115,20 @@ def test_an_answer_has_to_hold_what_is_expected(front: Made) -> None:
     assert not any(line.startswith("forged") for line in asks.superd.log().splitlines())
 
 
-def test_a_probe_may_only_listen(front: Made) -> None:
+def test_a_probe_can_expect_a_greeting(front: Made) -> None:
     one = front["listens"]
-    answer_until(one.places[0].sock, b"554 no", one, "is down: it answered b'554 no'")
-    answer_until(one.places[0].sock, b"220 mail", one, "is up")
+    answer_until(one.targets[0].sock, b"554 no", one, "is down: it answered b'554 no'")
+    answer_until(one.targets[0].sock, b"220 mail", one, "is up")
 
 
 @pytest.mark.parametrize(
     ("service", "sent"),
     [("one", b"PROXY UNKNOWN\r\nPING"), ("two", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0")],
 )
-def test_a_probe_has_a_header_of_its_own(front: Made, service: str, sent: bytes) -> None:
-    def found() -> bool:  # a probe that only sends resets, perhaps before one has read
-        with front[service].places[0].accept() as taken, contextlib.suppress(ConnectionError):
-            return taken.recv(100) == sent
+def test_a_probe_sends_its_own_header(front: Made, service: str, sent: bytes) -> None:
+    def found() -> bool:  # such a probe resets, perhaps before the test has read
+        with front[service].targets[0].accept() as server, contextlib.suppress(ConnectionError):
+            return server.recv(100) == sent
         return False
 
     until(found, "a probe with its header")
@@ -151,11 +151,11 @@ def test_a_unix_socket_is_probed(front: Made) -> None:
 
 
 def test_datagrams_are_probed(tmp_path: Path) -> None:
-    with fronts(tmp_path, UDP, Mailbox, listen="udp://127.0.0.1:0") as made:
+    with fronts(tmp_path, UDP, UdpTarget, listen="udp://127.0.0.1:0") as made:
         one = made["udp"]
-        answer_until(one.places[0].sock, b"", one, "is down: it answered nothing")
-        answer_until(one.places[0].sock, b"pong" + bytes(60_000), one, "is up")
-        one.places[0].refuse()
+        answer_until(one.targets[0].sock, b"", one, "is down: it answered nothing")
+        answer_until(one.targets[0].sock, b"pong" + bytes(60_000), one, "is up")
+        one.targets[0].refuse()
         assert one.lines("is down: Connection refused") == 1
         gram = made["gram"]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:

@@ -1,1 +1,1 @@
-"""The forward plugin over real sockets: what passes, what ends, and what it costs."""
+"""The plugin forward over real sockets: data, ends of connections, and costs."""

@@ -1,6 +1,6 @@
-"""Both ends of a forwarded connection in the test's process: clients, and the targets they reach.
+"""Both ends of a forwarded connection in the test's process: clients, and their targets.
 
-A target is a plain listening socket: the test accepts from it, and so has both ends in its hands.
+A target is a plain listening socket from which the test accepts, so the test holds both ends.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _numbers = itertools.count()
 
 
 class Target:
-    """A listening socket of a test, and its address for `to`; unix names are abstract ones, which
-    are reached from every jail.
+    """A listening socket of a test, and its address for `to`. Unix names are abstract, so they can
+    be reached from every jail.
     """
 
     def __init__(self, kind: str = "tcp", host: str = "127.0.0.1", backlog: int = 512) -> None:
@@ -55,7 +55,7 @@ class Target:
         return sock
 
     def fill_backlog(self, stack: contextlib.ExitStack) -> None:
-        """Connect to it until it answers nobody any more."""
+        """Connect to it until it accepts no more connections."""
         for _ in range(10):
             client = stack.enter_context(socket.socket(self.sock.family))
             client.setblocking(False)
@@ -64,14 +64,14 @@ class Target:
             except BlockingIOError:
                 if self.kind == "unix" or not select.select([], [client], [], 0.2)[1]:
                     return
-        raise AssertionError("there is always room for one more")
+        raise AssertionError("the backlog does not fill")
 
     def close(self) -> None:
         self.sock.close()
 
 
 class Pair:
-    """A service that is reached by one kind of socket and forwards to another."""
+    """A service that listens on one kind of socket and forwards to another."""
 
     def __init__(self, superd: Superd, service: str, target: Target, listen: str = "tcp") -> None:
         self.superd = superd
@@ -80,7 +80,7 @@ class Pair:
         self.listen = listen
 
     def connect(self) -> socket.socket:
-        """Return a client's end."""
+        """Connect a client, and return its end."""
         if self.listen == "unix":
             return connect_unix(self.superd.directory / self.service)
         return connect_tcp(self.address)
@@ -102,7 +102,7 @@ class Pair:
 
 
 def entry(name: str, target: Target | str, listen: str = "tcp", more: str = "") -> str:
-    """Return a service that forwards; `more` are its other options, then keys of the entry."""
+    """Return an entry; `more` has further options, then lines with keys of the entry."""
     options, _, keys = more.partition("\n")
     where = "tcp://127.0.0.1:0" if listen == "tcp" else f"unix://{{directory}}/{name}"
     to = target if isinstance(target, str) else target.address
@@ -129,7 +129,7 @@ def serving(directory: Path, toml: str) -> Iterator[Superd]:
 
 @contextlib.contextmanager
 def stopped(pair: Pair) -> Iterator[None]:
-    """Have what happens meanwhile reach the worker all at once."""
+    """Stop the worker meanwhile, so that it sees all events of that time together."""
     (worker,) = pair.superd.workers()
     os.kill(worker, signal.SIGSTOP)
     try:
@@ -139,64 +139,64 @@ def stopped(pair: Pair) -> Iterator[None]:
 
 
 def wait_until_delivered(sock: socket.socket) -> None:
-    """Wait until the other side's kernel has everything."""
+    """Wait until the peer's kernel has all sent data."""
     until(lambda: undelivered(sock) == 0, "everything to be delivered")
 
 
-def break_off(sock: socket.socket) -> None:
-    """Break a connection off: with a reset, or on a unix socket by leaving something unread."""
+def abort(sock: socket.socket) -> None:
+    """Abort a connection: by a reset, or on a unix socket by a close with unread data."""
     if sock.family == socket.AF_UNIX:
-        assert select.select([sock], [], [], EVENT_TIMEOUT)[0], "there is nothing to leave unread"
+        assert select.select([sock], [], [], EVENT_TIMEOUT)[0], "there is no unread data"
         sock.close()
     else:
         reset(sock)
 
 
 def stays_quiet(sock: socket.socket, seconds: float) -> bool:
-    """Tell whether nothing comes and nothing ends for a while."""
+    """Tell whether a socket has no input and no end for some seconds."""
     return not select.select([sock], [], [], seconds)[0]
 
 
 def seconds_until_readable(sock: socket.socket, since: float) -> float:
-    """Wait for something to come, or the end; return how long after `since` it was."""
+    """Wait for input or an end; return the seconds since `since`."""
     assert select.select([sock], [], [], EVENT_TIMEOUT)[0]
     return time.monotonic() - since
 
 
 class Stream:
-    """Bytes without end, that differ by their place, and a digest of those that were taken."""
+    """An endless stream of bytes that depend on their position, and a digest of those sent."""
 
     def __init__(self, seed: int = 0) -> None:
         self.offset = seed * 997 % len(BLOCK)
         self.count = 0
         self.digest = hashlib.sha256()
 
-    def push(self, sock: socket.socket, most: int = 1 << 40) -> int:
-        """Send without waiting until the other side takes no more; return how much it took."""
+    def push(self, sock: socket.socket, limit: int = 1 << 40) -> int:
+        """Send without blocking until the socket is full; return the number of sent bytes."""
         before = self.count
         sock.setblocking(False)
         with contextlib.suppress(BlockingIOError):
-            while (left := most - (self.count - before)) > 0:
+            while (left := limit - (self.count - before)) > 0:
                 part = memoryview(BLOCK)[self.offset : self.offset + left]
                 sent = sock.send(part)
-                self.took(part[:sent])
+                self.sent(part[:sent])
         sock.settimeout(EVENT_TIMEOUT)
         return self.count - before
 
-    def took(self, part: memoryview) -> None:
-        """Take note of what has been sent."""
+    def sent(self, part: memoryview) -> None:
+        """Count bytes that have been sent."""
         self.digest.update(part)
         self.count += len(part)
         self.offset = (self.offset + len(part)) % len(BLOCK)
 
     def fill(self, sock: socket.socket) -> None:
-        """Send until nothing has been taken for a while."""
+        """Send until the socket stays full."""
         while self.push(sock) or select.select([], [sock], [], 0.1)[1]:
             pass
 
 
 def digest_of(sock: socket.socket) -> tuple[int, str]:
-    """Read to the end; return how much has come, and its digest."""
+    """Read to the end; return the number of bytes and their digest."""
     digest, count = hashlib.sha256(), 0
     while part := sock.recv(1 << 16):
         digest.update(part)

@@ -1,4 +1,4 @@
-"""Forwarding between address families, from an address of our choice, and the target's socket."""
+"""Forwarding between address families, from a chosen address; options of the target's socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.support.harness import EVENT_TIMEOUT, receive_all
 
 V4, V6 = "127.0.0.1", "::1"
 
-# by the name of each service: its target's host, where it listens, and its options
+# by service: the host of its target, its address, and further options
 ENTRIES = {
     "four-four": (V4, "tcp://127.0.0.1:0", ""),
     "four-six": (V6, "tcp://127.0.0.1:0", ""),
@@ -32,8 +32,8 @@ ENTRIES = {
     "bound-six": (V6, "tcp://127.0.0.1:0", 'bind-to = "::1"'),
     "plain": (V4, "tcp://127.0.0.1:0", "\nkeepalive = false\nnodelay = false"),
 }
-PLACES = [(name, V4) for name in ENTRIES if not name.startswith("six")]
-PLACES += [(name, V6) for name in ENTRIES if name.startswith(("six", "any"))]
+REACHED = [(name, V4) for name in ENTRIES if not name.startswith("six")]
+REACHED += [(name, V6) for name in ENTRIES if name.startswith(("six", "any"))]
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +49,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pair]]
 
 
 def connect(pair: Pair, host: str) -> socket.socket:
-    """Reach a service by one family; `*` is a socket and a port for each."""
+    """Connect to a service by one family; with `*` each family has a socket and a port."""
     ports = [
         port for at, port in pair.superd.addresses(pair.service) if (":" in at) == (":" in host)
     ]
     return socket.create_connection((host, ports[0]), timeout=EVENT_TIMEOUT)
 
 
-@pytest.mark.parametrize(("name", "host"), PLACES)
+@pytest.mark.parametrize(("name", "host"), REACHED)
 def test_each_family_reaches_the_other(pairs: dict[str, Pair], name: str, host: str) -> None:
     pair = pairs[name]
     with connect(pair, host) as client, pair.target.accept() as server:
@@ -68,7 +68,7 @@ def test_each_family_reaches_the_other(pairs: dict[str, Pair], name: str, host: 
         assert receive_to_end(client) == (b"answer", "reset")
 
 
-def test_the_target_sees_the_address_that_was_chosen(pairs: dict[str, Pair]) -> None:
+def test_the_target_sees_the_address_of_bind_to(pairs: dict[str, Pair]) -> None:
     for name, expected in (("bound", "127.0.0.2"), ("bound-six", "::1"), ("four-four", V4)):
         with pairs[name].open() as (_, server):
             assert server.getpeername()[0] == expected
@@ -84,7 +84,7 @@ def test_an_address_of_another_family_is_refused(start_superd: Start) -> None:
 
 
 def as_seen_by_ss(pair: Pair) -> str:
-    """Return what ss(8) tells of the one connection to the target, at superd's end."""
+    """Return what ss(8) prints of the connection to the target, at superd's end."""
     with pair.open() as (_, server):
         peer = server.getpeername()[1]
         command = ["ss", "-tnoiH", "state", "established", "sport", "=", f":{peer}"]
@@ -92,7 +92,7 @@ def as_seen_by_ss(pair: Pair) -> str:
 
 
 @pytest.mark.tool("ss")
-def test_dead_targets_are_found_unless_keepalive_is_off(pairs: dict[str, Pair]) -> None:
+def test_keepalive_is_on_unless_disabled(pairs: dict[str, Pair]) -> None:
     assert "timer:(keepalive," in as_seen_by_ss(pairs["four-four"])
     assert "timer:(keepalive," not in as_seen_by_ss(pairs["plain"])
 
@@ -100,9 +100,7 @@ def test_dead_targets_are_found_unless_keepalive_is_off(pairs: dict[str, Pair]) 
 @pytest.mark.tool("strace")
 @pytest.mark.root
 @pytest.mark.parametrize(("name", "number"), [("four-four", 1), ("plain", 0)])
-def test_small_writes_are_sent_at_once_unless_nodelay_is_off(
-    pairs: dict[str, Pair], name: str, number: int
-) -> None:
+def test_nodelay_is_on_unless_disabled(pairs: dict[str, Pair], name: str, number: int) -> None:
     pair = pairs[name]
     (worker,) = pair.superd.workers()
     command = ["strace", "-p", str(worker), "-e", "trace=setsockopt"]

@@ -1,4 +1,4 @@
-"""Connections that are broken off at awkward moments: not a byte that came before is lost."""
+"""Connections that are aborted at awkward moments: no byte before the reset is lost."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.clients import receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, until
 from tests.support.usage import open_descriptors, private_memory
 
-WAITS_IN_THE_KERNEL = 300_000  # more than a client's kernel takes for one that does not read
+UNREAD_BYTES = 300_000  # more than the kernel buffers for a client that does not read
 
 ENTRIES = {
     "plain": "",
@@ -61,21 +61,21 @@ def pair(all_pairs: dict[str, Pair]) -> Iterator[Pair]:
     assert one.superd.counts(one.service)["errors"] == 0
 
 
-def test_a_target_that_resets_while_much_waits_for_it(pair: Pair) -> None:
-    data = os.urandom(WAITS_IN_THE_KERNEL)
+def test_a_target_can_reset_with_much_data_waiting_for_it(pair: Pair) -> None:
+    data = os.urandom(UNREAD_BYTES)
     with pair.open() as (client, server):
         Stream().fill(client)
         server.sendall(data)
         wait_until_delivered(server)
         reset(server)
-        time.sleep(0.1)  # that it reads late is what is tested
+        time.sleep(0.1)  # the test is about late reading
         got, how = receive_to_end(client)
     assert got == data
     assert how == "reset"
 
 
-def test_a_target_that_resets_while_a_client_floods_it(pair: Pair) -> None:
-    data = os.urandom(WAITS_IN_THE_KERNEL)
+def test_a_target_can_reset_while_a_client_floods_it(pair: Pair) -> None:
+    data = os.urandom(UNREAD_BYTES)
     for _ in range(10):
         with pair.open() as (client, server):
             over = threading.Event()
@@ -95,32 +95,32 @@ def test_a_target_that_resets_while_a_client_floods_it(pair: Pair) -> None:
                 thread.start()
             server.sendall(data)
             wait_until_delivered(server)
-            server.shutdown(socket.SHUT_RD)  # ends the thread that reads, and is told to nobody
+            server.shutdown(socket.SHUT_RD)  # ends the reading thread; the peer does not see it
             threads[1].join(EVENT_TIMEOUT)
             reset(server)
             threads[0].join(0.05)
             over.set()
-            got, _ = receive_to_end(client)  # the reset itself was told to who was sending
+            got, _ = receive_to_end(client)  # the sending thread may have got the reset
             threads[0].join(EVENT_TIMEOUT)
             assert got == data
 
 
 def test_a_reset_after_a_half_close_waits_for_a_slow_reader(all_pairs: dict[str, Pair]) -> None:
-    data = os.urandom(WAITS_IN_THE_KERNEL)
+    data = os.urandom(UNREAD_BYTES)
     with all_pairs["short"].open() as (client, server):
         client.shutdown(socket.SHUT_WR)
         assert server.recv(1) == b""
         server.sendall(data)
         wait_until_delivered(server)
         reset(server)
-        time.sleep(1)  # longer than it takes until half-closed connections are looked at
+        time.sleep(1)  # longer than the interval of checks of half-closed connections
         assert receive_to_end(client) == (data, "reset")
 
 
-def test_a_client_that_resets_is_forgotten_where_its_target_reads_nothing(
+def test_a_client_that_resets_is_released_if_its_target_does_not_read(
     all_pairs: dict[str, Pair],
 ) -> None:
-    """Also where half-closed connections have all the time there is."""
+    """Also without a half-close-timeout."""
     pair = all_pairs["short"]
     with pair.open() as (client, _):
         Stream().fill(client)
@@ -129,7 +129,7 @@ def test_a_client_that_resets_is_forgotten_where_its_target_reads_nothing(
 
 
 @pytest.mark.soak
-def test_a_slow_reader_has_all_the_time_it_uses(pair: Pair) -> None:
+def test_a_slow_reader_is_not_cut_off_while_it_reads(pair: Pair) -> None:
     data, got = os.urandom(600_000), b""
     with pair.connect() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16384)
@@ -139,17 +139,17 @@ def test_a_slow_reader_has_all_the_time_it_uses(pair: Pair) -> None:
         reset(server)
         while len(got) < 500_000:
             got += client.recv(4096)
-            time.sleep(0.1)  # that it is slow is what is tested
+            time.sleep(0.1)  # the test is about slow reading
         rest, how = receive_to_end(client)
     assert got + rest == data
     assert how == "reset"
 
 
 @pytest.mark.parametrize("name", ["plain", "header"])
-def test_a_target_that_answers_and_resets_before_it_is_looked_at(
+def test_an_answer_before_an_early_reset_reaches_the_client(
     all_pairs: dict[str, Pair], name: str
 ) -> None:
-    """It has taken the connection, and what it has said is for the client."""
+    """The target has accepted the connection, so its answer is for the client."""
     pair = all_pairs[name]
     for _ in range(5):
         with contextlib.ExitStack() as stack:
@@ -164,7 +164,7 @@ def test_a_target_that_answers_and_resets_before_it_is_looked_at(
     pair.superd.wait_until_idle(name)
 
 
-def test_out_of_band_data_does_no_harm(pair: Pair) -> None:
+def test_out_of_band_data_loses_nothing(pair: Pair) -> None:
     with pair.open() as (client, server):
         for end, other in ((client, server), (server, client)):
             with stopped(pair):
@@ -182,8 +182,8 @@ def test_out_of_band_data_does_no_harm(pair: Pair) -> None:
 
 
 @pytest.mark.parametrize("ends", [True, False])
-def test_nothing_is_lost_after_a_byte_out_of_band_amid_bulk(pair: Pair, ends: bool) -> None:
-    """splice(2) stops there, and says at the end of input that this is all."""
+def test_nothing_is_lost_after_an_out_of_band_byte_in_bulk_data(pair: Pair, ends: bool) -> None:
+    """splice(2) stops there, and reports an end of input."""
     stream = Stream()
     with pair.open() as (client, server):
 
@@ -231,24 +231,24 @@ def test_connections_that_both_sides_break_off_are_forgotten(pair: Pair) -> None
     assert growth < 300 * 1000
 
 
-def test_a_connection_that_ends_late_stops_no_other(pair: Pair) -> None:
-    """A new one has the descriptor of the side that was reset first."""
+def test_a_connection_that_ends_late_affects_no_other(pair: Pair) -> None:
+    """A new connection has the descriptor of the side that was reset first."""
     with pair.open() as (client, server):
-        server.sendall(os.urandom(WAITS_IN_THE_KERNEL))
+        server.sendall(os.urandom(UNREAD_BYTES))
         wait_until_delivered(server)
         reset(server)
         with pair.open_many(3) as others:
             assert receive_to_end(client)[1] == "reset"
-            until(lambda: pair.superd.counts("plain")["active"] == 3, "the first to be gone")
+            until(lambda: pair.superd.counts("plain")["active"] == 3, "the first connection to end")
             for other, its_server in others:
                 other.sendall(b"hello")
                 assert its_server.recv(100) == b"hello"
 
 
-def test_a_client_that_breaks_off_is_not_connected_any_more(tmp_path: Path) -> None:
-    """Its target takes nobody: the queue of those that wait is full."""
+def test_connecting_stops_when_the_client_resets(tmp_path: Path) -> None:
+    """Its target does not accept: the backlog is full."""
     with contextlib.closing(Target(backlog=0)) as busy, contextlib.ExitStack() as stack:
-        for _ in range(4):  # more than are queued; what comes then has no answer
+        for _ in range(4):  # more than the backlog; later connections get no answer
             waiting = stack.enter_context(socket.socket())
             waiting.setblocking(False)
             waiting.connect_ex(busy.sock.getsockname())

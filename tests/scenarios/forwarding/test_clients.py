@@ -1,4 +1,4 @@
-"""Ordinary clients talk to ordinary servers through a forward, and get what is theirs."""
+"""Ordinary clients and servers exchange data through a forward, unchanged."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ PARALLEL = 100
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """GET /NUMBER sends so many bytes, PUT tells the digest of what came."""
+    """GET /NUMBER sends so many bytes; PUT returns the digest of its body."""
 
     protocol_version = "HTTP/1.1"
 
@@ -48,12 +48,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.reply(random_bytes(int(self.path[1:])))
 
     def do_PUT(self) -> None:
-        left, summed = int(self.headers["Content-Length"]), hashlib.sha256()
+        left, checksum = int(self.headers["Content-Length"]), hashlib.sha256()
         while left:
             part = self.rfile.read(min(left, 65536))
             left -= len(part)
-            summed.update(part)
-        self.reply(summed.hexdigest().encode())
+            checksum.update(part)
+        self.reply(checksum.hexdigest().encode())
 
     def reply(self, body: bytes) -> None:
         self.send_response(200)
@@ -75,7 +75,7 @@ class UnixHttp(socketserver.ThreadingUnixStreamServer):
 
 @contextlib.contextmanager
 def serving(server: socketserver.BaseServer) -> Iterator[None]:
-    """Serve in threads; all of them have ended in the end."""
+    """Serve in threads, which end with the block."""
     thread = threading.Thread(target=functools.partial(server.serve_forever, 0.01))
     thread.start()
     try:
@@ -93,17 +93,17 @@ def http_target() -> Iterator[str]:
         yield f"tcp://127.0.0.1:{server.server_address[1]}"
 
 
-def place(served: Superd, transport: str = "tcp") -> str:
+def host_and_port(served: Superd, transport: str = "tcp") -> str:
     host, port = served.address("forward", transport)
     return f"{host}:{port}"
 
 
 def url(served: Superd, path: object) -> str:
-    return f"http://{place(served)}/{path}"
+    return f"http://{host_and_port(served)}/{path}"
 
 
 CURL = ("curl", "-sS", "-f")
-NO_JAIL = 'chroot = ""'  # the path of a target is not in one
+NO_JAIL = 'chroot = ""'  # the target's path is outside of the jail
 
 
 @pytest.mark.tool("curl")
@@ -122,7 +122,7 @@ def test_curl_keeps_a_connection_alive_for_many_requests(
 
 
 @pytest.mark.tool("curl")
-def test_curl_makes_a_hundred_requests_at_once(
+def test_curl_makes_a_hundred_concurrent_requests(
     start_superd: Start, http_target: str, tmp_path: Path
 ) -> None:
     served = forward(start_superd, http_target)
@@ -139,7 +139,7 @@ def test_curl_makes_a_hundred_requests_at_once(
 
 
 @pytest.mark.tool("curl")
-def test_curl_uploads(start_superd: Start, http_target: str, tmp_path: Path) -> None:
+def test_curl_uploads_a_file(start_superd: Start, http_target: str, tmp_path: Path) -> None:
     served = forward(start_superd, http_target)
     file = tmp_path / "large"
     file.write_bytes(random_bytes(LARGE))
@@ -150,7 +150,7 @@ def test_curl_uploads(start_superd: Start, http_target: str, tmp_path: Path) -> 
 
 
 @pytest.mark.tool("curl")
-def test_curl_goes_from_one_unix_socket_to_another(start_superd: Start, tmp_path: Path) -> None:
+def test_curl_is_forwarded_between_unix_sockets(start_superd: Start, tmp_path: Path) -> None:
     file = tmp_path / "large"
     file.write_bytes(random_bytes(LARGE))
     with public_directory() as public:
@@ -159,9 +159,9 @@ def test_curl_goes_from_one_unix_socket_to_another(start_superd: Start, tmp_path
             target.chmod(0o777)
             served = forward(start_superd, f"unix://{target}", f"unix://{path}", keys=NO_JAIL)
             curl = (*CURL, "--unix-socket", str(path))
-            told = output(*curl, "-T", str(file), "http://localhost/")
+            printed = output(*curl, "-T", str(file), "http://localhost/")
             got = output(*curl, f"http://localhost/{LARGE}")
-    assert (told.decode(), digest(got)) == (digest(random_bytes(LARGE)),) * 2
+    assert (printed.decode(), digest(got)) == (digest(random_bytes(LARGE)),) * 2
     for event in closed_records(served, 2):
         assert (event["target"], event["end"]) == (f"unix://{target}", "client")
 
@@ -171,7 +171,7 @@ def test_curl_goes_from_one_unix_socket_to_another(start_superd: Start, tmp_path
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A repository of one commit, and a bare one beside it that takes what is pushed."""
+    """A repository with one commit, beside a bare one to push to."""
     directory = tmp_path / "repositories" / "project"
     directory.mkdir(parents=True)
     git(directory, "init", "-q", "-b", "main")
@@ -187,7 +187,7 @@ def commit(directory: Path, name: str, size: int) -> None:
 
 
 def check_clone_and_push(project: Path, clone: Path, base: str, env: dict[str, str]) -> None:
-    """Clone, add a commit, push it to the bare repository, and see that all is there."""
+    """Clone, commit, push to the bare repository, and check the result."""
     output("git", "clone", "-q", f"{base}/project", str(clone), env={**OWN_GIT, **env})
     assert git(clone, "rev-parse", "HEAD") == git(project, "rev-parse", "HEAD")
     commit(clone, "second", 3_000_000)
@@ -209,7 +209,7 @@ def test_git_clones_and_pushes_over_its_own_protocol(
     command += ["--export-all", "--enable=receive-pack", "--reuseaddr"]
     with running(*command, port=port, env={**os.environ, **OWN_GIT}):
         served = forward(start_superd, f"tcp://127.0.0.1:{port}")
-        check_clone_and_push(project, tmp_path / "clone", f"git://{place(served)}", {})
+        check_clone_and_push(project, tmp_path / "clone", f"git://{host_and_port(served)}", {})
         cloned, pushed = closed_records(served, 2)
     assert cloned["out"] > 2_000_000
     assert pushed["in"] > 3_000_000
@@ -224,7 +224,7 @@ def test_git_clones_and_pushes_over_ssh(start_superd: Start, project: Path, tmp_
         ssh = Ssh(tmp_path)
         with running(*ssh.server, "-D", f"-oListenAddress=127.0.0.1:{port}", port=port):
             served = forward(start_superd, f"tcp://127.0.0.1:{port}")
-            base = f"ssh://root@{place(served)}{project.parent}"
+            base = f"ssh://root@{host_and_port(served)}{project.parent}"
             env = {"GIT_SSH_COMMAND": shlex.join(ssh.client), "GIT_SSH_VARIANT": "ssh"}
             check_clone_and_push(project, tmp_path / "clone", base, env)
             cloned, pushed = closed_records(served, 2)
@@ -246,7 +246,7 @@ def certificate(tmp_path: Path) -> tuple[str, str]:
 
 
 @pytest.mark.tool("openssl", "curl")
-def test_tls_is_between_the_client_and_the_target(
+def test_tls_is_end_to_end(
     start_superd: Start, certificate: tuple[str, str], tmp_path: Path
 ) -> None:
     port = free_port()
@@ -263,8 +263,8 @@ def test_tls_is_between_the_client_and_the_target(
         assert digest(got) == digest(random_bytes(LARGE))
         client = ["openssl", "s_client", "-connect", f"127.0.0.1:{own}", "-servername", "localhost"]
         client += ["-CAfile", cert, "-verify_return_error", "-quiet"]
-        told = output_for_input(b"GET /large HTTP/1.0\r\n\r\n", *client)
-    assert digest(told.partition(b"\r\n\r\n")[2]) == digest(random_bytes(LARGE))
+        printed = output_for_input(b"GET /large HTTP/1.0\r\n\r\n", *client)
+    assert digest(printed.partition(b"\r\n\r\n")[2]) == digest(random_bytes(LARGE))
     for event in closed_records(served, 2):
         assert event["out"] > LARGE
 
@@ -281,7 +281,7 @@ def test_socat_and_ncat_send_each_other_files(
     port = free_port()
     served = forward(start_superd, f"tcp://127.0.0.1:{port}")
     _, own = served.address("forward")
-    paths = [tmp_path / name for name in ("there", "back", "came", "got")]
+    paths = [tmp_path / name for name in ("there", "back", "received", "got")]
     paths[0].write_bytes(random_bytes(LARGE))
     paths[1].write_bytes(random_bytes(LARGE + 1))
     servers = {
@@ -292,10 +292,10 @@ def test_socat_and_ncat_send_each_other_files(
         "socat": ("socat", "-t", "60", "-", f"TCP:127.0.0.1:{own}"),
         "ncat": ("ncat", "127.0.0.1", str(own)),
     }
-    there, back, came, got = paths
+    there, back, received, got = paths
     with (
         back.open("rb") as answer,
-        came.open("wb") as sink,
+        received.open("wb") as sink,
         running(*servers[server], port=port, stdin=answer, stdout=sink) as target,
     ):
         with there.open("rb") as question, got.open("wb") as end:
@@ -303,7 +303,7 @@ def test_socat_and_ncat_send_each_other_files(
                 clients[client], stdin=question, stdout=end, timeout=CLIENT_TIMEOUT, check=True
             )
         assert target.wait(CLIENT_TIMEOUT) == 0
-    assert digest(came.read_bytes()) == digest(random_bytes(LARGE))
+    assert digest(received.read_bytes()) == digest(random_bytes(LARGE))
     assert digest(got.read_bytes()) == digest(random_bytes(LARGE + 1))
     closed = only_record(served)
     assert (closed["in"], closed["out"]) == (LARGE, LARGE + 1)
@@ -312,21 +312,21 @@ def test_socat_and_ncat_send_each_other_files(
 
 
 @pytest.mark.tool("socat")
-def test_socat_has_a_file_summed_behind_its_half_close(start_superd: Start, tmp_path: Path) -> None:
+def test_socat_gets_a_digest_after_its_half_close(start_superd: Start, tmp_path: Path) -> None:
     port = free_port()
     listen = f"TCP-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork"
     with running("socat", "-t", "60", listen, "EXEC:sha256sum", port=port):
         served = forward(start_superd, f"tcp://127.0.0.1:{port}")
-        summed = output_for_input(
-            random_bytes(LARGE), "socat", "-t", "60", "-", f"TCP:{place(served)}"
+        digest_line = output_for_input(
+            random_bytes(LARGE), "socat", "-t", "60", "-", f"TCP:{host_and_port(served)}"
         )
         closed = only_record(served)
-    assert summed.split()[0].decode() == digest(random_bytes(LARGE))
-    assert (closed["in"], closed["out"], closed["end"]) == (LARGE, len(summed), "client")
+    assert digest_line.split()[0].decode() == digest(random_bytes(LARGE))
+    assert (closed["in"], closed["out"], closed["end"]) == (LARGE, len(digest_line), "client")
 
 
 @pytest.mark.tool("socat")
-def test_socat_asks_by_datagrams(start_superd: Start) -> None:
+def test_socat_sends_datagrams(start_superd: Start) -> None:
     port = free_port()
     command = ["socat", f"UDP-RECVFROM:{port},bind=127.0.0.1,fork", "EXEC:sha256sum"]
     with running(*command, port=port, protocol="udp"):
@@ -334,9 +334,9 @@ def test_socat_asks_by_datagrams(start_superd: Start) -> None:
             start_superd, f"udp://127.0.0.1:{port}", "udp://127.0.0.1:0",
             more="datagram-replies = 1",
         )  # fmt: skip
-        summed = output_for_input(
-            random_bytes(1000), "socat", "-t", "1", "-", f"UDP:{place(served, 'udp')}"
+        digest_line = output_for_input(
+            random_bytes(1000), "socat", "-t", "1", "-", f"UDP:{host_and_port(served, 'udp')}"
         )
         closed = only_record(served)
-    assert summed.split()[0].decode() == digest(random_bytes(1000))
-    assert (closed["in"], closed["out"], closed["end"]) == (1000, len(summed), "server")
+    assert digest_line.split()[0].decode() == digest(random_bytes(1000))
+    assert (closed["in"], closed["out"], closed["end"]) == (1000, len(digest_line), "server")

@@ -1,8 +1,8 @@
 """How forwarded connections end: both ends see what they would see without a forwarder.
 
-An end of input passes while the other direction goes on; a reset arrives as a reset, after all that
-came before it. unix(7) knows no reset: whoever is at such a socket sees the end, unless something
-it has sent was still unread (ECONNRESET, as for whoever closes with input unread).
+An end of input is passed on while the other direction continues. A reset arrives as a reset, after
+all data before it. unix(7) has no reset: the peer sees an end of input, or ECONNRESET if data that
+it sent was still unread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.scenarios.forwarding.ends import (
     PAIRS,
     Pair,
     Target,
-    break_off,
+    abort,
     entry,
     serving,
     stays_quiet,
@@ -35,7 +35,7 @@ from tests.support.usage import open_descriptors
 SIZES = [0, 10, 1 << 20]
 
 
-class Slow:
+class SlowReader:
     """Reads in a thread of its own, a little at a time, until the end."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -49,7 +49,7 @@ class Slow:
         try:
             while part := self.sock.recv(8192):
                 self.parts.append(part)
-                time.sleep(0.002)  # that it is slow is what is tested
+                time.sleep(0.002)  # the test is about slow reading
         except ConnectionResetError:
             self.how = "reset"
         else:
@@ -64,7 +64,7 @@ class Slow:
 def pairs(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Pair]]:
-    """A service for each kind of listener and target, and `dead-` ones whose targets refuse."""
+    """A service for each kind of listener and target, and `dead-` services whose targets refuse."""
     with contextlib.ExitStack() as stack:
         targets: dict[str, Target] = {}
         toml = f'[daemon]\nloop = "{request.param}"\n'
@@ -84,7 +84,7 @@ def pairs(
 
 @pytest.fixture(params=PAIRS)
 def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Iterator[Pair]:
-    """Each pair in turn; afterwards nobody is left, and no descriptor is."""
+    """Each pair in turn; afterwards no client and no descriptor is left."""
     one = pairs[request.param]
     before = open_descriptors(one.superd.workers())
     yield one
@@ -95,12 +95,12 @@ def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Iterator[Pai
 
 
 def as_seen_by(sock: socket.socket) -> str:
-    """Return how a reset looks at a socket, where nothing it has sent is unread."""
+    """Return how a socket sees a reset, if all data that it sent was read."""
     return "fin" if sock.family == socket.AF_UNIX else "reset"
 
 
 def is_broken(sock: socket.socket) -> bool:
-    """Tell whether the other side is known to take nothing any more."""
+    """Tell whether sending fails because the peer has closed."""
     try:
         sock.send(b"x")
     except (BrokenPipeError, ConnectionResetError):
@@ -111,7 +111,7 @@ def is_broken(sock: socket.socket) -> bool:
 # An end of input
 
 
-def test_a_reply_that_takes_its_time_reaches_a_client_that_has_half_closed(pair: Pair) -> None:
+def test_a_late_reply_reaches_a_client_that_has_half_closed(pair: Pair) -> None:
     with pair.open() as (client, server):
         client.sendall(b"question")
         client.shutdown(socket.SHUT_WR)
@@ -124,19 +124,19 @@ def test_a_reply_that_takes_its_time_reaches_a_client_that_has_half_closed(pair:
         assert receive_to_end(client) == (b", and more", "fin")
 
 
-def test_a_client_goes_on_sending_to_a_target_that_has_half_closed(pair: Pair) -> None:
+def test_a_client_can_send_to_a_target_that_has_half_closed(pair: Pair) -> None:
     data = os.urandom(1 << 20)
     with pair.open() as (client, server):
         server.sendall(b"greeting")
         server.shutdown(socket.SHUT_WR)
         assert receive_to_end(client) == (b"greeting", "fin")
-        reader = Slow(server)
+        reader = SlowReader(server)
         client.sendall(data)
         client.close()
         assert reader.ending() == (data, "fin")
 
 
-def test_an_end_without_a_byte_passes_both_ways(pair: Pair) -> None:
+def test_an_end_without_data_is_passed_on_in_both_directions(pair: Pair) -> None:
     with pair.open() as (client, server):
         client.shutdown(socket.SHUT_WR)
         assert receive_to_end(server) == (b"", "fin")
@@ -145,7 +145,7 @@ def test_an_end_without_a_byte_passes_both_ways(pair: Pair) -> None:
         assert receive_to_end(client) == (b"", "fin")
 
 
-def test_what_both_have_sent_arrives_when_both_close_at_once(pair: Pair) -> None:
+def test_data_arrives_if_both_sides_close_together(pair: Pair) -> None:
     for _ in range(20):
         with pair.open() as (client, server):
             client.sendall(b"a" * 10_000)
@@ -160,54 +160,50 @@ def test_what_both_have_sent_arrives_when_both_close_at_once(pair: Pair) -> None
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_reset_of_the_target_reaches_the_client_after_all_that_came_before(
-    pair: Pair, size: int
-) -> None:
+def test_a_reset_of_the_target_reaches_the_client_after_all_data(pair: Pair, size: int) -> None:
     data = os.urandom(size)
     with pair.open() as (client, server):
         client.sendall(b"question")
         assert server.recv(4) == b"ques"
-        reader = Slow(client)
+        reader = SlowReader(client)
         server.sendall(data)
         wait_until_delivered(server)
-        break_off(server)
+        abort(server)
         assert reader.ending() == (data, as_seen_by(client))
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_reset_of_the_client_reaches_the_target_after_all_that_came_before(
-    pair: Pair, size: int
-) -> None:
+def test_a_reset_of_the_client_reaches_the_target_after_all_data(pair: Pair, size: int) -> None:
     data = os.urandom(size)
     with pair.open() as (client, server):
         server.sendall(b"greeting")
         assert client.recv(4) == b"gree"
-        reader = Slow(server)
+        reader = SlowReader(server)
         client.sendall(data)
         wait_until_delivered(client)
-        break_off(client)
+        abort(client)
         assert reader.ending() == (data, as_seen_by(server))
 
 
-def test_a_reset_after_the_end_of_input_arrives_too(pair: Pair) -> None:
-    """As from somebody who has crashed while the answer was on its way."""
+def test_a_reset_after_the_end_of_input_is_passed_on(pair: Pair) -> None:
+    """As from a client that crashes while the answer is sent."""
     with pair.open() as (client, server):
         client.sendall(b"question")
         client.shutdown(socket.SHUT_WR)
         assert receive_all(server) == b"question"
         server.sendall(b"half of")
-        break_off(client)
-        until(partial(is_broken, server), "the target to be told")
+        abort(client)
+        until(partial(is_broken, server), "the target's send to fail")
 
 
-def test_whoever_sends_to_a_unix_client_that_has_closed_is_told(pairs: dict[str, Pair]) -> None:
+def test_sending_to_a_closed_unix_client_fails(pairs: dict[str, Pair]) -> None:
     with pairs["unix-tcp"].open() as (client, server):
         client.close()
         assert server.recv(1) == b""
-        until(partial(is_broken, server), "the target to be told")
+        until(partial(is_broken, server), "the target's send to fail")
 
 
-def test_both_may_reset_while_much_is_on_its_way(pair: Pair) -> None:
+def test_both_sides_can_reset_with_much_data_in_transit(pair: Pair) -> None:
     for _ in range(10):
         with pair.open() as (client, server):
             client.setblocking(False)
@@ -215,19 +211,17 @@ def test_both_may_reset_while_much_is_on_its_way(pair: Pair) -> None:
             for sock in (client, server):
                 with contextlib.suppress(BlockingIOError):
                     sock.send(bytes(1 << 20))
-            break_off(server)
-            break_off(client)
+            abort(server)
+            abort(client)
 
 
 # A refusal
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_where_the_target_refuses_the_client_sees_it_at_once(
-    pairs: dict[str, Pair], name: str
-) -> None:
+def test_a_refusal_of_the_target_reaches_the_client_fast(pairs: dict[str, Pair], name: str) -> None:
     pair = pairs[f"dead-{name}"]
-    took = []
+    durations = []
     for _ in range(20):
         began = time.monotonic()
         if pair.listen == "tcp":
@@ -235,16 +229,17 @@ def test_where_the_target_refuses_the_client_sees_it_at_once(
         else:
             with pair.connect() as client:
                 assert receive_to_end(client) == (b"", "fin")
-        took.append(time.monotonic() - began)
-    print(f"refused after {statistics.median(took) * 1000:.1f} ms, {max(took) * 1000:.1f} at most")
-    assert statistics.median(took) < 0.05
-    assert max(took) < 1  # on a machine that does much else
+        durations.append(time.monotonic() - began)
+    median = statistics.median(durations)
+    print(f"refused after {median * 1000:.1f} ms, {max(durations) * 1000:.1f} at most")
+    assert median < 0.05
+    assert max(durations) < 1  # the machine may be busy
 
 
-def test_a_client_that_resets_at_once_disturbs_nobody(pairs: dict[str, Pair]) -> None:
+def test_a_client_that_resets_immediately_disturbs_no_other(pairs: dict[str, Pair]) -> None:
     pair = pairs["dead-tcp-tcp"]
     for _ in range(50):
-        with contextlib.suppress(ConnectionResetError):  # it was first
+        with contextlib.suppress(ConnectionResetError):  # the target's refusal came first
             reset(pair.connect())
     pair.superd.wait_until_idle(pair.service)
     with pairs["tcp-tcp"].open() as (client, server):

@@ -1,5 +1,5 @@
-"""What is forwarded arrives as it was sent, whatever the size, the pace and the order of the ends;
-and who does not read costs a bounded amount of memory.
+"""Forwarded data arrives unchanged, at any size, pace and order of the ends; and sessions that do
+not read cost a bounded amount of memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from tests.support.clients import receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, until
 from tests.support.usage import open_descriptors, private_memory
 
-MOST_KEPT = 256 * 1024  # bytes of a session that stalls both ways
+MAX_UNSENT_BYTES = 256 * 1024  # of a session that stalls both ways
 GIB = 1 << 30
 
 
@@ -55,13 +55,13 @@ def pairs(
 
 
 def is_clean(superd: Superd, before: list[int]) -> None:
-    until(lambda: open_descriptors(superd.workers()) == before, "all descriptors to be given back")
+    until(lambda: open_descriptors(superd.workers()) == before, "all descriptors to be closed")
 
 
-def test_what_follows_a_descriptor_passes_without_waiting_for_more(
+def test_data_after_a_passed_descriptor_is_forwarded_without_delay(
     pairs: dict[str, Pair],
 ) -> None:
-    """Reading from unix(7) stops behind it, and nothing tells of what is there already."""
+    """A read from unix(7) stops after it, and no further event reports the rest."""
     pair = pairs["unix-tcp"]
     with pair.open() as (client, server):
         with stopped(pair):
@@ -73,7 +73,7 @@ def test_what_follows_a_descriptor_passes_without_waiting_for_more(
         assert got == b"onetwo"
 
 
-def test_a_client_whose_name_is_no_text_is_forwarded_and_shown(
+def test_a_client_with_an_undecodable_path_is_forwarded_and_shown(
     pairs: dict[str, Pair], tmp_path: Path
 ) -> None:
     pair = pairs["unix-tcp"]
@@ -88,11 +88,11 @@ def test_a_client_whose_name_is_no_text_is_forwarded_and_shown(
             until(lambda: b"/? > " in title.read_bytes(), "the client in the title")
 
 
-# Whoever does not read
+# Sessions that do not read
 
 
 def stall(pair: Pair, number: int) -> None:
-    """Stall sessions both ways, see what they cost, and have all of it arrive after all."""
+    """Stall sessions both ways, measure their memory, then read and compare all data."""
     (worker,) = pair.superd.workers()
     with pair.open() as (client, server):
         client.sendall(b"x")
@@ -103,8 +103,8 @@ def stall(pair: Pair, number: int) -> None:
         sent = []
         for seed, ends in enumerate(sessions):
             both = []
-            for way, end in enumerate(ends):
-                stream = Stream(2 * seed + way)
+            for direction, end in enumerate(ends):
+                stream = Stream(2 * seed + direction)
                 stream.fill(end)
                 both.append(stream)
             sent.append(both)
@@ -116,7 +116,7 @@ def stall(pair: Pair, number: int) -> None:
             server.shutdown(socket.SHUT_WR)
             assert digest_of(server) == (up.count, up.digest.hexdigest())
             assert digest_of(client) == (down.count, down.digest.hexdigest())
-    assert 0 < each <= MOST_KEPT + 8 * 1024  # and what a session is itself
+    assert 0 < each <= MAX_UNSENT_BYTES + 8 * 1024  # and the session's own objects
     is_clean(pair.superd, descriptors)
 
 
@@ -131,15 +131,15 @@ def test_sessions_that_stall_cost_little_and_lose_nothing(
 @pytest.mark.root
 @pytest.mark.soak
 @pytest.mark.parametrize("name", PAIRS)
-def test_many_sessions_that_stall(pairs: dict[str, Pair], name: str) -> None:
+def test_many_sessions_that_stall_cost_little(pairs: dict[str, Pair], name: str) -> None:
     stall(pairs[name], 50)
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_a_target_that_takes_the_connection_and_never_reads(
+def test_a_target_that_accepts_and_never_reads_blocks_only_its_client(
     pairs: dict[str, Pair], name: str
 ) -> None:
-    """The client is stopped, other clients are not, and what it was sent arrives."""
+    """The client is blocked, other clients are not, and the target's data arrives."""
     pair = pairs[name]
     with pair.open() as (client, server), pair.open() as (other, its_server):
         upload = Stream()
@@ -152,16 +152,16 @@ def test_a_target_that_takes_the_connection_and_never_reads(
         assert digest_of(server) == (upload.count, upload.digest.hexdigest())
 
 
-def test_a_target_that_goes_away_and_comes_back(pairs: dict[str, Pair]) -> None:
+def test_a_target_that_stops_and_restarts(pairs: dict[str, Pair]) -> None:
     pair = pairs["tcp-tcp"]
     where = pair.target.sock.getsockname()
     with pair.open() as (client, server):
         pair.target.close()
         with contextlib.suppress(ConnectionResetError), pair.connect() as refused:
             assert receive_to_end(refused) == (b"", "reset")
-        client.sendall(b"old ones go on")
-        assert server.recv(100) == b"old ones go on"
-        reset(server)  # so that its address is free
+        client.sendall(b"old ones continue")
+        assert server.recv(100) == b"old ones continue"
+        reset(server)  # frees its address
         assert receive_to_end(client) == (b"", "reset")
     pair.target.sock = socket.create_server(where, backlog=512)
     pair.target.sock.settimeout(EVENT_TIMEOUT)
@@ -170,8 +170,8 @@ def test_a_target_that_goes_away_and_comes_back(pairs: dict[str, Pair]) -> None:
         assert server.recv(100) == b"back again"
 
 
-def test_what_a_target_had_sent_before_it_broke_off_is_delivered(pairs: dict[str, Pair]) -> None:
-    """The client reads only when it is over, and superd has kept a part itself."""
+def test_data_sent_before_a_reset_of_the_target_is_delivered(pairs: dict[str, Pair]) -> None:
+    """The client reads after the reset, while superd still holds a part of the data."""
     pair = pairs["tcp-tcp"]
     download = Stream()
     with pair.connect() as client:
@@ -187,21 +187,21 @@ def test_what_a_target_had_sent_before_it_broke_off_is_delivered(pairs: dict[str
     assert how == "reset"
 
 
-# Anything goes
+# Random sessions
 
 
 @dataclass
 class Plan:
-    """What one session does, by its seed: how much each side sends, and who ends first."""
+    """The behaviour of a session, by its seed: sizes, and which side waits for the other's end."""
 
     seed: int
-    most: int
+    max_size: int
 
     def __post_init__(self) -> None:
         rng = random.Random(self.seed)
-        self.sizes = [rng.choice((0, 1, rng.randint(2, 5000), rng.randint(1, self.most)))
+        self.sizes = [rng.choice((0, 1, rng.randint(2, 5000), rng.randint(1, self.max_size)))
                       for _ in "ab"]  # fmt: skip
-        self.waits_for_end = rng.choice(("client", "server", "nobody"))
+        self.waits_for_end = rng.choice(("client", "server", "neither"))
 
     def digest(self, side: int) -> str:
         digest = hashlib.sha256()
@@ -210,7 +210,7 @@ class Plan:
         return digest.hexdigest()
 
     def parts(self, side: int) -> Iterator[memoryview]:
-        """Return what a side sends, in pieces from one byte to a block."""
+        """Yield the data of a side, in pieces from one byte to a block."""
         rng = random.Random(self.seed * 2 + side)
         left = self.sizes[side]
         while left:
@@ -224,7 +224,7 @@ class Plan:
 async def play(
     plan: Plan, side: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
 ) -> str:
-    """Do what the plan says for one side; return the digest of what came."""
+    """Run one side of a session by its plan; return the digest of the received data."""
     rng = random.Random(plan.seed * 3 + side)
     received = hashlib.sha256()
     ended = asyncio.Event()
@@ -253,41 +253,41 @@ async def play(
     return received.hexdigest()
 
 
-async def run_many(pair: Pair, seeds: range, most: int) -> int:
-    """Run sessions at once; return how many bytes they have carried, both ways."""
+async def run_many(pair: Pair, seeds: range, max_size: int) -> int:
+    """Run sessions concurrently; return the number of bytes in both directions."""
     results: dict[int, list[str]] = {seed: ["", ""] for seed in seeds}
     served = asyncio.Semaphore(0)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         seed = int.from_bytes(await reader.readexactly(8), "big")
-        results[seed][1] = await play(Plan(seed, most), 1, reader, writer)
+        results[seed][1] = await play(Plan(seed, max_size), 1, reader, writer)
         served.release()
 
-    async def come(seed: int) -> None:
+    async def connect(seed: int) -> None:
         if pair.listen == "unix":
             path = pair.superd.directory / pair.service
             reader, writer = await asyncio.open_unix_connection(path)
         else:
             reader, writer = await asyncio.open_connection(*pair.address)
         writer.write(seed.to_bytes(8, "big"))
-        results[seed][0] = await play(Plan(seed, most), 0, reader, writer)
+        results[seed][0] = await play(Plan(seed, max_size), 0, reader, writer)
 
     start = asyncio.start_unix_server if pair.target.kind == "unix" else asyncio.start_server
     server = await start(serve, sock=pair.target.sock.dup(), backlog=512)
     async with server:
-        await asyncio.gather(*map(come, seeds))
+        await asyncio.gather(*map(connect, seeds))
         for _ in seeds:
             await asyncio.wait_for(served.acquire(), EVENT_TIMEOUT)
     for seed, got in results.items():
-        plan = Plan(seed, most)
+        plan = Plan(seed, max_size)
         assert got == [plan.digest(1), plan.digest(0)], plan
-    return sum(sum(Plan(seed, most).sizes) for seed in seeds)
+    return sum(sum(Plan(seed, max_size).sizes) for seed in seeds)
 
 
-def carry(pair: Pair, seeds: range, most: int) -> None:
+def check_random_sessions(pair: Pair, seeds: range, max_size: int) -> None:
     before = open_descriptors(pair.superd.workers())
     began = time.monotonic()
-    carried = asyncio.run(run_many(pair, seeds, most))
+    carried = asyncio.run(run_many(pair, seeds, max_size))
     took = time.monotonic() - began
     print(f"{len(seeds)} sessions, {carried >> 20} MiB in {took:.1f} s")
     pair.superd.wait_until_idle(pair.service)
@@ -296,25 +296,25 @@ def carry(pair: Pair, seeds: range, most: int) -> None:
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_random_sessions_arrive_as_they_were_sent(pairs: dict[str, Pair], name: str) -> None:
-    carry(pairs[name], range(200), 2 << 20)
+def test_random_sessions_arrive_unchanged(pairs: dict[str, Pair], name: str) -> None:
+    check_random_sessions(pairs[name], range(200), 2 << 20)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", PAIRS)
-def test_ten_thousand_random_sessions(pairs: dict[str, Pair], name: str) -> None:
+def test_ten_thousand_random_sessions_arrive_unchanged(pairs: dict[str, Pair], name: str) -> None:
     for start in range(0, 10_000, 200):
-        carry(pairs[name], range(start, start + 200), 1 << 20)
+        check_random_sessions(pairs[name], range(start, start + 200), 1 << 20)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("name", PAIRS)
-def test_large_random_sessions(pairs: dict[str, Pair], name: str) -> None:
-    carry(pairs[name], range(200), 16 << 20)
+def test_large_random_sessions_arrive_unchanged(pairs: dict[str, Pair], name: str) -> None:
+    check_random_sessions(pairs[name], range(200), 16 << 20)
 
 
 @pytest.mark.parametrize("size", [64 << 20, pytest.param(GIB, marks=pytest.mark.soak)])
-def test_much_each_way_at_once(pairs: dict[str, Pair], size: int) -> None:
+def test_bulk_in_both_directions_arrives_unchanged(pairs: dict[str, Pair], size: int) -> None:
     streams = [Stream(1), Stream(2)]
     with pairs["tcp-tcp"].open() as ends:
         got: list[tuple[int, str]] = [(0, ""), (0, "")]
@@ -325,7 +325,7 @@ def test_much_each_way_at_once(pairs: dict[str, Pair], size: int) -> None:
                 while left := size - stream.count:
                     part = memoryview(BLOCK)[stream.offset : stream.offset + left]
                     end.sendall(part)
-                    stream.took(part)
+                    stream.sent(part)
                 end.shutdown(socket.SHUT_WR)
 
         def read(side: int) -> None:

@@ -1,4 +1,4 @@
-"""Services that lead to each other: nobody goes round more than once."""
+"""Forwarding loops: no connection goes around more than once."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ from tests.support.ports import free_ports
 from tests.support.usage import open_descriptors
 
 PORT, OTHER = free_ports(2)
-# where the first listens, and the second, and by what other name the second finds the first: the
-# same one would be a mistake that `check` tells
+# addresses of the first and the second service, and another name of the first, for the target of
+# the second: `check` reports a loop by the same name
 LOOPS = {
     "tcp": (f"tcp://127.0.0.1:{PORT}", f"tcp://127.0.0.1:{OTHER}", f"tcp://localhost:{PORT}"),
-    "unix": ("unix://{here}/first", "unix://{here}/second", "unix://{here}/link/first"),
-    "mixed": (f"tcp://127.0.0.1:{PORT}", "unix://{here}/second", f"tcp://localhost:{PORT}"),
-    "unixgram": ("unixgram://{here}/first", "unixgram://{here}/b", "unixgram://{here}/link/first"),
+    "unix": (
+        "unix://{directory}/first",
+        "unix://{directory}/second",
+        "unix://{directory}/link/first",
+    ),
+    "mixed": (f"tcp://127.0.0.1:{PORT}", "unix://{directory}/second", f"tcp://localhost:{PORT}"),
+    "unixgram": (
+        "unixgram://{directory}/first",
+        "unixgram://{directory}/b",
+        "unixgram://{directory}/link/first",
+    ),
 }
 TWO = """
 [daemon]
@@ -43,13 +51,13 @@ options = {{ to = "{back}" }}
 """
 
 
-def entered(served: Superd) -> list[int]:
+def accepted_counts(served: Superd) -> list[int]:
     return [int(served.counts(name)["accepted"]) for name in ("first", "second")]
 
 
 @pytest.fixture
-def here() -> Iterator[Path]:
-    """A directory that workers can reach, whoever they are, with a second name inside."""
+def directory() -> Iterator[Path]:
+    """A directory that workers of any user can reach, with a link to itself."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         directory.chmod(0o755)
@@ -58,8 +66,12 @@ def here() -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("kind", LOOPS)
-def test_who_comes_round_again_is_turned_away(start_superd: Start, here: Path, kind: str) -> None:
-    first, second, back = (address.replace("{here}", str(here)) for address in LOOPS[kind])
+def test_a_connection_of_a_loop_is_refused_the_second_time(
+    start_superd: Start, directory: Path, kind: str
+) -> None:
+    first, second, back = (
+        address.replace("{directory}", str(directory)) for address in LOOPS[kind]
+    )
     text = TWO.format(first=first, second=second, back=back)
     text = re.sub(r'(listen = "unix[^"]*)"', r'\1?mode=0666"', text)
     served = start_superd(text)
@@ -67,20 +79,20 @@ def test_who_comes_round_again_is_turned_away(start_superd: Start, here: Path, k
     with contextlib.ExitStack() as stack:
         if kind == "unixgram":
             client = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
-            client.sendto(b"hello", str(here / "first"))
+            client.sendto(b"hello", str(directory / "first"))
         elif kind == "unix":
-            client = stack.enter_context(connect_unix(here / "first"))
+            client = stack.enter_context(connect_unix(directory / "first"))
         else:
-            with contextlib.suppress(ConnectionResetError):  # connect(2) may see it already
+            with contextlib.suppress(ConnectionResetError):  # connect(2) may report it already
                 stack.enter_context(connect_tcp(("127.0.0.1", PORT)))
         served.wait_for_log("forwarding loop: the target leads back")
-        until(lambda: entered(served) == [2, 1], "it to have come round once")
+        until(lambda: accepted_counts(served) == [2, 1], "the connection to go around once")
         assert open_descriptors(served.workers())[0] - before[0] < 9
-    assert entered(served) == [2, 1]
+    assert accepted_counts(served) == [2, 1]
 
 
-def test_a_circle_that_the_configuration_shows_is_a_mistake(tmp_path: Path) -> None:
-    """Also where each service has workers of its own, which know nothing of each other."""
+def test_a_loop_within_the_configuration_is_a_mistake(tmp_path: Path) -> None:
+    """Also if each service has a pool of its own."""
     one, two, three = (f"tcp://127.0.0.1:{port}" for port in free_ports(3))
     file = tmp_path / "superd.toml"
     entries = {"a": (one, two), "b": (two, three), "c": (three, one), "d": ("unix://@d", one)}
@@ -94,16 +106,16 @@ def test_a_circle_that_the_configuration_shows_is_a_mistake(tmp_path: Path) -> N
     file.chmod(0o600)
     done = superd("check", str(file))
     assert done.returncode == 78
-    told = done.stderr.splitlines()
-    assert len(told) == 3
-    assert told[0].endswith(
+    errors = done.stderr.splitlines()
+    assert len(errors) == 3
+    assert errors[0].endswith(
         "service.a.options.to: forwarding loop: "
-        "connections come back here by way of service.b, service.c"
+        "connections come back directory by way of service.b, service.c"
     )
 
 
-def test_however_many_targets_refuse_the_client_is_told(start_superd: Start) -> None:
-    targets = ", ".join(f'"unix://@superd-test-nobody-{number}"' for number in range(400))
+def test_a_client_is_reset_however_many_targets_refuse(start_superd: Start) -> None:
+    targets = ", ".join(f'"unix://@superd-test-absent-{number}"' for number in range(400))
     served = start_superd(
         f"""
         [service.web]
@@ -132,10 +144,10 @@ listen = "tcp://127.0.0.1:7002"
 
 @pytest.mark.root
 @pytest.mark.tool("ip")
-def test_a_client_that_has_the_port_of_a_connection_elsewhere_is_served(
+def test_a_client_with_the_port_of_another_connection_is_served(
     start_superd: Start,
 ) -> None:
-    """The kernel gives a port to connections to different places."""
+    """The kernel assigns one port to connections with different destinations."""
     with network_namespace() as space, contextlib.ExitStack() as stack:
         space.sysctl("net.ipv4.ip_local_port_range=40000 40003")
         served = start_superd(CHAIN, *space.wrapper)

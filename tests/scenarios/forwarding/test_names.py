@@ -1,6 +1,6 @@
-"""Targets by name: looked up when they are needed, from a jail too, and all addresses are tried.
+"""Targets by name: looked up when needed, also from a jail, and tried at all their addresses.
 
-Each test has a network namespace of its own, with a name server that says what the test wants.
+Each test has a network namespace of its own, with a name server whose answers it controls.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ options = {{ to = "{to}", {more} }}
 """
 
 
-class Net:
-    """A machine with a name server, superd, and servers that tell by which address one came."""
+class Network:
+    """A network namespace with a name server, superd, and servers on several addresses."""
 
     def __init__(self, space: Namespace, names: NameServer, start: Start, jail: Path) -> None:
         self.space = space
@@ -60,17 +60,17 @@ class Net:
 
 
 @pytest.fixture
-def net(start_superd: Start, jail: Path) -> Iterator[Net]:
+def net(start_superd: Start, jail: Path) -> Iterator[Network]:
     with network_namespace() as space, name_server(space) as names:
         space.add_address("fd00::1")
         space.add_address("fd00::2")
-        made = Net(space, names, start_superd, jail)
+        made = Network(space, names, start_superd, jail)
         yield made
         if made.served is not None:
             made.served.stop()
 
 
-def passes(net: Net, listener: socket.socket) -> bool:
+def reaches(net: Network, listener: socket.socket) -> bool:
     """Tell whether a client's bytes arrive at a listener."""
     with net.connect() as client:
         client.sendall(b"hello")
@@ -79,14 +79,14 @@ def passes(net: Net, listener: socket.socket) -> bool:
             return target.recv(5) == b"hello"
 
 
-def test_a_name_is_looked_up_when_the_first_client_comes(net: Net) -> None:
+def test_a_name_is_looked_up_for_the_first_client(net: Network) -> None:
     net.names.addresses[b"app.example"] = "127.0.0.2"
     served = net.serve()
     assert net.names.questions == 0
     with net.listener("127.0.0.2") as target:
-        assert passes(net, target)
+        assert reaches(net, target)
         asked = net.names.questions
-        assert passes(net, target)
+        assert reaches(net, target)
         assert net.names.questions == asked > 0
     served.wait_for_log(r"closed .* target=tcp://127\.0\.0\.2:7002 connect=")
 
@@ -97,17 +97,17 @@ def test_a_name_is_looked_up_when_the_first_client_comes(net: Net) -> None:
     assert until(shown, "the target in the status") == ["tcp://app.example:7002"]
 
 
-def test_a_name_whose_address_changes_is_followed_once_its_ttl_is_over(net: Net) -> None:
+def test_a_changed_address_is_used_once_the_ttl_is_over(net: Network) -> None:
     net.names.ttl = 1
     net.names.addresses[b"app.example"] = "127.0.0.2"
     net.serve()
     with net.listener("127.0.0.2") as old, net.listener("127.0.0.3") as new:
-        assert passes(net, old)
+        assert reaches(net, old)
         net.names.addresses[b"app.example"] = "127.0.0.3"
         old.settimeout(0.05)
         new.setblocking(False)
 
-        def has_gone_over() -> bool:
+        def uses_new_address() -> bool:
             with net.connect() as client:
                 client.sendall(b"x")
                 try:
@@ -117,10 +117,10 @@ def test_a_name_whose_address_changes_is_followed_once_its_ttl_is_over(net: Net)
                     return True
             return False
 
-        until(has_gone_over, "connections to the new address")
+        until(uses_new_address, "connections to the new address")
 
 
-def test_datagrams_go_to_a_name(net: Net) -> None:
+def test_datagrams_are_forwarded_to_a_name(net: Network) -> None:
     net.names.addresses[b"app.example"] = "127.0.0.2"
     net.serve()
     with net.space.inside():
@@ -139,21 +139,21 @@ def test_datagrams_go_to_a_name(net: Net) -> None:
         assert client.recv(100) == b"three"
 
 
-def test_who_has_both_families_is_reached_by_the_one_that_answers(net: Net) -> None:
+def test_a_target_of_both_families_is_reached_by_the_one_that_answers(net: Network) -> None:
     net.names.addresses[b"app.example"] = "fd00::1 fd00::2 127.0.0.2"
     net.serve()
     with net.listener("127.0.0.2") as target:
-        assert passes(net, target)  # nobody listens on the others: they refuse
+        assert reaches(net, target)  # the other addresses refuse
     with net.listener("fd00::2") as target:
-        assert passes(net, target)
+        assert reaches(net, target)
 
 
-def test_an_address_that_does_not_answer_delays_by_a_quarter_of_a_second(net: Net) -> None:
+def test_an_address_that_does_not_answer_delays_by_a_quarter_of_a_second(net: Network) -> None:
     with network_namespace() as other:
         join(net.space, other)
         net.space.ip("address", "add", "2001:db8::1/64", "dev", "wire", "nodad")
         net.space.ip("address", "add", "192.0.2.1/24", "dev", "wire")
-        # a neighbour that never takes a packet: what is sent there is lost without a word
+        # a neighbour that does not exist: packets to it are lost
         net.space.ip(
             "neighbour", "add", "2001:db8::9", "lladdr", "02:00:00:00:00:09", "dev", "wire"
         )
@@ -168,7 +168,9 @@ def test_an_address_that_does_not_answer_delays_by_a_quarter_of_a_second(net: Ne
 
 
 @pytest.mark.parametrize("answer", ["none", "fails"])
-def test_a_name_without_an_address_refuses_the_client_and_says_so(net: Net, answer: str) -> None:
+def test_a_name_without_an_address_resets_the_client_and_is_recorded(
+    net: Network, answer: str
+) -> None:
     net.names.fails = answer == "fails"
     served = net.serve()
     with net.connect() as client, pytest.raises(ConnectionResetError):
@@ -177,7 +179,7 @@ def test_a_name_without_an_address_refuses_the_client_and_says_so(net: Net, answ
     served.wait_for_log(r"target tcp://app\.example:7002 is left out for 10 s")
 
 
-def test_a_silent_name_server_holds_up_its_own_clients_only(net: Net) -> None:
+def test_a_silent_name_server_delays_only_its_own_clients(net: Network) -> None:
     net.names.is_silent = True
     net.names.addresses[b"slow.example"] = "127.0.0.2"
     text = BY_NAME.format(jail=net.jail, to="slow.example:7002", more="connect-timeout = '1s'")
@@ -195,7 +197,7 @@ def test_a_silent_name_server_holds_up_its_own_clients_only(net: Net) -> None:
         assert time.monotonic() - started < 1.5
 
 
-def test_bind_to_leaves_out_addresses_of_the_other_family(net: Net) -> None:
+def test_bind_to_excludes_addresses_of_the_other_family(net: Network) -> None:
     net.names.addresses[b"app.example"] = "fd00::1 127.0.0.2"
     net.serve(more="bind-to = '127.0.0.9'")
     with net.listener("fd00::1"), net.listener("127.0.0.2") as target, net.connect():
@@ -204,14 +206,14 @@ def test_bind_to_leaves_out_addresses_of_the_other_family(net: Net) -> None:
         assert source[0] == "127.0.0.9"
 
 
-def test_where_ipv6_is_switched_off_the_other_targets_are_left(net: Net) -> None:
-    """The kernel says what it says when all ports are used up: no address can be assigned."""
+def test_targets_of_ipv4_are_used_while_ipv6_is_disabled(net: Network) -> None:
+    """The kernel reports EADDRNOTAVAIL, as it does when all ports are used."""
     net.space.sysctl("net.ipv6.conf.all.disable_ipv6=1")
     to = '["[::1]:7002", "127.0.0.2:7002"]'
     text = BY_NAME.replace('"{to}"', "{to}").format(jail=net.jail, to=to, more="balance = 'first'")
     net.served = net.start(text, *net.space.wrapper)
     with net.listener("127.0.0.2") as target:
-        assert passes(net, target)
+        assert reaches(net, target)
     with net.space.inside():
         target = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -223,7 +225,7 @@ def test_where_ipv6_is_switched_off_the_other_targets_are_left(net: Net) -> None
     net.served.wait_for_log(r"target tcp://\[::1\]:7002 is left out for 10 s: Cannot assign")
 
 
-def test_a_reload_that_brings_the_first_name_brings_a_resolver(net: Net) -> None:
+def test_a_reload_with_the_first_name_starts_a_resolver(net: Network) -> None:
     net.names.addresses[b"app.example"] = "127.0.0.3"
     served = net.serve(to="127.0.0.2:7002")
     assert served.answer()["resolver"] is None
@@ -231,4 +233,4 @@ def test_a_reload_that_brings_the_first_name_brings_a_resolver(net: Net) -> None
     served.write()
     assert served.run("reload").returncode == 0
     with net.listener("127.0.0.3") as target:
-        assert passes(net, target)
+        assert reaches(net, target)

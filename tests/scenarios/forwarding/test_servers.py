@@ -1,4 +1,4 @@
-"""Servers that are asked much, each by the program that was written to put it under load."""
+"""Servers under load, each from its own benchmark program."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.slow
 
 SIZE = 20_000_000
 MODES = {"to": (), "from": ("--reverse",), "both": ("--bidir",), "many": ("--parallel", "4")}
-CONTROL = 100_000  # bytes at most of the connection that controls a test
+CONTROL = 100_000  # bytes; the limit of the control connection of a test
 
 
 @pytest.fixture
@@ -57,9 +57,9 @@ def test_iperf3_measures_connections_in_all_directions(
         number = before + 1 + len(end["streams"])
         events = closed_records(served, number)[before:]
         before = number
-        way = "out" if mode == "from" else "in"
-        carried = sum(event[way] for event in events)
-        # who receives stops counting when it is told that all was sent
+        direction = "out" if mode == "from" else "in"
+        carried = sum(event[direction] for event in events)
+        # the receiver stops counting when the sender reports the end
         assert 0 < end["sum_received"]["bytes"] <= carried
         assert carried <= end["sum_sent"]["bytes"] + CONTROL
         if mode == "both":
@@ -75,7 +75,7 @@ def test_iperf3_measures_datagrams_in_both_directions(
         arguments = ("--udp", "--length", "1000", "--bitrate", "20M", "--bytes", "500K", *direction)
         total = json.loads(output(*client, *arguments))["end"]["sum"]
         assert total["packets"] > 500
-        assert total["lost_percent"] < 20  # some may be, and here hardly any is
+        assert total["lost_percent"] < 20  # loss is allowed, and rare here
     assert served.counts("forward")["datagrams"] > 400
 
 
@@ -106,7 +106,7 @@ def test_dig_asks_a_name_server_over_udp_and_tcp(start_superd: Start) -> None:
             assert dig(served, transport, *options, "a.one.example") == ["192.0.2.1"]
             assert dig(served, transport, *options, "text.example", "TXT") == ['"superd"']
             assert dig(served, transport, *options, "many.example") == many
-        # each question over udp is a source of its own; a long answer is asked for again over tcp
+        # each query over udp is a source of its own; a long answer is queried again over tcp
         events = closed_records(served, 7)
     assert {event["target"] for event in events} == {
         f"{transport}://127.0.0.1:{port}" for transport in ("tcp", "udp")
@@ -124,7 +124,7 @@ REQUESTS = 5000
 
 
 @pytest.mark.tool("redis-server", "redis-cli", "redis-benchmark")
-def test_redis_is_put_under_load_and_loses_nothing(start_superd: Start, tmp_path: Path) -> None:
+def test_redis_under_load_loses_nothing(start_superd: Start, tmp_path: Path) -> None:
     port = free_port()
     server = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
     server += ["--appendonly", "no", "--dir", str(tmp_path), "--daemonize", "no"]
@@ -133,8 +133,8 @@ def test_redis_is_put_under_load_and_loses_nothing(start_superd: Start, tmp_path
         host, own = served.address("forward")
         place = ["-h", host, "-p", str(own)]
         load = ["-n", str(REQUESTS), "-c", "50", "-P", "8", "-r", "1000", "-d", "100", "--csv"]
-        told = output("redis-benchmark", *place, *load, "-t", ",".join(KINDS).lower())
-        rows = list(csv.DictReader(told.decode().splitlines()))
+        printed = output("redis-benchmark", *place, *load, "-t", ",".join(KINDS).lower())
+        rows = list(csv.DictReader(printed.decode().splitlines()))
         assert [row["test"] for row in rows] == list(KINDS)
         assert all(float(row["rps"]) > 0 for row in rows)
         info = output("redis-cli", *place, "info", "commandstats").decode()
@@ -154,7 +154,7 @@ def test_redis_is_put_under_load_and_loses_nothing(start_superd: Start, tmp_path
 
 
 def postgres_programs() -> Path | None:
-    """Return where the programs of the newest one are, which Debian has not in the path."""
+    """Return the directory of the newest version's programs, which Debian has outside the path."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"))
     return found[-1].parent if found else None
 
@@ -170,7 +170,7 @@ select (select sum(abalance) from pgbench_accounts) = (select sum(delta) from pg
 
 @pytest.mark.root
 @pytest.mark.tool("pgbench")
-def test_postgresql_does_its_transactions(start_superd: Start) -> None:
+def test_postgresql_runs_transactions_of_pgbench(start_superd: Start) -> None:
     programs = postgres_programs()
     if programs is None:
         pytest.skip("needs PostgreSQL")
@@ -191,8 +191,8 @@ def test_postgresql_does_its_transactions(start_superd: Start) -> None:
             output(f"{programs}/pgbench", "-q", "-i", "-s", "1", env=env)
             load = ["-n", "-c", str(CLIENTS), "-j", "2", "-t", str(TRANSACTIONS)]
             output(f"{programs}/pgbench", *load, env=env)
-            told = output(*ask, BALANCED, env=env)
+            printed = output(*ask, BALANCED, env=env)
             events = closed_records(served, served.counts("forward")["accepted"])
-    assert told == f"t|{CLIENTS * TRANSACTIONS}\n".encode()
+    assert printed == f"t|{CLIENTS * TRANSACTIONS}\n".encode()
     assert len(events) >= 3 + CLIENTS
     assert {event["end"] for event in events} <= {"client"}

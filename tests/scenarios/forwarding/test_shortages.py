@@ -1,4 +1,4 @@
-"""Forwarding where the system runs short, and where clients or workers go: others lose nothing."""
+"""Shortages of the system, and clients or workers that end: other sessions lose nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.support.clients import is_open, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, make_plugin, until
 from tests.support.usage import open_descriptors, processor_time
 
-FEW = 64  # descriptors
+FEW_DESCRIPTORS = 64
 
 Ends = tuple[socket.socket, socket.socket]
 
@@ -30,8 +30,8 @@ def target() -> Iterator[Target]:
         yield one
 
 
-def talks(ends: Ends) -> bool:
-    """Tell whether both sides hear each other."""
+def exchanges(ends: Ends) -> bool:
+    """Tell whether data passes in both directions."""
     client, server = ends
     client.sendall(b"a question")
     heard = server.recv(100)
@@ -40,7 +40,7 @@ def talks(ends: Ends) -> bool:
 
 
 def arrives(ends: Ends, streams: tuple[Stream, Stream]) -> bool:
-    """End both sides, and tell whether all that they had sent has arrived."""
+    """End both sides, and tell whether all sent data has arrived."""
     for end in ends:
         end.shutdown(socket.SHUT_WR)
     return [digest_of(end) for end in reversed(ends)] == [
@@ -48,11 +48,11 @@ def arrives(ends: Ends, streams: tuple[Stream, Stream]) -> bool:
     ]
 
 
-# Clients that go
+# Clients that reset
 
 
-def tear(pair: Pair, number: int) -> None:
-    """Begin a transfer, and break it off in one way or another."""
+def abort_transfer(pair: Pair, number: int) -> None:
+    """Start a transfer, and abort it in a way that depends on the number."""
     with pair.open() as (client, server):
         for end in (client, server):
             Stream().push(end, (1, 1000, 1 << 18)[number % 3])
@@ -68,17 +68,17 @@ def tear(pair: Pair, number: int) -> None:
                 pass
 
 
-def tear_many(served: Superd, pair: Pair, number: int) -> None:
+def abort_transfers(served: Superd, pair: Pair, number: int) -> None:
     workers = served.workers()
-    tear(pair, 0)
+    abort_transfer(pair, 0)
     served.wait_until_idle("web")
     before, start = open_descriptors(workers), len(served.log())
     for n in range(number):
-        tear(pair, n)
+        abort_transfer(pair, n)
     served.wait_until_idle("web", 5)
     with pair.open() as ends:
-        assert talks(ends)
-    until(lambda: open_descriptors(workers) == before, "all descriptors to be given back")
+        assert exchanges(ends)
+    until(lambda: open_descriptors(workers) == before, "all descriptors to be closed")
     assert served.workers() == workers
     assert served.counts("web")["errors"] == 0
     assert served.log()[start:] == ""
@@ -86,11 +86,11 @@ def tear_many(served: Superd, pair: Pair, number: int) -> None:
 
 @pytest.mark.parametrize("loop", ["asyncio", pytest.param("uvloop", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("number", [1000, pytest.param(10_000, marks=pytest.mark.soak)])
-def test_clients_that_reset_in_the_middle_leave_nothing_behind(
+def test_clients_that_reset_a_transfer_leave_nothing_behind(
     start_superd: Start, target: Target, number: int, loop: str
 ) -> None:
     served = start_superd(f'[daemon]\nloop = "{loop}"\n' + entry("web", target))
-    tear_many(served, Pair(served, "web", target), number)
+    abort_transfers(served, Pair(served, "web", target), number)
 
 
 UNCOLLECTED = """
@@ -114,7 +114,7 @@ UNCOLLECTED = """
 """
 
 
-def test_nothing_of_a_connection_waits_for_the_garbage_collector(
+def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(
     start_superd: Start, target: Target, tmp_path: Path
 ) -> None:
     toml = (
@@ -128,10 +128,12 @@ def test_nothing_of_a_connection_waits_for_the_garbage_collector(
     served = start_superd(toml, env=make_plugin(tmp_path / "plugins", "uncollected", UNCOLLECTED))
     pair = Pair(served, "web", target)
     with pair.open() as ends:
-        assert talks(ends)
-        assert exchange(served.connect("uncollected"), b"") == b"3"  # it, and its two sides
+        assert exchanges(ends)
+        assert (
+            exchange(served.connect("uncollected"), b"") == b"3"
+        )  # the connection, and its two sides
         for number in range(3 * 4 * 5 * 7):
-            tear(pair, number)
+            abort_transfer(pair, number)
     served.wait_until_idle("web")
     assert exchange(served.connect("uncollected"), b"") == b"0"
 
@@ -139,17 +141,19 @@ def test_nothing_of_a_connection_waits_for_the_garbage_collector(
 # Too few descriptors
 
 
-@pytest.mark.parametrize("few", [FEW, FEW + 1])  # a session takes two: for one, half is left
-def test_at_descriptor_exhaustion_old_sessions_lose_nothing_and_new_ones_come_later(
+@pytest.mark.parametrize(
+    "few", [FEW_DESCRIPTORS, FEW_DESCRIPTORS + 1]
+)  # a session takes two: with one more, half of one is left
+def test_without_descriptors_old_sessions_lose_nothing_and_new_ones_wait(
     start_superd: Start, target: Target, few: int
 ) -> None:
-    """A client that superd could take, and connect to nobody, is reset; those after it wait."""
+    """A client that superd accepts but cannot connect is reset; later ones wait in the backlog."""
     served = start_superd(entry("web", target, more=f"\nrlimits = {{ nofile = {few} }}"))
     pair = Pair(served, "web", target)
     (worker,) = served.workers()
     with contextlib.ExitStack() as stack:
         sessions: list[Ends] = []
-        others: list[socket.socket] = []  # whom there is no room for
+        others: list[socket.socket] = []  # clients without a session
         while len(sessions) < few:
             with contextlib.suppress(ConnectionResetError):
                 client = stack.enter_context(pair.connect())
@@ -159,21 +163,21 @@ def test_at_descriptor_exhaustion_old_sessions_lose_nothing_and_new_ones_come_la
                 others.append(client)
             break
         assert 10 < len(sessions) < few // 2
-        told = "cannot accept, clients wait|cannot connect to tcp://127.0.0.1:[0-9]+"
-        served.wait_for_log(f"({told}): Too many open files")
+        messages = "cannot accept, clients wait|cannot connect to tcp://127.0.0.1:[0-9]+"
+        served.wait_for_log(f"({messages}): Too many open files")
         for _ in range(10):
             with contextlib.suppress(ConnectionResetError):
                 others.append(stack.enter_context(pair.connect()))
         before = processor_time(worker)
         streams = []
         for seed, ends in enumerate(sessions):
-            assert talks(ends)
+            assert exchanges(ends)
             pushed = Stream(seed), Stream(-seed)
             for stream, end in zip(pushed, ends, strict=True):
                 stream.push(end, 1 << 20)
             streams.append(pushed)
         assert stays_quiet(target.sock, 1)
-        assert processor_time(worker) - before < 0.9, "it spins"
+        assert processor_time(worker) - before < 0.9, "the worker is busy polling"
         waiting = list(filter(is_open, others))
         print(f"{len(sessions)} sessions; of 11 others {len(waiting)} wait")
         for pushed, ends in zip(streams, sessions, strict=True):
@@ -182,9 +186,9 @@ def test_at_descriptor_exhaustion_old_sessions_lose_nothing_and_new_ones_come_la
             ends[1].close()
         for client in waiting:
             if is_open(client):
-                assert talks((client, stack.enter_context(target.accept())))
+                assert exchanges((client, stack.enter_context(target.accept())))
         with pair.open() as ends:
-            assert talks(ends)
+            assert exchanges(ends)
     assert served.workers() == [worker]
     assert "Traceback" not in served.log()
 
@@ -194,14 +198,14 @@ def test_at_descriptor_exhaustion_old_sessions_lose_nothing_and_new_ones_come_la
 
 @pytest.mark.root
 def test_without_memory_sessions_lose_nothing(start_superd: Start, target: Target) -> None:
-    """What their readers do not take can be kept nowhere, until there is memory again."""
-    own = f"\nuser = {os.getuid()}\ngroup = {os.getgid()}"  # whose limits we may set
+    """Data that is not read cannot be kept until memory can be allocated again."""
+    own = f"\nuser = {os.getuid()}\ngroup = {os.getgid()}"  # a user whose limits the test may set
     served = start_superd(entry("web", target, more=own))
     pair = Pair(served, "web", target)
     (worker,) = served.workers()
     with contextlib.ExitStack() as stack:
         sessions = [stack.enter_context(pair.open()) for _ in range(12)]
-        assert all(map(talks, sessions))
+        assert all(map(exchanges, sessions))
         hard = resource.prlimit(worker, resource.RLIMIT_AS)[1]
         resource.prlimit(worker, resource.RLIMIT_AS, (address_space(worker) + (128 << 10), hard))
         streams = [(Stream(2 * n), Stream(2 * n + 1)) for n in range(len(sessions))]
@@ -213,7 +217,7 @@ def test_without_memory_sessions_lose_nothing(start_superd: Start, target: Targe
             assert arrives(ends, pushed)
     served.wait_until_idle("web")
     with pair.open() as ends:
-        assert talks(ends)
+        assert exchanges(ends)
     assert served.workers() == [worker]
     assert served.counts("web")["errors"] == 0
 
@@ -223,10 +227,10 @@ def address_space(pid: int) -> int:
     return int(Path(f"/proc/{pid}/statm").read_text().split()[0]) * resource.getpagesize()
 
 
-# Workers that go
+# Workers that end
 
 
-def test_a_killed_worker_takes_only_the_sessions_of_its_own_pool(start_superd: Start) -> None:
+def test_a_killed_worker_ends_only_sessions_of_its_pool(start_superd: Start) -> None:
     with contextlib.ExitStack() as stack:
         targets = {name: stack.enter_context(contextlib.closing(Target())) for name in "ab"}
         served = start_superd(
@@ -246,7 +250,7 @@ def test_a_killed_worker_takes_only_the_sessions_of_its_own_pool(start_superd: S
             assert receive_to_end(end)[0] == b""
         until(lambda: served.workers("a") not in ([], [victim]), "a successor")
         with first.open() as others:
-            assert talks(others)
+            assert exchanges(others)
         assert arrives(ends, streams)
 
 
@@ -262,12 +266,10 @@ def test_a_drain_lets_sessions_finish(start_superd: Start, target: Target) -> No
     assert served.wait() == 0
 
 
-def test_the_end_of_the_drain_resets_who_has_not_finished(
-    start_superd: Start, target: Target
-) -> None:
+def test_the_end_of_the_drain_resets_open_sessions(start_superd: Start, target: Target) -> None:
     served = start_superd('[daemon]\ndrain-timeout = "500ms"\n' + entry("web", target))
     with Pair(served, "web", target).open() as ends:
-        assert talks(ends)
+        assert exchanges(ends)
         served.signal(signal.SIGTERM)
         for end in ends:
             assert receive_to_end(end) == (b"", "reset")

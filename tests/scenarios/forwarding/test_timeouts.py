@@ -1,4 +1,4 @@
-"""Time-outs of forwarded connections: whose time is over is reset at both ends, and nobody else."""
+"""Time-outs of forwarded connections: the connection is reset at both ends, and no other is."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.scenarios.forwarding.ends import (
 from tests.support.clients import is_open, receive_to_end, reset
 from tests.support.harness import until
 
-LIMIT = 1.0  # seconds, of each time-out
-LOOKS = 0.5  # seconds: how late it may be noticed, on top of a tenth
+TIMEOUT = 1.0  # seconds, each time-out of the services
+CHECK_DELAY = 0.5  # seconds that a check may come late, in addition to a tenth
 
 ENTRIES = {
     "free": "",
@@ -52,15 +52,13 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Pair]]
 def both_are_reset(client: socket.socket, server: socket.socket, began: float) -> None:
     took = seconds_until_readable(client, began)
     print(f"reset after {took:.2f} s")
-    assert 0.9 * LIMIT <= took < 1.1 * LIMIT + LOOKS + 1
+    assert 0.9 * TIMEOUT <= took < 1.1 * TIMEOUT + CHECK_DELAY + 1
     assert receive_to_end(client) == (b"", "reset")
     assert receive_to_end(server) == (b"", "reset")
 
 
 @pytest.mark.parametrize("name", ["idle", "session"])
-def test_both_ends_of_a_connection_whose_time_is_over_are_reset(
-    pairs: dict[str, Pair], name: str
-) -> None:
+def test_both_ends_are_reset_after_a_timeout(pairs: dict[str, Pair], name: str) -> None:
     began = time.monotonic()
     with pairs[name].open() as (client, server), pairs["free"].open() as (other, _):
         client.sendall(b"hello")
@@ -72,7 +70,7 @@ def test_both_ends_of_a_connection_whose_time_is_over_are_reset(
     pairs[name].superd.wait_until_idle(name)
 
 
-def test_a_client_that_says_nothing_first_is_reset(pairs: dict[str, Pair]) -> None:
+def test_a_client_without_a_first_byte_is_reset(pairs: dict[str, Pair]) -> None:
     began = time.monotonic()
     with pairs["first"].open() as (client, server), pairs["first"].open() as (other, peer):
         other.sendall(b"hello")
@@ -81,16 +79,16 @@ def test_a_client_that_says_nothing_first_is_reset(pairs: dict[str, Pair]) -> No
         assert is_open(other)
 
 
-def test_a_connection_is_not_idle_while_either_side_talks(pairs: dict[str, Pair]) -> None:
+def test_a_connection_is_not_idle_while_either_side_sends(pairs: dict[str, Pair]) -> None:
     with pairs["idle"].open() as (client, server):
         for sender, receiver in [(client, server)] * 2 + [(server, client)] * 2:
-            assert stays_quiet(client, LIMIT / 3)
+            assert stays_quiet(client, TIMEOUT / 3)
             sender.sendall(b"x")
             assert receiver.recv(100) == b"x"
         client.shutdown(socket.SHUT_WR)
         assert server.recv(1) == b""
         for _ in range(4):
-            assert stays_quiet(client, LIMIT / 3)
+            assert stays_quiet(client, TIMEOUT / 3)
             server.sendall(b"x")
             assert client.recv(100) == b"x"
 
@@ -99,9 +97,7 @@ def test_a_connection_is_not_idle_while_either_side_talks(pairs: dict[str, Pair]
 
 
 @pytest.mark.parametrize("who", ["client", "server"])
-def test_a_half_closed_connection_in_which_nothing_passes_is_reset(
-    pairs: dict[str, Pair], who: str
-) -> None:
+def test_an_idle_half_closed_connection_is_reset(pairs: dict[str, Pair], who: str) -> None:
     with pairs["half"].open() as (client, server), pairs["half"].open() as (other, _):
         first, second = (client, server) if who == "client" else (server, client)
         first.shutdown(socket.SHUT_WR)
@@ -109,21 +105,19 @@ def test_a_half_closed_connection_in_which_nothing_passes_is_reset(
         assert second.recv(1) == b""
         took = seconds_until_readable(first, began)
         print(f"reset after {took:.2f} s")
-        assert LIMIT <= took < LIMIT + LOOKS + 1
+        assert TIMEOUT <= took < TIMEOUT + CHECK_DELAY + 1
         assert receive_to_end(first) == (b"", "reset")
         assert is_open(other)
     pairs["half"].superd.wait_until_idle("half")
 
 
 @pytest.mark.parametrize("name", ["half", "endless"])
-def test_a_half_closed_connection_in_which_something_passes_goes_on(
-    pairs: dict[str, Pair], name: str
-) -> None:
+def test_an_active_half_closed_connection_continues(pairs: dict[str, Pair], name: str) -> None:
     with pairs[name].open() as (client, server):
         client.shutdown(socket.SHUT_WR)
         assert server.recv(1) == b""
         for _ in range(5):
-            pause = LIMIT / 2 if name == "half" else LIMIT / 4
+            pause = TIMEOUT / 2 if name == "half" else TIMEOUT / 4
             assert stays_quiet(client, pause)
             server.sendall(b"x")
             assert client.recv(100) == b"x"
@@ -132,7 +126,7 @@ def test_a_half_closed_connection_in_which_something_passes_goes_on(
 
 
 @pytest.mark.parametrize("both_ways", [False, True])
-def test_a_reset_that_waits_behind_a_reader_who_has_stopped_ends_by_the_same_time(
+def test_a_reset_is_not_delayed_for_ever_by_a_stalled_reader(
     pairs: dict[str, Pair], both_ways: bool
 ) -> None:
     with pairs["half"].open() as (client, server):
@@ -140,7 +134,9 @@ def test_a_reset_that_waits_behind_a_reader_who_has_stopped_ends_by_the_same_tim
         if both_ways:
             Stream().fill(server)
         reset(client)
-        until(lambda: pairs["half"].superd.counts("half")["active"] == 0, "its end", 5)
+        until(
+            lambda: pairs["half"].superd.counts("half")["active"] == 0, "the connection to end", 5
+        )
         assert receive_to_end(server)[1] == "reset"
 
 
@@ -148,7 +144,7 @@ def test_a_reset_that_waits_behind_a_reader_who_has_stopped_ends_by_the_same_tim
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_a_target_that_never_answers_costs_its_clients_connect_timeout_and_nobody_else(
+def test_a_target_that_never_answers_delays_only_its_clients(
     pairs: dict[str, Pair], kind: str
 ) -> None:
     pair = pairs[f"black-hole-{kind}"]
@@ -157,8 +153,8 @@ def test_a_target_that_never_answers_costs_its_clients_connect_timeout_and_nobod
         began = time.monotonic()
         clients = [stack.enter_context(pair.connect()) for _ in range(50)]
         for client in clients:
-            client.sendall(b"is anybody there?")
-        while stays_quiet(clients[0], 0) and time.monotonic() - began < 5 * LIMIT:
+            client.sendall(b"is there an answer?")
+        while stays_quiet(clients[0], 0) and time.monotonic() - began < 5 * TIMEOUT:
             for client, server in others:
                 sent_at = time.monotonic()
                 client.sendall(b"x")
@@ -169,19 +165,19 @@ def test_a_target_that_never_answers_costs_its_clients_connect_timeout_and_nobod
             assert receive_to_end(client) == (b"", "reset")
     worst = sorted(delays)[int(len(delays) * 0.99)]
     print(f"{min(took):.3f} to {max(took):.3f} s; others' p99 {worst * 1000:.2f} ms")
-    assert 0.9 * LIMIT <= min(took) <= max(took) <= 1.1 * LIMIT + 0.05
+    assert 0.9 * TIMEOUT <= min(took) <= max(took) <= 1.1 * TIMEOUT + 0.05
     assert worst < 0.05
     pair.superd.wait_until_idle(pair.service)
 
 
-def test_a_target_that_answers_late_is_waited_for(pairs: dict[str, Pair]) -> None:
-    """On a unix socket nothing tells that there is room again, so it is looked for."""
+def test_a_target_that_accepts_late_gets_the_connection(pairs: dict[str, Pair]) -> None:
+    """For a unix socket no event reports room in the backlog, so superd polls."""
     with contextlib.ExitStack() as stack:
         pair = pairs["black-hole-unix"]
         client = stack.enter_context(pair.connect())
         client.sendall(b"hello")
         assert stays_quiet(client, 0.1)
-        stack.enter_context(pair.target.accept())  # who had filled it
+        stack.enter_context(pair.target.accept())  # the connection that filled the backlog
         server = stack.enter_context(pair.target.accept())
         assert server.recv(100) == b"hello"
         server.close()
