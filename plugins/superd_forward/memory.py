@@ -23,12 +23,12 @@ class Memory:
         self._waiting: dict[int, Polled] = {}  # by descriptor; for a buffer
         self._is_scheduled = False
 
-    def read_again(self, descriptor: int, who: Polled) -> None:
-        """Schedule a call of `who.ready` for its input, once a buffer is available."""
+    def read_again(self, descriptor: int, polled: Polled) -> None:
+        """Schedule a call of `polled.ready` for its input, once a buffer is available."""
         if self.buffer is not None:
-            self._poller.again(descriptor, who)
+            self._poller.again(descriptor, polled)
             return
-        self._waiting[descriptor] = who
+        self._waiting[descriptor] = polled
         self._renew_later()
 
     def release_buffer(self) -> None:
@@ -49,8 +49,8 @@ class Memory:
             self._renew_later()
             return
         waiting, self._waiting = self._waiting, {}
-        for descriptor, who in waiting.items():
-            self._poller.again(descriptor, who)
+        for descriptor, polled in waiting.items():
+            self._poller.again(descriptor, polled)
 
 
 def _allocate() -> memoryview:

@@ -40,7 +40,7 @@ class ForwardedConnection(Relay):
         self.target_side: Side | None = None
         self.target: Target | None = None
         self.first_end: End | None = None  # whose input ended first
-        self.reset_end: End | None = None  # who has reset it
+        self.reset_end: End | None = None  # which side was reset
         self.is_over = False
         self.last_count = -1  # bytes, at the last check of a half-closed or reset connection
         self.deadline = 0.0

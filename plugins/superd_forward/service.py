@@ -203,7 +203,7 @@ class Forward(Service):
     def _check_target(self, to: Destination, entry: Entry) -> None:
         for listener in entry.listen:
             if _reaches(to, listener):
-                raise WrongOption("to", f"{to} is where the service itself listens")
+                raise WrongOption("to", f"{to} is an address of the service itself")
         if not any(to.serves(datagrams=a.transport.is_datagram) for a in entry.listen):
             raise WrongOption("to", f"{to} would get nothing: listen has no address of its kind")
         folder = os.path.dirname(to.path)

@@ -17,7 +17,7 @@ from superd_sniffer import pcap
 from superd_sniffer.recognisers.guess import Guess
 from superd_sniffer.rotating import RotatingFile
 
-FLUSH_DELAY = 0.05  # seconds, to write several pieces at once
+FLUSH_DELAY = 0.05  # seconds, to write several pieces together
 MAX_PENDING_BYTES = 256 * 1024  # then they are written without delay
 MAX_RECORDED_BYTES = 256  # of the captured data, in the record
 
@@ -36,12 +36,12 @@ class Knock:
 
     def text(self, port_name: str) -> str:
         """Return the text of the record: `Connection from PEER to ADDRESS:SERVICE`."""
-        who = f"{self.peer.endpoint} ({self.name})" if self.name else self.peer.endpoint
+        client = f"{self.peer.endpoint} ({self.name})" if self.name else self.peer.endpoint
         if self.local.transport.is_unix:
-            return f"Connection from {who} to {self.local.endpoint}"
+            return f"Connection from {client} to {self.local.endpoint}"
         host = f"[{self.local.host}]" if ":" in self.local.host else self.local.host
         what = "Datagram" if self.local.transport.is_datagram else "Connection"
-        return f"{what} from {who} to {host}:{port_name or self.local.port}"
+        return f"{what} from {client} to {host}:{port_name or self.local.port}"
 
     def facts(self) -> dict[str, str]:
         """Return the facts of the record, by name."""
@@ -85,8 +85,8 @@ class Knock:
 
 
 class HistoryFile:
-    """Writes pieces to a file, several at once. Logs when writing fails first, and when it works
-    again.
+    """Writes pieces to a file, several in one call. Logs the first failed write, and when writing
+    works again.
     """
 
     def __init__(

@@ -209,5 +209,5 @@ class SnifferProtocol(asyncio.Protocol):
     def _record(self) -> None:
         if not self.is_recorded:
             self.is_recorded = True
-            heard = bytes(self.data)
-            self.sniffer.knocked(Knock(self.conn, self.at, self.peer, self.local, heard))
+            data = bytes(self.data)
+            self.sniffer.knocked(Knock(self.conn, self.at, self.peer, self.local, data))

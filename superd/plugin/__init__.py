@@ -1,4 +1,4 @@
-"""What a plugin author imports, and nothing of the server.
+"""Everything that a plugin imports from superd; nothing of the server.
 
 from superd.plugin import Connection, Service, hookimpl
 
@@ -12,6 +12,19 @@ class Shout(Service):
 @hookimpl
 def superd_services() -> list[type[Service]]:
     return [Shout]
+
+By use:
+  plugins    Service, hookimpl; Entry, the TOML entry that `check` gets; Level of a log line
+  options    Options, WrongOption; types of fields: Duration, PositiveDuration, Size, Rate, Strings,
+             FilePath, ReadableFile, Networks
+  serving    Connection, BlockingConnection, Client, Request, Waiting; LineTooLong, Unavailable
+  relaying   Relay, DatagramRelay, Relayed, RelayedDatagrams, Poller, Polled, End; reset_on_close,
+             undelivered
+  addresses  Address, Transport, IPNetwork, ANY_IPV4, ANY_IPV6; Destination, parse_destination;
+             Candidates, the order and pace of RFC 8305
+  PROXY      proxy_header_v1 and proxy_header_v2 of a client, OWN_HEADER_V1 and OWN_HEADER_V2 of
+             superd itself
+  programs   inherited_environment, variables that superd was started with
 """
 
 from superd.config.lists import Networks

@@ -1,4 +1,4 @@
-"""chargen (RFC 864): lines of 72 characters out of a ring of 95, each a step further."""
+"""chargen (RFC 864): lines of 72 characters from a ring of 95, each shifted by one."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LINE = 74
 
 
 def line(number: int) -> bytes:
-    """Return the line as the RFC's example has it, beginning with a space."""
+    """Return a line of the RFC's example; line 0 begins with a space."""
     return bytes(32 + (number + i) % 95 for i in range(72)) + b"\r\n"
 
 
@@ -44,13 +44,13 @@ def read(client: socket.socket, size: int) -> bytes:
     return bytes(parts)
 
 
-def test_the_first_lines_are_those_of_the_rfc() -> None:
+def test_the_first_lines_match_the_rfc() -> None:
     assert line(0).startswith(b" !\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFG")
     assert line(1).startswith(b"!\"#$%&'()*+,-./0123456789:;<=>?@ABCDEFGH")
 
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
-def test_the_pattern_goes_on_around_the_ring(served: Superd, transport: str) -> None:
+def test_the_pattern_continues_around_the_ring(served: Superd, transport: str) -> None:
     lines = 95 * 40 + 3
     tcp = transport == "tcp"
     client = served.connect("chargen") if tcp else connect_unix(served.directory / "stream")
@@ -58,26 +58,26 @@ def test_the_pattern_goes_on_around_the_ring(served: Superd, transport: str) -> 
         assert read(client, lines * LINE) == pattern(lines)
 
 
-def test_packets_hold_whole_lines(served: Superd) -> None:
+def test_packets_contain_whole_lines(served: Superd) -> None:
     with connect_unix(served.directory / "packet", socket.SOCK_SEQPACKET) as client:
         data = client.recv(1 << 18) + client.recv(1 << 18)
     assert data == pattern(len(data) // LINE)
 
 
-def test_input_is_discarded_and_changes_nothing(served: Superd) -> None:
+def test_input_is_discarded(served: Superd) -> None:
     with served.connect("chargen") as client:
         for _ in range(20):
-            client.sendall(b"is anybody there?\r\n" * 100)
+            client.sendall(b"is there a server?\r\n" * 100)
         assert read(client, 2000 * LINE) == pattern(2000)
 
 
-def test_a_client_that_sends_no_more_still_receives(served: Superd) -> None:
+def test_a_client_that_has_half_closed_still_receives(served: Superd) -> None:
     with served.connect("chargen") as client:
         client.shutdown(socket.SHUT_WR)
         assert read(client, 2000 * LINE) == pattern(2000)
 
 
-def test_a_datagram_gets_at_most_as_much_as_it_had_and_never_more_than_512(
+def test_an_answer_is_no_longer_than_its_datagram_and_than_512_bytes(
     served: Superd,
 ) -> None:
     for size in (0, 1, 72, 100, 511, 512, 513, 1400) * 5:
@@ -89,4 +89,4 @@ def test_a_datagram_gets_at_most_as_much_as_it_had_and_never_more_than_512(
 def test_the_length_of_a_datagram_is_random_up_to_512(served: Superd) -> None:
     lengths = {len(ask_udp(served.address("generous", "udp"), b"")) for _ in range(200)}
     assert max(lengths) <= 512
-    assert len(lengths) > 50  # 200 draws of 513 values: fewer has no chance
+    assert len(lengths) > 50  # 200 draws from 513 values: fewer is practically impossible

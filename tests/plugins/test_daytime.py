@@ -1,4 +1,4 @@
-"""daytime (RFC 867): one line, then the end."""
+"""daytime (RFC 867): one line, then the end of the stream."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ ASK: dict[str, Callable[[Superd], bytes]] = {
 
 
 @pytest.mark.parametrize("transport", ASK)
-def test_the_line_has_the_form_and_the_time(served: Superd, transport: str) -> None:
+def test_the_line_has_the_format_and_the_time(served: Superd, transport: str) -> None:
     before = int(time.time())
     line = ASK[transport](served)
     after = int(time.time())
@@ -58,12 +58,12 @@ def test_the_line_has_the_form_and_the_time(served: Superd, transport: str) -> N
     assert before <= said <= after
 
 
-def test_the_end_is_a_fin(served: Superd) -> None:
+def test_the_connection_ends_with_a_fin(served: Superd) -> None:
     with served.connect("daytime") as client:
         assert receive_to_end(client)[1] == "fin"
 
 
-def test_a_datagram_shorter_than_the_answer_gets_none(served: Superd) -> None:
+def test_a_datagram_shorter_than_the_answer_gets_no_answer(served: Superd) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(served.address("daytime", "udp"))
         client.send(bytes(25))
@@ -73,6 +73,6 @@ def test_a_datagram_shorter_than_the_answer_gets_none(served: Superd) -> None:
             client.recv(1)
 
 
-def test_a_day_of_one_digit_keeps_its_place() -> None:
+def test_a_day_of_one_digit_is_padded() -> None:
     first_of_march = time.mktime((2026, 3, 1, 4, 5, 6, 0, 0, -1))
     assert superd_daytime.line(int(first_of_march)) == b"Sun Mar  1 04:05:06 2026\r\n"

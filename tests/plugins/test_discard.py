@@ -1,4 +1,4 @@
-"""discard (RFC 863): takes everything, says nothing, closes when the client has finished."""
+"""discard (RFC 863): reads everything, sends nothing, closes at the end of input."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ listen = [
 """
 
 
-def test_input_of_any_length_is_taken_and_nothing_answered(served: Superd) -> None:
+def test_input_of_any_length_is_read_and_not_answered(served: Superd) -> None:
     assert exchange(served.connect("discard"), b"") == b""
     assert exchange(served.connect("discard"), bytes(8 << 20)) == b""
     assert exchange(connect_unix(served.directory / "stream"), bytes(1 << 20)) == b""
     assert ask_unixpacket(served.directory / "packet", b"a", b"bc") == []
 
 
-def test_the_end_is_a_fin_even_where_much_is_on_its_way(served: Superd) -> None:
+def test_the_connection_ends_with_a_fin_with_much_input_in_transit(served: Superd) -> None:
     with served.connect("discard") as client:
         client.sendall(bytes(1 << 20))
         client.shutdown(socket.SHUT_WR)
@@ -38,7 +38,7 @@ def test_the_end_is_a_fin_even_where_much_is_on_its_way(served: Superd) -> None:
 
 
 @pytest.mark.parametrize("transport", ["udp", "unixgram"])
-def test_no_datagram_is_ever_answered(served: Superd, transport: str) -> None:
+def test_no_datagram_is_answered(served: Superd, transport: str) -> None:
     before = served.counts("discard")
     path = Path(served.directory, "datagram")
     if transport == "udp":

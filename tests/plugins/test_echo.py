@@ -1,4 +1,4 @@
-"""echo (RFC 862): every byte comes back, in order, until the client has finished."""
+"""echo (RFC 862): every byte is sent back, in order, until the end of input."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ BULK = random.Random(7).randbytes(8 << 20)
 SIZES = [0, 1, 2, 1472, 8192, 65507]
 
 
-def test_what_is_sent_comes_back_and_half_close_ends_it(served: Superd) -> None:
+def test_input_is_echoed_until_a_half_close(served: Superd) -> None:
     assert exchange(served.connect("echo"), b"hello\0\xff\r\n") == b"hello\0\xff\r\n"
     assert exchange(served.connect("echo"), b"") == b""
 
 
-def test_an_answer_does_not_wait_for_a_line_or_for_the_end(served: Superd) -> None:
+def test_single_bytes_are_echoed_without_delay(served: Superd) -> None:
     with served.connect("echo") as client:
         for byte in b"abc":
             client.send(bytes([byte]))
@@ -46,7 +46,7 @@ def test_an_answer_does_not_wait_for_a_line_or_for_the_end(served: Superd) -> No
 
 @pytest.mark.parametrize("transport", ["tcp", "unix"])
 @pytest.mark.parametrize("times", [1, 3])
-def test_megabytes_in_odd_segments_come_back_unharmed(
+def test_megabytes_in_odd_segments_are_echoed_unchanged(
     served: Superd, transport: str, times: int
 ) -> None:
     tcp = transport == "tcp"
@@ -56,7 +56,7 @@ def test_megabytes_in_odd_segments_come_back_unharmed(
     assert received == sent
 
 
-def test_a_client_that_reads_only_after_its_half_close_gets_everything(served: Superd) -> None:
+def test_a_client_that_reads_after_its_half_close_gets_everything(served: Superd) -> None:
     data = BULK[: 1 << 20]
     with served.connect("echo") as client:
         client.sendall(data)
@@ -64,7 +64,7 @@ def test_a_client_that_reads_only_after_its_half_close_gets_everything(served: S
         assert receive_to_end(client) == (data, "fin")
 
 
-def test_urgent_data_does_no_harm(served: Superd) -> None:
+def test_urgent_data_loses_nothing(served: Superd) -> None:
     with served.connect("echo") as client:
         client.send(b"before")
         client.send(b"!", socket.MSG_OOB)
@@ -74,12 +74,12 @@ def test_urgent_data_does_no_harm(served: Superd) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_datagram_comes_back_as_it_was(served: Superd, size: int) -> None:
+def test_a_datagram_is_echoed_unchanged(served: Superd, size: int) -> None:
     assert ask_udp(served.address("echo", "udp"), BULK[:size]) == BULK[:size]
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_a_unix_datagram_comes_back_as_it_was(served: Superd, size: int) -> None:
+def test_a_unix_datagram_is_echoed_unchanged(served: Superd, size: int) -> None:
     assert ask_unixgram(served.directory / "datagram", BULK[:size]) == BULK[:size]
 
 

@@ -1,4 +1,4 @@
-"""qotd (RFC 865): one quote of fewer than 512 characters, then the end."""
+"""qotd (RFC 865): one quote of fewer than 512 characters, then the end of the stream."""
 
 from __future__ import annotations
 
@@ -44,21 +44,21 @@ ASK: dict[str, Callable[[Superd], bytes]] = {
 
 
 @pytest.mark.parametrize("transport", ASK)
-def test_without_a_file_there_are_proverbs(served: Superd, transport: str) -> None:
-    heard = {ASK[transport](served) for _ in range(60)}
-    assert heard == PROVERBS  # that one of five stays away 60 times has no chance
+def test_without_a_file_the_quotes_are_proverbs(served: Superd, transport: str) -> None:
+    received = {ASK[transport](served) for _ in range(60)}
+    assert received == PROVERBS  # that 60 draws miss one of five is practically impossible
 
 
-def test_the_end_is_a_fin(served: Superd) -> None:
+def test_the_connection_ends_with_a_fin(served: Superd) -> None:
     with served.connect("qotd") as client:
         assert receive_to_end(client)[1] == "fin"
 
 
-def test_a_datagram_is_answered_with_a_quote_that_is_no_longer(served: Superd) -> None:
+def test_a_datagram_gets_a_quote_no_longer_than_itself(served: Superd) -> None:
     shortest, second = sorted(PROVERBS, key=len)[:2]
     size = len(second) - 1
-    heard = {ask_udp(served.address("qotd", "udp"), bytes(size)) for _ in range(20)}
-    assert heard == {shortest}
+    received = {ask_udp(served.address("qotd", "udp"), bytes(size)) for _ in range(20)}
+    assert received == {shortest}
 
 
 def test_a_datagram_shorter_than_every_quote_gets_no_answer(served: Superd) -> None:
@@ -71,11 +71,11 @@ def test_a_datagram_shorter_than_every_quote_gets_no_answer(served: Superd) -> N
             client.recv(1)
 
 
-# Quotes of a file
+# Files of quotes
 
 FILES = [
-    pytest.param(b"one\n%\ntwo\n", [b"one", b"two"], id="a line of % between"),
-    pytest.param(b"%\none\n%\ntwo\n%\n", [b"one", b"two"], id="and around"),
+    pytest.param(b"one\n%\ntwo\n", [b"one", b"two"], id="a line of % between quotes"),
+    pytest.param(b"%\none\n%\ntwo\n%\n", [b"one", b"two"], id="a line of % around quotes"),
     pytest.param(b"one\r\n%\r\ntwo\r\n", [b"one", b"two"], id="CRLF"),
     pytest.param(b"one\n%\n%\n\n%\ntwo", [b"one", b"two"], id="empty quotes"),
     pytest.param(b"50 % of it\n%done\n", [b"50 % of it\n%done"], id="a % that is text"),
@@ -86,11 +86,11 @@ FILES = [
 
 
 @pytest.mark.parametrize(("text", "quotes"), FILES)
-def test_quotes_are_read_as_fortune_has_them(text: bytes, quotes: list[bytes]) -> None:
+def test_files_are_read_like_fortune_does(text: bytes, quotes: list[bytes]) -> None:
     assert superd_qotd.read_quotes(text) == quotes
 
 
-def test_a_quote_goes_out_with_network_line_ends_and_without_control_characters() -> None:
+def test_quotes_have_network_line_ends_and_no_control_characters() -> None:
     assert superd_qotd.on_the_wire(b"a\nb\r\nc") == b"a\r\nb\r\nc\r\n"
     assert superd_qotd.on_the_wire(b"\x1b[2Jbe\x07ep\x00\x7f \xc3\xa9") == b"[2Jbeep \xc3\xa9\r\n"
 
@@ -108,18 +108,18 @@ def serve_quotes(start_superd: Start, directory: Path, text: bytes) -> Superd:
     )
 
 
-def test_the_quotes_of_a_file_are_told_and_those_that_are_too_long_are_not(
+def test_quotes_of_a_file_are_sent_except_too_long_ones(
     start_superd: Start, tmp_path: Path
 ) -> None:
     longest, too_long = b"x" * 509, b"y" * 510
     text = b"first\nsecond line\n%\n" + longest + b"\n%\n" + too_long + b"\n"
     served = serve_quotes(start_superd, tmp_path, text)
-    heard = {receive_and_close(served.connect("qotd")) for _ in range(60)}
-    assert heard == {b"first\r\nsecond line\r\n", longest + b"\r\n"}
+    received = {receive_and_close(served.connect("qotd")) for _ in range(60)}
+    assert received == {b"first\r\nsecond line\r\n", longest + b"\r\n"}
 
 
 @pytest.mark.parametrize("text", [b"", b"\n%\n%\n", b"z" * 600])
-def test_a_file_without_a_quote_to_tell_is_a_clear_failure(tmp_path: Path, text: bytes) -> None:
+def test_a_file_without_a_valid_quote_is_an_error(tmp_path: Path, text: bytes) -> None:
     file = tmp_path / "quotes"
     file.write_bytes(text)
     done = superd("try", "qotd", f'quotes="{file}"')

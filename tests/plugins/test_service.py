@@ -1,4 +1,4 @@
-"""Which classes can be served, and what is told of those that cannot."""
+"""Which classes are valid services, and the errors for those that are not."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def made(name: str = "made", /, **methods: object) -> type[Service]:
         ({"takeover": asynchronous, "datagram": sync}, ("stream", "datagram")),
     ],
 )
-def test_a_class_serves_what_it_has_methods_for(
+def test_the_methods_of_a_class_decide_what_it_serves(
     methods: dict[str, object], kinds: tuple[str, ...]
 ) -> None:
     assert kinds_of(made(**methods)) == kinds
@@ -61,7 +61,9 @@ def test_a_class_serves_what_it_has_methods_for(
         ({"stream": sync, "protocol": sync}, ("loop", "thread", "fork", "prefork")),
     ],
 )
-def test_how_a_class_can_serve(methods: dict[str, object], models: tuple[str, ...]) -> None:
+def test_the_methods_of_a_class_decide_its_models(
+    methods: dict[str, object], models: tuple[str, ...]
+) -> None:
     assert models_of(made(**methods)) == models
 
 
@@ -84,5 +86,5 @@ def test_how_a_class_can_serve(methods: dict[str, object], models: tuple[str, ..
         (made(takeover=with_none), "Made.takeover cannot be called as takeover(sock, conn)"),
     ],
 )
-def test_what_cannot_be_served_is_told_by_name(service: object, mistake: str) -> None:
+def test_an_invalid_service_is_reported_by_name(service: object, mistake: str) -> None:
     assert mistake in (mistake_in(service) or "")

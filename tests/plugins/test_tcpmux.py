@@ -74,7 +74,7 @@ def ask(superd: Superd, *parts: bytes, number: int = 0) -> bytes:
         return receive_all(client)
 
 
-def test_help_tells_the_names(served: Superd) -> None:
+def test_help_lists_the_names(served: Superd) -> None:
     assert ask(served, b"HeLp\r\n").decode().split("\r\n") == [*sorted(NAMES), ""]
 
 
@@ -90,22 +90,22 @@ def test_not_a_byte_is_lost_or_added(served: Superd) -> None:
     assert ask(served, b"echo\n\r\n\0") == b"+Go\r\n\r\n\0"
 
 
-def test_a_service_that_answers_at_once_says_go_first(served: Superd) -> None:
+def test_go_precedes_an_immediate_answer(served: Superd) -> None:
     assert ask(served, b"daytime\r\n").startswith(b"+Go\r\n" + time.strftime("%a %b").encode())
 
 
 @pytest.mark.root
-def test_a_program_knows_its_client_and_has_its_own_user(served: Superd) -> None:
+def test_a_program_has_the_clients_address_and_its_own_user(served: Superd) -> None:
     answer = ask(served, b"cat\r\nmew").decode()
     port = served.address("mux")[1]
     assert answer == f"+Go\r\n127.0.0.1 {port}\ndaemon\nmew"
 
 
-def test_a_program_may_greet_by_itself(served: Superd) -> None:
+def test_a_program_can_send_its_own_greeting(served: Superd) -> None:
     assert ask(served, b"own\r\nmew") == b"+mine\r\nmew"
 
 
-def test_the_service_judges_by_its_own_rules_and_limits(served: Superd) -> None:
+def test_the_service_applies_its_own_rules_and_limits(served: Superd) -> None:
     assert ask(served, b"closed\r\n") == b"-The service refuses you\r\n"
     address = served.address("mux")
     with socket.create_connection(address, timeout=10) as first:
@@ -128,16 +128,16 @@ def test_the_service_judges_by_its_own_rules_and_limits(served: Superd) -> None:
         (b"x" * 5000, b"-The name is too long\r\n"),
     ],
 )
-def test_what_is_no_name_is_refused(served: Superd, sent: bytes, answer: bytes) -> None:
+def test_unknown_and_invalid_names_are_refused(served: Superd, sent: bytes, answer: bytes) -> None:
     assert ask(served, sent) == answer
 
 
-def test_a_client_that_says_nothing_is_closed_in_time(served: Superd) -> None:
+def test_a_silent_client_is_closed_after_the_timeout(served: Superd) -> None:
     with served.connect("mux") as client:
         assert receive_to_end(client) == (b"", "fin")
 
 
-def test_both_services_record_it(served: Superd) -> None:
+def test_both_services_record_the_connection(served: Superd) -> None:
     with served.connect("mux") as client:
         client.sendall(b"echo\r\n")
         assert client.recv(100) == b"+Go\r\n"
@@ -152,7 +152,7 @@ def test_both_services_record_it(served: Superd) -> None:
     assert ends["echo"]["local"] == "tcp://{}:{}".format(*served.address("mux"))
 
 
-def test_a_worker_of_either_side_may_die(served: Superd) -> None:
+def test_new_workers_serve_after_the_end_of_all_workers(served: Superd) -> None:
     before = set(served.workers())
     for worker in before:
         os.kill(worker, signal.SIGKILL)
@@ -223,6 +223,6 @@ def test_a_reload_changes_the_names(start_superd: Start) -> None:
         ('listen = ["tcpmux://x", "tcpmux://X"]', "is listened on by service.x already"),
     ],
 )
-def test_a_mistake_is_told(start_superd: Start, toml: str, message: str) -> None:
+def test_a_mistake_is_reported(start_superd: Start, toml: str, message: str) -> None:
     with pytest.raises(AssertionError, match=message):
         start_superd(f'[service.x]\nplugin = "echo"\n{toml}\n')

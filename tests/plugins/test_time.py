@@ -1,4 +1,4 @@
-"""time (RFC 868): four bytes, seconds since 1900, most significant first."""
+"""time (RFC 868): four bytes, seconds since 1900, most significant byte first."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ASK: dict[str, Callable[[Superd], bytes]] = {
 
 
 @pytest.mark.parametrize("transport", ASK)
-def test_the_number_counts_from_1900(served: Superd, transport: str) -> None:
+def test_the_number_counts_seconds_since_1900(served: Superd, transport: str) -> None:
     before = int(time.time())
     answer = ASK[transport](served)
     after = int(time.time())

@@ -12,7 +12,7 @@ _MAX_LINE_BYTES = 512
 
 
 def first_words(data: bytes) -> list[bytes] | None:
-    """Return the words of the first line; None where it has not ended, is long, or has no words."""
+    """Return the words of the first line; None if it is incomplete, too long or empty."""
     line, end, _ = data[:_MAX_LINE_BYTES].partition(b"\n")
     if not end or b"\0" in line:
         return None

@@ -25,7 +25,7 @@ SERVICES = {
     "first": '$to, balance = "first", retry-after = "1h"',
     "logged": '$to, balance = "first", retry-after = "1h"',
     "again": '$to, balance = "first", retry-after = "50ms"',
-    "gone": '$to, balance = "first", retry-after = "1h"',
+    "all-left-out": '$to, balance = "first", retry-after = "1h"',
     "third": '$to, balance = "first", retry-after = "1h", fail-after = 3',
     "resets": '$to, balance = "first", retry-after = "1h", fail-after = 3',
     "never": '$to, balance = "first", fail-after = 0',
@@ -107,11 +107,11 @@ def test_a_target_is_tried_again_after_retry_after(front: Made) -> None:
 
 
 def test_targets_are_tried_if_all_are_left_out(front: Made) -> None:
-    several = front["gone"]
+    several = front["all-left-out"]
     for target in several.targets:
         target.refuse()
     for _ in range(2):
-        assert connect_and_receive(several.superd.address("gone")) == (b"", "reset")
+        assert connect_and_receive(several.superd.address("all-left-out")) == (b"", "reset")
     records = several.events("closed", 2)
     assert {event["end"] for event in records} == {"unreachable"}
     assert records[0]["outcome"] == f"{several.targets[2]}: Connection refused"

@@ -46,12 +46,12 @@ def answer_until(target: socket.socket, answer: bytes, front: Front[Any], line: 
     """Answer all probes at a socket until the log has another line with a text."""
     before = front.lines(line, 0)
 
-    def told() -> bool:
+    def is_logged() -> bool:
         if select.select([target], [], [], 0.01)[0]:
             answer_one(target, answer)
         return front.lines(line, 0) > before
 
-    until(told, f"{line!r} in the log")
+    until(is_logged, f"{line!r} in the log")
 
 
 def answer_one(target: socket.socket, answer: bytes) -> None:
@@ -103,13 +103,13 @@ def test_an_answer_has_to_contain_the_expected_text(front: Made) -> None:
     sock = asks.targets[0].sock
     name = f"target {asks.targets[0]}"
     down, up = f"warning: {name} is down: it answered", f"info: {name} is up"
-    for wrong, told in [
+    for wrong, shown in [
         (b"PON", "b'PON'"),
         (b"\xff\0\r\n\x1b[2Jforged: line" + bytes(100_000), r"b'\xff\x00\r\n\x1b[2Jforged: line"),
         (b"x" * 4096 + b"PONG", "b'xxx"),
         (b"", "nothing"),
     ]:
-        answer_until(sock, wrong, asks, f"{down} {told}")
+        answer_until(sock, wrong, asks, f"{down} {shown}")
         answer_until(sock, b"PONG" + b"x" * 100_000, asks, up)
     assert asks.lines("is down", 4) == asks.lines("is up", 4) == 4
     assert not any(line.startswith("forged") for line in asks.superd.log().splitlines())

@@ -74,10 +74,10 @@ def knock(address: Address, data: bytes = b"", source: str | None = None) -> byt
 
 def talk(client: socket.socket, data: bytes) -> bytes:
     """Send, shut down the output, and read to the end or a reset."""
-    heard = b""
+    received = b""
     with contextlib.suppress(ConnectionError):
         client.sendall(data)
         client.shutdown(socket.SHUT_WR)
         while part := client.recv(65536):
-            heard += part
-    return heard
+            received += part
+    return received

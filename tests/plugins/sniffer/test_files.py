@@ -181,15 +181,15 @@ def test_a_client_cannot_forge_a_line(start: Start, form: str) -> None:
         knock(served.address("sniffer"), data)
         send_udp(served.address("sniffer", "udp"), data)
     number = 2 * len(NASTY)
-    heard = lines(served.directory / "out", number)
+    found = lines(served.directory / "out", number)
     records = served.directory / "records"
     texts(records, number)
     served.stop()
     recorded = whole_lines(records).splitlines()
-    assert len(heard) == number == len(recorded)
-    kept = sorted(base64.b64decode(line["base64"]) for line in heard)
+    assert len(found) == number == len(recorded)
+    kept = sorted(base64.b64decode(line["base64"]) for line in found)
     assert kept == sorted(NASTY * 2)
-    assert {line["service"] for line in heard} == {"sniffer"}
+    assert {line["service"] for line in found} == {"sniffer"}
     for line in (records.read_bytes() + (served.directory / "out").read_bytes()).split(b"\n"):
         assert line.decode().isprintable()
     for text in recorded:
@@ -241,11 +241,11 @@ def test_two_services_can_share_a_file(start: Start) -> None:
     for number in range(50):
         knock(served.address("sniffer"), b"a%d" % number)
         knock(served.address("second"), b"b%d" % number)
-    heard = lines(served.directory / "out", 100)
-    assert sorted(line["text"] for line in heard) == sorted(
+    found = lines(served.directory / "out", 100)
+    assert sorted(line["text"] for line in found) == sorted(
         f"{x}{n}" for x in "ab" for n in range(50)
     )
-    assert {line["service"] for line in heard} == {"sniffer", "second"}
+    assert {line["service"] for line in found} == {"sniffer", "second"}
 
 
 def test_a_connected_client_is_recorded_at_the_stop(start: Start) -> None:

@@ -47,7 +47,7 @@ def service(name: str, options: str = "", listen: str = ONE) -> str:
 TOML = (
     "[daemon]\nworkers = 1\n"
     + service("quick", listen=QUICK)
-    + service("heard", "capture = {}", QUICK.replace("directory}/", "directory}/heard-"))
+    + service("capture", "capture = {}", QUICK.replace("directory}/", "directory}/capture-"))
     + service("everywhere", listen='"tcp://*:0", "udp://*:0"')
     + service("bytes", 'capture = { bytes = 10, time = "1m" }')
     + service("moment", 'capture = { time = "300ms" }')
@@ -63,8 +63,8 @@ def quick(served: Superd) -> Knocks:
 
 
 @pytest.fixture
-def heard(served: Superd) -> Knocks:
-    return Knocks(served, "heard")
+def capturing(served: Superd) -> Knocks:
+    return Knocks(served, "capture")
 
 
 def test_a_connection_is_recorded_and_closed(served: Superd, quick: Knocks) -> None:
@@ -90,22 +90,22 @@ def test_a_connection_is_recorded_and_closed(served: Superd, quick: Knocks) -> N
     }
 
 
-def test_ipv6_addresses_have_brackets(served: Superd, heard: Knocks) -> None:
-    host, port = served.addresses("heard")[1]
+def test_ipv6_addresses_have_brackets(served: Superd, capturing: Knocks) -> None:
+    host, port = served.addresses("capture")[1]
     with socket.create_connection((host, port), EVENT_TIMEOUT) as client:
         talk(client, b"x")
         here = client.getsockname()[1]
-    (line,) = heard.next()
+    (line,) = capturing.next()
     assert (line["peer"], line["local"]) == (f"[::1]:{here}", f"[::1]:{port}")
 
 
-def test_a_datagram_is_never_answered(served: Superd, heard: Knocks) -> None:
+def test_a_datagram_is_never_answered(served: Superd, capturing: Knocks) -> None:
     query = struct.pack("!HHHHHH", 7, 0x100, 1, 0, 0, 0) + b"\7version\4bind\0\0\x10\0\3"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.connect(served.address("heard", "udp"))
+        client.connect(served.address("capture", "udp"))
         client.send(query)
         peer = "{}:{}".format(*client.getsockname())
-        (line,) = heard.next()
+        (line,) = capturing.next()
         assert not select.select([client], [], [], 0)[0]
     assert (line["transport"], line["peer"]) == ("udp", peer)
     assert base64.b64decode(line["base64"]) == query
@@ -114,11 +114,11 @@ def test_a_datagram_is_never_answered(served: Superd, heard: Knocks) -> None:
 
 @pytest.mark.parametrize("size", [0, 1, 1472, 4096, 4097, 65507])
 def test_a_datagram_is_recorded_up_to_the_limit_of_the_capture(
-    served: Superd, heard: Knocks, size: int
+    served: Superd, capturing: Knocks, size: int
 ) -> None:
     data = bytes(number % 251 for number in range(size))
-    send_udp(served.address("heard", "udp"), data)
-    (line,) = heard.next()
+    send_udp(served.address("capture", "udp"), data)
+    (line,) = capturing.next()
     assert base64.b64decode(line["base64"]) == data[:4096]
     assert line["bytes"] == min(size, 4096)
 
@@ -132,14 +132,14 @@ def test_without_capture_the_data_of_a_datagram_is_not_recorded(
 
 
 @pytest.mark.parametrize("kind", [socket.SOCK_STREAM, socket.SOCK_SEQPACKET, socket.SOCK_DGRAM])
-def test_unix_sockets_are_recorded(served: Superd, heard: Knocks, kind: int) -> None:
+def test_unix_sockets_are_recorded(served: Superd, capturing: Knocks, kind: int) -> None:
     names = {socket.SOCK_STREAM: "stream", socket.SOCK_SEQPACKET: "seq", socket.SOCK_DGRAM: "grams"}
-    path = served.directory / f"heard-{names[socket.SocketKind(kind)]}"
+    path = served.directory / f"capture-{names[socket.SocketKind(kind)]}"
     with connect_unix(path, kind) as client:
         client.send(b"GET / HTTP/1.0\r\n\r\n")
         if kind != socket.SOCK_DGRAM:
             client.shutdown(socket.SHUT_WR)
-        (line,) = heard.next()
+        (line,) = capturing.next()
     assert line["local"] == str(path)
     assert line["text"].startswith("GET /")
     assert (line["port"], line["port-name"]) == (0, "")
@@ -161,10 +161,10 @@ def test_the_reached_address_is_recorded(served: Superd, host: str) -> None:
         assert (line["transport"], line["local"]) == (transport, f"{at}:{port}")
 
 
-def test_captured_data_is_recorded_byte_for_byte(served: Superd, heard: Knocks) -> None:
+def test_captured_data_is_recorded_byte_for_byte(served: Superd, capturing: Knocks) -> None:
     data = bytes(range(256)) * 8
-    assert knock(served.address("heard"), data) == b""
-    (line,) = heard.next()
+    assert knock(served.address("capture"), data) == b""
+    (line,) = capturing.next()
     assert base64.b64decode(line["base64"]) == data
     assert line["text"].encode("latin-1") == data
     assert line["bytes"] == len(data)
@@ -197,14 +197,14 @@ def test_a_silent_client_is_recorded_at_the_end_of_the_capture(served: Superd) -
 
 
 def test_a_client_that_closes_or_resets_immediately_is_recorded_once(
-    served: Superd, heard: Knocks
+    served: Superd, capturing: Knocks
 ) -> None:
-    served.connect("heard").close()
-    reset(served.connect("heard"))
-    assert [line["bytes"] for line in heard.next(2)] == [0, 0]
-    served.wait_until_idle("heard")
-    send_udp(served.address("heard", "udp"), b"last")
-    assert [line["text"] for line in heard.next()] == ["last"]
+    served.connect("capture").close()
+    reset(served.connect("capture"))
+    assert [line["bytes"] for line in capturing.next(2)] == [0, 0]
+    served.wait_until_idle("capture")
+    send_udp(served.address("capture", "udp"), b"last")
+    assert [line["text"] for line in capturing.next()] == ["last"]
 
 
 def test_the_banner_is_sent_first(served: Superd) -> None:
@@ -242,13 +242,13 @@ def test_a_client_that_closes_in_a_tarpit_is_released(served: Superd) -> None:
     served.wait_until_idle("sticky")
 
 
-def test_many_concurrent_clients_are_all_recorded(served: Superd, heard: Knocks) -> None:
-    clients = [served.connect("heard") for _ in range(200)]
+def test_many_concurrent_clients_are_all_recorded(served: Superd, capturing: Knocks) -> None:
+    clients = [served.connect("capture") for _ in range(200)]
     for number, client in enumerate(clients):
         client.sendall(b"%d\n" % number)
         client.shutdown(socket.SHUT_WR)
     assert [receive_and_close(client) for client in clients] == [b""] * 200
-    assert sorted(int(line["text"]) for line in heard.next(200)) == list(range(200))
+    assert sorted(int(line["text"]) for line in capturing.next(200)) == list(range(200))
 
 
 RECORDED = """

@@ -126,6 +126,6 @@ def test_thousands_of_ports_are_served(start: Start, number: int) -> None:
     finally:
         scanned.set()
         talker.join()
-    told = lines(served.directory / "sniffer.out", len(ports), 30)
-    assert sorted(line["port"] for line in told) == sorted(ports)
+    found = lines(served.directory / "sniffer.out", len(ports), 30)
+    assert sorted(line["port"] for line in found) == sorted(ports)
     assert "Traceback" not in served.log()

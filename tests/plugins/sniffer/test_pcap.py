@@ -54,10 +54,10 @@ def segment(packet: bytes) -> bytes:
 
 @given(ENDPOINTS, ENDPOINTS, st.binary(max_size=5000))
 def test_checksums_are_correct(peer: Endpoint, local: Endpoint, data: bytes) -> None:
-    heard = b""
+    captured = b""
     for packet in packets(packets_of_stream(peer, local, data, at=AT)):
-        heard += segment(packet)[20:]
-    assert heard == data
+        captured += segment(packet)[20:]
+    assert captured == data
     (packet,) = packets(packet_of_datagram(peer, local, data, at=AT))
     assert segment(packet)[8:] == data
 
@@ -110,7 +110,7 @@ def test_a_datagram_is_limited_to_the_size_of_a_packet(peer: Endpoint, local: En
 
 @pytest.fixture
 def capture(tmp_path: Path) -> Path:
-    file = tmp_path / "heard.pcap"
+    file = tmp_path / "captured.pcap"
     request = b"GET /knock HTTP/1.0\r\n\r\n"
     file.write_bytes(
         header()

@@ -66,8 +66,8 @@ def test_a_service_with_an_explicit_port_keeps_it(start: Start, is_first: bool) 
             knock(("127.0.0.1", port), b"x")
         for port in (low, low + 4, low + 6, low + 9):
             send_udp(("127.0.0.1", port), b"x")
-        told = sorted((line["transport"], line["port"] - low) for line in knocks.next(8))
-        assert told == [("tcp", n) for n in (0, 3, 5, 9)] + [("udp", n) for n in (0, 4, 6, 9)]
+        found = sorted((line["transport"], line["port"] - low) for line in knocks.next(8))
+        assert found == [("tcp", n) for n in (0, 3, 5, 9)] + [("udp", n) for n in (0, 4, 6, 9)]
 
 
 def test_the_wildcard_accepts_clients_of_other_addresses(start: Start, low: int) -> None:
@@ -152,8 +152,8 @@ def test_a_reload_moves_a_port_to_a_service_and_back(start: Start, low: int, wid
     assert "echo: removed" in reload(served, plain)
     knock(("127.0.0.1", low + 4), b"after")
     send_udp(("127.0.0.1", low + 4), b"after")
-    told = [(line["port"], line["text"]) for line in knocks.next(2)]
-    assert told == [(low + 4, "after")] * 2
+    found = [(line["port"], line["text"]) for line in knocks.next(2)]
+    assert found == [(low + 4, "after")] * 2
 
 
 def test_a_connection_survives_the_loss_of_its_port(start: Start, low: int) -> None:
@@ -180,18 +180,18 @@ MISTAKES = [
 def test_overlapping_ranges_are_one_mistake(
     tmp_path: Path, one: str, other: str, port: int
 ) -> None:
-    code, told = checked(tmp_path, sniffer(one) + sniffer(other, "second"))
+    code, output = checked(tmp_path, sniffer(one) + sniffer(other, "second"))
     assert code == 78
     repeated = f":{port} is listened on by service.sniffer already"
-    assert re.fullmatch(rf".* service\.second\.listen\[0\]: tcp://[0-9.]+{repeated}\n", told)
+    assert re.fullmatch(rf".* service\.second\.listen\[0\]: tcp://[0-9.]+{repeated}\n", output)
 
 
 def test_an_address_in_two_ranges_is_a_mistake(tmp_path: Path) -> None:
     listen = '"tcp://127.0.0.1:20000-20010", "tcp://127.0.0.1:20010-20020"'
-    code, told = checked(tmp_path, sniffer(listen))
+    code, output = checked(tmp_path, sniffer(listen))
     assert code == 78
-    assert "tcp://127.0.0.1:20010 is listened on by service.sniffer already" in told
-    assert told.count("\n") == 1
+    assert "tcp://127.0.0.1:20010 is listened on by service.sniffer already" in output
+    assert output.count("\n") == 1
 
 
 def checked(directory: Path, toml: str) -> tuple[int, str]:
@@ -211,17 +211,17 @@ def test_a_range_without_any_free_port_is_an_error(tmp_path: Path, low: int, wid
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             sock.bind(("::", port))
             sock.listen()
-        _, told = failed_start(tmp_path, toml)
-    assert "service.sniffer: other processes listen on all of its addresses" in told
+        _, output = failed_start(tmp_path, toml)
+    assert "service.sniffer: other processes listen on all of its addresses" in output
 
 
 @pytest.mark.tool("prlimit")
 def test_more_addresses_than_descriptors_are_one_error(tmp_path: Path) -> None:
     toml = sniffer('"tcp://127.0.0.1:20000-22999"').replace("{directory}", str(tmp_path))
-    code, told = failed_start(tmp_path, toml, "prlimit", "--nofile=1000:1000")
+    code, output = failed_start(tmp_path, toml, "prlimit", "--nofile=1000:1000")
     assert code == 1
     assert (
         "superd may have at most 1000 open files; raise that limit (LimitNOFILE=, ulimit -n)"
-        in told
+        in output
     )
-    assert told.count("tcp://") == 1
+    assert output.count("tcp://") == 1

@@ -34,9 +34,9 @@ def exchanges(ends: Ends) -> bool:
     """Tell whether data passes in both directions."""
     client, server = ends
     client.sendall(b"a question")
-    heard = server.recv(100)
+    received = server.recv(100)
     server.sendall(b"an answer")
-    return (heard, client.recv(100)) == (b"a question", b"an answer")
+    return (received, client.recv(100)) == (b"a question", b"an answer")
 
 
 def arrives(ends: Ends, streams: tuple[Stream, Stream]) -> bool:

@@ -96,10 +96,10 @@ def test_a_connection_is_not_idle_while_either_side_sends(pairs: dict[str, Pair]
 # Half-closed connections
 
 
-@pytest.mark.parametrize("who", ["client", "server"])
-def test_an_idle_half_closed_connection_is_reset(pairs: dict[str, Pair], who: str) -> None:
+@pytest.mark.parametrize("side", ["client", "server"])
+def test_an_idle_half_closed_connection_is_reset(pairs: dict[str, Pair], side: str) -> None:
     with pairs["half"].open() as (client, server), pairs["half"].open() as (other, _):
-        first, second = (client, server) if who == "client" else (server, client)
+        first, second = (client, server) if side == "client" else (server, client)
         first.shutdown(socket.SHUT_WR)
         began = time.monotonic()
         assert second.recv(1) == b""
