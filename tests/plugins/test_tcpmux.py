@@ -219,7 +219,7 @@ def test_a_reload_changes_the_names(start_superd: Start) -> None:
         ('listen = "tcpmux://x"', 'takes a service with plugin = "tcpmux", and there is none'),
         ('listen = "tcpmux://a b"', "expected a name of letters, digits"),
         ('listen = "tcpmux://help"', "expected a name of letters, digits"),
-        ('listen = "tcpmux://x?greeting=no"', "only greeting=service"),
+        ('listen = "tcpmux://x?greeting=no"', r"expected greeting=service after the \?, not"),
         ('listen = ["tcpmux://x", "tcpmux://X"]', "is listened on by service.x already"),
     ],
 )

@@ -110,7 +110,7 @@ def test_a_loop_within_the_configuration_is_a_mistake(tmp_path: Path) -> None:
     assert len(errors) == 3
     assert errors[0].endswith(
         "service.a.options.to: forwarding loop: "
-        "connections come back directory by way of service.b, service.c"
+        "connections come back here by way of service.b, service.c"
     )
 
 
