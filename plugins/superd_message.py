@@ -23,7 +23,7 @@ class MessageOptions(Options):
 
 
 class Message(Service):
-    """Takes a line, or a datagram, and answers with the one before it as `[host] text`.
+    """Reads a line, or a datagram, and answers with the one before it as `[host] text`.
 
     The message is kept in memory until the worker ends, and shared by all addresses of the service.
     Each of several workers has a message of its own. Over udp an answer longer than the request is

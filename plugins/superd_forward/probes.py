@@ -25,7 +25,7 @@ class Probe(Options):
     timeout: Annotated[PositiveDuration, Field(description="for one probe")] = 2.0
     send: Annotated[str, Field(description="text to send once connected")] = ""
     expect: Annotated[str, Field(description="text the answer has to contain; empty for any")] = ""
-    fall: Annotated[int, Field(ge=1, description="failures in a row until it is down")] = 3
+    fall: Annotated[int, Field(ge=1, description="failures in a row until a target is down")] = 3
     rise: Annotated[int, Field(ge=1, description="successes in a row until it is up again")] = 2
 
 

@@ -178,7 +178,7 @@ class ForwardedConnection(Relay):
         if side is self.client and self.connecting is not None:
             self._over(End.RESET)
             return
-        if side is not self.client and self._retries_next_target():
+        if side is not self.client and self._try_next_target():
             return
         self.reset_end = End.RESET if side is self.client else End.TARGET_RESET
         side.has_ended = True
@@ -196,7 +196,7 @@ class ForwardedConnection(Relay):
             self.last_count = -1
             self.context.half_closed.add(self)
 
-    def _retries_next_target(self) -> bool:
+    def _try_next_target(self) -> bool:
         """Try the next target if this one has reset the connection early, before any data."""
         target, side = self.target, self.target_side
         assert target is not None

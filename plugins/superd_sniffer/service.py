@@ -50,7 +50,7 @@ class Ban(Options):
 
     after: Annotated[int, Field(ge=1, le=1000, description="knocks until a source is banned")] = 3
     within: Annotated[PositiveDuration, Field(description="period in which they count")] = 60.0
-    for_: Annotated[PositiveDuration, Field(description="how long it is banned")] = 3600.0
+    for_: Annotated[PositiveDuration, Field(description="duration of the ban")] = 3600.0
     never: Annotated[Networks, Field(description="addresses and networks never banned")] = ()
 
 

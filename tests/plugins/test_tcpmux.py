@@ -152,6 +152,7 @@ def test_both_services_record_the_connection(served: Superd) -> None:
     assert ends["echo"]["local"] == "tcp://{}:{}".format(*served.address("mux"))
 
 
+@pytest.mark.root  # counts descriptors of workers
 def test_new_workers_serve_after_the_end_of_all_workers(served: Superd) -> None:
     before = set(served.workers())
     for worker in before:

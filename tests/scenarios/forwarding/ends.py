@@ -19,6 +19,7 @@ from pathlib import Path
 from superd.net.closing import undelivered
 from tests.support.clients import connect_tcp, connect_unix, reset
 from tests.support.harness import EVENT_TIMEOUT, Address, Superd, until
+from tests.support.usage import open_descriptors
 
 KINDS = ("tcp", "unix")
 PAIRS = [f"{listen}-{target}" for listen in KINDS for target in KINDS]
@@ -125,6 +126,18 @@ def serving(directory: Path, toml: str) -> Iterator[Superd]:
     finally:
         one.stop()
         print(f"--- log of {one.file}\n{one.log()}")
+
+
+@contextlib.contextmanager
+def descriptors_are_closed(superd: Superd) -> Iterator[None]:
+    """Wait at the end until the workers have as many descriptors as before.
+
+    Only root may read that of a confined worker; nothing is checked for another user.
+    """
+    workers = superd.workers() if os.geteuid() == 0 else []
+    before = open_descriptors(workers)
+    yield
+    until(lambda: open_descriptors(workers) == before, "all descriptors to be closed", 5)
 
 
 @contextlib.contextmanager

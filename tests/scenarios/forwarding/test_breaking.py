@@ -17,6 +17,7 @@ from tests.scenarios.forwarding.ends import (
     Pair,
     Stream,
     Target,
+    descriptors_are_closed,
     entry,
     serving,
     stopped,
@@ -24,7 +25,7 @@ from tests.scenarios.forwarding.ends import (
 )
 from tests.support.clients import receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, until
-from tests.support.usage import open_descriptors, private_memory
+from tests.support.usage import private_memory
 
 UNREAD_BYTES = 300_000  # more than the kernel buffers for a client that does not read
 
@@ -53,11 +54,9 @@ def all_pairs(
 @pytest.fixture
 def pair(all_pairs: dict[str, Pair]) -> Iterator[Pair]:
     one = all_pairs["plain"]
-    before = open_descriptors(one.superd.workers())
-    yield one
-    one.superd.wait_until_idle(one.service, 5)
-    workers = one.superd.workers()
-    until(lambda: open_descriptors(workers) == before, "its descriptors to be closed", 5)
+    with descriptors_are_closed(one.superd):
+        yield one
+        one.superd.wait_until_idle(one.service, 5)
     assert one.superd.counts(one.service)["errors"] == 0
 
 
@@ -210,10 +209,10 @@ def test_nothing_is_lost_after_an_out_of_band_byte_in_bulk_data(pair: Pair, ends
 
 
 @pytest.mark.root
-def test_connections_that_both_sides_break_off_are_forgotten(pair: Pair) -> None:
+def test_connections_that_both_sides_reset_leave_no_memory_behind(pair: Pair) -> None:
     (worker,) = pair.superd.workers()
 
-    def some(number: int) -> None:
+    def abort_connections(number: int) -> None:
         for _ in range(number):
             with pair.open() as (client, server):
                 for _ in range(3):
@@ -223,9 +222,9 @@ def test_connections_that_both_sides_break_off_are_forgotten(pair: Pair) -> None
                 reset(client)
                 reset(server)
 
-    some(100)
+    abort_connections(100)
     before = private_memory(worker)
-    some(300)
+    abort_connections(300)
     growth = private_memory(worker) - before
     print(f"{growth / 300:.0f} bytes a connection")
     assert growth < 300 * 1000

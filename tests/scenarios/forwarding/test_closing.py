@@ -23,6 +23,7 @@ from tests.scenarios.forwarding.ends import (
     Pair,
     Target,
     abort,
+    descriptors_are_closed,
     entry,
     serving,
     stays_quiet,
@@ -30,7 +31,6 @@ from tests.scenarios.forwarding.ends import (
 )
 from tests.support.clients import connect_and_receive, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, receive_all, until
-from tests.support.usage import open_descriptors
 
 SIZES = [0, 10, 1 << 20]
 
@@ -86,11 +86,9 @@ def pairs(
 def pair(request: pytest.FixtureRequest, pairs: dict[str, Pair]) -> Iterator[Pair]:
     """Each pair in turn; afterwards no client and no descriptor is left."""
     one = pairs[request.param]
-    before = open_descriptors(one.superd.workers())
-    yield one
-    one.superd.wait_until_idle(one.service, 5)
-    workers = one.superd.workers()
-    until(lambda: open_descriptors(workers) == before, "its descriptors to be closed", 5)
+    with descriptors_are_closed(one.superd):
+        yield one
+        one.superd.wait_until_idle(one.service, 5)
     assert one.superd.counts(one.service)["errors"] == 0
 
 

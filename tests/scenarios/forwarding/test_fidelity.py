@@ -25,6 +25,7 @@ from tests.scenarios.forwarding.ends import (
     Pair,
     Stream,
     Target,
+    descriptors_are_closed,
     digest_of,
     entry,
     serving,
@@ -32,8 +33,8 @@ from tests.scenarios.forwarding.ends import (
     wait_until_delivered,
 )
 from tests.support.clients import receive_to_end, reset
-from tests.support.harness import EVENT_TIMEOUT, Superd, until
-from tests.support.usage import open_descriptors, private_memory
+from tests.support.harness import EVENT_TIMEOUT, until
+from tests.support.usage import private_memory
 
 MAX_UNSENT_BYTES = 256 * 1024  # of a session that stalls both ways
 GIB = 1 << 30
@@ -52,10 +53,6 @@ def pairs(
         superd = stack.enter_context(serving(tmp_path_factory.mktemp("superd"), toml))
         yield {name: Pair(superd, name, t, name.split("-")[0]) for name, t in targets.items()}
         assert superd.counts("tcp-tcp")["errors"] == 0
-
-
-def is_clean(superd: Superd, before: list[int]) -> None:
-    until(lambda: open_descriptors(superd.workers()) == before, "all descriptors to be closed")
 
 
 def test_data_after_a_passed_descriptor_is_forwarded_without_delay(
@@ -98,8 +95,8 @@ def stall(pair: Pair, number: int) -> None:
         client.sendall(b"x")
         assert server.recv(1) == b"x"
     pair.superd.wait_until_idle(pair.service)
-    before, descriptors = private_memory(worker), open_descriptors([worker])
-    with pair.open_many(number) as sessions:
+    before = private_memory(worker)
+    with descriptors_are_closed(pair.superd), pair.open_many(number) as sessions:
         sent = []
         for seed, ends in enumerate(sessions):
             both = []
@@ -117,7 +114,6 @@ def stall(pair: Pair, number: int) -> None:
             assert digest_of(server) == (up.count, up.digest.hexdigest())
             assert digest_of(client) == (down.count, down.digest.hexdigest())
     assert 0 < each <= MAX_UNSENT_BYTES + 8 * 1024  # and the session's own objects
-    is_clean(pair.superd, descriptors)
 
 
 @pytest.mark.root
@@ -285,13 +281,12 @@ async def run_many(pair: Pair, seeds: range, max_size: int) -> int:
 
 
 def check_random_sessions(pair: Pair, seeds: range, max_size: int) -> None:
-    before = open_descriptors(pair.superd.workers())
-    began = time.monotonic()
-    carried = asyncio.run(run_many(pair, seeds, max_size))
-    took = time.monotonic() - began
-    print(f"{len(seeds)} sessions, {carried >> 20} MiB in {took:.1f} s")
-    pair.superd.wait_until_idle(pair.service)
-    is_clean(pair.superd, before)
+    with descriptors_are_closed(pair.superd):
+        began = time.monotonic()
+        carried = asyncio.run(run_many(pair, seeds, max_size))
+        took = time.monotonic() - began
+        print(f"{len(seeds)} sessions, {carried >> 20} MiB in {took:.1f} s")
+        pair.superd.wait_until_idle(pair.service)
     assert pair.superd.counts(pair.service)["errors"] == 0
 
 

@@ -65,6 +65,7 @@ def directory() -> Iterator[Path]:
         yield directory
 
 
+@pytest.mark.root  # counts descriptors of workers
 @pytest.mark.parametrize("kind", LOOPS)
 def test_a_connection_of_a_loop_is_refused_the_second_time(
     start_superd: Start, directory: Path, kind: str

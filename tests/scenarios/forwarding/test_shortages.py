@@ -14,10 +14,18 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Start
-from tests.scenarios.forwarding.ends import Pair, Stream, Target, digest_of, entry, stays_quiet
+from tests.scenarios.forwarding.ends import (
+    Pair,
+    Stream,
+    Target,
+    descriptors_are_closed,
+    digest_of,
+    entry,
+    stays_quiet,
+)
 from tests.support.clients import is_open, receive_to_end, reset
 from tests.support.harness import EVENT_TIMEOUT, Superd, exchange, make_plugin, until
-from tests.support.usage import open_descriptors, processor_time
+from tests.support.usage import processor_time
 
 FEW_DESCRIPTORS = 64
 
@@ -72,13 +80,13 @@ def abort_transfers(served: Superd, pair: Pair, number: int) -> None:
     workers = served.workers()
     abort_transfer(pair, 0)
     served.wait_until_idle("web")
-    before, start = open_descriptors(workers), len(served.log())
-    for n in range(number):
-        abort_transfer(pair, n)
-    served.wait_until_idle("web", 5)
-    with pair.open() as ends:
-        assert exchanges(ends)
-    until(lambda: open_descriptors(workers) == before, "all descriptors to be closed")
+    start = len(served.log())
+    with descriptors_are_closed(served):
+        for n in range(number):
+            abort_transfer(pair, n)
+        served.wait_until_idle("web", 5)
+        with pair.open() as ends:
+            assert exchanges(ends)
     assert served.workers() == workers
     assert served.counts("web")["errors"] == 0
     assert served.log()[start:] == ""
