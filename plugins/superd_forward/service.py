@@ -119,7 +119,8 @@ class ForwardOptions(Options):
         int,
         Field(
             ge=0,
-            description="answers to each datagram until a source is dropped; 1 for DNS, 0: none",
+            description="answers to each datagram, then its source is dropped; 1 for DNS, "
+            "0 for no limit",
         ),
     ] = 0
     bind_to: Annotated[
