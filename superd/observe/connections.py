@@ -1,8 +1,8 @@
-"""The record of a connection: what is told when it is accepted, refused and closed, and its forms.
+"""The record of a connection: the events accepted, refused, closed and noted, and their formats.
 
-Written in workers, where it costs about a microsecond; rendered in the master. An event is a line
-of JSON from the start, with nothing but printable ASCII, so that a client can never forge one and
-the master can pass lines on as they are. Never raises, but ValueError for a line that is no event.
+Workers write events, at about a microsecond each; the master renders them. An event is one line of
+JSON in printable ASCII, so that a client cannot forge one and the master can write lines unchanged.
+Raises only ValueError, for a line that is not an event.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from typing import Any
 
 from superd.observe.records import LATEST, escaped
 
-BATCH = 24 * 1024  # bytes of lines that are sent together
-LINGER = 0.1  # seconds that a line may wait for others
-LONGEST_LINE = 2048
-LONGEST_FIELD = LONGEST_LINE // 4  # bytes of a text: three of them, and the rest of a line
-IN_FULL = 20  # refusals of a kind in a second that are told one by one; the others are counted
-_AT_ONCE = ',"duration":0.000000,"in":0,"out":'
-_UNUSUAL = re.compile(r"[^!#-<>-~]")  # what text has escaped, or in quotes
+BATCH_SIZE = 24 * 1024  # bytes of lines that are sent to the master at once
+BATCH_DELAY = 0.1  # seconds that a line may wait for more lines
+LONGEST_LINE = 2048  # bytes
+LONGEST_FIELD = LONGEST_LINE // 4  # bytes of a text; a line has at most three
+REFUSALS_IN_FULL = 20  # of one reason per second; the rest of that second is only counted
+_ANSWERED = ',"duration":0.000000,"in":0,"out":'
+_UNUSUAL = re.compile(r"[^!#-<>-~]")  # characters that the text format escapes or quotes
 _FACT_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
-_ESCAPE = 12  # bytes that JSON takes for one character, at most
+_ESCAPE = 12  # the most bytes that JSON needs for one character
 
 # an event, byte for byte as ServiceRecords writes it
 _TEXT = rb'"[ !#-\[\]-~]*+(?:\\(?:["\\]|u[0-9a-f]{4})[ !#-\[\]-~]*+)*+"'
 _NUMBER = rb"(?:0|[1-9][0-9]{0,19})"
 _WORD = rb'"[a-z-]{1,32}"'
 _ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b' % (_TEXT, _TEXT)
-# since 1970, where a machine's clock may begin
+# seconds since 1970: a machine's clock may start at 0
 _TIME = rb"(?:0|[1-9][0-9]{0,%d})\.[0-9]{3}" % (len(f"{LATEST:.0f}") - 2)
 _SECONDS = rb"%b\.[0-9]{6}" % _NUMBER
 _FACT = rb'"[a-z][a-z0-9-]{0,31}":%b' % _TEXT
@@ -53,24 +53,25 @@ class End(enum.Enum):
     """How a connection ended."""
 
     CLIENT = "client"  # the client finished first
-    SERVER = "server"  # the service did
-    RESET = "reset"  # the client broke it off
+    SERVER = "server"  # the service finished first
+    RESET = "reset"  # the client reset the connection
     FIRST_BYTE = "first-byte-timeout"
     IDLE = "idle-timeout"
     SESSION = "session-timeout"
     ERROR = "error"  # the plugin failed
-    DRAIN = "drain"  # superd stopped, and drain-timeout was over
-    TARGET_RESET = "target-reset"  # who serves it elsewhere broke it off
-    UNREACHABLE = "unreachable"  # there is nobody to serve it
+    DRAIN = "drain"  # superd stopped, and drain-timeout expired
+    TARGET_RESET = "target-reset"  # the target reset its connection
+    UNREACHABLE = "unreachable"  # no target could be connected
     HALF_CLOSE = "half-close-timeout"
-    EVICTED = "evicted"  # others needed its place
+    EVICTED = "evicted"  # its slot was needed for another connection
     KILLED = "killed"  # by the operator
 
 
 class ConnectionLog:
-    """The events of one worker, on their way to the master in batches.
+    """Sends the events of one worker to the master in batches.
 
-    `send` takes a batch or says that it does not; `later` calls something after some seconds.
+    `send` returns whether the batch was sent; `later` calls a function after some seconds; `lost`
+    gets the number of lines that could not be sent.
     """
 
     def __init__(
@@ -83,34 +84,34 @@ class ConnectionLog:
         self.pid = pid
         self._send = send
         self._later = later
-        self._tell_lost = lost
+        self._report_lost = lost
         self._lines: list[str] = []
         self._size = 0
         self._lost = 0
 
     def add(self, lines: str) -> None:
-        """Take one line, or several at once."""
+        """Add one or more complete lines."""
         if not self._size:
-            self._later(LINGER, self.flush)
+            self._later(BATCH_DELAY, self.flush)
         self._lines.append(lines)
         self._size += len(lines)
-        if self._size > BATCH:
+        if self._size > BATCH_SIZE:
             self.flush()
 
     def flush(self) -> None:
-        """Send what has gathered; what the line to the master does not take is counted as lost."""
+        """Send the batch; if it cannot be sent, count its lines as lost."""
         lines, self._lines, self._size = self._lines, [], 0
         if lines:
             batch = "".join(lines)
             if not self._send(batch.encode("ascii")):
                 self._lost += batch.count("\n")
             elif self._lost:
-                self._tell_lost(self._lost)
+                self._report_lost(self._lost)
                 self._lost = 0
 
 
 class ServiceRecords:
-    """Writes the events of one service, those that its entry wants."""
+    """Writes those events of one service that its entry asks for."""
 
     def __init__(self, log: ConnectionLog, service: str, events: Collection[str]) -> None:
         self._log = log
@@ -120,10 +121,10 @@ class ServiceRecords:
         self._closed = f'{head}"{CLOSED}","conn":"' if CLOSED in events else ""
         self._refused = f'{head}"{REFUSED}","peer":"' if REFUSED in events else ""
         self._noted = f'{head}"{NOTED}","conn":"' if NOTED in events else ""
-        self._refusals: dict[str, list[Any]] = {}  # by reason: how many, and the last one's line
+        self._refusals: dict[str, list[Any]] = {}  # by reason: their number and the last line
 
     def accepted(self, ends: str) -> None:
-        """Write that a connection was accepted; `ends` says which, as `ends_of` has it."""
+        """Write that a connection was accepted; `ends` comes from `ends_of`."""
         if self._accepted:
             self._log.add(f'{{"time":{time.time():.3f}{self._accepted}{ends}}}\n')
 
@@ -137,9 +138,9 @@ class ServiceRecords:
         outcome: str = "",
         target: tuple[str, float] | None = None,
     ) -> None:
-        """Write that a connection is over. What came and went is None where nobody knows; `outcome`
-        is how its program ended, if it had one, and `target` who served it elsewhere, and how many
-        seconds it took to get there.
+        """Write that a connection has ended. The byte counts are None if they are unknown;
+        `outcome` is how its program ended, if it had one; `target` is the target that served it and
+        the seconds that it took to connect.
         """
         if self._closed:
             bytes_ = "" if received is None else f',"in":{received},"out":{sent}'
@@ -151,17 +152,17 @@ class ServiceRecords:
             )
 
     def answered(self, ends: str, sent: int, end: str) -> None:
-        """Write both events of a connection that was answered as soon as it was accepted."""
+        """Write both events of a connection that was answered and closed at once."""
         now = f"{time.time():.3f}"
         lines = f'{{"time":{now}{self._accepted}{ends}}}\n' if self._accepted else ""
         if self._closed:
-            lines += f'{{"time":{now}{self._closed}{ends}{_AT_ONCE}{sent},"end":"{end}"}}\n'
+            lines += f'{{"time":{now}{self._closed}{ends}{_ANSWERED}{sent},"end":"{end}"}}\n'
         if lines:
             self._log.add(lines)
 
     def noted(self, ends: str, text: str, facts: Mapping[str, str]) -> None:
-        """Write what a plugin has to say of a client: a text, and facts by their names, which are
-        lower-case words. What does not fit into a line is left out.
+        """Write a plugin's text about a client, and facts by name. A name is a lower-case word.
+        Facts that do not fit into the line are dropped.
         """
         if not self._noted:
             return
@@ -177,33 +178,33 @@ class ServiceRecords:
         self._log.add(f"{line}{more}}}\n")
 
     def refused(self, peer: str, local: str, reason: str) -> None:
-        """Write a refusal in full, unless there were many of its kind in this second."""
+        """Write a refusal, unless this second had many for the same reason already."""
         if not self._refused:
             return
         line = f'{self._refused}{peer}","local":"{local}","reason":"{reason}"'
         known = self._refusals.setdefault(reason, [0, ""])
         known[0] += 1
-        if known[0] <= IN_FULL:
+        if known[0] <= REFUSALS_IN_FULL:
             self._log.add(f'{{"time":{time.time():.3f}{line}}}\n')
         else:
             known[1] = line
 
     def end_window(self) -> None:
-        """Tell how many refusals were not told one by one; to be called once a second."""
+        """Write the number of refusals that were only counted; called once a second."""
         for number, line in self._refusals.values():
-            if number > IN_FULL:
+            if number > REFUSALS_IN_FULL:
                 stamp = f'{{"time":{time.time():.3f}'
-                self._log.add(f'{stamp}{line},"count":{number - IN_FULL}}}\n')
+                self._log.add(f'{stamp}{line},"count":{number - REFUSALS_IN_FULL}}}\n')
         self._refusals.clear()
 
 
 def ends_of(connection: str, peer: str, local: str) -> str:
-    """Return what both events of a connection have in common. The texts are to be safe."""
+    """Return the part that both events of a connection share, from safe texts (see `safe`)."""
     return f'{connection}","peer":"{peer}","local":"{local}"'
 
 
 def safe(text: str) -> str:
-    """Return text for an event: printable ASCII that JSON takes between quotes, cut to length."""
+    """Return text for an event: printable ASCII, escaped for JSON, and cut to length."""
     text = escaped(text)[:LONGEST_FIELD]
     quoted = json.dumps(text)[1:-1]
     if len(quoted) > LONGEST_FIELD:
@@ -213,15 +214,15 @@ def safe(text: str) -> str:
 
 @lru_cache(1024)
 def safe_name(text: str) -> str:
-    """Return `safe(text)`, for texts of which there are few."""
+    """Return `safe(text)`; cached, for texts that occur often."""
     return safe(text)
 
 
 def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:
-    """Return what all batches of a worker match, and nothing that could be another's line.
+    """Return the pattern of a worker's batches; it matches no event of another worker's services.
 
-    It knows the whole of an event: a key more could be a service's name once again, which readers
-    of JSON would believe, and a value of another kind could be one that no renderer expects.
+    It describes events completely: an additional key could repeat the name of the service, which
+    readers of JSON would believe, and a value of another type could break a renderer.
     """
     names = b"|".join(re.escape(json.dumps(name).encode()) for name in services)
     return re.compile(
@@ -231,7 +232,7 @@ def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:
 
 
 def parsed(line: str | bytes) -> dict[str, Any]:
-    """Return an event; ValueError where a line is none."""
+    """Return the event in a line; ValueError if it is not one."""
     event = json.loads(line)
     if not isinstance(event, dict) or event.get("event") not in EVENTS:
         raise ValueError("not an event")
@@ -253,7 +254,7 @@ def message_of(event: Mapping[str, Any]) -> str:
 
 
 def _shown(value: object) -> str:
-    """Return a value; in quotes where it could be taken for more than one pair."""
+    """Return a value, quoted if it could be read as more than one pair."""
     if isinstance(value, float):
         return f"{value:.3f}"
     text = str(value)
@@ -264,13 +265,13 @@ def _shown(value: object) -> str:
 
 
 def as_text(event: Mapping[str, Any]) -> str:
-    """Return an event as a line of the text form."""
+    """Return an event as a line of the text format."""
     seconds, _, milliseconds = f"{event['time']:.3f}".partition(".")
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(int(seconds)))
     return f"{stamp}.{milliseconds} superd[{event.get('pid', 0)}] info: {message_of(event)}"
 
 
-# what xinetd calls the reasons that it knows (its access.c); others keep superd's word
+# xinetd's names for refusals (its access.c); the others keep superd's
 _OF_XINETD = {
     "access": "address",
     "banned": "address",
@@ -289,12 +290,12 @@ _OF_XINETD = {
 
 
 def as_xinetd(event: Mapping[str, Any]) -> str:
-    """Return an event as xinetd writes it to a file, byte for byte."""
+    """Return an event as xinetd writes it to a log file, byte for byte."""
     return f"{xinetd_stamp(event['time'])}: {xinetd_message_of(event)}"
 
 
 def xinetd_message_of(event: Mapping[str, Any]) -> str:
-    """Return an event as xinetd tells it to syslog.
+    """Return an event as xinetd sends it to syslog.
 
     A service of superd has no process of its own, so its pid is 0, as with xinetd's internal
     services.
@@ -321,7 +322,7 @@ def xinetd_stamp(moment: float) -> str:
 
 
 def _host(event: Mapping[str, Any]) -> str:
-    """Return the host of a tcp or udp peer; "" for one of a unix socket, whatever its name."""
+    """Return the host of a tcp or udp peer; "" for the peer of a unix socket."""
     if str(event.get("local", "")).startswith("unix"):
         return ""
     host, _, _ = escaped(str(event.get("peer", ""))).rpartition(":")

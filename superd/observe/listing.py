@@ -1,7 +1,7 @@
-"""One connection as `superd connections` lists it: its form on the way from a worker.
+"""The rows of `superd connections`, one for each connection.
 
-Made in workers, checked in the master, shown in the command line. Raises ValueError for what is no
-such row.
+Workers make them, the master checks them, and the command line shows them. Raises ValueError for a
+row of another form.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 from superd.errors import shown
 from superd.observe.connections import LONGEST_FIELD
 
-Row = dict[str, Any]  # of what can be told: see row_of
+Row = dict[str, Any]  # see row_of
 
-MOST = 30_000  # of one worker; there may be more, which are counted only
-ROOM = 1024  # bytes of a row; few have more than a third of it
+MAX_ROWS = 30_000  # of one worker; further connections are only counted
+MAX_ROW_SIZE = 1024  # bytes; few rows have more than a third of it
 STATES = ("open", "half-closed", "closing", "ending", "running")
 
 _ID = re.compile(r"([0-9a-f]{1,16})-([0-9a-f]{1,16})")
@@ -26,19 +26,19 @@ _KEYS = frozenset({"id", "service", *_TEXTS, "age", *_COUNTS, "state"})
 
 
 def parse_id(text: str) -> tuple[int, int]:
-    """Return a worker's serial and its number of a connection, from the name in the record."""
+    """Return the worker's serial and its number of the connection, from the id in the record."""
     found = _ID.fullmatch(text)
     if found is None:
-        raise ValueError(f"a connection's id is such as 1-2f, found {shown(text)}")
+        raise ValueError(f"expected a connection's id, such as 1-2f, found {shown(text)}")
     return int(found[1], 16), int(found[2], 16)
 
 
 def row_of(
     known: Row, service: str, age: float, state: str, passed: tuple[int, int] | None, target: str
 ) -> Row:
-    """Return the row of a connection; `known` has its id, peer and local address, and `passed` the
-    bytes that came and went, where anybody knows. What has begun since the time that ages are of
-    is new.
+    """Return the row of a connection. `known` has its id, peer and local address; `passed` has the
+    bytes received and sent, or is None if they are unknown. A connection that began after the
+    time of the listing has the age 0.
     """
     received, sent = passed or (None, None)
     told = {"service": service, "age": max(0.0, round(age, 3)), "in": received, "out": sent}
@@ -46,19 +46,19 @@ def row_of(
 
 
 def checked(row: object, services: Collection[str]) -> Row:
-    """Return a row as a worker sent it, if it is one of its own services."""
+    """Return a row that a worker sent; ValueError unless it describes one of its services."""
     if not isinstance(row, dict) or row.keys() != _KEYS:
-        raise ValueError("not the row of a connection")
+        raise ValueError("not a row of a connection")
     if not isinstance(row["id"], str) or not _ID.fullmatch(row["id"]):
-        raise ValueError("a connection without an id")
+        raise ValueError("invalid id in a row of a connection")
     if row["service"] not in services or row["state"] not in STATES:
-        raise ValueError("a connection of a service that is not its own, or in no known state")
+        raise ValueError("service of another worker, or unknown state, in a row of a connection")
     if any(not isinstance(row[key], str) or len(row[key]) > LONGEST_FIELD for key in _TEXTS):
-        raise ValueError("a connection with a text that is none")
+        raise ValueError("invalid text in a row of a connection")
     if any(not _is_count(row[key]) for key in _COUNTS):
-        raise ValueError("a connection with a count that is none")
+        raise ValueError("invalid count in a row of a connection")
     if not isinstance(row["age"], float) or not 0 <= row["age"] < 1e10:
-        raise ValueError("a connection with an age that is none")
+        raise ValueError("invalid age in a row of a connection")
     return row
 
 

@@ -1,7 +1,7 @@
-"""Prometheus' text format: families of samples, each with what it means.
+"""The text format of Prometheus: families of samples, each with a help text.
 
-Used in the master. Knows nothing of what is measured. Never raises for a value that a 64-bit float
-has room for. A scraper refuses all if two samples of a family have the same labels.
+Used in the master. Knows nothing about what is measured. Never raises for values in the range of a
+64-bit float. The labels of each sample in a family must differ, or a scraper rejects everything.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ _ESCAPES = str.maketrans({"\\": r"\\", "\n": r"\n", '"': r"\""})
 
 
 def labels(**values: str) -> str:
-    """Return labels as they stand between braces."""
+    """Return labels in the form in which they are put between braces."""
     return ",".join(f'{name}="{_escaped(value)}"' for name, value in values.items())
 
 
 def counter(name: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
-    """Yield the lines of what only grows."""
+    """Yield the lines of a value that only grows."""
     return _family(name, "counter", text, samples)
 
 
 def gauge(name: str, text: str, samples: Iterable[Sample]) -> Iterator[str]:
-    """Yield the lines of what goes up and down."""
+    """Yield the lines of a value that goes up and down."""
     return _family(name, "gauge", text, samples)
 
 
@@ -37,8 +37,9 @@ def histogram(
     bounds: Sequence[float],
     samples: Iterable[tuple[str, Sequence[int]]],
 ) -> Iterator[str]:
-    """Yield the lines of how many were up to each of some bounds, and beyond the last; the samples
-    count each one once. There is no sum, since nobody has added up what was counted.
+    """Yield the lines of a histogram. Each sample has the number of events in each range: up to the
+    first bound, from there up to the second, and so on, and above the last. There is no sum, since
+    only numbers are counted.
     """
     ends = [*map(_shown, map(float, bounds)), "+Inf"]
     yield from _head(name, "histogram", text)

@@ -1,7 +1,7 @@
-"""One event for the log: what it says, and its forms as text and as JSON.
+"""A line for the log, and its formats: text, JSON and xinetd's.
 
-Runs in every process. A client can never forge a line: whatever is not a printable character is
-escaped, and long texts are cut. Never raises, but ValueError for what is no record.
+Runs in every process. A client cannot forge a line: characters that are not printable are escaped,
+and long texts are cut. Raises only ValueError, for data that is not a record.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any, Literal, get_args
 
 from superd.errors import reason, shown
 
-LONGEST_TEXT = 2048
+LONGEST_TEXT = 2048  # characters
 LONGEST_DETAIL = 60  # lines of a traceback
-LATEST = 1e11  # a time after it, in the year 5138, is none
+LATEST = 1e11  # times after it, in the year 5138, are invalid
 
 Level = Literal["debug", "info", "warning", "error"]
 LEVELS: tuple[str, ...] = get_args(Level)
@@ -27,8 +27,8 @@ _SEVERITY = {level: number for number, level in enumerate(LEVELS)}
 
 @dataclass(frozen=True)
 class Record:
-    """An event. `detail` has the lines of a traceback, each at most a line of the log. Raises
-    ValueError for a level that is none: whoever says it is to hear it, not the master.
+    """A line for the log. `detail` has the lines of a traceback. Raises ValueError for an unknown
+    level, so that the error occurs in the caller and not in the master.
     """
 
     level: str
@@ -42,15 +42,15 @@ class Record:
 
     def __post_init__(self) -> None:
         if self.level not in LEVELS:
-            raise ValueError(f"there is no level {shown(self.level)}, only {', '.join(LEVELS)}")
+            raise ValueError(f"expected a level ({', '.join(LEVELS)}), found {shown(self.level)}")
 
 
 Report = Callable[[Record], None]
 
 
 class Threshold:
-    """The least severe level that is logged, in memory that those who are forked later share: what
-    the master sets holds for all of them at once.
+    """The least severe level that is logged, in memory shared with all processes that are forked
+    later: a change by the master applies to all of them at once.
     """
 
     def __init__(self, level: str) -> None:
@@ -61,7 +61,7 @@ class Threshold:
         self._cell[0] = _SEVERITY[level]
 
     def admits(self, level: str) -> bool:
-        """Tell whether a record is wanted; one whose level is none is for Record to refuse."""
+        """Tell whether a level is logged. True for an unknown level, which Record rejects."""
         return _SEVERITY.get(level, len(LEVELS)) >= self._cell[0]
 
 
@@ -79,30 +79,30 @@ def failure(message: str, error: BaseException, **context: Any) -> Record:
 
 
 def kind_of(error: BaseException) -> tuple[object, ...]:
-    """Return what an exception has in common with those of the same mistake, for a FloodGate."""
+    """Return a key for a FloodGate: type and place, the same for repetitions of an exception."""
     places = [(frame.f_code, line) for frame, line in traceback.walk_tb(error.__traceback__)]
     return (type(error), *places[-1:])
 
 
 def encoded(record: Record) -> dict[str, Any]:
-    """Return a record as a worker sends it to the master, each text cut to its longest."""
+    """Return a record as a worker sends it to the master, with long texts cut."""
     texts = {key: cut(text) for key, text in _texts(record).items()}
     return {**asdict(record), **texts, "detail": [cut(line) for line in record.detail]}
 
 
 def decoded(data: dict[str, Any], pid: int) -> Record:
-    """Return the record that worker `pid` sent; ValueError where it is not one."""
+    """Return the record that worker `pid` sent; ValueError if it is not one."""
     try:
         record = Record(**{**data, "pid": pid})
     except (TypeError, ValueError) as error:
         raise ValueError(f"not a log record: {error}") from None
     lines = record.detail
     if not isinstance(lines, list) or len(lines) > LONGEST_DETAIL:
-        raise ValueError("not a log record: its detail is not a few lines")
+        raise ValueError(f"not a log record: expected a detail of at most {LONGEST_DETAIL} lines")
     if not all(isinstance(text, str) for text in (*_texts(record).values(), *lines)):
-        raise ValueError("not a log record: a text is none")
+        raise ValueError("not a log record: expected a string in each text")
     if not isinstance(record.time, float) or not 0 <= record.time < LATEST:
-        raise ValueError("not a log record: its time is none")
+        raise ValueError("not a log record: invalid time")
     return replace(record, detail=tuple(lines))
 
 
@@ -111,7 +111,7 @@ def _texts(record: Record) -> dict[str, str]:
 
 
 def as_text(record: Record) -> str:
-    """Return the record's lines: when, who, what, and to whom it happened."""
+    """Return the record's lines with time, process, level, message and context."""
     stamp = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.time))
     milliseconds = int(record.time % 1 * 1000)
     start = f"{stamp}.{milliseconds:03d} superd[{record.pid}] "
@@ -119,7 +119,7 @@ def as_text(record: Record) -> str:
 
 
 def as_message(record: Record) -> str:
-    """Return the record's lines without time and process, for who adds these."""
+    """Return the record's lines without time and process, for sinks that add these."""
     named = {"service": record.service, "conn": record.connection, "peer": record.peer}
     context = "".join(f" {key}={escaped(value)}" for key, value in named.items() if value)
     lines = [escaped(record.message) + context, *(f"| {escaped(line)}" for line in record.detail)]
@@ -135,13 +135,13 @@ def as_xinetd(record: Record) -> str:
 
 
 def as_json(record: Record) -> str:
-    """Return the record as one line of JSON, without what is empty."""
+    """Return the record as one line of JSON, without empty fields."""
     data = {**encoded(record), "pid": record.pid, "time": round(record.time, 3)}
     return json.dumps({key: value for key, value in data.items() if value})
 
 
 def escaped(text: str) -> str:
-    """Return text as printable characters only, and no more than LONGEST_TEXT of them."""
+    """Return text in printable characters, cut to LONGEST_TEXT."""
     text = text[: LONGEST_TEXT + 1]
     if not text.isprintable():
         text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -149,15 +149,15 @@ def escaped(text: str) -> str:
 
 
 def cut(text: str) -> str:
-    """Return text, or its start where it is too long."""
+    """Return text, cut to LONGEST_TEXT."""
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
 
 
 class FloodGate:
-    """Lets the first of many like records pass, and tells how many followed.
+    """Reports the first of many similar records, and then how many followed.
 
-    `flush` is to be called about once a second; it starts a new window. While a flood lasts, a
-    window has one line.
+    `flush` is called about once a second and starts a new window. During a flood each window has
+    one line.
     """
 
     def __init__(self, report: Report) -> None:
@@ -174,7 +174,7 @@ class FloodGate:
             self._report(record)
 
     def flush(self) -> None:
-        """Report the last record of each key that was held back, with their number."""
+        """Report the last suppressed record of each key, with their number."""
         self._held = {key: held for key, held in self._held.items() if held[1]}
         for key, (record, count) in self._held.items():
             self._held[key] = (record, 0)

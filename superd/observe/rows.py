@@ -1,7 +1,7 @@
-"""What a service has to show of its state: rows of equal keys, such as the targets of a forward.
+"""The status rows of a service, with equal keys: for instance the targets of a forward.
 
-Made by plugins in workers, kept by the master, shown in the command line. The master believes
-nothing of it but its form. Raises ValueError where that is wrong.
+Plugins make them in workers, the master keeps them, and the command line shows them. The master
+checks their form and does not interpret them. Raises ValueError for a wrong form.
 """
 
 from __future__ import annotations
@@ -14,39 +14,39 @@ from superd.observe.records import escaped
 
 Rows = list[dict[str, str | int | float]]
 
-MOST_ROWS = 200
-MOST_KEYS = 20
-LONGEST_TEXT = 200
-LARGEST = 32 * 1024  # bytes of all rows of a service as JSON
+MAX_ROWS = 200
+MAX_KEYS = 20
+LONGEST_TEXT = 200  # characters
+MAX_SIZE = 32 * 1024  # bytes of all rows of a service as JSON
 
 
 def fitting(rows: Iterable[dict[str, Any]]) -> Rows:
-    """Return what may be told to the master: as many rows as it takes, and no long texts."""
+    """Return rows that the master accepts: as many as fit, with long texts cut."""
     told: Rows = []
     size = 0
     for row in rows:
-        short = {str(key): _short(value) for key, value in list(row.items())[:MOST_KEYS]}
+        short = {str(key): _short(value) for key, value in list(row.items())[:MAX_KEYS]}
         size += len(json.dumps(short))
-        if size > LARGEST or len(told) == MOST_ROWS:
+        if size > MAX_SIZE or len(told) == MAX_ROWS:
             break
         told.append(short)
     return told
 
 
 def checked(rows: object) -> Rows:
-    """Return rows as a worker sent them, if they are rows."""
-    if not isinstance(rows, list) or len(rows) > MOST_ROWS:
-        raise ValueError("not rows of a status")
+    """Return the rows that a worker sent; ValueError if they are not rows."""
+    if not isinstance(rows, list) or len(rows) > MAX_ROWS:
+        raise ValueError(f"expected a list of at most {MAX_ROWS} status rows")
     for row in rows:
-        if not isinstance(row, dict) or len(row) > MOST_KEYS:
-            raise ValueError("not a row of a status")
+        if not isinstance(row, dict) or len(row) > MAX_KEYS:
+            raise ValueError(f"expected a status row of at most {MAX_KEYS} keys")
         if any(not isinstance(value, (str, int, float)) for value in row.values()):
-            raise ValueError("a row of a status holds what is no text and no number")
+            raise ValueError("expected texts and numbers in a status row")
     return rows
 
 
 def table(rows: Rows) -> list[str]:
-    """Return rows as lines for a person: a line with the keys, and the columns below each other."""
+    """Return rows as lines of aligned columns; the first line has the keys."""
     if not rows:
         return []
     keys = list(dict.fromkeys(key for row in rows for key in row))

@@ -1,8 +1,8 @@
-"""Where a worker stands: the stack that faulthandler has written of it, and whose code that is.
+"""The stack of a blocked worker, as faulthandler wrote it, and the plugin that it belongs to.
 
-Runs in the worker, and in the master for a worker that has hung. Reads text only, and believes
-nothing of it: whoever wrote it may be hostile. Never opens a file but where `with_source` asks for
-lines, never imports what a stack names, never raises.
+Runs in the worker, and in the master for a worker that hangs. The text is not trusted, since a
+hostile plugin may have written it. Opens files only if `with_source` asks for source lines. Never
+imports a module that a stack names. Never raises.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-LARGEST = 64 * 1024  # bytes that are read of what was written
-MOST_FRAMES = 28  # as a record shows them, two lines each; the innermost tell the most
+MAX_STACK_SIZE = 64 * 1024  # bytes
+MAX_FRAMES = 28  # the innermost ones; a record shows each with two lines
 
 _HEAD = b"Stack (most recent call first):"
 _FRAME = re.compile(rb'  File "([^"\n]{1,600})", line ([0-9]{1,7}) in ([^\n]{1,600})')
-_RUN = ("superd/worker/engine.py", "run")  # what is outside of it is the same in every stack
-# where asyncio waits, by itself or with relays; uvloop has no frames
+_RUN = ("superd/worker/engine.py", "run")  # frames outside of it are the same in every stack
+# where asyncio waits, without or with relays; uvloop has no frames
 _AT_REST = ("asyncio/base_events.py", "selectors.py", "superd/worker/runtime/polling.py")
 
 Owners = Mapping[str, Sequence[str]]  # the services of a plugin, by its module's first name
@@ -31,8 +31,8 @@ class Frame(NamedTuple):
 
 
 class Stack(NamedTuple):
-    """Frames of handlers and what they have called, innermost last; `is_known` is whether any
-    stack was written, of the loop itself at least.
+    """The frames of a handler and of the functions that it has called, innermost last. `is_known`
+    is whether a stack was written at all.
     """
 
     frames: tuple[Frame, ...]
@@ -40,12 +40,12 @@ class Stack(NamedTuple):
 
     @property
     def is_at_rest(self) -> bool:
-        """Whether nobody's code was running but the loop's own."""
+        """Whether only the code of the loop was running."""
         return self.is_known and all(frame.file.endswith(_AT_REST) for frame in self.frames)
 
     def place(self, owners: Owners) -> tuple[str, str]:
-        """Return the service whose plugin has the innermost frame, "" where several share the
-        plugin or none has any, and words for the place.
+        """Return the service whose plugin has the innermost frame, and a text for the place. The
+        service is "" if several share the plugin, or if no frame belongs to a plugin.
         """
         for frame in reversed(self.frames):
             parts = frame.file.split("/")
@@ -60,12 +60,12 @@ class Stack(NamedTuple):
             frame = self.frames[-1]
             parts = frame.file.split("/")
             return "", f"in {_shown(frame, parts[-3:])}"
-        return "", "nobody knows where"
+        return "", "at an unknown place"
 
     def lines(self, *, with_source: bool) -> tuple[str, ...]:
-        """Return the stack as a traceback has it, for a record's detail."""
+        """Return the stack in the form of a traceback, for a record's detail."""
         lines = []
-        for file, line, function in self.frames[-MOST_FRAMES:]:
+        for file, line, function in self.frames[-MAX_FRAMES:]:
             lines.append(f'  File "{file}", line {line}, in {function}')
             if with_source and (source := linecache.getline(file, line).strip()):
                 lines.append(f"    {source}")
@@ -73,7 +73,7 @@ class Stack(NamedTuple):
 
 
 def stack_of(written: bytes) -> Stack:
-    """Return the last stack in what faulthandler has written."""
+    """Return the last stack in the output of faulthandler."""
     _, head, text = written.rpartition(_HEAD)
     if not head:
         return Stack((), is_known=False)

@@ -13,7 +13,7 @@ from typing import Any
 
 from superd.admission.scoreboard import Count
 from superd.observe.connections import End, safe
-from superd.observe.listing import MOST, Row, row_of
+from superd.observe.listing import MAX_ROWS, Row, row_of
 from superd.worker import channel
 from superd.worker.channel import Channel
 from superd.worker.runtime.accounting import AccountedConnection
@@ -89,7 +89,7 @@ class Commands:
         size = 0
         sessions = self.context.connections.values()
         listed = [one for one in sessions if service in (None, one.service)]
-        for session in listed[:MOST]:
+        for session in listed[:MAX_ROWS]:
             if session.number in self.context.connections:
                 row = _row(session, now)
                 rows.append(row)
@@ -98,8 +98,8 @@ class Commands:
                     yield rows
                     rows, size = [], 0
         yield [*rows, *self._handed_off(service, now)]
-        if len(listed) > MOST:
-            yield len(listed) - MOST
+        if len(listed) > MAX_ROWS:
+            yield len(listed) - MAX_ROWS
 
     def _handed_off(self, service: str | None, now: float) -> list[Row]:
         """Return rows of the listeners that a plugin has at the moment: `wait = true`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import socket
 
-from superd.observe.stacks import LARGEST, Stack, stack_of
+from superd.observe.stacks import MAX_STACK_SIZE, Stack, stack_of
 
 
 class Lifeline:
@@ -51,7 +51,7 @@ class Lifeline:
         """Return the last stack that was written since the last call."""
         reader = socket.socket(fileno=self.reader)
         try:
-            written = reader.recv(LARGEST, socket.MSG_DONTWAIT)
+            written = reader.recv(MAX_STACK_SIZE, socket.MSG_DONTWAIT)
         except OSError:  # usually nothing was written
             written = b""
         finally:

@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from superd.observe.connections import (
-    BATCH,
-    IN_FULL,
+    BATCH_SIZE,
     LONGEST_LINE,
+    REFUSALS_IN_FULL,
     ConnectionLog,
     ServiceRecords,
     as_text,
@@ -103,7 +103,7 @@ def test_lines_go_out_together_and_in_order() -> None:
     for number in range(1000):
         records.accepted(ends_of(f"1-{number:x}", *WHERE))
     assert 0 < len(line.batches) < 20
-    assert all(len(batch) <= BATCH + LONGEST_LINE for batch in line.batches)
+    assert all(len(batch) <= BATCH_SIZE + LONGEST_LINE for batch in line.batches)
     assert [int(event["conn"][2:], 16) for event in line.events()] == list(range(1000))
 
 
@@ -143,7 +143,7 @@ def test_a_flood_of_refusals_is_told_in_part_and_counted_whole() -> None:
     found = line.events()
     rates = [event for event in found if event["reason"] == "rate-per-source"]
     assert len(found) - len(rates) == 5
-    assert len(rates) == IN_FULL + 1
+    assert len(rates) == REFUSALS_IN_FULL + 1
     assert sum(event.get("count", 1) for event in rates) == 1000
     assert rates[-1]["peer"] == "127.0.0.1:999"
     records.refused(*WHERE, "rate-per-source")
@@ -165,13 +165,13 @@ def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str, ou
     records.accepted(ends)
     records.closed(ends, 1e9, 1 << 60, 1 << 60, "first-byte-timeout", outcome)
     records.answered(ends, 26, "server")
-    for _ in range(IN_FULL + 1):
+    for _ in range(REFUSALS_IN_FULL + 1):
         records.refused(safe(peer), safe(local), "daemon-rate-per-source")
     records.end_window()
     line.log.flush()
     batch = b"".join(line.batches)
     assert pattern_of(PID, ["web", service]).fullmatch(batch)
-    assert batch.count(b"\n") == 4 + IN_FULL + 1
+    assert batch.count(b"\n") == 4 + REFUSALS_IN_FULL + 1
     assert max(map(len, batch.splitlines())) < LONGEST_LINE
     for event in map(parsed, batch.splitlines()):
         assert event["service"] == service

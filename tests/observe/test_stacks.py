@@ -8,7 +8,7 @@ import tempfile
 
 import pytest
 
-from superd.observe.stacks import LARGEST, Frame, stack_of
+from superd.observe.stacks import MAX_STACK_SIZE, Frame, stack_of
 from superd.worker import engine
 from superd.worker.runtime import polling
 
@@ -104,7 +104,7 @@ def test_the_last_of_several_stacks_counts() -> None:
     "text",
     [
         b"",
-        b"\n" * LARGEST,
+        b"\n" * MAX_STACK_SIZE,
         b"\xff\x00" * 1000,
         b'  File "x", line 1 in f\n',
         b'Stack (most recent call first):\n  File "x", line 99999999999 in f\n',
@@ -113,7 +113,7 @@ def test_the_last_of_several_stacks_counts() -> None:
 def test_nonsense_is_no_stack(text: bytes) -> None:
     stack = stack_of(text)
     assert stack.frames == ()
-    assert stack.place(OWNERS) == ("", "nobody knows where")
+    assert stack.place(OWNERS) == ("", "at an unknown place")
     assert stack.lines(with_source=True) == ()
 
 

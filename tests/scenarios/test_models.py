@@ -115,7 +115,7 @@ PLUGINS = {"zoo": ZOO}
 RAISED = {
     "value_error": "ValueError: no such",
     "system_exit": "SystemExit",
-    "odd_level": 'ValueError: there is no level "fatal"',
+    "odd_level": r'ValueError: expected a level \(debug, info, warning, error\), found "fatal"',
 }
 
 TOML = """

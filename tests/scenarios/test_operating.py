@@ -230,7 +230,7 @@ def test_no_connection_and_unknown_names_are_reported(served: Superd) -> None:
     for name in ("ff-ff", "1-ffff"):
         done = served.run("kill", name)
         assert (done.returncode, done.stderr) == (1, f"superd: there is no connection {name}\n")
-    assert "a connection's id is such as 1-2f" in served.run("kill", "all").stderr
+    assert "expected a connection's id, such as 1-2f" in served.run("kill", "all").stderr
 
 
 def test_superd_connections_prints_a_line_for_each_connection(served: Superd) -> None:

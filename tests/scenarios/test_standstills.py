@@ -192,7 +192,7 @@ def test_a_worker_that_hangs_cannot_block_the_master(
     superd = start_superd(TOML.format(loop="auto", watchdog="1s"), env=env)
     with superd.connect("block") as hostile:
         hostile.sendall(b"make_blocking\n")
-        superd.wait_for_log(r"has stood still for .*, nobody knows where; it is ended\n")
+        superd.wait_for_log(r"has stood still for .*, at an unknown place; it is ended\n")
     assert exchange(superd.connect("echo"), b"on") == b"on"
 
 

@@ -19,7 +19,7 @@ from superd.master.control_socket import line_of
 from superd.master.logs.log import Log
 from superd.master.workers.child import Child
 from superd.master.workers.generation import Slot
-from superd.observe.listing import MOST, ROOM, checked, parse_id
+from superd.observe.listing import MAX_ROW_SIZE, MAX_ROWS, checked, parse_id
 from superd.worker import channel
 
 # starts at the clock: after an upgrade, workers may still answer queries of the program before
@@ -118,7 +118,7 @@ class ConnectionsQuery(Query):
         where = {"worker": child.pid, "generation": self.generations[child]}
         rows = [json.dumps({**checked(row, child.services), **where}) for row in content]
         self.sizes[child] += sum(map(len, rows))
-        if self.sizes[child] > MOST * ROOM:
+        if self.sizes[child] > MAX_ROWS * MAX_ROW_SIZE:
             raise ValueError("more connections than are accepted from one worker")
         self.rows += rows
 

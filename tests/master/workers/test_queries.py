@@ -17,7 +17,7 @@ from superd.master.bans import Bans
 from superd.master.logs.log import Log
 from superd.master.workers.messages import MessageReader
 from superd.master.workers.queries import ConnectionsQuery, KillQuery, Query, TrafficQuery
-from superd.observe.listing import MOST, ROOM
+from superd.observe.listing import MAX_ROW_SIZE, MAX_ROWS
 from tests.master.children import child_of
 
 ROW = {
@@ -194,9 +194,9 @@ def test_a_worker_cannot_fill_the_memory_of_the_master(workers: Workers) -> None
     child = workers.slots[0].child
     sent = 0
     longest = {**ROW, "peer": "\U0001f600" * 512, "local": "\U0001f600" * 512}
-    while not child.has_closed and sent <= MOST:
+    while not child.has_closed and sent <= MAX_ROWS:
         child.allowance = 512
         workers.send(0, [longest] * 4, inquiry=query.number)
         sent += 4
     assert child.has_closed
-    assert sum(map(len, query.rows)) <= MOST * ROOM
+    assert sum(map(len, query.rows)) <= MAX_ROWS * MAX_ROW_SIZE
