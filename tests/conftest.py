@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.support.harness import Superd, make_plugin
+from tests.support import proc
+from tests.support.harness import Superd, make_plugin, until
 
 Start = Callable[..., Superd]
 
@@ -51,6 +54,22 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             missing = [name for name in mark.args if shutil.which(name) is None]
             if missing:
                 item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_process_is_left() -> Iterator[None]:
+    """Fail at the end of the run if a process that a test started still runs; kill it.
+
+    Linux gives this process the orphans among its descendants (PR_SET_CHILD_SUBREAPER, prctl(2)).
+    """
+    proc.become_subreaper()
+    yield
+    with contextlib.suppress(AssertionError):  # some are just ending
+        until(lambda: not proc.running_children(), "the end of all processes", 5)
+    left = proc.running_children()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left, "tests left processes behind"
 
 
 @pytest.fixture

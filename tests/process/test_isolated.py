@@ -19,6 +19,7 @@ import pytest
 from superd.errors import SuperdError
 from superd.process.isolated import Outcome, run_isolated
 from tests.support.harness import EVENT_TIMEOUT, command, is_alive, until
+from tests.support.proc import children
 
 SHORT_TIMEOUT = 1.0  # seconds: long enough for a fork
 
@@ -27,10 +28,10 @@ def outcome_of(job: Callable[[], Any], timeout: float = EVENT_TIMEOUT) -> Outcom
     """Run one job; check that its process has ended and no descriptor is left open."""
     gc.collect()  # close descriptors that earlier tests have left
     before = len(os.listdir("/proc/self/fd"))
+    processes = children(os.getpid())
     outcome = run_isolated({"job": job}, timeout)["job"]
     assert len(os.listdir("/proc/self/fd")) == before
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+    assert children(os.getpid()) == processes
     return outcome
 
 

@@ -29,7 +29,7 @@ workers = 2
 [service.killed]
 plugin = "echo"
 listen = "tcp://127.0.0.1:{killed}"
-user = "daemon"
+pool = "killed"
 
 [service.kept]
 plugin = "echo"
@@ -44,7 +44,7 @@ options = {{ to = "tcp://127.0.0.1:{kept}" }}
 plugin = "exec"
 listen = "tcp://127.0.0.1:{program}"
 chroot = ""
-user = "games"
+pool = "programs"
 options = {{ command = "/bin/cat" }}
 """
 OTHER = """

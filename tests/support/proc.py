@@ -6,13 +6,17 @@ Runs in the test's process. Needs root: only root may read about a confined work
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 NOBODY = 65534
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 NO_CAPABILITY = "0" * 16
 CAPABILITY_SETS = ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")
 
@@ -82,6 +86,23 @@ def children(pid: int) -> list[int]:
     return [int(n) for n in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def become_subreaper() -> None:
+    """Have this process adopt its descendants whose parents end (PR_SET_CHILD_SUBREAPER)."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+def running_children() -> dict[int, str]:
+    """Return the command lines of this process's children that have not ended, by process id."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        for name in (task / "children").read_text().split():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if command_line := Path(f"/proc/{name}/cmdline").read_bytes():  # not a zombie
+                    found[int(name)] = command_line.replace(b"\0", b" ").decode(errors="replace")
+    return found
+
+
 def descendants(pid: int) -> list[int]:
     """Return the children of `pid`, their children, and so on."""
     found: list[int] = []
@@ -94,9 +115,20 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def descriptor_names(pid: int) -> list[str]:
+    """Return the numbers of a process's open descriptors; skip the test where only root sees them.
+
+    A worker is not dumpable, which hides them from its own user, too.
+    """
+    try:
+        return os.listdir(f"/proc/{pid}/fd")
+    except PermissionError:
+        pytest.skip("needs root: Linux hides the descriptors of a worker")
+
+
 def descriptors(pid: int) -> list[Descriptor]:
     found = []
-    for name in os.listdir(f"/proc/{pid}/fd"):
+    for name in descriptor_names(pid):
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
             link = f"/proc/{pid}/fd/{name}"
             info = Path(f"/proc/{pid}/fdinfo/{name}").read_text()

@@ -11,6 +11,8 @@ import resource
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.support.proc import descriptor_names
+
 TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
@@ -28,11 +30,11 @@ def private_memory(pid: int) -> int:
 
 def open_descriptors(pids: Iterable[int]) -> list[int]:
     """Return how many descriptors each process has."""
-    return [len(os.listdir(f"/proc/{pid}/fd")) for pid in pids]
+    return [len(descriptor_names(pid)) for pid in pids]
 
 
 def lowest_free_descriptor(pid: int) -> int:
-    taken = {int(name) for name in os.listdir(f"/proc/{pid}/fd")}
+    taken = {int(name) for name in descriptor_names(pid)}
     return next(number for number in range(len(taken) + 1) if number not in taken)
 
 

@@ -17,6 +17,7 @@ from tests.conftest import Start
 from tests.support.clients import connect_and_receive
 from tests.support.harness import Superd, ask_udp, exchange, make_plugin, until
 from tests.support.inside import INSIDE
+from tests.support.proc import descriptor_names
 from tests.support.programs import output_for_input
 from tests.support.scrapes import SERVICE, Scrape, scrape_metrics
 
@@ -150,7 +151,7 @@ def test_each_process_has_metrics_of_its_usage(served: Superd) -> None:
         assert first.children_cpu <= spent <= last.children_cpu
         assert scrape("process_resident_memory_bytes", **of) > 1 << 20
         assert abs(scrape("process_start_time_seconds", **of) - first.started) < 1
-        descriptors = len(os.listdir(f"/proc/{pid}/fd"))
+        descriptors = len(descriptor_names(pid))
         assert abs(scrape("process_open_fds", **of) - descriptors) < 5
 
 
