@@ -330,7 +330,7 @@ class Daemon(Limits):
     watchdog: Annotated[
         Duration,
         AfterValidator(_watchdog),
-        Field(description="how long a worker may stand still until it is replaced"),
+        Field(description="time that an event loop may be blocked until its worker is replaced"),
     ] = 4.0
     include: Annotated[
         Strings, Field(description="files with more services, relative to this one")

@@ -115,7 +115,7 @@ def env(tmp_path: Path) -> dict[str, str]:
 
 def standstills(superd: Superd) -> list[str]:
     """Return the log lines about standstills."""
-    return [line for line in superd.log().splitlines() if "stood still" in line]
+    return [line for line in superd.log().splitlines() if "was blocked for" in line]
 
 
 @pytest.mark.parametrize(("act", "line"), BLOCKS, ids=[act for act, _ in BLOCKS])
@@ -127,7 +127,7 @@ def test_a_handler_that_blocks_is_logged_with_its_stack(
     assert not standstills(superd)
     assert exchange(superd.connect("block"), f"{act}\n".encode()) == f"now: {act}\n".encode()
     found = superd.wait_for_log(
-        r"superd\[(\d+)\] warning: the worker stood still for (\d+\.\d\d) s or more, "
+        r"superd\[(\d+)\] warning: the event loop was blocked for (\d+\.\d\d) s or more, "
         rf"in plugin superd_block\.py:\d+, {act} service=block\n"
     )
     assert int(found[1]) in superd.workers()
@@ -144,7 +144,7 @@ def test_a_second_block_of_the_same_connection_is_logged(
     superd = start_superd(TOML.format(loop=loop, watchdog="30s"), env=env)
     with superd.connect("block") as client:
         client.sendall(b"sleep\n")
-        superd.wait_for_log("stood still")
+        superd.wait_for_log("was blocked for")
         client.sendall(b"sleep\n")
         until(lambda: len(standstills(superd)) == 2, "another line")
 
@@ -162,13 +162,14 @@ def test_a_worker_that_hangs_is_replaced_and_no_client_is_refused(
         assert receive_to_end(stuck)[0] == b""
     place = rf"in plugin superd_block\.py:\d+, {act}"
     found = superd.wait_for_log(
-        rf"error: worker {worker} has stood still for [\d.]+ s, {place}; "
-        r"it is ended service=block\n"
+        rf"error: the event loop of worker {worker} is blocked for [\d.]+ s, {place}; "
+        r"superd ends it service=block\n"
         r".*\| Stack \(most recent call last\):\n"
     )
     assert re.search(rf"superd_block\.py\", line \d+, in {act}\n", superd.log()[found.end() :])
     superd.wait_for_log(
-        rf"error: worker {worker} of pool \S+ was ended by SIGKILL: it stood still, {place}; "
+        rf"error: worker {worker} of pool \S+ was ended by SIGKILL: "
+        rf"its event loop was blocked, {place}; "
         "1 connections were lost with it; its successor starts now\n"
     )
     assert worker not in superd.workers()
@@ -181,7 +182,7 @@ def test_a_worker_that_forges_its_stack_does_not_harm_the_master(
     superd = start_superd(TOML.format(loop="auto", watchdog="1s"), env=env)
     with superd.connect("block") as hostile:
         hostile.sendall(b"forge\n")
-        superd.wait_for_log(r"has stood still for .*, in /etc/passwd:1, \\x1b\[2J; it is ended\n")
+        superd.wait_for_log(r"is blocked for .*, in /etc/passwd:1, \\x1b\[2J; superd ends it\n")
     assert exchange(superd.connect("echo"), b"on") == b"on"
     assert "root:" not in superd.log()
 
@@ -192,7 +193,7 @@ def test_a_worker_that_hangs_cannot_block_the_master(
     superd = start_superd(TOML.format(loop="auto", watchdog="1s"), env=env)
     with superd.connect("block") as hostile:
         hostile.sendall(b"make_blocking\n")
-        superd.wait_for_log(r"has stood still for .*, at an unknown place; it is ended\n")
+        superd.wait_for_log(r"is blocked for .*, at an unknown place; superd ends it\n")
     assert exchange(superd.connect("echo"), b"on") == b"on"
 
 
@@ -274,6 +275,7 @@ def test_without_a_watchdog_a_worker_that_hangs_is_only_logged(
     with superd.connect("block") as stuck:
         stuck.sendall(b"spin_on\n")
         superd.wait_for_log(
-            rf"worker {worker} has stood still for .* it is left alone service=block"
+            rf"the event loop of worker {worker} is blocked for .*"
+            " watchdog is off, so it is not ended service=block"
         )
         assert superd.workers() == [worker]

@@ -477,7 +477,9 @@ def test_the_watchdog_watches_a_draining_worker_whose_plugin_was_removed(
         upgrade(served)
         client.sendall(b"hog\n")
         assert client.recv(9)
-        served.wait_for_log(rf"worker \d+ of pool {POOL} was ended by SIGKILL: it stood still")
+        served.wait_for_log(
+            rf"worker \d+ of pool {POOL} was ended by SIGKILL: its event loop was blocked"
+        )
     assert exchange(served.connect("echo"), b"x") == b"x"
 
 

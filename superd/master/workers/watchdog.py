@@ -94,16 +94,18 @@ class Watchdog:
         if hang.counted < (limit or REPORT_AFTER) or hang.is_reported:
             return
         hang.is_reported = True
-        what = "it is ended" if limit else "it is left alone"
+        what = "superd ends it" if limit else "watchdog is off, so it is not ended"
         where = self._report(slot, child, hang.counted, what)
         if limit:
-            child.end(f"it stood still, {where}")
+            child.end(f"its event loop was blocked, {where}")
 
     def _report(self, slot: Slot, child: Child, seconds: float, what: str) -> str:
         """Log where a worker hangs; return the place."""
         stack = child.lifeline.stack()
         service, where = stack.place(_owners(slot))
-        text = f"worker {child.pid} has stood still for {seconds:.1f} s, {where}; {what}"
+        text = (
+            f"the event loop of worker {child.pid} is blocked for {seconds:.1f} s, {where}; {what}"
+        )
         detail = stack.lines(with_source=False)  # a worker could name a file that only root reads
         self._log.write(Record("error", text, service=service, detail=detail))
         return where

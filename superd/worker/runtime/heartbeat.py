@@ -132,7 +132,7 @@ class Heartbeat:
         if still < MAX_LATENESS or stack.is_at_rest:
             return
         service, place = stack.place(self._owners)
-        text = f"the worker stood still for {still:.2f} s or more, {place}"
+        text = f"the event loop was blocked for {still:.2f} s or more, {place}"
         detail = stack.lines(with_source=True)
         record = Record("warning", text, service=service, detail=detail)
         self._flood_gate.report(("standstill", *stack.frames[-1:]), record)

@@ -190,8 +190,8 @@ class ListenerHandoff:
         if self.short_runs >= MAX_SHORT_RUNS and not pause:
             self.short_runs, pause = 0, SHORT_RUN_PAUSE
             text = (
-                f"it ended at once {MAX_SHORT_RUNS} times in a row, and pauses for"
-                f" {SHORT_RUN_PAUSE:.0f} s"
+                f"it ended right after its start {MAX_SHORT_RUNS} times in a row; superd starts it"
+                f" again in {SHORT_RUN_PAUSE:.0f} s"
             )
             self.context.report(Record("error", text, self.service.name))
         if self.is_stopped:
