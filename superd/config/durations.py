@@ -1,7 +1,7 @@
-"""Durations as they are written: "30s", "1h30m", "250ms".
+"""The text form of durations: "30s", "1h30m", "250ms".
 
-Runs in every process. Never imports anything large: a client that is given a time-out starts fast.
-Raises ValueError with a text that names what was expected.
+Runs in every process. Imports nothing large, so that a command with a time-out starts fast. Raises
+ValueError with a text that names what was expected.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ DURATION = r"(?:[0-9]+(?:\.[0-9]+)?(?:ms|[smhd]))+"
 
 
 def parse_duration(value: object) -> float:
-    """Return seconds from "30s", "1h30m", "250ms"; a bare 0 means none."""
+    """Return the seconds of "30s", "1h30m" or "250ms"; the number 0 means none."""
     if value == 0 and not isinstance(value, bool):
         return 0.0
     if isinstance(value, str) and re.fullmatch(DURATION, value):
@@ -27,7 +27,7 @@ def parse_duration(value: object) -> float:
 
 
 def duration_text(seconds: float) -> str:
-    """Return a duration as it is written, to the millisecond."""
+    """Return the text form of a duration, to the millisecond."""
     left, text = round(seconds * 1000), ""
     for unit, length in (("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1000)):
         count, left = divmod(left, length)

@@ -1,8 +1,8 @@
-"""The values of `allow`, `deny`, their files, `access-times`, and other lists of few words.
+"""The values of `allow`, `deny`, their files, `access-times`, and other lists.
 
-Runs wherever a configuration is read. A file of a list is read with the configuration, so it is
-read anew whenever that is. Never goes by one that others can write where superd is root. Raises
-ValueError with a text that names file and line.
+Runs wherever a configuration is read. A list file is read with the configuration, and again at each
+reload. Refuses a list file that others can write when superd runs as root. Raises ValueError with a
+text that names file and line.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from superd.errors import shown
 from superd.net.patterns import IPNetwork, Pattern, parse_network, parse_pattern
 
 LARGEST_LIST = 16 << 20  # bytes
-MOST_TOLD = 20  # mistakes of one file
+MAX_REPORTED_ERRORS = 20  # of one file
 
 
 @dataclass(frozen=True)
 class ListFile:
-    """A file with one pattern a line, each with the number of its line. `#` starts a comment."""
+    """A file with one pattern per line, and its line numbers. `#` starts a comment."""
 
     path: Path
     entries: tuple[tuple[int, Pattern], ...]
@@ -70,8 +70,8 @@ def _list_file(value: object, info: ValidationInfo) -> ListFile:
         except ValueError as error:
             mistakes.append(f"{path}:{number}: {error}")
     if mistakes:
-        more = len(mistakes) - MOST_TOLD
-        told = "; ".join(mistakes[:MOST_TOLD])
+        more = len(mistakes) - MAX_REPORTED_ERRORS
+        told = "; ".join(mistakes[:MAX_REPORTED_ERRORS])
         raise ValueError(f"{told}; and {more} more" if more > 0 else told)
     return ListFile(path, tuple(entries))
 

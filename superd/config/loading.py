@@ -1,7 +1,7 @@
-"""Reads a configuration: files to frozen settings, and every problem in them at once.
+"""Reads a configuration: turns files into frozen settings, and reports all problems at once.
 
-Runs in the command line and the master, before anything is bound. Looks at the system for users,
-groups and jails only, and never at a plugin. Raises ConfigurationError.
+Runs in the command line and the master, before anything is bound. Looks up users, groups and jails
+in the system, and never loads a plugin. Raises ConfigurationError.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ S = TypeVar("S", bound=Section)
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a file says, what is wrong with it, and where each of its keys stands.
+    """The settings of a file, the problems in it, and the position of each key.
 
-    `partial` leaves out what is wrong. It is for finding further problems, and a daemon that has
-    been running since before the mistakes were made.
+    `partial` is without the values that have problems. It serves to find further problems, and
+    commands use it to find a daemon that was started before the errors were made.
     """
 
     partial: Settings
@@ -62,7 +62,7 @@ class Configuration:
 
     @property
     def settings(self) -> Settings:
-        """The settings; raises every problem found, if there is any."""
+        """The settings; raises ConfigurationError with all problems, if there are any."""
         if self.problems:
             raise ConfigurationError(self.problems)
         return self.partial
@@ -84,7 +84,7 @@ class Configuration:
         texts: Any = document.data
         for part in path:
             texts = texts[part]
-        if isinstance(texts, list):  # the last one: those before it came first
+        if isinstance(texts, list):  # the last one repeats those before
             meant = [n for n, text in enumerate(texts) if address in _expanded(text)]
             path = (*path, *meant[-1:])
         return document.problem(path, message)
@@ -93,9 +93,9 @@ class Configuration:
 def load(file: Path, enabled: Mapping[str, bool] = NO_OVERRIDES) -> Configuration:
     """Read `file` and what it includes, and check everything that needs no plugin.
 
-    `enabled` says of services, by name, whether they are, whatever their entries say.
+    `enabled` overrides the key `enabled` of services, by name.
 
-    Raises ConfigurationError only where nothing can be told but that `file` cannot be read.
+    Raises ConfigurationError only if `file` cannot be read or is not TOML.
     """
     return check(read_document(file), file, enabled)
 
@@ -103,22 +103,22 @@ def load(file: Path, enabled: Mapping[str, bool] = NO_OVERRIDES) -> Configuratio
 def check(
     document: Document, file: Path, enabled: Mapping[str, bool] = NO_OVERRIDES
 ) -> Configuration:
-    """Return the configuration of which `document` is the main file."""
+    """Return the configuration whose main file is `document`."""
     return _Loader(document, file, enabled).configuration()
 
 
 def load_again(
     file: Path, texts: Mapping[str, str], enabled: Mapping[str, bool] = NO_OVERRIDES
 ) -> Configuration:
-    """Return the configuration that was read from `texts` (see Settings), whatever the files say
-    now; raises ConfigurationError where these are not TOML.
+    """Return the configuration that was read from `texts` (see Settings) without reading files
+    again; raises ConfigurationError if a text is not TOML.
     """
     main, *included = [document_of(name, text) for name, text in texts.items()]
     return _Loader(main, file, enabled, included).configuration()
 
 
 class _Loader:
-    """Gathers the problems of one configuration while it is turned into settings."""
+    """Turns one configuration into settings and collects its problems."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class _Loader:
         included: Sequence[Document] | None = None,
     ) -> None:
         self.main = main
-        self.included = included  # None: what the main file includes is to be read
+        self.included = included  # None: read the files that the main file includes
         self.file = file.absolute()
         self.enabled = enabled
         self.context = {"directory": self.file.parent}
@@ -146,7 +146,7 @@ class _Loader:
         services = {
             name: entry for name in self.homes if (entry := self._service(name)) is not None
         }
-        services = _without_what_others_want(services)
+        services = _without_claimed_ports(services)
         settings = Settings.model_construct(
             file=self.file, texts=self.texts, daemon=daemon, services=services
         )
@@ -154,12 +154,12 @@ class _Loader:
         if not self.problems:
             self.problems += self._nothing_to_serve(found)
         self.problems += self._repeated_addresses(found)
-        self.problems += self._out_of_reach(found)
+        self.problems += self._unreachable_addresses(found)
         problems = tuple(dict.fromkeys(self.problems))
         return Configuration(settings, problems, self.locate, self.main)
 
     def locate(self, name: str, path: KeyPath) -> tuple[Document, KeyPath]:
-        """Tell where a key of service `name` stands: in its own entry or under [defaults]."""
+        """Return the position of a service's key: in its own entry or under [defaults]."""
         document = self.homes[name]
         own = document.data["service"][name]
         if path and path[0] not in own and path[0] in self._table("defaults"):
@@ -174,7 +174,7 @@ class _Loader:
         return lambda path: (self.main, (section, *path))
 
     def _valid(self, model: type[S], data: dict[str, Any], locate: Locate) -> S | None:
-        """Return what `data` says, without its mistakes; None where too little is left."""
+        """Return the model of `data` without invalid values; None if a required one is missing."""
         try:
             return model.model_validate(data, context=self.context)
         except ValidationError as error:
@@ -209,7 +209,7 @@ class _Loader:
                         self.problems += error.problems
 
     def _names(self, document: Document) -> None:
-        """Note which services the document has, and complain of what is not a service."""
+        """Collect the services of a document, and problems with its other keys."""
         sections = SECTIONS if document is self.main else SECTIONS[2:]
         for key, value in document.data.items():
             if key not in sections:
@@ -232,14 +232,14 @@ class _Loader:
                 message = f"expected a table, found {shown(entry)}"
             elif name in self.homes:
                 first = self.homes[name].problem(path, "", at_key=True)
-                message = f"there is a service of this name already, at {first.file}:{first.line}"
+                message = f"the service is defined already, at {first.file}:{first.line}"
             else:
                 self.homes[name] = document
                 continue
             self.problems.append(document.problem(path, message, at_key=True))
 
     def _service(self, name: str) -> Service | None:
-        """Return an entry; of one with mistakes what its plugin has to look at."""
+        """Return an entry; if it has errors, only the part that its plugin checks."""
         data = self._table("defaults") | self.homes[name].data["service"][name]
         service = self._valid(Service, data, lambda path: self.locate(name, path))
         if service is None:
@@ -247,16 +247,16 @@ class _Loader:
             if not (isinstance(plugin, str) and plugin and isinstance(options, dict)):
                 return None
             return Service.model_construct(plugin=plugin, listen=(), options=options)
-        if service.chroot and os.geteuid() == 0 and (mistake := jail_problem(service.chroot)):
+        if service.chroot and os.geteuid() == 0 and (why := jail_problem(service.chroot)):
             document, path = self.locate(name, ("chroot",))
-            self.problems.append(document.problem(path, mistake))
-        self._in_vain(name, service)
+            self.problems.append(document.problem(path, why))
+        self._check_unused_timeouts(name, service)
         is_enabled = self.enabled.get(name, service.enabled)
         same = is_enabled == service.enabled
         return service if same else service.model_copy(update={"enabled": is_enabled})
 
-    def _in_vain(self, name: str, service: Service) -> None:
-        """Complain of an entry's own time-outs where it is the plugin that has the connections."""
+    def _check_unused_timeouts(self, name: str, service: Service) -> None:
+        """Report time-outs of an entry whose plugin accepts the connections itself."""
         document, own = self.homes[name], self.homes[name].data["service"][name]
         for key in TIMEOUTS if service.wait else ():
             if key in own and getattr(service, key.replace("-", "_")):
@@ -272,16 +272,16 @@ class _Loader:
             yield found.problem(next(iter(self.homes)), ("enabled",), "no service is enabled")
 
     def _repeated_addresses(self, found: Configuration) -> Iterator[Problem]:
-        """Complain of an address that is listened on twice; any free port (0) is never the same."""
+        """Report addresses that two services listen on; port 0 never conflicts."""
         seen: dict[object, str] = {}
-        told = set()
+        reported = set()
         for name, service in found.partial.enabled.items():
             for address in service.listen:
                 for one in address.expanded():
                     end = os.path.normpath(one.path) if one.is_file else (one, service.device)
                     other = seen.get(end)
-                    if other is not None and (name, other) not in told:
-                        told.add((name, other))  # once for two ranges
+                    if other is not None and (name, other) not in reported:
+                        reported.add((name, other))  # once for two ranges
                         message = f"{one} is listened on by service.{other} already"
                         yield found.address_problem(name, one, message)
                     if one.path or one.port:
@@ -291,25 +291,25 @@ class _Loader:
                 yield found.problem(name, ("listen",), message)
                 return
 
-    def _out_of_reach(self, found: Configuration) -> Iterator[Problem]:
-        """Complain of a tcpmux address that nobody passes connections on to."""
+    def _unreachable_addresses(self, found: Configuration) -> Iterator[Problem]:
+        """Report tcpmux addresses that cannot receive connections."""
         services = found.partial.enabled
-        is_there = any(entry.plugin == TCPMUX for entry in services.values())
+        has_tcpmux = any(entry.plugin == TCPMUX for entry in services.values())
         for name, service in services.items():
             address = next((a for a in service.listen if a.transport is Transport.TCPMUX), None)
-            if address is not None and not is_there:
-                message = f'{address} takes a service with plugin = "{TCPMUX}", and there is none'
+            if address is not None and not has_tcpmux:
+                message = f'{address} needs a service with plugin = "{TCPMUX}"; add one'
                 yield found.address_problem(name, address, message)
             elif address is not None and service.wait:
-                message = f"{address} has no listening socket that wait = true could hand over"
+                message = f"{address} has no listening socket for the plugin; remove wait = true"
                 yield found.address_problem(name, address, message)
 
 
-def _without_what_others_want(services: dict[str, Service]) -> dict[str, Service]:
-    """Take from ranges of ports what another service that is enabled names by itself, be it with
-    the wildcard: its clients are not to end elsewhere at some addresses.
+def _without_claimed_ports(services: dict[str, Service]) -> dict[str, Service]:
+    """Remove from ranges of ports each address that another enabled service names explicitly, also
+    with the wildcard: all clients of that port must reach that service.
     """
-    wanted = {
+    claimed = {
         (one, entry.device)
         for entry in services.values()
         if entry.enabled
@@ -317,17 +317,17 @@ def _without_what_others_want(services: dict[str, Service]) -> dict[str, Service
         if not address.is_from_range
         for one in address.expanded()
     }
-    ports = {one.port for one, _ in wanted}
+    ports = {one.port for one, _ in claimed}
 
-    def is_wanted(one: Address, device: str) -> bool:
+    def is_claimed(one: Address, device: str) -> bool:
         any_host = ANY_IPV6 if one.family == socket.AF_INET6 else ANY_IPV4
-        return (one, device) in wanted or (replace(one, host=any_host), device) in wanted
+        return (one, device) in claimed or (replace(one, host=any_host), device) in claimed
 
     def left(address: Address, device: str) -> tuple[Address, ...]:
         if not address.is_from_range or address.port not in ports:
             return (address,)
         expanded = address.expanded()
-        free = tuple(one for one in expanded if not is_wanted(one, device))
+        free = tuple(one for one in expanded if not is_claimed(one, device))
         return (address,) if free == expanded else free
 
     found = {}

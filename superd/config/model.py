@@ -1,7 +1,7 @@
-"""What a configuration may say: every key, its type, its default and its meaning.
+"""Every key of a configuration, with its type, default and description.
 
-Runs wherever a configuration is read. The models are frozen: a new configuration is a new object.
-Never looks at the system beyond users and groups. Raises pydantic's ValidationError.
+Runs wherever a configuration is read. The models are frozen: a reload makes new objects. Looks up
+users and groups, and nothing else of the system. Raises pydantic's ValidationError.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from superd.config.values import (
     User,
 )
 
-LARGEST_LIMIT = 1 << 30  # more than any machine has, and within what setrlimit(2) takes
+LARGEST_LIMIT = 1 << 30  # more than any machine has, and less than setrlimit(2) accepts
 
-METRICS = "metrics"  # the plugin that tells of superd itself
-TCPMUX = "tcpmux"  # the plugin that passes connections on to who listens on tcpmux://NAME
+METRICS = "metrics"  # the plugin that exports superd's own metrics
+TCPMUX = "tcpmux"  # the plugin that passes connections to services on tcpmux://NAME
 
 BLOCKING_MODELS = ("thread", "fork", "prefork")
 FORKING_MODELS = ("fork", "prefork")
@@ -50,27 +50,27 @@ def _kebab(name: str) -> str:
     return name.replace("_", "-")
 
 
-def _take_what_toml_has(schema: Any, resolve: Callable[[CoreSchema], CoreSchema]) -> None:
-    """Let arrays be tuples and sets, and strings paths, addresses and members of an enumeration;
-    the rest is strict.
+def _accept_toml_types(schema: Any, resolve: Callable[[CoreSchema], CoreSchema]) -> None:
+    """Accept arrays as tuples and sets, and strings as paths, addresses and enumeration members.
+    Everything else stays strict.
     """
     if isinstance(schema, list):
         for item in schema:
-            _take_what_toml_has(item, resolve)
+            _accept_toml_types(item, resolve)
     elif isinstance(schema, dict):
         if schema.get("type") == "definition-ref":
             schema = resolve(cast(CoreSchema, schema))
             if schema["type"] == "model":
-                return  # that one has been here itself, or refers to this one
+                return  # it has been handled already, or it contains this one
         if schema.get("type") in ("tuple", "set", "frozenset", "enum", "lax-or-strict"):
             schema["strict"] = False
         for key, inner in schema.items():
             if key not in ("metadata", "default"):
-                _take_what_toml_has(inner, resolve)
+                _accept_toml_types(inner, resolve)
 
 
 class Section(BaseModel):
-    """A table of the configuration. Keys are written with hyphens; an unknown key is an error."""
+    """A table of the configuration. Keys have hyphens; an unknown key is an error."""
 
     model_config = ConfigDict(
         strict=True, frozen=True, extra="forbid", alias_generator=_kebab, defer_build=True
@@ -79,18 +79,18 @@ class Section(BaseModel):
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)
-        _take_what_toml_has(handler.resolve_ref_schema(schema), handler.resolve_ref_schema)
+        _accept_toml_types(handler.resolve_ref_schema(schema), handler.resolve_ref_schema)
         return schema
 
 
 def _chroot(path: str) -> str:
     if path and not path.startswith("/"):
-        raise ValueError('expected a directory\'s absolute path, or "" for none')
+        raise ValueError('expected the absolute path of a directory, or "" for none')
     return path.rstrip("/") or path
 
 
 class Rlimits(Section):
-    """Resource limits of a worker, soft and hard alike (setrlimit(2))."""
+    """Resource limits of a worker, soft and hard (setrlimit(2))."""
 
     nofile: Annotated[
         Annotated[int, Field(ge=16, le=LARGEST_LIMIT)] | None, Field(description="open files")
@@ -101,20 +101,25 @@ class Rlimits(Section):
     ] = None
     core: Annotated[Size, Field(description="size of a core dump")] = 0
     memory: Annotated[Size | None, Field(description="address space")] = None
-    file_size: Annotated[Size | None, Field(description="largest file that may be written")] = None
+    file_size: Annotated[Size | None, Field(description="largest file that can be written")] = None
     cpu: Annotated[Duration | None, Field(description="processor time")] = None
 
 
 class Confinement(Section):
-    """What a worker gives up before it meets a client. Services that share it share a pool."""
+    """The privileges that a worker drops. Services with equal values share a pool."""
 
     user: Annotated[
-        User | None, Field(description="user to become; started as root the default is nobody")
+        User | None,
+        Field(description="user of the workers; default: nobody, if superd starts as root"),
     ] = None
-    group: Annotated[Group | None, Field(description="group; the default is the user's own")] = None
+    group: Annotated[
+        Group | None, Field(description="group; default: the user's primary group")
+    ] = None
     groups: Annotated[Groups, Field(description="supplementary groups")] = ()
     chroot: Annotated[
-        str, AfterValidator(_chroot), Field(description='directory to be locked in; "" for none')
+        str,
+        AfterValidator(_chroot),
+        Field(description='root directory of the workers; "" for none'),
     ] = ""
     umask: Annotated[Umask, Field(description="file mode creation mask")] = 0o077
     nice: Annotated[int, Field(ge=-20, le=19, description="scheduling priority")] = 0
@@ -128,55 +133,65 @@ class Confinement(Section):
 
 
 class SourceNetblock(Section):
-    """How much of an address is one source, in bits: who has one address often has all of them."""
+    """The prefix lengths that count as one source: a client often owns a whole network."""
 
     ipv4: Annotated[int, Field(ge=0, le=32, description="bits of an IPv4 address")] = 32
     ipv6: Annotated[int, Field(ge=0, le=128, description="bits of an IPv6 address")] = 64
 
 
-MostConnections = Annotated[int, Field(ge=0, le=LARGEST_LIMIT)]
+ConnectionLimit = Annotated[int, Field(ge=0, le=LARGEST_LIMIT)]
 
 
 class Limits(Section):
-    """How many may come in, and how fast. 0 is no limit."""
+    """Limits of connections and their rate; 0 means no limit."""
 
-    max_connections: Annotated[MostConnections, Field(description="connections at a time")] = 0
-    rate: Annotated[Rate, Field(description="new connections, or datagrams, in a time")] = 0.0
+    max_connections: Annotated[ConnectionLimit, Field(description="connections at a time")] = 0
+    rate: Annotated[Rate, Field(description="new connections or datagrams per time")] = 0.0
     burst: Annotated[
-        MostConnections, Field(description="how many at once; the default is a second's worth")
+        ConnectionLimit,
+        Field(description="how many at once; default: as many as the rate allows per second"),
     ] = 0
     max_per_source: Annotated[
-        MostConnections, Field(description="connections of one source at a time")
+        ConnectionLimit, Field(description="connections of one source at a time")
     ] = 0
-    rate_per_source: Annotated[Rate, Field(description="the same as rate for each source")] = 0.0
+    rate_per_source: Annotated[Rate, Field(description="like rate, for each source")] = 0.0
     burst_per_source: Annotated[
-        MostConnections, Field(description="the same as burst for each source")
+        ConnectionLimit, Field(description="like burst, for each source")
     ] = 0
     source_netblock: Annotated[
-        SourceNetblock, Field(description="how many bits of an address are one source")
+        SourceNetblock, Field(description="how many bits of an address identify a source")
     ] = SourceNetblock()
     max_load: Annotated[
-        float, Field(ge=0, le=1e6, description="the system's load average of the last minute")
+        float,
+        Field(
+            ge=0,
+            le=1e6,
+            description="load average of the last minute above which clients are refused",
+        ),
     ] = 0.0
 
 
 class Access(Section):
-    """Who may come in, and when."""
+    """Which clients are admitted, and when."""
 
     allow: Annotated[
         Patterns | None,
-        Field(description='who may come in; without it, whoever is not denied; "*" is everybody'),
+        Field(
+            description='clients to admit; default: all that are not denied; "*" is every client'
+        ),
     ] = None
-    deny: Annotated[Patterns, Field(description="who may not; the more specific rule wins")] = ()
+    deny: Annotated[
+        Patterns, Field(description="clients to refuse; the more specific rule decides")
+    ] = ()
     allow_file: Annotated[
-        ListFiles | None, Field(description="files with one entry of allow a line")
+        ListFiles | None, Field(description="files with one entry of allow per line")
     ] = None
-    deny_file: Annotated[ListFiles, Field(description="files with one entry of deny a line")] = ()
+    deny_file: Annotated[ListFiles, Field(description="files with one entry of deny per line")] = ()
     access_times: Annotated[
-        Windows | None, Field(description='when it is open, such as "mon-fri 08:00-18:00"')
+        Windows | None, Field(description='when the service is open, such as "mon-fri 08:00-18:00"')
     ] = None
     time_zone: Annotated[
-        TimeZone, Field(description="of access-times; the default is the machine's own")
+        TimeZone, Field(description="time zone of access-times; default: that of the machine")
     ] = ""
 
 
@@ -185,10 +200,12 @@ class Service(Confinement, Access, Limits):
 
     plugin: Annotated[str, Field(min_length=1, description="name of an installed plugin")]
     listen: Annotated[Addresses, Field(description="addresses, such as tcp://*:7")]
-    enabled: Annotated[bool, Field(description="false: checked, but not served")] = True
+    enabled: Annotated[
+        bool, Field(description="false: the service is checked, but not started")
+    ] = True
     wait: Annotated[
         bool,
-        Field(description="the plugin has the listening socket itself, one at a time; see exec"),
+        Field(description="the plugin gets the listening socket itself; see exec"),
     ] = False
     options: Annotated[dict[str, Any], Field(description="the plugin's own options")] = Field(
         default_factory=dict
@@ -197,55 +214,62 @@ class Service(Confinement, Access, Limits):
     model: Annotated[
         Literal["loop", "thread", "fork", "prefork"] | None,
         Field(
-            description="how connections are served: all by the worker's event loop, or each by a"
-            " thread, by a process that is forked for it, or by one that was forked before; the"
-            " default is the loop, and threads for handlers that block"
+            description="how connections are served: by the worker's event loop, or each by a"
+            " thread, by a process forked for it, or by a process forked in advance; default:"
+            " loop, or thread if the plugin can only block"
         ),
     ] = None
-    threads: Annotated[int, Field(ge=1, le=4096, description="thread: how many at most")] = 64
-    processes: Annotated[int, Field(ge=1, le=1024, description="prefork: how many there are")] = 5
+    threads: Annotated[
+        int, Field(ge=1, le=4096, description="thread: maximum number of threads")
+    ] = 64
+    processes: Annotated[int, Field(ge=1, le=1024, description="prefork: number of processes")] = 5
     max_requests: Annotated[
         int,
         Field(
             ge=0,
             le=LARGEST_LIMIT,
-            description="prefork: connections until a process is replaced; 0 for never",
+            description="prefork: connections after which a process is replaced; 0: never",
         ),
     ] = 1000
 
     backlog: Annotated[
-        int, Field(ge=1, le=65535, description="connections that wait to be accepted")
+        int,
+        Field(ge=1, le=65535, description="maximum number of connections that wait to be accepted"),
     ] = 4096
-    keepalive: Annotated[bool, Field(description="find dead peers (SO_KEEPALIVE)")] = True
+    keepalive: Annotated[
+        bool, Field(description="detect clients that have vanished (SO_KEEPALIVE)")
+    ] = True
     nodelay: Annotated[bool, Field(description="send small writes at once (TCP_NODELAY)")] = True
     free_bind: Annotated[
-        bool, Field(description="listen on an address that the machine does not have yet")
+        bool, Field(description="bind addresses that the machine does not have yet")
     ] = False
-    device: Annotated[str, Field(max_length=15, description="only this network interface")] = ""
+    device: Annotated[
+        str, Field(max_length=15, description="accept only from this network interface")
+    ] = ""
 
     first_byte_timeout: Annotated[
-        Duration, Field(description="until the client has sent something; 0 for none")
+        Duration, Field(description="time-out for the first byte of the client; 0: none")
     ] = 0.0
     idle_timeout: Annotated[
-        Duration, Field(description="without a byte in either direction; 0 for none")
+        Duration, Field(description="time-out without a byte in either direction; 0: none")
     ] = 0.0
     session_timeout: Annotated[
-        Duration, Field(description="for the whole connection; 0 for none")
+        Duration, Field(description="time-out for the whole connection; 0: none")
     ] = 0.0
 
     on_limit: Annotated[
         Literal["wait", "reject", "tarpit"] | None,
         Field(
-            description="what becomes of a client beyond a limit; the default is to wait at the"
-            " service's own, and to be rejected at those of its source"
+            description="what happens at a limit; default: wait at the limits of the service,"
+            " reject at those of a source"
         ),
     ] = None
     banner_refused: Annotated[
-        str, Field(max_length=4096, description="text for a client that is rejected")
+        str, Field(max_length=4096, description="text that is sent to rejected clients")
     ] = ""
 
     record: Annotated[
-        Events, Field(description="which events of a connection are recorded; [] for none")
+        Events, Field(description="events of a connection that are recorded; [] for none")
     ] = ("accepted", "closed", "refused", "noted")
 
     amplify: Annotated[
@@ -253,12 +277,12 @@ class Service(Confinement, Access, Limits):
     ] = False
     reflection_guard: Annotated[
         bool,
-        Field(description="datagrams: never answer ports below 1024 nor what superd serves"),
+        Field(description="datagrams: do not answer ports below 1024 or superd's own services"),
     ] = True
 
     @property
     def forks(self) -> bool:
-        """Whether connections are served by processes that a worker forks."""
+        """Whether processes that a worker forks serve the connections."""
         return self.model in FORKING_MODELS
 
     @property
@@ -269,7 +293,7 @@ class Service(Confinement, Access, Limits):
 
 
 class Defaults(Service):
-    """The [defaults] table: any key of a service entry, for all of those that do not have it."""
+    """The [defaults] table: values for services that do not have the key themselves."""
 
     plugin: Annotated[str, Field(min_length=1, description="name of an installed plugin")] = (
         "(none)"
@@ -283,7 +307,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 def _watchdog(seconds: float) -> float:
     if 0 < seconds < 1:
-        raise ValueError('expected "1s" or more, or "0s" for never; less could hit the innocent')
+        raise ValueError('expected "1s" or more, or "0s" for never: short pauses are normal')
     return seconds
 
 
@@ -294,60 +318,62 @@ class Daemon(Limits):
         Annotated[int, Field(ge=1, le=256)] | Literal["auto"],
         Field(description='processes per pool; "auto" is one per core'),
     ] = 1
-    pid_file: Annotated[FilePath | None, Field(description="where the master's number stands")] = (
-        None
-    )
+    pid_file: Annotated[
+        FilePath | None, Field(description="file with the process id of the master")
+    ] = None
     control_socket: Annotated[
-        SocketPath | None, Field(description="where `superd status` asks")
+        SocketPath | None, Field(description="socket for `superd status` and other commands")
     ] = None
     log: Annotated[
         LogSinks,
-        Field(description='"stderr", "syslog", "journal" or a file\'s path, or several of them'),
+        Field(description='"stderr", "syslog", "journal" or the path of a file, or a list'),
     ] = ("stderr",)
-    log_format: Annotated[LogFormat, Field(description="form of a log line")] = "text"
+    log_format: Annotated[LogFormat, Field(description="format of log lines")] = "text"
     log_level: Annotated[
-        LogLevel, Field(description="least severe level that is logged; events have none")
+        LogLevel, Field(description="least severe level that is logged; records have none")
     ] = "info"
     record_log: Annotated[
-        LogSinks, Field(description="where connections are recorded; the default is the log")
+        LogSinks, Field(description="where connections are recorded; default: as log")
     ] = ()
     record_format: Annotated[
-        LogFormat | None, Field(description="form of these lines; the default is log-format")
+        LogFormat | None, Field(description="format of records; default: as log-format")
     ] = None
-    ban_file: Annotated[FilePath | None, Field(description="where bans outlive a restart")] = None
+    ban_file: Annotated[
+        FilePath | None, Field(description="file in which bans survive a restart")
+    ] = None
     never_ban: Annotated[
-        Networks, Field(description="addresses and networks that no ban may touch")
+        Networks, Field(description="addresses and networks that cannot be banned")
     ] = ()
     drain_timeout: Annotated[
-        Duration, Field(description="how long connections may go on after a stop")
+        Duration, Field(description="how long connections may continue after a stop")
     ] = 30.0
     reload_drain_timeout: Annotated[
         Duration,
         Field(
-            description="how long connections may go on after a reload or an upgrade; 0 for ever"
+            description="how long connections may continue after a reload or upgrade; 0: no limit"
         ),
     ] = 0.0
     watchdog: Annotated[
         Duration,
         AfterValidator(_watchdog),
-        Field(description="time that an event loop may be blocked until its worker is replaced"),
+        Field(description="a worker whose event loop is blocked for longer is replaced; 0: never"),
     ] = 4.0
     include: Annotated[
         Strings, Field(description="files with more services, relative to this one")
     ] = ()
     loop: Annotated[
         Literal["auto", "uvloop", "asyncio"],
-        Field(description="event loop of the workers; auto is the faster for what they do"),
+        Field(description="event loop of the workers; auto: the faster one for their services"),
     ] = "auto"
     confinement: Annotated[
         Literal["auto", "require"],
-        Field(description='"require": exit 77 where a service cannot be confined as it says'),
+        Field(description='"require": exit with 77 if a service cannot be confined as configured'),
     ] = "auto"
 
 
 class Settings(Section):
-    """A whole configuration, checked: what the master works from. `texts` are the files that it was
-    read from, by name, the main one first.
+    """A whole configuration that has been checked. `texts` has the text of each of its files by
+    name, the main file first.
     """
 
     file: Path
@@ -357,7 +383,7 @@ class Settings(Section):
 
     @property
     def digest(self) -> str:
-        """What stands for the texts, whatever the names are that their files were opened by."""
+        """A hash of the texts, without the names of the files."""
         return sha256("\0".join(self.texts.values()).encode()).hexdigest()
 
     @property

@@ -1,7 +1,7 @@
-"""Turns what pydantic found into problems that name file, line, column, key, value and remedy.
+"""Turns pydantic's errors into problems that name file, line, column, key, value and remedy.
 
-Runs wherever a configuration is read. Speaks of tables, arrays and strings, never of Python's or
-pydantic's types. Never raises.
+Runs wherever a configuration is read. The texts name the types of TOML, never those of Python or
+pydantic. Never raises.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from superd.errors import Problem, shown
 
 
 class Document:
-    """One file of a configuration: its name, its text and data, and where its keys stand."""
+    """One file of a configuration: its name, text and data, and the positions of its keys."""
 
     def __init__(self, name: str, text: str, places: Places, data: dict[str, Any]) -> None:
         self.name = name
@@ -30,7 +30,7 @@ class Document:
         self.data = data
 
     def problem(self, path: Path, message: str, *, at_key: bool = False) -> Problem:
-        """Return a problem with the value at `path`, or with the nearest key above it."""
+        """Return a problem with the value at `path`, or with its nearest ancestor."""
         place = self.places.nearest(path)
         line, column = place.key if at_key else place.value
         return Problem(self.name, line, column, dotted(path), message)
@@ -40,7 +40,7 @@ Locate = Callable[[Path], tuple[Document, Path]]
 
 
 def dotted(path: Path) -> str:
-    """Return a path as an operator writes it: `service.web.listen[1]`."""
+    """Return a path in the form `service.web.listen[1]`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -52,7 +52,7 @@ def dotted(path: Path) -> str:
 
 @dataclass(frozen=True)
 class _Finding:
-    """One of pydantic's errors. `union` is where the branches of a union begin, if it has any."""
+    """One of pydantic's errors. `union` is the path at which a union branches, if any."""
 
     path: Path
     union: Path | None
@@ -64,7 +64,7 @@ def problems_of(
 ) -> list[Problem]:
     """Return the problems that `model` has with `data`.
 
-    `locate` tells in which document, and under which path there, a path of the model stands.
+    `locate` returns the document of a path of the model, and the path in that document.
     """
     problems = []
     for findings in _one_place_each(_finding(d, data) for d in error.errors(include_url=False)):
@@ -82,7 +82,7 @@ def problems_of(
 
 
 def _finding(detail: ErrorDetails, data: Any) -> _Finding:
-    """Drop from pydantic's location what is not in the data: names of validators and branches."""
+    """Remove names of validators and branches, which are not in the data, from a location."""
     location, missing = detail["loc"], detail["type"] == "missing"
     path: Path = ()
     union: Path | None = None
@@ -101,9 +101,9 @@ def _holds(data: object, part: int | str) -> bool:
 
 
 def _one_place_each(findings: Iterable[_Finding]) -> Iterator[list[_Finding]]:
-    """Put together what the branches of a union say of one value.
+    """Group the errors of all branches of a union for one value.
 
-    Where a branch has come further into the value than others, the value was meant for it.
+    If a branch found its error deeper in the value than others, the value was meant for it.
     """
     unions: dict[Path, list[_Finding]] = {}
     for finding in findings:
@@ -205,7 +205,7 @@ _LENGTHS = {
 
 
 def _wanted(detail: ErrorDetails) -> str:
-    """Return what should have been there, or a sentence of a validator's own."""
+    """Return what was expected, or the text of a validator."""
     kind, context = detail["type"], detail.get("ctx", {})
     if kind in _BOUNDS:
         bound, words = _BOUNDS[kind]
@@ -233,7 +233,7 @@ def _wanted(detail: ErrorDetails) -> str:
 
 
 def _choice(detail: ErrorDetails) -> str | None:
-    """Return the words that an enumeration allows, each in single quotes."""
+    """Return the words of an enumeration, each in single quotes."""
     if detail["type"] in ("literal_error", "enum"):
         return str(detail["ctx"]["expected"])
     return None

@@ -1,7 +1,7 @@
 """Reads one file of a configuration, and finds the files that it includes.
 
-Runs wherever a configuration is read, before anything is bound. Never follows a file that others
-can write where superd is root, never waits for a pipe or a device. Raises ConfigurationError.
+Runs wherever a configuration is read, before anything is bound. Refuses a file that other users can
+write when superd runs as root. Never blocks on a pipe or a device. Raises ConfigurationError.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from superd.config.positions import TooMuch, find_places
 from superd.config.problems import Document, dotted
 from superd.errors import ConfigurationError, Problem, reason
 
-LARGEST_FILE = 1 << 20
+LARGEST_FILE = 1 << 20  # bytes
 
 WILDCARD = re.compile(r"[*?\[]")
-# what editors and package managers leave beside a file
-LEFT_BEHIND = re.compile(r"[.#].*|.*(?:~|#|\.bak|\.old|\.orig|\.rej|\.(?:dpkg|rpm|ucf)[-a-z]*)")
+# backup files of editors and package managers
+BACKUP_FILE = re.compile(r"[.#].*|.*(?:~|#|\.bak|\.old|\.orig|\.rej|\.(?:dpkg|rpm|ucf)[-a-z]*)")
 
 
 def read_document(file: Path) -> Document:
-    """Read one file of TOML and find where its keys stand."""
+    """Read one file of TOML, with the positions of its keys."""
     return document_of(str(file), _read_text(file))
 
 
 def document_of(name: str, text: str) -> Document:
-    """Return what a file of this name and text says."""
+    """Return the document of a file with this name and text."""
     try:
         places = find_places(text)
     except TooMuch as error:
@@ -41,7 +41,7 @@ def document_of(name: str, text: str) -> Document:
     except tomli.TOMLDecodeError as error:
         if places.repeated and error.msg.startswith("Cannot "):
             path, first, again = places.repeated
-            message = f"is there already, at line {first.line}"
+            message = f"is defined already, at line {first.line}"
             problem = Problem(name, *again, dotted(path), message)
         else:
             words = error.msg[:1].lower() + error.msg[1:]
@@ -52,12 +52,12 @@ def document_of(name: str, text: str) -> Document:
 
 
 def _read_text(file: Path) -> str:
-    """Return the file's text. Opened without blocking: it may turn out to be a pipe."""
+    """Return the text of a file. It is opened without blocking, because it may be a pipe."""
     name = str(file)
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            mistake = _mistake_in(os.fstat(descriptor))
+            mistake = _problem_with(os.fstat(descriptor))
             raw = b"" if mistake else os.read(descriptor, LARGEST_FILE)
         finally:
             os.close(descriptor)
@@ -65,7 +65,7 @@ def _read_text(file: Path) -> str:
         mistake = reason(error).removesuffix(f": {name}")
     if mistake:
         raise ConfigurationError([Problem(name, 0, 0, "", mistake)])
-    raw = raw.removeprefix(b"\xef\xbb\xbf")  # some editors begin every file with this mark
+    raw = raw.removeprefix(b"\xef\xbb\xbf")  # the byte order mark that some editors write
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
@@ -75,8 +75,8 @@ def _read_text(file: Path) -> str:
         raise ConfigurationError([problem]) from None
 
 
-def _mistake_in(status: os.stat_result) -> str:
-    """Return why a file is not to be read; nothing where it is."""
+def _problem_with(status: os.stat_result) -> str:
+    """Return why a file is not read; "" if it is."""
     if not stat.S_ISREG(status.st_mode):
         return "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
     if status.st_size > LARGEST_FILE:
@@ -85,9 +85,10 @@ def _mistake_in(status: os.stat_result) -> str:
 
 
 def included_files(directory: Path, pattern: str) -> list[Path]:
-    """Return the files that an `include` means, in name order; ValueError where it cannot be.
+    """Return the files that a pattern of `include` matches, in the order of their names.
 
-    A pattern may match none; a file that is named outright has to be there.
+    A pattern may match no file. A name without wildcards must exist. Raises ValueError for a
+    pattern that leads elsewhere, or a directory that cannot be read.
     """
     parts = Path(pattern).parts
     if not parts or pattern.startswith("/") or ".." in parts or "**" in parts or "\0" in pattern:
@@ -96,9 +97,9 @@ def included_files(directory: Path, pattern: str) -> list[Path]:
         return [directory / pattern]
     parent = (directory / pattern).parent
     if os.path.isdir(parent) and not os.access(parent, os.R_OK | os.X_OK):
-        raise ValueError(f"cannot read the directory {parent}")  # glob would find nothing there
+        raise ValueError(f"cannot read the directory {parent}")  # glob would silently find nothing
     try:
         found = list(directory.glob(pattern))
     except OSError as error:
         raise ValueError(reason(error)) from None
-    return sorted(file for file in found if not LEFT_BEHIND.fullmatch(file.name))
+    return sorted(file for file in found if not BACKUP_FILE.fullmatch(file.name))

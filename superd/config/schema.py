@@ -1,7 +1,7 @@
-"""JSON Schema of what a table of the configuration may hold, for editors.
+"""The JSON Schema of a table of the configuration, for editors.
 
-Runs in the command line. Knows what TOML has and JSON has not, and the other way round. Never
-raises for a model that has been used.
+Runs in the command line. Handles the differences between TOML and JSON. Never raises for a model
+that has been used.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from pydantic_core.core_schema import NullableSchema, WithDefaultSchema
 
 
 class _TomlSchema(GenerateJsonSchema):
-    """Leaves out null, which TOML does not have, and titles, which only repeat the keys.
+    """Omits null, which TOML does not have, and titles, which only repeat the keys.
 
-    A default is given as an operator would write it.
+    A default has the form in which an operator writes it.
     """
 
     def nullable_schema(self, schema: NullableSchema) -> JsonSchemaValue:
@@ -40,7 +40,7 @@ class _TomlSchema(GenerateJsonSchema):
 
 
 def schema_of(model: type[BaseModel], prefix: str = "") -> dict[str, Any]:
-    """Return the schema of a table; `prefix` keeps its definitions apart from those of others."""
+    """Return the schema of a table; `prefix` makes the names of its definitions unique."""
     template = f"#/$defs/{prefix}{{model}}"
     schema = model.model_json_schema(ref_template=template, schema_generator=_TomlSchema)
     if definitions := schema.pop("$defs", {}):

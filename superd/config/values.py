@@ -1,4 +1,4 @@
-"""The kinds of value a configuration holds: durations, sizes, addresses, users.
+"""The types of values in a configuration: durations, sizes, addresses, users.
 
 Runs wherever a configuration is read. Never keeps state. Raises ValueError with a text that names
 what was expected; pydantic turns it into a problem with a position.
@@ -49,11 +49,11 @@ _RATE = rf"([0-9]{{1,9}})/({'|'.join(_RATE_UNITS)})"
 _UMASK = r"0?[0-7]{3}"
 
 LOG_SINKS = ("stderr", "syslog", "journal")
-LARGEST_SIZE = (1 << 63) - 1  # what setrlimit(2) takes
+LARGEST_SIZE = (1 << 63) - 1  # bytes: the limit of setrlimit(2)
 
 
 def parse_size(value: object) -> int:
-    """Return bytes from 4096, "64KiB" or "1MB"."""
+    """Return the bytes of 4096, "64KiB" or "1MB"."""
     size = -1
     if isinstance(value, int) and not isinstance(value, bool):
         size = value
@@ -67,7 +67,7 @@ def parse_size(value: object) -> int:
 
 
 def parse_rate(value: object) -> float:
-    """Return events a second from "50/s" or "100/min"; a bare 0 means no bound."""
+    """Return the events per second of "50/s" or "100/min"; the number 0 means no limit."""
     if value == 0 and not isinstance(value, bool):
         return 0.0
     if isinstance(value, str) and (match := re.fullmatch(_RATE, value)):
@@ -76,8 +76,8 @@ def parse_rate(value: object) -> float:
 
 
 def did_you_mean(word: str, known: list[str]) -> str:
-    """Return ` (did you mean "x"?)`, or nothing where no known word is near."""
-    from difflib import get_close_matches  # late: most configurations have no mistake
+    """Return ` (did you mean "x"?)`, or "" if no known word is similar."""
+    from difflib import get_close_matches  # imported late: most configurations have no error
 
     near = get_close_matches(word, known, n=1, cutoff=0.6)
     return f" (did you mean {shown(near[0])}?)" if near else ""
@@ -121,7 +121,7 @@ def _umask(value: object) -> int:
 
 
 def _addresses(value: object) -> tuple[Address, ...]:
-    """Return the addresses of one string or an array of them; each mistake has its own place."""
+    """Return the addresses of a string or an array; each error has its own position."""
     found: list[Address] = []
     mistakes: list[InitErrorDetails] = []
     texts = value if isinstance(value, (list, tuple)) else (value,)
@@ -141,7 +141,7 @@ def _addresses(value: object) -> tuple[Address, ...]:
     if mistakes:
         raise ValidationError.from_exception_data("listen", mistakes)
     if not found:
-        raise ValueError("expected one address at least")
+        raise ValueError("expected at least one address")
     return tuple(found)
 
 
@@ -153,7 +153,7 @@ def listed(value: object) -> tuple[Any, ...]:
 
 
 def _log_sink(name: str) -> str:
-    """Refuse a word that is neither a sink nor looks like a file: it is a slip of the pen."""
+    """Reject a word that is neither a sink nor looks like a path: it is probably a typo."""
     if name not in LOG_SINKS and not re.search(r"[/.]", name):
         known = ", ".join(map(shown, LOG_SINKS))
         hint = did_you_mean(name, list(LOG_SINKS))
@@ -162,7 +162,7 @@ def _log_sink(name: str) -> str:
 
 
 def parse_path(value: object, info: ValidationInfo) -> Path:
-    """Return an absolute path; a relative one starts at the configuration's directory."""
+    """Return an absolute path; a relative one is relative to the configuration's directory."""
     if not isinstance(value, (str, Path)) or not str(value) or "\0" in str(value):
         raise ValueError("expected a path")
     try:
@@ -173,7 +173,7 @@ def parse_path(value: object, info: ValidationInfo) -> Path:
 
 
 def check_readable(path: Path) -> Path:
-    """Check that a file can be read; opened without blocking, as it may turn out to be a pipe."""
+    """Check that a file can be read. It is opened without blocking, because it may be a pipe."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         is_file = stat.S_ISREG(os.fstat(descriptor).st_mode)

@@ -1,7 +1,7 @@
-"""Times of day at which a service is open, as values: parse, format, compare.
+"""The times at which a service is open, as values: parse, format, compare.
 
-Used wherever a configuration is read, and in workers. Knows no time zone and never asks for the
-time. Raises ValueError with a text for the operator.
+Used wherever a configuration is read, and in workers. Knows no time zone and never reads the clock.
+Raises ValueError with a text for the operator.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _FORM = 'expected days and hours, such as "mon-fri 08:00-18:00", "sat,sun" or "2
 
 @dataclass(frozen=True)
 class Window:
-    """Some days of the week, and the part of them from `start` up to but without `end`, in
-    minutes. A window that ends before it starts goes on into the next day.
+    """Days of the week, and a part of each: from `start` to before `end`, in minutes. A window that
+    ends before it starts continues on the next day.
     """
 
     days: frozenset[int] = _EVERY_DAY
@@ -30,7 +30,7 @@ class Window:
     end: int = DAY
 
     def contains(self, weekday: int, minute: int) -> bool:
-        """Tell whether a minute of a day is within; `weekday` counts from Monday as 0."""
+        """Tell whether a minute of a day is in the window; `weekday` is 0 on Monday."""
         if self.start < self.end:
             return weekday in self.days and self.start <= minute < self.end
         if minute >= self.start:
@@ -44,7 +44,7 @@ class Window:
 
 
 def _runs(days: list[int]) -> Iterator[str]:
-    """Yield days as they are written, three and more in a row as a range."""
+    """Yield the text form of days; three or more in a row are a range."""
     while days:
         length = next((n for n, day in enumerate(days) if day != days[0] + n), len(days))
         run, days = days[:length], days[length:]
@@ -55,7 +55,7 @@ def _runs(days: list[int]) -> Iterator[str]:
 
 
 def parse_window(text: str) -> Window:
-    """Return what `text` means.
+    """Return the window of a text.
 
     >>> str(parse_window("fri-sun 22:00-6:00"))
     'fri,sat,sun 22:00-06:00'
@@ -98,16 +98,16 @@ def _hours(text: str) -> tuple[int, int]:
         raise ValueError(_FORM)
     start, end = (_minutes(*match.group(n, n + 1)) for n in (1, 3))
     if start == DAY:
-        raise ValueError("24:00 is the end of a day and not its start, which is 00:00")
+        raise ValueError("24:00 is the end of a day; its start is 00:00")
     if start == end:
-        raise ValueError(f"{shown(text)} is no time at all; the whole day is 00:00-24:00")
+        raise ValueError(f"{shown(text)} is empty; the whole day is 00:00-24:00")
     return start, end
 
 
 def _minutes(hours: str, minutes: str) -> int:
     total = int(hours) * 60 + int(minutes)
     if int(minutes) > 59 or total > DAY:
-        raise ValueError(f"there is no time {hours}:{minutes}; a day ends at 24:00")
+        raise ValueError(f"expected a time from 00:00 to 24:00, found {hours}:{minutes}")
     return total
 
 

@@ -272,14 +272,12 @@ def test_the_mistakes_of_all_files_are_told_at_once(tmp_path: Path) -> None:
 def test_a_service_in_two_files_is_refused_with_both_places(tmp_path: Path) -> None:
     written(tmp_path, "\n\n" + ECHO.format("a"), "b.toml")
     [mistake] = mistakes(tmp_path, '[daemon]\ninclude = "b.toml"\n\n' + ECHO.format("a"))
-    assert mistake == (
-        "b.toml:3:10: service.a: there is a service of this name already, at superd.toml:4"
-    )
+    assert mistake == ("b.toml:3:10: service.a: the service is defined already, at superd.toml:4")
 
 
 def test_a_service_twice_in_a_file_is_refused_with_both_places(tmp_path: Path) -> None:
     mistake = one_mistake(tmp_path, ECHO.format("a") + ECHO.format("b") + ECHO.format("a"))
-    assert mistake == "7:10: service.a: is there already, at line 1"
+    assert mistake == "7:10: service.a: is defined already, at line 1"
 
 
 @pytest.mark.parametrize("name", ["a", "A.b_c+d-e", "0", "www.example.org", "x" * 64])

@@ -179,7 +179,7 @@ def test_a_service_listens_on_a_number_of_addresses_that_can_be() -> None:
     assert len(validated(Addresses, "tcp://[::1]:1-65535")) == 65535
     too_many = ["tcp://[::1]:1-65535"] * 20
     assert refusal(Addresses, too_many) == f"a service listens on at most {MAX_ADDRESSES} addresses"
-    assert refusal(Addresses, []) == "expected one address at least"
+    assert refusal(Addresses, []) == "expected at least one address"
 
 
 def test_a_relative_path_starts_at_the_directory_of_the_configuration(tmp_path: Any) -> None:

@@ -41,11 +41,11 @@ BAD = [
     ("mo", '"mo" is not a day'),
     ("monda", '"monda" is not a day'),
     ("mon-", '"" is not a day'),
-    ("25:00-26:00", "there is no time 25:00"),
-    ("08:60-09:00", "there is no time 08:60"),
-    ("08:00-24:01", "there is no time 24:01"),
+    ("25:00-26:00", "expected a time from 00:00 to 24:00, found 25:00"),
+    ("08:60-09:00", "expected a time from 00:00 to 24:00, found 08:60"),
+    ("08:00-24:01", "expected a time from 00:00 to 24:00, found 24:01"),
     ("24:00-06:00", "24:00 is the end of a day"),
-    ("08:00-08:00", "is no time at all"),
+    ("08:00-08:00", "is empty; the whole day"),
 ]
 
 

@@ -217,7 +217,7 @@ def test_a_reload_changes_the_names(start_superd: Start) -> None:
 @pytest.mark.parametrize(
     ("toml", "message"),
     [
-        ('listen = "tcpmux://x"', 'takes a service with plugin = "tcpmux", and there is none'),
+        ('listen = "tcpmux://x"', 'needs a service with plugin = "tcpmux"; add one'),
         ('listen = "tcpmux://a b"', "expected a name of letters, digits"),
         ('listen = "tcpmux://help"', "expected a name of letters, digits"),
         ('listen = "tcpmux://x?greeting=no"', r"expected greeting=service after the \?, not"),
