@@ -106,9 +106,9 @@ def test_reloads_upgrades_and_killed_workers_lose_no_other_connection(
 
 def kill_a_worker(served: Superd) -> int:
     """Kill a worker of the first pool, and wait for its successor; return how many were killed."""
-    before = until(lambda: served.workers("daemon"), "a worker to kill")
+    before = until(lambda: served.workers("killed"), "a worker to kill")
     os.kill(before[0], signal.SIGKILL)
-    until(lambda: len(set(served.workers("daemon")) - {before[0]}) == 2, "its successor")
+    until(lambda: len(set(served.workers("killed")) - {before[0]}) == 2, "its successor")
     return 1
 
 
