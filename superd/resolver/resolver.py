@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -54,6 +55,7 @@ def main(
         reset_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master acts on that of a terminal
         setproctitle("superd: resolver")
+        gc.collect()  # garbage of the master closes its descriptors before their numbers are reused
         close_other_descriptors([line.fileno(), listener.fileno()])
         clean_environment()
         addresses.load()

@@ -125,6 +125,7 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     sockets = [*(sock for *_, sock in assignment.sockets), *assignment.entrances.values()]
     lock = assignment.ledger.lock.descriptor
     ours = {channel.sock.fileno(), lock, *lifeline.ends, *(sock.fileno() for sock in sockets)}
+    gc.collect()  # garbage of the master closes its descriptors before their numbers are reused
     close_other_descriptors(ours)
     clean_environment()
     limit(assignment.confinement, has_own_session=not assignment.is_trial)
