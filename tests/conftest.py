@@ -30,6 +30,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "slow: takes many seconds; runs with --slow only")
     config.addinivalue_line("markers", "soak: takes minutes; runs with --soak only")
     config.addinivalue_line("markers", "tool(name, ...): needs these programs")
+    config.addinivalue_line("markers", "file(path, ...): needs these files of the system")
+    config.addinivalue_line("markers", "terminal: needs a pseudo-terminal")
 
 
 def _use_no_default_path() -> None:
@@ -43,7 +45,19 @@ def _use_no_default_path() -> None:
     os.environ["SUPERD_CONFIG"] = f"{directory}/superd.toml"
 
 
+def _has_terminals() -> bool:
+    """Return whether the system has pseudo-terminals; a chroot may have none."""
+    try:
+        ends = os.openpty()
+    except OSError:
+        return False
+    for end in ends:
+        os.close(end)
+    return True
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    has_terminals = _has_terminals()
     for item in items:
         if item.get_closest_marker("root") and os.geteuid() != 0:
             item.add_marker(pytest.mark.skip(reason="needs root"))
@@ -54,6 +68,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             missing = [name for name in mark.args if shutil.which(name) is None]
             if missing:
                 item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+        for mark in item.iter_markers("file"):
+            missing = [path for path in mark.args if not os.path.exists(path)]
+            if missing:
+                item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(missing)}"))
+        if item.get_closest_marker("terminal") and not has_terminals:
+            item.add_marker(pytest.mark.skip(reason="needs a pseudo-terminal (devpts)"))
 
 
 @pytest.fixture(scope="session", autouse=True)

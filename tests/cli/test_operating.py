@@ -391,6 +391,7 @@ def rest_of(screen: int, process: subprocess.Popen[bytes]) -> bytes:
 
 
 @pytest.mark.parametrize("how", ["q", "interrupt", "the daemon ends"])
+@pytest.mark.terminal
 def test_top_redraws_until_it_is_ended(
     served: Superd, screen: tuple[subprocess.Popen[bytes], int], how: str
 ) -> None:
@@ -410,6 +411,7 @@ def test_top_redraws_until_it_is_ended(
     assert b"Traceback" not in rest
 
 
+@pytest.mark.terminal
 def test_names_are_shortened_before_figures(start_superd: Start) -> None:
     name = "a-name-of-a-service-that-leaves-no-room-for-anything-else"
     toml = TOML.replace("{port}", str(free_port()))
@@ -419,6 +421,7 @@ def test_names_are_shortened_before_figures(start_superd: Start) -> None:
         shown(terminal, line.encode())
 
 
+@pytest.mark.terminal
 def test_on_a_narrow_screen_names_are_still_readable(served: Superd) -> None:
     with top_at_terminal(served, columns=40) as (_, terminal):
         shown(terminal, b"\ndaytime ")

@@ -19,6 +19,8 @@ import pytest
 from tests.client.peers import peer
 from tests.support.harness import EVENT_TIMEOUT, command, receive_all, until
 
+pytestmark = pytest.mark.terminal
+
 BACK = b"\x02"  # Ctrl-B of readline
 EARLIER = b"\x1b[A"
 END = b"\x04"

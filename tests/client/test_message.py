@@ -8,6 +8,8 @@ import socket
 import subprocess
 import threading
 
+import pytest
+
 from tests.client.peers import peer
 from tests.support.harness import EVENT_TIMEOUT, Superd, command, receive_all, superd
 from tests.support.ports import free_port
@@ -67,6 +69,7 @@ def receive_all_and_answer(client: socket.socket) -> bytes:
     return data
 
 
+@pytest.mark.terminal
 def test_control_characters_of_an_answer_are_escaped_at_a_terminal() -> None:
     keyboard, line = pty.openpty()
     try:

@@ -358,7 +358,7 @@ def test_there_are_not_more_addresses_than_one_superd_can_have(tmp_path: Path) -
     assert f"more than {MAX_ADDRESSES} addresses" in one_mistake(tmp_path, many)
 
 
-@pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")
+@pytest.mark.file("/etc/services")
 def test_names_of_hosts_and_ports_are_looked_up_once(tmp_path: Path) -> None:
     text = TWO.format('"tcp://localhost:http"', '"unix://@b"')
     found = read(tmp_path, text).settings.services["a"].listen

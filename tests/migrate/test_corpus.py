@@ -73,6 +73,7 @@ def named(case: Case) -> str:
 
 
 @every("case", CASES, ids=named)
+@pytest.mark.file("/etc/services")
 def test_a_file_becomes_the_toml_and_the_notes_that_stand_beside_it(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,6 +90,7 @@ def test_a_file_becomes_the_toml_and_the_notes_that_stand_beside_it(
 
 
 @every("case", SERVED, ids=named)
+@pytest.mark.file("/etc/services")
 def test_what_it_becomes_passes_check(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -198,6 +200,7 @@ def skipped(notes: list[Note]) -> dict[tuple[str, int], Note]:
 
 
 @every("case", XINETD, ids=named)
+@pytest.mark.file("/etc/services")
 def test_no_attribute_of_xinetd_is_dropped_in_silence(case: Case, home: Path) -> None:
     """A line that no note names would be missed, or says what superd does anyhow, and was read."""
     toml, notes = result(case, home)

@@ -242,6 +242,7 @@ def test_defaults_are_for_all_and_a_services_own_win(tmp_path: Path) -> None:
     ("defaults", "enabled"),
     [("enabled = other", False), ("enabled = finger", True), ("disabled = finger", False)],
 )
+@pytest.mark.file("/etc/services")
 def test_services_are_enabled_and_disabled_by_their_id(
     tmp_path: Path, defaults: str, enabled: bool
 ) -> None:
@@ -249,6 +250,7 @@ def test_services_are_enabled_and_disabled_by_their_id(
     assert entry.get("enabled", True) is enabled
 
 
+@pytest.mark.file("/etc/services")
 def test_included_files_are_read_in_order_but_for_backups(tmp_path: Path) -> None:
     service = "service {0}\n{{\ntype = INTERNAL\nsocket_type = stream\nwait = no\nid = {1}\n}}\n"
     (tmp_path / "d").mkdir()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import socket
 import string
 
@@ -95,7 +94,7 @@ def test_meaning_of_a_listen_value(text: str, found: list[str]) -> None:
     assert texts(text) == found
 
 
-@pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")
+@pytest.mark.file("/etc/services")
 def test_a_port_may_be_a_name_of_etc_services() -> None:
     assert texts("tcp://*:finger") == ["tcp://*:79"]
     assert texts("udp://*:time") == ["udp://*:37"]

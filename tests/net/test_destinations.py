@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import string
 
@@ -91,7 +90,7 @@ def test_meaning_of_a_destination(text: str, found: str) -> None:
     assert str(parse_destination(text)) == found
 
 
-@pytest.mark.skipif(not os.path.exists("/etc/services"), reason="needs /etc/services")
+@pytest.mark.file("/etc/services")
 def test_a_port_may_be_a_name_of_etc_services() -> None:
     assert parse_destination("tcp://127.0.0.1:finger").port == 79
     assert parse_destination("udp://127.0.0.1:tftp").port == 69

@@ -38,6 +38,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.terminal
 def test_a_daemon_has_its_own_session_and_no_terminal() -> None:
     import pty
 

@@ -128,6 +128,7 @@ def test_superd_under_nohup_reloads_on_hup(start_superd: Start) -> None:
 
 
 @pytest.mark.tool("setsid")
+@pytest.mark.terminal
 def test_ctrl_c_in_a_terminal_stops_superd_immediately_and_without_a_traceback(
     tmp_path: Path,
 ) -> None:

@@ -12,6 +12,8 @@ import socket
 from functools import partial
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import Start
 from tests.migrate.test_corpus import CORPUS
 from tests.support.clients import connect_and_receive, exchange_digests, receive_and_close
@@ -44,6 +46,7 @@ def check_small_services(served: Superd, stream: str, datagram: str) -> None:
         assert size is None or len(answer) == size
 
 
+@pytest.mark.file("/etc/services")
 def test_the_services_of_debians_xinetd_serve_after_their_migration(
     start_superd: Start, tmp_path: Path
 ) -> None:
@@ -106,6 +109,7 @@ def test_a_migrated_redirect_of_xinetd_forwards(start_superd: Start, tmp_path: P
     assert served.counts("open")["accepted"] == 1
 
 
+@pytest.mark.file("/etc/services")
 def test_a_long_inetd_conf_serves_after_its_migration(start_superd: Start) -> None:
     served = start_superd(migrated("inetd", CORPUS / "inetd/long.conf"))
     check_small_services(served, "{}", "{}-2")

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.harness import EVENT_TIMEOUT, Superd, ask_udp, exchange, receive_all
 from tests.support.namespaces import need
+from tests.support.ports import own_host
 from tests.support.programs import public_directory
 from tests.support.units import DYNAMIC_ID, UNITS, settings, wrapper
 
@@ -22,17 +23,17 @@ TOML = """
 
 [service.echo]
 plugin = "echo"
-listen = ["tcp://127.0.0.1:907", "udp://127.0.0.1:907", "unix://{directory}/echo?mode=0600"]
+listen = ["tcp://{host}:907", "udp://{host}:907", "unix://{directory}/echo?mode=0600"]
 max-load = 10000
 
 [service.named]
 plugin = "echo"
-listen = "tcp://127.0.0.1:908"
+listen = "tcp://{host}:908"
 deny = ".example.com"
 
 [service.program]
 plugin = "exec"
-listen = "tcp://127.0.0.1:909"
+listen = "tcp://{host}:909"
 chroot = ""
 options = {{ command = ["/bin/cat", "/proc/self/status"], stderr = "log" }}
 """
@@ -90,7 +91,7 @@ def confined_superd(directory: Path, unit: str, defaults: str) -> Superd:
             os.chown(path, int(DYNAMIC_ID), int(DYNAMIC_ID))
     if unit == UNPRIVILEGED:
         os.chown(directory, int(DYNAMIC_ID), int(DYNAMIC_ID))
-    toml = TOML.format(directory=directory, defaults=defaults)
+    toml = TOML.format(directory=directory, defaults=defaults, host=own_host())
     superd = Superd(directory, toml, env={name: str(path) for name, path in made.items()})
     superd.own_files = False
     return superd

@@ -202,6 +202,7 @@ def test_a_reader_that_stops_does_not_block_the_log_and_gets_the_number_of_lost_
     assert text.endswith("back again\n")
 
 
+@pytest.mark.terminal
 def test_a_stopped_terminal_does_not_block_the_log(log_to: LogTo) -> None:
     import termios
 

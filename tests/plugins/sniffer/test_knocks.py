@@ -316,6 +316,7 @@ def test_records_in_the_format_of_xinetd(start: Start) -> None:
     assert "NOTE: sniffer from=::1 Connection from [::1]:" in ipv6
 
 
+@pytest.mark.file("/etc/services")
 def test_a_port_has_a_name(start: Start) -> None:
     """By /etc/services: tested with the first free port above 1024 at an unused address."""
     host = own_host()
