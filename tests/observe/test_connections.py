@@ -191,6 +191,8 @@ def test_what_is_no_event_is_refused(text: str) -> None:
 ENDS = b'"conn":"1-2","peer":"127.0.0.1:5","local":"tcp://127.0.0.1:7"'
 CLOSED = b'"closed",' + ENDS + b',"duration":0.000001,"in":0,"out":26,"end":"server"'
 REFUSED = b'"refused","peer":"@a","local":"unix:///a","reason":"access"'
+NOTED = b'"noted",' + ENDS + rb',"text":"\u00e9 \\ \" {}","facts":{"a":"\"1\"","b-2":"\\"}'
+REJECTION_TIME_LIMIT = 5  # seconds; quadratic time would take hours
 
 
 def line_of(event: bytes, time: bytes = b"1700000000.123") -> bytes:
@@ -202,6 +204,7 @@ def line_of(event: bytes, time: bytes = b"1700000000.123") -> bytes:
     [
         b'"accepted",' + ENDS,
         CLOSED,
+        NOTED,
         CLOSED + rb',"outcome":"signal 9 \u00e9 \\ \" {}"',
         REFUSED,
         REFUSED + b',"count":980',
@@ -249,6 +252,22 @@ def test_the_pattern_takes_nothing_else(event: bytes) -> None:
     pattern = pattern_of(PID, ["echo"])
     assert not pattern.fullmatch(line_of(event))
     assert not pattern.fullmatch(line_of(REFUSED) * 100 + line_of(event))
+
+
+@pytest.mark.parametrize("event", [b'"accepted",' + ENDS, CLOSED, REFUSED + b',"count":980', NOTED])
+def test_the_master_rejects_a_batch_whose_last_line_is_incomplete(event: bytes) -> None:
+    fullmatch = pattern_of(PID, ["echo"]).fullmatch
+    whole, last = line_of(REFUSED), line_of(event)
+    assert fullmatch(whole + last)
+    assert [length for length in range(1, len(last)) if fullmatch(whole + last[:length])] == []
+
+
+def test_the_master_rejects_a_long_batch_in_linear_time() -> None:
+    fullmatch = pattern_of(PID, ["echo"]).fullmatch
+    batch = line_of(NOTED) * 10_000
+    started = time.process_time()
+    assert not fullmatch(batch + line_of(NOTED)[:-1])
+    assert time.process_time() - started < REJECTION_TIME_LIMIT
 
 
 @pytest.mark.parametrize("time", [b"0.000", b"7.001", b"99999999.999", b"99999999999.999"])
