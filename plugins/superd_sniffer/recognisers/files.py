@@ -4,6 +4,7 @@ Pure; raises nothing but `Unreadable`.
 
 from __future__ import annotations
 
+from superd_sniffer.recognisers.names import netbios_label
 from superd_sniffer.recognisers.reading import Details, Reader, Short, require, text
 
 _SMB1, _SMB2, _SMB3_ENCRYPTED, _SMB3_COMPRESSED = b"\xffSMB", b"\xfeSMB", b"\xfdSMB", b"\xfcSMB"
@@ -62,13 +63,9 @@ def netbios_session(data: bytes) -> Details | None:
     require(reader.take(2) == b"\x81\0" and reader.number(2) == 68)
     names = []
     for _ in range(2):
-        require(reader.number(1) == 32)
-        letters = reader.take(32)
-        require(all(0x41 <= one <= 0x50 for one in letters) and reader.number(1) == 0)
-        pairs = zip(letters[::2], letters[1::2], strict=True)
-        names.append(
-            text(bytes((a - 0x41) << 4 | (b - 0x41) for a, b in pairs)[:15].rstrip(b" \0"))
-        )
+        name, _suffix = netbios_label(reader)
+        require(reader.number(1) == 0)
+        names.append(name)
     return {"called": names[0], "calling": names[1]}
 
 

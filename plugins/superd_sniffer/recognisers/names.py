@@ -73,14 +73,20 @@ def _domain(reader: Reader) -> str:
     return text(b".".join(labels)) or "."
 
 
-def _netbios_name(reader: Reader) -> str:
+def netbios_label(reader: Reader) -> tuple[str, int]:
+    """Read a first-level encoded name (RFC 1001, 14.1); return the name and its suffix."""
     require(reader.number(1) == 32)
     letters = reader.take(32)
     require(all(0x41 <= one <= 0x50 for one in letters))
     halves = [one - 0x41 for one in letters]
     packed = bytes(high << 4 | low for high, low in zip(halves[::2], halves[1::2], strict=True))
+    return text(packed[:15].rstrip(b" \0")), packed[15]
+
+
+def _netbios_name(reader: Reader) -> str:
+    label, suffix = netbios_label(reader)
     scope = _domain(reader)
-    name = text(packed[:15].rstrip(b" \0")) + f"<{packed[15]:02x}>"
+    name = f"{label}<{suffix:02x}>"
     return name if scope == "." else f"{name}.{scope}"
 
 

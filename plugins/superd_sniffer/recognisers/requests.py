@@ -74,8 +74,8 @@ def http(data: bytes) -> Details | None:
     request = _request(data)
     if request is None or request.method == b"PRI":
         return None
-    of_http = request.method in _OF_HTTP and request.target.startswith((b"/", b"http:", b"https:"))
-    if not of_http and not request.version.startswith(b"HTTP/"):
+    is_http = request.method in _OF_HTTP and request.target.startswith((b"/", b"http:", b"https:"))
+    if not is_http and not request.version.startswith(b"HTTP/"):
         return None
     if not request.version and request.is_whole:
         request = request._replace(version=b"0.9")
@@ -89,8 +89,8 @@ def rtsp(data: bytes) -> Details | None:
     request = _request(data)
     if request is None or request.method in _OF_HTTP:
         return None
-    to_rtsp = request.target.startswith((b"rtsp:", b"rtsps:", b"rtspu:"))
-    if not to_rtsp and not request.version.startswith(b"RTSP/"):
+    has_rtsp_target = request.target.startswith((b"rtsp:", b"rtsps:", b"rtspu:"))
+    if not has_rtsp_target and not request.version.startswith(b"RTSP/"):
         return None
     return _details(data, request, "cseq", "user-agent")
 
@@ -100,8 +100,10 @@ def sip(data: bytes) -> Details | None:
     request = _request(data)
     if request is None or request.method in _OF_HTTP:
         return None
-    to_sip = request.target.startswith((b"sip:", b"sips:", b"tel:"))
-    if not (to_sip and request.method in _OF_SIP) and not request.version.startswith(b"SIP/"):
+    has_sip_target = request.target.startswith((b"sip:", b"sips:", b"tel:"))
+    if not (has_sip_target and request.method in _OF_SIP) and not request.version.startswith(
+        b"SIP/"
+    ):
         return None
     return _details(data, request, "user-agent", "from", "to")
 

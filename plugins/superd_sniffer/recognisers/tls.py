@@ -52,7 +52,7 @@ class ClientHello:
 
 
 def begins_hello(data: bytes) -> bool:
-    """Tell whether a stream begins with the record of a ClientHello."""
+    """Return whether a stream begins with the record of a ClientHello."""
     return (
         len(data) >= 6
         and data[0] == _HANDSHAKE
@@ -64,7 +64,7 @@ def begins_hello(data: bytes) -> bool:
 
 
 def begins_datagram_hello(data: bytes) -> bool:
-    """Tell whether a datagram begins with the record of a ClientHello."""
+    """Return whether a datagram begins with the record of a ClientHello."""
     return (
         len(data) >= 14
         and data[0] == _HANDSHAKE

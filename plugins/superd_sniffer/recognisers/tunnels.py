@@ -13,7 +13,7 @@ _SOCKS5_METHODS = {0: "none", 1: "gssapi", 2: "password", 3: "chap"}
 _V2_SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 
 
-def _place(host: str, port: int) -> str:
+def _place(host: str, port: int | str) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -87,8 +87,7 @@ def proxy(data: bytes) -> Details | None:
     if len(words) != 6 or b"\r\n" not in data[:108]:
         return {"version": "1"}
     source, destination = (
-        f"[{text(host)}]:{text(port)}" if b":" in host else f"{text(host)}:{text(port)}"
-        for host, port in zip(words[2:4], words[4:6], strict=True)
+        _place(text(host), text(port)) for host, port in zip(words[2:4], words[4:6], strict=True)
     )
     return {"version": "1", "source": source, "destination": destination}
 
