@@ -8,7 +8,8 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,29 @@ def test_stop_works_without_the_pid_file(usual: Superd, superd_here: Say, how: s
     assert superd_here("stop", *of_file).returncode == 1
 
 
+@contextmanager
+def answering(
+    superd: Superd, answer: Callable[[str], object], *, connections: int
+) -> Iterator[None]:
+    """Answer requests at the control socket of a daemon that does not run."""
+
+    def serve() -> None:
+        for _ in range(connections):
+            client, _ = server.accept()
+            with client, client.makefile("rw") as line:
+                for request in line:
+                    line.write(json.dumps(answer(json.loads(request)["request"])) + "\n")
+                    line.flush()
+
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(superd.directory / "control"))
+        server.listen()
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join(EVENT_TIMEOUT)
+
+
 def test_a_daemon_without_the_outline_request_is_asked_for_its_status(
     tmp_path: Path, superd_here: Say, configured: Configure
 ) -> None:
@@ -94,24 +118,11 @@ def test_a_daemon_without_the_outline_request_is_asked_for_its_status(
             return {"pid": 1, "configuration": served}
         return {"bans": []} if request == "bans" else {"error": f'there is no request "{request}"'}
 
-    def serve() -> None:
-        for _ in range(2):  # one connection of each command
-            client, _ = server.accept()
-            with client, client.makefile("rw") as line:
-                for request in line:
-                    line.write(json.dumps(answer(json.loads(request)["request"])) + "\n")
-                    line.flush()
-
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(superd.directory / "control"))
-        server.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
+    with answering(superd, answer, connections=2):  # one of each command
         served = str(superd.file)
         assert superd_here("bans", "-c", str(superd.file)).returncode == 0
         served = "/etc/superd.toml"
         done = superd_here("bans", "-c", str(superd.file))
-        thread.join(EVENT_TIMEOUT)
     message = f"superd: process 1 serves /etc/superd.toml, not {superd.file}\n"
     assert (done.returncode, done.stderr) == (1, message)
     assert requests == ["outline", "status", "bans", "outline", "status"]
@@ -133,20 +144,8 @@ def test_a_reload_is_requested_and_followed_on_one_connection(
         outcome = {"notices": [], "problems": [], "code": 0, "changes": {"echo": "unchanged"}}
         return {"state": next(states), **outcome}
 
-    def serve() -> None:
-        client, _ = server.accept()
-        with client, client.makefile("rw") as line:
-            for request in line:
-                line.write(json.dumps(answer(json.loads(request)["request"])) + "\n")
-                line.flush()
-
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(superd.directory / "control"))
-        server.listen()
-        thread = threading.Thread(target=serve)
-        thread.start()
+    with answering(superd, answer, connections=1):
         done = superd_here("reload", "-c", str(superd.file))
-        thread.join(EVENT_TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "echo: unchanged\n", "")
     assert requests == ["outline", "reload", *["reload-state"] * 3]
 

@@ -318,7 +318,7 @@ def test_status_shows_rates_refusals_and_the_resources_of_workers(start_superd: 
     until(has_used_a_tick, "processor time of the worker, which the kernel counts in ticks")
 
 
-def test_one_look_of_top_shows_services_and_workers(served: Superd) -> None:
+def test_one_snapshot_of_top_shows_services_and_workers(served: Superd) -> None:
     for arguments in (("--once",), ()):  # where there is no terminal it is the same
         with served.connect("echo"):
             done = served.run("top", *arguments)
@@ -364,13 +364,13 @@ def shown(screen: int, text: bytes) -> None:
     """Wait until a text is on the screen."""
     seen = b""
 
-    def has_come() -> bool:
+    def has_arrived() -> bool:
         nonlocal seen
         if select.select([screen], [], [], 0)[0]:
             seen += os.read(screen, 10_000)
         return text in seen
 
-    until(has_come, f"{text!r} on the screen")
+    until(has_arrived, f"{text!r} on the screen")
 
 
 def rest_of(screen: int, process: subprocess.Popen[bytes]) -> bytes:
