@@ -13,7 +13,7 @@ from collections.abc import AsyncIterator, Iterator
 from superd.net.addresses import Address
 from superd.observe.records import Level
 
-LONGEST_LINE = 64 * 1024  # bytes
+DEFAULT_LINE_LIMIT = 64 * 1024  # bytes
 
 
 class LineTooLong(ValueError):
@@ -79,7 +79,7 @@ class AnyConnection(Client):
 
     @abstractmethod
     def abort(self) -> None:
-        """Close at once; the client sees a reset."""
+        """Close without delivering what is buffered; the client sees a reset."""
 
 
 class Connection(AnyConnection):
@@ -92,7 +92,7 @@ class Connection(AnyConnection):
         """Return 1 to `limit` bytes as soon as they arrive; b"" at the end of input."""
 
     @abstractmethod
-    async def readline(self, limit: int = LONGEST_LINE) -> bytes:
+    async def readline(self, limit: int = DEFAULT_LINE_LIMIT) -> bytes:
         """Return a line with its line feed; at the end of input the rest, which may be b"".
 
         Raises LineTooLong after `limit` bytes without a line feed.
@@ -129,7 +129,7 @@ class BlockingConnection(AnyConnection):
         """Return 1 to `limit` bytes as soon as they arrive; b"" at the end of input."""
 
     @abstractmethod
-    def readline(self, limit: int = LONGEST_LINE) -> bytes:
+    def readline(self, limit: int = DEFAULT_LINE_LIMIT) -> bytes:
         """Return a line with its line feed; at the end of input the rest, which may be b"".
 
         Raises LineTooLong after `limit` bytes without a line feed.

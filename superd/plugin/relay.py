@@ -29,7 +29,7 @@ class Relay(ABC):
 
     @abstractmethod
     def cut(self) -> None:
-        """Close all sockets at once, for a time-out or a stop. May be called twice."""
+        """Close all sockets immediately, for a time-out or a stop. May be called twice."""
 
 
 class DatagramRelay(Relay):
@@ -86,11 +86,11 @@ class Poller(ABC):
     """
 
     @abstractmethod
-    def add(self, descriptor: int, who: Polled) -> None:
+    def add(self, descriptor: int, owner: Polled) -> None:
         """Poll a socket. Raises OSError at the system's limit of watches."""
 
     @abstractmethod
-    def hand_over(self, descriptor: int, who: Polled) -> None:
+    def hand_over(self, descriptor: int, owner: Polled) -> None:
         """Change the owner of a polled socket."""
 
     @abstractmethod
@@ -98,5 +98,5 @@ class Poller(ABC):
         """Stop polling a socket before it is closed; closing removes it from the epoll."""
 
     @abstractmethod
-    def again(self, descriptor: int, who: Polled) -> None:
+    def again(self, descriptor: int, owner: Polled) -> None:
         """Call the owner again for input, after the other sockets have had their turn."""

@@ -1,6 +1,6 @@
 """The base class of a plugin's service: a name, options, and methods that serve clients.
 
-Used in the worker, and wherever a configuration is checked. Knows nothing of the server.
+Used in the worker, and where a configuration is checked. Imports nothing of the server.
 """
 
 from __future__ import annotations
@@ -141,8 +141,8 @@ class Service:
        that the class has. It uses a blocking stream if the class has no other method, or if the
        entry asks for it. For datagrams it uses the first of relay_datagrams, datagram and respond.
     5. After the worker has drained, remaining tasks are cancelled. They have a second to clean up,
-       or a quarter of a second if superd stops at once. Then the loop ends, and superd calls
-       `close()`.
+       or a quarter of a second if superd stops without draining. Then the loop ends, and superd
+       calls `close()`.
 
     An exception of a method is logged with the connection's id and ends only that connection. If a
     method blocks the loop, its stack is logged; if it does not return, the worker is killed. superd
@@ -250,7 +250,7 @@ class Service:
         return await self._server.observe(what)
 
     def listens_on(self, transport: Transport, port: int) -> bool:
-        """Tell whether this superd listens on a port of tcp or udp, on any address."""
+        """Return whether this superd listens on a port of tcp or udp, on any address."""
         return self._server.listens_on(transport, port)
 
     def reachable(self) -> tuple[str, ...]:
@@ -320,7 +320,7 @@ def kinds_of(service: type[Service]) -> tuple[str, ...]:
 
 
 def only_relays(service: type[Service]) -> bool:
-    """Tell whether the class relays everything that it serves."""
+    """Return whether the class relays everything that it serves."""
     relays = {"stream": "relay", "datagram": "relay_datagrams"}
     return all(hasattr(service, relays[kind]) for kind in kinds_of(service))
 
@@ -361,7 +361,7 @@ def mistake_in(service: object) -> str | None:
 
 
 def _takes(service: type[Service], name: str, number: int) -> bool:
-    """Tell whether a method accepts so many arguments; True if only a call can show it."""
+    """Return whether a method accepts so many arguments; True if only a call can show it."""
     method = inspect.getattr_static(service, name, None)
     if not inspect.isfunction(method):
         return True

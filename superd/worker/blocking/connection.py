@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 from superd.net.addresses import Address, Transport
 from superd.net.closing import reset_on_close
 from superd.observe.records import Level, Record, cut, failure, kind_of
-from superd.plugin.connection import LONGEST_LINE, BlockingConnection, LineTooLong, check_limit
+from superd.plugin.connection import (
+    DEFAULT_LINE_LIMIT,
+    BlockingConnection,
+    LineTooLong,
+    check_limit,
+)
 from superd.plugin.service import Unavailable
 
 LINE_READ_SIZE = 64 * 1024  # bytes that readline reads at once
@@ -135,7 +140,7 @@ class HandlerConnection(BlockingConnection):
         taken, self._buffer = self._buffer[:limit], self._buffer[limit:]
         return taken
 
-    def readline(self, limit: int = LONGEST_LINE) -> bytes:
+    def readline(self, limit: int = DEFAULT_LINE_LIMIT) -> bytes:
         check_limit(limit)
         buffer = self._buffer
         searched = 0

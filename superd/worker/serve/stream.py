@@ -15,7 +15,7 @@ from typing import Any, cast
 from superd.net.addresses import Transport
 from superd.net.closing import reset_on_close, undelivered
 from superd.observe.connections import End
-from superd.plugin.connection import LONGEST_LINE, Connection
+from superd.plugin.connection import DEFAULT_LINE_LIMIT, Connection
 from superd.worker.runtime.linger import LINGER_TIMEOUT, STALLED_CLIENT_TIMEOUT
 from superd.worker.runtime.scratch import SCRATCH
 from superd.worker.serve.buffer import ReadBuffer
@@ -268,7 +268,7 @@ class ProtocolSession(Session, Connection, asyncio.Transport, asyncio.Protocol):
     async def read(self, limit: int = 65536) -> bytes:
         return await self._read_buffer.read(limit)
 
-    async def readline(self, limit: int = LONGEST_LINE) -> bytes:
+    async def readline(self, limit: int = DEFAULT_LINE_LIMIT) -> bytes:
         return await self._read_buffer.readline(limit)
 
     async def send(self, data: bytes) -> None:

@@ -24,7 +24,7 @@ from superd.net.passing import pass_socket
 from superd.net.timeouts import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
-from superd.plugin.connection import LONGEST_LINE, Connection
+from superd.plugin.connection import DEFAULT_LINE_LIMIT, Connection
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.session import SLOTS, Session
@@ -213,7 +213,7 @@ class TakeoverSession(Session, Connection):
     async def read(self, limit: int = 65536) -> bytes:
         raise RuntimeError(_USE_SOCKET)
 
-    async def readline(self, limit: int = LONGEST_LINE) -> bytes:
+    async def readline(self, limit: int = DEFAULT_LINE_LIMIT) -> bytes:
         raise RuntimeError(_USE_SOCKET)
 
     async def send(self, data: bytes) -> None:
