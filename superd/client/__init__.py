@@ -1,1 +1,1 @@
-"""Clients for services of every kind. Runs in the command line, and knows nothing of the server."""
+"""Clients for services of every kind. Run in the command line; import nothing of the server."""

@@ -19,18 +19,18 @@ from superd.net.destinations import Destination
 PORT = 37
 SECONDS_1900_TO_1970 = 2_208_988_800
 ANSWER_SIZE = 4  # bytes
-ATTEMPTS = 4
+ATTEMPTS = 4  # requests, of which the fastest answer counts
 DEFAULT_TIMEOUT = 2.0  # seconds
-MOST_READ = 512  # bytes of a wrong answer
+MAX_READ_SIZE = 512  # bytes of an answer, which may be a wrong one
 
 
 @dataclass(frozen=True)
 class Reading:
     """One answer of another clock, and when it was asked by this one."""
 
-    number: int
+    number: int  # the answer: seconds since 1900, modulo 2**32
     middle: float  # seconds since 1970, halfway between request and answer
-    round_trip: float
+    round_trip: float  # seconds
     host: str
 
     @property
@@ -102,7 +102,7 @@ def _read_tcp(target: Destination, deadline: Deadline) -> Reading:
         asked_at, start, data = time.time(), time.monotonic(), b""
         round_trip = 0.0
         try:
-            while len(data) <= MOST_READ and (part := connection.recv(MOST_READ)):
+            while len(data) <= MAX_READ_SIZE and (part := connection.recv(MAX_READ_SIZE)):
                 data += part
                 round_trip = round_trip or time.monotonic() - start
         except TimeoutError:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from superd.client.packets import QUIET_TIME, Datagrams
+from superd.client.packets import QUIET_TIMEOUT, Datagrams
 from superd.client.reaching import Deadline, connect, datagram_sockets, duration, parse
 from superd.client.standard import Input, Output
 from superd.client.streams import PACKET_SIZE, STREAM_BUFFER_SIZE, Exchange, Plain, Stream
@@ -54,9 +54,14 @@ def connect_two_ways(address: str, options: ConnectOptions) -> int:
         if is_datagram:
             sockets = datagram_sockets(target, Deadline(seconds), options.source)
             source, sink = stack.enter_context(_standard(options.by_lines))
-            quiet = QUIET_TIME if seconds is None else seconds
+            quiet_timeout = QUIET_TIMEOUT if seconds is None else seconds
             datagrams = Datagrams(
-                target, sockets, source, sink, quiet=quiet, by_lines=options.by_lines
+                target,
+                sockets,
+                source,
+                sink,
+                quiet_timeout=quiet_timeout,
+                by_lines=options.by_lines,
             )
             stack.callback(datagrams.close)
             datagrams.run()
@@ -69,7 +74,7 @@ def connect_two_ways(address: str, options: ConnectOptions) -> int:
             source,
             sink,
             half_close=options.half_close,
-            idle=seconds,
+            idle_timeout=seconds,
             size=STREAM_BUFFER_SIZE if is_stream else PACKET_SIZE,
         )
         exchange.run()

@@ -14,7 +14,7 @@ import ssl
 from superd.client.reaching import Deadline
 from superd.errors import SuperdError, UsageError, reason
 
-RECEIVE_SIZE = 64 * 1024
+RECEIVE_SIZE = 64 * 1024  # bytes
 TRUNCATED = "the data may be truncated"
 
 
@@ -81,7 +81,7 @@ class Encrypted:
         self._early = bytearray()  # decrypted before this side ended; received first
         self.has_more = False
         self._has_sent_close = False
-        self._ended = False  # by the peer's close_notify
+        self._has_ended = False  # by the peer's close_notify
         self._failure: SuperdError | None = None  # raised once the data before it is received
 
     def shake_hands(self, deadline: Deadline) -> None:
@@ -134,15 +134,15 @@ class Encrypted:
         try:
             if self._failure is not None:
                 raise self._failure
-            while size < len(room) and not self._ended:
+            while size < len(room) and not self._has_ended:
                 try:
                     got = self._tls.read(len(room) - size, room[size:])
-                    self._ended = not got
+                    self._has_ended = not got
                     size += got  # type: ignore[operator]
                 except ssl.SSLWantReadError:
                     self._take()
                 except ssl.SSLZeroReturnError:  # the peer's close_notify after this side's own
-                    self._ended = True
+                    self._has_ended = True
             self._flush()  # TLS may have to answer by itself
         except BlockingIOError:
             if not size:
@@ -152,7 +152,7 @@ class Encrypted:
         except OSError as error:
             self._fail(f"TLS with {self.name} failed: {_why(error)}", size)
         # more may be buffered here, where poll(2) does not see it
-        self.has_more = size == len(room) or bool(size and (self._ended or self._failure))
+        self.has_more = size == len(room) or bool(size and (self._has_ended or self._failure))
         return size
 
     def _fail(self, text: str, size: int) -> None:
@@ -199,6 +199,6 @@ class Encrypted:
             raise BlockingIOError
 
     def close(self) -> None:
-        """Send close_notify if the socket takes it at once."""
+        """Send close_notify if the socket takes it without waiting."""
         with contextlib.suppress(OSError):
             self.end()

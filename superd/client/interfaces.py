@@ -16,7 +16,7 @@ ADDRESS, LOCAL = 1, 2  # attributes; on a point-to-point link ADDRESS is the pee
 HEADER = struct.Struct("=IHHII")  # nlmsghdr
 BODY = struct.Struct("=BBBBI")  # ifaddrmsg
 ATTRIBUTE = struct.Struct("=HH")  # rtattr
-RECEIVE_SIZE = 65536
+RECEIVE_SIZE = 65536  # bytes
 
 
 def interfaces() -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ from superd.net.addresses import Transport
 from superd.net.destinations import Destination
 
 DEFAULT_TIMEOUT = 2.0  # seconds
-RECEIVE_SIZE = 65536
+RECEIVE_SIZE = 65536  # bytes
 
 
 def message(address: str, text: str, timeout: str | None) -> int:

@@ -2,7 +2,7 @@
 
 Runs in the command line. Datagrams have no end, so it ends once the input has ended and no answer
 has arrived for a while. No answer is a success; a refusal is a failure. Raises SuperdError, and
-BrokenPipeError where the reader of standard output has gone.
+BrokenPipeError if the reader of standard output has closed it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from superd.errors import SuperdError, reason
 from superd.net.addresses import Address
 from superd.net.destinations import Destination
 
-MAX_DATAGRAM = 65507  # bytes (RFC 768, over IPv4)
-RECEIVE_SIZE = 256 * 1024  # a datagram of a unix socket can be larger
-QUIET_TIME = 1.0  # seconds without an answer, after which the client ends
+MAX_DATAGRAM_SIZE = 65507  # bytes (RFC 768, over IPv4)
+RECEIVE_SIZE = 256 * 1024  # bytes; a datagram of a unix socket can be larger
+QUIET_TIMEOUT = 1.0  # seconds without an answer, after which the client ends
 
 
 class Datagrams:
@@ -34,14 +34,14 @@ class Datagrams:
         source: Input,
         sink: Output,
         *,
-        quiet: float,
+        quiet_timeout: float,
         by_lines: bool,
     ) -> None:
         self.target = target
         self.sockets = sockets
         self.source = source
         self.sink = sink
-        self.quiet = quiet
+        self.quiet_timeout = quiet_timeout
         self.by_lines = by_lines
         self.client, self.address = next(sockets)
         self.client.setblocking(False)
@@ -49,18 +49,18 @@ class Datagrams:
         self.failures: list[tuple[Address, str]] = []
         self.has_answered = False  # whether an answer came from this address
         self.pending = b""  # a line that is not complete yet
-        self.ended = False
+        self.has_ended = False
 
     def run(self) -> None:
         """Return once the input has ended and no answer has arrived for a while."""
-        room = memoryview(bytearray(MAX_DATAGRAM))
+        room = memoryview(bytearray(MAX_DATAGRAM_SIZE))
         while True:
             poll = select.poll()
             poll.register(self.client, select.POLLIN)
-            if not self.ended:
+            if not self.has_ended:
                 poll.register(self.source.descriptor, select.POLLIN)
             poll.register(self.sink.descriptor, 0)
-            events = dict(poll.poll(self.quiet * 1000 if self.ended else None))
+            events = dict(poll.poll(self.quiet_timeout * 1000 if self.has_ended else None))
             if not events:
                 return
             if self.sink.descriptor in events:
@@ -75,14 +75,14 @@ class Datagrams:
             size = self.source.read(room)
         except BlockingIOError:
             return
-        self.ended = not size
+        self.has_ended = not size
         data = bytes(room[:size])
         if not self.by_lines:
             parts = [data] if data else []
         else:
             *lines, self.pending = (self.pending + data).split(b"\n")
             parts = [line + b"\n" for line in lines]
-            if self.ended and self.pending:
+            if self.has_ended and self.pending:
                 parts.append(self.pending)
         for part in parts:
             self._send(part)

@@ -1,7 +1,7 @@
 """Standard input and output, read and written without blocking, whatever kind of file they are.
 
 Runs in the command line. Never sets O_NONBLOCK on the descriptors: the shell shares the terminal.
-Raises BrokenPipeError where the reader of standard output has gone, SuperdError where it cannot be
+Raises BrokenPipeError if the reader of standard output has closed it, SuperdError if it cannot be
 written.
 """
 
@@ -48,9 +48,9 @@ class Output:
 
     def __init__(self, descriptor: int = 1) -> None:
         self.descriptor = descriptor
-        self._most: int | None = None
+        self._max_write: int | None = None
         self._socket: socket.socket | None = None
-        self._own = -1
+        self._opened = -1
         _widen(descriptor)
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISSOCK(mode):
@@ -58,17 +58,17 @@ class Output:
         elif stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
             flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY
             try:  # an open file description of its own, so that no other process gets the flag
-                self._own = os.open(f"/proc/self/fd/{descriptor}", flags)
-                self.descriptor = self._own
+                self._opened = os.open(f"/proc/self/fd/{descriptor}", flags)
+                self.descriptor = self._opened
             except OSError:
-                self._most = select.PIPE_BUF  # poll(2) promises room for that much
+                self._max_write = select.PIPE_BUF  # poll(2) promises room for that much
 
     def write(self, data: memoryview) -> int:
         """Write as much as fits; return the number of bytes."""
         try:
             if self._socket is not None:
                 return self._socket.send(data, socket.MSG_DONTWAIT)
-            return os.write(self.descriptor, data[: self._most])
+            return os.write(self.descriptor, data[: self._max_write])
         except BlockingIOError:
             return 0
         except BrokenPipeError:
@@ -91,6 +91,6 @@ class Output:
         """Close what was opened here; standard output itself stays open."""
         if self._socket is not None:
             self._socket.close()
-        if self._own >= 0:
-            os.close(self._own)
-            self._own = -1
+        if self._opened >= 0:
+            os.close(self._opened)
+            self._opened = -1

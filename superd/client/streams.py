@@ -2,8 +2,8 @@
 
 Runs in the command line. One poll(2) loop and one buffer each way: a side is read only once the
 other has taken all earlier data, so a slow reader slows its writer and memory stays bounded. Never
-waits outside of poll(2). Raises SuperdError, and BrokenPipeError where the reader of standard
-output has gone.
+waits outside of poll(2). Raises SuperdError, and BrokenPipeError if the reader of standard
+output has closed it.
 
 How it ends:
 1. Standard input ends: the rest is sent, then the sending side of the connection is closed.
@@ -24,10 +24,10 @@ from typing import Protocol
 from superd.client.standard import Input, Output
 from superd.errors import SuperdError, reason
 
-STREAM_BUFFER_SIZE = 256 * 1024  # a pipe takes 64 KiB; a socket read at full speed has more
-PACKET_SIZE = 64 * 1024  # what a unixpacket socket takes with the kernel's default buffers
+STREAM_BUFFER_SIZE = 256 * 1024  # bytes; a pipe takes 64 KiB; a socket read at full speed has more
+PACKET_SIZE = 64 * 1024  # bytes, which fit the kernel's default buffers of unixpacket sockets
 IN, OUT = select.POLLIN, select.POLLOUT
-GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
+LOST = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
 
 class Stream(Protocol):
@@ -42,7 +42,7 @@ class Stream(Protocol):
         """Return the events to poll for, so that the wanted ones can be handled."""
 
     def ready(self, events: int) -> int:
-        """Handle the events that poll(2) returned; return those that are left for the caller."""
+        """Handle the events that poll(2) returned; return the rest for the caller."""
 
     @property
     def has_more(self) -> bool:
@@ -91,25 +91,25 @@ class Plain:
             self.socket.shutdown(socket.SHUT_WR)
 
 
-class Flow:
+class Direction:
     """One direction: data that was read and is not written yet."""
 
     def __init__(self, size: int) -> None:
         self.room = memoryview(bytearray(size))
         self.left = self.room[:0]
-        self.ended = False  # nothing more can be read
+        self.has_ended = False  # nothing more can be read
         self.failure: Exception | None = None
 
     @property
     def wants_more(self) -> bool:
-        return not self.left and not self.ended
+        return not self.left and not self.has_ended
 
     @property
     def is_done(self) -> bool:
-        return self.ended and not self.left
+        return self.has_ended and not self.left
 
     def fail(self, failure: Exception) -> None:
-        self.ended, self.failure, self.left = True, failure, self.room[:0]
+        self.has_ended, self.failure, self.left = True, failure, self.room[:0]
 
 
 class Exchange:
@@ -123,7 +123,7 @@ class Exchange:
         sink: Output,
         *,
         half_close: bool = True,
-        idle: float | None = None,
+        idle_timeout: float | None = None,
         size: int = STREAM_BUFFER_SIZE,
     ) -> None:
         self.name = name
@@ -131,11 +131,11 @@ class Exchange:
         self.source = source
         self.sink = sink
         self.half_close = half_close
-        self.idle = idle
-        self.up, self.down = Flow(size), Flow(size)
-        self.ending = False  # the sending side is being closed, which may take several attempts
-        self.gone = False
-        self.moved = time.monotonic()
+        self.idle_timeout = idle_timeout
+        self.up, self.down = Direction(size), Direction(size)
+        self.is_ending = False  # the sending side is being closed, which may take several attempts
+        self.is_lost = False
+        self.last_progress = time.monotonic()
         self._poll = select.poll()
         self._watched: dict[int, int] = {}
 
@@ -148,51 +148,55 @@ class Exchange:
                 ready |= IN
             if self.up.wants_more and events.get(self.source.descriptor):
                 self._read()
-            elif ready & (OUT | GONE) and (self.up.left or self.ending):
+            elif ready & (OUT | LOST) and (self.up.left or self.is_ending):
                 self._send()
             if ready and self.down.wants_more:
                 self._receive()
-            elif ready & GONE and not self.up.left and not self.ending:
+            elif ready & LOST and not self.up.left and not self.is_ending:
                 self._handle_loss()
             out = events.get(self.sink.descriptor, 0)
             if out & OUT and self.down.left:
                 self._write()
-            elif out & GONE:
+            elif out & LOST:
                 raise BrokenPipeError
-        for flow in (self.down, self.up):
-            if flow.failure:
-                raise flow.failure
+        for direction in (self.down, self.up):
+            if direction.failure:
+                raise direction.failure
 
     def _is_over(self) -> bool:
         if not self.down.is_done:
             return False
-        if self.gone or self.up.failure or self.down.failure:
+        if self.is_lost or self.up.failure or self.down.failure:
             return True
-        if self.ending or self.up.left or self.stream.has_unsent:
+        if self.is_ending or self.up.left or self.stream.has_unsent:
             return False
-        return self.up.ended or self.source.is_terminal
+        return self.up.has_ended or self.source.is_terminal
 
     def _wait(self) -> dict[int, int]:
         """Wait for events; return them by descriptor."""
         up, down = self.up, self.down
         wanted = IN if down.wants_more else 0
-        if up.left or self.ending:
+        if up.left or self.is_ending:
             wanted |= OUT
         # Without wanted events the connection is polled only if its loss is not known yet: poll(2)
         # would report a lost one over and over.
-        may_be_lost = down.ended and not self.gone and not up.ended
+        may_be_lost = down.has_ended and not self.is_lost and not up.has_ended
         wanted = self.stream.events(wanted)
         self._watch(self.stream.fileno(), wanted, wanted or may_be_lost)
-        self._watch(self.source.descriptor, IN, up.wants_more and not (self.gone or up.failure))
+        self._watch(self.source.descriptor, IN, up.wants_more and not (self.is_lost or up.failure))
         self._watch(self.sink.descriptor, OUT if down.left else 0, True)
         timeout: float | None = None
         if self.stream.has_more and down.wants_more:
             timeout = 0
-        elif self.idle is not None and not down.left:
-            timeout = max(0.0, self.moved + self.idle - time.monotonic()) * 1000
+        elif self.idle_timeout is not None and not down.left:
+            timeout = max(0.0, self.last_progress + self.idle_timeout - time.monotonic()) * 1000
         events = dict(self._poll.poll(timeout))
-        if not events and self.idle is not None and time.monotonic() >= self.moved + self.idle:
-            raise SuperdError(f"no byte to or from {self.name} in {self.idle:g} s")
+        if (
+            not events
+            and self.idle_timeout is not None
+            and time.monotonic() >= self.last_progress + self.idle_timeout
+        ):
+            raise SuperdError(f"no byte to or from {self.name} in {self.idle_timeout:g} s")
         return events
 
     def _watch(self, descriptor: int, events: int, wanted: object) -> None:
@@ -214,30 +218,30 @@ class Exchange:
             self.up.left = self.up.room[:size]
             self._send()
             return
-        self.up.ended = True
+        self.up.has_ended = True
         if self.half_close:
-            self.ending = True
+            self.is_ending = True
             self._send()
 
     def _send(self) -> None:
         try:
             if self.up.left:
                 self.up.left = self.up.left[self.stream.send(self.up.left) :]
-                self.moved = time.monotonic()
-            elif self.ending:
+                self.last_progress = time.monotonic()
+            elif self.is_ending:
                 self.stream.end()
-                self.ending = False
+                self.is_ending = False
         except BlockingIOError:
             pass
         except (OSError, SuperdError) as error:
-            self.ending = False
+            self.is_ending = False
             # data that the peer sent before it closed can still be read
             why = reason(error) if isinstance(error, OSError) else str(error)
             self.up.fail(SuperdError(f"{self.name} closed before all was sent: {why}"))
 
     def _handle_loss(self) -> None:
         """Find out whether the peer closed the connection before it had read everything."""
-        self.gone = True
+        self.is_lost = True
         number = self.stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             why = os.strerror(number)
@@ -254,12 +258,12 @@ class Exchange:
         except OSError as error:
             self.down.fail(SuperdError(f"{self.name} broke the connection: {reason(error)}"))
             return
-        self.moved = time.monotonic()
+        self.last_progress = time.monotonic()
         if size:
             self.down.left = self.down.room[:size]
             self._write()
         else:
-            self.down.ended = True
+            self.down.has_ended = True
 
     def _write(self) -> None:
         self.down.left = self.down.left[self.sink.write(self.down.left) :]
