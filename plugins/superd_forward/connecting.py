@@ -182,7 +182,7 @@ class Connecting:
 
 
 def is_shortage(error: OSError, *, has_alternative: bool) -> bool:
-    """Tell whether an error means that no target can be connected to now.
+    """Return whether an error means that no target can be connected to now.
 
     EADDRNOTAVAIL does so only without an alternative: ports may be exhausted towards one address,
     or its family disabled here, while another address works.

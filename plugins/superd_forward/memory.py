@@ -8,7 +8,7 @@ import mmap
 from superd.plugin import Polled, Poller
 from superd_forward.pipes import PipePool
 
-BUFFER_BYTES = 64 * 1024  # the most that is read at once, and that is unsent towards one side
+BUFFER_BYTES = 64 * 1024  # limit of one read, and of unsent data towards one side
 ALLOCATION_RETRY_SECONDS = 0.1
 
 

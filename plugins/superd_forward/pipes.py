@@ -41,7 +41,7 @@ class Pipe:
         return size
 
     def write_to(self, sink: int) -> bool:
-        """Move data from the pipe to a socket; tell whether the pipe is empty. Raises OSError."""
+        """Move data from the pipe to a socket; return whether the pipe is empty. Raises OSError."""
         with contextlib.suppress(BlockingIOError):
             self.size -= os.splice(self.reader, sink, self.size, flags=SPLICE_FLAGS)
         return not self.size
@@ -52,9 +52,9 @@ class Pipe:
 
 
 def is_at_mark(source: socket.SocketType) -> bool:
-    """Tell whether the next byte is out of band; True if that is unknown.
+    """Return whether the next byte is out of band; True if that is unknown.
 
-    splice(2) stops there, and reports that there is no more data, or the end of input once
+    splice(2) stops there, and reports that no data is there, or the end of input once
     everything has arrived.
     """
     try:

@@ -69,7 +69,7 @@ class WeightedTarget(Options):
     weight: Annotated[int, Field(ge=1, le=MAX_WEIGHT, description="its share of the clients")] = 1
 
 
-_ONE: list[dict[str, Any]] = [
+_TARGET_SCHEMA: list[dict[str, Any]] = [
     {"type": "string"},
     {
         "type": "object",
@@ -81,7 +81,7 @@ _ONE: list[dict[str, Any]] = [
         "additionalProperties": False,
     },
 ]
-TARGETS = {"anyOf": [*_ONE, {"type": "array", "items": {"anyOf": _ONE}}]}
+TARGETS_SCHEMA = {"anyOf": [*_TARGET_SCHEMA, {"type": "array", "items": {"anyOf": _TARGET_SCHEMA}}]}
 
 
 def _targets(value: object) -> object:
@@ -94,7 +94,7 @@ class ForwardOptions(Options):
     to: Annotated[
         tuple[WeightedTarget, ...],
         BeforeValidator(_targets),
-        WithJsonSchema(TARGETS),
+        WithJsonSchema(TARGETS_SCHEMA),
         Field(
             min_length=1,
             examples=["tcp://127.0.0.1:8080"],
@@ -282,7 +282,7 @@ class Forward(Service):
 
 
 def _reaches(to: Destination, listener: Address) -> bool:
-    """Tell whether a connection to the destination reaches the listener."""
+    """Return whether a connection to the destination reaches the listener."""
     if not to.serves(datagrams=listener.transport.is_datagram):
         return False
     if to.path or listener.transport.is_unix:
@@ -293,14 +293,14 @@ def _reaches(to: Destination, listener: Address) -> bool:
 
 
 def _covers(listener: Address, to: Destination) -> bool:
-    """Tell whether it is a wildcard of the destination's family; `[::]` is for IPv6 only."""
+    """Return whether it is a wildcard of the destination's family; `[::]` is for IPv6 only."""
     if to.is_name or listener.host == "*":
         return listener.is_wildcard
     return listener.host == (ANY_IPV6 if ":" in to.host else ANY_IPV4)
 
 
 def _is_own(host: str) -> bool:
-    """Tell whether a host is certainly this machine."""
+    """Return whether a host is certainly this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -157,8 +157,8 @@ class Side:
         memory.read_again(self.descriptor, self)
 
     def _pull_bulk(self) -> bool:
-        """Pass its input on through a pipe; tell whether nothing is left to copy."""
-        self.large_reads = self.unread = 0  # starts at 0 again, unless more bulk data comes
+        """Pass its input on through a pipe; return whether all of it was passed on."""
+        self.large_reads = self.unread = 0  # counted from 0 again, unless more bulk data arrives
         if socket.AF_UNIX in (self.sock.family, self.other.sock.family):
             return False
         try:

@@ -79,7 +79,7 @@ class Target:
         return TargetAddress(address, may_loop=is_own or address.transport.is_unix)
 
     def is_available(self, now: float) -> bool:
-        """Tell whether it gets clients at a time of the monotonic clock."""
+        """Return whether it gets clients at a time of the monotonic clock."""
         return not self.is_down and now >= self._left_out_until
 
     def client_added(self) -> None:

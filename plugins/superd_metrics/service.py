@@ -19,8 +19,8 @@ from pydantic import Field
 
 from superd.plugin import Connection, Options, PositiveDuration, Service
 
-METRICS = "text/plain; version=0.0.4; charset=utf-8"
-TEXT = "text/plain; charset=utf-8"
+METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+TEXT_TYPE = "text/plain; charset=utf-8"
 METHODS = ("GET", "HEAD")
 MAX_REQUEST_BYTES = 8 * 1024
 # h11 splits a header by an expression that takes quadratic time in a run of blanks: 8 KiB of them
@@ -38,7 +38,7 @@ class Page:
 
     status: HTTPStatus
     text: bytes
-    kind: str = TEXT
+    content_type: str = TEXT_TYPE
 
 
 class NotARequest(ValueError):
@@ -120,10 +120,12 @@ class Metrics(Service):
         pages = {"/metrics": self._metrics, "/livez": self._livez, "/readyz": self._readyz}
         path = _path(request.target.decode("ascii"))
         if path not in pages:
-            return Page(HTTPStatus.NOT_FOUND, f"there are {', '.join(pages)}\n".encode())
+            return Page(
+                HTTPStatus.NOT_FOUND, f"no such page; there are {', '.join(pages)}\n".encode()
+            )
         if request.method.decode("ascii") not in METHODS:
             return Page(
-                HTTPStatus.METHOD_NOT_ALLOWED, f"there is {' and '.join(METHODS)}\n".encode()
+                HTTPStatus.METHOD_NOT_ALLOWED, f"this page takes {' and '.join(METHODS)}\n".encode()
             )
         try:
             return await pages[path]()
@@ -131,15 +133,15 @@ class Metrics(Service):
             return Page(HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode())
 
     async def _metrics(self) -> Page:
-        return Page(HTTPStatus.OK, await self.observe("metrics"), METRICS)
+        return Page(HTTPStatus.OK, await self.observe("metrics"), METRICS_TYPE)
 
     async def _livez(self) -> Page:
         await self.observe("readiness")
         return Page(HTTPStatus.OK, b"superd is alive\n")
 
     async def _readyz(self) -> Page:
-        if why_not := await self.observe("readiness"):
-            return Page(HTTPStatus.SERVICE_UNAVAILABLE, why_not + b"\n")
+        if problems := await self.observe("readiness"):
+            return Page(HTTPStatus.SERVICE_UNAVAILABLE, problems + b"\n")
         return Page(HTTPStatus.OK, b"superd is ready\n")
 
     async def _send(
@@ -177,7 +179,7 @@ def _path(target: str) -> str:
 
 
 def _has_body(http: h11.Connection) -> bool:
-    """Tell whether a body follows the request that was read last."""
+    """Return whether a body follows the request that was read last."""
     try:
         return type(http.next_event()) is not h11.EndOfMessage
     except h11.RemoteProtocolError:
@@ -187,7 +189,7 @@ def _has_body(http: h11.Connection) -> bool:
 def _head(page: Page, *, is_last: bool) -> h11.Response:
     headers = [
         ("Date", time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime())),
-        ("Content-Type", page.kind),
+        ("Content-Type", page.content_type),
         ("Content-Length", str(len(page.text))),
         ("Cache-Control", "no-store"),
     ]

@@ -1,6 +1,6 @@
 """Counts the recent knocks of each host, to find those to ban.
 
-Keeps a bounded number of hosts, those that have knocked last. Pure; never raises.
+Keeps a bounded number of hosts: the latest to have knocked. Pure; never raises.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Offenders:
         self._knocks: dict[str, deque[float]] = {}
 
     def count(self, host: str, now: float) -> bool:
-        """Count a knock of a numeric host; tell whether to ban it. Then its count starts at 0."""
+        """Count a knock of a numeric host; return whether to ban it. Then its count starts at 0."""
         knocks = self._knocks.pop(host, None) or deque(maxlen=self._after)
         knocks.append(now)
         if len(knocks) == self._after and now - knocks[0] <= self._within:

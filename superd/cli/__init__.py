@@ -1,4 +1,4 @@
-"""What a person types. Imports what a command needs when it runs, so that each starts fast."""
+"""The `superd` command. Each subcommand imports what it needs when it runs, so it starts fast."""
 
 from superd.cli.main import main
 

@@ -26,7 +26,7 @@ OK = "configuration OK"
 
 
 def check(files: Sequence[Path], file: Path | None = None) -> int:
-    """Check each file; raise the problems of all files at once."""
+    """Check each file; raise the problems of all files together."""
     problems: list[Problem] = []
     notices: list[Problem] = []
     plugins = installed()
@@ -64,7 +64,7 @@ def _privileged_ports(configuration: Configuration) -> Iterator[Problem]:
             if (address.is_from_range and range_ in ranges) or not (remedy := bind_remedy(address)):
                 continue
             if address.is_from_range:
-                ranges.add(range_)  # one notice stands for all of its ports
+                ranges.add(range_)  # one notice for all of its ports
             yield configuration.address_problem(name, address, remedy)
 
 

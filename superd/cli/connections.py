@@ -37,9 +37,7 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
         print("\n".join(table([_shown(row) for row in rows]) or ["no open connections"]))
     for one in answer["untold"]:
         text = f"worker {one['worker']} of generation {one['generation']} did not answer"
-        print(
-            f"superd: {text}, so its connections are missing here, or some of them", file=sys.stderr
-        )
+        print(f"superd: {text}; some or all of its connections are missing here", file=sys.stderr)
     if answer["left-out"]:
         print(f"superd: {answer['left-out']} more connections are missing here", file=sys.stderr)
     return int(ExitCode.FAILED if answer["untold"] or answer["left-out"] else ExitCode.OK)

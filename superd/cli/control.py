@@ -48,7 +48,7 @@ def stop(file: Path | None) -> int:
     except ServesAnotherFile:
         raise
     except SuperdError:
-        pass  # it may have no control socket; the signal is what stops it
+        pass  # it may have no control socket; the signal stops it
     try:
         signal.pidfd_send_signal(descriptor, signal.SIGTERM)
     except PermissionError:
@@ -87,7 +87,7 @@ def enable(file: Path | None, service: str, *, enabled: bool) -> int:
 
 
 def _changed(files: DaemonFiles, request: str, **arguments: object) -> Any:
-    """Request a change that takes a while and return its outcome.
+    """Request a change, wait for its end and return the outcome.
 
     One connection serves from the request to the outcome. Only an upgrade ends it: the master then
     executes another program, which may need a while on a busy machine before it answers.

@@ -37,7 +37,7 @@ def explain(file: Path | None, service: str, address: str, at: str | None) -> in
     settings = configuration.settings
     daemon = _Daemon.of(daemon_files(file), settings.daemon.ban_file)
     if daemon.texts not in (None, settings.digest):
-        text = "the daemon has not loaded the files as they are now, by which this decides"
+        text = "the daemon has not loaded the current files, by which this decides"
         print(f"superd: {text}; run `superd reload`", file=sys.stderr)
     if service not in settings.services:
         raise no_such_service(service, settings.services)
@@ -81,7 +81,7 @@ def _client(address: str) -> Who:
 
 @dataclass(frozen=True)
 class _Daemon:
-    """What the daemon knows beyond the files. `texts` is the digest of the files that it loaded,
+    """The daemon's state that no file has. `texts` is the digest of the files that it loaded,
     None where no daemon answers.
     """
 

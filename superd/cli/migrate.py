@@ -18,28 +18,30 @@ from superd.migrate.entries import Entry, Note, as_toml
 from superd.migrate.proving import prove
 from superd.plugin.registry import installed
 
-# notes that hold for all services, and not for one line
-OF_PROGRAMS = (
+# notes on all services of a kind, and not on one line
+NOTES_ON_PROGRAMS = (
     'standard error goes to the log and not to the client; options = { stderr = "client" } changes'
     " that",
     "no-new-privs keeps programs from gaining privileges as set-user-ID ones do",
 )
-OF_INTERNAL = ("an internal service runs as nobody and not as root, unless the entry has a user",)
-OF_REDIRECTS = (
+NOTES_ON_INTERNAL_SERVICES = (
+    "an internal service runs as nobody and not as root, unless the entry has a user",
+)
+NOTES_ON_REDIRECTS = (
     "a redirect runs as nobody and not as root, unless the entry has another user",
     "a redirected connection continues in one direction once the other has ended, where xinetd"
     " ends both; see half-close-timeout",
 )
-OF_INETD = (
+NOTES_ON_INETD = (
     "programs have only their own group, and only PATH in their environment; see groups and"
     " pass-env",
     "without a limit every client is served; inetd closes a port after many connections within a"
     " minute: 40 (NetBSD), 256 (OpenBSD, FreeBSD) or 1000 (GNU)",
 )
-OF_IPV4 = (
+NOTES_ON_IPV4 = (
     "tcp and udp are IPv4 only, as in the BSDs and GNU; Debian's inetd takes IPv6, too: tcp://*",
 )
-OF_XINETD = (
+NOTES_ON_XINETD = (
     "hosts.allow and hosts.deny are not read, with or without NOLIBWRAP; see allow and deny",
     "without cps every client is served; xinetd closes a port for 10 s after 50 connections in a"
     " second",
@@ -61,7 +63,7 @@ def migrate(dialect: str, path: Path) -> int:
         print(printable(str(note)), file=sys.stderr)
     if all(entry.is_comment for entry in entries):
         raise SuperdError(f"{path} has no service that superd can serve")
-    for text in _about_all(dialect, entries):
+    for text in _general_notes(dialect, entries):
         print(printable(f"{path}: {text}"), file=sys.stderr)
     print(as_toml(entries), end="")
     return int(ExitCode.OK)
@@ -77,17 +79,19 @@ def _in_order(notes: list[Note]) -> list[Note]:
     return sorted(notes, key=lambda note: (files.index(note.file), note.line))
 
 
-def _about_all(dialect: str, entries: list[Entry]) -> list[str]:
+def _general_notes(dialect: str, entries: list[Entry]) -> list[str]:
     """Return the notes that hold for all services together."""
     plugins = {entry.keys["plugin"] for entry in entries if not entry.is_comment}
-    notes = [*OF_PROGRAMS] if "exec" in plugins else []
-    notes += OF_INTERNAL if plugins - {"exec", "forward"} else ()
-    notes += OF_REDIRECTS if "forward" in plugins else ()
+    notes = [*NOTES_ON_PROGRAMS] if "exec" in plugins else []
+    notes += NOTES_ON_INTERNAL_SERVICES if plugins - {"exec", "forward"} else ()
+    notes += NOTES_ON_REDIRECTS if "forward" in plugins else ()
     if dialect == "inetd":
-        notes += OF_INETD if "exec" in plugins else OF_INETD[1:]
-        notes += OF_IPV4 if any("//0.0.0.0:" in str(one.keys["listen"]) for one in entries) else ()
+        notes += NOTES_ON_INETD if "exec" in plugins else NOTES_ON_INETD[1:]
+        notes += (
+            NOTES_ON_IPV4 if any("//0.0.0.0:" in str(one.keys["listen"]) for one in entries) else ()
+        )
     else:
-        notes += OF_XINETD
+        notes += NOTES_ON_XINETD
     if not any(entry.is_served for entry in entries):
         notes.append("no service is enabled; `superd check` expects one")
     return notes

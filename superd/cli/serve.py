@@ -29,7 +29,7 @@ from superd.master.start import make_runtime_directory, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 from superd.process.daemonize import Launch, Verdict, detach
 
-MOST_SHOWN = 12  # addresses of one service: a range may have thousands
+MAX_SHOWN_ADDRESSES = 12  # of one service: a range may have thousands
 
 
 def run(file: Path | None, ready_fd: int | None = None) -> int:
@@ -38,7 +38,7 @@ def run(file: Path | None, ready_fd: int | None = None) -> int:
     inheritance = take_inherited()
     ready = announce if ready_fd is None else _announcing_on(ready_fd)
     planned = planned_from(file)
-    say(f"superd {__version__}: {planned.settings.file}")
+    print_lines(f"superd {__version__}: {planned.settings.file}")
     return serve(planned, inheritance, in_background=False, ready=ready)
 
 
@@ -111,8 +111,8 @@ def _make_directories(planned: Plan, named: Daemon) -> None:
     planned.settings = planned.settings.model_copy(update={"daemon": daemon})
 
 
-def say(*lines: str) -> None:
-    """Print lines; a reader that has gone does not stop superd."""
+def print_lines(*lines: str) -> None:
+    """Print lines; if the reader has closed the output, superd continues without."""
     try:
         print(*lines, sep="\n", flush=True)
     except OSError:
@@ -127,11 +127,11 @@ def announce(listeners: list[Listener]) -> None:
         addresses = [listener.address for listener in group]
         lines += [
             f"{service:<{width}}  {address!s:<32}  try: {line_to_try(address)}"
-            for address in addresses[:MOST_SHOWN]
+            for address in addresses[:MAX_SHOWN_ADDRESSES]
         ]
-        if len(addresses) > MOST_SHOWN:
-            lines.append(f"{service:<{width}}  ... and {len(addresses) - MOST_SHOWN} more")
-    say(*lines, "ready")
+        if len(addresses) > MAX_SHOWN_ADDRESSES:
+            lines.append(f"{service:<{width}}  ... and {len(addresses) - MAX_SHOWN_ADDRESSES} more")
+    print_lines(*lines, "ready")
 
 
 def _announcing_on(descriptor: int) -> Callable[[list[Listener]], None]:

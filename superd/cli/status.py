@@ -18,7 +18,7 @@ from superd.cli.files import daemon_files
 from superd.errors import ExitCode
 from superd.observe.rows import table
 
-MOST_SHOWN = 4  # addresses of one service: a range may have thousands
+MAX_SHOWN_ADDRESSES = 4  # of one service: a range may have thousands
 REFUSED = "refused-"  # prefix of the counters of refusals
 
 
@@ -99,7 +99,11 @@ def _head(answer: Mapping[str, Any]) -> list[str]:
 def _service_row(service: Mapping[str, Any]) -> dict[str, str | int | float]:
     counts = service["counts"]
     listen = service["listen"]
-    more = [f"... and {len(listen) - MOST_SHOWN} more"] if len(listen) > MOST_SHOWN else []
+    more = (
+        [f"... and {len(listen) - MAX_SHOWN_ADDRESSES} more"]
+        if len(listen) > MAX_SHOWN_ADDRESSES
+        else []
+    )
     return {
         "service": service["name"],
         "active": counts["active"],
@@ -110,7 +114,7 @@ def _service_row(service: Mapping[str, Any]) -> dict[str, str | int | float]:
         "in": size(counts["bytes-in"]),
         "out": size(counts["bytes-out"]),
         "pool": service["pool"],
-        "listen": " ".join([*listen[:MOST_SHOWN], *more]),
+        "listen": " ".join([*listen[:MAX_SHOWN_ADDRESSES], *more]),
     }
 
 

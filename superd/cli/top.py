@@ -24,7 +24,7 @@ from superd.errors import ExitCode
 from superd.observe.rows import table
 
 INTERVAL = 1.0  # seconds between two snapshots
-LEAST_NAME_WIDTH = 8  # characters of a name, also on the narrowest screen
+MIN_NAME_WIDTH = 8  # characters of a name, also on the narrowest screen
 
 Cells = dict[str, str | int | float]
 
@@ -66,7 +66,7 @@ def _draw(files: DaemonFiles, before: Snapshot) -> None:
         made = Table(box=None, pad_edge=False, header_style="bold")
         for key in rows[0] if rows else ():
             if key in _TEXTS:
-                made.add_column(key, no_wrap=True, ratio=1, min_width=LEAST_NAME_WIDTH)
+                made.add_column(key, no_wrap=True, ratio=1, min_width=MIN_NAME_WIDTH)
             else:
                 made.add_column(key, no_wrap=True, justify="right")
         for row in rows:

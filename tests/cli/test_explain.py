@@ -137,7 +137,7 @@ def test_bans_overrides_and_a_stale_file_of_the_daemon_are_reported(
     assert explained("echo") == (1, "not served: disabled, by the operator\n", "")
     served.toml += 'deny = "192.0.2.1"\n'
     served.write()
-    text = "superd: the daemon has not loaded the files as they are now, by which this decides;"
+    text = "superd: the daemon has not loaded the current files, by which this decides;"
     code, out, notice = explained("off")
     assert (code, notice) == (1, f"{text} run `superd reload`\n")
     assert out.startswith('refused (access): deny "192.0.2.1"')

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from superd.cli.files import runtime_directory
-from superd.cli.serve import MOST_SHOWN, line_to_try
+from superd.cli.serve import MAX_SHOWN_ADDRESSES, line_to_try
 from superd.errors import SuperdError
 from superd.net.addresses import parse_addresses
 from superd.process.isolated import run_isolated
@@ -109,8 +109,14 @@ def test_every_address_is_printed_with_a_line_that_works_and_ready_comes_last(
 def test_of_a_range_only_the_first_addresses_are_printed(start_superd: Start) -> None:
     listen = f"tcp://{own_host()}:{OWN_PORT}-{OWN_PORT + 99}"
     superd = start_superd(ECHO.replace("tcp://127.0.0.1:0", listen))
-    assert len(superd.announced) == 1 + MOST_SHOWN + 1 + 1
-    assert superd.announced[-2].split() == ["echo", "...", "and", str(100 - MOST_SHOWN), "more"]
+    assert len(superd.announced) == 1 + MAX_SHOWN_ADDRESSES + 1 + 1
+    assert superd.announced[-2].split() == [
+        "echo",
+        "...",
+        "and",
+        str(100 - MAX_SHOWN_ADDRESSES),
+        "more",
+    ]
 
 
 def test_superd_serves_without_a_reader_of_its_output(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ IDS = (
 )  # fmt: skip
 NO_REQUEST = b"this is not a request of HTTP/1.1\n"
 TOO_LONG = b"a request has at most 8192 bytes\n"
-ONLY_GET = b"there is GET and HEAD\n"
+ONLY_GET = b"this page takes GET and HEAD\n"
 ALIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
 LAST = b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 MEMORY_LIMIT_BYTES = 20 << 20  # far below the size of all answers that are asked for
@@ -49,10 +49,10 @@ def loop(request: pytest.FixtureRequest) -> str:
         ("GET", "/readyz?verbose", 200, "superd is ready\n"),
         ("HEAD", "/readyz", 200, ""),
         ("HEAD", "/metrics", 200, ""),
-        ("GET", "/", 404, "there are /metrics, /livez, /readyz\n"),
-        ("POST", "/metrics", 405, "there is GET and HEAD\n"),
-        ("DELETE", "/other", 404, "there are /metrics, /livez, /readyz\n"),
-        ("GET", "//[/livez", 404, "there are /metrics, /livez, /readyz\n"),
+        ("GET", "/", 404, "no such page; there are /metrics, /livez, /readyz\n"),
+        ("POST", "/metrics", 405, "this page takes GET and HEAD\n"),
+        ("DELETE", "/other", 404, "no such page; there are /metrics, /livez, /readyz\n"),
+        ("GET", "//[/livez", 404, "no such page; there are /metrics, /livez, /readyz\n"),
     ],
 )
 def test_only_the_three_pages_are_served(
