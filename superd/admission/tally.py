@@ -37,7 +37,7 @@ class Tally:
         """Return a new tally for these services and so many workers, with room for more."""
         return cls(Roster.of(services, workers))
 
-    def handoff(self) -> dict[str, Any]:
+    def as_state(self) -> dict[str, Any]:
         """Return what another program needs to use the same memory, as JSON."""
         return {
             "layout": _LAYOUT,
@@ -50,9 +50,9 @@ class Tally:
         }
 
     @classmethod
-    def of_handoff(cls, handoff: Mapping[str, Any]) -> Tally:
+    def of_state(cls, state: Mapping[str, Any]) -> Tally:
         """Use the memory of another program; ValueError where its layout is not this program's."""
-        if handoff["layout"] != _LAYOUT:
+        if state["layout"] != _LAYOUT:
             raise ValueError("the counters of the other program have another layout")
-        roster = Roster(handoff["capacity"], handoff["places"], handoff["numbers"])
-        return cls(roster, handoff["scoreboard"], handoff["ledger"], handoff["bans"])
+        roster = Roster(state["capacity"], state["places"], state["numbers"])
+        return cls(roster, state["scoreboard"], state["ledger"], state["bans"])

@@ -67,7 +67,7 @@ def _change_all(reused: Sequence[tuple[Listener, Listener]]) -> None:
 def _change(old: Listener, new: Listener) -> None:
     """Set owner and mode of the file, and the device, to those of the new entry.
 
-    A socket that the service manager passed is left alone, as its unit decides these.
+    A socket of a socket unit is not changed, as its unit decides these.
     """
     if old.is_external:
         return

@@ -158,7 +158,8 @@ def _lost_files(
     }
     for name, _, address in wanted:
         if address in lost:
-            yield f"service.{name}: the file of {address} was removed or replaced; made again"
+            what = f"the file of {address} was removed or replaced"
+            yield f"service.{name}: {what}; superd makes it again"
 
 
 def _port_key(address: Address) -> object:

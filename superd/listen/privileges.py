@@ -36,7 +36,7 @@ def first_unprivileged_port() -> int:
 
 
 def may_bind_all_ports() -> bool:
-    """Tell whether this process may bind privileged ports, as root usually may."""
+    """Return whether this process may bind privileged ports, as root usually may."""
     try:
         return bool(held().effective >> CAP_NET_BIND_SERVICE & 1)
     except (OSError, AttributeError):  # a kernel without capabilities

@@ -162,6 +162,6 @@ class Commands:
         return upgrade.report()
 
     def _forget_sockets(self) -> Answer:
-        """Have the service manager keep no socket, since superd is about to be stopped for good."""
+        """Have the service manager keep no socket, since superd stops and is not restarted."""
         self._context.notifier.fd_store.stays_empty = True
         return {}

@@ -42,8 +42,8 @@ class Later(Protocol):
     def begin(self, reply: Callable[[bytes], None]) -> None:
         """Call `reply` with the answer, once; this may happen before `begin` returns."""
 
-    def give_up(self) -> None:
-        """Call `reply` now, with what is known."""
+    def reply_now(self) -> None:
+        """Call `reply` with what is known."""
 
 
 @dataclass(eq=False)
@@ -83,7 +83,7 @@ class ControlSocket:
             if client.later is None and now - client.since > CLIENT_TIMEOUT:
                 self._drop(client)
             elif client.later is not None and now - client.since > ANSWER_TIMEOUT:
-                client.later.give_up()
+                client.later.reply_now()
         if not self.is_accepting:
             self.is_accepting = True
             self.selector.register(self.listener.socket, selectors.EVENT_READ, self.accept)
@@ -93,7 +93,7 @@ class ControlSocket:
             sock, _ = self.listener.socket.accept()
         except BlockingIOError:
             return
-        except OSError:  # EMFILE or the like: the pending connection would make the loop spin
+        except OSError:  # such as EMFILE: the pending connection would make the loop spin
             self.is_accepting = False
             self.selector.unregister(self.listener.socket)
             return

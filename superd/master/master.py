@@ -68,7 +68,7 @@ class Master:
                     context.give_up(error.exit_code, str(error))
             if context.failure is not None:
                 self.handle_int()
-            context.notifier.look(context.phase, context.current, context.reload_failure)
+            context.notifier.send_changes(context.phase, context.current, context.reload_failure)
         self.close()
         return context.failure[0] if context.failure else ExitCode.OK
 

@@ -23,7 +23,7 @@ _FLOCK = struct.Struct("@hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid
 
 
 class PidFile:
-    """A locked pid file. Keep it referenced for as long as the master lives.
+    """A locked pid file. Keep it referenced as long as the master runs.
 
     `descriptor` is the locked file of the program before an upgrade: the lock belongs to the
     process, and outlives execve(2).

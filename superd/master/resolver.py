@@ -43,7 +43,7 @@ class Resolver:
         name: bytes = self.listener.getsockname()
         self.address = name.decode("ascii")
 
-    def serve(self, pools: Iterable[Pool]) -> None:
+    def admit_users_of(self, pools: Iterable[Pool]) -> None:
         """Admit the users of some pools; a process that does not know them yet is replaced."""
         users = {uid for pool in pools if (uid := pool.confinement.user) is not None}
         if users <= self._users:
@@ -80,7 +80,7 @@ class Resolver:
         self.log.error(f"the resolver {describe_exit(code)}{why}; its successor starts {when}")
 
     def _read_rest(self) -> list[dict[str, Any]]:
-        """Return its messages up to the first invalid one: it may have been taken over."""
+        """Return its messages up to the first invalid one: the process may be compromised."""
         messages: list[dict[str, Any]] = []
         if self._channel is not None:
             with contextlib.suppress(OSError, ValueError), self._channel as channel:

@@ -1,7 +1,7 @@
 """Starts the master from a plan, in an order that leaves nothing behind on failure.
 
-Runs in the process that becomes the master. Raises SuperdError of every kind before anything
-serves; what is bound by then is closed again.
+Runs in the process that becomes the master. Raises SuperdError before any worker serves;
+the sockets that are bound by then are closed again.
 """
 
 from __future__ import annotations

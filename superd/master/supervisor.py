@@ -30,7 +30,7 @@ KILL_AFTER = 0.5  # seconds from asking a worker to end at once to killing it
 
 class Supervisor:
     """Keeps a worker in each slot of the generations that serve or start, and a resolver if one is
-    needed. Workers that live already, as after an upgrade, are read from at once.
+    needed. Reads from workers that run already, as after an upgrade.
     """
 
     def __init__(self, context: Context, messages: MessageReader) -> None:
@@ -52,7 +52,7 @@ class Supervisor:
         context = self._context
         if plan.needs_resolver:
             context.resolver = context.resolver or Resolver(context.log)
-            context.resolver.serve(plan.pools)
+            context.resolver.admit_users_of(plan.pools)
 
     def keep_resolver_for(self, plan: Plan) -> None:
         """End the resolver if the workers of a plan need none; else provide it."""

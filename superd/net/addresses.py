@@ -58,8 +58,8 @@ class Address:
     """The address of a listener, or of one end of a connection.
 
     `host` is numeric, or "*" for every IPv4 and IPv6 address. `path` is a file, or "@name" in the
-    abstract namespace, or the name of a tcpmux service. `mode`, `uid` and `gid` are those that the
-    socket's file gets; None and -1 leave them to the default. `greets` tells whether superd, not
+    abstract namespace, or the name of a tcpmux service. `mode`, `uid` and `gid` are for the
+    socket's file; None and -1 leave them to the default. `greets` says whether superd, not
     the service, sends `+Go` to tcpmux clients (RFC 1078). An address from a port range yields to a
     service that names it explicitly.
     """

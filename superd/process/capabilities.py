@@ -83,7 +83,7 @@ def drop_on_change_of_user() -> None:
 
 
 def set_no_new_privs() -> None:
-    """Have set-user-id programs and the like run without extra privileges (no_new_privs)."""
+    """Have programs run without the privileges of set-user-id bits and file capabilities."""
     _prctl(PR_SET_NO_NEW_PRIVS, 1)
 
 

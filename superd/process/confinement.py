@@ -1,4 +1,4 @@
-"""Gives up privileges for good, in the one order that works, and verifies that they are gone.
+"""Gives up privileges irrevocably, in the one order that works, and verifies that none is left.
 
 Runs in workers, in two steps around the loading of plugins, before they accept a client, and in the
 resolver. Never skips a step: a step that fails raises NotPermitted or ConfinementError, which name
@@ -144,7 +144,7 @@ def _name(number: int) -> str:
 
 
 def _become(user: int, group: int | None, groups: tuple[int, ...]) -> None:
-    """Change to `user` for good: real, effective and saved ids, and only these groups."""
+    """Change to `user` irrevocably: real, effective and saved ids, and only these groups."""
     if group is None:
         raise ConfinementError("expected a group with the user, found none")
     with _step(f"set the groups {list(groups)}", "CAP_SETGID"):

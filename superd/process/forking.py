@@ -15,7 +15,8 @@ from typing import NoReturn
 
 
 def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.socket]:
-    """Fork a process that runs `main(line)`; return its pid and the parent's end of the line.
+    """Fork a process that runs `main` with its end of a socket pair; return its pid and the other
+    end.
 
     Signals are blocked in the child until it calls `reset_signals`.
     """

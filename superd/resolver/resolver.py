@@ -46,17 +46,17 @@ def main(
     users: Collection[int],
     confinement: Confinement,
     threshold: Threshold,
-    line: socket.socket,
+    sock: socket.socket,
 ) -> NoReturn:
     """Serve until the master ends. Called right after the fork, with all signals blocked."""
-    channel = Channel(line, threshold)
+    channel = Channel(sock, threshold)
     code = int(ExitCode.FAILED)
     try:
         reset_signals()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master acts on that of a terminal
         setproctitle("superd: resolver")
         gc.collect()  # garbage of the master closes its descriptors before their numbers are reused
-        close_other_descriptors([line.fileno(), listener.fileno()])
+        close_other_descriptors([sock.fileno(), listener.fileno()])
         clean_environment()
         addresses.load()
         limit(confinement)
@@ -64,7 +64,7 @@ def main(
         loop = asyncio.SelectorEventLoop()
         resolver = Resolver(loop, listener, users)
         loop.add_reader(listener, resolver.accept)
-        loop.add_reader(line, loop.stop)  # readable only once the master has ended
+        loop.add_reader(sock, loop.stop)  # readable only once the master has ended
         channel.ready()
         loop.run_forever()
         code = int(ExitCode.OK)
@@ -97,7 +97,7 @@ class Resolver:
         listener.setblocking(False)
 
     def accept(self) -> None:
-        """Accept a worker; hang up on any other user's process."""
+        """Accept a worker; close the connection of any other user's process."""
         with contextlib.suppress(OSError):
             client, _ = self.listener.accept()
             if len(self.clients) >= MAX_CLIENTS or peer_ids(client)[0] not in self.users:
@@ -114,7 +114,7 @@ class Resolver:
         except BlockingIOError:
             return
         except (OSError, ValueError):
-            self._drop(client)  # it has hung up, or is not a worker
+            self._drop(client)  # it has closed the connection, or is not a worker
             return
         found, expires_at = self.cache.get(request, ((), 0.0))
         ttl = expires_at - self.loop.time()
@@ -153,7 +153,7 @@ class Resolver:
             try:
                 client.send(answer_to(request, found, ttl))
             except OSError:
-                self._drop(client)  # it does not read, or has hung up
+                self._drop(client)  # it does not read, or has closed the connection
 
     def _drop(self, client: socket.socket) -> None:
         self.loop.remove_reader(client)

@@ -1,1 +1,3 @@
-"""The confined process that talks to clients. Nothing here runs as root once it accepts."""
+"""The confined process that accepts and serves clients. The master uses `channel` and `lifeline`,
+the two ways in which it learns about a worker.
+"""

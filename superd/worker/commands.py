@@ -102,7 +102,7 @@ class Commands:
             yield len(listed) - MAX_ROWS
 
     def _handed_off(self, service: str | None, now: float) -> list[Row]:
-        """Return rows of the listeners that a plugin has at the moment: `wait = true`."""
+        """Return rows of the sockets that plugins have at the moment."""
         return [
             row_of(_known(run.ends), listener.service.name, now - run.began, "running", None, "")
             for listener in self.context.sockets

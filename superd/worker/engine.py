@@ -1,4 +1,4 @@
-"""The loop engine: one event loop, all connections of a worker, and their end.
+"""The engine: runs the event loop and all connections of a worker, until it has drained.
 
 Runs in the worker, after confinement. Raises nothing; a plugin that stops the loop or raises
 SystemExit in a task of its own is reported, and the loop continues.

@@ -29,12 +29,12 @@ from tests.support.harness import EVENT_TIMEOUT, until
 
 
 class Pending:
-    """An answer that is never known: `give_up` ends it."""
+    """An answer that is never known: `reply_now` ends it."""
 
     def begin(self, reply: Callable[[bytes], None]) -> None:
         self.reply = reply
 
-    def give_up(self) -> None:
+    def reply_now(self) -> None:
         self.reply(line_of("given up"))
 
 

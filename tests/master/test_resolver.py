@@ -22,7 +22,7 @@ def test_invalid_last_messages_are_ignored(tmp_path: Path, data: bytes) -> None:
     theirs.send(data)
     theirs.close()
     resolver = Resolver(Log([str(tmp_path / "log")], "text"))
-    resolver._channel = ours  # the process at the other end was taken over
+    resolver._channel = ours  # the process at the other end is compromised
     now = time.monotonic()
     resolver.ended(1, now)
     assert (resolver.pid, resolver.due) == (None, now + 1.0)

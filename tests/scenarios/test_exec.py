@@ -516,7 +516,9 @@ def test_clients_wait_while_descriptors_are_exhausted_and_all_are_served(
     with connect_many(served.address("cat"), 100) as clients:
         for client in clients:
             client.sendall(b"x")
-        served.wait_for_log("clients wait: Too many open files service=cat")
+        served.wait_for_log(
+            "cannot start its plugin, clients wait: Too many open files service=cat"
+        )
         until(lambda: len(children(worker)) > 10, "as many programs as descriptors allow")
         pending = set(clients)
         while pending:

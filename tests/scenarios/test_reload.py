@@ -218,7 +218,7 @@ def test_a_reload_makes_a_removed_or_replaced_socket_file_again(
             with socket.socket(socket.AF_UNIX) as dead:
                 dead.bind(str(path))
         done = served.run("reload")
-        message = f"the file of unix://{path} was removed or replaced; made again"
+        message = f"the file of unix://{path} was removed or replaced; superd makes it again"
         assert (done.returncode, done.stdout) == (0, "echo: unchanged\n")
         assert message in done.stderr
         assert exchange(connect_unix(path), b"x") == b"x"

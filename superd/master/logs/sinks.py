@@ -149,7 +149,7 @@ class File(Descriptor):
 
 
 class Socket(Sink):
-    """A daemon that receives datagrams. The socket is connected again after a restart of it."""
+    """A daemon that receives datagrams. The socket is connected again after its restart."""
 
     def __init__(self, log_format: str, path: str) -> None:
         super().__init__(log_format)

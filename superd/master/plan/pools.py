@@ -1,7 +1,8 @@
 """Sorts services into pools, and finds the confinement that this superd can really apply.
 
-Runs in the master, before it binds. Raises NotPermitted if confinement is required and impossible,
-SuperdError if there is no user for workers to run as.
+Runs in the command line before it becomes the master, and in the master for a reload. Raises
+NotPermitted if confinement is required and impossible, SuperdError if there is no user for workers
+to run as.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def _cores() -> int:
 
 
 def _with_identity(confinement: Confinement) -> Confinement:
-    """Fill in user and group for a worker started by root: nobody's, unless the entry has them."""
+    """Fill in user and group for a worker started by root; "nobody" if the entry has no user."""
     user = nobody()[0] if confinement.user is None else confinement.user
     group = confinement.group
     if group is None:

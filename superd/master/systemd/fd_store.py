@@ -17,7 +17,7 @@ from superd.listen.listener import Listener
 from superd.master.workers.generation import Generation
 
 MAX_DESCRIPTORS = 253  # in one message (SCM_MAX_FD)
-BARRIER_TIMEOUT = 5000  # milliseconds that the service manager may take to remove sockets
+BARRIER_TIMEOUT_MS = 5000  # that the service manager may take to remove sockets
 
 Sockets = Mapping[str, Mapping[int, int]]  # by stored name: descriptors by inode
 
@@ -45,8 +45,8 @@ class FdStore:
         self.stays_empty = False
 
     def resume(self, inheritance: Inheritance, existing: Iterable[Listener]) -> None:
-        """Start from the sockets that came back. Those that are not in `existing` are removed from
-        the store, and this waits for it: the stored copy would block the next bind.
+        """Start from the sockets that the service manager passed. Sockets not in `existing` are
+        removed from the store, and this waits for it: the stored copy would block the next bind.
         """
         for one in inheritance.sockets:
             if one.is_own:
@@ -64,7 +64,7 @@ class FdStore:
         """Start from what `passed_on` of the program before an upgrade returned."""
         self._stored = {name: set(inodes) for name, inodes in passed.items()}
 
-    def look(self, phase: str, generation: Generation) -> None:
+    def send_changes(self, phase: str, generation: Generation) -> None:
         """Send what has changed; called at each turn of the master's loop."""
         listeners = generation.listeners
         seen = (phase, generation.number, listeners.changes, self.stays_empty)
@@ -115,7 +115,7 @@ class FdStore:
             os.close(writer)
         poll = select.poll()
         poll.register(reader, 0)
-        poll.poll(BARRIER_TIMEOUT)
+        poll.poll(BARRIER_TIMEOUT_MS)
         os.close(reader)
 
 

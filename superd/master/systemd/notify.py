@@ -25,9 +25,9 @@ FULL_SOCKET_ERRNOS = (errno.EAGAIN, errno.ENOBUFS, errno.ETOOMANYREFS)
 
 
 class Notifier:
-    """Sends the service manager what has changed since the last look.
+    """Sends the service manager what has changed since the last time.
 
-    The watchdog is fed for as long as the master's loop turns, whatever the workers do: the master
+    The watchdog is fed as long as the master's loop turns, whatever the workers do: the master
     replaces workers that hang, while other workers keep serving. A restart by the service manager
     would end all of them, and not help: a plugin that hangs would hang again, and a process that is
     stuck in the kernel would outlive its master, with the listeners that it holds.
@@ -47,7 +47,7 @@ class Notifier:
         self._phase = ""
         self.fd_store = FdStore(self._send, self.environment)
 
-    def look(self, phase: str, generation: Generation, reload_failure: str) -> None:
+    def send_changes(self, phase: str, generation: Generation, reload_failure: str) -> None:
         """Send what has changed; called at each turn of the master's loop. `phase` is Context's."""
         if not self._address:
             return
@@ -56,7 +56,7 @@ class Notifier:
             status = _status(phase, generation, reload_failure)
             if self._send(*_assignments(phase), f"STATUS={status}"):
                 self._phase = phase
-        self.fd_store.look(phase, generation)
+        self.fd_store.send_changes(phase, generation)
         if phase == "draining" and now >= self._extend_at:
             self._extend_at = now + EXTENSION_INTERVAL
             self._send(f"EXTEND_TIMEOUT_USEC={int(TIMEOUT_EXTENSION * 1e6)}")

@@ -1,4 +1,5 @@
-"""Checks the listeners: repairs what a worker did to them, and binds again what it broke for good.
+"""Checks the listeners: repairs what a worker did to them, and binds again what is beyond
+repair.
 
 Runs in the master, a few times a second. Never accepts a connection or reads a datagram. Raises
 nothing: an address that cannot be bound again yet is retried at the next check.
@@ -18,7 +19,7 @@ from superd.net.addresses import Address, Transport
 
 CHECKED_AT_A_TIME = 500  # listeners: with more of them, a check would block the master's loop
 
-BROKEN = "one of its listeners was broken for good"
+BROKEN = "one of its listeners was beyond repair"
 WITHOUT = "it was started without one of its listeners"
 
 
@@ -86,7 +87,7 @@ class Listeners:
                 listener.close()
                 self.changes += 1
                 self._lost.add(listener.address)
-                what = f"was broken for good ({reason(error)}); it is bound again, with new workers"
+                what = f"is beyond repair ({reason(error)}); it is bound again, with new workers"
                 self.log.error(f"{listener.address} {what}", listener.service)
                 yield from self._concerned(listener, BROKEN)
             else:

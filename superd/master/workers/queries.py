@@ -65,7 +65,7 @@ class Query(ABC):
         self._stop_waiting_for(child)
         self._end_if_complete()
 
-    def give_up(self) -> None:
+    def reply_now(self) -> None:
         """Reply without the answers that are still missing."""
         self.unanswered += self.waiting
         for child in list(self.waiting):

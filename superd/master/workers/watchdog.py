@@ -51,7 +51,9 @@ def runnable_time(before: Activity | None, activity: Activity | None, passed: fl
 
 @dataclass
 class _Hang:
-    """One worker's, from its first missed heartbeat; `counted` is the part that counts."""
+    """How long one worker hangs, from its first missed heartbeat. `counted` is how many seconds of
+    it count, `seen` the monotonic time of the last check.
+    """
 
     seen: float
     activity: Activity | None = None

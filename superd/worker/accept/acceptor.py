@@ -47,7 +47,7 @@ MIN_ERROR_PAUSE = 0.05  # seconds without polling after another error; doubled a
 MAX_ERROR_PAUSE = 0.25  # seconds
 TCPMUX_REFUSED = "-The service refuses you\r\n"  # RFC 1078
 DISPATCH_RETRY_INTERVAL = 0.02  # seconds before dispatch of an accepted connection is retried
-EXECUTOR_RETRY_INTERVAL = 250_000_000  # ns before a full executor is checked again
+EXECUTOR_RETRY_NS = 250_000_000  # before a full executor is checked again
 
 _ACCEPTED = int(Count.ACCEPTED)
 _WAITS = int(Count.WAITS)
@@ -147,7 +147,7 @@ class Acceptor:
             if self.paused_until:
                 return False
             if executor is not None and executor.is_full:
-                self._wait(EXECUTOR_RETRY_INTERVAL)
+                self._wait(EXECUTOR_RETRY_NS)
                 return False
             if waits and (delay := gate.reserve()):
                 self._wait(delay)

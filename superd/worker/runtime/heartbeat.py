@@ -8,9 +8,9 @@ SIGALRM, which superd reserves for itself. Never raises.
 Each standstill is reported with its stack if it takes 250 ms or more in a worker that is busy or
 has just accepted a client, 450 ms or more where connections are open but idle, and 1.25 s or more
 where there is no connection. A standstill below 150 ms is never reported, as measuring starts at
-the beat that was missed. Time in which the worker could not run, because others had the processor
-or the interpreter, does not count; nor does the time of a worker that was stopped while it waited
-for clients.
+the beat that was missed. Time in which the worker could not run, because another process had the
+processor or another thread the interpreter, does not count; nor does the time of a worker that was
+stopped while it waited for clients.
 """
 
 from __future__ import annotations

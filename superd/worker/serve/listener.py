@@ -1,9 +1,11 @@
-"""Services whose plugin gets the listening or datagram socket itself for a while: `wait = true`.
+"""Services whose plugin gets the listening or datagram socket itself for a while: with
+`wait = true`, and for datagrams where the plugin has no other method.
 
 Runs in the worker, on the loop. Polls the socket until a client is pending, then hands it to the
-plugin, and polls again once the plugin has returned. At most one plugin in all workers has it at a
-time. Never spins: a datagram for which the plugin failed is discarded, and a plugin that returns
-quickly many times in a row, while clients are pending, is paused. Never raises.
+plugin. With `wait = true` at most one run in all workers has the socket at a time, and it is polled
+again once the plugin has returned. Never spins: a datagram for which the plugin failed is
+discarded, and a plugin that returns quickly many times in a row, while clients are pending, is
+paused. Never raises.
 """
 
 from __future__ import annotations

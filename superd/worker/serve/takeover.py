@@ -69,7 +69,7 @@ def take_over(
         if service.plugin.descriptors:
             _keep_free(context, sock, service.plugin.descriptors)
     except OSError as error:
-        text = f"clients wait: {os.strerror(error.errno or 0)}"
+        text = f"cannot start its plugin, clients wait: {os.strerror(error.errno or 0)}"
         record = Record("warning", text, service=service.name)
         context.flood_gate.report((service.name, error.errno), record)
         if error.errno == errno.EMFILE:
@@ -101,7 +101,7 @@ class TakeoverSession(Session, Connection):
 
     sock: socket.socket | None
     kept: socket.socket | None
-    is_known: bool  # whether the counters are
+    is_known: bool  # whether the kernel counts the bytes
 
     def start(self, sock: socket.socket) -> None:
         """Give the plugin the socket, without the SO_RCVTIMEO that it has inherited.

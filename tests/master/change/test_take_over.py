@@ -35,7 +35,7 @@ def place(number: int, generation: int, *, drains: bool = False) -> dict[str, An
 def test_new_counters_have_room_for_the_old_workers(log: Log, plan: Plan) -> None:
     highest = MIN_WORKER_SLOTS + 8
     before = Tally.of(["echo"], highest)
-    passed = before.handoff()
+    passed = before.as_state()
     state = {"tally": {**passed, "layout": ["another"]}, "places": [place(3, 1), place(highest, 1)]}
     tally = tally_of(state, plan, log)
     assert tally.scoreboard.memory.descriptor != passed["scoreboard"]

@@ -74,7 +74,7 @@ def test_a_listener_beyond_repair_is_bound_again_once_no_process_holds_the_addre
         assert renewed.recv(5) == b"hello"
     lines = log_file.read_text().splitlines()
     assert len(lines) == 2
-    assert "was broken for good" in lines[0]
+    assert "is beyond repair" in lines[0]
     assert "is bound again" in lines[1]
 
 

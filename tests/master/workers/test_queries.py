@@ -103,7 +103,7 @@ def test_a_worker_that_does_not_answer_in_time_is_named_and_its_answer_ignored(
     query = ConnectionsQuery(workers.slots, None)
     workers.ask(query)
     workers.send(0, None, is_last=True, inquiry=query.number)
-    query.give_up()
+    query.reply_now()
     assert workers.replies[0]["untold"] == [{"worker": 102, "generation": 3}]
     workers.send(1, [ROW], inquiry=query.number)
     assert not workers.slots[1].child.has_closed

@@ -47,7 +47,7 @@ def write(context: Context, number: int) -> tuple[int, list[int]]:
     `number` is the upgrade's.
     """
     found = _Descriptors()
-    plan, tally = context.current.plan, context.tally.handoff()
+    plan, tally = context.current.plan, context.tally.as_state()
     for memory in ("scoreboard", "ledger", "bans"):
         found.add(tally[memory])
     state = {

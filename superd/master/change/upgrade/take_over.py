@@ -104,7 +104,7 @@ def _socket(descriptor: int | None) -> socket.socket:
 def tally_of(state: State, plan: Plan, log: Log) -> Tally:
     """Return the counters of the program before, or new ones if their layout has changed."""
     try:
-        return Tally.of_handoff(state["tally"])
+        return Tally.of_state(state["tally"])
     except ValueError as error:
         log.warning(f"limits and counters start from zero: {error}")
         taken = max((passed["number"] + 1 for passed in state["places"]), default=0)
