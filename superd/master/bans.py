@@ -106,7 +106,7 @@ class Bans:
         self._is_saved = False
         return True
 
-    def keep_time(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Lift bans that are over, and write the file if it is due; `now` is monotonic time."""
         wall = time.time()
         over = [ban.network for ban in self._bans.values() if ban.until <= wall]

@@ -54,7 +54,7 @@ class Change(Protocol):
     def report(self) -> dict[str, Any]:
         """Return its progress as JSON: state, problems, code, changes, notices."""
 
-    def keep_time(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Take the next step if it is due, or fail if it is overdue."""
 
     def abandon(self) -> None:

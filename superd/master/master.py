@@ -59,7 +59,7 @@ class Master:
                 self.supervisor.start_due(time.monotonic())
             for key, _ in context.selector.select(self._until_next()):
                 key.data()
-            self._keep_time()
+            self._tick()
             if context.is_starting and context.current.is_ready:
                 context.state = MasterState.SERVING
                 try:
@@ -96,7 +96,7 @@ class Master:
             signal.SIGUSR2: self.handle_usr2,
             signal.SIGCHLD: self.handle_chld,
         }
-        for number in self.context.signals.taken():
+        for number in self.context.signals.take():
             handlers[signal.Signals(number)]()
 
     def handle_term(self) -> None:
@@ -159,14 +159,14 @@ class Master:
         times += [end for end in (self._kill_at, *ends) if end is not None]
         return max(0.0, min(times) - time.monotonic())
 
-    def _keep_time(self) -> None:
+    def _tick(self) -> None:
         now = time.monotonic()
         if self._kill_at is not None and now >= self._kill_at:
             self._kill_at = now + KILL_AFTER
             self.supervisor.signal(signal.SIGKILL)
         self.supervisor.kill_overdue(now)
         if self.context.is_up:
-            self.changes.keep_time(now)
+            self.changes.tick(now)
         if now >= self._check_at:
             self._check_at = now + CHECK_INTERVAL
             self._check(now)
@@ -175,7 +175,7 @@ class Master:
         """Check workers, bans, rates, the control socket and the listeners."""
         context = self.context
         self.supervisor.check(now)
-        context.bans.keep_time(now)
+        context.bans.tick(now)
         context.rates.sample(now, context.current.plan.services)
         if context.control is not None:
             context.control.check()

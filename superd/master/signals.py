@@ -59,8 +59,8 @@ class Signals:
         poll.register(self._reader, select.POLLIN)
         return bool(poll.poll(0))
 
-    def taken(self) -> list[int]:
-        """Return each signal in the queue, once, in order; two TERM become a TERM and an INT."""
+    def take(self) -> list[int]:
+        """Empty the queue; return each signal once, in order; two TERM become a TERM and an INT."""
         try:
             numbers = os.read(self._reader, PIPE_CAPACITY)
         except BlockingIOError:

@@ -14,10 +14,10 @@ from superd.observe.stacks import MAX_STACK_SIZE, Stack, stack_of
 
 
 class Lifeline:
-    """Both ends belong to the worker, since it reports its own standstills once they are over; the
-    master reads only the stack of a worker that does not recover. Sockets and not a pipe: a worker
-    could make the reading end of a pipe block for the master as well, while of a socket the master
-    decides at each call whether to block.
+    """Both ends belong to the worker, which itself reports a blocked loop once the loop turns
+    again; the master reads only the stack of a worker that does not recover. Sockets and not a
+    pipe: a worker could make the reading end of a pipe block for the master as well, while of a
+    socket the master decides at each call whether to block.
 
     `due` is the cell that Scoreboard.due returns. `reader` is the descriptor of a worker that is
     running already.

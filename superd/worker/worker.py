@@ -281,7 +281,7 @@ def _serve(
             loop.remove_reader(channel.sock)
             engine.drain()
 
-    handlers_by_kind = {**Commands(context, channel).by_kind, OBSERVE: queries.answered}
+    handlers_by_kind = {**Commands(context, channel).by_kind, OBSERVE: queries.take_answer}
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)

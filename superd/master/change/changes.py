@@ -57,13 +57,13 @@ class Changes:
         self._context.upgrade = upgrade
         return upgrade
 
-    def keep_time(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Take the next step of the change that is under way, or start a change that is wanted."""
         context = self._context
         if context.reloads:
-            context.reloads[-1].keep_time(now)
+            context.reloads[-1].tick(now)
         if context.upgrade is not None:
-            context.upgrade.keep_time(now)
+            context.upgrade.tick(now)
         if self.wants_upgrade and context.may_change:
             self.start_upgrade()
         if self.wants_reload and context.may_change:

@@ -95,7 +95,7 @@ class Reload:
             "notices": self.notices,
         }
 
-    def keep_time(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Switch once all workers of the new generation are ready, or fail."""
         new = self._next
         if new is not None and new.failure is not None:

@@ -5,12 +5,12 @@ it could not run while C code holds the interpreter's lock. Each beat sets a tim
 only if the next beat is late; faulthandler then writes the stack from within the handler of
 SIGALRM, which superd reserves for itself. Never raises.
 
-Each standstill is reported with its stack if it takes 250 ms or more in a worker that is busy or
-has just accepted a client, 450 ms or more where connections are open but idle, and 1.25 s or more
-where there is no connection. A standstill below 150 ms is never reported, as measuring starts at
-the beat that was missed. Time in which the worker could not run, because another process had the
-processor or another thread the interpreter, does not count; nor does the time of a worker that was
-stopped while it waited for clients.
+A loop that was blocked is reported, with its stack, after 250 ms or more in a worker that is busy
+or has just accepted a client, after 450 ms or more where connections are open but idle, and after
+1.25 s or more where there is no connection. Less than 150 ms are never reported, as measuring
+starts at the beat that was missed. Time in which the worker could not run, because another process
+had the processor or another thread the interpreter, does not count; nor does the time of a worker
+that was stopped while it waited for clients.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Heartbeat:
         used = self._usage()
         late = now - self._due
         if late > MAX_LATENESS:
-            self._report_standstill(late, used)
+            self._report_blocked(late, used)
         has_worked = used.own - self._used.own > BUSY_SHARE * (now - self._last)
         if has_client or has_worked or late > MAX_LATENESS:
             period = BUSY_PERIOD
@@ -125,17 +125,17 @@ class Heartbeat:
         signal.setitimer(signal.ITIMER_REAL, period + MAX_LATENESS)
         self._timer = self._loop.call_later(period, self.beat)
 
-    def _report_standstill(self, late: float, used: _Usage) -> None:
+    def _report_blocked(self, late: float, used: _Usage) -> None:
         """Report a late beat, unless the worker could not run or was at rest."""
         stack = self._lifeline.stack()
-        still = late - (used.delayed - self._used.delayed)
-        if still < MAX_LATENESS or stack.is_at_rest:
+        blocked = late - (used.delayed - self._used.delayed)
+        if blocked < MAX_LATENESS or stack.is_at_rest:
             return
         service, place = stack.place(self._owners)
-        text = f"the event loop was blocked for {still:.2f} s or more, {place}"
+        text = f"the event loop was blocked for {blocked:.2f} s or more, {place}"
         detail = stack.lines(with_source=True)
         record = Record("warning", text, service=service, detail=detail)
-        self._flood_gate.report(("standstill", *stack.frames[-1:]), record)
+        self._flood_gate.report(("blocked", *stack.frames[-1:]), record)
 
     def _usage(self) -> _Usage:
         own = time.thread_time()

@@ -42,7 +42,7 @@ class MasterQueries:
             raise TimeoutError("the master does not answer")
         return text
 
-    def answered(self, what: str, text: str | None = None, file: int | None = None) -> None:
+    def take_answer(self, what: str, text: str | None = None, file: int | None = None) -> None:
         """Take an answer. A long one is a file, whose position all workers share; it does not
         arrive where no descriptor is free.
         """

@@ -71,7 +71,7 @@ class Upgrade:
             "notices": [],
         }
 
-    def keep_time(self, now: float) -> None:
+    def tick(self, now: float) -> None:
         """Execute the new program once all clients of the control socket have their answers; fail
         if the trial takes too long.
         """

@@ -53,8 +53,8 @@ class Upgraded:
         """Return its progress as JSON, with the keys of a reload's report."""
         return {**self._reload.report(), "before": self._before, "version": __version__}
 
-    def keep_time(self, now: float) -> None:
-        """Do nothing: the reload keeps its own time."""
+    def tick(self, now: float) -> None:
+        """Do nothing: the master calls the reload itself."""
 
     def abandon(self) -> None:
         """Do nothing: the reload is abandoned by itself."""
