@@ -30,6 +30,8 @@ class Trust:
                 "the file has no certificate" if isinstance(error, ssl.SSLError) else reason(error)
             )
             raise UsageError(f"--ca {authorities}: {why}") from None
+        # Python 3.11.2 and OpenSSL 3 ignore it by default; then a truncation would go unnoticed
+        self.context.options &= ~ssl.OP_IGNORE_UNEXPECTED_EOF
         if insecure:
             self.context.check_hostname = False
             self.context.verify_mode = ssl.CERT_NONE
@@ -54,8 +56,16 @@ def encrypted(connection: socket.socket, name: str, trust: Trust, deadline: Dead
     return stream
 
 
+def _is_unexpected_end(error: OSError) -> bool:
+    """Return whether the peer ended the connection without close_notify; 3.11.2 has no class."""
+    if isinstance(error, ssl.SSLError):
+        is_end = isinstance(error, ssl.SSLEOFError)
+        return is_end or error.reason == "UNEXPECTED_EOF_WHILE_READING"
+    return isinstance(error, (ConnectionResetError, BrokenPipeError))
+
+
 def _why(error: OSError) -> str:
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLError) and _is_unexpected_end(error):
         return "the peer closed the connection"
     if isinstance(error, ssl.SSLError):
         return (error.reason or str(error)).replace("_", " ").lower()
@@ -147,10 +157,12 @@ class Encrypted:
         except BlockingIOError:
             if not size:
                 raise
-        except (ssl.SSLEOFError, ConnectionResetError, BrokenPipeError):
-            self._fail(f"{self.name} closed the connection without close_notify: {TRUNCATED}", size)
         except OSError as error:
-            self._fail(f"TLS with {self.name} failed: {_why(error)}", size)
+            if _is_unexpected_end(error):
+                text = f"{self.name} closed the connection without close_notify: {TRUNCATED}"
+            else:
+                text = f"TLS with {self.name} failed: {_why(error)}"
+            self._fail(text, size)
         # more may be buffered here, where poll(2) does not see it
         self.has_more = size == len(room) or bool(size and (self._has_ended or self._failure))
         return size
