@@ -24,7 +24,7 @@ from superd.process.forking import describe_exit, fork_child
 from superd.resolver.resolver import main
 from superd.worker.channel import FAILED, MAX_MESSAGE_SIZE, READY, parse_message
 
-BACKLOG = 256
+LISTEN_BACKLOG = 256
 
 
 class Resolver:
@@ -104,5 +104,5 @@ class Resolver:
 def _new_listener() -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind("")  # the kernel picks an abstract name, which a jail can reach, too
-    listener.listen(BACKLOG)
+    listener.listen(LISTEN_BACKLOG)
     return listener

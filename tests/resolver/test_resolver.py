@@ -64,9 +64,9 @@ def test_both_kinds_of_requests_are_answered_on_one_connection(running: Running)
     running.answers["host.example"] = (("2001:db8::1", "192.0.2.1"), 60.0)
     found: list[object] = []
     names = running.worker()
-    names.addresses("host.example", found.append)
+    names.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 1)
-    names.ask("192.0.2.1", found.append)
+    names.look_up_name("192.0.2.1", found.append)
     running.wait_for(lambda: len(found) == 2)
     assert found == [("2001:db8::1", "192.0.2.1"), "host.example"]
     names._disconnect()
@@ -76,11 +76,11 @@ def test_another_worker_gets_the_rest_of_the_ttl(running: Running) -> None:
     running.answers["host.example"] = (("192.0.2.1",), 3600.0)
     found: list[object] = []
     first, second = running.worker(), running.worker()
-    first.addresses("host.example", found.append)
+    first.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 1)
     addresses, expires_at = running.resolver.cache["=host.example"]
     running.resolver.cache["=host.example"] = addresses, expires_at - 1800  # half an hour later
-    second.addresses("host.example", found.append)
+    second.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 2)
     assert running.looked_up == ["host.example"]
     assert second._cache["=host.example"][1] < first._cache["=host.example"][1] - 1700
@@ -94,7 +94,7 @@ def test_equal_requests_of_several_workers_are_looked_up_once(running: Running) 
     found: list[object] = []
     workers = [running.worker() for _ in range(3)]
     for names in workers:
-        names.addresses("host.example", found.append)
+        names.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: len(running.resolver.pending.get("=host.example", ())) == 3)
     running.gate.set()
     running.wait_for(lambda: len(found) == 3)
@@ -106,7 +106,7 @@ def test_equal_requests_of_several_workers_are_looked_up_once(running: Running) 
 def test_a_lookup_that_fails_finds_nothing(running: Running) -> None:
     found: list[object] = []
     names = running.worker()
-    names.addresses("unexpected.example", found.append)  # raises KeyError
+    names.look_up_addresses("unexpected.example", found.append)  # raises KeyError
     running.wait_for(lambda: found)
     assert found == [()]
     names._disconnect()
@@ -132,7 +132,7 @@ def test_requests_beyond_the_limit_find_nothing(running: Running) -> None:
         running.resolver.pending[f"={number}.example"] = set()
     found: list[object] = []
     names = running.worker()
-    names.addresses("host.example", found.append)
+    names.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: found)
     assert found == [()]
     names._disconnect()

@@ -68,7 +68,7 @@ def main(jail: str) -> None:
     def read() -> None:
         data = os.read(0, 65536).decode()
         for name in data.split():
-            names.addresses(name, partial(answer, name))
+            names.look_up_addresses(name, partial(answer, name))
         if not data:
             loop.stop()
 

@@ -25,7 +25,7 @@ LONGEST_STEP = 0.8  # seconds counted between two checks: the master may have be
 FAIR_SHARE = 4  # a worker that gets 1/FAIR_SHARE of a processor could run
 REPORT_AFTER = 4.0  # seconds, for a worker that is not ended: `watchdog = "0s"`
 
-_TICK = 1 / os.sysconf("SC_CLK_TCK")
+_SECONDS_PER_TICK = 1 / os.sysconf("SC_CLK_TCK")
 
 
 class Activity(NamedTuple):
@@ -135,4 +135,4 @@ def _activity(pid: int) -> Activity | None:
 
 def _seconds(fields: list[str]) -> float:
     """Return user and system time."""
-    return (int(fields[11]) + int(fields[12])) * _TICK
+    return (int(fields[11]) + int(fields[12])) * _SECONDS_PER_TICK

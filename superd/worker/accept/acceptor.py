@@ -195,7 +195,7 @@ class Acceptor:
             close_refused(self.context, self.service, sock, ticket, banner)
         elif isinstance(ticket, Unnamed):
             named = partial(self._admit_named, sock, sockaddr, ticket.ticket)
-            self.context.names.ask(sockaddr[0], named)
+            self.context.names.look_up_name(sockaddr[0], named)
         else:
             self._start(sock, sockaddr, ticket)
 

@@ -24,7 +24,7 @@ from superd.worker.serve.takeover import bytes_of
 HANDLER_STOP_TIMEOUT = 0.5  # seconds from cutting a connection to killing its handler
 START_RETRY_INTERVAL = 1.0  # seconds after a thread or process could not be started
 
-ENDS = {EndedBy.CLIENT: End.CLIENT, EndedBy.RESET: End.RESET}
+END_BY_SIDE = {EndedBy.CLIENT: End.CLIENT, EndedBy.RESET: End.RESET}
 
 
 class Executor(ABC):
@@ -103,7 +103,7 @@ class BlockingSession(Session):
         elif result.unavailable:
             self.contain(Unavailable(result.unavailable, result.pause))
         else:
-            self.end = self.end or ENDS.get(EndedBy(self.tally[TallyCell.ENDED]))
+            self.end = self.end or END_BY_SIDE.get(EndedBy(self.tally[TallyCell.ENDED]))
             self.finish()
         self._close()
 

@@ -49,11 +49,11 @@ class Names:
         """Return how many requests are pending."""
         return len(self._pending)
 
-    def ask(self, host: str, on_found: Callable[[str], None]) -> None:
+    def look_up_name(self, host: str, on_found: Callable[[str], None]) -> None:
         """Call `on_found(name)`, with "" if the numeric host has no confirmed name."""
         self._request(host.partition("%")[0], lambda found: on_found("".join(found[:1])))
 
-    def addresses(self, name: str, on_found: OnFound) -> None:
+    def look_up_addresses(self, name: str, on_found: OnFound) -> None:
         """Call `on_found` with the numeric addresses of a name, the preferred first; () for none.
 
         It is called at once for a cached answer and for a numeric host, which is its own address.

@@ -67,7 +67,7 @@ class ServerApi:
         if peer.transport.is_unix:
             found("")
         else:
-            self._context.names.ask(peer.host, found)
+            self._context.names.look_up_name(peer.host, found)
 
     def ban(self, peer: Address, seconds: float, reason: str) -> None:
         if not peer.transport.is_unix:
@@ -75,7 +75,7 @@ class ServerApi:
             self._channel.ban(self.name, str(network), float(seconds), str(reason))
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
-        self._context.names.addresses(host, found)
+        self._context.names.look_up_addresses(host, found)
 
     @property
     def poller(self) -> Poller:

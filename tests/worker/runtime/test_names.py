@@ -36,7 +36,7 @@ class FakeResolver:
 
     def ask(self, *names: str) -> None:
         for name in names:
-            self.names.addresses(name, self.found.append)
+            self.names.look_up_addresses(name, self.found.append)
 
     def request(self) -> str:
         if self.sock is None:
@@ -88,9 +88,9 @@ def test_what_needs_no_look_up_is_answered_at_once(fake: FakeResolver) -> None:
 
 def test_without_a_resolver_nothing_is_found(loop: Loop) -> None:
     found: list[object] = []
-    Names(loop, "").addresses("host.example", found.append)
-    Names(loop, "no-such-socket").addresses("host.example", found.append)
-    Names(loop, "").ask("192.0.2.1", found.append)
+    Names(loop, "").look_up_addresses("host.example", found.append)
+    Names(loop, "no-such-socket").look_up_addresses("host.example", found.append)
+    Names(loop, "").look_up_name("192.0.2.1", found.append)
     assert found == [(), (), ""]
 
 
@@ -117,7 +117,7 @@ def test_the_worker_disconnects_from_a_resolver_that_ends_or_sends_invalid_answe
 def test_a_callback_that_fails_does_not_keep_others_from_running(fake: FakeResolver) -> None:
     errors: list[object] = []
     fake.loop.set_exception_handler(lambda loop, context: errors.append(context["exception"]))
-    fake.names.addresses("host.example", lambda found: [][1])
+    fake.names.look_up_addresses("host.example", lambda found: [][1])
     fake.ask("host.example")
     fake.request()
     fake.send(answer_to("=host.example", ["192.0.2.1"], 1))
