@@ -27,7 +27,7 @@ from tests.support.programs import (
     random_bytes,
     run,
 )
-from tests.support.ssh import Ssh, separation
+from tests.support.ssh import Ssh
 
 pytestmark = pytest.mark.slow
 
@@ -272,22 +272,21 @@ def test_fingerd_describes_a_user(start_superd: Start) -> None:
 
 
 @pytest.mark.root
-@pytest.mark.tool("sshd", "ssh", "ssh-keygen")
+@pytest.mark.tool("sshd", "ssh", "ssh-keygen", "unshare")
 def test_sshd_runs_a_command_and_passes_its_input_output_and_status(
     start_superd: Start, tmp_path: Path
 ) -> None:
-    with separation():
-        ssh = Ssh(tmp_path)
-        more = 'user = "root"\nno-new-privs = false'
-        served = start_superd(entry("ssh", "tcp://127.0.0.1:0", [*ssh.server, "-i"], more))
-        host, port = served.address("ssh")
-        done = subprocess.run(
-            [*ssh.client, "-p", str(port), f"root@{host}", "sha256sum; echo $SSH_CLIENT; exit 3"],
-            input=random_bytes(1_000_000), capture_output=True, timeout=CLIENT_TIMEOUT, check=False,
-        )  # fmt: skip
-        assert done.returncode == 3, done.stderr.decode()
-        summed, ssh_client = done.stdout.decode().splitlines()
-        assert summed.split()[0] == digest(random_bytes(1_000_000))
-        assert ssh_client.split()[0] == host
-        assert ssh_client.split()[2] == str(port)
-        assert_all_ended(served, "ssh")
+    ssh = Ssh(tmp_path)
+    more = 'user = "root"\nno-new-privs = false'
+    served = start_superd(entry("ssh", "tcp://127.0.0.1:0", [*ssh.server, "-i"], more))
+    host, port = served.address("ssh")
+    done = subprocess.run(
+        [*ssh.client, "-p", str(port), f"root@{host}", "sha256sum; echo $SSH_CLIENT; exit 3"],
+        input=random_bytes(1_000_000), capture_output=True, timeout=CLIENT_TIMEOUT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr.decode()
+    summed, ssh_client = done.stdout.decode().splitlines()
+    assert summed.split()[0] == digest(random_bytes(1_000_000))
+    assert ssh_client.split()[0] == host
+    assert ssh_client.split()[2] == str(port)
+    assert_all_ended(served, "ssh")

@@ -5,10 +5,8 @@ Runs in the test's process. The server has to run as root, and admits root with 
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from tests.support.programs import output
@@ -24,18 +22,10 @@ PidFile none
 """
 
 
-@contextlib.contextmanager
-def separation() -> Iterator[None]:
-    """Make the empty directory that sshd needs; usually Debian's init script makes it."""
-    directory = Path("/run/sshd")
-    made = not directory.exists()
-    if made:
-        directory.mkdir(mode=0o755)
-    try:
-        yield
-    finally:
-        if made:
-            directory.rmdir()
+# sshd needs the empty directory /run/sshd, which usually Debian's init script makes
+SCRIPT = """#!/bin/sh
+mount -t tmpfs tmpfs /run && mkdir -m 755 /run/sshd && exec {program} "$@"
+"""
 
 
 class Ssh:
@@ -49,7 +39,10 @@ class Ssh:
         configuration = keys / "sshd_config"
         configuration.write_text(SSHD.format(keys=keys))
         program = shutil.which("sshd") or "sshd"  # sshd requires an absolute path
-        self.server = [program, "-e", "-f", str(configuration)]
+        script = keys / "sshd"
+        script.write_text(SCRIPT.format(program=program))
+        script.chmod(0o755)
+        self.server = ["unshare", "--mount", str(script), "-e", "-f", str(configuration)]
         options = {
             "BatchMode": "yes",
             "StrictHostKeyChecking": "accept-new",

@@ -31,7 +31,7 @@ from tests.support.programs import (
     public_directory,
     random_bytes,
 )
-from tests.support.ssh import Ssh, separation
+from tests.support.ssh import Ssh
 
 pytestmark = pytest.mark.slow
 
@@ -217,17 +217,16 @@ def test_git_clones_and_pushes_over_its_own_protocol(
 
 
 @pytest.mark.root
-@pytest.mark.tool("git", "sshd", "ssh", "ssh-keygen")
+@pytest.mark.tool("git", "sshd", "ssh", "ssh-keygen", "unshare")
 def test_git_clones_and_pushes_over_ssh(start_superd: Start, project: Path, tmp_path: Path) -> None:
     port = free_port()
-    with separation():
-        ssh = Ssh(tmp_path)
-        with running(*ssh.server, "-D", f"-oListenAddress=127.0.0.1:{port}", port=port):
-            served = forward(start_superd, f"tcp://127.0.0.1:{port}")
-            base = f"ssh://root@{host_and_port(served)}{project.parent}"
-            env = {"GIT_SSH_COMMAND": shlex.join(ssh.client), "GIT_SSH_VARIANT": "ssh"}
-            check_clone_and_push(project, tmp_path / "clone", base, env)
-            cloned, pushed = closed_records(served, 2)
+    ssh = Ssh(tmp_path)
+    with running(*ssh.server, "-D", f"-oListenAddress=127.0.0.1:{port}", port=port):
+        served = forward(start_superd, f"tcp://127.0.0.1:{port}")
+        base = f"ssh://root@{host_and_port(served)}{project.parent}"
+        env = {"GIT_SSH_COMMAND": shlex.join(ssh.client), "GIT_SSH_VARIANT": "ssh"}
+        check_clone_and_push(project, tmp_path / "clone", base, env)
+        cloned, pushed = closed_records(served, 2)
     assert cloned["out"] > 2_000_000
     assert pushed["in"] > 3_000_000
     assert {cloned["end"], pushed["end"]} <= {"client", "server"}
