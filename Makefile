@@ -5,8 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
-# The suite mostly waits for daemons, so it has more processes than the machine has cores.
-# They start superd a thousand times, which is to compile it once.
+# The tests mostly wait for daemons, so more of them run at a time than the machine may have cores.
+# They start superd a thousand times; it is compiled once, before them.
 PYTEST := $(BIN)/python -m compileall -q superd plugins && $(BIN)/python -m pytest -q
 PARALLEL := -n 4 --dist worksteal
 
@@ -36,7 +36,7 @@ check: $(READY)
 	$(BIN)/python -m pytest -q tests/test_architecture.py
 
 # The interpreter is checked first: pip of an older one tries every release of every dependency,
-# for half an hour and without a word.
+# for half an hour and without any output.
 $(READY): pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "superd needs Python 3.11 or later, and there is\
  no $(PYTHON). Install it, or name another: make PYTHON=python3.12" >&2; exit 1; }
