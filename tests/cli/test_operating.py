@@ -181,7 +181,7 @@ CHATTY = """
 LEVELS = ("debug", "info", "warning", "error")
 
 
-def said(served: Superd, client: socket.socket) -> list[str]:
+def logged_levels(served: Superd, client: socket.socket) -> list[str]:
     """Have a plugin log a line at each level; return the levels that reached the log."""
     before = len(served.log())
     for level in LEVELS:
@@ -205,12 +205,12 @@ def test_the_log_level_changes_at_once_in_every_process(
         """
     served = start_superd(toml, env=make_plugin(tmp_path / "plugins", "chatty", source))
     with served.connect("chatty") as client:
-        assert said(served, client) == ["info", "warning", "error"]
+        assert logged_levels(served, client) == ["info", "warning", "error"]
         assert served.run("log-level").stdout == "info\n"
         for level, logged in (("error", LEVELS[3:]), ("debug", LEVELS), ("warning", LEVELS[2:])):
             done = served.run("log-level", level)
             assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-            assert said(served, client) == list(logged)
+            assert logged_levels(served, client) == list(logged)
     assert served.answer()["log-level"] == "warning"
 
 
@@ -222,7 +222,7 @@ def test_a_reload_takes_the_log_level_only_if_the_file_has_changed_it(
     assert "ready:" not in served.log()
     assert served.run("log-level", "error").returncode == 0
     assert served.run("reload").returncode == 0
-    assert served.answer()["log-level"] == "error"  # the file says what it said
+    assert served.answer()["log-level"] == "error"  # the file has not changed
     served.toml = toml.replace('"warning"', '"debug"')
     served.write()
     assert served.run("reload").returncode == 0

@@ -18,7 +18,7 @@ from typing import IO, TypeVar
 from tests.support.harness import EVENT_TIMEOUT, command, read_lines
 
 T = TypeVar("T")
-PART = 1 << 18
+READ_SIZE = 1 << 18  # bytes
 
 
 @contextlib.contextmanager
@@ -104,6 +104,6 @@ def connecting(
 def digest_of(stream: IO[bytes]) -> str:
     """Read to the end and return the digest of it."""
     found = hashlib.sha256()
-    while part := os.read(stream.fileno(), PART):
+    while part := os.read(stream.fileno(), READ_SIZE):
         found.update(part)
     return found.hexdigest()

@@ -54,8 +54,8 @@ def test_the_line_has_the_format_and_the_time(served: Superd, transport: str) ->
     line = ASK[transport](served)
     after = int(time.time())
     assert re.fullmatch(FORM, line)
-    said = time.mktime(time.strptime(line.decode(), "%a %b %d %H:%M:%S %Y\r\n"))
-    assert before <= said <= after
+    shown = time.mktime(time.strptime(line.decode(), "%a %b %d %H:%M:%S %Y\r\n"))
+    assert before <= shown <= after
 
 
 def test_the_connection_ends_with_a_fin(served: Superd) -> None:

@@ -117,7 +117,7 @@ class Front(Generic[P]):
         self.superd.wait_until_idle(self.service)
 
     def serve_clients(self, number: int, source: str | None = None) -> list[int]:
-        """Connect so many clients, one after the other; return the numbers of their targets."""
+        """Connect `number` clients, one after the other; return the numbers of their targets."""
         found = []
         for _ in range(number):
             with self.serve_client(source) as which:
@@ -125,7 +125,7 @@ class Front(Generic[P]):
         return found
 
     def lines(self, text: str, number: int = 1) -> int:
-        """Wait for so many log lines of this service with a text; return how many there are."""
+        """Wait for `number` log lines of this service with a text; return how many there are."""
 
         def found() -> int:
             lines = self.superd.log().splitlines()
@@ -136,7 +136,7 @@ class Front(Generic[P]):
         return found()
 
     def events(self, kind: str, number: int) -> list[Record]:
-        """Wait for so many events of a kind in the record, and return them."""
+        """Wait for `number` events of a kind in the record, and return them."""
 
         def found() -> list[Record] | None:
             records = self.superd.records(self.service, kind)

@@ -86,7 +86,7 @@ def client_at(front: Front[TcpTarget], number: int, client: socket.socket) -> It
     """Accept at a target until the client is among the probes."""
     client.sendall(b"hello")
 
-    def came() -> socket.socket | None:
+    def accepted() -> socket.socket | None:
         server = front.targets[number].accept()
         with contextlib.suppress(ConnectionError):
             if server.recv(100) == b"hello":
@@ -94,7 +94,7 @@ def client_at(front: Front[TcpTarget], number: int, client: socket.socket) -> It
         server.close()
         return None
 
-    with until(came, "the client"):
+    with until(accepted, "the client"):
         yield
 
 

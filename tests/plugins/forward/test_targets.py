@@ -70,8 +70,8 @@ def ports(several: Sequence[Target]) -> list[int]:
     return [one.destination.port for one in several]
 
 
-def asked(several: Targets, number: int, client: FakeClient | None = None) -> list[int]:
-    """Return the port of the first target for each of so many clients, one after the other."""
+def targets_tried(several: Targets, number: int, client: FakeClient | None = None) -> list[int]:
+    """Return the port of the first target for each of `number` clients, one after the other."""
     return [ports(order(several, client))[0] for _ in range(number)]
 
 
@@ -82,21 +82,21 @@ WEIGHTS = st.lists(st.integers(1, 20), min_size=2, max_size=6)
 def test_each_target_has_exactly_its_share_of_each_cycle(weights: list[int]) -> None:
     several = targets("round-robin", *weights)
     for _ in range(3):
-        count = Counter(asked(several, sum(weights)))
+        count = Counter(targets_tried(several, sum(weights)))
         assert [count[port] for port in range(1, len(weights) + 1)] == weights
 
 
 def test_a_target_of_high_weight_is_interleaved_with_others() -> None:
-    assert asked(targets("round-robin", 1, 1, 1), 6) == [1, 2, 3, 1, 2, 3]
-    assert asked(targets("round-robin", 5, 1, 1), 7) == [1, 1, 2, 1, 3, 1, 1]
+    assert targets_tried(targets("round-robin", 1, 1, 1), 6) == [1, 2, 3, 1, 2, 3]
+    assert targets_tried(targets("round-robin", 5, 1, 1), 7) == [1, 1, 2, 1, 3, 1, 1]
 
 
 def test_a_target_that_serves_again_gets_its_share_and_no_more() -> None:
     several = targets("round-robin", 1, 1, 1)
     several.all[0].failed("it is down")
-    assert Counter(asked(several, 30)) == {2: 15, 3: 15}
+    assert Counter(targets_tried(several, 30)) == {2: 15, 3: 15}
     several.all[0].succeeded()
-    assert Counter(asked(several, 30)) == {1: 10, 2: 10, 3: 10}
+    assert Counter(targets_tried(several, 30)) == {1: 10, 2: 10, 3: 10}
 
 
 def test_the_target_with_the_fewest_connections_per_weight_is_next() -> None:
@@ -107,7 +107,7 @@ def test_the_target_with_the_fewest_connections_per_weight_is_next() -> None:
     assert (one.active, two.active) == (10, 20)
     for _ in range(5):
         two.client_removed()
-    assert asked(several, 1) == [2]
+    assert targets_tried(several, 1) == [2]
 
 
 def test_among_equals_the_target_that_served_least_is_next() -> None:
@@ -127,27 +127,27 @@ def source(number: int) -> FakeClient:
 def test_a_source_keeps_its_target_whatever_its_port() -> None:
     several, restarted = targets("source", 1, 1, 1), targets("source", 1, 1, 1)
     for number in range(50):
-        (first,) = set(asked(several, 3, source(number)))
+        (first,) = set(targets_tried(several, 3, source(number)))
         other_port = FakeClient(Address(Transport.TCP, source(number).peer.host, 9))
-        assert asked(several, 1, other_port) == [first]
-        assert asked(restarted, 1, source(number)) == [first]
+        assert targets_tried(several, 1, other_port) == [first]
+        assert targets_tried(restarted, 1, source(number)) == [first]
 
 
 def test_only_the_clients_of_a_failed_target_move_and_come_back() -> None:
     several = targets("source", 1, 1, 1, 1)
-    before = {number: asked(several, 1, source(number))[0] for number in range(400)}
+    before = {number: targets_tried(several, 1, source(number))[0] for number in range(400)}
     several.all[1].failed("it is down")
-    during = {number: asked(several, 1, source(number))[0] for number in before}
+    during = {number: targets_tried(several, 1, source(number))[0] for number in before}
     moved = {number for number in before if before[number] != during[number]}
     assert moved == {number for number in before if before[number] == 2}
     assert {during[number] for number in moved} == {1, 3, 4}
     several.all[1].succeeded()
-    assert {number: asked(several, 1, source(number))[0] for number in before} == before
+    assert {number: targets_tried(several, 1, source(number))[0] for number in before} == before
 
 
 def test_sources_are_distributed_by_weight() -> None:
     several = targets("source", 1, 3)
-    count = Counter(asked(several, 1, source(number))[0] for number in range(4000))
+    count = Counter(targets_tried(several, 1, source(number))[0] for number in range(4000))
     assert 900 < count[1] < 1100
 
 
@@ -156,19 +156,19 @@ def test_clients_of_a_unix_socket_are_distinguished_by_path() -> None:
     found = set()
     for number in range(50):
         client = FakeClient(Address(Transport.UNIX, path=f"@{number}"))
-        found.update(asked(several, 2, client))
+        found.update(targets_tried(several, 2, client))
     assert found == {1, 2, 3}
 
 
 def test_a_client_with_an_undecodable_path_has_a_target() -> None:
     several = targets("source", 1, 1)
     client = FakeClient(Address(Transport.UNIX, path="/run/\udcff"))
-    assert set(asked(several, 1, client)) <= {1, 2}
+    assert set(targets_tried(several, 1, client)) <= {1, 2}
 
 
 def test_the_first_target_gets_all_clients_while_available() -> None:
     several = targets("first", 1, 1, 1)
-    assert asked(several, 3) == [1, 1, 1]
+    assert targets_tried(several, 3) == [1, 1, 1]
     several.all[0].failed("it is down")
     assert ports(order(several)) == [2, 3, 1]
 

@@ -17,7 +17,7 @@ Line = dict[str, Any]
 
 
 def texts(file: Path, number: int, timeout: float = EVENT_TIMEOUT) -> list[str]:
-    """Wait for so many lines and return all lines of the file."""
+    """Wait for `number` lines and return all lines of the file."""
 
     def found() -> list[str] | None:
         read_lines = whole_lines(file).splitlines()
@@ -27,7 +27,7 @@ def texts(file: Path, number: int, timeout: float = EVENT_TIMEOUT) -> list[str]:
 
 
 def lines(file: Path, number: int, timeout: float = EVENT_TIMEOUT) -> list[Line]:
-    """Wait for so many lines of JSON and return all of the file."""
+    """Wait for `number` lines of JSON and return all of the file."""
     return [json.loads(text) for text in texts(file, number, timeout)]
 
 
@@ -56,7 +56,7 @@ def send_udp(address: Address, data: bytes, source: str = "127.0.0.1") -> Addres
 
 
 def events(superd: Superd, number: int, kind: str = "noted") -> list[Line]:
-    """Wait for so many events of a kind in the record, and return all of them."""
+    """Wait for `number` events of a kind in the record, and return all of them."""
 
     def found() -> list[Line] | None:
         records = superd.records(event=kind)
