@@ -1,9 +1,9 @@
 """Forwarding loops: a service that forwards to itself, perhaps by way of other services.
 
 Each socket that a forward in this process connects to a port that superd listens on, or to a unix
-socket, is registered with the services that its client has come through. A client that connects
-from such a socket has come through the same services, so a service finds itself in the chain. A
-loop that is not found would soon use up all descriptors.
+socket, is registered with the services that its client has passed through. A client that connects
+from such a socket has passed through the same services, so a service finds itself in the chain. An
+undetected loop would soon use up all descriptors.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _chains: dict[Endpoint, Chain] = {}
 
 
 def chain_of(sock: socket.SocketType) -> Chain:
-    """Return the services that a client has come through."""
+    """Return the services that a client has passed through."""
     if not _chains:
         return ()
     try:
@@ -34,7 +34,7 @@ def chain_of(sock: socket.SocketType) -> Chain:
 
 
 def chain_from(endpoint: Endpoint) -> Chain:
-    """Return the services that a client at an endpoint has come through."""
+    """Return the services that a client at an endpoint has passed through."""
     return _chains.get(endpoint, ())
 
 

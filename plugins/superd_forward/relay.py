@@ -47,7 +47,7 @@ class ForwardedConnection(Relay):
         self.totals = 0, 0  # bytes received and sent, once it is over
         self.connecting: Connecting | None = None
         self.endpoint: Endpoint | None = None  # of the socket to the target
-        self.chain = chain_of(sock)  # the services that the client has come through
+        self.chain = chain_of(sock)  # the services that the client has passed through
         self.order = iter(context.targets.order(conn))
         context.poller.add(self.client.descriptor, self.client)
         context.connections[self] = None

@@ -131,7 +131,7 @@ class Encrypted:
 
     def ready(self, events: int) -> int:
         if events & select.POLLOUT:
-            with contextlib.suppress(OSError):  # `receive` meets the error, too
+            with contextlib.suppress(OSError):  # `receive` raises the error, too
                 self._flush()
         return events
 

@@ -47,7 +47,7 @@ class Datagrams:
         self.client.setblocking(False)
         self.sent = b""  # the last datagram, to repeat it at the next address after a refusal
         self.failures: list[tuple[Address, str]] = []
-        self.has_answered = False  # whether an answer came from this address
+        self.has_answered = False  # whether an answer arrived from this address
         self.pending = b""  # a line that is not complete yet
         self.has_ended = False
 
@@ -141,7 +141,7 @@ class NoAnswer(SuperdError):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer, the address that it came from, and when the request was sent."""
+    """An answer, its source address, and when the request was sent."""
 
     data: bytes
     address: Address

@@ -214,8 +214,8 @@ class Service:
         self._server.record(of, text, facts or {})
 
     def name_of(self, peer: Address, found: Callable[[str], None]) -> None:
-        """Call `found` with the name of a client's host, possibly before returning. The name comes
-        from a reverse look-up that a forward look-up confirms; "" if there is none. Never blocks.
+        """Call `found` with the name of a client's host, possibly before returning. The name is
+        found by a reverse look-up and confirmed by a forward look-up; "" without one. Never blocks.
         """
         self._server.name_of(peer, found)
 
@@ -361,7 +361,7 @@ def mistake_in(service: object) -> str | None:
 
 
 def _takes(service: type[Service], name: str, number: int) -> bool:
-    """Return whether a method accepts so many arguments; True if only a call can show it."""
+    """Return whether a method accepts `number` arguments; True if only a call can show it."""
     method = inspect.getattr_static(service, name, None)
     if not inspect.isfunction(method):
         return True

@@ -76,7 +76,7 @@ class Reader:
         return Reader(self._data[start : self._at], size)
 
     def vector(self, width: int) -> Reader:
-        """Read a length of `width` bytes, and return a reader of so many bytes."""
+        """Read a length of `width` bytes, and return a reader of that many bytes."""
         return self.part(self.number(width))
 
     def varint(self) -> int:
