@@ -15,7 +15,7 @@ from superd.errors import ExitCode, Problem, SuperdError, printable, reason
 from superd.master.plan.preflight import preflight
 from superd.migrate import inetd, xinetd
 from superd.migrate.entries import Entry, Note, as_toml
-from superd.migrate.proving import prove
+from superd.migrate.proving import comment_out_rejected
 from superd.plugin.registry import installed
 
 # notes on all services of a kind, and not on one line
@@ -39,7 +39,7 @@ NOTES_ON_INETD = (
     " minute: 40 (NetBSD), 256 (OpenBSD, FreeBSD) or 1000 (GNU)",
 )
 NOTES_ON_IPV4 = (
-    "tcp and udp are IPv4 only, as in the BSDs and GNU; Debian's inetd takes IPv6, too: tcp://*",
+    "tcp and udp are IPv4 only, as in the BSDs and GNU; Debian's inetd accepts IPv6, too: tcp://*",
 )
 NOTES_ON_XINETD = (
     "hosts.allow and hosts.deny are not read, with or without NOLIBWRAP; see allow and deny",
@@ -58,7 +58,7 @@ def migrate(dialect: str, path: Path) -> int:
             entries, notes = xinetd.read(path)
     except OSError as error:
         raise SuperdError(f"cannot read {reason(error)}") from None
-    notes += prove(entries, _problems)
+    notes += comment_out_rejected(entries, _problems)
     for note in _in_order(notes):
         print(printable(str(note)), file=sys.stderr)
     if all(entry.is_comment for entry in entries):

@@ -1,1 +1,1 @@
-"""Turning the configurations of inetd and xinetd into superd's."""
+"""Converts the configuration of inetd and xinetd to superd's."""

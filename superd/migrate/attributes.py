@@ -1,7 +1,7 @@
-"""Which attributes xinetd has, which values it takes, and what they come to, defaults and all.
+"""The attributes of xinetd, their valid values, and the values of one section.
 
-Runs in the command line, after xinetd 2.3.15's own tables. What it would not take is told, and
-whether it would then serve at all. Never raises.
+Runs in the command line. Follows the tables of xinetd 2.3.15. Adds a note on each value that xinetd
+rejects, and on whether xinetd then serves. Never raises.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from superd.migrate.addresses import patterns
 from superd.migrate.entries import Note
 from superd.migrate.sections import Assignment, Section
 
-# how many values: a number of them, ANY, or a LIST, which += and -= change
+# the number of values: a fixed one, ANY, or a LIST, which += and -= change
 ANY, LIST = -1, -2
 OF_A_SERVICE = {
     "socket_type": 1, "protocol": 1, "wait": 1, "user": 1, "group": 1, "server": 1,
@@ -33,9 +33,11 @@ OF_THE_DEFAULTS = {
     "interface": 1, "per_source": 1, "groups": 1, "banner_success": 1, "banner_fail": 1, "cps": 2,
     "enabled": LIST, "max_load": 1, "v6only": 1, "umask": 1,
 }  # fmt: skip
-FEWEST_FILES = 16  # that superd takes for a limit
-# what a service has of the defaults only if they come before it
-AT_ONCE = ("only_from", "no_access", "passenv", "banner", "banner_success", "banner_fail")
+MIN_NOFILE = 16  # descriptors; the lowest limit that superd accepts
+# A service inherits these only from defaults that come before it; the others from all defaults.
+INHERITED_IN_ORDER = (
+    "only_from", "no_access", "passenv", "banner", "banner_success", "banner_fail",
+)  # fmt: skip
 
 TYPES = {"RPC", "INTERNAL", "UNLISTED", "SPECIAL", "TCPMUX", "TCPMUXPLUS"}
 FLAGS = {
@@ -43,38 +45,38 @@ FLAGS = {
     "SENSOR", "IPV4", "IPV6", "LABELED",
 }  # fmt: skip
 
-# what is told of attributes that become no key, and of flags
-TOLD = {
-    "banner": "text for every client is for the program to send",
-    "banner_success": "text for every client is for the program to send",
-    "banner_fail": "copy the file's text to banner-refused",
+# notes on attributes and flags that have no key
+ATTRIBUTE_NOTES = {
+    "banner": "superd sends no banner to admitted clients; let the program send it",
+    "banner_success": "superd sends no banner to admitted clients; let the program send it",
+    "banner_fail": "copy the text of the file to banner-refused",
     "log_type": "superd records every connection; see record-log and record-format",
     "log_on_success": "superd records every connection; see record",
     "log_on_failure": "superd records every refusal; see record",
-    "deny_time": "see superd ban",
-    "libwrap": "hosts.allow is not asked; see allow and deny",
+    "deny_time": "this service bans no client; see superd ban",
+    "libwrap": "superd does not read hosts.allow; see allow and deny",
     "mdns": "superd does not announce its services",
     "rpc_version": "superd has no RPC services",
     "rpc_number": "superd has no RPC services",
-    "redirect": "an internal service answers by itself",
-    "server": "nothing is run for this service",
-    "server_args": "nothing is run for this service",
-    "env": "for programs only",
-    "passenv": "for programs only",
+    "redirect": "an internal service is not forwarded",
+    "server": "this service runs no program",
+    "server_args": "this service runs no program",
+    "env": "it applies to programs only",
+    "passenv": "it applies to programs only",
 }
-ABOUT_FLAGS = {
-    "INTERCEPT": "left out: where wait is set the program takes its clients itself",
+FLAG_NOTES = {
+    "INTERCEPT": "left out: with wait = yes the program accepts its clients itself",
     "LABELED": "left out: it has no equivalent",
-    "IDONLY": "left out: superd asks no ident server",
-    "NORETRY": "left out: superd tries nothing twice",
-    "REUSE": "left out: it has no meaning to xinetd either",
-    "SENSOR": "nobody is banned, what is sent is only discarded; see superd ban and never-ban",
+    "IDONLY": "left out: superd queries no ident server",
+    "NORETRY": "left out: superd does not retry",
+    "REUSE": "left out: xinetd ignores it, too",
+    "SENSOR": "superd discards the data and bans no client; see superd ban and never-ban",
 }
 
 
 @dataclass
 class Value:
-    """The words of an attribute, and where it was mentioned last."""
+    """The words of an attribute, and the line that set it last."""
 
     words: list[str]
     file: str
@@ -94,7 +96,7 @@ def _among(known: set[str], *, some: bool = True) -> Callable[[list[str]], bool]
 
 
 def _times(words: list[str]) -> bool:
-    """Tell whether all are intervals that xinetd takes: none passes midnight, and 24:00 is none."""
+    """Tell whether xinetd accepts all intervals; it rejects 24:00, and any that spans midnight."""
     found = [re.fullmatch(r"(\d{1,4}):(\d{1,4})-(\d{1,4}):(\d{1,4})", word) for word in words]
     for match in found:
         if match is None:
@@ -121,7 +123,7 @@ def _load(words: list[str]) -> bool:
 YES_OR_NO = _word("yes|no")
 COUNT = _word(r"unlimited|\d{1,9}")
 SIZE = _word(r"unlimited|\d{1,15}[km]?")
-TAKEN: dict[str, Callable[[list[str]], bool]] = {
+VALIDATORS: dict[str, Callable[[list[str]], bool]] = {
     "wait": YES_OR_NO, "disable": YES_OR_NO, "groups": YES_OR_NO, "v6only": YES_OR_NO,
     "socket_type": _word("stream|dgram|raw|seqpacket"), "instances": COUNT, "per_source": COUNT,
     "cps": lambda words: all(re.fullmatch(r"\d{1,9}", word) for word in words),
@@ -138,9 +140,10 @@ TAKEN: dict[str, Callable[[list[str]], bool]] = {
 }  # fmt: skip
 
 
-class Gathering:
-    """Goes through one section as xinetd does. `rejected` has the attributes for which xinetd
-    would not serve.
+class SectionValues:
+    """The values of one section, with those that it inherits.
+
+    `rejected` has the line of each attribute for which xinetd does not serve.
     """
 
     def __init__(self, section: Section, inherited: Values, notes: list[Note]) -> None:
@@ -150,95 +153,102 @@ class Gathering:
         self.values: Values = dict(inherited)
         self.rejected: dict[str, int] = {}
         for assignment in section.assignments:
-            self._take(assignment)
+            self._add(assignment)
 
     def _note(self, line: int, text: str) -> None:
         prefix = f"{self.section.name}: " if self.section.name else ""
         self.notes.append(Note(self.section.file, line, prefix + text))
 
-    def _take(self, one: Assignment) -> None:
-        name = "bind" if one.name == "interface" else one.name
+    def _add(self, assignment: Assignment) -> None:
+        name = "bind" if assignment.name == "interface" else assignment.name
         before = self.values.get(name)
         is_new = self._is_new(before)
-        count = self.known.get(one.name)
+        count = self.known.get(assignment.name)
         if count is None:
-            is_other = one.name in OF_A_SERVICE and not self.section.name
-            why = "has no meaning among the defaults" if is_other else "has no equivalent"
-            self._note(one.line, f"left out: {one.name} {why}")
+            is_other = assignment.name in OF_A_SERVICE and not self.section.name
+            why = "has no meaning in the defaults" if is_other else "has no equivalent"
+            self._note(assignment.line, f"left out: {assignment.name} {why}")
         elif count != LIST and not is_new and before is not None:
-            self._note(one.line, f"left out: {one.name} is set already, on line {before.line}")
-        elif count != LIST and one.operator != "=":
-            self._note(one.line, f"left out: {one.name} {one.operator}: xinetd takes only =")
-        elif 0 < count != len(one.words):
-            self._note(one.line, f"left out: {one.name} takes {count} and not {len(one.words)}")
-        elif not self._is_taken(name, one):
-            self.rejected[name] = one.line
-            said = " ".join([one.name, one.operator, *one.words])[:70]
-            what = "this service" if self.section.name else "anything at all"
-            self._note(one.line, f"left out: {said}: with this xinetd does not serve {what}")
+            text = f"left out: {assignment.name} is already set on line {before.line}"
+            self._note(assignment.line, text)
+        elif count != LIST and assignment.operator != "=":
+            text = f"left out: {assignment.name}: expected =, found {assignment.operator}"
+            self._note(assignment.line, text)
+        elif 0 < count != len(assignment.words):
+            values = "1 value" if count == 1 else f"{count} values"
+            text = f"left out: {assignment.name}: expected {values}, found {len(assignment.words)}"
+            self._note(assignment.line, text)
+        elif not self._is_valid(name, assignment):
+            self.rejected[name] = assignment.line
+            found = " ".join([assignment.name, assignment.operator, *assignment.words])[:70]
+            what = "this service" if self.section.name else "any service"
+            text = f"left out: {found}: xinetd rejects this value, and does not serve {what}"
+            self._note(assignment.line, text)
         else:
             self.values[name] = Value(
-                self._changed(name, one, count, before), self.section.file, one.line
+                self._merged(name, assignment, count, before), self.section.file, assignment.line
             )
 
     def _is_new(self, before: Value | None) -> bool:
-        """Tell whether this section has not said anything of an attribute so far."""
+        """Tell whether this section has not set an attribute yet; `before` is its value so far."""
         return before is None or (before.is_inherited and bool(self.section.name))
 
-    def _is_taken(self, name: str, one: Assignment) -> bool:
+    def _is_valid(self, name: str, assignment: Assignment) -> bool:
         if name in ("only_from", "no_access"):
             try:
-                for word in one.words:
+                for word in assignment.words:
                     patterns(word)
             except ValueError:
                 return False
-        if name == "env" and one.operator == "-=":
+        if name == "env" and assignment.operator == "-=":
             return False
-        return TAKEN[name](one.words) if name in TAKEN else True
+        return VALIDATORS[name](assignment.words) if name in VALIDATORS else True
 
-    def _changed(self, name: str, one: Assignment, count: int, before: Value | None) -> list[str]:
-        """Return the words of an attribute after one more line about it."""
-        words = one.words
+    def _merged(
+        self, name: str, assignment: Assignment, count: int, before: Value | None
+    ) -> list[str]:
+        """Return the words of an attribute after one more line that sets it."""
+        words = assignment.words
         if name in ("only_from", "no_access"):
-            words = self._patterns(name, one)
+            words = self._patterns(name, assignment)
         old, is_new = before.words if before else [], self._is_new(before)
-        operator = one.operator
+        operator = assignment.operator
         if not self.section.name and (operator == "=" or name in ("enabled", "disabled")):
-            operator = "+="  # there it means the same
+            operator = "+="  # in the defaults these mean the same
         if count != LIST or operator == "=":
             if old and not is_new and before is not None:
-                self._note(before.line, f"left out: {name} is set anew on line {one.line}")
+                self._note(before.line, f"left out: {name} is replaced on line {assignment.line}")
             return words
         if operator == "+=":
             return old + [word for word in words if name != "passenv" or word not in old]
-        gone = {word.lower() for word in words}
-        return [word for word in old if word.lower() not in gone]
+        removed = {word.lower() for word in words}
+        return [word for word in old if word.lower() not in removed]
 
-    def _patterns(self, name: str, one: Assignment) -> list[str]:
+    def _patterns(self, name: str, assignment: Assignment) -> list[str]:
         found: list[str] = []
-        remarks: dict[str, None] = {}
-        for word in one.words:
-            some, remark = patterns(word)
-            found += some
-            if remark:
-                remarks[remark] = None
-        for remark in remarks:
-            self._note(one.line, f"{name}: {remark}")
+        different: dict[str, None] = {}  # each note once, in order
+        for word in assignment.words:
+            of_word, note = patterns(word)
+            found += of_word
+            if note:
+                different[note] = None
+        for note in different:
+            self._note(assignment.line, f"{name}: {note}")
         return found
 
 
-def with_its_last_minute(window: str) -> str:
-    """Return an interval of xinetd, which goes on to the end of its last minute."""
+def half_open_window(window: str) -> str:
+    """Return an interval for superd: xinetd's includes its last minute, superd's does not."""
     hours, minutes, last_hour, last_minute = map(int, re.findall(r"\d+", window))
     after = last_hour * 60 + last_minute + 1
     return f"{hours}:{minutes:02}-{after // 60}:{after % 60:02}"
 
 
-def as_limit(key: str, value: str) -> str | int:
-    """Return a limit as superd writes it: M and K are sizes, time is in seconds."""
+def limit_value(key: str, value: str) -> str | int:
+    """Return a limit as a value of rlimits: xinetd's K and M are binary, its time is in seconds."""
     if key == "cpu":
         return f"{value}s"
     unit = {"K": 1 << 10, "M": 1 << 20}.get(value[-1].upper())
     if key == "nofile":
-        return max(FEWEST_FILES, int(value[:-1]) * unit if unit else int(value))
+        return max(MIN_NOFILE, int(value[:-1]) * unit if unit else int(value))
     return f"{value[:-1]}{value[-1].upper()}iB" if unit else int(value)

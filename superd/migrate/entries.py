@@ -1,7 +1,7 @@
-"""Service entries that were made of another program's configuration, and what is to be known of it.
+"""The service entries that a migration produces, as TOML, and its notes to the operator.
 
-Runs in the command line. Writes TOML, and never drops anything in silence: what has no equivalent
-becomes a note with its file and line. Never raises.
+Runs in the command line. A part of the original configuration without an equivalent becomes a note
+with its file and line; nothing is dropped without one. Never raises.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from typing import Any
 
 from superd.errors import printable
 
-# inetd and xinetd answer these themselves, where an entry says so
+# the internal services of inetd and xinetd that superd has as plugins
 INTERNAL = ("echo", "discard", "chargen", "daytime", "time", "tcpmux")
 
-# what inetd and xinetd run has this file mode creation mask; superd's own default is narrower
-UMASK = "022"
+# of programs that inetd and xinetd start; superd's own default is stricter
+DEFAULT_UMASK = "022"
 
-OWN_GREETING = "?greeting=service"  # of a tcpmux address: the program says "+" and more by itself
-NOWAIT = "without wait the program must take its datagram at once"
-NO_REFLECTION = (
-    "over udp superd answers no ports below 1024 and never with more bytes than it was asked with;"
+OWN_GREETING = "?greeting=service"  # of a tcpmux address: the program sends its "+" line itself
+NOWAIT_NOTE = "without wait the program must read its datagram at once"
+REFLECTION_NOTE = (
+    "over udp superd answers no ports below 1024, and never with more bytes than the request has;"
     " see amplify and reflection-guard"
 )
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something that has no exact equivalent, or behaves differently."""
+    """A line of the original configuration without an exact equivalent in superd."""
 
     file: str
     line: int
@@ -42,10 +42,7 @@ class Note:
 
 @dataclass
 class Entry:
-    """One service, with its keys in the order in which they are written.
-
-    What superd would refuse is written as a comment.
-    """
+    """One service; `keys` are in the order of the TOML. It is a comment if superd rejects it."""
 
     name: str
     file: str
@@ -65,13 +62,13 @@ class Entry:
         return "\n".join([origin, *(prefix + line for line in lines)]) + "\n"
 
     def left_out(self, why: str) -> Note:
-        """Make this a comment; return a note that says why."""
+        """Turn this entry into a comment; return a note with the reason."""
         self.is_comment = True
         return Note(self.file, self.line, f"left out, and written as a comment: {why}")
 
 
 def as_toml(entries: Iterable[Entry]) -> str:
-    """Return a configuration; names that are there twice get a number."""
+    """Return a configuration; a repeated name gets a number."""
     entries = list(entries)
     names: dict[str, Entry] = {}
     for entry in sorted(entries, key=lambda entry: entry.is_comment):
@@ -80,19 +77,25 @@ def as_toml(entries: Iterable[Entry]) -> str:
             number += 1
             name = f"{entry.name}-{number}"
         names[name] = entry
-    of = {id(entry): name for name, entry in names.items()}
-    return "\n".join(entry.text(of[id(entry)]) for entry in entries)
+    name_of = {id(entry): name for name, entry in names.items()}
+    return "\n".join(entry.text(name_of[id(entry)]) for entry in entries)
 
 
 def service_name(text: str) -> str:
-    """Return a name that superd takes."""
+    """Return a name that superd accepts, as near to the text as possible."""
     name = re.sub(r"[^A-Za-z0-9_.+-]", "-", text).lstrip("_.+-")[:58]
     return name or "service"
 
 
 def legible(text: str) -> str:
-    """Return text that was read with surrogateescape as something that can be printed."""
+    """Return text from surrogateescape with `\\x..` for each byte that is not UTF-8."""
     return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+
+
+def lines_left_out(first: int, last: int, why: str) -> str:
+    """Return the text of a note on the lines from `first`, where it stands, to `last`."""
+    until = f", with the lines up to {last}" if last > first else ""
+    return f"left out{until}: {why}"
 
 
 def _key(text: str) -> str:
@@ -100,7 +103,7 @@ def _key(text: str) -> str:
 
 
 def _string(text: str) -> str:
-    # TOML has neither JSON's pairs of surrogates nor a bare DEL
+    # unlike JSON, TOML has no surrogate pairs, and a DEL must be escaped
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

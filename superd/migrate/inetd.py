@@ -1,4 +1,4 @@
-"""Reads inetd.conf, in the dialects of OpenBSD and Debian, FreeBSD, NetBSD and GNU.
+"""Reads inetd.conf in the dialects of OpenBSD and Debian, FreeBSD, NetBSD and GNU.
 
 Runs in the command line. Never looks at the system, never raises.
 """
@@ -10,11 +10,11 @@ import posixpath
 import re
 
 from superd.migrate.entries import (
+    DEFAULT_UMASK,
     INTERNAL,
-    NO_REFLECTION,
-    NOWAIT,
+    NOWAIT_NOTE,
     OWN_GREETING,
-    UMASK,
+    REFLECTION_NOTE,
     Entry,
     Note,
     service_name,
@@ -22,15 +22,15 @@ from superd.migrate.entries import (
 from superd.migrate.lines import Line, read_lines
 
 SOCKET_TYPES = {"stream": "tcp", "dgram": "udp", "seqpacket": "unixpacket"}
-# BSD's inetds mean IPv4 by tcp, and both families by tcp46
+# by the suffix of the protocol: in the BSDs tcp is IPv4, and tcp46 is both families
 HOSTS = {"": "0.0.0.0", "4": "0.0.0.0", "6": "[::]", "46": "*", "6only": "[::]"}  # noqa: S104
 FAMILIES = {"": {4}, "4": {4}, "6": {6}, "6only": {6}, "46": {4, 6}}
-LIMITS = ("max-connections", "rate-per-source", "max-per-source")  # as FreeBSD writes them
-UNIX = {"tcp": "unix", "udp": "unixgram", "unixpacket": "unixpacket"}
+FREEBSD_LIMITS = ("max-connections", "rate-per-source", "max-per-source")  # in this order
+UNIX_TRANSPORTS = {"tcp": "unix", "udp": "unixgram", "unixpacket": "unixpacket"}
 
 
 def read(text: str, file: str) -> tuple[list[Entry], list[Note]]:
-    """Return the services of a file, and notes on what is different."""
+    """Return the services of a file, and a note on each difference."""
     reader = _Reader(file)
     entries = [e for line in read_lines(text, reader.note) if (e := reader.entry(line))]
     serving: dict[tuple[str, ...], Entry] = {}
@@ -38,7 +38,7 @@ def read(text: str, file: str) -> tuple[list[Entry], list[Note]]:
         addresses = entry.keys["listen"]
         key = (addresses,) if isinstance(addresses, str) else tuple(addresses)
         if (earlier := serving.get(key)) is not None:
-            why = f"line {entry.line} has its address again, and inetd serves the last"
+            why = f"line {entry.line} repeats its address, and inetd serves the last"
             reader.notes.append(earlier.left_out(why))
         serving[key] = entry
     return entries, reader.notes
@@ -47,7 +47,7 @@ def read(text: str, file: str) -> tuple[list[Entry], list[Note]]:
 class _Reader:
     def __init__(self, file: str) -> None:
         self.file = file
-        self.hosts: list[str] = []  # of a line that says only for which addresses the next ones are
+        self.hosts: list[str] = []  # of the last line that has only hosts, for the lines after it
         self.notes: list[Note] = []
 
     def note(self, line: int, text: str) -> None:
@@ -59,21 +59,21 @@ class _Reader:
             self.hosts = words[0][:-1].split(",")
             return None
         if words[0] == ".include":
-            self.note(number, f"left out: {' '.join(words)}; migrate these files on their own")
+            self.note(number, f"left out: {' '.join(words)}; migrate these files separately")
             return None
         if len(words) < 6:
-            self.note(number, f"left out: expected 6 fields at least, found {len(words)}")
+            self.note(number, f"left out: expected at least 6 fields, found {len(words)}")
             return None
         service, kind, protocol, wait, user, program, *arguments = words
         if protocol.startswith("rpc/"):
-            self.note(number, f"left out: {service} is an RPC service, which superd has none of")
+            self.note(number, f"left out: {service} is an RPC service; superd has none")
             return None
         if kind not in SOCKET_TYPES:
             self.note(number, f"left out: socket type {kind} has no equivalent")
             return None
         name = service.rpartition(":")[2].rpartition("/")[2].lstrip("+")
         if program == "internal" and name not in INTERNAL:
-            self.note(number, f"left out: there is no internal service {name}")
+            self.note(number, f"left out: superd has no internal service {name}")
             return None
         listen = self._listen(number, service, kind, protocol)
         if not listen:
@@ -90,102 +90,105 @@ class _Reader:
         return entry
 
     def _listen(self, number: int, service: str, kind: str, protocol: str) -> list[str]:
-        """Return the addresses of a service, or nothing where it has none."""
+        """Return the addresses of a service; none, with a note, where superd cannot serve it."""
         transport = SOCKET_TYPES[kind]
         if service.startswith("tcpmux/"):
             if (kind, protocol) != ("stream", "tcp"):
-                self.note(number, f"left out: {kind} {protocol} is not what comes by tcpmux")
+                what = f"expected stream tcp for tcpmux, found {kind} {protocol}"
+                self.note(number, f"left out: {what}")
                 return []
             name = service.removeprefix("tcpmux/")
             return [f"tcpmux://{name[1:]}" if name[:1] == "+" else f"tcpmux://{name}{OWN_GREETING}"]
         if protocol == "unix":
             if not service.startswith(":"):
-                self.note(number, "everybody may connect, as OpenBSD has it; see mode")
-            return [f"{UNIX[transport]}://{_path(service)}"]
+                self.note(number, "every user may connect, as in OpenBSD; see mode")
+            return [f"{UNIX_TRANSPORTS[transport]}://{_path(service)}"]
         match = re.fullmatch(r"(tcp|udp)(|4|6|46|6only)(?:,.*)?", protocol)
         if match is None or match[1] != transport:
-            self.note(number, f"left out: protocol {protocol} does not go with {kind}")
+            self.note(number, f"left out: protocol {protocol} does not match socket type {kind}")
             return []
         if "," in protocol:
             self.note(number, f"left out: the buffer sizes of {protocol}; superd has its own")
         if match[2] == "6":
-            self.note(number, f"{protocol}: IPv6 only, as to BSD's inetds; GNU's take IPv4, too")
+            self.note(number, f"{protocol}: IPv6 only, as in the BSDs; GNU's accepts IPv4, too")
         addresses, colon, port = service.rpartition(":")
         hosts = addresses.split(",") if colon else self.hosts or [""]
         if hosts == [""] or "*" in hosts:
             return [f"{transport}://{HOSTS[match[2]]}:{port}"]
         found = [host for host in hosts if self._is_of(number, host, match[2])]
         if not found:
-            self.note(number, f"left out: {service} has no address that {protocol} can have")
+            self.note(number, f"left out: {service} has no address of the family of {protocol}")
         return [f"{transport}://{_bracketed(host)}:{port}" for host in found]
 
     def _is_of(self, number: int, host: str, family: str) -> bool:
-        """Tell whether a host has addresses of a family."""
+        """Tell whether a host can have addresses of a family."""
         try:
             version = ipaddress.ip_address(host.strip("[]")).version
         except ValueError:
             if not re.fullmatch("[0-9.]*", host):
-                self.note(number, f"{host}: superd listens on every address of a name")
+                self.note(number, f"{host}: superd listens on every address of this name")
             return bool(host)
         if version not in FAMILIES[family]:
-            self.note(number, f"left out: {host} is of the other family, as inetd has it")
+            self.note(number, f"left out: {host} is not an address of this protocol's family")
         return version in FAMILIES[family]
 
     def _user(self, number: int, entry: Entry, text: str) -> None:
         user, slash, login_class = text.partition("/")
         name, _, group = (user if ":" in user else user.replace(".", ":", 1)).partition(":")
-        if entry.keys["plugin"] == "exec" or name not in ("root", "0"):  # to answer takes no root
+        # an internal service needs no root
+        if entry.keys["plugin"] == "exec" or name not in ("root", "0"):
             entry.keys["user"] = name
             if group:
                 entry.keys["group"] = group
         if slash:
-            self.note(number, f"the login class {login_class} is left out; see rlimits")
+            self.note(number, f"left out: the login class {login_class}; see rlimits")
 
     def _wait(self, number: int, entry: Entry, text: str) -> None:
-        """wait | nowait, with a number a minute, or FreeBSD's three limits."""
+        """Set the keys of `wait` or `nowait`, with a rate a minute or FreeBSD's three limits."""
         word, *numbers = re.split(r"[.:/]", text)
         keys = entry.keys
         if word == "wait":
             keys["wait"] = True
         elif word != "nowait":
-            self.note(number, f"{text} is neither wait nor nowait; nowait is assumed")
-        if not all(re.fullmatch("[0-9]{0,9}", one) for one in numbers) or len(numbers) > len(
-            LIMITS
-        ):
-            self.note(number, f"left out: the limits of {text}; they are not understood")
+            self.note(number, f"expected wait or nowait, found {text}; nowait is assumed")
+        is_valid = all(re.fullmatch("[0-9]{0,9}", limit) for limit in numbers)
+        if not is_valid or len(numbers) > len(FREEBSD_LIMITS):
+            self.note(number, f"left out: the limits of {text}: expected up to 3 numbers")
         elif "/" in text:
-            for key, limit in zip(LIMITS, numbers, strict=False):
+            for key, limit in zip(FREEBSD_LIMITS, numbers, strict=False):
                 if limit.strip("0"):
                     is_rate = key.startswith("rate")
                     keys[key] = f"{int(limit)}/min" if is_rate else int(limit)
                     if is_rate:
                         keys["burst-per-source"] = int(limit)
             if keys.keys() & {"rate-per-source", "max-per-source"}:
-                self.note(number, f"{text}: an IPv6 source is a /64 here; see source-netblock")
-        elif any(one.strip("0") for one in numbers):
-            what = f"{text}: who comes faster waits here; inetd closes the port for ten minutes"
-            self.note(number, f"{what}, and OpenBSD's serves one fewer")
+                what = "superd counts an IPv6 /64 as one source; see source-netblock"
+                self.note(number, f"{text}: {what}")
+        elif any(limit.strip("0") for limit in numbers):
+            what = f"{text}: superd delays connections above the rate"
+            inetd = "inetd closes the port for ten minutes, and OpenBSD's serves one fewer"
+            self.note(number, f"{what}; {inetd}")
             for key, limit in zip(("", "-per-source"), numbers, strict=False):
                 if limit.strip("0"):
                     keys[f"rate{key}"], keys[f"burst{key}"] = f"{int(limit)}/min", int(limit)
         elif numbers:
-            self.note(number, f"left out: the limit of {text}, which is none")
+            self.note(number, f"left out: {text} has no limit")
 
     def _internal(self, number: int, entry: Entry, kind: str, arguments: list[str]) -> None:
         entry.keys.pop("wait", None)
         if arguments[1:] or arguments not in ([], [entry.keys["plugin"]]):
-            self.note(number, f"left out: {' '.join(arguments)[:60]}, given to internal")
+            self.note(number, f"left out: arguments of internal: {' '.join(arguments)[:60]}")
         if kind == "dgram" and entry.keys["plugin"] != "discard":
-            self.note(number, NO_REFLECTION)
+            self.note(number, REFLECTION_NOTE)
 
     def _program(
         self, number: int, entry: Entry, kind: str, program: str, arguments: list[str]
     ) -> None:
         keys = entry.keys
-        keys["umask"] = UMASK
+        keys["umask"] = DEFAULT_UMASK
         if kind == "dgram" and "wait" not in keys:
             self.note(
-                number, f"{NOWAIT}, as to OpenBSD's and NetBSD's inetd; others take only wait"
+                number, f"{NOWAIT_NOTE}, as in OpenBSD and NetBSD; other inetds accept only wait"
             )
         command = [program, *arguments[1:]]
         options = {"command": command if len(command) > 1 else program}
@@ -193,14 +196,14 @@ class _Reader:
             options["argv0"] = arguments[0]
         keys["options"] = options
         if posixpath.basename(program) == "tcpd":
-            self.note(number, "tcpd goes on to ask hosts.allow; allow and deny could do it here")
+            self.note(number, "tcpd still reads hosts.allow; allow and deny can replace it")
 
 
 def _path(service: str) -> str:
-    """Return the path of a unix socket, with what FreeBSD's `:user:group:mode:` says before it."""
+    """Return the path of a unix socket, with FreeBSD's `:user:group:mode:` as its parameters."""
     before, slash, path = service.partition("/")
-    named = [part for part in before.split(":") if part] if before.startswith(":") else []
-    pairs = zip(("user", "group", "mode"), named, strict=False)
+    values = [part for part in before.split(":") if part] if before.startswith(":") else []
+    pairs = zip(("user", "group", "mode"), values, strict=False)
     query = "&".join(f"{key}={value}" for key, value in pairs)
     return slash + path + (f"?{query}" if query else "")
 

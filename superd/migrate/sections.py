@@ -1,7 +1,7 @@
-"""Takes xinetd.conf and the files that it includes apart, just as xinetd's own parser does.
+"""Splits xinetd.conf and the files that it includes into sections, as xinetd's own parser does.
 
-Runs in the command line. Where xinetd skips lines, up to the next closing brace, so does this, and
-tells it. Raises OSError for the first file if it cannot be read.
+Runs in the command line. After a mistake it skips the lines up to the next closing brace, as xinetd
+does, and adds a note. Raises OSError if the first file cannot be read.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from superd.migrate.entries import Note, legible
+from superd.migrate.entries import Note, legible, lines_left_out
 
-DEEPEST = 5  # includes within includes
+MAX_INCLUDE_DEPTH = 5  # of nested includes, as in xinetd
 SPACE = " \t\v\f\r"
 
 
@@ -29,7 +29,7 @@ class Assignment:
 
 @dataclass
 class Section:
-    """A service, or the defaults, which have no name."""
+    """The lines `line` to `end` of a file: a service, or the defaults, whose name is empty."""
 
     name: str
     file: str
@@ -42,19 +42,19 @@ Lines = Iterator[tuple[int, str]]
 
 
 def read_sections(path: Path, notes: list[Note]) -> Iterator[Section]:
-    """Yield the sections of a file, or of a directory as `includedir` takes it."""
+    """Yield the sections of a file, or of a directory as `includedir` reads it."""
     for file in _included(path) if path.is_dir() else [path]:
         yield from _of_file(file, notes, 0)
 
 
 def _included(directory: Path) -> list[Path]:
-    """Return the files that `includedir` means, in the order of the C locale."""
+    """Return the files that `includedir` reads, in the order of the C locale."""
     files = [path for path in directory.iterdir() if path.is_file()]
     return sorted(path for path in files if "." not in path.name and not path.name.endswith("~"))
 
 
 def _of_file(file: Path, notes: list[Note], depth: int) -> Iterator[Section]:
-    lines = _significant(file, notes)
+    lines = _content_lines(file, notes)
     defaults = 0
     for number, line in lines:
         word, *more = re.split(r"[ \t]+", line)
@@ -70,23 +70,26 @@ def _of_file(file: Path, notes: list[Note], depth: int) -> Iterator[Section]:
                 defaults = defaults or (0 if name else number)
                 yield section
             else:
-                why = f"the defaults are there already, on line {defaults}"
+                why = f"the defaults are already set on line {defaults}"
                 notes.append(_left_out(str(file), number, section.end, why))
         else:
-            _Reader(str(file), lines, notes).skip(number, f"this is not understood: {line[:60]}")
+            why = f'expected defaults, service, include or includedir, found "{line[:60]}"'
+            _Reader(str(file), lines, notes).skip(number, why)
 
 
-def _significant(file: Path, notes: list[Note]) -> Lines:
-    """Yield the lines that xinetd looks at."""
+def _content_lines(file: Path, notes: list[Note]) -> Lines:
+    """Yield the lines that are neither empty nor comments, without surrounding space."""
     text = file.read_bytes().decode(errors="surrogateescape")
     if "\r\n" in text:
-        what = "lines end in CR LF, with which xinetd takes hardly any; the CR is left out"
+        what = "lines end in CR LF: xinetd rejects most of them, superd ignores the CR"
         notes.append(Note(str(file), 1, what))
     for number, raw in enumerate(text.split("\n"), 1):
         line = raw.strip(SPACE)
         if line and not line.startswith("#"):
             if line != legible(line):
-                notes.append(Note(str(file), number, "bytes that are not UTF-8 stand as \\x.."))
+                notes.append(
+                    Note(str(file), number, "bytes that are not UTF-8 are written as \\x..")
+                )
             yield number, legible(line)
 
 
@@ -96,17 +99,17 @@ def _of_include(
     path = Path(file.parent, target)
     try:
         files = [path] if word == "include" else _included(path)
-        if depth >= DEEPEST:
-            raise OSError("includes are too deep")
-        for one in files:
-            yield from _of_file(one, notes, depth + 1)
+        if depth >= MAX_INCLUDE_DEPTH:
+            raise OSError(f"expected at most {MAX_INCLUDE_DEPTH} nested includes")
+        for included in files:
+            yield from _of_file(included, notes, depth + 1)
     except OSError as error:
         why = error.strerror or error
         notes.append(Note(str(file), number, f"left out: {word} {target}: {why}"))
 
 
 class _Reader:
-    """Reads one section, from the line after its name on."""
+    """Reads one section, starting at the line after its name."""
 
     def __init__(self, file: str, lines: Lines, notes: list[Note]) -> None:
         self.file = file
@@ -114,33 +117,33 @@ class _Reader:
         self.notes = notes
 
     def section(self, name: str, start: int) -> Section | None:
-        """Return the section; None where xinetd drops it, which is told."""
+        """Return the section; None, with a note, where xinetd drops it."""
         what = name or "the defaults"
         if (first := next(self.lines, None)) is None or first[1] != "{":
-            self.skip(start, f"{what}: there is no {{ on a line of its own after this one")
+            self.skip(start, f"{what}: expected a single {{ on the next line")
             return None
         found = Section(name, self.file, start)
-        is_off = False
+        is_disabled = False
         for number, line in self.lines:
             found.end = number
             if line == "}":
                 return found
             mistake = _mistake_in(line)
             if not mistake:
-                one = _assignment(number, line)
-                found.assignments.append(one)
-                is_off = is_off or (one.name == "disable" and " ".join(one.words).lower() == "yes")
-            elif is_off:  # xinetd reads no further in what is disabled
-                self.notes.append(Note(self.file, number, f"left out: {mistake}: {line[:60]}"))
+                found.assignments.append(read := _assignment(number, line))
+                value = " ".join(read.words).lower()
+                is_disabled = is_disabled or (read.name == "disable" and value == "yes")
+            elif is_disabled:  # xinetd ignores mistakes in a disabled service
+                self.notes.append(Note(self.file, number, f"left out: {mistake}"))
             else:
-                self.skip(number, f"{what}, from line {start} on: {mistake}: {line[:60]}")
+                self.skip(number, f"{what}, from line {start}: {mistake}")
                 return None
-        why = f"{what} has no closing brace, without which xinetd drops it"
+        why = f"{what}: expected a closing brace; xinetd drops this section"
         self.notes.append(_left_out(self.file, start, found.end, why))
         return None
 
     def skip(self, start: int, why: str) -> None:
-        """Skip up to the next closing brace, whosever it is."""
+        """Skip the lines up to the next closing brace, even if it closes another section."""
         last = start
         for number, line in self.lines:
             last = number
@@ -150,16 +153,15 @@ class _Reader:
 
 
 def _left_out(file: str, first: int, last: int, why: str) -> Note:
-    until = f", with all down to line {last}" if last > first else ""
-    return Note(file, first, f"left out{until}: {why}")
+    return Note(file, first, lines_left_out(first, last, why))
 
 
 def _mistake_in(line: str) -> str:
-    """Return why xinetd does not take a line within a section."""
+    """Return why xinetd rejects a line of a section; "" where it accepts it."""
     if re.match(r"[^\s=]+=", line):
-        return "xinetd wants a space before the ="
+        return f'expected a space before =, found "{line[:60]}"'
     if not re.match(r"[^\s=]+\s+[+-]?=", line):
-        return "this is not understood"
+        return f'expected NAME = VALUE, found "{line[:60]}"'
     return ""
 
 

@@ -1,8 +1,8 @@
 """Reads xinetd.conf and the files that it includes: every attribute of xinetd 2.3.15.
 
-Runs in the command line. What becomes of an attribute stands in `_Service`; what is not looked at
-there is told. What xinetd would not serve is not enabled. Raises OSError for a file that cannot be
-read.
+Runs in the command line. `_Service` converts the attributes, and adds a note on each that is left.
+A service that xinetd would not serve becomes an entry that is not enabled. Raises OSError for a
+file that cannot be read.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from superd.migrate.addresses import is_name, overruled, target
+from superd.migrate.addresses import is_name, overridden, target
 from superd.migrate.attributes import (
-    ABOUT_FLAGS,
-    AT_ONCE,
-    FEWEST_FILES,
-    TOLD,
-    Gathering,
+    ATTRIBUTE_NOTES,
+    FLAG_NOTES,
+    INHERITED_IN_ORDER,
+    MIN_NOFILE,
+    SectionValues,
     Value,
     Values,
-    as_limit,
-    with_its_last_minute,
+    half_open_window,
+    limit_value,
 )
 from superd.migrate.entries import (
+    DEFAULT_UMASK,
     INTERNAL,
-    NO_REFLECTION,
-    NOWAIT,
+    NOWAIT_NOTE,
     OWN_GREETING,
-    UMASK,
+    REFLECTION_NOTE,
     Entry,
     Note,
     service_name,
@@ -41,48 +41,49 @@ RLIMITS = {"rlimit_as": "memory", "rlimit_cpu": "cpu", "rlimit_files": "nofile"}
 
 
 def read(path: Path) -> tuple[list[Entry], list[Note]]:
-    """Return the services of a file or a directory of files, and notes on what is different."""
+    """Return the services of a file or a directory of files, and a note on each difference."""
     notes: list[Note] = []
     defaults: Values = {}
     services: list[tuple[Section, Values]] = []
     is_refused = False
     for section in read_sections(path, notes):
         if section.name:
-            services.append((section, {n: v for n, v in defaults.items() if n in AT_ONCE}))
+            in_order = {n: v for n, v in defaults.items() if n in INHERITED_IN_ORDER}
+            services.append((section, in_order))
         else:
-            gathered = Gathering(section, defaults, notes)
+            gathered = SectionValues(section, defaults, notes)
             defaults, is_refused = gathered.values, is_refused or bool(gathered.rejected)
-            for name in AT_ONCE:
+            for name in INHERITED_IN_ORDER:
                 if services and name in defaults:
-                    text = f"{name} is for the services after this line only"
+                    text = f"{name} applies only to the services after this line"
                     notes.append(Note(section.file, defaults[name].line, text))
-    later = {n: v for n, v in defaults.items() if n not in (*AT_ONCE, "v6only")}
+    at_end = {n: v for n, v in defaults.items() if n not in (*INHERITED_IN_ORDER, "v6only")}
     made = []
-    for section, at_once in services:
+    for section, in_order in services:
         inherited = {
             name: Value(value.words, value.file, value.line, is_inherited=True)
-            for name, value in (later | at_once).items()
+            for name, value in (at_end | in_order).items()
         }
         made.append(_Service(section, inherited, notes, is_refused=is_refused))
     entries = [entry for service in made if (entry := service.entry()) is not None]
-    _tell_of_defaults(defaults, {service.identity.lower() for service in made}, notes)
+    _note_defaults(defaults, {service.identity.lower() for service in made}, notes)
     return entries, list(dict.fromkeys(notes))
 
 
-def _tell_of_defaults(defaults: Values, identities: set[str], notes: list[Note]) -> None:
-    """Tell of what has no effect among the defaults."""
+def _note_defaults(defaults: Values, identities: set[str], notes: list[Note]) -> None:
+    """Add a note on each part of the defaults that has no effect."""
     if value := defaults.get("v6only"):
-        notes.append(Note(value.file, value.line, "left out: v6only has no effect among defaults"))
+        notes.append(Note(value.file, value.line, "left out: v6only has no effect in the defaults"))
     for name in ("enabled", "disabled"):
         if value := defaults.get(name):
-            gone = [one for one in value.words if one.lower() not in identities]
+            unknown = [one for one in value.words if one.lower() not in identities]
             text = f"{name}: there is no service with the id"
-            notes += [Note(value.file, value.line, f"{text} {one}") for one in gone]
+            notes += [Note(value.file, value.line, f"{text} {one}") for one in unknown]
 
 
 class _Service:
-    """Turns one section into an entry. Attributes that were looked at are taken off the list; what
-    is left in the end is told.
+    """Converts one section to an entry. Each conversion removes its attributes from `values`; the
+    attributes that are left at the end get a note.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class _Service:
     ) -> None:
         self.section = section
         self.notes = notes
-        gathered = Gathering(section, inherited, notes)
+        gathered = SectionValues(section, inherited, notes)
         self.values = gathered.values
         self.given = dict(self.values)
         self.is_refused = is_refused or bool(gathered.rejected)
@@ -102,21 +103,22 @@ class _Service:
         self.is_internal = bool(self.types & {"INTERNAL"} or self.flags & {"SENSOR"})
         self.is_redirect = "redirect" in self.given and not self.is_internal
         self.is_program = not (self.is_internal or self.is_redirect)
-        self.made = Entry(service_name(self.identity), section.file, section.line)
+        self.result = Entry(service_name(self.identity), section.file, section.line)
 
     def entry(self) -> Entry | None:
-        if self._cannot_be():
+        if self._is_unsupported():
             return None
         self._plugin()
         transport = self._transport()
         if transport is None:
             return None
         if self.types & {"TCPMUX", "TCPMUXPLUS"}:
-            self._note("its limits hold for who comes by tcpmux, too; xinetd asks for none", "type")
+            text = "its limits apply to clients of tcpmux, too; xinetd applies none to them"
+            self._note(text, "type")
             greeting = "" if "TCPMUXPLUS" in self.types else OWN_GREETING
-            self.made.keys["listen"] = f"tcpmux://{self.section.name}{greeting}"
+            self.result.keys["listen"] = f"tcpmux://{self.section.name}{greeting}"
         else:
-            self.made.keys["listen"] = self._listen(transport)
+            self.result.keys["listen"] = self._listen(transport)
         self._identity()
         if self.is_program:
             self._program()
@@ -125,11 +127,11 @@ class _Service:
         self._access()
         self._limits()
         self._switches(transport)
-        self._rest()
-        return self.made
+        self._note_unused()
+        return self.result
 
     def _note(self, text: str, attribute: str = "") -> None:
-        """Tell something, at the line of an attribute if there is one."""
+        """Add a note, at the line of an attribute if the section or the defaults set it."""
         value = self.given.get(attribute)
         if value is None:
             note = Note(self.section.file, self.section.line, f"{self.identity}: {text}")
@@ -139,13 +141,13 @@ class _Service:
             note = Note(value.file, value.line, f"{self.identity}: {text}")
         self.notes.append(note)
 
-    def _off(self, why: str, attribute: str = "") -> None:
-        """Do not enable what xinetd would not serve."""
+    def _disable(self, why: str, attribute: str = "") -> None:
+        """Leave the service disabled, since xinetd would not serve it, and add a note."""
         self.is_refused = True
         value = self.given.get(attribute)
         if value is not None and value.is_inherited:
-            attribute = ""  # it is told of every service
-        self._note(f"not enabled, as xinetd does not serve it: {why}", attribute)
+            attribute = ""  # the note belongs to each service, not to the defaults
+        self._note(f"not enabled, because xinetd does not serve it: {why}", attribute)
 
     def _take(self, name: str) -> list[str]:
         value = self.values.pop(name, None)
@@ -154,10 +156,10 @@ class _Service:
     def _one(self, name: str) -> str:
         return " ".join(self._take(name))
 
-    def _says_yes(self, name: str) -> bool:
+    def _is_yes(self, name: str) -> bool:
         return self._one(name).lower() == "yes"
 
-    def _cannot_be(self) -> bool:
+    def _is_unsupported(self) -> bool:
         name, kind = self.section.name, " ".join(self._words("socket_type")).lower()
         for what, is_so in (
             ("RPC", "RPC" in self.types),
@@ -167,7 +169,7 @@ class _Service:
                 self._note(f"left out: superd has no {what} services", "type")
                 return True
         if "SENSOR" not in self.flags and self.is_internal and name.lower() not in INTERNAL:
-            text = f"left out: there is no internal service {name} (servers, services, ...)"
+            text = f"left out: superd has no internal service {name}"
             self._note(text, "type")
             return True
         return False
@@ -180,17 +182,18 @@ class _Service:
         plugin = "exec" if self.is_program else "forward"
         if self.is_internal:
             plugin = self.section.name.lower()
-        self.made.keys["plugin"] = "discard" if "SENSOR" in self.flags else plugin
+        self.result.keys["plugin"] = "discard" if "SENSOR" in self.flags else plugin
 
     def _transport(self) -> str | None:
         kind, protocol = self._one("socket_type").lower(), self._one("protocol").lower()
         if not kind and not protocol:
-            self._off("it has neither socket_type nor protocol")
+            self._disable("it has neither socket_type nor protocol")
         kind = kind or {"udp": "dgram"}.get(protocol, "stream")
         protocol = protocol or {"dgram": "udp"}.get(kind, "tcp")
         transport = TRANSPORTS.get((kind, protocol))
         if transport is None:
-            self._note(f"left out: protocol {protocol} does not go with {kind}", "protocol")
+            text = f"left out: protocol {protocol} does not match socket type {kind}"
+            self._note(text, "protocol")
         return transport
 
     def _listen(self, transport: str) -> str:
@@ -198,39 +201,39 @@ class _Service:
         if "UNLISTED" not in self.types:
             listed = _listed(name, transport)
             if listed is None:
-                self._off(f"{name} is not in /etc/services; type = UNLISTED is needed", "port")
+                self._disable(f"{name} is not in /etc/services, and type is not UNLISTED", "port")
             elif given and int(given) != listed:
-                why = f"the port of {name} is {listed}, unless type is UNLISTED"
-                self._off(why, "port")
+                why = f"the port of {name} is {listed}, and type is not UNLISTED"
+                self._disable(why, "port")
         elif not given:
-            self._off("type is UNLISTED and there is no port", "type")
+            self._disable("type = UNLISTED needs a port", "type")
         bind = self._one("bind")
         if bind and not bind.replace(".", "").isdecimal() and ":" not in bind:
-            self._note("bind: superd listens on every address of a name", "bind")
+            self._note("bind: superd listens on every address of this name", "bind")
         host = f"[{bind}]" if ":" in bind else bind
         only_v6 = self._one("v6only").lower()
         if only_v6 == "no":
-            self._note("v6only = no: xinetd takes it for yes, hence IPv6 only", "v6only")
+            self._note("v6only = no: xinetd reads it as yes, so the service is IPv6 only", "v6only")
         if not host:
             host = "0.0.0.0" if self.flags & {"IPV4", "IPV6"} == {"IPV4"} else "[::]"  # noqa: S104
         if host == "[::]" and not only_v6:
-            host = "*"  # its socket takes IPv4 too
+            host = "*"  # xinetd's socket accepts IPv4, too
         return f"{transport}://{host}:{given or name}"
 
     def _identity(self) -> None:
-        keys = self.made.keys
+        keys = self.result.keys
         user, group = self._one("user"), self._one("group")
         if not self.is_program and user in ("root", "0"):
-            user = group = ""  # who answers or forwards needs nothing of root's
+            user = group = ""  # answering and forwarding need no root
         if user:
             keys["user"] = _number_or_name(user)
         if group:
             keys["group"] = _number_or_name(group)
-        if self._says_yes("groups"):
-            self._note("groups = yes: name the user's groups in groups = [...]", "groups")
+        if self._is_yes("groups"):
+            self._note("groups = yes: list the user's groups in groups = [...]", "groups")
         umask = self._one("umask")
         if umask or self.is_program:
-            keys["umask"] = f"{int(umask or UMASK, 8):03o}"
+            keys["umask"] = f"{int(umask or DEFAULT_UMASK, 8):03o}"
         if nice := self._one("nice"):
             keys["nice"] = max(-20, min(19, int(nice)))
         self._rlimits()
@@ -240,12 +243,13 @@ class _Service:
         for attribute, key in RLIMITS.items():
             value = self._one(attribute)
             if value and value.upper() != "UNLIMITED":
-                limits[key] = as_limit(key, value)
-                self._note(f"{attribute} is a limit of superd's worker, too", attribute)
-                if limits[key] == FEWEST_FILES and value != str(FEWEST_FILES):
-                    self._note(f"{attribute}: superd takes {FEWEST_FILES} at least", attribute)
+                limits[key] = limit_value(key, value)
+                self._note(f"{attribute} limits superd's worker, too", attribute)
+                if limits[key] == MIN_NOFILE and value != str(MIN_NOFILE):
+                    text = f"{attribute}: raised to {MIN_NOFILE}, superd's minimum"
+                    self._note(text, attribute)
         if limits:
-            self.made.keys["rlimits"] = limits
+            self.result.keys["rlimits"] = limits
 
     def _program(self) -> None:
         server, arguments = self._one("server"), self._take("server_args")
@@ -254,7 +258,7 @@ class _Service:
             if arguments:
                 options["argv0"], *arguments = arguments
             else:
-                self._off("flag NAMEINARGS needs server_args", "flags")
+                self._disable("flag NAMEINARGS needs server_args", "flags")
         options["command"] = [server, *arguments] if arguments else server
         variables = dict(pair.partition("=")[::2] for pair in self._take("env"))
         if variables:
@@ -262,102 +266,106 @@ class _Service:
         if "passenv" in self.values:
             options["pass-env"] = self._take("passenv")
         else:
-            self._note("xinetd passes on all of its environment; here it takes pass-env")
-        self.made.keys["options"] = options
+            self._note("xinetd passes on its whole environment; superd passes on only pass-env")
+        self.result.keys["options"] = options
         for attribute in ("server", "user"):
             if not self._words(attribute):
-                self._off(f"it has no {attribute}")
+                self._disable(f"it has no {attribute}")
 
     def _redirect(self, transport: str) -> None:
-        place, remark = target(*self._take("redirect"))
-        self.made.keys["options"] = {"to": f"{transport}://{place}"}
-        if remark:
-            self._note(f"redirect: {remark}", "redirect")
+        address, note = target(*self._take("redirect"))
+        self.result.keys["options"] = {"to": f"{transport}://{address}"}
+        if note:
+            self._note(f"redirect: {note}", "redirect")
         if transport != "tcp":
-            self._off("it redirects tcp only", "redirect")
+            self._disable("xinetd redirects tcp only", "redirect")
         if " ".join(self._words("wait")).lower() == "yes":
-            self._off("a service with redirect must not wait", "wait")
+            self._disable("redirect needs wait = no", "wait")
         if not self._words("user"):
-            self._off("it has no user")
+            self._disable("it has no user")
 
     def _access(self) -> None:
-        keys = self.made.keys
+        keys = self.result.keys
         allow = self._take("only_from") if "only_from" in self.values else None
         deny = self._take("no_access")
-        for pattern in overruled(allow or [], deny):
-            assert allow is not None  # it has this pattern
+        for pattern in overridden(allow or [], deny):
+            assert allow is not None  # the pattern comes from it
             allow = [one for one in allow if one != pattern]
-            text = f"{pattern} of only_from is left out: to xinetd no_access goes before it"
+            text = (
+                f"{pattern} of only_from is left out: xinetd obeys the wider network of no_access"
+            )
             self._note(text, "only_from")
         if allow is not None:
             keys["allow"] = allow
         if deny:
             keys["deny"] = deny
         if allow and deny and any(is_name(pattern) for pattern in allow + deny):
-            self._note("only_from and no_access: xinetd refuses who is in both; superd goes by the"
-                       " more specific of the two", "no_access")  # fmt: skip
+            self._note("only_from and no_access: xinetd refuses a client that matches both; superd"
+                       " applies the more specific of the two", "no_access")  # fmt: skip
         if windows := self._take("access_times"):
-            keys["access-times"] = [with_its_last_minute(window) for window in windows]
+            keys["access-times"] = [half_open_window(window) for window in windows]
 
     def _limits(self) -> None:
-        keys = self.made.keys
+        keys = self.result.keys
         for attribute, key in (("instances", "max-connections"), ("per_source", "max-per-source")):
             value = self._one(attribute).upper()
             if value and not value.strip("0"):
-                self._off(f"{attribute} = 0 lets nobody in", attribute)
+                self._disable(f"{attribute} = 0 admits no client", attribute)
             elif value not in ("", "UNLIMITED"):
                 keys[key] = int(value)
         if "max-connections" in keys:
             keys["on-limit"] = "reject"
         if "max-per-source" in keys:
-            text = "per_source: an IPv6 source is a /64 here; see source-netblock"
+            text = "per_source: superd counts an IPv6 /64 as one source; see source-netblock"
             self._note(text, "per_source")
         rate, *seconds = self._take("cps") or ("0",)
         if int(rate):
             keys["rate"] = f"{int(rate)}/s"
             text = (
-                f"cps: superd never closes the port, hence no {' '.join(seconds)} s; who comes too"
+                f"cps: superd never closes the port (xinetd: {' '.join(seconds)} s); connections"
+                " above the rate are refused or, without instances, delayed"
             )
-            self._note(f"{text} fast is refused or, without instances, waits", "cps")
+            self._note(text, "cps")
         if load := self._one("max_load"):
             keys["max-load"] = float(load)
 
     def _switches(self, transport: str) -> None:
-        keys = self.made.keys
-        waits = self._one("wait").lower()
-        if not waits:
-            self._off("it has no wait")
-        elif transport == "udp" and waits == "no" and self.is_program:
-            self._note(f"wait = no: {NOWAIT}", "wait")
+        keys = self.result.keys
+        wait = self._one("wait").lower()
+        if not wait:
+            self._disable("it has no wait")
+        elif transport == "udp" and wait == "no" and self.is_program:
+            self._note(f"wait = no: {NOWAIT_NOTE}", "wait")
         if self.is_internal and transport == "udp" and keys["plugin"] != "discard":
-            self._note(NO_REFLECTION)
-        elif self.is_program and waits == "yes":
+            self._note(REFLECTION_NOTE)
+        elif self.is_program and wait == "yes":
             keys["wait"] = True
             if transport == "tcp" and keys.keys() & {"allow", "deny"}:
-                self._note("wait: nobody is judged whom the program itself accepts", "wait")
+                self._note("wait: allow and deny do not apply to what the program accepts", "wait")
         is_counted = "TRAFFIC" in {word.upper() for word in self._words("log_on_success")}
         if is_counted and "redirect" not in self.given:
-            self._off("log_on_success has TRAFFIC, which is for redirect only", "log_on_success")
+            self._disable("log_on_success = TRAFFIC needs redirect", "log_on_success")
         for flag in ("NODELAY", "KEEPALIVE"):
             if flag in self.flags:
                 keys[flag.lower()] = True
-        for flag in sorted(self.flags & ABOUT_FLAGS.keys()):
-            self._note(f"flag {flag}: {ABOUT_FLAGS[flag]}", "flags")
+        for flag in sorted(self.flags & FLAG_NOTES.keys()):
+            self._note(f"flag {flag}: {FLAG_NOTES[flag]}", "flags")
         if not self.is_program and "NAMEINARGS" in self.flags:
-            self._off("flag NAMEINARGS is for programs only", "flags")
-        is_listed = _in(self.enabled, self.identity)
-        is_off = self._says_yes("disable") or is_listed is False
-        if is_off or _in(self.disabled, self.identity) or self.is_refused:
-            self.made.keys["enabled"] = False
+            self._disable("flag NAMEINARGS applies to programs only", "flags")
+        is_listed = _contains(self.enabled, self.identity)
+        is_disabled = self._is_yes("disable") or is_listed is False
+        if is_disabled or _contains(self.disabled, self.identity) or self.is_refused:
+            self.result.keys["enabled"] = False
 
-    def _rest(self) -> None:
-        """Tell of everything that is left."""
+    def _note_unused(self) -> None:
+        """Add a note on each attribute that is left."""
         for name in self.values:
-            self._note(f"left out: {name}: {TOLD.get(name, 'it has no equivalent')}", name)
+            why = ATTRIBUTE_NOTES.get(name, "it has no equivalent")
+            self._note(f"left out: {name}: {why}", name)
 
 
 def _listed(name: str, transport: str) -> int | None:
-    """Return the port that /etc/services has for a name."""
+    """Return the port of a name in /etc/services."""
     try:
         return socket.getservbyname(name, transport)
     except (OSError, ValueError):
@@ -368,7 +376,7 @@ def _number_or_name(text: str) -> int | str:
     return int(text) if re.fullmatch("[0-9]{1,10}", text) else text
 
 
-def _in(identities: list[str] | None, one: str) -> bool | None:
+def _contains(identities: list[str] | None, one: str) -> bool | None:
     if identities is None:
         return None
     return one.lower() in {identity.lower() for identity in identities}

@@ -22,7 +22,7 @@ from superd.cli.migrate import migrate
 from superd.errors import ConfigurationError, SuperdError
 from superd.migrate import inetd, xinetd
 from superd.migrate.entries import Note, as_toml
-from superd.migrate.proving import prove
+from superd.migrate.proving import comment_out_rejected
 from tests.config.configurations import written
 
 CORPUS = Path(__file__).parent / "corpus"
@@ -191,8 +191,8 @@ def skipped(notes: list[Note]) -> dict[tuple[str, int], Note]:
     """Return the lines that a note speaks of, with all down to the one that it names."""
     found = {}
     for note in notes:
-        more = re.search(r"with all down to line (\d+)", note.text)
-        start = re.search(r"from line (\d+) on", note.text)
+        more = re.search(r"with the lines up to (\d+)", note.text)
+        start = re.search(r"from line (\d+):", note.text)
         first = int(start[1]) if start else note.line
         for number in range(first, int(more[1]) + 1 if more else note.line + 1):
             found[note.file, number] = note
@@ -280,8 +280,8 @@ def test_no_number_is_too_long(tmp_path: Path, digits: int) -> None:
     body = "".join(f"{name} = {number}\n" for name in names if name not in ("disable", "id"))
     file.write_text(f"service finger\n{{\n{body}access_times = {number}:0-{number}:1\n}}\n")
     entries, _ = xinetd.read(file)
-    prove(entries)
+    comment_out_rejected(entries)
     words = f"{number} stream tcp nowait/{number}/{number} {number} /bin/cat {number}"
     more = f"finger stream tcp nowait.{number} {number}:{number} /bin/cat"
     entries, _ = inetd.read(f"{words}\n{more}\n", "inetd.conf")
-    prove(entries)
+    comment_out_rejected(entries)

@@ -71,7 +71,7 @@ LEFT_OUT = [
     ("x raw tcp nowait root /bin/cat", "socket type raw"),
     ("x stream sctp nowait root /bin/cat", "protocol sctp"),
     ("x stream udp nowait root /bin/cat", "protocol udp"),
-    ("x stream tcp", "expected 6 fields"),
+    ("x stream tcp", "expected at least 6 fields, found 3"),
     ("x stream tcp nowait root internal", "no internal service x"),
 ]
 
@@ -89,7 +89,7 @@ DIFFERENT = [
     ("x stream tcp nowait.60 root /bin/cat", "OpenBSD's serves one fewer"),
     ("x stream tcp nowait root/daemon /bin/cat", "login class daemon"),
     ("x stream tcp,rcvbuf=1m nowait root /bin/cat", "left out: the buffer sizes"),
-    ("x stream tcp perhaps root /bin/cat", "neither wait nor nowait"),
+    ("x stream tcp perhaps root /bin/cat", "expected wait or nowait, found perhaps"),
     ("x stream tcp nowait root /usr/sbin/tcpd in.x", "hosts.allow"),
     ("echo dgram udp wait root internal", "never with more bytes"),
 ]
@@ -109,7 +109,7 @@ def test_a_line_of_addresses_is_for_those_that_follow() -> None:
     )
     entries, notes = inetd.read(text, "inetd.conf")
     assert [str(note) for note in notes] == [
-        "inetd.conf:3: left out: ::1 is of the other family, as inetd has it"
+        "inetd.conf:3: left out: ::1 is not an address of this protocol's family"
     ]
     services = made(entries)
     assert services["x"]["listen"] == ["tcp://127.0.0.2:x", "tcp://[::1]:x"]
@@ -204,19 +204,19 @@ TOLD = [
     ("nonsense = 5", "nonsense has no equivalent"),
     ("flags = SENSOR", "flag SENSOR"),
     ("flags = LABELED", "flag LABELED"),
-    ("flags = WRONG", "xinetd does not serve this service"),
+    ("flags = WRONG", "xinetd rejects this value, and does not serve this service"),
     ("flags = INTERCEPT", "flag INTERCEPT"),
     ("v6only = no", "v6only"),
     ("groups = yes", "groups"),
     ("cps = 5 10", "never closes the port"),
     ("only_from = 10.1.0.0\nno_access = 10.0.0.0", "10.1.0.0/16 of only_from is left out"),
     ("only_from = .example.com\nno_access = 10.0.0.0", "the more specific"),
-    ("redirect = relay.example 80", "the name is looked up again"),
+    ("redirect = relay.example 80", "superd looks the name up again"),
     ("type = RPC", "no RPC services"),
-    ("type = TCPMUX", "its limits hold for who comes by tcpmux, too"),
+    ("type = TCPMUX", "its limits apply to clients of tcpmux, too"),
     ("socket_type = raw", "no raw services"),
     ("type = INTERNAL", "no internal service finger"),
-    ("what is this", "not understood"),
+    ("what is this", 'expected NAME = VALUE, found "what is this"'),
 ]
 
 
@@ -235,7 +235,7 @@ def test_defaults_are_for_all_and_a_services_own_win(tmp_path: Path) -> None:
     entry, notes = of_xinetd(tmp_path, "per_source = 9", defaults)
     assert (entry["max-connections"], entry["max-per-source"]) == (50, 9)
     assert sum("log_type" in note.text for note in notes) == 1
-    assert sum("server has no meaning among the defaults" in note.text for note in notes) == 1
+    assert sum("server has no meaning in the defaults" in note.text for note in notes) == 1
 
 
 @pytest.mark.parametrize(
