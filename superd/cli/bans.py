@@ -9,7 +9,7 @@ import json
 import time
 from pathlib import Path
 
-from superd.cli.daemon import asked
+from superd.cli.daemon import ask_daemon
 from superd.cli.files import daemon_files
 from superd.config.values import parse_duration
 from superd.errors import ExitCode, UsageError
@@ -22,19 +22,19 @@ def ban(file: Path | None, address: str, duration: str, reason: str) -> int:
         seconds = parse_duration(duration)
     except ValueError as error:
         raise UsageError(f"--for: {error}") from None
-    asked(daemon_files(file), "ban", address=_network(address), seconds=seconds, reason=reason)
+    ask_daemon(daemon_files(file), "ban", address=_network(address), seconds=seconds, reason=reason)
     return int(ExitCode.OK)
 
 
 def unban(file: Path | None, address: str) -> int:
     """Lift a ban."""
-    asked(daemon_files(file), "unban", address=_network(address))
+    ask_daemon(daemon_files(file), "unban", address=_network(address))
     return int(ExitCode.OK)
 
 
 def bans(file: Path | None, *, as_json: bool) -> int:
     """List all bans."""
-    found = asked(daemon_files(file), "bans")["bans"]
+    found = ask_daemon(daemon_files(file), "bans")["bans"]
     if as_json:
         print(json.dumps(found, indent=2))
         return int(ExitCode.OK)

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from superd.cli.daemon import asked
+from superd.cli.daemon import ask_daemon
 from superd.cli.figures import UNKNOWN, age, size
 from superd.cli.files import daemon_files, no_such_service, services_in
 from superd.errors import ExitCode, SuperdError, shown
@@ -21,7 +21,7 @@ from superd.observe.rows import table
 def connections(file: Path | None, service: str | None, *, as_json: bool) -> int:
     """List the connections of all services, or of one; exit 1 if the list is incomplete."""
     try:
-        answer = asked(daemon_files(file), "connections", service=service)
+        answer = ask_daemon(daemon_files(file), "connections", service=service)
     except SuperdError as error:
         if service is None or error.exit_code != ExitCode.USAGE:
             raise
@@ -45,7 +45,7 @@ def connections(file: Path | None, service: str | None, *, as_json: bool) -> int
 
 def kill(file: Path | None, connection: str) -> int:
     """Close one connection."""
-    asked(daemon_files(file), "kill", id=connection)
+    ask_daemon(daemon_files(file), "kill", id=connection)
     return int(ExitCode.OK)
 
 

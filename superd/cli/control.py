@@ -19,7 +19,7 @@ from typing import Any
 from superd.cli.daemon import (
     ControlConnection,
     ServesAnotherFile,
-    asked,
+    ask_daemon,
     connected,
     holder_of,
     process_of,
@@ -44,7 +44,7 @@ def stop(file: Path | None) -> int:
     if descriptor is None or process_of(files) != pid:
         return int(ExitCode.OK)  # it ended meanwhile
     try:
-        asked(files, "forget-sockets")
+        ask_daemon(files, "forget-sockets")
     except ServesAnotherFile:
         raise
     except SuperdError:
@@ -78,7 +78,7 @@ def upgrade(file: Path | None) -> int:
 def enable(file: Path | None, service: str, *, enabled: bool) -> int:
     """Enable or disable a service, whatever its entry says; return once that is done or failed."""
     files = daemon_files(file)
-    known = {one["name"] for one in asked(files, "status")["services"]}
+    known = {one["name"] for one in ask_daemon(files, "status")["services"]}
     if service not in known:
         known |= services_in(file)
         if service not in known:
@@ -137,13 +137,13 @@ def _report_with_services(answer: Any) -> int:
 
 def reopen(file: Path | None) -> int:
     """Have the daemon reopen its log files."""
-    asked(daemon_files(file), "reopen")
+    ask_daemon(daemon_files(file), "reopen")
     return int(ExitCode.OK)
 
 
 def log_level(file: Path | None, level: str | None) -> int:
     """Show the least severe level that is logged, or change it."""
-    answer = asked(daemon_files(file), "log-level", level=level)
+    answer = ask_daemon(daemon_files(file), "log-level", level=level)
     if level is None:
         print(answer["level"])
     return int(ExitCode.OK)

@@ -105,12 +105,6 @@ def _without_error(answer: Any) -> Any:
     raise error
 
 
-def ask(path: Path, request: str, **arguments: object) -> Any:
-    """Send one request to a control socket and return the answer, which may be an error."""
-    with ControlConnection(path) as connection:
-        return connection.ask(request, **arguments)
-
-
 @contextlib.contextmanager
 def connected(files: DaemonFiles) -> Iterator[ControlConnection]:
     """Provide a connection to the daemon that serves a configuration."""
@@ -131,7 +125,7 @@ def connected(files: DaemonFiles) -> Iterator[ControlConnection]:
         yield connection
 
 
-def asked(files: DaemonFiles, request: str, **arguments: object) -> Any:
+def ask_daemon(files: DaemonFiles, request: str, **arguments: object) -> Any:
     """Send one request to the daemon and return its answer."""
     with connected(files) as connection:
         return connection.request(request, **arguments)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from superd.cli.daemon import NotRunning, asked
+from superd.cli.daemon import NotRunning, ask_daemon
 from superd.cli.figures import UNKNOWN, age, size
 from superd.cli.files import daemon_files
 from superd.errors import ExitCode
@@ -25,7 +25,7 @@ REFUSED = "refused-"  # prefix of the counters of refusals
 def status(file: Path | None, form: str) -> int:
     """Print the status as "text", "json" or "prometheus"; exit 3 where no daemon runs."""
     try:
-        answer = asked(daemon_files(file), "metrics" if form == "prometheus" else "status")
+        answer = ask_daemon(daemon_files(file), "metrics" if form == "prometheus" else "status")
     except NotRunning:
         if form == "prometheus":
             print("superd is not running", file=sys.stderr)

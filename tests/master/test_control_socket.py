@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from superd.cli.daemon import ControlConnection, ask
+from superd.cli.daemon import ControlConnection
 from superd.errors import AddressInUse, NotPermitted, SuperdError
 from superd.master.control_socket import (
     MAX_CLIENTS,
@@ -26,6 +26,12 @@ from superd.master.control_socket import (
 )
 from superd.process.isolated import run_isolated
 from tests.support.harness import EVENT_TIMEOUT, until
+
+
+def ask(path: Path, request: str, **arguments: object) -> Any:
+    """Send one request on a connection of its own."""
+    with ControlConnection(path) as connection:
+        return connection.ask(request, **arguments)
 
 
 class Pending:

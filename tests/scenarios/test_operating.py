@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from superd.cli.daemon import ask
 from superd.observe.connections import End
 from tests.conftest import Start
 from tests.support.clients import connect_many, is_open, receive_to_end
@@ -110,14 +109,14 @@ UNCOUNTED = ("cat",)  # without timeouts in the entry, superd does not ask the k
 
 def listed(served: Superd, service: str | None = None) -> list[dict[str, Any]]:
     """Return the rows of `superd connections` from the control socket; faster than the command."""
-    answer = ask(served.directory / "control", "connections", service=service)
+    answer = served.answer("connections", service=service)
     assert (answer["untold"], answer["left-out"]) == ([], 0)
     rows: list[dict[str, Any]] = answer["connections"]
     return rows
 
 
 def kill(served: Superd, row: dict[str, Any]) -> None:
-    assert ask(served.directory / "control", "kill", id=row["id"]) == {}
+    assert served.answer("kill", id=row["id"]) == {}
 
 
 def closed_record(served: Superd, connection: str) -> Record:
@@ -165,7 +164,7 @@ def test_a_connection_is_listed_and_can_be_killed(
     assert (record["end"], record["service"]) == (End.KILLED.value, service)
     assert listed(served, service) == []
     served.wait_for_log(f"info: connection {row['id']} ended by the operator")
-    again = ask(served.directory / "control", "kill", id=row["id"])
+    again = served.answer("kill", id=row["id"])
     assert again == {"error": f"there is no connection {row['id']}"}
 
 
@@ -373,7 +372,7 @@ def test_the_traffic_of_a_service_includes_ended_and_open_connections(
     served = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
 
     def traffic() -> Any:
-        return ask(served.directory / "control", "traffic")["traffic"]["echo"]
+        return served.answer("traffic")["traffic"]["echo"]
 
     with served.connect("echo") as client:
         client.sendall(b"12345")

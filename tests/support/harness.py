@@ -21,7 +21,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from superd.cli.daemon import ask
+from superd.cli.daemon import ControlConnection
 from tests.support import proc
 
 EVENT_TIMEOUT = 15.0  # seconds; a test fails if an event takes longer
@@ -123,9 +123,10 @@ class Superd:
         done = self.run("status", "--json")
         return json.loads(done.stdout)
 
-    def answer(self) -> Any:
-        """Ask the control socket for the status; much faster than the command."""
-        return ask(self.directory / "control", "status")
+    def answer(self, request: str = "status", **arguments: object) -> Any:
+        """Send a request to the control socket; much faster than the command."""
+        with ControlConnection(self.directory / "control") as connection:
+            return connection.ask(request, **arguments)
 
     def counts(self, service: str) -> dict[str, int]:
         """Return the counters of a service."""
