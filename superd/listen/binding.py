@@ -15,7 +15,7 @@ import stat
 from superd.config.model import Service
 from superd.net.addresses import Address
 from superd.net.pktinfo import enable_pktinfo
-from superd.net.timeouts import ACCEPT_TIMEOUT, NO_TIMEOUT
+from superd.net.receive_timeout import ACCEPT_TIMEOUT, NO_TIMEOUT
 
 # Linux; the socket module lacks these names before Python 3.12 and 3.14
 IP_FREEBIND = 15

@@ -23,8 +23,13 @@ from superd.errors import reason
 from superd.net.passing import rights_for
 from superd.observe.records import Record, failure
 from superd.process.forking import describe_exit, fork_child
-from superd.worker.blocking.child import ABORTED, MAX_MESSAGE_SIZE, HandlerProcess, result_of
 from superd.worker.blocking.connection import TALLY_SIZE, TallyCell
+from superd.worker.blocking.handler_process import (
+    ABORTED,
+    MAX_MESSAGE_SIZE,
+    HandlerProcess,
+    result_of,
+)
 from superd.worker.blocking.session import START_RETRY_INTERVAL, BlockingSession, Executor
 from superd.worker.channel import Channel
 from superd.worker.runtime.context import Context

@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from superd.net.closing import reset_on_close
-from superd.net.timeouts import NO_TIMEOUT
+from superd.net.receive_timeout import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.service import Unavailable

@@ -21,7 +21,7 @@ from superd.admission.gate import Ticket
 from superd.net.addresses import Transport
 from superd.net.closing import reset_on_close
 from superd.net.passing import pass_socket
-from superd.net.timeouts import NO_TIMEOUT
+from superd.net.receive_timeout import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.connection import DEFAULT_LINE_LIMIT, Connection

@@ -179,7 +179,7 @@ def test_a_pause_does_not_outlive_the_stop() -> None:
 
 def test_a_listener_that_another_process_made_blocking_does_not_block() -> None:
     """The real socket, as the master makes it: SO_RCVTIMEO bounds the wait."""
-    from superd.net.timeouts import ACCEPT_TIMEOUT
+    from superd.net.receive_timeout import ACCEPT_TIMEOUT
 
     bench = Bench()
     with socket.create_server(("127.0.0.1", 0)) as listener:
