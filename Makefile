@@ -7,7 +7,7 @@ READY := $(VENV)/.installed
 
 # The tests mostly wait for daemons, so more of them run at a time than the machine may have cores.
 # They start superd a thousand times; it is compiled once, before them.
-PYTEST := $(BIN)/python -m compileall -q superd plugins && $(BIN)/python -m pytest -q
+PYTEST := $(BIN)/python -m compileall -q superd plugins && $(BIN)/python -m pytest
 PARALLEL := -n 4 --dist worksteal
 
 .PHONY: run test test-all soak bench check clean
