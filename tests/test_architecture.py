@@ -1,7 +1,6 @@
 """Imports point down and form no circle; each folder belongs to one layer and one process.
 
-Every import counts, also one that only a type checker sees: whoever reads a file has to know what
-it depends on.
+Every import counts, also one that only a type checker sees: a reader of the file has to know it.
 """
 
 from __future__ import annotations

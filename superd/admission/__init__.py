@@ -1,1 +1,1 @@
-"""Who is let in and what is answered, and the counts of it. Runs in workers; pure functions."""
+"""Admission: which clients are admitted, which datagrams answered, and the counters of both."""

@@ -151,7 +151,7 @@ class Sources:
         self._counts[slot * self._workers + self._column] += 1
 
     def leave(self, slot: int) -> None:
-        """Count it no more. This needs no lock: only this worker writes to the cell, and the source
+        """Stop counting it. This needs no lock: only this worker writes to the cell, and the source
         keeps its slot until the count is 0.
         """
         self._counts[slot * self._workers + self._column] -= 1
