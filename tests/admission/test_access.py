@@ -1,4 +1,4 @@
-"""Access lists: by tables, and against a model that compares every rule with everybody."""
+"""Access lists: by tables, and against a model that compares every rule with every host."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from superd.admission.access import AccessList, Rule, UnixPeer, Verdict
 from superd.net.patterns import Network, parse_pattern
 
 
-def access(allow: Sequence[str] | None, deny: Sequence[str] = ()) -> AccessList:
+def access_list(allow: Sequence[str] | None, deny: Sequence[str] = ()) -> AccessList:
     rules = [Rule(True, parse_pattern(text)) for text in allow or ()]
     rules += [Rule(False, parse_pattern(text)) for text in deny]
     return AccessList(rules, has_allow=allow is not None)
@@ -34,17 +34,17 @@ HOSTS = [
     (["192.0.2.0/24"], [], "192.0.1.255", REFUSED),
     (None, ["192.0.2.0/24"], "192.0.2.1", REFUSED),
     (None, ["192.0.2.0/24"], "192.0.3.1", ADMITTED),
-    # the most specific wins, whichever list it is in
+    # the most specific rule decides, whichever list has it
     (["192.0.2.0/24"], ["192.0.0.0/16"], "192.0.2.1", ADMITTED),
     (["192.0.0.0/16"], ["192.0.2.0/24"], "192.0.2.1", REFUSED),
     (["192.0.0.0/16", "192.0.2.7"], ["192.0.2.0/24"], "192.0.2.7", ADMITTED),
     (["192.0.2.0/24"], ["192.0.2.0/24"], "192.0.2.1", REFUSED),
     (["0.0.0.0/0"], ["*"], "192.0.2.1", ADMITTED),
-    # the edges of the number space
+    # the lowest and highest addresses
     (["0.0.0.0/32"], [], "0.0.0.0", ADMITTED),
     (["255.255.255.255"], [], "255.255.255.255", ADMITTED),
     (["128.0.0.0/1"], [], "127.255.255.255", REFUSED),
-    # families do not mix, but what is IPv4-mapped is IPv4
+    # IPv4 rules match no IPv6 address, and the reverse, but an IPv4-mapped address is IPv4
     (["0.0.0.0/0"], [], "2001:db8::1", REFUSED),
     (["::/0"], [], "192.0.2.1", REFUSED),
     (["::/0"], [], "2001:db8::1", ADMITTED),
@@ -52,7 +52,7 @@ HOSTS = [
     (["::ffff:127.0.0.0/104"], [], "127.0.0.1", ADMITTED),
     (["fe80::/10"], [], "fe80::1%lo", ADMITTED),
     (["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"], [], "ffff:" * 7 + "ffff", ADMITTED),
-    # names
+    # rules for host names
     (["host.example"], [], "192.0.2.1", DEPENDS),
     (["host.example"], ["192.0.2.1"], "192.0.2.1", REFUSED),
     (["192.0.2.1"], ["host.example"], "192.0.2.1", ADMITTED),
@@ -62,10 +62,10 @@ HOSTS = [
 
 
 @pytest.mark.parametrize(("allow", "deny", "host", "expected"), HOSTS)
-def test_a_host_is_judged(
+def test_an_access_list_admits_or_refuses_a_host_by_its_address(
     allow: list[str] | None, deny: list[str], host: str, expected: Verdict
 ) -> None:
-    assert access(allow, deny).verdict(host) is expected
+    assert access_list(allow, deny).verdict(host) is expected
 
 
 NAMES = [
@@ -81,7 +81,7 @@ NAMES = [
     (["host.example"], ["192.0.0.0/16"], "host.example", True),
     (["192.0.0.0/16"], ["host.example"], "host.example", False),
     (["192.0.0.0/16"], ["host.example"], "other.example", True),
-    # who has no confirmed name might be one that is denied
+    # a host without a confirmed name may have a denied one
     (["192.0.0.0/16"], ["host.example"], "", False),
     (["*"], ["host.example"], "", False),
     (None, ["host.example"], "", False),
@@ -91,10 +91,10 @@ NAMES = [
 
 
 @pytest.mark.parametrize(("allow", "deny", "name", "expected"), NAMES)
-def test_a_host_is_judged_by_its_name(
+def test_an_access_list_admits_or_refuses_a_host_by_its_confirmed_name(
     allow: list[str] | None, deny: list[str], name: str, expected: bool
 ) -> None:
-    rules = access(allow, deny)
+    rules = access_list(allow, deny)
     assert rules.verdict("192.0.2.1") is DEPENDS
     assert rules.admits_named("192.0.2.1", name) is expected
 
@@ -117,10 +117,10 @@ PEERS = [
 
 
 @pytest.mark.parametrize(("allow", "deny", "peer", "expected"), PEERS)
-def test_the_peer_of_a_unix_socket_is_judged(
+def test_an_access_list_admits_or_refuses_the_peer_of_a_unix_socket(
     allow: list[str] | None, deny: list[str], peer: UnixPeer, expected: bool
 ) -> None:
-    rules = access(allow, deny)
+    rules = access_list(allow, deny)
     assert rules.admits(rules.rule_for_user(peer)) is expected
 
 
@@ -144,7 +144,7 @@ ADDRESSES = st.builds(lambda bits, low: ipaddress.IPv4Address(bits << 24 | low),
 
 @settings(max_examples=500, deadline=None)
 @given(NETWORKS, st.booleans(), st.lists(ADDRESSES, max_size=20))
-def test_any_networks_are_judged_as_a_naive_model_does(
+def test_an_access_list_of_any_networks_agrees_with_a_naive_model(
     networks: list[tuple[bool, ipaddress.IPv4Network | ipaddress.IPv6Network]],
     has_allow: bool,
     hosts: list[ipaddress.IPv4Address | ipaddress.IPv6Address],
@@ -157,7 +157,7 @@ def test_any_networks_are_judged_as_a_naive_model_does(
         assert (judged.verdict(str(host)) is ADMITTED) is expected
 
 
-def test_ten_thousand_networks_are_judged_right() -> None:
+def test_an_access_list_of_ten_thousand_networks_decides_correctly() -> None:
     networks = [ipaddress.ip_network(f"10.{n >> 8}.{n & 255}.0/24") for n in range(0, 20_000, 2)]
     rules = AccessList([Rule(True, Network(n)) for n in networks], has_allow=True)
     for number in range(20_000):

@@ -32,7 +32,7 @@ EVENTS = st.lists(
 
 @settings(max_examples=300, deadline=None)
 @given(EVENTS)
-def test_any_sequence_of_events_has_the_result_of_a_naive_model(
+def test_the_table_of_bans_agrees_with_a_naive_model_after_any_events(
     events: list[tuple[str, IPNetwork | None, int]],
 ) -> None:
     table, model, now = BanTable(), dict[IPNetwork, int](), 0
@@ -52,7 +52,7 @@ def test_any_sequence_of_events_has_the_result_of_a_naive_model(
             assert table.is_banned(host, now) is expected
 
 
-def test_a_mapped_address_is_ipv4_and_a_scope_is_ignored() -> None:
+def test_a_ban_matches_mapped_addresses_as_ipv4_and_ignores_scopes() -> None:
     table = BanTable()
     table.add(parse_network("127.0.0.1"), 10)
     table.add(parse_network("fe80::1"), 10)
@@ -62,7 +62,7 @@ def test_a_mapped_address_is_ipv4_and_a_scope_is_ignored() -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_the_greatest_number_of_bans_fits_and_each_is_found(version: int) -> None:
+def test_the_table_holds_and_finds_the_maximum_number_of_bans(version: int) -> None:
     table = BanTable()
     first = int(ipaddress.ip_address("10.0.0.0" if version == 4 else "2001:db8::"))
     kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address

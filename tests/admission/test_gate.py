@@ -1,4 +1,4 @@
-"""The gate's decisions against a naive model, over any history and several workers."""
+"""The gate: each limit by tables, and any history of several workers against a naive model."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from superd.admission.refusals import Refusal
 from superd.admission.scoreboard import Count, Roster, Scoreboard
 from superd.config.model import Daemon, Limits, Service
 
-START = 1000 * SECOND
+START_TIME = 1000 * SECOND
 HOSTS = ("192.0.2.1", "192.0.2.2", "2001:db8::1", "2001:db8::2", "2001:db8:1::1")
 
 
 class Clock:
-    """The gate's time, as the test sets it."""
+    """The gate's clock in nanoseconds, set by the test."""
 
     def __init__(self) -> None:
-        self.now = START
+        self.now = START_TIME
 
     def __call__(self) -> int:
         return self.now
@@ -37,7 +37,7 @@ class Clock:
 
 @dataclass
 class Gates:
-    """The gates of one service in several workers, and what they have let in."""
+    """The gates of one service in several workers, and its number of active connections."""
 
     entry: Service
     daemon: Daemon
@@ -80,7 +80,7 @@ def daemon(**limits: object) -> Daemon:
     return Daemon.model_validate({key.replace("_", "-"): value for key, value in limits.items()})
 
 
-CASES = [
+LIMIT_CASES = [
     ({}, {}, [None] * 4),
     ({"max_connections": 2}, {}, [None, None, Refusal.CONNECTIONS]),
     ({"max_per_source": 1}, {}, [None, Refusal.SOURCE_CONNECTIONS]),
@@ -94,7 +94,7 @@ CASES = [
     ({}, {"rate": "1/s"}, [None, Refusal.DAEMON_RATE]),
     ({}, {"rate_per_source": "1/s"}, [None, Refusal.DAEMON_SOURCE_RATE]),
     ({}, {"max_load": 1}, [Refusal.DAEMON_LOAD]),
-    # the order: load, rate, each source's rate and number, and the number of all
+    # the order of the checks: load, rate, the source's rate and connections, all connections
     ({"max_load": 1, "rate": "1/min"}, {}, [Refusal.LOAD]),
     ({"rate": "1/s", "rate_per_source": "1/s"}, {}, [None, Refusal.RATE]),
     ({"rate_per_source": "1/s", "max_per_source": 1}, {}, [None, Refusal.SOURCE_RATE]),
@@ -103,8 +103,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("own", "overall", "expected"), CASES)
-def test_what_a_limit_refuses_has_its_name(
+@pytest.mark.parametrize(("own", "overall", "expected"), LIMIT_CASES)
+def test_a_refusal_names_the_limit_that_was_reached(
     own: dict[str, object], overall: dict[str, object], expected: list[Refusal | None]
 ) -> None:
     gates = Gates(entry(on_limit="reject", **own), daemon(**overall), load=2.0)
@@ -114,7 +114,7 @@ def test_what_a_limit_refuses_has_its_name(
     assert gates.active == expected.count(None)
 
 
-def test_a_datagram_meets_all_limits_but_those_of_connections() -> None:
+def test_all_limits_except_those_of_connections_apply_to_a_datagram() -> None:
     limits = entry(max_connections=1, max_per_source=1, rate_per_source="2/s")
     gate = Gates(limits, daemon()).gates[0]
     answers = [gate.admit_datagram(HOSTS[0]) for _ in range(3)]
@@ -124,7 +124,7 @@ def test_a_datagram_meets_all_limits_but_those_of_connections() -> None:
 
 
 @pytest.mark.parametrize("kind", ["admit_datagram", "admit_flow"])
-def test_forged_datagrams_leave_room_to_count_connections(kind: str) -> None:
+def test_forged_datagrams_leave_slots_for_the_sources_of_connections(kind: str) -> None:
     gate = Gates(entry(rate_per_source="1/min", on_limit="reject"), daemon()).gates[0]
     answers = [getattr(gate, kind)(host(1, number)) for number in range(SLOTS)]
     assert Refusal.SOURCES not in answers[:MAX_SOURCES]
@@ -133,7 +133,7 @@ def test_forged_datagrams_leave_room_to_count_connections(kind: str) -> None:
         assert not isinstance(gate.admit(host(2, number)), Refusal)
 
 
-def test_datagrams_and_connections_of_a_source_are_counted_together() -> None:
+def test_datagrams_and_connections_of_a_source_share_one_rate() -> None:
     gate = Gates(entry(rate_per_source="2/min", burst_per_source=2, on_limit="reject"), daemon())
     for number in range(2000):
         ways = [gate.gates[0].admit_datagram, gate.gates[0].admit]
@@ -147,14 +147,14 @@ def host(network: int, number: int) -> str:
     return f"10.{network}.{number >> 8}.{number & 255}"
 
 
-def test_the_peer_of_a_unix_socket_is_a_source_by_its_user() -> None:
+def test_unix_peers_of_one_user_are_one_source() -> None:
     gate = Gates(entry(max_per_source=1, on_limit="reject"), daemon()).gates[0]
     assert not isinstance(gate.admit(UnixPeer(1000)), Refusal)
     assert gate.admit(UnixPeer(1000)) is Refusal.SOURCE_CONNECTIONS
     assert not isinstance(gate.admit(UnixPeer(1001)), Refusal)
 
 
-def test_where_clients_wait_a_place_is_taken_before_one_is_accepted() -> None:
+def test_with_on_limit_wait_a_worker_reserves_a_slot_before_it_accepts() -> None:
     gates = Gates(entry(max_connections=1, rate="2/s", max_per_source=1), daemon())
     first, second = gates.gates
     assert first.reserve() == 0
@@ -170,44 +170,44 @@ def test_where_clients_wait_a_place_is_taken_before_one_is_accepted() -> None:
     assert gates.active == 1
 
 
-def test_who_is_turned_away_after_a_place_was_taken_gives_it_back() -> None:
+def test_a_refused_client_returns_the_reserved_slot_and_token() -> None:
     gates = Gates(entry(max_connections=9, rate="1/min", burst=2, max_per_source=1), daemon())
     gate = gates.gates[0]
     assert gate.reserve() == 0
     assert not isinstance(gate.admit(HOSTS[0]), Refusal)
     for _ in range(5):
-        assert gate.reserve() == 0  # the token was given back each time
+        assert gate.reserve() == 0  # each refusal returned the token
         assert gate.admit(HOSTS[0]) is Refusal.SOURCE_CONNECTIONS
     assert gates.active == 1
 
 
-def waiting(gate: Gate) -> Ticket:
-    """Have somebody come whose name is to be asked for, and return the ticket."""
+def ticket_awaiting_a_name(gate: Gate) -> Ticket:
+    """Return the ticket of a client whose name must be looked up first."""
     assert gate.reserve() == 0
     answer = gate.admit(HOSTS[0])
     assert isinstance(answer, Unnamed)
     return answer.ticket
 
 
-def test_who_waits_for_a_name_has_a_place_until_it_is_refused_by_it() -> None:
+def test_a_client_keeps_its_slot_during_the_name_look_up_until_its_name_is_refused() -> None:
     limits = entry(max_connections=2, max_per_source=1, rate="1/min", burst=2, deny=[".bad"])
     gates = Gates(limits, daemon())
     gate = gates.gates[0]
     for _ in range(5):
-        ticket = waiting(gate)
+        ticket = ticket_awaiting_a_name(gate)
         assert gates.active == 1
         assert gate.reserve() == 0
         assert gate.admit(HOSTS[0]) is Refusal.SOURCE_CONNECTIONS
         assert gate.admit_named(HOSTS[0], "host.bad", ticket) is Refusal.ACCESS
         assert gates.active == 0
-    assert gate.admit_named(HOSTS[0], "host.good", waiting(gate)) != NO_SOURCE
+    assert gate.admit_named(HOSTS[0], "host.good", ticket_awaiting_a_name(gate)) != NO_SOURCE
     assert gates.active == 1
     second = gate.reserve() or gate.admit(HOSTS[1])
     assert isinstance(second, Unnamed)
     assert gates.gates[1].reserve() > 0
 
 
-def test_a_worker_that_dies_gives_everything_back() -> None:
+def test_the_slots_of_a_dead_worker_are_free_again() -> None:
     gates = Gates(entry(max_connections=3, max_per_source=2, on_limit="reject"), daemon())
     for _ in range(2):
         assert not isinstance(gates.gates[0].admit(HOSTS[0]), Refusal)
@@ -217,7 +217,7 @@ def test_a_worker_that_dies_gives_everything_back() -> None:
         assert not isinstance(gates.gates[1].admit(HOSTS[0]), Refusal)
 
 
-def test_a_lock_that_is_not_let_go_keeps_clients_out_but_stops_nobody() -> None:
+def test_a_stuck_lock_refuses_clients_and_blocks_no_worker() -> None:
     gates = Gates(entry(max_connections=3, on_limit="reject"), daemon(rate="9/s"))
     reader, writer = os.pipe()
     pid = os.fork()
@@ -234,20 +234,20 @@ def test_a_lock_that_is_not_let_go_keeps_clients_out_but_stops_nobody() -> None:
         os.waitpid(pid, 0)
         os.close(reader)
         os.close(writer)
-    assert gates.gates[0].reserve() == 0  # the kernel took it back
+    assert gates.gates[0].reserve() == 0  # the kernel released the lock of the dead process
 
 
-# Against a model that keeps lists and adds up fractions
+# Against a model that keeps lists and adds fractions
 
 
 @dataclass
 class ModelBucket:
-    """Tokens drip in; one event takes one."""
+    """A token bucket in fractions; each event takes one token."""
 
     rate: Fraction
     burst: int
     tokens: Fraction = field(init=False)
-    at: int = START
+    at: int = START_TIME
 
     def __post_init__(self) -> None:
         self.tokens = Fraction(self.burst)
@@ -264,7 +264,7 @@ LIMITS = st.fixed_dictionaries(
     optional={
         "max_connections": st.integers(1, 4),
         "max_per_source": st.integers(1, 3),
-        # so that an interval is a whole number of ns, and the model's fractions are the gate's
+        # rates whose interval is a whole number of ns, so that the model rounds as the gate does
         "rate": st.sampled_from(["1/s", "2/s", "5/s", "60/min"]),
         "burst": st.integers(1, 4),
         "rate_per_source": st.sampled_from(["1/s", "2/s", "10/s"]),
@@ -273,7 +273,7 @@ LIMITS = st.fixed_dictionaries(
 )
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("come"), st.sampled_from(HOSTS), st.integers(0, 1)),
+        st.tuples(st.just("connect"), st.sampled_from(HOSTS), st.integers(0, 1)),
         st.tuples(st.just("leave"), st.integers(0, 9), st.just(0)),
         st.tuples(st.just("time"), st.integers(0, 3 * SECOND), st.just(0)),
         st.tuples(st.just("crash"), st.integers(0, 1), st.just(0)),
@@ -288,11 +288,11 @@ def source(host: str) -> str:
 
 
 class Model:
-    """One scope's limits, kept in the plainest way."""
+    """The limits of one scope: of the service or the daemon."""
 
     def __init__(self, limits: dict[str, object]) -> None:
         self.limits = limits
-        self.inside: list[tuple[str, int]] = []
+        self.active: list[tuple[str, int]] = []
         self.bucket = self._bucket("rate", "burst")
         self.buckets: dict[str, ModelBucket] = {}
 
@@ -309,10 +309,10 @@ class Model:
         if "rate_per_source" in self.limits:
             key = source(host)
             if key not in self.buckets:
-                made = self._bucket("rate_per_source", "burst_per_source")
-                assert made is not None
-                made.at = now
-                self.buckets[key] = made
+                bucket = self._bucket("rate_per_source", "burst_per_source")
+                assert bucket is not None
+                bucket.at = now
+                self.buckets[key] = bucket
             yield self.buckets[key]
 
     def admits(self, host: str, now: int) -> bool:
@@ -320,20 +320,20 @@ class Model:
             bucket.refill(now)
             if bucket.tokens < 1:
                 return False
-        same = [one for one, _ in self.inside if one == source(host)]
-        most = self.limits.get("max_connections", 99)
-        most_same = self.limits.get("max_per_source", 99)
-        return len(self.inside) < int(str(most)) and len(same) < int(str(most_same))
+        of_source = [known for known, _ in self.active if known == source(host)]
+        maximum = int(str(self.limits.get("max_connections", 99)))
+        per_source = int(str(self.limits.get("max_per_source", 99)))
+        return len(self.active) < maximum and len(of_source) < per_source
 
     def take(self, host: str, worker: int, now: int) -> None:
         for bucket in self.buckets_of(host, now):
             bucket.tokens -= 1
-        self.inside.append((source(host), worker))
+        self.active.append((source(host), worker))
 
 
 @settings(max_examples=150, deadline=None)
 @given(LIMITS, LIMITS, EVENTS)
-def test_any_history_is_judged_as_a_naive_model_does(
+def test_the_gate_agrees_with_a_naive_model_after_any_history(
     own: dict[str, object], overall: dict[str, object], events: list[tuple[str, object, int]]
 ) -> None:
     gates = Gates(entry(on_limit="reject", **own), daemon(**overall))
@@ -347,16 +347,16 @@ def test_any_history_is_judged_as_a_naive_model_does(
             gates.vacate(int(str(what)))
             tickets = [(ticket, place) for ticket, place in tickets if place != what]
             for model in models:
-                model.inside = [(host, place) for host, place in model.inside if place != what]
+                model.active = [(host, place) for host, place in model.active if place != what]
         elif kind == "leave" and tickets:
             number = int(str(what)) % len(tickets)
             ticket, place = tickets.pop(number)
             gates.gates[place].leave(ticket)
             for model in models:
-                del model.inside[number]
-        elif kind == "come":
+                del model.active[number]
+        elif kind == "connect":
             host = str(what)
-            expected = all([model.admits(host, now) for model in models])  # noqa: C419  all refill
+            expected = all([model.admits(host, now) for model in models])  # noqa: C419  every model must refill
             answer = gates.gates[worker].admit(host)
             assert (not isinstance(answer, Refusal)) is expected
             if not isinstance(answer, (Refusal, Unnamed)):
@@ -366,9 +366,9 @@ def test_any_history_is_judged_as_a_naive_model_does(
         assert gates.active == len(tickets)
 
 
-def test_the_gates_own_clock_is_the_monotonic_one() -> None:
+def test_the_gate_uses_the_monotonic_clock() -> None:
     assert Counters._field_defaults == {"clock": time.monotonic_ns}
 
 
-def test_limits_have_the_same_keys_for_a_service_and_the_daemon() -> None:
+def test_a_service_and_the_daemon_have_the_same_keys_for_limits() -> None:
     assert set(Limits.model_fields) <= set(Service.model_fields) & set(Daemon.model_fields)

@@ -1,4 +1,4 @@
-"""Buckets, sources and load: each limit by itself, by tables."""
+"""Token buckets, sources and load: each limit alone, by tables."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from superd.config.model import SourceNetblock
         (1.5, 0, Bucket(666_666_667, 1)),
     ],
 )
-def test_a_bucket_of_a_rate_holds_a_seconds_worth_unless_it_says(
+def test_a_bucket_holds_the_tokens_of_one_second_unless_burst_is_set(
     rate: float, burst: int, expected: Bucket | None
 ) -> None:
     assert Bucket.of(rate, burst) == expected
 
 
-def taken(bucket: Bucket, moments: list[int]) -> list[bool]:
-    """Return which of the events at some moments a bucket lets in."""
+def admissions(bucket: Bucket, moments: list[int]) -> list[bool]:
+    """Return for events at some times whether a bucket admits each."""
     due, answers = 0, []
     for now in moments:
         answers.append(not bucket.wait(due, now))
@@ -36,15 +36,15 @@ def taken(bucket: Bucket, moments: list[int]) -> list[bool]:
     return answers
 
 
-def test_a_bucket_lets_a_burst_in_and_then_one_each_interval() -> None:
+def test_a_bucket_admits_a_burst_and_then_one_event_each_interval() -> None:
     start = 1000 * SECOND
     bucket = Bucket(SECOND, 3)
     moments = [start] * 5 + [start + SECOND] * 2 + [start + 10 * SECOND] * 4
     expected = [True] * 3 + [False] * 2 + [True, False] + [True] * 3 + [False]
-    assert taken(bucket, moments) == expected
+    assert admissions(bucket, moments) == expected
 
 
-def test_a_bucket_tells_how_long_to_wait() -> None:
+def test_a_bucket_returns_the_time_until_the_next_token() -> None:
     bucket = Bucket(SECOND, 2)
     now = 1000 * SECOND
     due = bucket.after(bucket.after(0, now), now)
@@ -54,7 +54,7 @@ def test_a_bucket_tells_how_long_to_wait() -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "ipv4", "ipv6", "are_one"),
+    ("first", "second", "ipv4", "ipv6", "is_same"),
     [
         ("192.0.2.1", "192.0.2.1", 32, 64, True),
         ("192.0.2.1", "192.0.2.2", 32, 64, False),
@@ -73,14 +73,14 @@ def test_a_bucket_tells_how_long_to_wait() -> None:
         (UnixPeer(0), UnixPeer(1000), 0, 0, False),
     ],
 )
-def test_a_source_is_a_netblock(
-    one: str | UnixPeer, other: str | UnixPeer, ipv4: int, ipv6: int, are_one: bool
+def test_hosts_of_one_netblock_and_peers_of_one_user_are_one_source(
+    first: str | UnixPeer, second: str | UnixPeer, ipv4: int, ipv6: int, is_same: bool
 ) -> None:
     netblock = SourceNetblock(ipv4=ipv4, ipv6=ipv6)
-    assert (source_of(one, netblock) == source_of(other, netblock)) is are_one
+    assert (source_of(first, netblock) == source_of(second, netblock)) is is_same
 
 
-def test_the_load_is_asked_for_once_a_second() -> None:
+def test_the_load_is_read_once_a_second() -> None:
     answers = iter([1.0, 2.0])
     load = Load(lambda: next(answers))
     now = 1000 * SECOND

@@ -1,4 +1,4 @@
-"""Memory that processes share, and the hash table in it."""
+"""Shared memory, and the hash table in it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_no_process_can_change_the_size_of_shared_memory() -> None:
     assert Memory("test", 1000, os.dup(memory.descriptor)).cells[999] == 7
 
 
-def test_memory_of_another_size_is_not_used() -> None:
+def test_shared_memory_of_another_size_is_rejected() -> None:
     memory = Memory("test", 1000)
     with pytest.raises(ValueError, match="shared memory of the test has 8000 bytes, not 8008"):
         Memory("test", 1001, os.dup(memory.descriptor))
@@ -55,8 +55,8 @@ def mappings(pid: int) -> list[str]:
 
 
 # The hash table. With independent keys, one bucket in 1,000 has a key on level 4 of 0 to 7, and the
-# share of buckets that reach the next level is about the square of the one before. Consecutive
-# values, as the addresses of a network are, must not be worse than random ones.
+# share of buckets with a key on the next level is about the square of the share before. Consecutive
+# values, such as the addresses of a network, must not fill it more than random ones.
 
 TABLES = {
     "bans": (bans.BUCKETS, bans.BUCKET_SLOTS, bans.MAX_BANS),
@@ -65,17 +65,17 @@ TABLES = {
 
 
 @pytest.mark.parametrize("values", ["consecutive", "random"])
-@pytest.mark.parametrize(("buckets", "levels", "most"), TABLES.values(), ids=TABLES.keys())
-def test_a_table_with_as_many_keys_as_promised_is_never_near_full(
-    buckets: int, levels: int, most: int, values: str
+@pytest.mark.parametrize(("buckets", "levels", "max_keys"), TABLES.values(), ids=TABLES.keys())
+def test_a_table_with_the_maximum_of_keys_has_its_last_level_free(
+    buckets: int, levels: int, max_keys: int, values: str
 ) -> None:
     for seed in range(5):
         cells = memoryview(bytearray(8 * buckets * levels)).cast("Q")
         table, secret = KeyTable(cells, buckets, 0, len(cells)), os.urandom(32)
         wanted = (
-            range(most)
+            range(max_keys)
             if values == "consecutive"
-            else random.Random(seed).sample(range(1 << 32), most)
+            else random.Random(seed).sample(range(1 << 32), max_keys)
         )
         keys = [key_of(secret, value.to_bytes(4, "big")) for value in wanted]
         for key in keys:
@@ -87,15 +87,15 @@ def test_a_table_with_as_many_keys_as_promised_is_never_near_full(
             assert cells[table.find(key)] == key
 
 
-def test_a_table_whose_keys_come_and_leave_keeps_its_room() -> None:
-    buckets, levels, most = TABLES["sources of connections"]
+def test_a_table_keeps_its_last_level_free_while_keys_are_added_and_removed() -> None:
+    buckets, levels, max_keys = TABLES["sources of connections"]
     cells = memoryview(bytearray(8 * buckets * levels)).cast("Q")
     table, in_use = KeyTable(cells, buckets, 0, len(cells)), set[int]()
     rng = random.Random(1)
     slots: list[int] = []
-    for number in range(10 * most):
-        if number >= most:
-            in_use.remove(slots.pop(rng.randrange(most)))
+    for number in range(10 * max_keys):
+        if number >= max_keys:
+            in_use.remove(slots.pop(rng.randrange(max_keys)))
         key = rng.getrandbits(64) or 1
         slot = table.free_slot(key, lambda slot: slot not in in_use)
         assert slot < (levels - 1) * buckets
@@ -105,7 +105,7 @@ def test_a_table_whose_keys_come_and_leave_keeps_its_room() -> None:
 
 
 @pytest.mark.parametrize("key", [1, 3 << 32 | 5, 7 << 32 | 7, (1 << 64) - 1])
-def test_a_key_is_found_in_each_slot_that_it_may_have(key: int) -> None:
+def test_a_key_is_found_in_each_of_its_possible_slots(key: int) -> None:
     cells = memoryview(bytearray(8 * 48)).cast("Q")
     table = KeyTable(cells, 8, 16, 48)
     slots = []

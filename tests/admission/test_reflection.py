@@ -1,4 +1,4 @@
-"""The reflection guard, by tables and against Python's own knowledge of addresses."""
+"""The reflection guard: by tables, and against Python's classification of addresses."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from superd.admission.refusals import Refusal
 
 GUARD = ReflectionGuard([7007, 7019])
 
-CLIENT = 40000
+CLIENT_PORT = 40000
 
 
-def test_only_our_own_unix_sockets_are_not_answered() -> None:
+def test_the_guard_refuses_the_unix_sockets_of_superd_only() -> None:
     guard = ReflectionGuard([], ["/run/echo", b"\0abstract"])
     for name, refusal in {
         "/run/echo": Refusal.SOURCE_ADDRESS, b"\0abstract": Refusal.SOURCE_ADDRESS,
@@ -25,45 +25,47 @@ def test_only_our_own_unix_sockets_are_not_answered() -> None:
         assert guard.unix_refusal(name) is refusal
 
 
-TABLE = [
-    ("127.0.0.1", CLIENT, True, None),
+CASES = [
+    ("127.0.0.1", CLIENT_PORT, True, None),
     ("192.0.2.1", 1024, True, None),
     ("192.0.2.1", 65535, True, None),
-    ("::1", CLIENT, True, None),
-    ("2001:db8::1", CLIENT, True, None),
-    ("fe80::1%lo", CLIENT, True, None),
-    ("::ffff:192.0.2.1", CLIENT, True, None),
-    # ports of services: the classic ones, all others below 1024, NFS, and superd's own
+    ("::1", CLIENT_PORT, True, None),
+    ("2001:db8::1", CLIENT_PORT, True, None),
+    ("fe80::1%lo", CLIENT_PORT, True, None),
+    ("::ffff:192.0.2.1", CLIENT_PORT, True, None),
+    # ports of services: the small services, all others below 1024, NFS, and superd's own
     *(
         ("192.0.2.1", port, True, Refusal.SOURCE_PORT)
         for port in (0, 1, 7, 9, 13, 17, 19, 37, 53, 69, 123, 161, 1023, 2049, 7007, 7019)
     ),
     ("::1", 7, True, Refusal.SOURCE_PORT),
-    # not a single host
-    ("0.0.0.0", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("0.1.2.3", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("224.0.0.1", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("239.255.255.250", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("240.0.0.1", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("255.255.255.255", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("::", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("ff02::1", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("ff02::1%lo", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("::ffff:224.0.0.1", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    ("::ffff:0.0.0.0", CLIENT, True, Refusal.SOURCE_ADDRESS),
-    # asked as one of many
-    ("192.0.2.1", CLIENT, False, Refusal.DESTINATION),
-    ("2001:db8::1", CLIENT, False, Refusal.DESTINATION),
+    # addresses of many hosts, or of none
+    ("0.0.0.0", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("0.1.2.3", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("224.0.0.1", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("239.255.255.250", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("240.0.0.1", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("255.255.255.255", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("::", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("ff02::1", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("ff02::1%lo", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("::ffff:224.0.0.1", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    ("::ffff:0.0.0.0", CLIENT_PORT, True, Refusal.SOURCE_ADDRESS),
+    # the request was sent to a multicast or broadcast address
+    ("192.0.2.1", CLIENT_PORT, False, Refusal.DESTINATION),
+    ("2001:db8::1", CLIENT_PORT, False, Refusal.DESTINATION),
 ]
 
 
-@pytest.mark.parametrize(("host", "port", "to_one_host", "refusal"), TABLE)
-def test_who_is_answered(host: str, port: int, to_one_host: bool, refusal: Refusal | None) -> None:
+@pytest.mark.parametrize(("host", "port", "to_one_host", "refusal"), CASES)
+def test_the_guard_refuses_ports_of_services_and_addresses_of_many_hosts(
+    host: str, port: int, to_one_host: bool, refusal: Refusal | None
+) -> None:
     assert GUARD.refusal(host, port, to_one_host) is refusal
 
 
 @given(st.ip_addresses(v=4), st.integers(0, 65535), st.booleans())
-def test_no_port_below_1024_is_ever_answered(
+def test_the_guard_refuses_every_port_below_1024(
     host: ipaddress.IPv4Address, port: int, to_one_host: bool
 ) -> None:
     refusal = GUARD.refusal(str(host), port, to_one_host)
@@ -73,14 +75,18 @@ def test_no_port_below_1024_is_ever_answered(
 
 
 @given(st.ip_addresses(v=4))
-def test_a_single_ipv4_host_is_one_that_can_be_a_source(host: ipaddress.IPv4Address) -> None:
+def test_an_ipv4_address_is_one_host_unless_multicast_reserved_or_zero(
+    host: ipaddress.IPv4Address,
+) -> None:
     many = host.is_multicast or host.is_reserved or host in ipaddress.ip_network("0.0.0.0/8")
     assert is_single_host(str(host)) is not many
     assert is_single_host(f"::ffff:{host}") is not many
 
 
 @given(st.ip_addresses(v=6))
-def test_a_single_ipv6_host_is_one_that_can_be_a_source(host: ipaddress.IPv6Address) -> None:
+def test_an_ipv6_address_is_one_host_unless_multicast_or_unspecified(
+    host: ipaddress.IPv6Address,
+) -> None:
     if host.ipv4_mapped:
         assert is_single_host(str(host)) is is_single_host(str(host.ipv4_mapped))
     else:
@@ -88,7 +94,7 @@ def test_a_single_ipv6_host_is_one_that_can_be_a_source(host: ipaddress.IPv6Addr
 
 
 @given(st.ip_addresses(network="ff00::/8") | st.ip_addresses(network="224.0.0.0/4"))
-def test_a_multicast_group_is_no_single_host(
+def test_a_multicast_group_is_not_a_single_host(
     host: ipaddress.IPv4Address | ipaddress.IPv6Address,
 ) -> None:
     assert not is_single_host(str(host))

@@ -1,4 +1,4 @@
-"""Writes a configuration for a test and reads what is wrong with it."""
+"""Writes a configuration for a test, and returns its problems."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from superd.errors import ConfigurationError
 
 
 def written(directory: Path, text: str | bytes, name: str = "superd.toml") -> Path:
-    """Return a file that superd may read as root."""
+    """Write a file that superd as root accepts; return its path."""
     file = directory / name
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(text.encode() if isinstance(text, str) else text)

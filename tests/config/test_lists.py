@@ -1,4 +1,4 @@
-"""allow, deny and their files as a configuration has them; each mistake at its place."""
+"""allow, deny and their list files in a configuration, and the position of each mistake."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from superd.config.lists import LARGEST_LIST
 from tests.config.configurations import mistakes, one_mistake, read
 
 
-def test_lists_and_files_are_read(tmp_path: Path) -> None:
+def test_a_service_has_the_patterns_of_its_lists_and_list_files(tmp_path: Path) -> None:
     (tmp_path / "friends").write_text("192.0.2.0/24\n\n# nobody else\n.example.com # a domain\n")
     settings = read(
         tmp_path,
@@ -46,7 +46,7 @@ BAD_FILES = {
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_every_mistake_in_a_file_is_told_with_its_line(tmp_path: Path, name: str) -> None:
+def test_each_mistake_in_a_list_file_is_reported_with_its_line(tmp_path: Path, name: str) -> None:
     data, expected = BAD_FILES[name]
     (tmp_path / "list").write_bytes(data)
     problem = one_mistake(
@@ -64,7 +64,7 @@ def test_every_mistake_in_a_file_is_told_with_its_line(tmp_path: Path, name: str
         assert text in problem
 
 
-def test_a_list_that_is_no_file_or_too_long_is_refused(tmp_path: Path) -> None:
+def test_a_list_file_that_is_not_regular_too_long_or_missing_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "directory").mkdir()
     with open(tmp_path / "long", "wb") as file:
         file.truncate(LARGEST_LIST + 1)
@@ -84,7 +84,7 @@ def test_a_list_that_is_no_file_or_too_long_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.root
-def test_root_goes_by_no_list_that_others_can_change(tmp_path: Path) -> None:
+def test_superd_as_root_rejects_a_list_file_that_other_users_can_change(tmp_path: Path) -> None:
     for name in ("open", "shared", "foreign"):
         (tmp_path / name).write_text("127.0.0.1\n")
         (tmp_path / name).chmod(0o644)

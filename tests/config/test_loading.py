@@ -1,4 +1,4 @@
-"""Files: which are read, which are refused, what they include, what comes of them."""
+"""Configuration files: accepted and rejected ones, included files, and the settings."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ from superd.errors import ConfigurationError, ExitCode
 from superd.net.addresses import MAX_ADDRESSES, Transport
 from tests.config.configurations import mistakes, one_mistake, read, written
 
+LOADING_TIME_LIMIT = 1  # second
 ECHO = '[service.{0}]\nplugin = "echo"\nlisten = "unix://@{0}"\n'
 
 
-def refusal(file: Path) -> str:
-    """Return why a file is not read at all; it takes no time to tell."""
+def rejection(file: Path) -> str:
+    """Return why a file is rejected, which must take less than a second."""
     before = time.monotonic()
     with pytest.raises(ConfigurationError) as caught:
         load(file)
-    assert time.monotonic() - before < 1
+    assert time.monotonic() - before < LOADING_TIME_LIMIT
     assert caught.value.exit_code == ExitCode.CONFIGURATION
     return str(caught.value).removeprefix(f"{file}: ")
 
 
-def test_a_file_becomes_settings(tmp_path: Path) -> None:
+def test_loading_a_file_returns_its_settings(tmp_path: Path) -> None:
     settings = read(
         tmp_path,
         """
@@ -80,42 +81,42 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
     assert hash(service.confinement) == hash(service.confinement)
 
 
-def test_settings_cannot_be_had_while_there_is_a_problem(tmp_path: Path) -> None:
+def test_a_configuration_with_a_problem_has_no_settings(tmp_path: Path) -> None:
     configuration = read(tmp_path, ECHO.format("a") + "nice = 50\n")
     assert list(configuration.partial.services) == ["a"]
     with pytest.raises(ConfigurationError, match="nice"):
         _ = configuration.settings
 
 
-# What is not read
+# Rejected files
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_rejected_immediately(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     (tmp_path / "dangling").symlink_to(tmp_path / "missing")
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "socket"))
-    assert refusal(tmp_path) == "is a directory"
-    assert refusal(tmp_path / "fifo") == "is not a regular file"
-    assert refusal(Path("/dev/zero")) == "is not a regular file"
-    assert refusal(Path("/dev/null")) == "is not a regular file"
-    assert refusal(tmp_path / "socket") == "No such device or address"
-    assert refusal(tmp_path / "loop") == "Too many levels of symbolic links"
-    assert refusal(tmp_path / "missing") == "No such file or directory"
-    assert refusal(tmp_path / "dangling") == "No such file or directory"
-    assert refusal(tmp_path / ("x" * 300)) == "File name too long"
-    assert refusal(written(tmp_path, "") / "x") == "Not a directory"
+    assert rejection(tmp_path) == "is a directory"
+    assert rejection(tmp_path / "fifo") == "is not a regular file"
+    assert rejection(Path("/dev/zero")) == "is not a regular file"
+    assert rejection(Path("/dev/null")) == "is not a regular file"
+    assert rejection(tmp_path / "socket") == "No such device or address"
+    assert rejection(tmp_path / "loop") == "Too many levels of symbolic links"
+    assert rejection(tmp_path / "missing") == "No such file or directory"
+    assert rejection(tmp_path / "dangling") == "No such file or directory"
+    assert rejection(tmp_path / ("x" * 300)) == "File name too long"
+    assert rejection(written(tmp_path, "") / "x") == "Not a directory"
 
 
-def test_a_file_of_megabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+def test_a_file_above_the_size_limit_is_rejected_before_it_is_read(tmp_path: Path) -> None:
     file = written(tmp_path, b"")
     os.truncate(file, LARGEST_FILE)
-    assert "not TOML" in refusal(file)
+    assert "not TOML" in rejection(file)
     os.truncate(file, LARGEST_FILE + 1)
-    assert refusal(file) == "is larger than 1 MiB"
+    assert rejection(file) == "is larger than 1 MiB"
     os.truncate(file, 1 << 40)
-    assert refusal(file) == "is larger than 1 MiB"
+    assert rejection(file) == "is larger than 1 MiB"
 
 
 @pytest.mark.parametrize(
@@ -140,33 +141,33 @@ def test_a_file_of_megabytes_is_refused_before_it_is_read(tmp_path: Path) -> Non
     ],
     ids=lambda text: f"{text[:12]!r}...{len(text)}",
 )
-def test_hostile_text_is_refused_at_once(tmp_path: Path, text: str) -> None:
-    message = refusal(written(tmp_path, text))
+def test_hostile_text_is_rejected_immediately(tmp_path: Path, text: str) -> None:
+    message = rejection(written(tmp_path, text))
     assert message.isprintable()
     assert len(message) < 1000
 
 
-def test_random_bytes_are_refused(tmp_path: Path) -> None:
+def test_random_bytes_are_rejected(tmp_path: Path) -> None:
     for seed in range(50):
         raw = bytes((seed * 7 + n * n + n // 7) % 256 for n in range(3000))
-        assert "not TOML" in refusal(written(tmp_path, raw))
+        assert "not TOML" in rejection(written(tmp_path, raw))
 
 
 @pytest.mark.root
-def test_root_refuses_a_file_that_others_can_write(tmp_path: Path) -> None:
+def test_superd_as_root_rejects_a_file_that_other_users_can_write(tmp_path: Path) -> None:
     file = written(tmp_path, ECHO.format("a"))
     for mode in (0o620, 0o602, 0o666):
         file.chmod(mode)
-        assert "can be written by others" in refusal(file)
+        assert "can be written by others" in rejection(file)
     for mode in (0o600, 0o644, 0o755):
         file.chmod(mode)
         assert not load(file).problems
     os.chown(file, 65534, 65534)
-    assert "belongs to another user" in refusal(file)
+    assert "belongs to another user" in rejection(file)
 
 
 @pytest.mark.root
-def test_root_refuses_an_included_file_that_others_can_write(tmp_path: Path) -> None:
+def test_superd_as_root_rejects_an_included_file_that_other_users_can_write(tmp_path: Path) -> None:
     included = written(tmp_path, ECHO.format("b"), "superd.d/b.toml")
     main = '[daemon]\ninclude = "superd.d/*.toml"\n' + ECHO.format("a")
     assert mistakes(tmp_path, main) == []
@@ -175,19 +176,19 @@ def test_root_refuses_an_included_file_that_others_can_write(tmp_path: Path) -> 
     assert mistake.startswith("superd.d/b.toml: can be written by others")
 
 
-# What is included
+# Included files
 
 
-def test_files_are_included_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_the_files_of_a_pattern_are_included_in_alphabetical_order(tmp_path: Path) -> None:
     for name in ("20", "3", "10"):
         written(tmp_path, ECHO.format(f"s{name}"), f"superd.d/{name}.toml")
-    written(tmp_path, ECHO.format("outright"), "extra.conf")
+    written(tmp_path, ECHO.format("named"), "extra.conf")
     main = '[daemon]\ninclude = ["superd.d/*.toml", "extra.conf"]\n' + ECHO.format("main")
     services = list(read(tmp_path, main).settings.services)
-    assert services == ["main", "s10", "s20", "s3", "outright"]
+    assert services == ["main", "s10", "s20", "s3", "named"]
 
 
-def test_included_services_take_the_defaults_of_the_main_file(tmp_path: Path) -> None:
+def test_included_services_inherit_the_defaults_of_the_main_file(tmp_path: Path) -> None:
     written(tmp_path, ECHO.format("b"), "b.toml")
     main = '[daemon]\ninclude = "b.toml"\n[defaults]\nnice = 7\n'
     assert read(tmp_path, main).settings.services["b"].nice == 7
@@ -199,7 +200,7 @@ def test_included_services_take_the_defaults_of_the_main_file(tmp_path: Path) ->
      "b.toml.rej", "b.toml.dpkg-old", "b.toml.dpkg-dist", "b.toml.rpmsave", "b.toml.ucf-old"],
 )  # fmt: skip
 @pytest.mark.parametrize("pattern", ["superd.d/*", "superd.d/*.toml*", "*/*"])
-def test_what_an_editor_leaves_behind_is_not_included(
+def test_backup_files_of_editors_and_package_managers_are_not_included(
     tmp_path: Path, name: str, pattern: str
 ) -> None:
     written(tmp_path, ECHO.format("b"), "superd.d/b.toml")
@@ -208,7 +209,7 @@ def test_what_an_editor_leaves_behind_is_not_included(
     assert list(read(tmp_path, main).settings.services) == ["b"]
 
 
-def test_the_link_that_emacs_locks_a_file_with_is_not_included(tmp_path: Path) -> None:
+def test_a_lock_of_emacs_is_not_included(tmp_path: Path) -> None:
     written(tmp_path, ECHO.format("b"), "superd.d/b.toml")
     (tmp_path / "superd.d/.#b.toml").symlink_to("root@host.1234:5678")
     assert mistakes(tmp_path, '[daemon]\ninclude = "superd.d/*.toml"\n') == []
@@ -221,14 +222,14 @@ def test_a_file_is_included_once_and_the_main_file_never(tmp_path: Path) -> None
     assert list(read(tmp_path, main).settings.services) == ["a", "b"]
 
 
-def test_a_directory_that_links_to_itself_is_no_trap(tmp_path: Path) -> None:
+def test_a_directory_with_a_link_to_itself_is_read_once(tmp_path: Path) -> None:
     written(tmp_path, ECHO.format("b"), "superd.d/b.toml")
     (tmp_path / "superd.d/loop").symlink_to(tmp_path / "superd.d")
     main = '[daemon]\ninclude = ["superd.d/*.toml", "*/*/*/*/*.toml"]\n'
     assert list(read(tmp_path, main).settings.services) == ["b"]
 
 
-def test_a_pattern_may_match_nothing_but_a_name_has_to_be_there(tmp_path: Path) -> None:
+def test_an_included_pattern_may_match_no_file_but_a_name_must_exist(tmp_path: Path) -> None:
     main = '[daemon]\ninclude = ["none.d/*.toml", "none.toml"]\n' + ECHO.format("a")
     assert mistakes(tmp_path, main) == ["none.toml: No such file or directory"]
 
@@ -238,13 +239,15 @@ def test_a_pattern_may_match_nothing_but_a_name_has_to_be_there(tmp_path: Path) 
     ["", ".", "/etc/*.toml", "/etc/superd.toml", "../*.toml", "a/../../b.toml", "**/*.toml",
      "a\\u0000b"],
 )  # fmt: skip
-def test_only_files_beside_or_below_the_main_one_are_included(tmp_path: Path, pattern: str) -> None:
+def test_a_pattern_outside_the_directory_of_the_main_file_is_rejected(
+    tmp_path: Path, pattern: str
+) -> None:
     main = f'[daemon]\ninclude = ["x*", "{pattern}"]\n' + ECHO.format("a")
     found = one_mistake(tmp_path, main)
     assert found.startswith("2:18: daemon.include[1]: expected files beside or below this one")
 
 
-def test_an_included_file_has_services_only(tmp_path: Path) -> None:
+def test_an_included_file_may_have_only_services(tmp_path: Path) -> None:
     written(tmp_path, "[daemon]\n[defaults]\n[other]\n" + ECHO.format("b"), "b.toml")
     found = mistakes(tmp_path, '[daemon]\ninclude = "b.toml"\n')
     main = tmp_path / "superd.toml"
@@ -256,7 +259,7 @@ def test_an_included_file_has_services_only(tmp_path: Path) -> None:
     ]
 
 
-def test_the_mistakes_of_all_files_are_told_at_once(tmp_path: Path) -> None:
+def test_the_mistakes_of_all_files_are_reported_together(tmp_path: Path) -> None:
     written(tmp_path, "broken", "a.toml")
     written(tmp_path, ECHO.format("b") + "nice = 50", "b.toml")
     (tmp_path / "c.toml").mkdir()
@@ -269,32 +272,34 @@ def test_the_mistakes_of_all_files_are_told_at_once(tmp_path: Path) -> None:
     ]
 
 
-def test_a_service_in_two_files_is_refused_with_both_places(tmp_path: Path) -> None:
+def test_a_service_in_two_files_is_rejected_with_both_positions(tmp_path: Path) -> None:
     written(tmp_path, "\n\n" + ECHO.format("a"), "b.toml")
     [mistake] = mistakes(tmp_path, '[daemon]\ninclude = "b.toml"\n\n' + ECHO.format("a"))
     assert mistake == ("b.toml:3:10: service.a: the service is defined already, at superd.toml:4")
 
 
-def test_a_service_twice_in_a_file_is_refused_with_both_places(tmp_path: Path) -> None:
+def test_a_service_twice_in_a_file_is_rejected_with_both_positions(tmp_path: Path) -> None:
     mistake = one_mistake(tmp_path, ECHO.format("a") + ECHO.format("b") + ECHO.format("a"))
     assert mistake == "7:10: service.a: is defined already, at line 1"
 
 
 @pytest.mark.parametrize("name", ["a", "A.b_c+d-e", "0", "www.example.org", "x" * 64])
-def test_a_service_has_a_name_that_fits_in_a_line(tmp_path: Path, name: str) -> None:
+def test_a_service_name_of_letters_digits_and_punctuation_is_accepted(
+    tmp_path: Path, name: str
+) -> None:
     text = f'[service."{name}"]\nplugin = "echo"\nlisten = "unix://@a"'
     assert list(read(tmp_path, text).settings.services) == [name]
 
 
 @pytest.mark.parametrize("name", ["", " ", "a b", "-a", ".a", "a/b", "ä", "a\\nb", "x" * 65])
-def test_no_other_name_is_taken(tmp_path: Path, name: str) -> None:
+def test_any_other_service_name_is_rejected(tmp_path: Path, name: str) -> None:
     text = f'[service."{name}"]\nplugin = "echo"\nlisten = "unix://@a"'
     assert "a service's name has" in one_mistake(tmp_path, text)
 
 
 # Addresses of several services
 
-TWO = """
+TWO_SERVICES = """
 [service.a]
 plugin = "echo"
 listen = {0}
@@ -319,10 +324,10 @@ listen = {1}
         ('"unix://@a"', '"unix://@a"', "7:10", "unix://@a"),
     ],
 )
-def test_two_services_on_one_address_are_refused(
+def test_two_services_on_one_address_are_rejected(
     tmp_path: Path, first: str, second: str, place: str, what: str
 ) -> None:
-    mistake = one_mistake(tmp_path, TWO.format(first, second))
+    mistake = one_mistake(tmp_path, TWO_SERVICES.format(first, second))
     assert mistake.startswith(f"{place}: service.b.listen")
     assert mistake.endswith(f"{what} is listened on by service.a already")
 
@@ -339,28 +344,30 @@ def test_two_services_on_one_address_are_refused(
         ('"tcp://*:7"\nenabled = false', '"tcp://*:7"'),
     ],
 )
-def test_addresses_that_differ_are_taken(tmp_path: Path, first: str, second: str) -> None:
-    assert mistakes(tmp_path, TWO.format(first, second)) == []
+def test_two_services_on_different_addresses_are_accepted(
+    tmp_path: Path, first: str, second: str
+) -> None:
+    assert mistakes(tmp_path, TWO_SERVICES.format(first, second)) == []
 
 
-def test_a_service_twice_on_one_address_is_refused(tmp_path: Path) -> None:
-    text = TWO.format('["tcp://[::1]:7", "udp://[::1]:7", "tcp://[::1]:7"]', '"unix://@b"')
+def test_a_service_with_one_address_twice_is_rejected(tmp_path: Path) -> None:
+    text = TWO_SERVICES.format('["tcp://[::1]:7", "udp://[::1]:7", "tcp://[::1]:7"]', '"unix://@b"')
     assert one_mistake(tmp_path, text).startswith("4:45: service.a.listen[2]: tcp://[::1]:7 is")
 
 
-def test_an_address_under_defaults_serves_one_service(tmp_path: Path) -> None:
+def test_an_address_in_the_defaults_is_rejected_for_two_services(tmp_path: Path) -> None:
     text = '[defaults]\nplugin = "echo"\nlisten = "unix://@a"\n[service.a]\n[service.b]\n'
     assert one_mistake(tmp_path, text).startswith("3:10: defaults.listen: unix://@a is listened on")
 
 
-def test_there_are_not_more_addresses_than_one_superd_can_have(tmp_path: Path) -> None:
-    many = TWO.format('"tcp://[::1]:1-65535"', '"tcp://[::2]:1-65535"')
+def test_more_addresses_than_the_maximum_are_rejected(tmp_path: Path) -> None:
+    many = TWO_SERVICES.format('"tcp://[::1]:1-65535"', '"tcp://[::2]:1-65535"')
     assert f"more than {MAX_ADDRESSES} addresses" in one_mistake(tmp_path, many)
 
 
 @pytest.mark.file("/etc/services")
 def test_names_of_hosts_and_ports_are_looked_up_once(tmp_path: Path) -> None:
-    text = TWO.format('"tcp://localhost:http"', '"unix://@b"')
+    text = TWO_SERVICES.format('"tcp://localhost:http"', '"unix://@b"')
     found = read(tmp_path, text).settings.services["a"].listen
     assert {(a.transport, a.port) for a in found} == {(Transport.TCP, 80)}
     assert {a.host for a in found} <= {"127.0.0.1", "::1"}

@@ -1,4 +1,4 @@
-"""Which directories can be a jail: only root may be able to change them and the way to them."""
+"""Jails: only root may be able to change the directory and each directory of its path."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.proc import NOBODY
 pytestmark = pytest.mark.root
 
 
-def test_a_directory_of_root_can_be_a_jail_even_below_a_sticky_directory(
+def test_a_directory_of_root_can_be_a_jail_below_a_sticky_directory_too(
     jail: Path,
 ) -> None:
     assert jail_problem("/") is None
@@ -25,14 +25,15 @@ def test_a_directory_of_root_can_be_a_jail_even_below_a_sticky_directory(
 
 
 def test_the_error_for_a_missing_directory_names_the_command_that_creates_it(jail: Path) -> None:
-    told = jail_problem(f"{jail}/none")
+    problem = jail_problem(f"{jail}/none")
     assert (
-        told == f"No such file or directory: {jail}/none; create it: install -d -m 0755 {jail}/none"
+        problem
+        == f"No such file or directory: {jail}/none; create it: install -d -m 0755 {jail}/none"
     )
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777, 0o757])
-def test_a_directory_that_other_users_can_write_is_no_jail(jail: Path, mode: int) -> None:
+def test_a_directory_that_other_users_can_write_cannot_be_a_jail(jail: Path, mode: int) -> None:
     jail.chmod(mode)
     assert (
         jail_problem(str(jail))
@@ -40,16 +41,18 @@ def test_a_directory_that_other_users_can_write_is_no_jail(jail: Path, mode: int
     )
 
 
-def test_a_directory_of_another_user_is_no_jail_nor_is_one_below_it(jail: Path) -> None:
+def test_neither_a_directory_of_another_user_nor_one_below_it_can_be_a_jail(jail: Path) -> None:
     inner = jail / "inner"
     inner.mkdir(mode=0o755)
     os.chown(jail, NOBODY, NOBODY)
     for path in (jail, inner):
-        told = jail_problem(str(path))
-        assert told == f"only root may be able to change a jail, but other users can change {jail}"
+        problem = jail_problem(str(path))
+        assert (
+            problem == f"only root may be able to change a jail, but other users can change {jail}"
+        )
 
 
-def test_a_directory_below_one_that_other_users_can_write_is_no_jail(jail: Path) -> None:
+def test_a_directory_below_one_that_other_users_can_write_cannot_be_a_jail(jail: Path) -> None:
     inner = jail / "inner"
     inner.mkdir(mode=0o755)
     jail.chmod(0o777)
@@ -59,7 +62,7 @@ def test_a_directory_below_one_that_other_users_can_write_is_no_jail(jail: Path)
     )
 
 
-def test_a_file_is_no_jail_nor_is_a_path_through_one(jail: Path) -> None:
+def test_neither_a_file_nor_a_path_through_one_can_be_a_jail(jail: Path) -> None:
     (jail / "file").touch()
     assert jail_problem(f"{jail}/file") == f"is not a directory: {jail}/file"
     assert jail_problem(f"{jail}/file/x") == f"Not a directory: {jail}/file/x"
@@ -84,7 +87,7 @@ def test_a_symbolic_link_is_followed_and_its_whole_path_is_checked(
     )
 
 
-def test_a_symbolic_link_of_another_user_is_no_jail(tmp_path: Path, jail: Path) -> None:
+def test_a_symbolic_link_of_another_user_cannot_be_a_jail(tmp_path: Path, jail: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(jail)
     os.chown(link, NOBODY, NOBODY, follow_symlinks=False)

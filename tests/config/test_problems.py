@@ -1,4 +1,4 @@
-"""What is said of each kind of mistake, and where: in TOML's words, at its line and column."""
+"""The problem of each kind of mistake: its text in TOML's terms, its line and its column."""
 # ruff: noqa: E501, RUF012  (a row of a table is a case; pydantic copies a default)
 
 from __future__ import annotations
@@ -85,7 +85,9 @@ def service(line: str) -> str:
         ("x.y.z = 1", "2:1: daemon.x: unknown key"),
     ],
 )  # fmt: skip
-def test_a_mistake_of_the_daemon(tmp_path: Path, line: str, mistake: str) -> None:
+def test_a_mistake_in_the_daemon_table_is_reported_at_its_position(
+    tmp_path: Path, line: str, mistake: str
+) -> None:
     assert one_mistake(tmp_path, daemon(line)) == mistake
 
 
@@ -126,7 +128,9 @@ def test_a_mistake_of_the_daemon(tmp_path: Path, line: str, mistake: str) -> Non
         ('"a b" = 1', '2:1: service.a."a b": unknown key'),
     ],
 )  # fmt: skip
-def test_a_mistake_of_a_service(tmp_path: Path, line: str, mistake: str) -> None:
+def test_a_mistake_in_a_service_is_reported_at_its_position(
+    tmp_path: Path, line: str, mistake: str
+) -> None:
     assert one_mistake(tmp_path, service(line)) == mistake
 
 
@@ -152,7 +156,9 @@ def test_a_mistake_of_a_service(tmp_path: Path, line: str, mistake: str) -> None
         ("[defaults]\nenabled = false\n" + service(""), "2:11: defaults.enabled: no service is enabled"),
     ],
 )  # fmt: skip
-def test_a_mistake_of_the_whole(tmp_path: Path, text: str, mistake: str) -> None:
+def test_a_mistake_in_the_structure_is_reported_at_its_position(
+    tmp_path: Path, text: str, mistake: str
+) -> None:
     assert one_mistake(tmp_path, text) == mistake
 
 
@@ -172,7 +178,9 @@ def test_a_mistake_of_the_whole(tmp_path: Path, text: str, mistake: str) -> None
         ("a = " + "9" * 5000, "1:5: an unquoted value has more than 100 characters"),
     ],
 )
-def test_what_is_no_toml(tmp_path: Path, text: str, mistake: str) -> None:
+def test_text_that_is_not_toml_is_reported_at_its_position(
+    tmp_path: Path, text: str, mistake: str
+) -> None:
     found = one_mistake(tmp_path, text)
     assert found.startswith(mistake)
 
@@ -185,14 +193,14 @@ def test_what_is_no_toml(tmp_path: Path, text: str, mistake: str) -> None:
         (b"\xef\xbb\xbfa = 1\r\n#\xc3\xa4\xc3", 2, 3),
     ],
 )
-def test_a_byte_that_is_not_utf_8_has_a_place(
+def test_a_byte_that_is_not_utf_8_is_reported_at_its_position(
     tmp_path: Path, raw: bytes, line: int, column: int
 ) -> None:
     mistake = one_mistake(tmp_path, raw)
     assert mistake == f"{line}:{column}: not TOML: this byte is not UTF-8"
 
 
-def test_the_column_is_the_same_after_a_tab_a_byte_order_mark_and_other_letters(
+def test_a_column_counts_characters_and_no_byte_order_mark(
     tmp_path: Path,
 ) -> None:
     text = '\ufeff[service.a]\r\n\tplugin\t= "echo" # ä\r\nlisten = ["unix://@ä",\t7]\r\n'
@@ -200,14 +208,14 @@ def test_the_column_is_the_same_after_a_tab_a_byte_order_mark_and_other_letters(
     assert found.startswith("3:24: service.a.listen[1]: expected an address")
 
 
-def test_fifty_mistakes_are_told_at_once_and_in_their_order(tmp_path: Path) -> None:
+def test_fifty_mistakes_are_reported_together_and_in_order(tmp_path: Path) -> None:
     lines = [f'[service.s{n}]\nplugin = "echo"\nlisten = "x"\nbackog = {n}' for n in range(25)]
     found = mistakes(tmp_path, "\n".join(lines))
     places = [(4 * n + line, column) for n in range(25) for line, column in [(3, 10), (4, 1)]]
     assert [tuple(map(int, line.split(":")[1:3])) for line in found] == places
 
 
-def test_a_mistake_under_defaults_is_told_once_and_at_its_place(tmp_path: Path) -> None:
+def test_a_mistake_in_the_defaults_is_reported_once_at_its_position(tmp_path: Path) -> None:
     entries = "".join(f'[service.s{n}]\nlisten = "unix://@{n}"\n' for n in range(5))
     text = f'[defaults]\nplugin = "echo"\nnice = 50\nbaklog = 1\n{entries}'
     assert mistakes(tmp_path, text) == [
@@ -216,7 +224,9 @@ def test_a_mistake_under_defaults_is_told_once_and_at_its_place(tmp_path: Path) 
     ]
 
 
-def test_a_mistake_under_defaults_is_told_where_no_service_takes_it(tmp_path: Path) -> None:
+def test_a_mistake_in_the_defaults_is_reported_even_if_every_service_overrides_it(
+    tmp_path: Path,
+) -> None:
     text = "[defaults]\nnice = 50\n" + service("nice = 1")
     assert "defaults.nice" in one_mistake(tmp_path, text)
 
@@ -239,12 +249,12 @@ class Colour(enum.Enum):
 
 
 class Target(Options):
-    host: Annotated[str, Field(description="where to")]
+    host: Annotated[str, Field(description="the host")]
     port: Annotated[int, Field(gt=0, lt=65536)] = 1
 
 
 class Many(Options):
-    """A plugin may declare any of these."""
+    """Options of each type that a plugin may declare."""
 
     word: str = ""
     count: int = 0
@@ -273,7 +283,7 @@ class Many(Options):
 
 
 def options_mistakes(text: str, model: type[BaseModel] = Many) -> list[str]:
-    """Return what is wrong with a document that holds options of a plugin."""
+    """Return the problems of a document that holds options of a plugin."""
     data = tomli.loads(text)
     document = Document("o", text, find_places(text), data)
     try:
@@ -310,7 +320,7 @@ def options_mistakes(text: str, model: type[BaseModel] = Many) -> list[str]:
         ("table = []", "1:9: table: expected a table, found an empty array"),
         ('table = { a = "b" }', '1:15: table.a: expected an integer, found "b"'),
         ("target = 1", "1:10: target: expected a table, found 1"),
-        ("[target]\nport = 1", "1:2: target.host: is missing (where to)"),
+        ("[target]\nport = 1", "1:2: target.host: is missing (the host)"),
         ("target = { hots = 1, host = 'a' }", '1:12: target.hots: unknown key (did you mean "host"?)'),
         ("[target]\nhost = 'a'\nport = 0", "3:8: target.port: expected an integer of more than 0, found 0"),
         ("[target]\nhost = 'a'\nport = 65536", "3:8: target.port: expected an integer of less than 65536, found 65536"),
@@ -333,18 +343,20 @@ def options_mistakes(text: str, model: type[BaseModel] = Many) -> list[str]:
         ("by_name = {}", '1:1: by_name: unknown key (did you mean "by-name"?)'),
     ],
 )  # fmt: skip
-def test_a_mistake_in_the_options_of_a_plugin(text: str, mistake: str) -> None:
+def test_a_mistake_in_the_options_of_a_plugin_is_reported_at_its_position(
+    text: str, mistake: str
+) -> None:
     assert options_mistakes(text) == [f"o:{mistake}"]
 
 
-def test_paths_and_addresses_are_strings_in_toml() -> None:
+def test_a_plugin_gets_paths_and_addresses_from_strings_of_toml() -> None:
     found = Many.model_validate(tomli.loads('file = "/a"\npeer = "::1"\ninside = "10.0.0.0/8"\n'))
     assert found.file == Path("/a")
     assert found.peer == ipaddress.IPv6Address("::1")
     assert found.inside == ipaddress.IPv4Network("10.0.0.0/8")
 
 
-def test_arrays_strings_and_dates_of_toml_are_what_a_plugin_declares() -> None:
+def test_a_plugin_gets_arrays_strings_and_dates_in_the_types_that_it_declares() -> None:
     text = """
         colours = ["red", "blue"]
         pair = [1, "a"]
@@ -378,7 +390,7 @@ def every_key() -> list[Any]:
 
 
 @pytest.mark.parametrize(("head", "key"), every_key())
-def test_nothing_is_said_in_the_words_of_python(tmp_path: Path, head: str, key: str) -> None:
+def test_no_problem_uses_words_of_python_or_pydantic(tmp_path: Path, head: str, key: str) -> None:
     values = ["-1", "0", "1.5", "nan", "true", '"?"', '""', "[]", "[[]]", "[0, {}]", "{}", "{ a = 1 }",
               "1979-05-27", "07:32:00", "1979-05-27T07:32:00Z", str(10**40)]  # fmt: skip
     for value in values:
@@ -391,14 +403,14 @@ def test_nothing_is_said_in_the_words_of_python(tmp_path: Path, head: str, key: 
 
 
 @pytest.mark.parametrize(("head", "key"), every_key())
-def test_a_key_with_one_letter_wrong_is_refused_with_the_right_one(
+def test_a_key_with_a_typo_is_rejected_with_the_right_key(
     tmp_path: Path, head: str, key: str
 ) -> None:
     known = {other for table, other in every_key() if table == head}
     wrong = {key[:-1], key + "x", "x" + key, key.replace("-", "_") + "_"}
     for typo in wrong - known:
         found = mistakes(tmp_path, f"{head}\n{typo} = 1\n")
-        told = [line for line in found if line.startswith("superd.toml:2:1: ")]
-        assert len(told) == 1, found
-        assert "unknown key" in told[0]
-        assert f'(did you mean "{key}"?)' in told[0] or len(key) < 5
+        reported = [line for line in found if line.startswith("superd.toml:2:1: ")]
+        assert len(reported) == 1, found
+        assert "unknown key" in reported[0]
+        assert f'(did you mean "{key}"?)' in reported[0] or len(key) < 5

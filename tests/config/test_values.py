@@ -1,4 +1,4 @@
-"""Durations, sizes, rates, users: what is taken, what it means, what is said of the rest."""
+"""Durations, sizes, rates, users and paths: accepted values, their meaning, and the errors."""
 
 from __future__ import annotations
 
@@ -57,13 +57,13 @@ def test_nothing_else_is_a_duration(text: object) -> None:
 
 
 @pytest.mark.parametrize("text", ["367d", "9" * 400 + "s", "9" * 100_000 + "d"])
-def test_a_duration_ends_within_a_year(text: str) -> None:
+def test_a_duration_above_a_year_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="at most a year"):
         parse_duration(text)
 
 
 @given(st.integers(0, 366 * 86_400_000))
-def test_a_duration_is_read_as_it_is_written(milliseconds: int) -> None:
+def test_a_duration_is_parsed_as_it_is_shown(milliseconds: int) -> None:
     text = duration_text(milliseconds / 1000)
     assert round(parse_duration(text) * 1000) == milliseconds
 
@@ -82,7 +82,7 @@ def test_the_parts_of_a_duration_are_added(parts: list[tuple[int, str]]) -> None
         ("1K", 1024), ("1kB", 1000), ("10MiB", 10 << 20), ("1GB", 10**9), (LARGEST_SIZE,) * 2,
     ],
 )  # fmt: skip
-def test_a_size_is_a_number_of_bytes_or_has_a_unit(text: object, size: int) -> None:
+def test_a_size_is_a_number_of_bytes_with_or_without_a_unit(text: object, size: int) -> None:
     assert parse_size(text) == size
 
 
@@ -95,7 +95,7 @@ def test_nothing_else_is_a_size(text: object) -> None:
 
 
 @pytest.mark.parametrize("text", [LARGEST_SIZE + 1, 10**100, "999999999999999GiB"])
-def test_a_size_is_what_the_kernel_can_count(text: object) -> None:
+def test_a_size_above_the_kernels_maximum_is_rejected(text: object) -> None:
     with pytest.raises(ValueError, match="less than 2"):
         parse_size(text)
 
@@ -119,21 +119,21 @@ def test_nothing_else_is_a_rate(text: object) -> None:
 
 
 @given(ANYTHING)
-def test_any_value_is_taken_or_refused_in_words(value: Any) -> None:
+def test_any_value_is_accepted_or_rejected_with_the_expected_form(value: Any) -> None:
     for parse in (parse_duration, parse_size, parse_rate):
         try:
-            taken = parse(value) >= 0
+            is_right = parse(value) >= 0
         except ValueError as error:
-            taken = str(error).startswith("expected a ")
-        assert taken
+            is_right = str(error).startswith("expected a ")
+        assert is_right
 
 
 def validated(kind: Any, value: object, directory: object = "/") -> Any:
     return TypeAdapter(kind).validate_python(value, context={"directory": directory})
 
 
-def refusal(kind: Any, value: object) -> str:
-    """Return what is said of a value that is not taken."""
+def rejection(kind: Any, value: object) -> str:
+    """Return the error of a value, which must be rejected."""
     with pytest.raises(ValidationError) as caught:
         validated(kind, value)
     return str(caught.value.errors()[0]["msg"]).removeprefix("Value error, ")
@@ -148,16 +148,16 @@ def test_users_and_groups_are_names_or_numbers() -> None:
     assert validated(Groups, group.gr_name) == (0,)
 
 
-def test_a_user_who_does_not_exist_is_named_with_the_nearest_who_does() -> None:
-    assert refusal(User, "rooot") == 'there is no user "rooot" (did you mean "root"?)'
-    assert refusal(Group, "rot") == 'there is no group "rot" (did you mean "root"?)'
-    assert refusal(User, "a\0b") == r'there is no user "a\x00b"'
-    assert refusal(User, "0") == 'there is no user "0"'
+def test_an_unknown_user_is_rejected_with_the_most_similar_known_user() -> None:
+    assert rejection(User, "rooot") == 'there is no user "rooot" (did you mean "root"?)'
+    assert rejection(Group, "rot") == 'there is no group "rot" (did you mean "root"?)'
+    assert rejection(User, "a\0b") == r'there is no user "a\x00b"'
+    assert rejection(User, "0") == 'there is no user "0"'
 
 
 @pytest.mark.parametrize("value", [-1, MAX_ID + 1, 10**30, 1.5, True, [], None])
-def test_a_number_that_no_user_can_have_is_refused(value: object) -> None:
-    assert refusal(User, value) == f"expected a user's name, or a number from 0 to {MAX_ID}"
+def test_a_number_that_is_no_user_id_is_rejected(value: object) -> None:
+    assert rejection(User, value) == f"expected a user's name, or a number from 0 to {MAX_ID}"
 
 
 @pytest.mark.parametrize(("text", "mask"), [("077", 0o77), ("0022", 0o22), ("777", 0o777)])
@@ -167,22 +167,24 @@ def test_a_umask_is_octal(text: str, mask: int) -> None:
 
 @pytest.mark.parametrize("value", [77, "77", "078", "0o77", "1077", "", None])
 def test_nothing_else_is_a_umask(value: object) -> None:
-    assert refusal(Umask, value).startswith("expected a umask")
+    assert rejection(Umask, value).startswith("expected a umask")
 
 
-def test_one_string_may_stand_for_an_array_of_one() -> None:
+def test_a_string_is_accepted_as_an_array_of_one_element() -> None:
     assert validated(Strings, "a") == validated(Strings, ["a"]) == ("a",)
     assert validated(Addresses, "tcp://[::1]:7") == validated(Addresses, ["tcp://[::1]:7"])
 
 
-def test_a_service_listens_on_a_number_of_addresses_that_can_be() -> None:
+def test_a_service_has_at_least_one_address_and_at_most_the_maximum() -> None:
     assert len(validated(Addresses, "tcp://[::1]:1-65535")) == 65535
     too_many = ["tcp://[::1]:1-65535"] * 20
-    assert refusal(Addresses, too_many) == f"a service listens on at most {MAX_ADDRESSES} addresses"
-    assert refusal(Addresses, []) == "expected at least one address"
+    assert (
+        rejection(Addresses, too_many) == f"a service listens on at most {MAX_ADDRESSES} addresses"
+    )
+    assert rejection(Addresses, []) == "expected at least one address"
 
 
-def test_a_relative_path_starts_at_the_directory_of_the_configuration(tmp_path: Any) -> None:
+def test_a_relative_path_is_relative_to_the_directory_of_the_configuration(tmp_path: Any) -> None:
     (tmp_path / "quotes").write_text("one")
     assert validated(FilePath, "a/b", tmp_path) == tmp_path / "a/b"
     assert validated(FilePath, "/a/b", tmp_path).as_posix() == "/a/b"
@@ -191,15 +193,15 @@ def test_a_relative_path_starts_at_the_directory_of_the_configuration(tmp_path: 
 
 
 @pytest.mark.parametrize("value", ["", "a\0b", 5, [], None])
-def test_a_path_that_cannot_be_is_refused(value: object) -> None:
-    assert refusal(FilePath, value) == "expected a path"
+def test_an_impossible_path_is_rejected(value: object) -> None:
+    assert rejection(FilePath, value) == "expected a path"
 
 
-def test_the_home_of_nobody_is_not_looked_for() -> None:
-    assert refusal(FilePath, "~no-such-user/file") == "there is no such home directory"
+def test_the_home_directory_of_an_unknown_user_is_rejected() -> None:
+    assert rejection(FilePath, "~no-such-user/file") == "there is no such home directory"
 
 
-def test_a_readable_file_is_a_file_and_readable(tmp_path: Any) -> None:
+def test_a_readable_file_must_exist_and_be_regular(tmp_path: Any) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, words in [
         (tmp_path, "is not a regular file"),
@@ -208,20 +210,20 @@ def test_a_readable_file_is_a_file_and_readable(tmp_path: Any) -> None:
         (tmp_path / "missing", "No such file or directory"),
         (tmp_path / ("x" * 300), "File name too long"),
     ]:
-        assert words in refusal(ReadableFile, str(path))
+        assert words in rejection(ReadableFile, str(path))
 
 
 @pytest.mark.root
-def test_a_file_that_may_not_be_read_is_told_as_such(tmp_path: Any) -> None:
+def test_a_file_that_superd_may_not_read_is_rejected(tmp_path: Any) -> None:
     (tmp_path / "secret").touch(mode=0o600)
-    validated(ReadableFile, "secret", tmp_path)  # what is imported late is there by now
+    validated(ReadableFile, "secret", tmp_path)  # imports its modules before the user changes
 
     def job() -> str:
         os.setresuid(65534, 65534, 65534)
-        return refusal(ReadableFile, str(tmp_path / "secret"))
+        return rejection(ReadableFile, str(tmp_path / "secret"))
 
-    told = run_isolated({"job": job})["job"].result
-    assert told == f'cannot read "{tmp_path}/secret": Permission denied'
+    message = run_isolated({"job": job})["job"].result
+    assert message == f'cannot read "{tmp_path}/secret": Permission denied'
 
 
 @given(st.text(), st.lists(st.text(), max_size=5))

@@ -1,4 +1,4 @@
-"""Times of day: what they mean, against a model that looks at every minute of a week."""
+"""Time windows: by tables, and against a model with every minute of a week."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from superd.admission.times import AccessTimes
 from superd.config.windows import DAY, DAYS, Window, parse_window
 
-GOOD = [
+VALID = [
     ("mon-fri 08:00-18:00", "mon-fri 08:00-18:00"),
     ("22:00-06:00", "22:00-06:00"),
     ("sat,sun", "sat,sun 00:00-24:00"),
@@ -25,14 +25,14 @@ GOOD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "shown"), GOOD)
-def test_a_window_is_shown_as_it_is_compared(text: str, shown: str) -> None:
+@pytest.mark.parametrize(("text", "shown"), VALID)
+def test_the_text_of_a_window_is_parsed_as_the_same_window(text: str, shown: str) -> None:
     window = parse_window(text)
     assert str(window) == shown
     assert parse_window(shown) == window
 
 
-BAD = [
+INVALID = [
     ("", "expected days and hours"),
     ("08:00", "expected days and hours"),
     ("mon fri 08:00-09:00", "expected days and hours"),
@@ -49,22 +49,22 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("text", "expected"), BAD)
-def test_what_is_no_window_is_told(text: str, expected: str) -> None:
+@pytest.mark.parametrize(("text", "expected"), INVALID)
+def test_an_invalid_window_is_rejected_with_the_reason(text: str, expected: str) -> None:
     with pytest.raises(ValueError, match=re.escape(expected)):
         parse_window(text)
 
 
 @given(st.text())
-def test_any_text_is_a_window_or_a_value_error(text: str) -> None:
-    told = ""
+def test_any_text_is_a_window_or_has_a_printable_error(text: str) -> None:
+    message = ""
     try:
         window = parse_window(text)
     except ValueError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert parse_window(str(window)) == window
-    assert told.isprintable()
+    assert message.isprintable()
 
 
 @given(
@@ -74,7 +74,7 @@ def test_any_text_is_a_window_or_a_value_error(text: str) -> None:
     st.integers(0, 6),
     st.integers(0, DAY - 1),
 )
-def test_a_window_has_the_minutes_that_a_naive_model_counts(
+def test_a_window_agrees_with_a_naive_model_of_the_minutes_of_a_week(
     days: set[int], start: int, end: int, weekday: int, minute: int
 ) -> None:
     if start == end:
@@ -102,7 +102,7 @@ MOMENTS = [
     ("sun 22:00-06:00", "2026-11-30 03:00", True),
     ("22:00-24:00", "2026-11-27 23:59:59", True),
     ("22:00-24:00", "2026-11-28 00:00", False),
-    # the hour that is there twice on 2026-10-25, and the one that is not there on 2026-03-29
+    # 2026-10-25 has one hour twice, 2026-03-29 lacks one
     ("02:00-03:00", "2026-10-25 02:30", True),
     ("sun 01:00-03:00", "2026-03-29 01:59", True),
     ("sun 01:00-03:00", "2026-03-29 03:00", False),
@@ -110,20 +110,22 @@ MOMENTS = [
 
 
 @pytest.mark.parametrize(("window", "moment", "expected"), MOMENTS)
-def test_a_service_is_open_in_its_own_time_zone(window: str, moment: str, expected: bool) -> None:
+def test_access_times_admit_clients_by_the_time_of_their_zone(
+    window: str, moment: str, expected: bool
+) -> None:
     assert AccessTimes([parse_window(window)], "Europe/Berlin").admits(at(moment)) is expected
 
 
-def test_the_answer_is_right_from_one_minute_to_the_next() -> None:
+def test_access_times_change_their_answer_at_the_exact_minute() -> None:
     times = AccessTimes([parse_window("08:00-08:02"), parse_window("08:03-08:04")], "UTC")
     start = at("2026-11-27 07:59", "UTC")
     seen = [times.admits(start + second) for second in range(0, 6 * 60, 20)]
     assert seen == [False] * 3 + [True] * 6 + [False] * 3 + [True] * 3 + [False] * 3
 
 
-def test_a_service_without_a_window_is_never_open() -> None:
+def test_access_times_without_a_window_admit_no_client() -> None:
     assert not AccessTimes([], "").admits(0)
 
 
-def test_days_are_counted_as_the_c_library_does() -> None:
+def test_days_have_the_numbers_of_the_datetime_module() -> None:
     assert DAYS[datetime(2026, 11, 27).weekday()] == "fri"

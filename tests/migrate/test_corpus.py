@@ -1,7 +1,7 @@
-"""Whole files of inetd and xinetd: each becomes the TOML and the notes that stand beside it.
+"""Whole files of inetd and xinetd, each with the TOML and the notes that a migration prints.
 
-In the corpus `NAME.conf`, or a directory NAME, has its configuration in `NAME.toml`, which is empty
-where nothing can be served, and in `NAME.notes` what `superd migrate` says on standard error.
+For `NAME.conf`, or a directory NAME, the corpus has the standard output of `superd migrate` in
+`NAME.toml`, which is empty if superd can serve nothing, and its standard error in `NAME.notes`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CORPUS = Path(__file__).parent / "corpus"
 
 @dataclass(frozen=True)
 class Case:
-    """A file, or a directory, and what is expected of it."""
+    """A file or a directory of the corpus, and the expected output of its migration."""
 
     dialect: str
     name: str
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def path(self) -> Path:
-        """What is to be migrated, from the directory of all of its dialect."""
+        """The path to migrate, relative to `home`."""
         found = (Path(f"{self.name}.conf"), Path(self.name, "xinetd.conf"), Path(self.name))
         return next(path for path in found if (self.home / path).exists())
 
@@ -65,16 +65,14 @@ INETD = [case for case in CASES if case.dialect == "inetd"]
 XINETD = [case for case in CASES if case.dialect == "xinetd"]
 SERVED = [case for case in CASES if case.expected("toml")]
 
-every = pytest.mark.parametrize
 
-
-def named(case: Case) -> str:
+def case_id(case: Case) -> str:
     return f"{case.dialect}-{case.name}"
 
 
-@every("case", CASES, ids=named)
+@pytest.mark.parametrize("case", CASES, ids=case_id)
 @pytest.mark.file("/etc/services")
-def test_a_file_becomes_the_toml_and_the_notes_that_stand_beside_it(
+def test_migrating_a_file_prints_its_expected_toml_and_notes(
     case: Case, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(case.home)
@@ -89,12 +87,12 @@ def test_a_file_becomes_the_toml_and_the_notes_that_stand_beside_it(
     assert bool(error) is not bool(printed.out)
 
 
-@every("case", SERVED, ids=named)
+@pytest.mark.parametrize("case", SERVED, ids=case_id)
 @pytest.mark.file("/etc/services")
-def test_what_it_becomes_passes_check(
+def test_check_accepts_the_migrated_configuration(
     case: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # for root it looks for programs, and this one is on few machines
+    # as root, check looks for programs, and few machines have tcpd
     toml = re.sub(r'"(/usr/sbin/)?tcpd"', '"/bin/cat"', case.expected("toml"))
     file = written(tmp_path, toml)
     if "no service is enabled" in case.expected("notes"):
@@ -105,7 +103,7 @@ def test_what_it_becomes_passes_check(
     assert capsys.readouterr().out == "configuration OK\n"
 
 
-def test_there_is_a_case_for_every_file_of_the_corpus() -> None:
+def test_every_file_of_the_corpus_belongs_to_a_case() -> None:
     known = {case.home / path for case in CASES for path in case.files}
     known |= {case.home / f"{case.name}.{what}" for case in CASES for what in ("toml", "notes")}
     assert known == {path for path in CORPUS.rglob("*") if path.is_file()}
@@ -113,7 +111,7 @@ def test_there_is_a_case_for_every_file_of_the_corpus() -> None:
     assert len(XINETD) >= 35
 
 
-# all that attr.h of xinetd 2.3.15 has a number for, and `interface`, which has that of bind
+# every attribute in attr.h of xinetd 2.3.15, and `interface`, another name of bind
 ATTRIBUTES = [
     "wait", "socket_type", "protocol", "user", "group", "server", "server_args", "instances",
     "id", "only_from", "access_times", "rpc_version", "log_type", "no_access", "type",
@@ -145,18 +143,18 @@ def test_every_attribute_of_xinetd_is_in_the_corpus() -> None:
     assert set(DIRECTIVES) <= {line.split()[0] for line in lines if line.split()}
 
 
-# what superd does without being told, so that nothing is missing where the line is
-OF_ITSELF = re.compile(
+# lines that are the default of superd, so that the TOML is the same without them
+DEFAULT_OF_SUPERD = re.compile(
     r"disable = no|groups = no|(instances|per_source|rlimit_\w+) = unlimited|cps = 0 0"
-    r"|protocol = (tcp|udp)|socket_type = (stream|dgram)"  # the one follows from the other
-    r"|flags = (ipv4 )?ipv6|bind = ::"  # so it is for every service that has no address
-    r"|type = internal"  # as a sensor is, whatever its type
-    r"|user = root"  # of an internal service, and told of all of these together
+    r"|protocol = (tcp|udp)|socket_type = (stream|dgram)"  # each follows from the other
+    r"|flags = (ipv4 )?ipv6|bind = ::"  # as for every service without an address
+    r"|type = internal"  # a sensor is internal with any type
+    r"|user = root"  # of an internal service; one note is on all of them
 )
 
 
 def result(case: Case, home: Path) -> tuple[str, list[Note]]:
-    """Return what is made of a case that may have been changed, with names as in the original."""
+    """Return the TOML and the notes of a case in `home`, with file names relative to it."""
     if case.dialect == "inetd":
         text = (home / case.path).read_bytes().decode(errors="surrogateescape")
         entries, notes = inetd.read(text, str(case.path))
@@ -171,7 +169,7 @@ def result(case: Case, home: Path) -> tuple[str, list[Note]]:
 
 @pytest.fixture
 def home(case: Case, tmp_path: Path) -> Path:
-    """Return a directory with a copy of what belongs to a case, to be changed."""
+    """Return a directory with a copy of the files of a case, which the test may change."""
     for path in case.files:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(case.home / path, tmp_path / path)
@@ -179,7 +177,7 @@ def home(case: Case, tmp_path: Path) -> Path:
 
 
 def replace_line(file: Path, number: int, line: bytes) -> bytes:
-    """Write another line into a file; return what the file was."""
+    """Replace a line of a file; return the content before."""
     before = file.read_bytes()
     lines = before.split(b"\n")
     lines[number - 1] = line
@@ -187,8 +185,8 @@ def replace_line(file: Path, number: int, line: bytes) -> bytes:
     return before
 
 
-def skipped(notes: list[Note]) -> dict[tuple[str, int], Note]:
-    """Return the lines that a note speaks of, with all down to the one that it names."""
+def covered_lines(notes: list[Note]) -> dict[tuple[str, int], Note]:
+    """Return the lines that the notes cover, with the ranges that they name."""
     found = {}
     for note in notes:
         more = re.search(r"with the lines up to (\d+)", note.text)
@@ -199,35 +197,40 @@ def skipped(notes: list[Note]) -> dict[tuple[str, int], Note]:
     return found
 
 
-@every("case", XINETD, ids=named)
+@pytest.mark.parametrize("case", XINETD, ids=case_id)
 @pytest.mark.file("/etc/services")
-def test_no_attribute_of_xinetd_is_dropped_in_silence(case: Case, home: Path) -> None:
-    """A line that no note names would be missed, or says what superd does anyhow, and was read."""
+def test_every_attribute_of_xinetd_has_an_effect_or_a_note(case: Case, home: Path) -> None:
+    """Without a line that has no note the result differs, or the line is a default of superd.
+
+    Even then another value of the line changes the result, so the line was read.
+    """
     toml, notes = result(case, home)
-    told = skipped(notes)
+    noted = covered_lines(notes)
     for section in sections_left_out(case, toml, notes):
-        told |= section
+        noted |= section
     for path, number, line in lines_of(case):
         match = ASSIGNMENT.fullmatch(line)
-        if match is None or is_never_read(path) or (str(path), number) in told:
+        if match is None or is_never_read(path) or (str(path), number) in noted:
             continue
         before = replace_line(home / path, number, b"")
         if result(case, home) == (toml, notes):
-            assert OF_ITSELF.fullmatch(" ".join(match.groups()).lower()), f"{path}:{number}: {line}"
+            assert DEFAULT_OF_SUPERD.fullmatch(" ".join(match.groups()).lower()), (
+                f"{path}:{number}: {line}"
+            )
             replace_line(home / path, number, f"{match[1]} {match[2]} other".encode())
             assert result(case, home) != (toml, notes), f"{path}:{number}: {line}"
         (home / path).write_bytes(before)
 
 
 def is_never_read(path: Path) -> bool:
-    """Tell whether `includedir` passes by a file."""
+    """Tell whether `includedir` skips a file."""
     return path.name.endswith((".rpmsave", "~", "beta.conf")) or path.parent.name == "sub"
 
 
 def sections_left_out(
     case: Case, toml: str, notes: list[Note]
 ) -> Iterator[dict[tuple[str, int], Note]]:
-    """Yield the lines of each service that is not in the TOML, all of which one note explains."""
+    """Yield the lines of each service that is not in the TOML, with the note that explains it."""
     lines = list(lines_of(case))
     for path, start, line in lines:
         if not re.match(r"\s*service\s", line, re.IGNORECASE):
@@ -241,17 +244,17 @@ def sections_left_out(
                 break
 
 
-@every("case", INETD, ids=named)
-def test_no_word_of_inetd_is_dropped_in_silence(case: Case, home: Path) -> None:
-    """With another word in its place the TOML or a note would be another, too."""
+@pytest.mark.parametrize("case", INETD, ids=case_id)
+def test_every_word_of_inetd_has_an_effect_or_a_note(case: Case, home: Path) -> None:
+    """With another word in its place, the TOML or a note differs."""
     toml, notes = result(case, home)
-    told = skipped(notes)
+    noted = covered_lines(notes)
     for path, number, line in lines_of(case):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         is_there = f"# {path}:{number}\n" in toml
-        if not is_there and (str(path), number) in told:
-            continue  # the whole line is explained
+        if not is_there and (str(path), number) in noted:
+            continue  # a note explains the whole line
         for match in re.finditer(r"\S+", line.split(" #")[0]):
             other = line[: match.start()] + "other" + line[match.end() :]
             before = replace_line(home / path, number, other.encode())
@@ -264,7 +267,7 @@ LINES = sorted({line for case in CASES for _, _, line in lines_of(case)})
 
 @given(st.lists(st.sampled_from(LINES), max_size=30), st.sampled_from(["inetd", "xinetd"]))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_lines_in_any_order_become_what_can_be_read(
+def test_lines_of_the_corpus_in_any_order_become_valid_toml(
     tmp_path: Path, lines: list[str], dialect: str
 ) -> None:
     (tmp_path / "some.conf").write_text("\n".join(lines))
@@ -273,7 +276,7 @@ def test_lines_in_any_order_become_what_can_be_read(
 
 
 @pytest.mark.parametrize("digits", [20, 200, 5000])
-def test_no_number_is_too_long(tmp_path: Path, digits: int) -> None:
+def test_numbers_of_any_length_are_migrated_without_an_error(tmp_path: Path, digits: int) -> None:
     number = "9" * digits
     names = [*ATTRIBUTES, "rate"]
     file = tmp_path / "long.conf"

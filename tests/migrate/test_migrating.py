@@ -1,4 +1,4 @@
-"""inetd.conf and xinetd.conf as TOML: what becomes of each field, and what is told."""
+"""The migration of inetd.conf and xinetd.conf: the keys of each field, and the notes."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tests.support.harness import exchange, superd
 from tests.support.ports import free_port
 
 
-def made(entries: list[Entry]) -> dict[str, Any]:
-    """Return what the TOML of some entries says."""
+def services_of(entries: list[Entry]) -> dict[str, Any]:
+    """Return the services in the TOML of some entries, by name."""
     services: dict[str, Any] = tomli.loads(as_toml(entries)).get("service", {})
     return services
 
 
 CAT = {"command": "/bin/cat"}
-INETD = [
+INETD_LINES = [
     (
         "finger stream tcp nowait nobody /bin/cat cat",
         {"plugin": "exec", "listen": "tcp://0.0.0.0:finger", "user": "nobody", "options": CAT},
@@ -57,16 +57,16 @@ INETD = [
 ]
 
 
-@pytest.mark.parametrize(("line", "expected"), INETD)
+@pytest.mark.parametrize(("line", "expected"), INETD_LINES)
 def test_a_line_of_inetd_becomes_an_entry(line: str, expected: dict[str, Any]) -> None:
     entries, _ = inetd.read(f"# a comment\n\n{line}\n", "inetd.conf")
-    (entry,) = made(entries).values()
+    (entry,) = services_of(entries).values()
     assert {key: entry[key] for key in expected} == expected
     assert "wait" not in entry or expected.get("wait")
     assert as_toml(entries).startswith("# inetd.conf:3\n")
 
 
-LEFT_OUT = [
+UNSUPPORTED_LINES = [
     ("mountd/1 dgram rpc/udp wait root /bin/cat", "RPC"),
     ("x raw tcp nowait root /bin/cat", "socket type raw"),
     ("x stream sctp nowait root /bin/cat", "protocol sctp"),
@@ -76,8 +76,8 @@ LEFT_OUT = [
 ]
 
 
-@pytest.mark.parametrize(("line", "expected"), LEFT_OUT)
-def test_what_inetd_has_and_superd_lacks_is_told_with_its_line(line: str, expected: str) -> None:
+@pytest.mark.parametrize(("line", "expected"), UNSUPPORTED_LINES)
+def test_a_note_names_the_line_of_inetd_that_superd_cannot_serve(line: str, expected: str) -> None:
     entries, notes = inetd.read(f"\n{line}\n", "inetd.conf")
     assert entries == []
     (note,) = notes
@@ -85,7 +85,7 @@ def test_what_inetd_has_and_superd_lacks_is_told_with_its_line(line: str, expect
     assert expected in note.text
 
 
-DIFFERENT = [
+LINES_WITH_NOTES = [
     ("x stream tcp nowait.60 root /bin/cat", "OpenBSD's serves one fewer"),
     ("x stream tcp nowait root/daemon /bin/cat", "login class daemon"),
     ("x stream tcp,rcvbuf=1m nowait root /bin/cat", "left out: the buffer sizes"),
@@ -95,14 +95,16 @@ DIFFERENT = [
 ]
 
 
-@pytest.mark.parametrize(("line", "expected"), DIFFERENT)
-def test_what_is_different_is_told(line: str, expected: str) -> None:
+@pytest.mark.parametrize(("line", "expected"), LINES_WITH_NOTES)
+def test_a_note_explains_a_line_of_inetd_that_superd_serves_differently(
+    line: str, expected: str
+) -> None:
     entries, notes = inetd.read(line, "inetd.conf")
     assert len(entries) == 1
     assert [expected in note.text for note in notes] == [True]
 
 
-def test_a_line_of_addresses_is_for_those_that_follow() -> None:
+def test_a_line_of_addresses_applies_to_the_lines_after_it() -> None:
     text = (
         "127.0.0.2,::1:\nx stream tcp46 nowait root /bin/cat\nw stream tcp nowait root /bin/cat\n"
         "*:\ny stream tcp nowait root /bin/cat"
@@ -111,20 +113,20 @@ def test_a_line_of_addresses_is_for_those_that_follow() -> None:
     assert [str(note) for note in notes] == [
         "inetd.conf:3: left out: ::1 is not an address of this protocol's family"
     ]
-    services = made(entries)
+    services = services_of(entries)
     assert services["x"]["listen"] == ["tcp://127.0.0.2:x", "tcp://[::1]:x"]
     assert services["w"]["listen"] == "tcp://127.0.0.2:w"
     assert services["y"]["listen"] == "tcp://0.0.0.0:y"
 
 
 @given(st.text())
-def test_any_text_is_read_without_an_error(text: str) -> None:
+def test_any_text_is_migrated_without_an_error(text: str) -> None:
     entries, _ = inetd.read(text, "inetd.conf")
-    made(entries)
+    services_of(entries)
 
 
-def of_xinetd(tmp_path: Path, body: str, defaults: str = "") -> tuple[Any, list[Note]]:
-    """Return the entry that a service becomes, and the notes."""
+def migrated_service(tmp_path: Path, body: str, defaults: str = "") -> tuple[Any, list[Note]]:
+    """Return the entry of a service of xinetd with some attributes, and the notes."""
     file = tmp_path / "xinetd.conf"
     base = "server = /bin/cat\nuser = nobody\npassenv =\n"
     for needed in ("socket_type = stream", "wait = no"):
@@ -132,11 +134,11 @@ def of_xinetd(tmp_path: Path, body: str, defaults: str = "") -> tuple[Any, list[
             base += f"{needed}\n"
     file.write_text(f"defaults\n{{\n{defaults}\n}}\nservice finger\n{{\n{base}{body}\n}}\n")
     entries, notes = xinetd.read(file)
-    services = made(entries)
+    services = services_of(entries)
     return (next(iter(services.values())) if services else None), notes
 
 
-XINETD = [
+XINETD_ATTRIBUTES = [
     ("", {"plugin": "exec", "listen": "tcp://*:finger", "options": {**CAT, "pass-env": []}}),
     ("port = 7979\ntype = UNLISTED", {"listen": "tcp://*:7979"}),
     ("bind = 192.0.2.1", {"listen": "tcp://192.0.2.1:finger"}),
@@ -182,15 +184,15 @@ XINETD = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("body", "expected"), XINETD)
+@pytest.mark.parametrize(("body", "expected"), XINETD_ATTRIBUTES)
 def test_attributes_of_xinetd_become_keys(
     tmp_path: Path, body: str, expected: dict[str, Any]
 ) -> None:
-    entry, _ = of_xinetd(tmp_path, body)
+    entry, _ = migrated_service(tmp_path, body)
     assert {key: entry.get(key) for key in expected} == expected
 
 
-TOLD = [
+ATTRIBUTES_WITH_NOTES = [
     ("banner = /etc/banner", "banner:"),
     ("banner_success = /etc/banner", "banner_success:"),
     ("banner_fail = /etc/banner", "banner_fail:"),
@@ -220,19 +222,19 @@ TOLD = [
 ]
 
 
-@pytest.mark.parametrize(("body", "expected"), TOLD)
-def test_what_xinetd_has_and_superd_does_otherwise_is_told_with_its_line(
+@pytest.mark.parametrize(("body", "expected"), ATTRIBUTES_WITH_NOTES)
+def test_a_note_names_the_line_of_an_attribute_that_superd_handles_differently(
     tmp_path: Path, body: str, expected: str
 ) -> None:
-    _, notes = of_xinetd(tmp_path, body)
+    _, notes = migrated_service(tmp_path, body)
     (note,) = (note for note in notes if expected in note.text)
     assert note.file == str(tmp_path / "xinetd.conf")
     assert note.line >= 5
 
 
-def test_defaults_are_for_all_and_a_services_own_win(tmp_path: Path) -> None:
+def test_a_service_inherits_the_defaults_and_overrides_them(tmp_path: Path) -> None:
     defaults = "instances = 50\nper_source = 5\nlog_type = SYSLOG daemon\nserver = /bin/sh"
-    entry, notes = of_xinetd(tmp_path, "per_source = 9", defaults)
+    entry, notes = migrated_service(tmp_path, "per_source = 9", defaults)
     assert (entry["max-connections"], entry["max-per-source"]) == (50, 9)
     assert sum("log_type" in note.text for note in notes) == 1
     assert sum("server has no meaning in the defaults" in note.text for note in notes) == 1
@@ -243,28 +245,30 @@ def test_defaults_are_for_all_and_a_services_own_win(tmp_path: Path) -> None:
     [("enabled = other", False), ("enabled = finger", True), ("disabled = finger", False)],
 )
 @pytest.mark.file("/etc/services")
-def test_services_are_enabled_and_disabled_by_their_id(
+def test_the_defaults_enable_and_disable_services_by_their_id(
     tmp_path: Path, defaults: str, enabled: bool
 ) -> None:
-    entry, _ = of_xinetd(tmp_path, "", defaults)
+    entry, _ = migrated_service(tmp_path, "", defaults)
     assert entry.get("enabled", True) is enabled
 
 
 @pytest.mark.file("/etc/services")
-def test_included_files_are_read_in_order_but_for_backups(tmp_path: Path) -> None:
+def test_included_files_are_read_in_order_without_backups(tmp_path: Path) -> None:
     service = "service {0}\n{{\ntype = INTERNAL\nsocket_type = stream\nwait = no\nid = {1}\n}}\n"
     (tmp_path / "d").mkdir()
     for name, identity in (("b", "second"), ("a", "first"), ("c~", "no"), ("d.old", "no")):
         (tmp_path / "d" / name).write_text(service.format("echo", identity))
     (tmp_path / "main").write_text("includedir d\ninclude missing\n")
     entries, notes = xinetd.read(tmp_path / "main")
-    assert list(made(entries)) == ["first", "second"]
+    assert list(services_of(entries)) == ["first", "second"]
     (note,) = notes
     assert "missing: No such file or directory" in note.text
-    assert list(made(xinetd.read(tmp_path / "d")[0])) == ["first", "second"]
+    assert list(services_of(xinetd.read(tmp_path / "d")[0])) == ["first", "second"]
 
 
-def test_what_was_migrated_passes_check_and_serves(start_superd: Start, tmp_path: Path) -> None:
+def test_superd_checks_and_serves_a_migrated_configuration(
+    start_superd: Start, tmp_path: Path
+) -> None:
     port, other = free_port(), free_port()
     file = tmp_path / "inetd.conf"
     file.write_text(
@@ -291,7 +295,7 @@ def test_what_was_migrated_passes_check_and_serves(start_superd: Start, tmp_path
     assert served.counts("cat")["accepted"] == 1
 
 
-def test_a_file_that_is_not_there_or_has_no_service_is_told(tmp_path: Path) -> None:
+def test_migrating_a_missing_file_or_one_without_services_is_an_error(tmp_path: Path) -> None:
     for dialect in ("inetd", "xinetd"):
         done = superd("migrate", dialect, str(tmp_path / "missing"))
         assert (done.returncode, done.stdout) == (1, "")

@@ -1,4 +1,4 @@
-"""Events of connections: what a worker writes, and what each form makes of it."""
+"""Events of connections: as a worker writes them, as the master accepts them, and each format."""
 
 from __future__ import annotations
 
@@ -28,30 +28,32 @@ from superd.observe.connections import (
 )
 
 PID = 4711
-ALL = ("accepted", "closed", "refused", "noted")
-WHERE = ("127.0.0.1:5", "tcp://127.0.0.1:7")
+ALL_EVENTS = ("accepted", "closed", "refused", "noted")
+PEER_AND_LOCAL = ("127.0.0.1:5", "tcp://127.0.0.1:7")
 
 
-class Line:
-    """Stands for a worker's line to the master, and for its loop."""
+class WorkerLog:
+    """A worker's connection log with a recorded channel to the master and a recorded loop."""
 
     def __init__(self) -> None:
         self.batches: list[bytes] = []
-        self.takes = True
+        self.is_accepted = True
         self.later: list[Callable[[], None]] = []
         self.lost: list[int] = []
         self.log = ConnectionLog(PID, self.send, self.call_later, self.lost.append)
 
     def send(self, batch: bytes) -> bool:
-        if self.takes:
+        if self.is_accepted:
             self.batches.append(batch)
-        return self.takes
+        return self.is_accepted
 
     def call_later(self, delay: float, callback: Callable[[], None]) -> None:
         assert 0 < delay < 1
         self.later.append(callback)
 
-    def records(self, service: str = "echo", events: tuple[str, ...] = ALL) -> ServiceRecords:
+    def records(
+        self, service: str = "echo", events: tuple[str, ...] = ALL_EVENTS
+    ) -> ServiceRecords:
         return ServiceRecords(self.log, service, events)
 
     def events(self) -> list[dict[str, Any]]:
@@ -59,19 +61,19 @@ class Line:
         return [parsed(line) for batch in self.batches for line in batch.splitlines()]
 
 
-def test_each_event_says_what_it_knows() -> None:
-    line = Line()
-    records = line.records()
-    records.accepted(ends_of("1-2", *WHERE))
-    records.closed(ends_of("1-2", *WHERE), 1.25, 3, 4, "client")
-    records.refused(*WHERE, "max-load")
-    records.answered(ends_of("1-3", *WHERE), 26, "server")
-    records.closed(ends_of("1-4", *WHERE), 1.25, None, None, "server", "status 0")
-    common = {"pid": PID, "service": "echo", "peer": WHERE[0], "local": WHERE[1]}
+def test_each_event_has_the_fields_of_its_kind() -> None:
+    worker = WorkerLog()
+    records = worker.records()
+    records.accepted(ends_of("1-2", *PEER_AND_LOCAL))
+    records.closed(ends_of("1-2", *PEER_AND_LOCAL), 1.25, 3, 4, "client")
+    records.refused(*PEER_AND_LOCAL, "max-load")
+    records.answered(ends_of("1-3", *PEER_AND_LOCAL), 26, "server")
+    records.closed(ends_of("1-4", *PEER_AND_LOCAL), 1.25, None, None, "server", "status 0")
+    common = {"pid": PID, "service": "echo", "peer": PEER_AND_LOCAL[0], "local": PEER_AND_LOCAL[1]}
     closing = {"duration": 1.25, "in": 3, "out": 4, "end": "client"}
     at_once = {"duration": 0.0, "in": 0, "out": 26, "end": "server"}
     unknown = {"duration": 1.25, "end": "server", "outcome": "status 0"}
-    found = line.events()
+    found = worker.events()
     assert all(abs(event.pop("time") - time.time()) < 60 for event in found)
     assert found == [
         {**common, "event": "accepted", "conn": "1-2"},
@@ -82,75 +84,75 @@ def test_each_event_says_what_it_knows() -> None:
         {**common, "event": "closed", "conn": "1-4", **unknown},
     ]
     matches = pattern_of(PID, ["echo"]).fullmatch
-    assert all(matches(batch) for batch in line.batches)
+    assert all(matches(batch) for batch in worker.batches)
 
 
-@pytest.mark.parametrize("wanted", [(), ("accepted",), ("closed",), ("refused",), ALL])
-def test_only_what_the_entry_wants_is_written(wanted: tuple[str, ...]) -> None:
-    line = Line()
-    records = line.records(events=wanted)
-    records.accepted(ends_of("1-2", *WHERE))
-    records.closed(ends_of("1-2", *WHERE), 1, 3, 4, "client")
-    records.refused(*WHERE, "access")
-    records.answered(ends_of("1-3", *WHERE), 26, "server")
+@pytest.mark.parametrize("wanted", [(), ("accepted",), ("closed",), ("refused",), ALL_EVENTS])
+def test_a_worker_writes_only_the_events_that_the_entry_asks_for(wanted: tuple[str, ...]) -> None:
+    worker = WorkerLog()
+    records = worker.records(events=wanted)
+    records.accepted(ends_of("1-2", *PEER_AND_LOCAL))
+    records.closed(ends_of("1-2", *PEER_AND_LOCAL), 1, 3, 4, "client")
+    records.refused(*PEER_AND_LOCAL, "access")
+    records.answered(ends_of("1-3", *PEER_AND_LOCAL), 26, "server")
     expected = [e for e in ("accepted", "closed", "refused", "accepted", "closed") if e in wanted]
-    assert [event["event"] for event in line.events()] == expected
+    assert [event["event"] for event in worker.events()] == expected
 
 
-def test_lines_go_out_together_and_in_order() -> None:
-    line = Line()
-    records = line.records()
+def test_a_worker_sends_lines_in_batches_and_in_order() -> None:
+    worker = WorkerLog()
+    records = worker.records()
     for number in range(1000):
-        records.accepted(ends_of(f"1-{number:x}", *WHERE))
-    assert 0 < len(line.batches) < 20
-    assert all(len(batch) <= BATCH_SIZE + LONGEST_LINE for batch in line.batches)
-    assert [int(event["conn"][2:], 16) for event in line.events()] == list(range(1000))
+        records.accepted(ends_of(f"1-{number:x}", *PEER_AND_LOCAL))
+    assert 0 < len(worker.batches) < 20
+    assert all(len(batch) <= BATCH_SIZE + LONGEST_LINE for batch in worker.batches)
+    assert [int(event["conn"][2:], 16) for event in worker.events()] == list(range(1000))
 
 
-def test_a_line_waits_for_others_only_a_moment() -> None:
-    line = Line()
-    line.records().accepted(ends_of("1-1", *WHERE))
-    assert not line.batches
-    (flush,) = line.later
+def test_a_worker_sends_a_single_line_after_the_batch_delay() -> None:
+    worker = WorkerLog()
+    worker.records().accepted(ends_of("1-1", *PEER_AND_LOCAL))
+    assert not worker.batches
+    (flush,) = worker.later
     flush()
-    assert len(line.batches) == 1
+    assert len(worker.batches) == 1
     flush()
-    assert len(line.batches) == 1
+    assert len(worker.batches) == 1
 
 
-def test_what_the_master_does_not_take_is_counted_and_told() -> None:
-    line = Line()
-    records = line.records()
-    line.takes = False
+def test_a_worker_counts_and_reports_the_lines_that_the_master_did_not_accept() -> None:
+    worker = WorkerLog()
+    records = worker.records()
+    worker.is_accepted = False
     for _ in range(7):
-        records.answered(ends_of("1-3", *WHERE), 26, "server")
-    line.log.flush()
-    assert line.lost == []
-    line.takes = True
-    records.accepted(ends_of("1-4", *WHERE))
-    assert len(line.events()) == 1
-    assert line.lost == [14]
+        records.answered(ends_of("1-3", *PEER_AND_LOCAL), 26, "server")
+    worker.log.flush()
+    assert worker.lost == []
+    worker.is_accepted = True
+    records.accepted(ends_of("1-4", *PEER_AND_LOCAL))
+    assert len(worker.events()) == 1
+    assert worker.lost == [14]
 
 
-def test_a_flood_of_refusals_is_told_in_part_and_counted_whole() -> None:
-    line = Line()
-    records = line.records()
+def test_a_flood_of_refusals_is_written_in_part_and_counted_completely() -> None:
+    worker = WorkerLog()
+    records = worker.records()
     for number in range(1000):
-        records.refused(f"127.0.0.1:{number}", WHERE[1], "rate-per-source")
-        records.refused(*WHERE, "access") if number < 5 else None
+        records.refused(f"127.0.0.1:{number}", PEER_AND_LOCAL[1], "rate-per-source")
+        records.refused(*PEER_AND_LOCAL, "access") if number < 5 else None
     records.end_window()
     records.end_window()
-    found = line.events()
+    found = worker.events()
     rates = [event for event in found if event["reason"] == "rate-per-source"]
     assert len(found) - len(rates) == 5
     assert len(rates) == REFUSALS_IN_FULL + 1
     assert sum(event.get("count", 1) for event in rates) == 1000
     assert rates[-1]["peer"] == "127.0.0.1:999"
-    records.refused(*WHERE, "rate-per-source")
-    assert len(line.events()) == len(found) + 1  # a new window
+    records.refused(*PEER_AND_LOCAL, "rate-per-source")
+    assert len(worker.events()) == len(found) + 1  # a new window
 
 
-# what a unix client is called is any bytes, what a plugin notes any text
+# the name of a unix client may have any bytes, the note of a plugin any text
 TEXTS = st.text() | st.binary(max_size=108).map(os.fsdecode) | st.just("\U0001f600" * 5000)
 
 
@@ -158,9 +160,9 @@ TEXTS = st.text() | st.binary(max_size=108).map(os.fsdecode) | st.just("\U0001f6
 @example('"' * 5000, "\\" * 5000, "\udcff" * 5000)
 @example("\x1b" * 108, "\u202e" * 108, "\U0001f600" * 108)
 def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str, outcome: str) -> None:
-    line = Line()
+    worker = WorkerLog()
     service = "we.b" * 16
-    records = line.records(service)
+    records = worker.records(service)
     ends = ends_of("ffffffff-ffffffffffff", safe(peer), safe(local))
     records.accepted(ends)
     records.closed(ends, 1e9, 1 << 60, 1 << 60, "first-byte-timeout", outcome)
@@ -168,8 +170,8 @@ def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str, ou
     for _ in range(REFUSALS_IN_FULL + 1):
         records.refused(safe(peer), safe(local), "daemon-rate-per-source")
     records.end_window()
-    line.log.flush()
-    batch = b"".join(line.batches)
+    worker.log.flush()
+    batch = b"".join(worker.batches)
     assert pattern_of(PID, ["web", service]).fullmatch(batch)
     assert batch.count(b"\n") == 4 + REFUSALS_IN_FULL + 1
     assert max(map(len, batch.splitlines())) < LONGEST_LINE
@@ -183,8 +185,8 @@ def test_no_text_of_a_client_can_forge_or_break_a_line(peer: str, local: str, ou
 @pytest.mark.parametrize(
     "text", ["", "x", "[]", "{}", '{"event":"accepted"}', '{"time":1,"event":"closed"}', "\x00"]
 )
-def test_what_is_no_event_is_refused(text: str) -> None:
-    with pytest.raises(ValueError):  # noqa: PT011  json's own are among them
+def test_a_line_that_is_not_an_event_is_rejected(text: str) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011  json raises its own subclasses
         parsed(text)
 
 
@@ -211,7 +213,7 @@ def line_of(event: bytes, time: bytes = b"1700000000.123") -> bytes:
         REFUSED.replace(b"@a", b""),
     ],
 )
-def test_the_pattern_takes_what_a_worker_writes(event: bytes) -> None:
+def test_the_pattern_accepts_the_events_that_a_worker_writes(event: bytes) -> None:
     assert pattern_of(PID, ["echo"]).fullmatch(line_of(event) * 3)
     assert parsed(line_of(event))["service"] == "echo"
 
@@ -248,7 +250,7 @@ def test_the_pattern_takes_what_a_worker_writes(event: bytes) -> None:
         b"boo, hoo",
     ],
 )
-def test_the_pattern_takes_nothing_else(event: bytes) -> None:
+def test_the_pattern_rejects_any_other_line(event: bytes) -> None:
     pattern = pattern_of(PID, ["echo"])
     assert not pattern.fullmatch(line_of(event))
     assert not pattern.fullmatch(line_of(REFUSED) * 100 + line_of(event))
@@ -271,21 +273,21 @@ def test_the_master_rejects_a_long_batch_in_linear_time() -> None:
 
 
 @pytest.mark.parametrize("time", [b"0.000", b"7.001", b"99999999.999", b"99999999999.999"])
-def test_the_pattern_takes_any_time_since_1970_where_some_clocks_begin(time: bytes) -> None:
+def test_the_pattern_accepts_any_time_since_1970(time: bytes) -> None:
     assert pattern_of(PID, ["echo"]).fullmatch(line_of(REFUSED, time))
 
 
 @pytest.mark.parametrize("time", [b"0000000000.000", b"1e9", b"999999999999.000", b"1700000000"])
-def test_the_pattern_takes_sane_times_only(time: bytes) -> None:
+def test_the_pattern_rejects_malformed_and_distant_times(time: bytes) -> None:
     assert not pattern_of(PID, ["echo"]).fullmatch(line_of(REFUSED, time))
 
 
-MOMENT = time.mktime((2026, 11, 22, 5, 47, 17, 0, 0, -1))
+EVENT_TIME = time.mktime((2026, 11, 22, 5, 47, 17, 0, 0, -1))
 
 
 def event_of(kind: str, peer: str = "127.0.0.1:51234", **more: Any) -> dict[str, Any]:
     return {
-        "time": MOMENT, "pid": 5, "service": "envsvc", "event": kind, "peer": peer, **more,
+        "time": EVENT_TIME, "pid": 5, "service": "envsvc", "event": kind, "peer": peer, **more,
     }  # fmt: skip
 
 
@@ -319,11 +321,11 @@ def event_of(kind: str, peer: str = "127.0.0.1:51234", **more: Any) -> dict[str,
         ),
     ],
 )
-def test_xinetds_form_is_its_own_byte_for_byte(event: dict[str, Any], expected: str) -> None:
+def test_the_xinetd_format_equals_that_of_xinetd(event: dict[str, Any], expected: str) -> None:
     assert as_xinetd(event) == f"26/11/22@05:47:17: {expected}"
 
 
-def test_text_is_what_a_person_reads() -> None:
+def test_the_text_format_has_readable_times_and_pairs() -> None:
     event = event_of("closed", conn="1-2", duration=0.0123456, end="idle-timeout")
     assert as_text(event) == (
         "2026-11-22 05:47:17.000 superd[5] info: closed service=envsvc peer=127.0.0.1:51234"
@@ -331,17 +333,17 @@ def test_text_is_what_a_person_reads() -> None:
     )
 
 
-def test_text_has_the_same_milliseconds_as_json() -> None:
-    event = {**event_of("accepted"), "time": MOMENT + 0.123}  # a little less, as a float
+def test_the_text_format_has_the_milliseconds_of_the_json() -> None:
+    event = {**event_of("accepted"), "time": EVENT_TIME + 0.123}  # as a float it is slightly less
     assert as_text(event).startswith("2026-11-22 05:47:17.123 ")
 
 
-def test_a_name_cannot_pass_for_several_pairs_of_text() -> None:
+def test_a_value_with_spaces_is_quoted_in_the_text_format() -> None:
     event = event_of("accepted", '@a" end=client', local="unix:///a")
     assert message_of(event) == r'accepted service=envsvc peer="@a\" end=client" local=unix:///a'
 
 
-def test_the_pattern_takes_names_literally() -> None:
+def test_the_pattern_reads_service_names_literally() -> None:
     line = line_of(REFUSED)
     assert pattern_of(PID, ["a+b"]).fullmatch(line.replace(b"echo", b"a+b"))
     assert not pattern_of(PID, ["a+b"]).fullmatch(line.replace(b"echo", b"aab"))

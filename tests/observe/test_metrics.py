@@ -1,4 +1,4 @@
-"""Prometheus' text format, as its own client library reads it."""
+"""The text format of Prometheus, as the parser of its client library reads it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ LABELS = st.text(alphabet=st.characters(codec=None), max_size=50)
 
 
 @given(LABELS, st.integers(0, 2**64 - 1) | st.floats())
-def test_every_label_and_every_number_is_read_as_it_was_meant(label: str, value: float) -> None:
+def test_the_parser_of_prometheus_reads_every_label_and_number_as_written(
+    label: str, value: float
+) -> None:
     text = "".join(gauge("some", "What it is.", [(labels(service=label, more="x"), value)]))
     (family,) = parsed(text)
     (sample,) = family.samples
@@ -28,7 +30,7 @@ def test_a_sample_without_labels_has_no_braces() -> None:
     assert lines[-1] == "some_total 5\n"
 
 
-def test_a_histogram_counts_all_that_were_up_to_each_bound() -> None:
+def test_each_bucket_of_a_histogram_counts_the_values_up_to_its_bound() -> None:
     samples = [(labels(service="echo"), [3, 0, 2]), (labels(service="qotd"), [0, 0, 0])]
     (family,) = parsed("".join(histogram("lasted_seconds", "How long.", [0.1, 1], samples)))
     assert family.type == "histogram"

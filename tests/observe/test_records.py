@@ -27,7 +27,7 @@ from superd.worker.channel import MAX_MESSAGE_SIZE
 
 RECORD = Record("info", "hello", pid=7, time=1_700_000_000.25)
 
-# all of Unicode, lone surrogates too, and the characters that terminals and parsers obey
+# all of Unicode with lone surrogates, and more often the control characters of terminals
 TEXTS = st.text(st.characters() | st.sampled_from("\n\r\t\x00\x1b\x7f\x85\u2028\u202e\ud800"))
 RECORDS = st.builds(
     Record,
@@ -43,13 +43,15 @@ RECORDS = st.builds(
 
 
 @given(TEXTS)
-def test_escaped_text_is_printable_and_not_too_long(text: str) -> None:
+def test_escaped_text_is_printable_and_within_the_maximum_length(text: str) -> None:
     assert escaped(text).isprintable()
     assert len(escaped(text)) <= LONGEST_TEXT
 
 
 @given(RECORDS)
-def test_a_record_has_one_line_and_one_for_each_line_of_its_detail(record: Record) -> None:
+def test_a_record_has_one_line_for_its_message_and_one_for_each_of_its_details(
+    record: Record,
+) -> None:
     for form in (as_text(record), as_message(record)):
         lines = form.split("\n")
         assert len(lines) == 1 + len(record.detail)
@@ -58,7 +60,7 @@ def test_a_record_has_one_line_and_one_for_each_line_of_its_detail(record: Recor
 
 
 @given(RECORDS)
-def test_a_record_as_json_is_one_line_that_says_all(record: Record) -> None:
+def test_a_record_as_json_is_one_line_with_every_field(record: Record) -> None:
     line = as_json(record)
     assert line.isprintable()
     assert line.isascii()
@@ -68,7 +70,7 @@ def test_a_record_as_json_is_one_line_that_says_all(record: Record) -> None:
     assert data.get("detail", []) == list(record.detail)
 
 
-def test_a_text_of_a_megabyte_is_cut_in_every_form() -> None:
+def test_a_text_of_a_megabyte_is_cut_in_every_format() -> None:
     record = replace(RECORD, message="\x1b" * 1_000_000, detail=("x" * 1_000_000,))
     assert len(escaped(record.message)) == LONGEST_TEXT
     assert len(as_text(record)) < 3 * LONGEST_TEXT
@@ -76,7 +78,7 @@ def test_a_text_of_a_megabyte_is_cut_in_every_form() -> None:
     assert len(data["message"]) == len(data["detail"][0]) == LONGEST_TEXT
 
 
-def test_text_says_when_who_what_and_to_whom() -> None:
+def test_the_text_format_has_time_process_message_service_connection_and_peer() -> None:
     record = replace(RECORD, service="web", connection="1-a", peer="192.0.2.1:4", detail=("why",))
     first, second = as_text(record).split("\n")
     assert first.endswith(".250 superd[7] info: hello service=web conn=1-a peer=192.0.2.1:4")
@@ -84,12 +86,12 @@ def test_text_says_when_who_what_and_to_whom() -> None:
 
 
 @given(RECORDS)
-def test_what_a_worker_sends_arrives_as_it_was(record: Record) -> None:
+def test_the_master_decodes_a_record_as_the_worker_encoded_it(record: Record) -> None:
     sent = json.loads(json.dumps(encoded(record)))
     assert decoded(sent, 7) == record
 
 
-def test_a_worker_cannot_speak_for_another() -> None:
+def test_the_master_replaces_the_pid_in_a_record_of_a_worker() -> None:
     assert decoded(encoded(replace(RECORD, pid=1)), 7).pid == 7
 
 
@@ -124,12 +126,12 @@ def test_the_longest_record_without_detail_fits_into_a_message() -> None:
     ],
     ids=str,
 )
-def test_what_is_not_a_record_is_refused(change: dict[str, Any]) -> None:
+def test_the_master_rejects_a_record_with_an_invalid_field(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="not a log record"):
         decoded({**encoded(RECORD), **change}, 7)
 
 
-def test_a_record_without_a_message_is_refused() -> None:
+def test_the_master_rejects_a_record_without_a_message() -> None:
     with pytest.raises(ValueError, match="not a log record"):
         decoded({"level": "info"}, 7)
 
@@ -148,7 +150,7 @@ def test_a_traceback_is_kept_to_its_first_and_last_lines() -> None:
     assert record.detail[-1] == "ZeroDivisionError: division by zero"
 
 
-def test_a_flood_is_one_line_at_first_and_one_a_window() -> None:
+def test_a_flood_of_equal_records_has_one_line_at_first_and_one_per_window() -> None:
     lines: list[str] = []
     gate = FloodGate(lambda record: lines.append(record.message))
     for window in range(3):
@@ -164,7 +166,7 @@ def test_a_flood_is_one_line_at_first_and_one_a_window() -> None:
     ]
 
 
-def test_after_a_quiet_window_the_next_passes_at_once() -> None:
+def test_a_record_after_a_quiet_window_is_written_immediately() -> None:
     lines: list[str] = []
     gate = FloodGate(lambda record: lines.append(record.message))
     for _ in range(3):
@@ -176,7 +178,7 @@ def test_after_a_quiet_window_the_next_passes_at_once() -> None:
     assert lines == ["hello", "hello (2 more like this)", "hello"]
 
 
-def test_records_of_different_keys_do_not_hold_each_other_back() -> None:
+def test_records_with_different_keys_do_not_delay_each_other() -> None:
     lines: list[str] = []
     gate = FloodGate(lambda record: lines.append(record.message))
     gate.report("a", RECORD)

@@ -1,4 +1,4 @@
-"""Whose code a stack is, whoever wrote it."""
+"""Stacks of faulthandler: their frames, and the plugin and services that they belong to."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def written(*frames: tuple[str, int, str]) -> bytes:
     return "".join([HEAD, *lines, RUN, '  File "/bin/superd", line 1 in <module>\n']).encode()
 
 
-def test_what_faulthandler_writes_is_understood() -> None:
+def test_a_stack_of_faulthandler_is_parsed() -> None:
     with tempfile.TemporaryFile() as file:
         faulthandler.dump_traceback(file, all_threads=False)
         file.seek(0)
         stack = stack_of(file.read())
     assert stack.is_known
-    name = "test_what_faulthandler_writes_is_understood"
+    name = "test_a_stack_of_faulthandler_is_parsed"
     assert stack.frames[-1].file == __file__
     assert stack.frames[-1].function == name
     assert re.search(rf"in tests/observe/test_stacks\.py:\d+, {name}", stack.place({})[1])
@@ -38,7 +38,7 @@ def test_what_faulthandler_writes_is_understood() -> None:
     )
 
 
-def test_the_innermost_frame_of_a_plugin_is_to_blame() -> None:
+def test_the_innermost_frame_of_a_plugin_names_the_place() -> None:
     stack = stack_of(
         written(
             ("/lib/python3/re.py", 5, "match"),
@@ -66,7 +66,7 @@ def test_the_innermost_frame_of_a_plugin_is_to_blame() -> None:
         ("<string>", ("", "in <string>:1, f")),
     ],
 )
-def test_whose_a_file_is(file: str, place: tuple[str, str]) -> None:
+def test_a_file_belongs_to_the_services_of_its_plugin(file: str, place: tuple[str, str]) -> None:
     assert stack_of(written((file, 1, "f"))).place(OWNERS) == place
 
 
@@ -86,16 +86,16 @@ def test_whose_a_file_is(file: str, place: tuple[str, str]) -> None:
         ],
     ],
 )
-def test_a_loop_that_waits_is_at_rest(frames: list[tuple[str, int, str]]) -> None:
+def test_an_event_loop_in_its_poll_is_at_rest(frames: list[tuple[str, int, str]]) -> None:
     assert stack_of(written(*frames)).is_at_rest
 
 
-def test_a_handler_that_waits_is_not_at_rest() -> None:
+def test_a_plugin_that_blocks_in_a_poll_is_not_at_rest() -> None:
     frames = [("/lib/python3/selectors.py", 468, "select"), ("/x/superd_block.py", 1, "f")]
     assert not stack_of(written(*frames)).is_at_rest
 
 
-def test_the_last_of_several_stacks_counts() -> None:
+def test_the_last_of_several_stacks_is_parsed() -> None:
     both = written(("/x/one.py", 1, "f")) + written(("/x/two.py", 2, "g"))
     assert stack_of(both).frames == (Frame("/x/two.py", 2, "g"),)
 
@@ -110,14 +110,14 @@ def test_the_last_of_several_stacks_counts() -> None:
         b'Stack (most recent call first):\n  File "x", line 99999999999 in f\n',
     ],
 )
-def test_nonsense_is_no_stack(text: bytes) -> None:
+def test_text_that_is_not_a_stack_has_no_frames(text: bytes) -> None:
     stack = stack_of(text)
     assert stack.frames == ()
     assert stack.place(OWNERS) == ("", "at an unknown place")
     assert stack.lines(with_source=True) == ()
 
 
-def test_a_long_stack_is_cut_to_what_a_record_takes() -> None:
+def test_a_long_stack_is_cut_to_the_lines_of_a_record() -> None:
     stack = stack_of(written(*[(f"/x/{n}.py", n, "f") for n in range(1, 900)]))
     lines = stack.lines(with_source=False)
     assert len(lines) <= 60
