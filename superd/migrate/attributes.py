@@ -16,7 +16,7 @@ from superd.migrate.sections import Assignment, Section
 
 # the number of values: a fixed one, ANY, or a LIST, which += and -= change
 ANY, LIST = -1, -2
-OF_A_SERVICE = {
+SERVICE_ATTRIBUTES = {
     "socket_type": 1, "protocol": 1, "wait": 1, "user": 1, "group": 1, "server": 1,
     "server_args": ANY, "instances": 1, "log_on_success": LIST, "log_on_failure": LIST,
     "log_type": ANY, "only_from": LIST, "no_access": LIST, "access_times": ANY, "type": ANY,
@@ -27,7 +27,7 @@ OF_A_SERVICE = {
     "rlimit_rss": 1, "rlimit_stack": 1, "v6only": 1, "deny_time": 1, "umask": 1, "libwrap": 1,
     "mdns": 1,
 }  # fmt: skip
-OF_THE_DEFAULTS = {
+DEFAULTS_ATTRIBUTES = {
     "log_type": LIST, "log_on_success": LIST, "log_on_failure": LIST, "disabled": LIST,
     "no_access": LIST, "only_from": LIST, "instances": 1, "passenv": LIST, "banner": 1, "bind": 1,
     "interface": 1, "per_source": 1, "groups": 1, "banner_success": 1, "banner_fail": 1, "cps": 2,
@@ -44,6 +44,8 @@ FLAGS = {
     "REUSE", "INTERCEPT", "NORETRY", "IDONLY", "NAMEINARGS", "NODELAY", "KEEPALIVE", "NOLIBWRAP",
     "SENSOR", "IPV4", "IPV6", "LABELED",
 }  # fmt: skip
+LOGGED_ON_SUCCESS = {"HOST", "DURATION", "EXIT", "PID", "USERID", "TRAFFIC"}
+LOGGED_ON_FAILURE = {"HOST", "ATTEMPT", "USERID"}
 
 # notes on attributes and flags that have no key
 ATTRIBUTE_NOTES = {
@@ -91,8 +93,8 @@ def _word(pattern: str) -> Callable[[list[str]], bool]:
     return lambda words: re.fullmatch(pattern, words[0], re.IGNORECASE) is not None
 
 
-def _among(known: set[str], *, some: bool = True) -> Callable[[list[str]], bool]:
-    return lambda words: (not some or bool(words)) and {w.upper() for w in words} <= known
+def _among(known: set[str], *, may_be_empty: bool = False) -> Callable[[list[str]], bool]:
+    return lambda words: (may_be_empty or bool(words)) and {w.upper() for w in words} <= known
 
 
 def _times(words: list[str]) -> bool:
@@ -134,8 +136,8 @@ VALIDATORS: dict[str, Callable[[list[str]], bool]] = {
     "rlimit_as": SIZE, "rlimit_data": SIZE, "rlimit_files": SIZE, "rlimit_rss": SIZE,
     "rlimit_stack": SIZE, "type": _among(TYPES), "flags": _among(FLAGS), "server_args": bool,
     "access_times": _times, "log_type": _log,
-    "log_on_success": _among({"HOST", "DURATION", "EXIT", "PID", "USERID", "TRAFFIC"}, some=False),
-    "log_on_failure": _among({"HOST", "ATTEMPT", "USERID"}, some=False),
+    "log_on_success": _among(LOGGED_ON_SUCCESS, may_be_empty=True),
+    "log_on_failure": _among(LOGGED_ON_FAILURE, may_be_empty=True),
     "env": lambda words: all("=" in word for word in words),
 }  # fmt: skip
 
@@ -149,7 +151,7 @@ class SectionValues:
     def __init__(self, section: Section, inherited: Values, notes: list[Note]) -> None:
         self.section = section
         self.notes = notes
-        self.known = OF_A_SERVICE if section.name else OF_THE_DEFAULTS
+        self.known = SERVICE_ATTRIBUTES if section.name else DEFAULTS_ATTRIBUTES
         self.values: Values = dict(inherited)
         self.rejected: dict[str, int] = {}
         for assignment in section.assignments:
@@ -165,8 +167,8 @@ class SectionValues:
         is_new = self._is_new(before)
         count = self.known.get(assignment.name)
         if count is None:
-            is_other = assignment.name in OF_A_SERVICE and not self.section.name
-            why = "has no meaning in the defaults" if is_other else "has no equivalent"
+            is_of_services = assignment.name in SERVICE_ATTRIBUTES and not self.section.name
+            why = "has no meaning in the defaults" if is_of_services else "has no equivalent"
             self._note(assignment.line, f"left out: {assignment.name} {why}")
         elif count != LIST and not is_new and before is not None:
             text = f"left out: {assignment.name} is already set on line {before.line}"

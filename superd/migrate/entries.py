@@ -93,7 +93,7 @@ def legible(text: str) -> str:
 
 
 def lines_left_out(first: int, last: int, why: str) -> str:
-    """Return the text of a note on the lines from `first`, where it stands, to `last`."""
+    """Return the text of a note at line `first` on the lines from there to `last`."""
     until = f", with the lines up to {last}" if last > first else ""
     return f"left out{until}: {why}"
 

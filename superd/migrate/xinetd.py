@@ -45,14 +45,14 @@ def read(path: Path) -> tuple[list[Entry], list[Note]]:
     notes: list[Note] = []
     defaults: Values = {}
     services: list[tuple[Section, Values]] = []
-    is_refused = False
+    is_rejected = False
     for section in read_sections(path, notes):
         if section.name:
             in_order = {n: v for n, v in defaults.items() if n in INHERITED_IN_ORDER}
             services.append((section, in_order))
         else:
             gathered = SectionValues(section, defaults, notes)
-            defaults, is_refused = gathered.values, is_refused or bool(gathered.rejected)
+            defaults, is_rejected = gathered.values, is_rejected or bool(gathered.rejected)
             for name in INHERITED_IN_ORDER:
                 if services and name in defaults:
                     text = f"{name} applies only to the services after this line"
@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[list[Entry], list[Note]]:
             name: Value(value.words, value.file, value.line, is_inherited=True)
             for name, value in (at_end | in_order).items()
         }
-        made.append(_Service(section, inherited, notes, is_refused=is_refused))
+        made.append(_Service(section, inherited, notes, is_rejected=is_rejected))
     entries = [entry for service in made if (entry := service.entry()) is not None]
     _note_defaults(defaults, {service.identity.lower() for service in made}, notes)
     return entries, list(dict.fromkeys(notes))
@@ -87,17 +87,17 @@ class _Service:
     """
 
     def __init__(
-        self, section: Section, inherited: Values, notes: list[Note], *, is_refused: bool
+        self, section: Section, inherited: Values, notes: list[Note], *, is_rejected: bool
     ) -> None:
         self.section = section
         self.notes = notes
         gathered = SectionValues(section, inherited, notes)
         self.values = gathered.values
         self.given = dict(self.values)
-        self.is_refused = is_refused or bool(gathered.rejected)
+        self.is_rejected = is_rejected or bool(gathered.rejected)
         self.enabled = self._take("enabled") if "enabled" in self.values else None
         self.disabled = self._take("disabled")
-        self.identity = self._one("id") or section.name
+        self.identity = self._text("id") or section.name
         self.types = {word.upper() for word in self._take("type")}
         self.flags = {word.upper() for word in self._take("flags")}
         self.is_internal = bool(self.types & {"INTERNAL"} or self.flags & {"SENSOR"})
@@ -143,7 +143,7 @@ class _Service:
 
     def _disable(self, why: str, attribute: str = "") -> None:
         """Leave the service disabled, since xinetd would not serve it, and add a note."""
-        self.is_refused = True
+        self.is_rejected = True
         value = self.given.get(attribute)
         if value is not None and value.is_inherited:
             attribute = ""  # the note belongs to each service, not to the defaults
@@ -153,11 +153,11 @@ class _Service:
         value = self.values.pop(name, None)
         return value.words if value else []
 
-    def _one(self, name: str) -> str:
+    def _text(self, name: str) -> str:
         return " ".join(self._take(name))
 
     def _is_yes(self, name: str) -> bool:
-        return self._one(name).lower() == "yes"
+        return self._text(name).lower() == "yes"
 
     def _is_unsupported(self) -> bool:
         name, kind = self.section.name, " ".join(self._words("socket_type")).lower()
@@ -185,7 +185,7 @@ class _Service:
         self.result.keys["plugin"] = "discard" if "SENSOR" in self.flags else plugin
 
     def _transport(self) -> str | None:
-        kind, protocol = self._one("socket_type").lower(), self._one("protocol").lower()
+        kind, protocol = self._text("socket_type").lower(), self._text("protocol").lower()
         if not kind and not protocol:
             self._disable("it has neither socket_type nor protocol")
         kind = kind or {"udp": "dgram"}.get(protocol, "stream")
@@ -197,9 +197,9 @@ class _Service:
         return transport
 
     def _listen(self, transport: str) -> str:
-        given, name = self._one("port"), self.section.name
+        given, name = self._text("port"), self.section.name
         if "UNLISTED" not in self.types:
-            listed = _listed(name, transport)
+            listed = _listed_port(name, transport)
             if listed is None:
                 self._disable(f"{name} is not in /etc/services, and type is not UNLISTED", "port")
             elif given and int(given) != listed:
@@ -207,11 +207,11 @@ class _Service:
                 self._disable(why, "port")
         elif not given:
             self._disable("type = UNLISTED needs a port", "type")
-        bind = self._one("bind")
+        bind = self._text("bind")
         if bind and not bind.replace(".", "").isdecimal() and ":" not in bind:
             self._note("bind: superd listens on every address of this name", "bind")
         host = f"[{bind}]" if ":" in bind else bind
-        only_v6 = self._one("v6only").lower()
+        only_v6 = self._text("v6only").lower()
         if only_v6 == "no":
             self._note("v6only = no: xinetd reads it as yes, so the service is IPv6 only", "v6only")
         if not host:
@@ -222,26 +222,26 @@ class _Service:
 
     def _identity(self) -> None:
         keys = self.result.keys
-        user, group = self._one("user"), self._one("group")
+        user, group = self._text("user"), self._text("group")
         if not self.is_program and user in ("root", "0"):
             user = group = ""  # answering and forwarding need no root
         if user:
-            keys["user"] = _number_or_name(user)
+            keys["user"] = _id_or_name(user)
         if group:
-            keys["group"] = _number_or_name(group)
+            keys["group"] = _id_or_name(group)
         if self._is_yes("groups"):
             self._note("groups = yes: list the user's groups in groups = [...]", "groups")
-        umask = self._one("umask")
+        umask = self._text("umask")
         if umask or self.is_program:
             keys["umask"] = f"{int(umask or DEFAULT_UMASK, 8):03o}"
-        if nice := self._one("nice"):
+        if nice := self._text("nice"):
             keys["nice"] = max(-20, min(19, int(nice)))
         self._rlimits()
 
     def _rlimits(self) -> None:
         limits: dict[str, str | int] = {}
         for attribute, key in RLIMITS.items():
-            value = self._one(attribute)
+            value = self._text(attribute)
             if value and value.upper() != "UNLIMITED":
                 limits[key] = limit_value(key, value)
                 self._note(f"{attribute} limits superd's worker, too", attribute)
@@ -252,7 +252,7 @@ class _Service:
             self.result.keys["rlimits"] = limits
 
     def _program(self) -> None:
-        server, arguments = self._one("server"), self._take("server_args")
+        server, arguments = self._text("server"), self._take("server_args")
         options: dict[str, Any] = {}
         if "NAMEINARGS" in self.flags:
             if arguments:
@@ -308,7 +308,7 @@ class _Service:
     def _limits(self) -> None:
         keys = self.result.keys
         for attribute, key in (("instances", "max-connections"), ("per_source", "max-per-source")):
-            value = self._one(attribute).upper()
+            value = self._text(attribute).upper()
             if value and not value.strip("0"):
                 self._disable(f"{attribute} = 0 admits no client", attribute)
             elif value not in ("", "UNLIMITED"):
@@ -326,12 +326,12 @@ class _Service:
                 " above the rate are refused or, without instances, delayed"
             )
             self._note(text, "cps")
-        if load := self._one("max_load"):
+        if load := self._text("max_load"):
             keys["max-load"] = float(load)
 
     def _switches(self, transport: str) -> None:
         keys = self.result.keys
-        wait = self._one("wait").lower()
+        wait = self._text("wait").lower()
         if not wait:
             self._disable("it has no wait")
         elif transport == "udp" and wait == "no" and self.is_program:
@@ -354,7 +354,7 @@ class _Service:
             self._disable("flag NAMEINARGS applies to programs only", "flags")
         is_listed = _contains(self.enabled, self.identity)
         is_disabled = self._is_yes("disable") or is_listed is False
-        if is_disabled or _contains(self.disabled, self.identity) or self.is_refused:
+        if is_disabled or _contains(self.disabled, self.identity) or self.is_rejected:
             self.result.keys["enabled"] = False
 
     def _note_unused(self) -> None:
@@ -364,7 +364,7 @@ class _Service:
             self._note(f"left out: {name}: {why}", name)
 
 
-def _listed(name: str, transport: str) -> int | None:
+def _listed_port(name: str, transport: str) -> int | None:
     """Return the port of a name in /etc/services."""
     try:
         return socket.getservbyname(name, transport)
@@ -372,7 +372,7 @@ def _listed(name: str, transport: str) -> int | None:
         return None
 
 
-def _number_or_name(text: str) -> int | str:
+def _id_or_name(text: str) -> int | str:
     return int(text) if re.fullmatch("[0-9]{1,10}", text) else text
 
 
