@@ -164,7 +164,8 @@ def test_no_socket_gets_the_number_of_a_standard_descriptor(tmp_path: Path) -> N
             assert [found[number] for number in range(3)] == ["/dev/null"] * 3
     finally:
         process.terminate()
-    assert process.wait(EVENT_TIMEOUT) == 0
+        code = process.wait(EVENT_TIMEOUT)
+    assert code == 0
 
 
 def test_an_address_in_use_is_named_and_the_exit_code_is_69(tmp_path: Path) -> None:
