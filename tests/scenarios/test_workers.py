@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.clients import connect_unix, receive_to_end
+from tests.support.clients import connect_and_receive, connect_unix
 from tests.support.harness import EVENT_TIMEOUT, Address, Superd, exchange, make_plugin, until
 from tests.support.usage import processor_time
 
@@ -242,8 +242,7 @@ def test_a_worker_survives_an_exception_with_a_very_long_text(
     toml = TWO_POOLS.replace("{loop}", "auto").replace('plugin = "echo"', 'plugin = "frail"', 1)
     superd = start_superd(toml, env=env)
     before = superd.workers()
-    with superd.connect("echo") as client:
-        assert receive_to_end(client)[0] == b""
+    assert connect_and_receive(superd.address("echo")) == (b"", "reset")
     superd.wait_for_log("plugin frail failed")
     assert max(map(len, superd.log().splitlines())) < 3000
     assert superd.workers() == before

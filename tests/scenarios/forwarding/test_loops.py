@@ -125,7 +125,7 @@ def test_a_client_is_reset_however_many_targets_refuse(start_superd: Start) -> N
         options = {{ to = [{targets}] }}
         """
     )
-    with served.connect("web") as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), served.connect("web") as client:
         client.recv(1)
     assert "Traceback" not in served.log()
     assert served.counts("web")["errors"] == 0

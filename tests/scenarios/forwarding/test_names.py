@@ -173,7 +173,7 @@ def test_a_name_without_an_address_resets_the_client_and_is_recorded(
 ) -> None:
     net.names.fails = answer == "fails"
     served = net.serve()
-    with net.connect() as client, pytest.raises(ConnectionResetError):
+    with pytest.raises(ConnectionResetError), net.connect() as client:
         client.recv(1)
     served.wait_for_log(r"end=unreachable .*its name has no address")
     served.wait_for_log(r"target tcp://app\.example:7002 is left out for 10 s")

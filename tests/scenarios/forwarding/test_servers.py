@@ -188,12 +188,12 @@ def test_postgresql_runs_transactions_of_pgbench(start_superd: Start) -> None:
             env = {"PGHOST": host, "PGPORT": str(own), "PGUSER": "bench", "PGDATABASE": "postgres"}
             ask = (f"{programs}/psql", "-qAtX", "-c")
             until(lambda: run(*ask, "select 1", env=env).stdout == b"1\n", "the server to be ready")
-            refused = served.counts("forward")["accepted"] - 1  # while the server was starting
             output(f"{programs}/pgbench", "-q", "-i", "-s", "1", env=env)
             load = ["-n", "-c", str(CLIENTS), "-j", "2", "-t", str(TRANSACTIONS)]
             output(f"{programs}/pgbench", *load, env=env)
             printed = output(*ask, BALANCED, env=env)
-            events = closed_records(served, served.counts("forward")["accepted"])[refused:]
+            events = closed_records(served, served.counts("forward")["accepted"])
     assert printed == f"t|{CLIENTS * TRANSACTIONS}\n".encode()
     assert len(events) >= 3 + CLIENTS
-    assert {event["end"] for event in events} <= {"client"}
+    # the client says goodbye and closes, on which the server closes: either may be seen first
+    assert {event["end"] for event in events} <= {"client", "server"}
