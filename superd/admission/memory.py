@@ -13,11 +13,13 @@ import secrets
 import tempfile
 import weakref
 from collections.abc import Callable
+from functools import lru_cache
 from hashlib import blake2b
 
 CELL_BYTES = 8
 SECRET_CELLS = 4  # 256 bits
 KEY_BYTES = 8
+KEYS_REMEMBERED = 256  # a client that returns soon costs no second hash
 
 
 def nameless_file(purpose: str) -> int:
@@ -88,6 +90,7 @@ def read_secret(cells: memoryview) -> bytes:
     return bytes(cells[:SECRET_CELLS])
 
 
+@lru_cache(maxsize=KEYS_REMEMBERED)
 def key_of(secret: bytes, value: bytes) -> int:
     """Return a key of 64 bits, never 0, for a value.
 

@@ -339,9 +339,11 @@ def test_a_refused_datagram_starts_no_program_and_is_removed_from_the_queue(
 
 def test_a_program_is_ended_after_idle_timeout(served: Superd) -> None:
     """Whether or not the client is still connected: the program may never notice that."""
+    (worker,) = served.workers()
     for leaves in (False, True):
+        until(lambda: not children(worker), "the end of the programs before")
         with served.connect("forever") as client:
-            (pid,) = until(lambda: children(served.workers()[0]), "the program to run")
+            (pid,) = until(lambda: children(worker), "the program to run")
             if not leaves:
                 assert receive_to_end(client) == (b"", "fin")
         served.wait_until_idle("forever")
