@@ -114,7 +114,9 @@ def test_30_mb_there_and_back(certificate: Certificate) -> None:
     listen = (
         f"OPENSSL-LISTEN:0,bind=127.0.0.1,cert={certificate.file},key={certificate.key},verify=0"
     )
-    with program(r"listening on .*:(\d+)$", "socat", "-dd", "-t", "10", listen, "PIPE") as port:
+    # with blocks above 4 KiB socat may wait for room in its own pipe for ever
+    echo = ("socat", "-dd", "-t", "10", "-b", "4096", listen, "PIPE")
+    with program(r"listening on .*:(\d+)$", *echo) as port:
         done = connect("--tls", "--ca", certificate.file, f"localhost:{port}", data=data)
     assert done.stdout == data
 
