@@ -190,15 +190,13 @@ def test_a_configured_pid_file_that_cannot_be_created_is_an_error(tmp_path: Path
 
 @pytest.mark.root
 @pytest.mark.tool("unshare", "mount")
-def test_superd_runs_on_a_read_only_file_system(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("RUNTIME_DIRECTORY")  # /run/superd it is, which cannot be made
+def test_superd_runs_on_a_read_only_file_system(tmp_path: Path) -> None:
     file = tmp_path / "superd.toml"
     file.write_text(ECHO)
-    script = 'mount -t tmpfs -o ro tmpfs /run && exec "$@"'
+    mounts = "for each in /run /var/lib; do mount -t tmpfs -o ro tmpfs $each || exit; done"
+    run = command("run", "-c", str(file))
     process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", script, "sh", *command("run", "-c", str(file))],
+        ["unshare", "--mount", "sh", "-c", f'{mounts}; exec "$@"', "sh", *run],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
