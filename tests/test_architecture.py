@@ -103,7 +103,7 @@ def test_only_the_master_and_the_command_line_open_listening_sockets() -> None:
 
 def test_the_clients_know_nothing_of_the_server() -> None:
     used = {layer_of(name) for module in modules_of("client") for name in imports_of(module)}
-    assert used <= {"client", "config", "net", "errors"}
+    assert used <= {"client", "config", "net", "process", "errors"}
 
 
 @pytest.mark.parametrize("plugin", sorted({name.split(".")[0] for name in FILES} - {"superd"}))

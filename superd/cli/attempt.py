@@ -21,12 +21,14 @@ from superd.config.problems import Document, dotted
 from superd.errors import ConfigurationError, Problem, UsageError, shown
 from superd.listen.inherited import Inheritance
 from superd.master.plan.plan import Plan, plan
+from superd.master.signals import defer_signals
 from superd.master.start import serve
 from superd.plugin.registry import installed
 
 
 def attempt(plugin: str, settings: list[str]) -> int:
     """Serve `plugin` with options and keys of an entry given as KEY=VALUE."""
+    defer_signals()
     made = entry(plugin, settings)
     has_own_addresses = not any(setting.startswith("listen=") for setting in settings)
     if has_own_addresses:  # on loopback, where amplification harms no other host

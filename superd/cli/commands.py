@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from superd.observe.records import LEVELS
+from superd.process.forking import signals_blocked
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,10 @@ class Command:
 
     def run(self, arguments: Mapping[str, object]) -> int:
         """Import the function, run it and return the exit code."""
-        module, _, function = self.function.partition(":")
-        return int(getattr(import_module(f"superd.{module}"), function)(**arguments))
+        name, _, function = self.function.partition(":")
+        with signals_blocked():
+            module = import_module(f"superd.{name}")
+        return int(getattr(module, function)(**arguments))
 
 
 def _argument(*names: str, **settings: Any) -> Argument:

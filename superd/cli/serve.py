@@ -24,7 +24,7 @@ from superd.errors import ExitCode, SuperdError, UsageError, reason
 from superd.listen.inherited import Inheritance, take_inherited
 from superd.listen.listener import Listener
 from superd.master.plan.plan import Plan, plan
-from superd.master.signals import end_on_term
+from superd.master.signals import defer_signals
 from superd.master.start import make_runtime_directory, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 from superd.process.daemonize import Launch, Verdict, detach
@@ -34,7 +34,7 @@ MAX_SHOWN_ADDRESSES = 12  # of one service: a range may have thousands
 
 def run(file: Path | None, ready_fd: int | None = None) -> int:
     """Serve in the foreground."""
-    end_on_term()
+    defer_signals()
     inheritance = take_inherited()
     ready = announce if ready_fd is None else _announcing_on(ready_fd)
     planned = planned_from(file)
@@ -46,7 +46,7 @@ def start(file: Path | None) -> int:
     """Serve in the background; return once superd serves, or has failed to."""
     if os.getpid() == 1:
         raise UsageError("process 1 must not go into the background; use `superd run`")
-    end_on_term()
+    defer_signals()
     inheritance = take_inherited()
     planned = planned_from(file)
     launch = detach()

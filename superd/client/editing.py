@@ -15,6 +15,7 @@ import termios
 from collections.abc import Iterator
 
 from superd.client.standard import Input
+from superd.process.forking import signals_blocked
 
 
 @contextlib.contextmanager
@@ -27,27 +28,26 @@ def edited_lines() -> Iterator[Input]:
         signal.signal(number, lambda number, _: sys.exit(128 + number))  # and restore the terminal
     before = termios.tcgetattr(0)
     reader, writer = os.pipe()
-    editor = os.fork()
-    if not editor:
-        try:
-            os.close(reader)
-            _edit(writer)
-        finally:
-            os._exit(0)
-    os.close(writer)
-    try:
+    with contextlib.ExitStack() as undo:
+        with signals_blocked():
+            editor = os.fork()
+            if not editor:
+                try:
+                    os.close(reader)
+                    _edit(writer)
+                finally:
+                    os._exit(0)
+            undo.callback(termios.tcsetattr, 0, termios.TCSADRAIN, before)
+            undo.callback(os.close, reader)
+            undo.callback(os.waitpid, editor, 0)
+            undo.callback(os.kill, editor, signal.SIGKILL)
+        os.close(writer)
         yield Input(reader, is_terminal=True)
-    finally:
-        os.kill(editor, signal.SIGKILL)
-        os.waitpid(editor, 0)
-        os.close(reader)
-        termios.tcsetattr(0, termios.TCSADRAIN, before)
 
 
 def _edit(writer: int) -> None:
-    with contextlib.suppress(
-        ImportError
-    ):  # without readline the terminal can still delete a character
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    with contextlib.suppress(ImportError):  # the terminal itself can delete a character
         import readline
 
         readline.set_auto_history(True)

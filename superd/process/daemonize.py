@@ -13,6 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from superd.errors import ExitCode, SuperdError
+from superd.process.forking import signals_blocked, signals_unblocked
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,13 @@ def detach() -> Launch | Verdict:
     Forks twice around setsid(2), so that the daemon can never acquire a terminal.
     """
     reader, writer = os.pipe()
-    pid = os.fork()
+    with signals_blocked():
+        pid = os.fork()
     if pid:
         os.close(writer)
         os.waitpid(pid, 0)
-        return _wait(reader)
+        with signals_unblocked():
+            return _wait(reader)
     os.close(reader)
     os.setsid()
     if os.fork():

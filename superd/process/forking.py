@@ -1,7 +1,8 @@
 """Forks a child process that is connected to its parent by a socket pair.
 
 Runs in the master, which forks workers and the resolver, and in workers, which fork processes for
-services. `reset_signals` runs in the children. Raises OSError if the fork fails.
+services. `reset_signals` runs in the children. The command line forks with signals blocked, too.
+Raises OSError if the fork fails.
 """
 
 from __future__ import annotations
@@ -10,8 +11,32 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+
+@contextlib.contextmanager
+def signals_blocked() -> Iterator[None]:
+    """Block all signals around a fork or an import, where what their handlers raise may be lost.
+
+    Python only prints it in the functions that it calls after a fork (os.register_at_fork), and a
+    library may turn it into an error of its own.
+    """
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+@contextlib.contextmanager
+def signals_unblocked() -> Iterator[None]:
+    """Deliver signals around a wait."""
+    blocked = signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.socket]:
@@ -22,19 +47,18 @@ def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.s
     """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setblocking(False)
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                main(theirs)
-            finally:
-                os._exit(1)
+        with signals_blocked():
+            pid = os.fork()
+            if pid == 0:
+                try:
+                    main(theirs)
+                finally:
+                    os._exit(1)
     except OSError:
         ours.close()
         raise
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         theirs.close()
     return pid, ours
 

@@ -20,7 +20,12 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from superd.errors import SuperdError, reason
-from superd.process.forking import describe_exit, reset_signals
+from superd.process.forking import (
+    describe_exit,
+    reset_signals,
+    signals_blocked,
+    signals_unblocked,
+)
 
 JOB_TIMEOUT = 10.0  # seconds until a child is killed
 RESULT_END = b"\n"  # JSON on one line contains none
@@ -69,7 +74,8 @@ def run_isolated(
     try:
         for name, job in jobs.items():
             children[name] = start_isolated(job, timeout)
-        _read_until(children.values(), deadline)
+        with signals_unblocked():
+            _read_until(children.values(), deadline)
     finally:
         for name, child in children.items():
             codes[name] = _end(child)
@@ -89,16 +95,15 @@ def start_isolated(job: Callable[[], Any], timeout: float) -> Job:
         reader, writer = os.pipe()
     except OSError as error:
         raise SuperdError(f"cannot start a process: {reason(error)}") from None
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try:
-        pid = os.fork()
-        if pid == 0:
-            _run(job, writer, timeout)
+        with signals_blocked():
+            pid = os.fork()
+            if pid == 0:
+                _run(job, writer, timeout)
     except OSError as error:
         os.close(reader)
         raise SuperdError(f"cannot start a process: {reason(error)}") from None
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         os.close(writer)
     return Job(pid, reader)
 

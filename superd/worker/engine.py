@@ -230,9 +230,8 @@ class Engine:
                 send(service.name, rows)
 
     def _flush(self) -> None:
-        self.context.loop.call_later(
-            FLUSH_INTERVAL, self._flush
-        )  # first, as the rest may run out of memory
+        # first, as the rest may run out of memory
+        self.context.loop.call_later(FLUSH_INTERVAL, self._flush)
         self.context.heartbeat.beat()
         self.context.flood_gate.flush()
         for service in self.context.services:

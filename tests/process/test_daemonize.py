@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -69,6 +70,14 @@ def test_a_daemon_that_dies_without_a_verdict_is_a_failure() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "superd ended before it was ready" in done.stdout
+
+
+def test_an_interrupt_during_the_fork_is_not_lost() -> None:
+    """Python drops what is raised in the functions that it calls after a fork."""
+    interrupt = "os.register_at_fork(after_in_parent=lambda: signal.raise_signal(signal.SIGINT))"
+    code = DETACH.replace("launch = ", f"import signal\n{interrupt}\nlaunch = ")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGINT
 
 
 def test_a_daemon_whose_caller_has_ended_raises_an_error() -> None:
