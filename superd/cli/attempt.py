@@ -21,19 +21,21 @@ from superd.config.problems import Document, dotted
 from superd.errors import ConfigurationError, Problem, UsageError, shown
 from superd.listen.inherited import Inheritance
 from superd.master.plan.plan import Plan, plan
-from superd.master.signals import defer_signals
+from superd.master.signals import end_on_term
 from superd.master.start import serve
 from superd.plugin.registry import installed
+from superd.process.forking import signals_blocked
 
 
 def attempt(plugin: str, settings: list[str]) -> int:
     """Serve `plugin` with options and keys of an entry given as KEY=VALUE."""
-    defer_signals()
+    end_on_term()
     made = entry(plugin, settings)
     has_own_addresses = not any(setting.startswith("listen=") for setting in settings)
     if has_own_addresses:  # on loopback, where amplification harms no other host
         made.setdefault("amplify", True)
-    found = _planned(plugin, made, made["listen"] if has_own_addresses else [])
+    with signals_blocked():
+        found = _planned(plugin, made, made["listen"] if has_own_addresses else [])
     return serve(found, Inheritance(), in_background=False, ready=announce)
 
 

@@ -24,20 +24,22 @@ from superd.errors import ExitCode, SuperdError, UsageError, reason
 from superd.listen.inherited import Inheritance, take_inherited
 from superd.listen.listener import Listener
 from superd.master.plan.plan import Plan, plan
-from superd.master.signals import defer_signals
+from superd.master.signals import end_on_term
 from superd.master.start import make_runtime_directory, serve
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
 from superd.process.daemonize import Launch, Verdict, detach
+from superd.process.forking import signals_blocked
 
 MAX_SHOWN_ADDRESSES = 12  # of one service: a range may have thousands
 
 
 def run(file: Path | None, ready_fd: int | None = None) -> int:
     """Serve in the foreground."""
-    defer_signals()
-    inheritance = take_inherited()
-    ready = announce if ready_fd is None else _announcing_on(ready_fd)
-    planned = planned_from(file)
+    end_on_term()
+    with signals_blocked():
+        inheritance = take_inherited()
+        ready = announce if ready_fd is None else _announcing_on(ready_fd)
+        planned = planned_from(file)
     print_lines(f"superd {__version__}: {planned.settings.file}")
     return serve(planned, inheritance, in_background=False, ready=ready)
 
@@ -46,9 +48,10 @@ def start(file: Path | None) -> int:
     """Serve in the background; return once superd serves, or has failed to."""
     if os.getpid() == 1:
         raise UsageError("process 1 must not go into the background; use `superd run`")
-    defer_signals()
-    inheritance = take_inherited()
-    planned = planned_from(file)
+    end_on_term()
+    with signals_blocked():
+        inheritance = take_inherited()
+        planned = planned_from(file)
     launch = detach()
     if isinstance(launch, Launch):
         _become_daemon(planned, inheritance, launch)

@@ -25,15 +25,12 @@ def reset_inherited() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
-def defer_signals() -> None:
-    """Deliver TERM and INT only while superd waits for a child, until the master catches them.
+def end_on_term() -> None:
+    """Make TERM raise SystemExit until the master catches signals, so that superd cleans up.
 
-    They raise SystemExit and KeyboardInterrupt, so that superd ends the child. At another moment a
-    library may turn that into an error of its own. Process 1 of a container would ignore TERM
-    without a handler (signal(7)).
+    Process 1 of a container would ignore TERM otherwise: it has no default action (signal(7)).
     """
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
 
 
 class Signals:

@@ -13,7 +13,7 @@ import sys
 from dataclasses import dataclass
 
 from superd.errors import ExitCode, SuperdError
-from superd.process.forking import signals_blocked, signals_unblocked
+from superd.process.forking import signals_blocked
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,7 @@ def detach() -> Launch | Verdict:
     if pid:
         os.close(writer)
         os.waitpid(pid, 0)
-        with signals_unblocked():
-            return _wait(reader)
+        return _wait(reader)
     os.close(reader)
     os.setsid()
     if os.fork():

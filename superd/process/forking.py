@@ -17,7 +17,7 @@ from typing import NoReturn
 
 @contextlib.contextmanager
 def signals_blocked() -> Iterator[None]:
-    """Block all signals around a fork or an import, where what their handlers raise may be lost.
+    """Block all signals where what their handlers raise could be lost.
 
     Python only prints it in the functions that it calls after a fork (os.register_at_fork), and a
     library may turn it into an error of its own.
@@ -31,7 +31,7 @@ def signals_blocked() -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_unblocked() -> Iterator[None]:
-    """Deliver signals around a wait."""
+    """Deliver signals during a wait, even where they are blocked."""
     blocked = signal.pthread_sigmask(signal.SIG_SETMASK, [])
     try:
         yield
