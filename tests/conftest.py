@@ -18,6 +18,8 @@ from tests.support.harness import Superd, make_plugin, until
 
 Start = Callable[..., Superd]
 
+SOAK_TIMEOUT_SECONDS = 3600  # in place of pyproject.toml's limit, which is for the other tests
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="run the slow tests, too")
@@ -64,6 +66,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name in ("slow", "soak"):
             if item.get_closest_marker(name) and not config.getoption(f"--{name}"):
                 item.add_marker(pytest.mark.skip(reason=f"{name}; runs with --{name}"))
+        if item.get_closest_marker("soak"):
+            item.add_marker(pytest.mark.timeout(SOAK_TIMEOUT_SECONDS))
         for mark in item.iter_markers("tool"):
             missing = [name for name in mark.args if shutil.which(name) is None]
             if missing:

@@ -164,9 +164,8 @@ def test_memory_processes_and_descriptors_do_not_grow(start_superd: Start, tmp_p
     clients = loads(port, tmp_path)
     pause = threading.Event()
     with under_load(*clients):
-        assert (
-            served.run("upgrade").returncode == 0
-        )  # so that all compared processes come from an upgrade
+        # All compared processes come from an upgrade.
+        assert served.run("upgrade").returncode == 0
         pause.wait(WARM_UP_SECONDS)
         before, open_before = sizes(served), settled(served)
         pause.wait(STEADY_SECONDS)
@@ -193,7 +192,6 @@ def test_memory_processes_and_descriptors_do_not_grow(start_superd: Start, tmp_p
     failures = [failure for client in clients for failure in client.failures]
     print(f"{sum(client.served for client in clients)} served, {failures}")
     kills = served.log().count("SIGKILL") + (tmp_path / "log").read_text().count("SIGKILL")
-    assert len(failures) <= kills * len(
-        clients
-    )  # each killed worker loses at most one connection of each load
+    # Each killed worker loses at most one connection of each load.
+    assert len(failures) <= kills * len(clients)
     assert "Traceback" not in (tmp_path / "log").read_text()
