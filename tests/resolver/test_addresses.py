@@ -48,9 +48,8 @@ class Net:
         self.names.addresses[self.host.encode()] = addresses
 
     def write(self, file: str, text: str) -> None:
-        Path("/etc/netns", self.space.name, file).write_text(
-            text
-        )  # in place, as the file is mounted
+        # In place, as the file is mounted.
+        Path("/etc/netns", self.space.name, file).write_text(text)
 
 
 @pytest.fixture(scope="module")

@@ -107,9 +107,8 @@ def test_a_killed_worker_is_replaced_without_a_refused_connection(
         assert neighbour.recv(100) == b"still here"
     assert load.refused == 0
     assert load.served > kills
-    assert load.broken <= kills * len(
-        load.threads
-    )  # each client loses at most its connection in flight
+    # Each client loses at most its connection in flight.
+    assert load.broken <= kills * len(load.threads)
     assert longest < EVENT_TIMEOUT
     assert proc.inode_link(superd.address("echo")[1]) == listener
     assert not proc.zombies(superd.pid)

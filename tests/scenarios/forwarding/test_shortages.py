@@ -137,9 +137,8 @@ def test_a_closed_connection_leaves_nothing_to_the_garbage_collector(
     pair = Pair(served, "web", target)
     with pair.open() as ends:
         assert exchanges(ends)
-        assert (
-            exchange(served.connect("uncollected"), b"") == b"3"
-        )  # the connection, and its two sides
+        # Three objects: the connection, and its two sides.
+        assert exchange(served.connect("uncollected"), b"") == b"3"
         for number in range(3 * 4 * 5 * 7):
             abort_transfer(pair, number)
     served.wait_until_idle("web")
