@@ -138,7 +138,7 @@ def sizes(served: Superd) -> dict[int, int]:
 
 
 def settled(served: Superd) -> dict[str, int]:
-    """Wait until no worker drains; return the numbers of processes, zombies and descriptors."""
+    """Wait until no worker drains; return the numbers of processes and zombies."""
 
     def is_quiet() -> bool:
         now = served.answer()
@@ -147,11 +147,7 @@ def settled(served: Superd) -> dict[str, int]:
         )
 
     until(is_quiet, "the old workers to end", 60)
-    return {
-        "processes": len(children(served.pid)),
-        "zombies": len(zombies(served.pid)),
-        "descriptors": len(descriptors(served.pid)),
-    }
+    return {"processes": len(children(served.pid)), "zombies": len(zombies(served.pid))}
 
 
 @pytest.mark.soak
@@ -167,7 +163,8 @@ def test_memory_processes_and_descriptors_do_not_grow(start_superd: Start, tmp_p
         # All compared processes come from an upgrade.
         assert served.run("upgrade").returncode == 0
         pause.wait(WARM_UP_SECONDS)
-        before, open_before = sizes(served), settled(served)
+        before, processes_before = sizes(served), settled(served)
+        open_before = len(descriptors(served.pid))
         pause.wait(STEADY_SECONDS)
         after = sizes(served)
         grown = {
@@ -187,7 +184,9 @@ def test_memory_processes_and_descriptors_do_not_grow(start_superd: Start, tmp_p
                 done = served.run(change)
                 assert (done.returncode, done.stderr) == (0, "")
             pause.wait(CHANGE_INTERVAL_SECONDS)
-        assert settled(served) == open_before
+        assert settled(served) == processes_before
+        # The master may be about to close the control connection of the last request.
+        until(lambda: len(descriptors(served.pid)) <= open_before, "the closing of the others")
         assert memory(served.pid) < before[served.pid] * MAX_GROWTH + SLACK_KB
     failures = [failure for client in clients for failure in client.failures]
     print(f"{sum(client.served for client in clients)} served, {failures}")
