@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import superd_chargen
 
 from tests.conftest import Start
 from tests.support.clients import connect_many, send_until_blocked
@@ -33,6 +34,8 @@ RELAY = """
 # The most bytes for a stalled reader: one buffer that was read and is not sent yet. A coroutine has
 # another buffer that it has not read yet.
 MAX_BYTES = {"echo": 80 * KIB, "chargen": 8 * KIB, "relay": 160 * KIB}
+# asyncio copies the part of a chunk that the kernel has not taken; uvloop refers to it.
+MAX_COPIED_BYTES = {("chargen", "asyncio"): len(superd_chargen.CHUNK)}
 
 
 def start(start_superd: Start, directory: Path, service: str, loop: str) -> Superd:
@@ -94,7 +97,8 @@ def test_a_thousand_stalled_readers_use_little_memory(
     start_superd: Start, tmp_path: Path, service: str, loop: str
 ) -> None:
     served = start(start_superd, tmp_path, service, loop)
-    assert memory_of_stalled_reader(served, service, 1000) < MAX_BYTES[service]
+    limit = MAX_BYTES[service] + MAX_COPIED_BYTES.get((service, loop), 0)
+    assert memory_of_stalled_reader(served, service, 1000) < limit
 
 
 def memory_of_idle_connection(served: Superd, connections: int) -> float:
