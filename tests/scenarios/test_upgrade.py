@@ -152,16 +152,13 @@ def test_an_upgrade_keeps_the_process_the_listeners_and_the_connections(
 def test_upgrades_leak_no_descriptor_and_no_process(start_superd: Start, number: int) -> None:
     served = start_superd(ECHO)
 
-    def open_files() -> int:
-        return len(descriptors(served.pid))
-
     upgrade(served)
     until(lambda: len(served.answer()["workers"]) == 1, "the old worker to end")
-    before = open_files()
+    before = served.open_descriptors()
     for _ in range(number):
         upgrade(served)
     until(lambda: len(served.answer()["workers"]) == 1, "the old workers to end")
-    until(lambda: open_files() <= before, "the closing of the additional descriptors")
+    until(lambda: served.open_descriptors() <= before, "the closing of the additional descriptors")
     assert children(served.pid) == served.workers()
     inherited = [d for d in descriptors(served.pid) if d.number > 2 and d.is_inherited]
     assert inherited == []

@@ -128,6 +128,15 @@ class Superd:
         with ControlConnection(self.directory / "control") as connection:
             return connection.ask(request, **arguments)
 
+    def open_descriptors(self) -> int:
+        """Count the master's descriptors, without those of control connections that have ended.
+
+        The master closes these no later than it accepts another, which is not counted either.
+        """
+        with ControlConnection(self.directory / "control") as connection:
+            connection.ask("outline")
+            return len(proc.descriptors(self.pid)) - 1
+
     def counts(self, service: str) -> dict[str, int]:
         """Return the counters of a service."""
         services = self.answer()["services"]
