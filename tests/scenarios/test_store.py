@@ -245,7 +245,7 @@ def stored_inodes(supervisor: NotifySocket) -> set[int]:
 
 
 @pytest.mark.root
-@pytest.mark.tool("ip", "sysctl")
+@pytest.mark.tool("ip")
 def test_a_slow_service_manager_is_notified_later_and_delays_no_client(tmp_path: Path) -> None:
     with network_namespace() as machine:
         machine.sysctl("net.unix.max_dgram_qlen=2")
