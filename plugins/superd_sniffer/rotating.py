@@ -3,7 +3,8 @@
 All files are opened once, before confinement, since a jail has no files to open or rename. The file
 keeps its name and is truncated, which `tail -F` supports. The older files are PATH.1, PATH.2, ...;
 the one that was written first is overwritten next. Workers that share a file lock it during a
-write. Raises OSError if a file cannot be opened, and only then.
+write. All are opened for appending, so superd reopens them after they were renamed. Raises OSError
+if a file cannot be opened, and only then.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 from pathlib import Path
 
 MODE = 0o640
-FLAGS = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+FLAGS = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 COPY_BYTES = 1 << 20
 
 
@@ -29,8 +30,8 @@ class RotatingFile:
         self.head = head
         self.lost = 0
         current, *older = _names(path, files)
-        self._file = _opened(current, os.O_APPEND)
-        self._older = [_opened(one, 0) for one in older]
+        self._file = _opened(current)
+        self._older = [_opened(one) for one in older]
 
     def write(self, pieces: list[bytes]) -> None:
         """Append pieces; each is whole in one file."""
@@ -71,10 +72,9 @@ class RotatingFile:
         if self._older:
             oldest = min(self._older, key=lambda file: os.fstat(file).st_mtime_ns)
             os.ftruncate(oldest, 0)
-            os.lseek(oldest, 0, os.SEEK_SET)
             offset = 0
-            while sent := os.sendfile(oldest, self._file, offset, COPY_BYTES):
-                offset += sent
+            while piece := os.pread(self._file, COPY_BYTES, offset):
+                offset += os.write(oldest, piece)
         os.ftruncate(self._file, 0)
 
     def close(self) -> None:
@@ -98,5 +98,5 @@ def _names(path: Path, files: int) -> list[Path]:
     return [path, *(Path(f"{path}.{number}") for number in range(1, files))]
 
 
-def _opened(path: Path, flag: int) -> int:
-    return os.open(path, FLAGS | flag | os.O_CREAT, MODE)
+def _opened(path: Path) -> int:
+    return os.open(path, FLAGS | os.O_CREAT, MODE)

@@ -107,7 +107,7 @@ DAEMON = (
         "replace the running superd by the installed one; connections continue",
         (FILE,),
     ),
-    Command("reopen", "cli.control:reopen", "reopen log files after they were renamed", (FILE,)),
+    Command("reopen", "cli.control:reopen", "reopen log files, also those of plugins", (FILE,)),
 )
 
 OPERATION = (

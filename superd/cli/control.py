@@ -136,7 +136,7 @@ def _report_with_services(answer: Any) -> int:
 
 
 def reopen(file: Path | None) -> int:
-    """Have the daemon reopen its log files."""
+    """Have the daemon reopen its log files and those of plugins."""
     ask_daemon(daemon_files(file), "reopen")
     return int(ExitCode.OK)
 

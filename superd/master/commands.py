@@ -17,6 +17,7 @@ from superd.master.control_socket import Later, line_of
 from superd.master.report.metrics import metrics
 from superd.master.report.status import outline, status
 from superd.master.workers.queries import ConnectionsQuery, KillQuery, TrafficQuery
+from superd.master.workers.reopening import reopen_files
 from superd.net.patterns import parse_network, shown_network
 from superd.observe.records import LEVELS
 
@@ -112,9 +113,8 @@ class Commands:
         self._context.log.info(f"ban of {shown_network(network)} lifted by the operator")
         return {}
 
-    def _reopen(self) -> Answer:
-        failures = self._context.log.reopen()
-        return {"error": "; ".join(failures)} if failures else {}
+    def _reopen(self) -> Later:
+        return reopen_files(self._context)
 
     def _reload(self) -> Answer:
         """Start a reload; `reload-state` reports its progress, by its number."""

@@ -83,6 +83,7 @@ class Context:
     serial: int = 0  # of the worker that was started last
     restarts: Counter[str] = field(default_factory=Counter)  # by pool
     overrides: dict[str, bool] = field(default_factory=dict)  # services enabled or disabled by hand
+    reopened: float = 0.0  # when files were reopened last, by the monotonic clock
     reload_number: int = 0
     reloads: list[Change] = field(default_factory=list)  # the last ones, in order
     upgrade: Change | None = None  # the last one

@@ -22,6 +22,7 @@ from superd.master.report.queries import ReportQueries
 from superd.master.supervisor import KILL_AFTER, Supervisor, drain_time
 from superd.master.workers.child import reap
 from superd.master.workers.messages import MessageReader
+from superd.master.workers.reopening import reopen_files, reopen_late
 
 CHECK_INTERVAL = 0.4  # seconds: a listener that a worker broke is repaired within a second
 
@@ -134,8 +135,8 @@ class Master:
         self.changes.wants_upgrade = True  # at once, or after the change that is under way
 
     def handle_usr1(self) -> None:
-        """USR1: reopen log files, after they were renamed."""
-        self.context.log.reopen()
+        """USR1: reopen log files, also those of plugins, after they were renamed."""
+        reopen_files(self.context).begin(lambda _: None)
 
     def handle_chld(self) -> None:
         """CHLD: reap; a worker that died is replaced."""
@@ -172,9 +173,10 @@ class Master:
             self._check(now)
 
     def _check(self, now: float) -> None:
-        """Check workers, bans, rates, the control socket and the listeners."""
+        """Check workers, their files, bans, rates, the control socket and the listeners."""
         context = self.context
         self.supervisor.check(now)
+        reopen_late(context)
         context.bans.tick(now)
         context.rates.sample(now, context.current.plan.services)
         if context.control is not None:

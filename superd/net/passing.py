@@ -19,6 +19,8 @@ from typing import Any
 PAYLOAD = b"+"  # a message must hold at least one byte to carry a descriptor
 CLOSED_ON_EXEC = getattr(socket, "MSG_CMSG_CLOEXEC", 0)  # missing on some systems
 ONE_DESCRIPTOR_BYTES = socket.CMSG_LEN(array.array("i").itemsize)
+MAX_DESCRIPTORS = 200  # in one message; the kernel allows a few more (unix(7))
+_ALL_DESCRIPTORS_BYTES = socket.CMSG_LEN(MAX_DESCRIPTORS * array.array("i").itemsize)
 
 
 def rights_for(sock: socket.socket) -> list[tuple[int, int, array.array[int]]]:
@@ -63,11 +65,10 @@ def accept_passed(receiver: socket.socket) -> tuple[int, Any]:
     return sock.detach(), sockaddr
 
 
-def receive(sock: socket.socket, size: int) -> tuple[bytes, int | None]:
-    """Return a message and the descriptor that it carries; None if it carries none."""
-    data, control, *_ = sock.recvmsg(size, ONE_DESCRIPTOR_BYTES, CLOSED_ON_EXEC)
-    passed = array.array("i", b"".join(rights for *_, rights in control))
-    return data, passed[0] if passed else None
+def receive(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """Return a message and the descriptors that it carries, except those for which none is free."""
+    data, control, *_ = sock.recvmsg(size, _ALL_DESCRIPTORS_BYTES, CLOSED_ON_EXEC)
+    return data, array.array("i", b"".join(rights for *_, rights in control)).tolist()
 
 
 def _aborted() -> OSError:

@@ -115,7 +115,9 @@ class Service:
        check a configuration. `check(entry)` then checks the options against the rest of the entry.
     2. `prepare()` opens, reads and loads what the service needs, before confinement. The preflight
        runs steps 1 and 2 in a process of its own before any address is bound, so `prepare` may run
-       more than once.
+       more than once. A file that it opens for appending (mode "a", O_APPEND) is reopened by
+       `superd reopen` after a rotation: the new file takes the descriptor of the old one. Other
+       files, such as databases, stay as they are.
     3. The worker is confined: it may have changed user and root directory, and imports are sealed.
        `start()` is called on the loop, before any connection is accepted, for timers and tasks.
     4. For each connection or datagram one of these methods runs:

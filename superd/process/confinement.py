@@ -13,7 +13,7 @@ import os
 import resource
 import stat
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from superd.config.model import Confinement
 from superd.errors import NotPermitted, SuperdError, reason
@@ -130,10 +130,20 @@ def _check_descriptors() -> None:
 
 
 def open_descriptors() -> list[int]:
-    """Return the numbers of all open descriptors; without /proc, all possible numbers."""
+    """Return the numbers of all open descriptors."""
+    numbers: Iterable[int] = range(ASSUMED_MAX_DESCRIPTORS)
     if os.path.isdir(OPEN_DESCRIPTORS):
-        return [int(name) for name in os.listdir(OPEN_DESCRIPTORS)]
-    return list(range(ASSUMED_MAX_DESCRIPTORS))
+        numbers = map(int, os.listdir(OPEN_DESCRIPTORS))
+    return [number for number in numbers if _is_open(number)]
+
+
+def _is_open(number: int) -> bool:
+    """Return whether a descriptor is open: the one for reading the list is closed by now."""
+    try:
+        os.fstat(number)
+    except OSError:
+        return False
+    return True
 
 
 def _name(number: int) -> str:

@@ -1,7 +1,8 @@
 """Reads what a process has used so far from /proc (proc(5)).
 
-Runs in the master: for status and metrics, and in the watchdog. `stat_fields` raises OSError for a
-process that has ended and on a system without such a /proc; `usage_of` returns None instead.
+Runs in the master: for status and metrics, and in the watchdog; workers count their descriptors.
+`stat_fields` raises OSError for a process that has ended and on a system without such a /proc;
+`usage_of` returns None instead.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def usage_of(pid: int) -> Usage | None:
         cpu=(user + system) / ticks,
         children_cpu=(children_user + children_system) / ticks,
         memory=int(fields[21]) * os.sysconf("SC_PAGE_SIZE"),
-        descriptors=_descriptors(pid),
+        descriptors=count_descriptors(pid),
     )
 
 
@@ -55,7 +56,8 @@ def stat_fields(pid: int, thread: int | None = None) -> list[str]:
     return text.rpartition(")")[2].split()  # the name in parentheses may contain any character
 
 
-def _descriptors(pid: int) -> int | None:
+def count_descriptors(pid: int) -> int | None:
+    """Return how many descriptors a process has open; None if the kernel does not report it."""
     directory = f"/proc/{pid}/fd"
     try:
         # the size is their number since Linux 6.2, and 0 before

@@ -12,15 +12,17 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from superd.admission.scoreboard import LOST
 from superd.net.passing import receive
 from superd.observe.records import Record, Threshold, cut, encoded
 from superd.observe.rows import Rows
 
+APPENDED_FILE = "appended-file"
+CONFINED = "confined"
 READY = "ready"
 FAILED = "failed"
 LOG = "log"
@@ -32,6 +34,7 @@ ANSWER = "answer"
 CONNECTIONS = "connections"
 KILL = "kill"
 TRAFFIC = "traffic"
+REOPEN = "reopen"
 
 OBSERVE = "observe"  # the request of a worker to the master, for one of these
 METRICS = "metrics"
@@ -40,6 +43,18 @@ READINESS = "readiness"
 # bytes; a record without its traceback fits, whatever characters it has
 MAX_MESSAGE_SIZE = 64 * 1024
 EVENT_PREFIX = b'{"time"'  # a batch of events begins like this, and no other message does
+
+
+class AppendedFile(NamedTuple):
+    """A file that a service's plugin has opened for appending, with its descriptor in the worker,
+    its flags as fcntl(2) returns them, and its permissions.
+    """
+
+    service: str
+    number: int
+    path: str
+    flags: int
+    mode: int
 
 
 class Channel:
@@ -59,21 +74,32 @@ class Channel:
         sock.setblocking(False)
 
     def messages(self) -> Iterator[dict[str, Any]]:
-        """Yield the master's requests and answers until none is pending. A descriptor that came
-        with a message is its `file`, which the caller must close. Sets `is_closed` once the master
-        has exited.
+        """Yield the master's requests and answers until none is pending. Descriptors that came with
+        a message are its `files`, which the caller must close. Sets `is_closed` once the master has
+        exited.
         """
         while not self.is_closed:
+            files: list[int] = []
             try:
-                data, file = receive(self.sock, MAX_MESSAGE_SIZE)
+                data, files = receive(self.sock, MAX_MESSAGE_SIZE)
             except BlockingIOError:
                 return
             except OSError:
                 data = b""
             if data:
-                yield json.loads(data) | ({} if file is None else {"file": file})
+                yield json.loads(data) | ({"files": files} if files else {})
             else:
                 self.is_closed = True
+
+    def confined(self, files: Iterable[AppendedFile]) -> None:
+        """Send the files that plugins append to, just before this worker is confined: from then on
+        the master accepts no other, as the worker may serve an attacker. Blocks until all are sent.
+        """
+        self.sock.setblocking(True)
+        for file in files:
+            self._send(APPENDED_FILE, file._asdict())
+        self._send(CONFINED, {})
+        self.sock.setblocking(False)
 
     def ready(self) -> None:
         self._send(READY, {})

@@ -1,4 +1,5 @@
-"""The master's requests to a worker: list its connections, count their bytes, or close one.
+"""The master's requests to a worker: list its connections, count their bytes, close one, or replace
+the files of plugins after a rotation.
 
 Runs in the worker, on the loop. A long answer is sent in parts, one per turn of the loop, so that
 clients are not delayed. A part that does not fit into the channel is retried. Never raises.
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any
 
 from superd.admission.scoreboard import Count
@@ -17,6 +18,7 @@ from superd.observe.listing import MAX_ROWS, Row, row_of
 from superd.worker import channel
 from superd.worker.channel import Channel
 from superd.worker.runtime.accounting import AccountedConnection
+from superd.worker.runtime.appended_files import AppendedFiles
 from superd.worker.runtime.context import Context
 from superd.worker.serve.listener import ListenerHandoff
 from superd.worker.serve.stream import ProtocolSession
@@ -31,13 +33,22 @@ ANSWER_TIMEOUT = 5.0  # seconds that a whole answer may take; the master gives u
 class Commands:
     """The handlers of the master's requests, in `by_kind`."""
 
-    def __init__(self, context: Context, channel_: Channel) -> None:
+    def __init__(
+        self,
+        context: Context,
+        channel_: Channel,
+        files: AppendedFiles,
+        renew_processes: Callable[[], None],
+    ) -> None:
         self.context = context
         self.channel = channel_
+        self._files = files
+        self._renew_processes = renew_processes
         self.by_kind: dict[str, Callable[..., None]] = {
             channel.CONNECTIONS: self._connections,
             channel.KILL: self._kill,
             channel.TRAFFIC: self._traffic,
+            channel.REOPEN: self._reopen,
         }
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -61,13 +72,22 @@ class Commands:
     def _traffic(self, inquiry: int) -> None:
         self._start(self._send(inquiry, self._sums()))
 
+    def _reopen(
+        self, inquiry: int, numbers: Sequence[int], is_last: bool, files: Sequence[int] = ()
+    ) -> None:
+        """Replace files of plugins, and the processes that have copies of the old ones."""
+        has_all = self._files.replace(numbers, files)
+        self._start(self._send(inquiry, iter([has_all]), is_last=is_last))
+        if is_last:
+            self._renew_processes()
+
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
         task = self.context.loop.create_task(sending)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _send(self, inquiry: int, parts: Iterator[object]) -> None:
-        """Send the parts, then a message that marks the end."""
+    async def _send(self, inquiry: int, parts: Iterator[object], *, is_last: bool = True) -> None:
+        """Send the parts, then a message that marks the end if they are the last."""
         end = self.context.loop.time() + ANSWER_TIMEOUT
         for part in parts:
             while not self.channel.answer(inquiry, part, is_last=False):
@@ -75,7 +95,7 @@ class Commands:
                     return
                 await asyncio.sleep(SEND_RETRY_INTERVAL)
             await asyncio.sleep(0)
-        while not self.channel.answer(inquiry, None, is_last=True):
+        while is_last and not self.channel.answer(inquiry, None, is_last=True):
             if self.context.loop.time() > end:
                 return
             await asyncio.sleep(SEND_RETRY_INTERVAL)

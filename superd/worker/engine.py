@@ -113,6 +113,11 @@ class Engine:
             service.records.end_window()
         context.connection_log.flush()
 
+    def renew_processes(self) -> None:
+        """Replace processes that wait for connections, as files of plugins were reopened."""
+        for executor in self.executors.values():
+            executor.renew()
+
     def _report_memory_shortage(self) -> None:
         try:
             record = Record("error", "the worker is short of memory")

@@ -15,9 +15,8 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Container, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import NoReturn
 
@@ -38,7 +37,7 @@ from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.plugin.service import only_relays
 from superd.process import preload
-from superd.process.confinement import close_other_descriptors, confine, limit, open_descriptors
+from superd.process.confinement import close_other_descriptors, confine, limit
 from superd.process.environment import clean_environment
 from superd.process.forking import reset_signals
 from superd.worker.blocking.processes import ForkExecutor, PreforkExecutor
@@ -48,6 +47,8 @@ from superd.worker.channel import OBSERVE, Channel
 from superd.worker.commands import Commands
 from superd.worker.engine import Engine
 from superd.worker.lifeline import Lifeline
+from superd.worker.preparing import descriptors_of_plugins, prepare_all
+from superd.worker.runtime.appended_files import AppendedFiles
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.heartbeat import Heartbeat
 from superd.worker.runtime.loop import WorkerLoop, new_loop
@@ -130,12 +131,13 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     clean_environment()
     limit(assignment.confinement, has_own_session=not assignment.is_trial)
 
-    plugins = _prepare_all(assignment)
+    plugins, files = prepare_all(assignment.services, assignment.plugins, assignment.directory)
     forks = any(entry.forks for entry in assignment.services.values())
-    kept = _descriptors_of_plugins(assignment, ours) if forks else ()
+    kept = descriptors_of_plugins(assignment.services, ours) if forks else ()
     loop = _warm_loop(assignment.loop, plugins.values())
     heartbeat = Heartbeat(loop, lifeline)
 
+    channel.confined(files)
     if assignment.confinement.chroot:
         preload.load_name_services()
         confine(assignment.confinement)
@@ -159,62 +161,13 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         heartbeat,
         assignment.resolver,
     )
-    _serve(assignment, context, plugins, channel, kept)
+    _serve(assignment, context, plugins, channel, kept, AppendedFiles(files))
     for name, plugin in plugins.items():
         try:
             plugin.close()
         except BaseException as error:  # noqa: BLE001  the other plugins need closing as well
             text = f"plugin {plugin.name} failed in close"
             channel.log(failure(text, error, service=name))
-
-
-def _prepare_all(assignment: Assignment) -> dict[str, PluginService]:
-    """Load, build and prepare the plugins of all services."""
-    known = len(sys.modules)
-    plugins: dict[str, PluginService] = {}
-    for name, entry in assignment.services.items():
-        try:
-            plugins[name] = _build(assignment.plugins[entry.plugin], entry, assignment.directory)
-        except registry.PluginError as error:
-            raise SuperdError(f"service.{name}: {error}") from error
-    # the newest only: reading all of them would copy memory that is shared with the master
-    preload.keep_sources(tuple(islice(reversed(sys.modules), len(sys.modules) - known)))
-    return plugins
-
-
-def _build(plugin: registry.Plugin, entry: Service, directory: Path) -> PluginService:
-    """Take the first two steps of a service's life."""
-    kind = registry.load(plugin)
-    with plugin.running("options_model"):
-        options = kind.options_model.model_validate(entry.options, context={"directory": directory})
-    preload.load(kind.preload)
-    with plugin.running("__init__"):
-        service = kind(options)
-    with plugin.running("check"):
-        service.check(entry)
-    with plugin.running("prepare"):
-        service.prepare()
-    return service
-
-
-def _descriptors_of_plugins(assignment: Assignment, ours: Container[int]) -> Collection[int]:
-    """Return the descriptors that handler processes inherit from plugins. Raises SuperdError if a
-    plugin has started a thread, as no forked process would have it.
-    """
-    if threading.active_count() > 1:
-        names = ", ".join(assignment.services)
-        text = "a plugin started a thread in prepare, but forked processes do not inherit threads"
-        raise SuperdError(f'services {names}: {text}; use model = "thread"')
-    return [number for number in open_descriptors() if number not in ours and _is_open(number)]
-
-
-def _is_open(number: int) -> bool:
-    """Return whether a descriptor is open: the one for reading the list is closed by now."""
-    try:
-        os.fstat(number)
-    except OSError:
-        return False
-    return True
 
 
 def _executor(
@@ -250,6 +203,7 @@ def _serve(
     plugins: Mapping[str, PluginService],
     channel: Channel,
     kept: Collection[int],
+    files: AppendedFiles,
 ) -> None:
     engine = Engine(context)
     services: dict[str, WorkerService] = {}
@@ -281,7 +235,8 @@ def _serve(
             loop.remove_reader(channel.sock)
             engine.drain()
 
-    handlers_by_kind = {**Commands(context, channel).by_kind, OBSERVE: queries.take_answer}
+    commands = Commands(context, channel, files, engine.renew_processes)
+    handlers_by_kind = {**commands.by_kind, OBSERVE: queries.take_answer}
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)

@@ -40,7 +40,7 @@ class ReportQueries:
         elif what == channel.METRICS:
             self._collect()
             if self._file is not None:
-                child.send_file(channel.OBSERVE, self._file, what=what)
+                child.send_files(channel.OBSERVE, [self._file], what=what)
         else:
             raise ValueError(f"unknown query {what!r}")
 

@@ -12,7 +12,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -21,7 +21,12 @@ from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
 from superd.observe.rows import Rows
 from superd.process.forking import fork_child
-from superd.worker.channel import EVENT_PREFIX, MAX_MESSAGE_SIZE, parse_message
+from superd.worker.channel import (
+    EVENT_PREFIX,
+    MAX_MESSAGE_SIZE,
+    AppendedFile,
+    parse_message,
+)
 from superd.worker.lifeline import Lifeline
 from superd.worker.worker import Assignment
 from superd.worker.worker import main as worker_main
@@ -46,8 +51,10 @@ class Child:
 
     `allowance` is how many messages the master still reads until its next check. Messages of a
     worker that floods stay in its socket until that is full; then the worker drops them.
-    `ended_for` says why the master ended it. `rows` is what its services show of their state,
-    `queries` the queries that it has not answered in full, by number.
+    `ended_for` says why the master ended it. `files` are those that its plugins append to, as it
+    named them before it was confined, and opened at `files_since` by the monotonic clock. `rows` is
+    what its services show of their state, `queries` the queries that it has not answered in full,
+    by number.
     """
 
     pid: int
@@ -60,11 +67,15 @@ class Child:
     allowance: int = ALLOWANCE
     has_closed: bool = False
     ended_for: str = ""
+    is_confined: bool = False
+    files: list[AppendedFile] = field(default_factory=list)
+    files_since: float = 0.0
     rows: dict[str, Rows] = field(default_factory=dict)
     queries: dict[int, PendingQuery] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._events = pattern_of(self.pid, self.services)
+        self.files_since = self.files_since or self.started
 
     def signal(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
@@ -77,15 +88,15 @@ class Child:
             return False
         return True
 
-    def send_file(self, kind: str, file: int, **content: object) -> bool:
-        """Send a message with an open file; False if the channel is full or closed, or the worker
+    def send_files(self, kind: str, files: Sequence[int], **content: object) -> bool:
+        """Send a message with open files; False if the channel is full or closed, or the worker
         has not read earlier messages: unread messages keep their files open.
         """
         if undelivered(self.channel) > MAX_UNREAD_BYTES:
             return False
         message = json.dumps({"kind": kind, **content}).encode("ascii")
         try:
-            socket.send_fds(self.channel, [message], [file])
+            socket.send_fds(self.channel, [message], files)
         except OSError:
             return False
         return True

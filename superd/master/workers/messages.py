@@ -19,6 +19,7 @@ from superd.net.patterns import parse_network, shown_network
 from superd.observe.records import decoded
 from superd.observe.rows import checked
 from superd.worker import channel
+from superd.worker.channel import AppendedFile
 
 
 class MessageReader:
@@ -80,8 +81,12 @@ class MessageReader:
         kind = message.pop("kind")
         if kind == channel.LOG:
             self.log.write(decoded(message, child.pid))
+        elif kind == channel.APPENDED_FILE:
+            self._keep_file(child, AppendedFile(**message))
+        elif kind == channel.CONFINED:
+            child.is_confined = True
         elif kind == channel.READY:
-            child.ready = True
+            child.ready = child.is_confined = True
         elif kind == channel.FAILED:
             child.failure = (ExitCode(message["exit_code"]), str(message["text"]))
         elif kind == channel.BAN:
@@ -94,6 +99,16 @@ class MessageReader:
             self._take_answer(child, **message)
         else:
             raise ValueError(f"unknown kind {kind!r}")
+
+    def _keep_file(self, child: Child, file: AppendedFile) -> None:
+        """Keep the name of a file that a plugin appends to."""
+        if child.is_confined:
+            raise ValueError("a file that was opened after the worker was confined")
+        if file.service not in child.services or not isinstance(file.path, str):
+            raise ValueError("a file of a service of another worker, or without a path")
+        if not all(type(one) is int and one >= 0 for one in (file.number, file.flags, file.mode)):
+            raise ValueError("a file with an invalid descriptor, flags or permissions")
+        child.files.append(file)
 
     def _keep_rows(self, child: Child, *, service: str, rows: object) -> None:
         """Keep the rows that a service shows of its state."""

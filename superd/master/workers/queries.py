@@ -45,12 +45,16 @@ class Query(ABC):
         """Send the query; see control_socket.Later."""
         self._reply = reply
         for child in self.generations:
-            if child.send(self._kind, inquiry=self.number, **self._content):
+            if self.send_to(child):
                 child.queries[self.number] = self
                 self.waiting.add(child)
             else:
                 self.unanswered.append(child)
         self._end_if_complete()
+
+    def send_to(self, child: Child) -> bool:
+        """Send the query to a worker; False if its channel is full or closed."""
+        return child.send(self._kind, inquiry=self.number, **self._content)
 
     def take(self, child: Child, content: object, *, is_last: bool) -> None:
         """Take an answer, or a part of it."""

@@ -48,6 +48,7 @@ class Process:
         self.session: BlockingSession | None = None
         self.served = 0
         self.is_spent = False  # it can serve no other connection
+        self.is_outdated = False  # it has copies of files that were reopened since
         self.pidfd = os.pidfd_open(pid)
         self._loop = loop
 
@@ -254,6 +255,13 @@ class PreforkExecutor(ForkExecutor):
             return process.kill
         raise OSError(errno.ECHILD, "all its processes have ended")
 
+    def renew(self) -> None:
+        old, self.idle = self.idle, []
+        for process in self.processes:
+            process.is_outdated = True
+        for process in old:
+            process.close()
+
     def _receive(self, process: Process) -> None:
         had_session = process.session is not None
         process.receive()
@@ -262,7 +270,7 @@ class PreforkExecutor(ForkExecutor):
 
     def _has_served(self, process: Process) -> None:
         limit = self.service.entry.max_requests
-        if process.is_spent or (limit and process.served >= limit):
+        if process.is_spent or process.is_outdated or (limit and process.served >= limit):
             process.close()
         else:
             self.idle.append(process)
@@ -271,7 +279,7 @@ class PreforkExecutor(ForkExecutor):
         if process in self.idle:
             self.idle.remove(process)
         super()._ended(process)
-        if process.served:
+        if process.served or process.is_outdated:
             self.start()
             self.service.resume()
         else:

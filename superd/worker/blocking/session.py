@@ -38,6 +38,9 @@ class Executor(ABC):
     def start(self) -> None:  # noqa: B027  only prefork needs it
         """Start the processes that wait for connections, before the worker accepts."""
 
+    def renew(self) -> None:  # noqa: B027  only prefork has processes that wait
+        """Replace processes that have copies of files that were reopened, once they are idle."""
+
     @abstractmethod
     def serve(self, session: BlockingSession) -> Callable[[], None]:
         """Run the handler of a connection; return a function that kills it.

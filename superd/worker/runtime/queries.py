@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 QUERY_TIMEOUT = 2.0  # seconds
 ANSWER_LIFETIME = 0.02  # seconds that an answer is reused, to keep the channel free
@@ -42,12 +42,12 @@ class MasterQueries:
             raise TimeoutError("the master does not answer")
         return text
 
-    def take_answer(self, what: str, text: str | None = None, file: int | None = None) -> None:
+    def take_answer(self, what: str, text: str | None = None, files: Sequence[int] = ()) -> None:
         """Take an answer. A long one is a file, whose position all workers share; it does not
         arrive where no descriptor is free.
         """
         answer = None if text is None else text.encode()
-        if file is not None:
+        for file in files:
             answer = os.pread(file, os.fstat(file).st_size, 0)
             os.close(file)
         if answer is not None and what in self._answers:

@@ -19,10 +19,10 @@ def test_a_worker_gets_a_text_of_any_length_and_cannot_change_it() -> None:
     assert file is not None
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours, theirs:
-        assert child_of(ours).send_file("observe", file, what="metrics")
+        assert child_of(ours).send_files("observe", [file], what="metrics")
         os.close(file)
         [message] = Channel(theirs, Threshold("debug")).messages()
-    taken = message.pop("file")
+    [taken] = message.pop("files")
     assert message == {"kind": "observe", "what": "metrics"}
     assert os.pread(taken, 1 << 20, 0) == text
     assert not os.get_inheritable(taken)
@@ -39,10 +39,10 @@ def test_a_worker_that_does_not_read_gets_only_a_few_files() -> None:
     with ours, theirs:
         child = child_of(ours)
         sent = 0
-        while child.send_file("observe", file, what="metrics"):
+        while child.send_files("observe", [file], what="metrics"):
             sent += 1
         assert 1 <= sent < 20
         for message in Channel(theirs, Threshold("debug")).messages():
-            os.close(message["file"])
-        assert child.send_file("observe", file, what="metrics")
+            os.close(*message["files"])
+        assert child.send_files("observe", [file], what="metrics")
     os.close(file)

@@ -51,6 +51,43 @@ def test_a_service_of_the_worker_may_ban(
     assert (ban["network"], ban["by"]) == ("192.0.2.1", "service echo")
 
 
+FILE = {
+    "kind": "appended-file", "service": "echo", "number": 5, "path": "/var/log/x", "flags": 1,
+    "mode": 0o640,
+}  # fmt: skip
+
+
+def test_files_of_plugins_are_taken_until_the_worker_is_confined(messages: Reading) -> None:
+    reader, child, worker = messages
+    for message in (FILE, {"kind": "confined"}, {**FILE, "path": "/etc/shadow"}):
+        worker.send(json.dumps(message).encode())
+    reader.read_rest(child)
+    assert child.has_closed
+    assert [file.path for file in child.files] == ["/var/log/x"]
+
+
+def test_a_worker_that_is_ready_is_confined(messages: Reading) -> None:
+    reader, child, worker = messages
+    for message in ({"kind": "ready"}, FILE):
+        worker.send(json.dumps(message).encode())
+    reader.read_rest(child)
+    assert child.has_closed
+    assert not child.files
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"service": "other"}, {"path": 5}, {"number": -1}, {"flags": True}, {"mode": "x"}, {"x": 1}],
+    ids=str,
+)
+def test_an_invalid_file_ends_the_worker(messages: Reading, change: dict[str, Any]) -> None:
+    reader, child, worker = messages
+    worker.send(json.dumps({**FILE, **change}).encode())
+    reader.read_rest(child)
+    assert child.has_closed
+    assert not child.files
+
+
 @pytest.mark.parametrize("query", [{"what": "metrics"}, {"what": []}, {}, {"why": 1}], ids=str)
 def test_a_query_that_a_worker_may_not_make_ends_it(
     messages: Reading, query: dict[str, Any]

@@ -29,10 +29,10 @@ def test_callers_within_a_moment_share_one_query_and_its_answer() -> None:
         queries = MasterQueries(asyncio.get_running_loop(), send)
         waiting = [asyncio.ensure_future(queries.observe(what)) for what in "aab"]
         await asyncio.sleep(0)
-        queries.take_answer("a", file=file_of(b"of a"))
+        queries.take_answer("a", files=[file_of(b"of a")])
         queries.take_answer("b", text="")
         queries.take_answer("b", text="too late")
-        queries.take_answer("c", file=file_of(b"no such query"))
+        queries.take_answer("c", files=[file_of(b"no such query")])
         answers = await asyncio.gather(*waiting)
         return [*answers, await queries.observe("a")]
 
@@ -75,7 +75,7 @@ def test_a_cancelled_caller_takes_no_answer_from_another() -> None:
         cancelled.cancel()
         await asyncio.sleep(0)
         queries.take_answer("a")  # without its file, as where no descriptor is free
-        queries.take_answer("a", file=file_of(b"here"))
+        queries.take_answer("a", files=[file_of(b"here")])
         return await other
 
     assert asyncio.run(main()) == b"here"

@@ -140,6 +140,8 @@ def _slot(slot: Slot, found: _Descriptors) -> State:
             "services": sorted(child.services),
             "ready": child.ready,
             "rows": child.rows,
+            "files": [file._asdict() for file in child.files],
+            "files since": child.files_since,
         },
     }
 
