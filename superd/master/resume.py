@@ -72,7 +72,7 @@ def resume(state: State) -> int:
             undo.callback(pid_file.remove)
         log.set_level(state["log level"])
         tally = tally_of(state, plan, log)
-        listeners = Listeners(listeners_of(state, plan.services), log)
+        listeners = Listeners(listeners_of(state, plan.listening), log)
         generations = generations_of(state, plan, listeners, tally.scoreboard)
         current = generations[-1]
         current.since = state["generation since"]
@@ -102,6 +102,7 @@ def resume(state: State) -> int:
             master.open_control(listener_of(state["control"], {}))
         log.info(f"upgrade: superd {__version__} takes over from {state['version']}")
         context.upgrade = Upgraded(master.changes.reload(), state["upgrade"], state["version"])
+        state.clear()  # its caller keeps it
         return run(master, ready=lambda: None)
 
 
@@ -121,7 +122,7 @@ def run_trial(state: State) -> int:
     """
     log = Log([], "text")
     plan = plan_in_force(state)
-    listeners_of(state, plan.services)
+    listeners_of(state, plan.listening)
     generations_of(state, plan, Listeners([], log), tally_of(state, plan, log).scoreboard)
 
     settings, looking_up = load_and_check(Path(state["file"]), state["overrides"])

@@ -43,17 +43,16 @@ def serve(
     """Bind the addresses that were not inherited, start workers and serve; return the exit code.
     `ready` is called once all workers are ready.
     """
-    settings = plan.settings
     raise_file_limit()
     notifier = Notifier()
-    setproctitle(f"{MASTER_TITLE}{settings.file}")
-    log = log_of(settings, in_background=in_background)
+    setproctitle(f"{MASTER_TITLE}{plan.settings.file}")
+    log = log_of(plan.settings, in_background=in_background)
     if not log.sinks:
         plan.notices.append("there is no syslog, so nothing is logged; name a file in [daemon] log")
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # caught from here on: what follows has to be undone
-        pid_file = _pid_file(settings)  # before binding: another superd has the addresses, too
+        pid_file = _pid_file(plan.settings)  # before binding: another superd has the addresses, too
         if pid_file is not None:
             undo.callback(pid_file.remove)
         listeners = _bound(plan, inheritance, notifier, log)
@@ -71,7 +70,7 @@ def serve(
             first,
             tally,
             log,
-            Bans(settings.daemon.ban_file, log, tally.bans),
+            Bans(plan.settings.daemon.ban_file, log, tally.bans),
             signals,
             notifier,
             pid_file=pid_file,
@@ -106,10 +105,10 @@ def run(master: Master, ready: Callable[[], None]) -> int:
 
 def _bound(plan: Plan, inheritance: Inheritance, notifier: Notifier, log: Log) -> list[Listener]:
     """Return listeners on all addresses, with inherited sockets where there are some."""
-    existing = match(plan.services, inheritance, plan.notices)
+    existing = match(plan.listening, inheritance, plan.notices)
     notifier.fd_store.resume(inheritance, existing)
     try:
-        return listen(plan.services, existing, plan.notices)
+        return listen(plan.listening, existing, plan.notices)
     except SuperdError:
         for notice in plan.notices:  # they may name the inherited socket that blocks the bind
             log.warning(notice)

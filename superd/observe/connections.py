@@ -226,6 +226,7 @@ def pattern_of(pid: int, services: Collection[str]) -> re.Pattern[bytes]:
     It describes events completely: an additional key could repeat the name of the service, which
     readers of JSON would believe, and a value of another type could break a renderer.
     """
+    re.purge()  # the module would keep the long patterns of hundreds of workers that have ended
     names = b"|".join(re.escape(json.dumps(name).encode()) for name in services)
     return re.compile(
         rb'(?:(?!.{%d})\{"time":%b,"pid":%d,"service":(?:%b),"event":%b\}\n)+'

@@ -144,7 +144,7 @@ class Reload:
             if any(getattr(daemon, key) != getattr(before, key) for key in keys):
                 self._log = log_of(settings, in_background=context.in_background)
             context.tally.roster.add(list(plan.services))
-            self._listeners = listen(plan.services, old.listeners.all, plan.notices)
+            self._listeners = listen(plan.listening, old.listeners.all, plan.notices)
             taken = {slot.number for slot in context.slots}
             listeners = Listeners(self._listeners, context.log)
             number = 1 + max(one.number for one in context.generations)
@@ -201,6 +201,7 @@ class Reload:
         self._next = None
         for listener in unused:
             listener.close()
+        self._listeners = []
         self.state = "done"
         counted = ", ".join(
             f"{list(self.changes.values()).count(kind)} {kind}"
@@ -227,6 +228,7 @@ class Reload:
         for listener in self._listeners:
             if listener.socket not in running:
                 listener.close()
+        self._listeners = []
         for line in self.problems:
             self._context.log.error(f"not reloaded: {line}")
         self._context.log.error("the configuration is unchanged")

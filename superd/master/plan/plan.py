@@ -7,7 +7,7 @@ nothing. Raises ConfigurationError and NotPermitted.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from superd.admission.rules import needs_names
@@ -45,6 +45,37 @@ class Plan:
     @property
     def services(self) -> dict[str, Service]:
         return {name: entry for pool in self.pools for name, entry in pool.services.items()}
+
+    @property
+    def listening(self) -> dict[str, Service]:
+        """The services without what may be long and does not concern their listeners."""
+        return {name: _short(entry) for name, entry in self.services.items()}
+
+    def shorten(self) -> None:
+        """Drop rules, options and texts, which may take many megabytes: the workers have copies.
+
+        The master keeps the plan for as long as a connection of its generation continues, and the
+        first plan for as long as it runs.
+        """
+        self.pools = [
+            replace(pool, services={name: _short(one) for name, one in pool.services.items()})
+            for pool in self.pools
+        ]
+        services = {name: _short(entry) for name, entry in self.settings.services.items()}
+        daemon = self.settings.daemon.model_copy(update={"never_ban": ()})
+        kept = {"services": services, "texts": {}, "daemon": daemon}
+        self.settings = self.settings.model_copy(update=kept)
+
+
+def _short(entry: Service) -> Service:
+    lists: dict[str, object] = {
+        "allow": None,
+        "allow_file": None,
+        "deny": (),
+        "deny_file": (),
+        "options": {},
+    }
+    return entry.model_copy(update=lists)
 
 
 def plan(configuration: Configuration) -> Plan:

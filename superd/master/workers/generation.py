@@ -72,6 +72,10 @@ class Generation:
         """Have its workers drain, since another generation accepts; none of them is replaced."""
         self.drains = True
         self.kill_at = kill_at
+        self.plan.shorten()
+        pools = {pool.name: pool for pool in self.plan.pools}
+        for slot in self.slots:
+            slot.pool = pools.get(slot.pool.name, slot.pool)
         for slot in self.slots:
             if slot.child:
                 # a worker that is not ready does not handle USR1 yet, and ends
