@@ -16,9 +16,9 @@ from superd.config.schema import schema_of
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, ExitCode, SuperdError, shown
 from superd.master.plan.preflight import blamed
+from superd.plugin.methods import kinds_of, models_of
 from superd.plugin.registry import Plugin, installed
 from superd.plugin.registry import load as load_plugin
-from superd.plugin.service import kinds_of, models_of
 from superd.process.isolated import run_isolated
 
 

@@ -10,7 +10,7 @@ import json
 import mmap
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
@@ -67,15 +67,25 @@ class Threshold:
 
 def failure(message: str, error: BaseException, **context: Any) -> Record:
     """Return the record of an exception, with its traceback."""
-    lines = [
+    text = f"{message}: {reason(error)}"
+    return Record("error", text, **context, detail=short_detail(traceback_of(error)))
+
+
+def traceback_of(error: BaseException) -> list[str]:
+    """Return the lines of an exception's traceback."""
+    return [
         line
         for entry in traceback.format_exception(error)
         for line in entry.rstrip("\n").split("\n")
     ]
+
+
+def short_detail(lines: Sequence[str]) -> tuple[str, ...]:
+    """Return lines as the detail of a record, without those in the middle if they are too many."""
+    half = LONGEST_DETAIL // 2
     if len(lines) > LONGEST_DETAIL:
-        lines[LONGEST_DETAIL // 2 : 1 - LONGEST_DETAIL // 2] = ["  ..."]
-    text = f"{message}: {reason(error)}"
-    return Record("error", text, **context, detail=tuple(lines))
+        return (*lines[:half], "  ...", *lines[1 - half :])
+    return tuple(lines)
 
 
 def kind_of(error: BaseException) -> tuple[object, ...]:
@@ -175,8 +185,10 @@ class FloodGate:
 
     def flush(self) -> None:
         """Report the last suppressed record of each key, with their number."""
-        self._held = {key: held for key, held in self._held.items() if held[1]}
-        for key, (record, count) in self._held.items():
+        for key, (record, count) in self._held.copy().items():  # other threads may report
+            if not count:
+                self._held.pop(key, None)
+                continue
             self._held[key] = (record, 0)
             message = f"{record.message} ({count} more like this)"
             self._report(Record(record.level, message, service=record.service, peer=record.peer))

@@ -23,7 +23,8 @@ import pluggy
 from superd.config.values import did_you_mean
 from superd.errors import SuperdError, printable, reason
 from superd.plugin import hookspecs
-from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS, Service, mistake_in
+from superd.plugin.methods import DATAGRAM_METHODS, STREAM_METHODS, mistake_in
+from superd.plugin.service import Service
 
 MAX_SOURCE_FILES = 200  # of a package that are read to find out what it serves
 

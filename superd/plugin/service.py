@@ -5,7 +5,6 @@ Used in the worker, and where a configuration is checked. Imports nothing of the
 
 from __future__ import annotations
 
-import inspect
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast
 
 from pydantic import ConfigDict
 
-from superd.config.model import BLOCKING_MODELS, Section
+from superd.config.model import Section
 from superd.config.model import Service as Entry
 from superd.net.addresses import Address, Transport
 from superd.observe.records import Level
@@ -149,6 +148,11 @@ class Service:
     An exception of a method is logged with the connection's id and ends only that connection. If a
     method blocks the loop, its stack is logged; if it does not return, the worker is killed. superd
     uses SIGALRM and its timer for this, so a plugin must not.
+
+    What a plugin or a library prints, logs (`logging`) or warns of (`warnings`) is in superd's log:
+    `print` at level "info", standard error at "warning". The line names the service whose code
+    runs. What a C library or a program writes to descriptors 1 and 2 is there at level "warning".
+    A flood is folded: `self.log`, `conn.log` and `record` are for what must not be lost.
     """
 
     name: ClassVar[str] = ""
@@ -298,77 +302,3 @@ class Server(Protocol):
     def reachable(self) -> tuple[str, ...]: ...
 
     def pass_on(self, conn: Connection, name: str) -> bool: ...
-
-
-STREAM_METHODS = ("relay", "protocol", "stream", "takeover", "respond")
-DATAGRAM_METHODS = ("relay_datagrams", "datagram", "respond", "listener")
-ASYNC_METHODS = ("takeover", "listener")
-ARGUMENTS = {
-    "relay": "sock, conn",
-    "protocol": "conn",
-    "stream": "conn",
-    "takeover": "sock, conn",
-    "respond": "request",
-    "relay_datagrams": "conn",
-    "datagram": "request",
-    "listener": "sock, waiting",
-}
-
-
-def kinds_of(service: type[Service]) -> tuple[str, ...]:
-    """Return for which of "stream" and "datagram" the class has methods."""
-    kinds = {"stream": STREAM_METHODS, "datagram": DATAGRAM_METHODS}
-    return tuple(k for k, names in kinds.items() if any(hasattr(service, n) for n in names))
-
-
-def only_relays(service: type[Service]) -> bool:
-    """Return whether the class relays everything that it serves."""
-    relays = {"stream": "relay", "datagram": "relay_datagrams"}
-    return all(hasattr(service, relays[kind]) for kind in kinds_of(service))
-
-
-def models_of(service: type[Service]) -> tuple[str, ...]:
-    """Return the values of `model` that the class supports, the default first."""
-    blocks = hasattr(service, "stream") and not inspect.iscoroutinefunction(service.stream)
-    others = STREAM_METHODS if not blocks else [n for n in STREAM_METHODS if n != "stream"]
-    loop = ("loop",) if any(hasattr(service, name) for name in others) else ()
-    return (*loop, *(BLOCKING_MODELS if blocks else ())) or ("loop",)
-
-
-def model_of(entry: Entry, service: type[Service]) -> str:
-    """Return the model with which the class serves an entry."""
-    return entry.model or models_of(service)[0]
-
-
-def mistake_in(service: object) -> str | None:
-    """Return why `service`, which a plugin's hook returned, cannot be used; None if it can."""
-    if not (isinstance(service, type) and issubclass(service, Service)):
-        return f"superd_services returned {service!r}, which is not a subclass of Service"
-    if not service.name:
-        return f"{service.__qualname__}.name is empty"
-    if not kinds_of(service):
-        return f"{service.__qualname__} has none of the methods {', '.join(STREAM_METHODS)}"
-    for name in (*STREAM_METHODS, *DATAGRAM_METHODS):
-        method = getattr(service, name, None)
-        is_async = inspect.iscoroutinefunction(method)
-        if inspect.isasyncgenfunction(method) or inspect.isgeneratorfunction(method):
-            return f"{service.__qualname__}.{name} is a generator, which would never run"
-        if name in ASYNC_METHODS and method is not None and not is_async:
-            return f"{service.__qualname__}.{name} is not async, so it would block the loop"
-        if name not in (*ASYNC_METHODS, "stream") and is_async:
-            return f"{service.__qualname__}.{name} is async, but it must return without waiting"
-        if not _takes(service, name, ARGUMENTS[name].count(",") + 1):
-            return f"{service.__qualname__}.{name} cannot be called as {name}({ARGUMENTS[name]})"
-    return None
-
-
-def _takes(service: type[Service], name: str, number: int) -> bool:
-    """Return whether a method accepts `number` arguments; True if only a call can show it."""
-    method = inspect.getattr_static(service, name, None)
-    if not inspect.isfunction(method):
-        return True
-    try:
-        inspect.signature(method, follow_wrapped=False).bind(service, *[None] * number)
-    except TypeError:
-        return False
-    return True

@@ -224,7 +224,7 @@ class Engine:
         self.context.loop.call_later(STATUS_INTERVAL, self.watch_status, send)
         for service in self.context.services:
             try:
-                rows = fitting(service.plugin.status())
+                rows = fitting(service.scope.run(service.plugin.status))
             except BaseException as error:  # noqa: BLE001  a plugin may raise SystemExit and worse
                 message = f"plugin {service.plugin.name} failed in status"
                 record = failure(message, error, service=service.name)
@@ -239,6 +239,7 @@ class Engine:
         self.context.loop.call_later(FLUSH_INTERVAL, self._flush)
         self.context.heartbeat.beat()
         self.context.flood_gate.flush()
+        self.context.tend_output()
         for service in self.context.services:
             service.records.end_window()
         first = self._next_check if self._next_check < len(self._inodes) else 0

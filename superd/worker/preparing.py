@@ -22,6 +22,7 @@ from superd.process.confinement import open_descriptors
 from superd.process.procfs import count_descriptors
 from superd.worker.channel import AppendedFile
 from superd.worker.runtime.appended_files import appended_files
+from superd.worker.runtime.output import scope_of
 
 
 def prepare_all(
@@ -36,7 +37,7 @@ def prepare_all(
     known, count = set(open_descriptors()), count_descriptors(os.getpid())
     for name, entry in services.items():
         try:
-            prepared[name] = _build(plugins[entry.plugin], entry, directory)
+            prepared[name] = scope_of(name).run(_build, plugins[entry.plugin], entry, directory)
         except registry.PluginError as error:
             raise SuperdError(f"service.{name}: {error}") from error
         if (now := count_descriptors(os.getpid())) != count:  # listing thousands takes a while

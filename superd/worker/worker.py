@@ -34,8 +34,8 @@ from superd.net.addresses import Address, Transport
 from superd.observe.connections import ServiceRecords
 from superd.observe.records import FloodGate, Record, Threshold, failure
 from superd.plugin import registry
+from superd.plugin.methods import only_relays
 from superd.plugin.service import Service as PluginService
-from superd.plugin.service import only_relays
 from superd.process import preload
 from superd.process.confinement import close_other_descriptors, confine, limit
 from superd.process.environment import clean_environment
@@ -52,6 +52,7 @@ from superd.worker.runtime.appended_files import AppendedFiles
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.heartbeat import Heartbeat
 from superd.worker.runtime.loop import WorkerLoop, new_loop
+from superd.worker.runtime.output import Output, scope_of
 from superd.worker.runtime.queries import MasterQueries
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.server_api import ServerApi
@@ -87,13 +88,18 @@ class Assignment:
     is_trial: bool  # serves no client, and is killed with the process group of the preflight
 
 
-def main(assignment: Assignment, lifeline: Lifeline, sock: socket.socket) -> NoReturn:
-    """Serve until drained, then exit. Called right after the fork, with all signals blocked."""
+def main(assignment: Assignment, lifeline: Lifeline, output: int, sock: socket.socket) -> NoReturn:
+    """Serve until drained, then exit. Called right after the fork, with all signals blocked.
+
+    What the worker, and what it starts, writes to standard output and error goes to `output`.
+    """
     row = assignment.scoreboard.row(assignment.place, ALL)
     channel = Channel(sock, assignment.threshold, row)
     code = int(ExitCode.FAILED)
     try:
         reset_signals()
+        for standard in (1, 2):
+            os.dup2(output, standard)
         _run(assignment, channel, lifeline)
         code = int(ExitCode.OK)
     except BaseException as error:  # noqa: BLE001  whatever it is, the master needs the reason
@@ -131,6 +137,8 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     clean_environment()
     limit(assignment.confinement, has_own_session=not assignment.is_trial)
 
+    output = Output(channel.log, assignment.threshold)
+    output.take_over()
     plugins, files = prepare_all(assignment.services, assignment.plugins, assignment.directory)
     forks = any(entry.forks for entry in assignment.services.values())
     kept = descriptors_of_plugins(assignment.services, ours) if forks else ()
@@ -160,11 +168,13 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         assignment.retire_timeout,
         heartbeat,
         assignment.resolver,
+        tend_output=output.tend,
     )
+    output.owner_of = heartbeat.owner_of
     _serve(assignment, context, plugins, channel, kept, AppendedFiles(files))
     for name, plugin in plugins.items():
         try:
-            plugin.close()
+            scope_of(name).run(plugin.close)
         except BaseException as error:  # noqa: BLE001  the other plugins need closing as well
             text = f"plugin {plugin.name} failed in close"
             channel.log(failure(text, error, service=name))
@@ -263,7 +273,7 @@ async def _start_plugins(assignment: Assignment, plugins: Mapping[str, PluginSer
     for name, plugin in plugins.items():
         try:
             with assignment.plugins[assignment.services[name].plugin].running("start"):
-                plugin.start()
+                scope_of(name).run(plugin.start)
         except registry.PluginError as error:
             raise SuperdError(f"service.{name}: {error}") from error
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from superd.plugin.service import Service, kinds_of, mistake_in, models_of
+from superd.plugin.methods import kinds_of, mistake_in, models_of
+from superd.plugin.service import Service
 
 
 def sync(*_: object) -> None: ...

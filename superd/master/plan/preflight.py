@@ -19,9 +19,10 @@ from superd.config.model import Service
 from superd.config.problems import Locate, problems_of
 from superd.config.values import did_you_mean
 from superd.errors import Problem, shown
+from superd.plugin.methods import kinds_of, models_of
 from superd.plugin.registry import Plugin, PluginError, load
 from superd.plugin.service import Service as PluginService
-from superd.plugin.service import WrongOption, kinds_of, models_of
+from superd.plugin.service import WrongOption
 from superd.process import preload
 from superd.process.environment import clean_environment
 from superd.process.isolated import run_isolated

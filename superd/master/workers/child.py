@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
+from superd.master.workers.output import Output
 from superd.net.closing import undelivered
 from superd.observe.connections import pattern_of
 from superd.observe.rows import Rows
@@ -65,6 +66,7 @@ class Child:
     ready: bool = False
     failure: tuple[int, str] | None = None
     allowance: int = ALLOWANCE
+    output: Output | None = None
     has_closed: bool = False
     ended_for: str = ""
     is_confined: bool = False
@@ -132,13 +134,18 @@ class Child:
 def start_worker(assignment: Assignment) -> Child:
     """Fork a worker; OSError if the system has no process or descriptor left."""
     lifeline = Lifeline(assignment.scoreboard.due(assignment.place))
-    try:
-        pid, channel = fork_child(partial(worker_main, assignment, lifeline))
-    except OSError:
-        lifeline.close()
-        raise
+    with contextlib.ExitStack() as failed:
+        failed.callback(lifeline.close)
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        failed.callback(os.close, reader)
+        try:
+            pid, channel = fork_child(partial(worker_main, assignment, lifeline, writer))
+        finally:
+            os.close(writer)
+        failed.pop_all()
     lifeline.close_writer()
-    return Child(pid, channel, lifeline, time.monotonic(), frozenset(assignment.services))
+    services = frozenset(assignment.services)
+    return Child(pid, channel, lifeline, time.monotonic(), services, output=Output(reader))
 
 
 def reap() -> Iterator[tuple[int, int]]:

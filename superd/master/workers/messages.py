@@ -7,7 +7,8 @@ worker, and nothing else. Raises nothing.
 from __future__ import annotations
 
 import selectors
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,9 @@ from superd.errors import ExitCode
 from superd.master.bans import Bans
 from superd.master.logs.log import Log
 from superd.master.workers.child import ALLOWANCE, Child
+from superd.master.workers.output import Output
 from superd.net.patterns import parse_network, shown_network
-from superd.observe.records import decoded
+from superd.observe.records import Record, decoded
 from superd.observe.rows import checked
 from superd.worker import channel
 from superd.worker.channel import AppendedFile
@@ -41,9 +43,15 @@ class MessageReader:
         self.answer = answer
 
     def listen_to(self, child: Child) -> None:
-        """Read a worker's messages as they arrive."""
+        """Read a worker's messages and output as they arrive."""
         if not self._is_registered(child):
             self.selector.register(child.channel, selectors.EVENT_READ, partial(self._read, child))
+        output = child.output
+        if output is not None and not output.is_closed:
+            self._write_output(child, output.renew())
+            if output not in self.selector.get_map():
+                read = partial(self._read_output, child, output)
+                self.selector.register(output, selectors.EVENT_READ, read)
 
     def read_rest(self, child: Child) -> None:
         """Read what a worker sent before it ended, and close its channel."""
@@ -52,6 +60,11 @@ class MessageReader:
         child.allowance = ALLOWANCE
         self._take_all(child)
         child.channel.close()
+        if child.output is not None:
+            if child.output in self.selector.get_map():
+                self.selector.unregister(child.output)
+            self._write_output(child, child.output.close())
+            child.output = None
         for query in list(child.queries.values()):
             query.lost(child)
 
@@ -65,6 +78,19 @@ class MessageReader:
         self._take_all(child)
         if child.has_closed or not child.allowance:
             self.selector.unregister(child.channel)
+
+    def _read_output(self, child: Child, output: Output) -> None:
+        """Log what a worker has printed, until its allowance is used up."""
+        if output not in self.selector.get_map():
+            return  # the worker was reaped in the same turn of the loop
+        self._write_output(child, output.lines())
+        if output.is_closed or not output.allowance:
+            self.selector.unregister(output)
+
+    def _write_output(self, child: Child, lines: Iterable[str]) -> None:
+        service = next(iter(child.services)) if len(child.services) == 1 else ""
+        for line in lines:
+            self.log.write(Record("warning", line, service, pid=child.pid, time=time.time()))
 
     def _take_all(self, child: Child) -> None:
         try:

@@ -113,7 +113,8 @@ class Acceptor:
         self.paused_until = 0.0
         self._cancel_resume_timer()
         if not self.is_stopped:
-            self.context.loop.add_reader(self.listener, self.accept)
+            add_reader = self.context.loop.add_reader
+            self.service.scope.run(add_reader, self.listener, self.accept)
 
     def _cancel_resume_timer(self) -> None:
         if self.resume_timer is not None:

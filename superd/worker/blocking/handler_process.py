@@ -36,6 +36,7 @@ from superd.worker.blocking.connection import (
 )
 from superd.worker.channel import Channel
 from superd.worker.runtime.accounting import endpoint_text
+from superd.worker.runtime.output import serving
 from superd.worker.runtime.service import WorkerService
 
 DONE = b"done"  # the handler has returned, without an outcome
@@ -88,6 +89,7 @@ class HandlerProcess:
         self.worker_sock = worker_sock
         self.channel = channel
         self.pid = os.getpid()
+        serving.set(service.name)
         _reset_signals()
         self._limit_orphan(worker, drain_timeout)
         os.setsid()  # so that what a handler forks can be killed with it

@@ -22,6 +22,7 @@ from superd.worker.blocking.connection import (
 )
 from superd.worker.blocking.session import BlockingSession, Executor
 from superd.worker.runtime.context import Context
+from superd.worker.runtime.output import serving
 from superd.worker.runtime.service import WorkerService
 
 
@@ -80,6 +81,7 @@ class ThreadExecutor(Executor):
 
     def _work(self, first: Job) -> None:
         """Serve one connection after another, in a thread."""
+        serving.set(self.service.name)
         job: Job | None = first
         while job is not None:
             assert self.service.blocking is not None

@@ -56,6 +56,7 @@ class Context:
         retire_timeout: float,
         heartbeat: Heartbeat,
         resolver: str = "",
+        tend_output: Callable[[], None] = lambda: None,
     ) -> None:
         def lost(number: int) -> None:
             self.report(Record("warning", f"{number} records of connections were lost"))
@@ -70,6 +71,7 @@ class Context:
         self.heartbeat = heartbeat
         self.connection_log = ConnectionLog(os.getpid(), send_events, loop.call_later, lost)
         self.flood_gate = FloodGate(report)
+        self.tend_output = tend_output
         self.connections: dict[int, AccountedConnection] = {}  # the open ones, by number
         self.accounting = Accounting(serial, loop.time, self.connections)
         self.names = Names(loop, resolver)

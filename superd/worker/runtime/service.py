@@ -9,6 +9,7 @@ import asyncio
 import inspect
 import socket
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,15 +17,14 @@ from superd.admission.gate import Gate, Ticket
 from superd.config.model import Service as Entry
 from superd.observe.connections import ServiceRecords
 from superd.plugin.connection import BlockingConnection, Connection
+from superd.plugin.methods import DATAGRAM_METHODS, STREAM_METHODS, model_of
 from superd.plugin.relay import DatagramRelay, Relay, Relayed, RelayedDatagrams
 from superd.plugin.service import (
-    DATAGRAM_METHODS,
-    STREAM_METHODS,
     Request,
     Service,
     Waiting,
-    model_of,
 )
+from superd.worker.runtime.output import scope_of
 
 HandlerCoroutine = Coroutine[Any, Any, None]
 
@@ -63,6 +63,7 @@ class WorkerService:
     relay_datagrams: Callable[[RelayedDatagrams], DatagramRelay] | None
     datagram: Callable[[Request], bytes | None] | None
     listener: Callable[[socket.socket, Waiting], Coroutine[Any, Any, str]] | None
+    scope: Context = field(default_factory=Context)  # what runs in it runs for the service
     waiting: set[PausableListener] = field(default_factory=set)
     acceptors: list[PausableListener] = field(default_factory=list)
 
@@ -95,4 +96,5 @@ class WorkerService:
             methods |= dict.fromkeys(("relay", "protocol", "stream")) | {"blocking": blocking}
         elif not inspect.iscoroutinefunction(methods["stream"]):
             methods["stream"] = None
-        return cls(name, entry, plugin, gate.counts, gate, records, **methods)
+        scope = scope_of(name)
+        return cls(name, entry, plugin, gate.counts, gate, records, **methods, scope=scope)

@@ -89,7 +89,7 @@ class DatagramListener(ABC):
     def start(self) -> None:
         """Poll the socket."""
         if not self.is_stopped:
-            self.context.loop.add_reader(self.sock, self.receive)
+            self.service.scope.run(self.context.loop.add_reader, self.sock, self.receive)
 
     def stop(self) -> None:
         """Serve the pending datagrams, then close the socket in this worker."""

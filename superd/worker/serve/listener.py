@@ -76,7 +76,7 @@ class ListenerHandoff:
     def start(self) -> None:
         """Poll the socket."""
         if not self.is_stopped:
-            self.context.loop.add_reader(self.sock, self._on_readable)
+            self.service.scope.run(self.context.loop.add_reader, self.sock, self._on_readable)
 
     def stop(self) -> None:
         """Stop polling; a plugin that has the socket may finish."""

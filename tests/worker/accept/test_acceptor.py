@@ -8,6 +8,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from types import SimpleNamespace
 from typing import Any
 
@@ -103,7 +104,12 @@ class Bench:
             clock=time.monotonic_ns,
         )
         service: Any = SimpleNamespace(
-            name="test", counts=self.counts, entry=entry, gate=gate, waiting=set()
+            name="test",
+            counts=self.counts,
+            entry=entry,
+            gate=gate,
+            waiting=set(),
+            scope=Context(),
         )
         listener: Any = self.listener
         make: Any = lambda *_: None  # noqa: E731

@@ -21,7 +21,7 @@ from superd.net.addresses import Address, Transport
 from superd.observe.connections import End, ServiceRecords, parsed
 from superd.observe.records import Record, Threshold
 from superd.plugin import Connection, Options, Request, Service, Waiting
-from superd.plugin.service import DATAGRAM_METHODS, STREAM_METHODS
+from superd.plugin.methods import DATAGRAM_METHODS, STREAM_METHODS
 from superd.worker.accept.acceptor import Acceptor
 from superd.worker.engine import Engine
 from superd.worker.lifeline import Lifeline

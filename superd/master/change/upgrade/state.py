@@ -136,6 +136,7 @@ def _slot(slot: Slot, found: _Descriptors) -> State:
             "pid": child.pid,
             "channel": found.add(child.channel.fileno()),
             "lifeline": found.add(child.lifeline.reader),
+            "output": None if child.output is None else found.add(child.output.reader),
             "started": child.started,
             "services": sorted(child.services),
             "ready": child.ready,

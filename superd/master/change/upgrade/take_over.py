@@ -25,6 +25,7 @@ from superd.master.resolver import Resolver
 from superd.master.workers.child import Child, Throttle
 from superd.master.workers.generation import Generation, Slot
 from superd.master.workers.listeners import Listeners
+from superd.master.workers.output import Output
 from superd.plugin.registry import installed
 from superd.worker.channel import AppendedFile
 from superd.worker.lifeline import Lifeline
@@ -157,6 +158,7 @@ def _child(passed: State, due: memoryview) -> Child:
         frozenset(passed["services"]),
         ready=passed["ready"],
         rows=passed["rows"],
+        output=None if passed.get("output") is None else Output(passed["output"]),
         is_confined=True,
         files=[AppendedFile(**file) for file in passed.get("files", ())],  # an older one has none
         files_since=passed.get("files since", 0.0),
