@@ -11,8 +11,11 @@ import contextlib
 import os
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from typing import NoReturn
+
+HANDLED_BY_WORKERS = (signal.SIGTERM, signal.SIGQUIT, signal.SIGUSR1, signal.SIGALRM)
 
 
 @contextlib.contextmanager
@@ -61,6 +64,35 @@ def fork_child(main: Callable[[socket.socket], NoReturn]) -> tuple[int, socket.s
     finally:
         theirs.close()
     return pid, ours
+
+
+def leave_parents_signals() -> None:
+    """Reset the signals that a worker handles, in a process that was forked from it.
+
+    Else a signal to this process would not end it, and would reach the worker's loop through the
+    descriptor that both share (signal.set_wakeup_fd).
+    """
+    signal.set_wakeup_fd(-1)
+    for number in HANDLED_BY_WORKERS:
+        is_ignored = number == signal.SIGUSR1
+        signal.signal(number, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
+
+
+def guard_forks(in_child: Callable[[], None]) -> None:
+    """Call `in_child` in each process that is forked from now on, before a signal reaches it."""
+    blocked = threading.local()
+
+    def before() -> None:
+        blocked.before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED_BY_WORKERS)
+
+    def restore() -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked.before)
+
+    def start_child() -> None:
+        in_child()
+        restore()
+
+    os.register_at_fork(before=before, after_in_parent=restore, after_in_child=start_child)
 
 
 def describe_exit(code: int) -> str:

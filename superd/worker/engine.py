@@ -17,11 +17,13 @@ from superd.net.addresses import Address
 from superd.observe.connections import End
 from superd.observe.records import Record, failure, kind_of
 from superd.observe.rows import Rows, fitting
+from superd.process.forking import leave_parents_signals
 from superd.worker.accept.acceptor import Acceptor
 from superd.worker.accept.dispatch import served_socket
 from superd.worker.blocking.session import Executor
 from superd.worker.runtime import descriptors
 from superd.worker.runtime.context import Context
+from superd.worker.runtime.polling import PollingLoop
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.listener import ListenerHandoff
 from superd.worker.serve.session import count_failure
@@ -69,13 +71,16 @@ class Engine:
             service.acceptors.append(served)
 
     def become_copy(self) -> None:
-        """Close the listeners, and exit as soon as control returns to the loop. Called in each
-        process that is forked; does nothing where superd itself forks.
+        """Leave signals, polling and listeners to the worker, and exit once control returns to the
+        loop. Called in each process that is forked; does nothing where superd itself forks.
         """
         context = self.context
         if context.is_forking or context.is_copy:
             return
         context.is_copy = True
+        leave_parents_signals()
+        if isinstance(context.loop, PollingLoop):
+            context.loop.selector.leave()
         for _, sock, inode in self._inodes:
             if _has_inode(sock, inode):
                 os.close(sock.fileno())

@@ -39,7 +39,7 @@ from superd.plugin.service import Service as PluginService
 from superd.process import preload
 from superd.process.confinement import close_other_descriptors, confine, limit
 from superd.process.environment import clean_environment
-from superd.process.forking import reset_signals
+from superd.process.forking import guard_forks, reset_signals
 from superd.worker.blocking.processes import ForkExecutor, PreforkExecutor
 from superd.worker.blocking.session import Executor
 from superd.worker.blocking.threads import ThreadExecutor
@@ -142,7 +142,7 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
     plugins, files = prepare_all(assignment.services, assignment.plugins, assignment.directory)
     forks = any(entry.forks for entry in assignment.services.values())
     kept = descriptors_of_plugins(assignment.services, ours) if forks else ()
-    loop = _warm_loop(assignment.loop, plugins.values())
+    loop = _warm_loop(assignment.loop, plugins.values(), forks=forks)
     heartbeat = Heartbeat(loop, lifeline)
 
     channel.confined(files)
@@ -192,13 +192,14 @@ def _executor(
     return executor(context, service, channel, kept)
 
 
-def _warm_loop(kind: str, plugins: Iterable[PluginService]) -> WorkerLoop:
+def _warm_loop(kind: str, plugins: Iterable[PluginService], *, forks: bool) -> WorkerLoop:
     """Return an event loop for these services that has opened all files that it needs.
 
     libuv, below uvloop, reads the kernel's version from /proc, and opens /dev/null for its first
     stream: in a jail it would open the root directory in its place.
     """
-    loop = new_loop(kind, only_relays=all(only_relays(type(plugin)) for plugin in plugins))
+    relays = all(only_relays(type(plugin)) for plugin in plugins)
+    loop = new_loop(kind, only_relays=relays, forks=forks)
     asyncio.set_event_loop(loop)
     ours, theirs = socket.socketpair()
     transport, _ = loop.run_until_complete(loop.connect_accepted_socket(asyncio.Protocol, ours))
@@ -264,7 +265,7 @@ def _serve(
         loop.add_signal_handler(number, handler)
     loop.add_reader(channel.sock, handle_messages)
     _report_stray_errors(context.flood_gate)
-    os.register_at_fork(after_in_child=engine.become_copy)
+    guard_forks(engine.become_copy)
     loop.run_until_complete(_start_plugins(assignment, plugins))
     engine.run(ready)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import array
 import errno
+import gc
 import json
 import marshal
 import math
@@ -27,6 +28,7 @@ from superd.net.addresses import Transport
 from superd.net.passing import ONE_DESCRIPTOR_BYTES
 from superd.observe.records import Record, encoded
 from superd.process import capabilities
+from superd.process.forking import leave_parents_signals
 from superd.worker.blocking.connection import (
     SUCCESS,
     ClientInfo,
@@ -90,8 +92,10 @@ class HandlerProcess:
         self.channel = channel
         self.pid = os.getpid()
         serving.set(service.name)
-        _reset_signals()
+        leave_parents_signals()  # resetting all would take as long as half a fork
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         self._limit_orphan(worker, drain_timeout)
+        gc.freeze()  # garbage of the worker would close numbers that belong to the handler by then
         os.setsid()  # so that what a handler forks can be killed with it
         _close_all_but({0, 1, 2, worker_sock.fileno(), channel.sock.fileno(), *kept})
 
@@ -164,16 +168,6 @@ def _has_descriptors() -> bool:
     except OSError as error:
         return error.errno not in (errno.EMFILE, errno.ENFILE)
     return True
-
-
-def _reset_signals() -> None:
-    """Reset the three signals that the worker handles, and unblock all. The others have their
-    defaults already, and resetting all would take as long as half a fork.
-    """
-    signal.set_wakeup_fd(-1)
-    for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGALRM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _close_all_but(kept: Collection[int]) -> None:

@@ -23,12 +23,16 @@ class WorkerLoop(asyncio.AbstractEventLoop):
         super().stop()
 
 
-def new_loop(kind: str, *, only_relays: bool = False) -> WorkerLoop:
+def new_loop(kind: str, *, only_relays: bool = False, forks: bool = False) -> WorkerLoop:
     """Return a loop of `kind` "uvloop" or "asyncio". "auto" is uvloop where it is installed, except
     for workers that only relay: their path through asyncio is shorter.
+
+    A worker that `forks` for handlers never has uvloop. At each later fork(2) in their processes,
+    libuv would close the numbers of descriptors that superd has closed there, and which may belong
+    to the handler by then.
     """
     base: type[asyncio.AbstractEventLoop] = PollingLoop
-    if kind == "uvloop" or (kind == "auto" and not only_relays):
+    if not forks and (kind == "uvloop" or (kind == "auto" and not only_relays)):
         try:
             import uvloop
         except ImportError:

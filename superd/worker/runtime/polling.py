@@ -49,6 +49,9 @@ class EpollPoller(Poller):
         self._relays[descriptor] = relay
         self._changed.add(descriptor)
 
+    def fileno(self) -> int:
+        return self._epoll.fileno()
+
     def hand_over(self, descriptor: int, relay: Polled) -> None:
         self._relays[descriptor] = relay
 
@@ -140,6 +143,14 @@ class PollingSelector(selectors.EpollSelector):
                 found.append((key, mask & key.events))
         return found
 
+    def leave(self) -> None:
+        """Poll by another epoll, in a process that was forked: one that both share would lose the
+        sockets of the worker that this process closes.
+        """
+        with select.epoll() as own:
+            for shared in (self.fileno(), self.poller.fileno()):
+                os.dup2(own.fileno(), shared, inheritable=False)
+
     def close(self) -> None:
         self.poller.close()
         super().close()
@@ -149,9 +160,9 @@ class PollingLoop(asyncio.SelectorEventLoop):
     """asyncio's loop, with a poller that serves relays without waking the loop up."""
 
     def __init__(self) -> None:
-        selector = PollingSelector(self)
-        self.poller = selector.poller
-        super().__init__(selector)
+        self.selector = PollingSelector(self)
+        self.poller = self.selector.poller
+        super().__init__(self.selector)
 
     # Work for the loop itself, which ends the selector's wait
 
