@@ -23,6 +23,7 @@ LINUX = sys.platform == "linux"
 OPEN_DESCRIPTORS = "/proc/self/fd"
 THREADS = "/proc/self/task"
 ASSUMED_MAX_DESCRIPTORS = 4096  # without /proc
+MANY_DESCRIPTORS = 1 << 16  # closing so many numbers takes some milliseconds
 
 RLIMITS = {
     key: getattr(resource, name)
@@ -131,10 +132,21 @@ def _check_descriptors() -> None:
 
 def open_descriptors() -> list[int]:
     """Return the numbers of all open descriptors."""
-    numbers: Iterable[int] = range(ASSUMED_MAX_DESCRIPTORS)
-    if os.path.isdir(OPEN_DESCRIPTORS):
-        numbers = map(int, os.listdir(OPEN_DESCRIPTORS))
+    try:
+        numbers: Iterable[int] = map(int, os.listdir(OPEN_DESCRIPTORS))
+    except OSError:
+        numbers = range(end_of_descriptors())
     return [number for number in numbers if _is_open(number)]
+
+
+def end_of_descriptors() -> int:
+    """Return a number that is above all open descriptors; without /proc, as in a jail, one that is
+    high enough unless a process has tens of thousands of them.
+    """
+    try:
+        return max(map(int, os.listdir(OPEN_DESCRIPTORS))) + 1
+    except OSError:
+        return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], MANY_DESCRIPTORS)
 
 
 def _is_open(number: int) -> bool:

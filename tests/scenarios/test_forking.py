@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import Start
+from tests.support import seccomp
 from tests.support.harness import Superd, exchange, make_plugin
 
 # Does what the client's line names, in a coroutine or with blocking calls.
@@ -150,3 +153,53 @@ def test_a_signal_ends_the_forked_process_and_not_the_worker(served: Superd, mod
 
 def test_a_forked_process_that_stops_polling_does_not_stop_the_worker(served: Superd) -> None:
     assert exchange(served.connect("loop"), b"polled\npolled\n") == b"True\nTrue\n"
+
+
+def without_close_range(errno_: int) -> list[str]:
+    """Return the start of a command line under which close_range(2) fails."""
+    return [sys.executable, seccomp.__file__, str(errno_), str(seccomp.CLOSE_RANGE)]
+
+
+PROBE = """
+    import os, resource
+    from superd.plugin import BlockingConnection, Service, hookimpl
+
+    class Probe(Service):
+        name = "probe"
+
+        def start(self):
+            self.files = [os.dup(0) for _ in range(300)]
+
+        def stream(self, conn: BlockingConnection):
+            left = sum(is_open(number) for number in self.files)
+            conn.send(f"{left} of {len(self.files)}".encode())
+
+    def is_open(number):
+        try:
+            return os.fstat(number).st_ino >= 0
+        except OSError:
+            return False
+
+    @hookimpl
+    def superd_services():
+        return [Probe]
+"""
+
+
+@pytest.mark.parametrize("model", ["fork", "prefork"])
+@pytest.mark.parametrize("errno_", [errno.ENOSYS, errno.EPERM])
+@pytest.mark.parametrize("is_jailed", [False, pytest.param(True, marks=pytest.mark.root)])
+def test_processes_start_without_close_range(
+    start_superd: Start, tmp_path: Path, model: str, errno_: int, is_jailed: bool
+) -> None:
+    jail = tmp_path / "jail"
+    jail.mkdir()
+    chroot = f'chroot = "{jail}"\n' if is_jailed else ""
+    superd = start_superd(
+        f'[service.probe]\nplugin = "probe"\nlisten = "tcp://127.0.0.1:0"\nmodel = "{model}"\n'
+        + chroot,
+        *without_close_range(errno_),
+        env=make_plugin(tmp_path / "plugins", "probe", PROBE),
+    )
+    for _ in range(3):
+        assert exchange(superd.connect("probe"), b"") == b"0 of 300"

@@ -28,6 +28,7 @@ from superd.net.addresses import Transport
 from superd.net.passing import ONE_DESCRIPTOR_BYTES
 from superd.observe.records import Record, encoded
 from superd.process import capabilities
+from superd.process.confinement import end_of_descriptors
 from superd.process.forking import leave_parents_signals
 from superd.worker.blocking.connection import (
     SUCCESS,
@@ -171,10 +172,13 @@ def _has_descriptors() -> bool:
 
 
 def _close_all_but(kept: Collection[int]) -> None:
-    """Close every descriptor except these; closerange is one system call for each gap."""
-    first = 0
+    """Close every descriptor except these; closerange is one system call for each gap, or one for
+    each number where the kernel has no close_range(2) or a filter refuses it.
+    """
+    first, last = 0, end_of_descriptors()
     for number in sorted(kept):
         if first < number:  # an empty range would close every descriptor
             os.closerange(first, number)
         first = number + 1
-    os.closerange(first, 1 << 30)
+    if first < last:
+        os.closerange(first, last)
