@@ -6,7 +6,7 @@ only the services that use the plugin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pluggy
@@ -21,5 +21,7 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def superd_services() -> Iterable[type[Service]]:  # type: ignore[empty-body]  # a specification
-    """Return the service classes of this plugin; called once, before confinement."""
+def superd_services() -> Sequence[type[Service]]:  # type: ignore[empty-body]  # a specification
+    """Return a list of the service classes of this plugin; called once, before confinement. Each
+    needs an entry point of its name: several may lead to one module.
+    """

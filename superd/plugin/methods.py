@@ -9,11 +9,17 @@ import inspect
 
 from superd.config.model import BLOCKING_MODELS
 from superd.config.model import Service as Entry
-from superd.plugin.service import Service
+from superd.plugin.service import Options, Service
 
 STREAM_METHODS = ("relay", "protocol", "stream", "takeover", "respond")
 DATAGRAM_METHODS = ("relay_datagrams", "datagram", "respond", "listener")
 ASYNC_METHODS = ("takeover", "listener")
+STEPS = ("prepare", "preflight", "close", "check", "start", "status", "__init__")
+LAZY = (
+    inspect.iscoroutinefunction,
+    inspect.isgeneratorfunction,
+    inspect.isasyncgenfunction,
+)
 ARGUMENTS = {
     "relay": "sock, conn",
     "protocol": "conn",
@@ -55,8 +61,12 @@ def mistake_in(service: object) -> str | None:
     """Return why `service`, which a plugin's hook returned, cannot be used; None if it can."""
     if not (isinstance(service, type) and issubclass(service, Service)):
         return f"superd_services returned {service!r}, which is not a subclass of Service"
-    if not service.name:
-        return f"{service.__qualname__}.name is empty"
+    if mistake := _wrong_attribute(service):
+        return f"{service.__qualname__}.{mistake}"
+    for name in STEPS:
+        method = getattr(service, name)
+        if any(is_lazy(method) for is_lazy in LAZY):
+            return f"{service.__qualname__}.{name} is async or a generator, so it would never run"
     if not kinds_of(service):
         return f"{service.__qualname__} has none of the methods {', '.join(STREAM_METHODS)}"
     for name in (*STREAM_METHODS, *DATAGRAM_METHODS):
@@ -71,6 +81,24 @@ def mistake_in(service: object) -> str | None:
         if not _takes(service, name, ARGUMENTS[name].count(",") + 1):
             return f"{service.__qualname__}.{name} cannot be called as {name}({ARGUMENTS[name]})"
     return None
+
+
+def _wrong_attribute(service: type[Service]) -> str:
+    """Return which attribute of the class has a value that would have no effect, or another than
+    meant; "" if none has.
+    """
+    model, preload = service.options_model, service.preload
+    if not isinstance(service.name, str) or not service.name:
+        return f"name: expected the name of the plugin, found {service.name!r}"
+    if not (isinstance(model, type) and issubclass(model, Options)):
+        return f"options_model: expected a subclass of Options, found {model!r}"
+    if isinstance(preload, str) or not all(isinstance(one, str) for one in preload):
+        return f'preload: expected names of modules, such as ("xml",), found {preload!r}'
+    if type(service.descriptors) is not int or service.descriptors < 0:
+        return f"descriptors: expected a number, found {service.descriptors!r}"
+    if not isinstance(service.looks_up, (bool, property)):
+        return f"looks_up: expected True or False, found {service.looks_up!r}"
+    return ""
 
 
 def _takes(service: type[Service], name: str, number: int) -> bool:

@@ -17,11 +17,12 @@ from functools import cached_property
 from importlib.metadata import EntryPoint, entry_points
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pluggy
 
 from superd.config.values import did_you_mean
-from superd.errors import SuperdError, printable, reason
+from superd.errors import SuperdError, printable, reason, shown
 from superd.plugin import hookspecs
 from superd.plugin.methods import DATAGRAM_METHODS, STREAM_METHODS, mistake_in
 from superd.plugin.service import Service
@@ -122,13 +123,21 @@ def load(plugin: Plugin) -> type[Service]:
         manager.add_hookspecs(hookspecs)
         manager.register(module, plugin.name)
         unknown = _unknown_hooks(manager, module)
-        found = [service for group in _ask(manager) for service in group]
+        answers = _ask(manager)
     except BaseException as error:  # a plugin may raise SystemExit and worse
         raise PluginError(
             f"plugin {plugin.name} cannot be loaded: {plugin.describe(error)}"
         ) from error
     if unknown:
         raise PluginError(f"plugin {plugin.name} cannot be used: {unknown}")
+    found: list[Any] = []
+    for answer in answers:
+        if not isinstance(answer, (list, tuple)):
+            raise PluginError(
+                f"plugin {plugin.name} cannot be used: superd_services should return a list of"
+                f" classes, such as [A], found {shown(repr(answer))}"
+            )
+        found += answer
     for service in found:
         if mistake := mistake_in(service):
             raise PluginError(f"plugin {plugin.name} cannot be used: {mistake}")
@@ -139,7 +148,22 @@ def load(plugin: Plugin) -> type[Service]:
             f"plugin {plugin.name} cannot be used: superd_services should return one class"
             f' with the name "{plugin.name}", found {names}'
         )
-    return named[0]
+    kind: type[Service] = named[0]
+    if len(found) > 1 and (unreachable := _without_entry_point(plugin, found)):
+        raise PluginError(f"plugin {plugin.name} cannot be used: {unreachable}")
+    return kind
+
+
+def _without_entry_point(plugin: Plugin, found: Iterable[type[Service]]) -> str:
+    """Return an error text for a class that no service can name; otherwise ""."""
+    offered = installed()
+    value = plugin.entry_point.value
+    for service in found:
+        if service.name not in offered:
+            line = f'{service.name} = "{value}"'
+            where = f"[project.entry-points.{hookspecs.PROJECT}]"
+            return f"class {service.__qualname__} has no entry point; add {line} below {where}"
+    return ""
 
 
 def _unknown_hooks(manager: pluggy.PluginManager, module: object) -> str:
@@ -154,8 +178,8 @@ def _unknown_hooks(manager: pluggy.PluginManager, module: object) -> str:
     return ""
 
 
-def _ask(manager: pluggy.PluginManager) -> Iterable[Iterable[type[Service]]]:
-    answers: list[Iterable[type[Service]]] = manager.hook.superd_services()
+def _ask(manager: pluggy.PluginManager) -> list[object]:
+    answers: list[object] = manager.hook.superd_services()
     return answers
 
 

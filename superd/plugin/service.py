@@ -147,7 +147,8 @@ class Service:
 
     An exception of a method is logged with the connection's id and ends only that connection. If a
     method blocks the loop, its stack is logged; if it does not return, the worker is killed. superd
-    uses SIGALRM and its timer for this, so a plugin must not.
+    uses SIGALRM and its timer for this, so a plugin must not. A task that fails is logged unless
+    other code awaits it within a second or two.
 
     What a plugin or a library prints, logs (`logging`) or warns of (`warnings`) is in superd's log:
     `print` at level "info", standard error at "warning". The line names the service whose code
@@ -223,6 +224,7 @@ class Service:
         """Call `found` with the name of a client's host, possibly before returning. The name is
         found by a reverse look-up and confirmed by a forward look-up; "" without one. Never blocks.
         """
+        self._check_looks_up("name_of")
         self._server.name_of(peer, found)
 
     def ban(self, peer: Address, seconds: float, reason: str = "") -> None:
@@ -236,7 +238,14 @@ class Service:
         """Call `found` with the numeric addresses of a host, the preferred first, possibly before
         returning; with an empty tuple if there are none. Works in a jail. Never blocks.
         """
+        self._check_looks_up("look_up")
         self._server.look_up(host, found)
+
+    def _check_looks_up(self, method: str) -> None:
+        if not self.looks_up:
+            name = type(self).__qualname__
+            text = f"{name}.{method}() needs a resolver: set looks_up = True in the class"
+            raise RuntimeError(f"{text}, or self.looks_up in check()")
 
     @property
     def poller(self) -> Poller:

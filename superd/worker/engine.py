@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -113,6 +114,8 @@ class Engine:
         context.heartbeat.stop()
         for executor in self.executors.values():
             executor.kill_all()
+        for _ in range(2):  # also those that have just failed
+            self._report_failed_tasks()
         context.flood_gate.flush()
         for service in context.services:
             service.records.end_window()
@@ -243,6 +246,7 @@ class Engine:
         # first, as the rest may run out of memory
         self.context.loop.call_later(FLUSH_INTERVAL, self._flush)
         self.context.heartbeat.beat()
+        self._report_failed_tasks()
         self.context.flood_gate.flush()
         self.context.tend_output()
         for service in self.context.services:
@@ -250,6 +254,12 @@ class Engine:
         first = self._next_check if self._next_check < len(self._inodes) else 0
         self._next_check = first + MAX_CHECKED_LISTENERS
         self.check_listeners(first, self._next_check)
+
+    def _report_failed_tasks(self) -> None:
+        loop = self.context.loop
+        for name, error in loop.failed_tasks():
+            context = {"message": f"task {name} failed, and no code awaits it", "exception": error}
+            self._loop_failed(loop, context)
 
     def _expire_all(self) -> None:
         for served in self.context.sockets:
@@ -264,7 +274,9 @@ class Engine:
         message = str(context.get("message") or "an error in the event loop")
         gate = self.context.flood_gate
         if isinstance(error, BaseException):
-            gate.report(("loop", *kind_of(error)), failure(message, error))
+            frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+            service, _ = self.context.heartbeat.owner_of(frames)
+            gate.report(("loop", *kind_of(error)), failure(message, error, service=service))
         else:
             gate.report(("loop", message), Record("error", message))
 

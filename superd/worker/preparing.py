@@ -6,10 +6,12 @@ service and the plugin.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import stat
 import sys
 import threading
-from collections.abc import Collection, Container, Mapping
+from collections.abc import Collection, Container, Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from superd.errors import SuperdError
 from superd.plugin import registry
 from superd.plugin.service import Service as PluginService
 from superd.process import preload
-from superd.process.confinement import open_descriptors
+from superd.process.confinement import OPEN_DESCRIPTORS, open_descriptors
 from superd.process.procfs import count_descriptors
 from superd.worker.channel import AppendedFile
 from superd.worker.runtime.appended_files import appended_files
@@ -42,6 +44,7 @@ def prepare_all(
             raise SuperdError(f"service.{name}: {error}") from error
         if (now := count_descriptors(os.getpid())) != count:  # listing thousands takes a while
             after, count = set(open_descriptors()), now
+            _check_directories(name, entry.plugin, after - known)
             files += appended_files(name, after - known)
             known = after
     # the newest only: reading all of them would copy memory that is shared with the master
@@ -62,6 +65,16 @@ def _build(plugin: registry.Plugin, entry: Service, directory: Path) -> PluginSe
     with plugin.running("prepare"):
         service.prepare()
     return service
+
+
+def _check_directories(service: str, plugin: str, descriptors: Iterable[int]) -> None:
+    """Raise SuperdError for a directory that `prepare` left open: it is a way out of a jail."""
+    for number in descriptors:
+        with contextlib.suppress(OSError):
+            if stat.S_ISDIR(os.fstat(number).st_mode):
+                directory = os.readlink(f"{OPEN_DESCRIPTORS}/{number}")
+                text = f"plugin {plugin} left the directory {directory} open in prepare"
+                raise SuperdError(f"service.{service}: {text}; have prepare close it")
 
 
 def descriptors_of_plugins(services: Collection[str], ours: Container[int]) -> Collection[int]:

@@ -34,6 +34,35 @@ BROKEN = {
         def superd_services():
             return [Other]
         """,
+    "single": """
+        from superd.plugin import Service, hookimpl
+
+        class Single(Service):
+            name = "single"
+
+            async def stream(self, conn):
+                pass
+
+        @hookimpl
+        def superd_services():
+            return Single
+        """,
+    "first": """
+        from superd.plugin import Service, hookimpl
+
+        class First(Service):
+            name = "first"
+
+            async def stream(self, conn):
+                pass
+
+        class Second(First):
+            name = "second"
+
+        @hookimpl
+        def superd_services():
+            return [First, Second]
+        """,
     "yields": """
         from superd.plugin import Service, hookimpl
 
@@ -57,6 +86,9 @@ REASONS = {
     "segfaults": "its process was ended by SIGSEGV",
     "nothing": "should return one class with the name",
     "others": "should return one class with the name",
+    "single": "superd_services should return a list of classes, such as [A], found ",
+    "first": 'class Second has no entry point; add second = "superd_first" below '
+    "[project.entry-points.superd]",
     "yields": "Yields.takeover",
 }
 

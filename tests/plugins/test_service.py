@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from superd.plugin.methods import kinds_of, mistake_in, models_of
-from superd.plugin.service import Service
+from superd.plugin.service import Options, Service
 
 
 def sync(*_: object) -> None: ...
@@ -74,7 +75,17 @@ def test_the_methods_of_a_class_decide_its_models(
         (None, "None, which is not a subclass of Service"),
         (made(respond=sync)(None), "which is not a subclass of Service"),  # type: ignore[arg-type]
         (object, "which is not a subclass of Service"),
-        (made("", respond=sync), "Made.name is empty"),
+        (made("", respond=sync), "Made.name: expected the name of the plugin, found ''"),
+        (made(respond=sync, options_model=BaseModel), "Made.options_model: expected a subclass"),
+        (made(respond=sync, options_model=Options()), "Made.options_model: expected a subclass"),
+        (made(respond=sync, preload="xml"), "Made.preload: expected names of modules"),
+        (made(respond=sync, preload=(1,)), "Made.preload: expected names of modules"),
+        (made(respond=sync, descriptors="3"), "Made.descriptors: expected a number"),
+        (made(respond=sync, looks_up="yes"), "Made.looks_up: expected True or False"),
+        (made(respond=sync, start=asynchronous), "Made.start is async or a generator"),
+        (made(respond=sync, prepare=with_none), "Made.prepare is async or a generator"),
+        (made(respond=sync, close=asynchronous), "Made.close is async or a generator"),
+        (made(respond=sync, status=generator), "Made.status is async or a generator"),
         (made(), "Made has none of the methods relay, protocol, stream, takeover, respond"),
         (made(stream=generator), "Made.stream is a generator"),
         (made(takeover=sync), "Made.takeover is not async"),

@@ -114,7 +114,7 @@ def test_a_directory_that_a_plugin_left_open_is_fatal_and_named(tmp_path: Path) 
     env = make_plugin(tmp_path / "plugins", "meddling", MEDDLING)
     code, line = failed_start(tmp_path, meddling("open", Path("/etc")), env=env)
     assert code == 1
-    assert "a plugin left the directory /etc open" in line
+    assert "service.meddling: plugin meddling left the directory /etc open in prepare" in line
 
 
 @pytest.mark.root

@@ -86,7 +86,8 @@ class Session(AccountedConnection):
 
     def run(self, handler: Coroutine[Any, Any, None]) -> None:
         """Run the plugin's coroutine for this connection, then finish."""
-        self.task = self.context.loop.create_task(self._contained(handler))
+        # not by the loop's create_task, which is for code whose failures are not contained
+        self.task = asyncio.Task(self._contained(handler), loop=self.context.loop)
         self.task.add_done_callback(partial(self._handler_done, handler))
 
     async def _contained(self, handler: Coroutine[Any, Any, None]) -> None:
