@@ -45,7 +45,7 @@ class Output:
         lines = [line for line in lines if line.strip()]
         texts = [line.decode(errors="backslashreplace") for line in lines[: self.allowance]]
         self._dropped += len(lines) - len(texts)
-        self.allowance -= len(texts)
+        self.allowance -= max(1, len(texts))  # empty lines cost the master time as well
         return texts
 
     def renew(self) -> list[str]:
