@@ -65,7 +65,9 @@ class Gate:
 
     If clients wait at the service's limits, a slot is reserved before a connection is accepted:
     `reserve`, then `admit`, or `unreserve` if no connection was pending. Otherwise, and while the
-    limits are far away, `admit` alone is enough.
+    limits are far away, `admit` alone is enough. A plugin that gets a socket itself has a slot
+    while it runs: `reserve_for_handoff`, for a datagram `admit_datagram`, and then `use_reserved`
+    or `unreserve`.
     """
 
     rules: Rules
@@ -87,10 +89,6 @@ class Gate:
         cls, name: str, entry: Service, daemon: Limits, counters: Counters, bans: BanTable | None
     ) -> Gate:
         """Return the gate of a service, with the limits of its entry and the daemon's."""
-        if entry.wait:
-            entry = entry.model_copy(
-                update={"max_connections": 1}
-            )  # one program has the socket at a time
         ledger, board, load = counters.ledger, counters.scoreboard, counters.load
         slot = counters.worker_slot
         scopes = [
@@ -101,7 +99,7 @@ class Gate:
             )
         ]
         limiting = [scope for scope in scopes if scope.has_limits or scope.limits_sources]
-        waits = entry.on_limit in (None, "wait") or entry.wait
+        waits = entry.on_limit in (None, "wait")
         rows = board.row(slot, name), board.row(slot, ALL)
         return cls(Rules.of(entry, bans), limiting, ledger.lock, *rows, waits, counters.clock)
 
@@ -117,13 +115,20 @@ class Gate:
         return self.rules.access is not None or bool(self._by_source)
 
     def reserve(self) -> int:
-        """Reserve a slot for the next connection and return 0, or the ns to wait for one."""
+        """Reserve a slot for the next connection and return 0, or the ns to wait for one. Far from
+        the limits none is reserved.
+        """
         now = self.clock()
         for scope in self._own:
             if not scope.is_far_from_limits(now):
-                break
-        else:
-            return 0
+                return self._reserve(now)
+        return 0
+
+    def reserve_for_handoff(self) -> int:
+        """Reserve a slot for a plugin that gets a socket itself, as `reserve` does, but always."""
+        return self._reserve(self.clock())
+
+    def _reserve(self, now: int) -> int:
         if not self.lock.acquire():
             return LOCKED_RETRY
         try:
@@ -137,6 +142,10 @@ class Gate:
         finally:
             self.lock.release()
         return 0
+
+    def use_reserved(self) -> None:
+        """Keep the reserved slot until `leave`."""
+        self._has_reserved = False
 
     def unreserve(self) -> None:
         """Return the reserved slot, if there is one."""
@@ -215,7 +224,7 @@ class Gate:
     def _counted(self, who: Who, *, is_connection: bool, may_be_forged: bool) -> Ticket | Refusal:
         """Check all limits except those of the reservation, and then use them up."""
         now = self.clock()
-        own = () if self._has_reserved and is_connection else self._own
+        own = () if self._has_reserved else self._own
         if not (own or self._by_source):
             return NO_SOURCE
         if not self.lock.acquire():

@@ -39,24 +39,33 @@ LOCK_NAP = 0.0005  # seconds
 
 
 class Lock:
-    """A lock between processes that the kernel releases when its holder dies (fcntl(2))."""
+    """A lock between processes that the kernel releases when its holder dies (fcntl(2)).
 
-    def __init__(self, descriptor: int) -> None:
+    It locks one byte of a file, at an offset that may lie beyond the file's end.
+    """
+
+    def __init__(self, descriptor: int, offset: int = 0) -> None:
         self.descriptor = descriptor
+        self._offset = offset
 
     def acquire(self) -> bool:
         """Take the lock; False where another process does not release it within 0.2 s."""
         for attempt in range(LOCK_YIELDS + LOCK_NAPS):
-            try:
-                fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                time.sleep(0 if attempt < LOCK_YIELDS else LOCK_NAP)
-            else:
+            if self.acquire_now():
                 return True
+            time.sleep(0 if attempt < LOCK_YIELDS else LOCK_NAP)
         return False
 
+    def acquire_now(self) -> bool:
+        """Take the lock, unless another process has it."""
+        try:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset)
+        except OSError:
+            return False
+        return True
+
     def release(self) -> None:
-        fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+        fcntl.lockf(self.descriptor, fcntl.LOCK_UN, 1, self._offset)
 
 
 class Ledger:

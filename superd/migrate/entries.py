@@ -22,6 +22,7 @@ DEFAULT_UMASK = "022"
 
 OWN_GREETING = "?greeting=service"  # of a tcpmux address: the program sends its "+" line itself
 NOWAIT_NOTE = "without wait the program must read its datagram at once"
+WAIT_LIMIT_NOTE = "with wait each socket has one program"
 REFLECTION_NOTE = (
     "over udp superd answers no ports below 1024, and never with more bytes than the request has;"
     " see amplify and reflection-guard"

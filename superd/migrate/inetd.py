@@ -15,6 +15,7 @@ from superd.migrate.entries import (
     NOWAIT_NOTE,
     OWN_GREETING,
     REFLECTION_NOTE,
+    WAIT_LIMIT_NOTE,
     Entry,
     Note,
     service_name,
@@ -161,6 +162,8 @@ class _Reader:
                     keys[key] = f"{int(limit)}/min" if is_rate else int(limit)
                     if is_rate:
                         keys["burst-per-source"] = int(limit)
+            if word == "wait" and keys.pop("max-connections", None) is not None:
+                self.note(number, f"{text}: the number is left out: {WAIT_LIMIT_NOTE}")
             if keys.keys() & {"rate-per-source", "max-per-source"}:
                 what = "superd counts an IPv6 /64 as one source; see source-netblock"
                 self.note(number, f"{text}: {what}")

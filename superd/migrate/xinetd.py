@@ -30,6 +30,7 @@ from superd.migrate.entries import (
     NOWAIT_NOTE,
     OWN_GREETING,
     REFLECTION_NOTE,
+    WAIT_LIMIT_NOTE,
     Entry,
     Note,
     service_name,
@@ -340,6 +341,9 @@ class _Service:
             self._note(REFLECTION_NOTE)
         elif self.is_program and wait == "yes":
             keys["wait"] = True
+            if "max-connections" in keys:
+                del keys["max-connections"], keys["on-limit"]
+                self._note(f"instances is left out: {WAIT_LIMIT_NOTE}", "wait")
             if transport == "tcp" and keys.keys() & {"allow", "deny"}:
                 self._note("wait: allow and deny do not apply to what the program accepts", "wait")
         is_counted = "TRAFFIC" in {word.upper() for word in self._words("log_on_success")}

@@ -232,8 +232,9 @@ def _serve(
         )
         engine.add(services[name], _executor(context, services[name], channel, kept))
     for name, address, sock in assignment.sockets:
+        # one source's datagrams belong to one worker, and a plugin gets a listener from one
         by_source = address.transport.is_datagram and services[name].relay_datagrams is not None
-        if assignment.is_first or not by_source:  # one source's datagrams belong to one worker
+        if assignment.is_first or not (by_source or services[name].entry.wait):
             engine.listen(services[name], address, sock)
         else:
             sock.close()  # or the address would stay in use while this worker drains

@@ -181,6 +181,35 @@ def test_a_refused_client_returns_the_reserved_slot_and_token() -> None:
     assert gates.active == 1
 
 
+@pytest.mark.parametrize("limits", [{}, {"max_connections": 9}, {"rate": "5/s"}])
+def test_a_handoff_counts_once_however_far_the_limits_are(limits: dict[str, object]) -> None:
+    gates = Gates(entry(**limits), daemon())
+    gate = gates.gates[0]
+    for expected in (1, 2):
+        assert gate.reserve_for_handoff() == 0
+        gate.use_reserved()
+        assert gates.active == expected
+    gate.leave(NO_SOURCE)
+    gate.leave(NO_SOURCE)
+    assert gates.active == 0
+
+
+def test_the_datagram_of_a_handoff_takes_one_token_and_a_refused_one_none() -> None:
+    gates = Gates(entry(rate="1/min", burst=2, rate_per_source="1/min"), daemon())
+    gate = gates.gates[0]
+    assert gate.reserve_for_handoff() == 0
+    assert gate.admit_datagram(HOSTS[0]) is None
+    gate.use_reserved()
+    for _ in range(5):
+        assert gate.reserve_for_handoff() == 0
+        assert gate.admit_datagram(HOSTS[0]) is Refusal.SOURCE_RATE
+        gate.unreserve()
+    assert gate.reserve_for_handoff() == 0
+    gate.use_reserved()
+    assert gate.reserve_for_handoff() > 0
+    assert gates.active == 2
+
+
 def ticket_awaiting_a_name(gate: Gate) -> Ticket:
     """Return the ticket of a client whose name must be looked up first."""
     assert gate.reserve() == 0

@@ -2,22 +2,24 @@
 `wait = true`, and for datagrams where the plugin has no other method.
 
 Runs in the worker, on the loop. Polls the socket until a client is pending, then hands it to the
-plugin. With `wait = true` at most one run in all workers has the socket at a time, and it is polled
-again once the plugin has returned. Never spins: a datagram for which the plugin failed is
-discarded, and a plugin that returns quickly many times in a row, while clients are pending, is
-paused. Never raises.
+plugin. With `wait = true` it is polled again once the plugin has returned, and one worker at a time
+polls it or has a plugin that has it, also while generations overlap; the service's other sockets
+are independent of it. Never spins: a datagram for which the plugin failed is discarded, and a
+plugin that returns quickly many times in a row, while clients are pending, is paused. Never raises.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from superd.admission.gate import NO_SOURCE
+from superd.admission.ledger import Lock
 from superd.admission.refusals import Refusal
 from superd.admission.rules import NOBODY_KNOWN
 from superd.admission.scoreboard import Count, refusal_column
@@ -36,6 +38,7 @@ FOLLOW_UP_TIME = 0.1  # seconds; a client pending so soon after a run may be the
 MAX_SHORT_RUNS = 10  # that follow each other at once, before the plugin is paused
 SHORT_RUN_PAUSE = 10.0  # seconds
 SHARED_POLL_INTERVAL = 0.05  # seconds, where several runs may have a datagram socket at once
+LOCK_RETRY_INTERVAL = 0.1  # seconds, while a worker of another generation has the socket
 
 _ACCEPTED = int(Count.ACCEPTED)
 _DATAGRAMS = int(Count.DATAGRAMS)
@@ -68,22 +71,36 @@ class ListenerHandoff:
         self.address = address
         self.sock = sock
         self.is_datagram = address.transport.is_datagram
+        self.waits = service.entry.wait
+        # held until it stops; no other listener has a lock at the offset of this inode
+        self.lock = Lock(service.gate.lock.descriptor, os.fstat(sock.fileno()).st_ino)
         self.runs: set[Run] = set()
         self.is_stopped = False
         self.short_runs = 0  # in a row
         self.ended_at = float("-inf")  # when the last run ended, by the loop's time
 
     def start(self) -> None:
-        """Poll the socket."""
-        if not self.is_stopped:
-            self.service.scope.run(self.context.loop.add_reader, self.sock, self._on_readable)
+        """Poll the socket, once no other worker does."""
+        if self.is_stopped:
+            return
+        if self.waits and not self.lock.acquire_now():
+            self.context.loop.call_later(LOCK_RETRY_INTERVAL, self.start)
+            return
+        self.service.scope.run(self.context.loop.add_reader, self.sock, self._on_readable)
+        if self.runs:
+            self.sock.setblocking(True)  # as programs expect it; libuv has changed it
 
     def stop(self) -> None:
-        """Stop polling; a plugin that has the socket may finish."""
-        self.is_stopped = True
-        self.context.loop.remove_reader(self.sock)
+        """Stop polling, and close the socket here once no plugin has it."""
+        if not self.is_stopped:
+            self.is_stopped = True
+            self.context.loop.remove_reader(self.sock)
+            self._close_if_unused()
+
+    def _close_if_unused(self) -> None:
         if not self.runs:
             self.sock.close()
+            self.lock.release()
 
     def cancel(self, end: End, number: int | None = None) -> bool:
         """Cancel the run of this number, or all runs; return whether there was any."""
@@ -96,23 +113,32 @@ class ListenerHandoff:
 
     def _on_readable(self) -> None:
         peer = self._first_peer() if self.is_datagram else None
-        if self.is_datagram:
-            if peer is None:
-                return
-            refusal = self.service.gate.admit_datagram(peer[0] if peer else NOBODY_KNOWN)
-            if refusal is not None:
-                self._refuse(refusal, peer)
-                return
-        if self.service.entry.wait and (delay := self.service.gate.reserve()):
-            self._resume_in(delay / 1e9)
+        if (self.is_datagram and peer is None) or not self._is_admitted(peer):
             return
         self.context.loop.remove_reader(self.sock)
         run = self._begin(peer)
         self.runs.add(run)
         run.task = self.context.loop.create_task(self._run(run, peer))
         run.task.add_done_callback(partial(self._ended, run))
-        if not self.service.entry.wait:
+        if not self.waits:
             self._resume_in(SHARED_POLL_INTERVAL)
+
+    def _is_admitted(self, peer: Any) -> bool:
+        """Return whether the plugin may run now; refuse the pending datagram, or poll again later,
+        if it may not.
+        """
+        gate = self.service.gate
+        if self.waits and (delay := gate.reserve_for_handoff()):
+            self._resume_in(delay / 1e9)
+            return False
+        if self.is_datagram:
+            refusal = gate.admit_datagram(peer[0] if peer else NOBODY_KNOWN)
+            if refusal is not None:
+                self._refuse(refusal, peer)
+                gate.unreserve()
+                return False
+        gate.use_reserved()
+        return True
 
     def _first_peer(self) -> Any:
         """Return the sender of the pending datagram; None if there is none after all."""
@@ -179,7 +205,7 @@ class ListenerHandoff:
         self.ended_at = run.began + duration
         end = run.end or End.DRAIN
         service.records.closed(run.ends, duration, None, None, end.value, run.outcome)
-        if service.entry.wait:
+        if self.waits:
             service.release(NO_SOURCE)
         self._resume(run, duration)
         context.held -= 1
@@ -197,6 +223,6 @@ class ListenerHandoff:
             )
             self.context.report(Record("error", text, self.service.name))
         if self.is_stopped:
-            self.sock.close()
-        elif self.service.entry.wait or pause:
+            self._close_if_unused()
+        elif self.waits or pause:
             self._resume_in(pause)
