@@ -44,12 +44,13 @@ class Program:
         """Wait for the program to end; end it after `max_run_time` seconds, or if cancelled."""
         done: asyncio.Future[None] = self._loop.create_future()
         self._loop.add_reader(self._pidfd, _settle, done)
-        why = ""
+        why = "ended by superd; "
         try:
             await asyncio.wait([done], timeout=max_run_time or None)
-            if not done.done():
-                why = "max-run-time is over; "
+            why = "max-run-time is over; "
         finally:
+            if done.done():
+                why = ""
             await self._ensure_ended(done)
             self._loop.remove_reader(self._pidfd)
             os.close(self._pidfd)
@@ -58,16 +59,17 @@ class Program:
 
     async def _ensure_ended(self, done: asyncio.Future[None]) -> None:
         """End the program if it still runs, even if cancelled meanwhile, any number of times."""
-        ending = None if done.done() else self._loop.create_task(self._end(done))
-        while ending is not None and not ending.done():
-            with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait([ending])
-
-    async def _end(self, done: asyncio.Future[None]) -> None:
+        if done.done():
+            return
         self.signal(signal.SIGTERM)
-        await asyncio.wait([done], timeout=KILL_DELAY)
+        kill_at = self._loop.time() + KILL_DELAY
+        while not done.done() and (left := kill_at - self._loop.time()) > 0:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([done], timeout=left)
         self.signal(signal.SIGKILL)  # also other processes of its group
-        await done
+        while not done.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([done])
 
     def signal(self, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -75,9 +77,11 @@ class Program:
 
     def _reap(self) -> str:
         try:
-            _, status, usage = os.wait4(self.pid, os.WNOHANG)
+            pid, status, usage = os.wait4(self.pid, os.WNOHANG)
         except ChildProcessError:
             return "status unknown"
+        if not pid:
+            return "still running"
         code = os.waitstatus_to_exitcode(status)
         how = f"status {code}" if code >= 0 else f"signal {-code}"
         return f"{how}, {usage.ru_utime + usage.ru_stime:.3f} s of CPU"

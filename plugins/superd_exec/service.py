@@ -6,6 +6,7 @@ Runs in a worker, on the loop. The socket is the program's standard input and ou
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -142,11 +143,12 @@ class Exec(Service):
             conn.note(program.outcome)
 
     async def listener(self, sock: socket.socket, waiting: Waiting) -> str:
-        env = environment(self.base, waiting.local, waiting.peer)
+        env = {**environment(self.base, waiting.local, waiting.peer), **waiting.environment}
         sock.setblocking(True)
         try:
             program = await self._start(sock, env, partial(waiting.log, "warning"))
-            await self._wait_for(program)
+            with contextlib.suppress(asyncio.CancelledError):  # superd records the outcome, too
+                await self._wait_for(program)
             return program.outcome
         finally:
             if waiting.peer is None:  # programs may share a datagram socket

@@ -8,6 +8,7 @@ from __future__ import annotations
 import selectors
 import time
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -16,6 +17,7 @@ from superd.admission.tally import Tally
 from superd.master.bans import Bans
 from superd.master.control_socket import ControlSocket
 from superd.master.logs.log import Log
+from superd.master.orphans import Orphans
 from superd.master.pidfile import PidFile
 from superd.master.rates import Rates
 from superd.master.resolver import Resolver
@@ -46,6 +48,10 @@ class Change(Protocol):
     @property
     def problems(self) -> list[str]:
         """Why it failed, one line each."""
+
+    @property
+    def process(self) -> int | None:
+        """The process in which the master tries it at the moment."""
 
     @property
     def is_over(self) -> bool:
@@ -89,11 +95,13 @@ class Context:
     upgrade: Change | None = None  # the last one
     control: ControlSocket | None = None
     failure: tuple[int, str] | None = None  # exit code and text
+    foreign: Collection[int] = ()  # children of this process that superd has not started
     selector: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector)
 
     def __post_init__(self) -> None:
         self.generations = self.generations or [self.current]
         self.rates = Rates(self.tally.scoreboard)
+        self.orphans = Orphans(self.log, self.foreign)
 
     @property
     def slots(self) -> list[Slot]:
@@ -103,6 +111,20 @@ class Context:
     @property
     def children(self) -> list[Child]:
         return [slot.child for slot in self.slots if slot.child is not None]
+
+    @property
+    def processes(self) -> set[int]:
+        """The processes that the master has started, and not reaped yet."""
+        found = {child.pid for child in self.children}
+        found |= {change.process for change in self._last_changes if change.process is not None}
+        if self.resolver is not None and self.resolver.pid is not None:
+            found.add(self.resolver.pid)
+        return found
+
+    @property
+    def _last_changes(self) -> list[Change]:
+        """The last reload and the last upgrade: only these may be under way."""
+        return [*self.reloads[-1:], *([self.upgrade] if self.upgrade is not None else [])]
 
     @property
     def is_starting(self) -> bool:
@@ -119,8 +141,7 @@ class Context:
     @property
     def is_changing(self) -> bool:
         """Whether a reload or an upgrade is under way."""
-        last = [*self.reloads[-1:], *([self.upgrade] if self.upgrade is not None else [])]
-        return not all(change.is_over for change in last)
+        return not all(change.is_over for change in self._last_changes)
 
     @property
     def may_change(self) -> bool:

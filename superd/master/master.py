@@ -55,6 +55,7 @@ class Master:
     def run(self, ready: Callable[[], None]) -> int:
         """Start the workers, call `ready` once all of them are, and serve; return the exit code."""
         context = self.context
+        context.orphans.adopt()
         while context.is_up or context.children:
             if context.is_up:
                 self.supervisor.start_due(time.monotonic())
@@ -71,6 +72,7 @@ class Master:
                 self.handle_int()
             context.notifier.send_changes(context.phase, context.current, context.reload_failure)
         self.close()
+        context.orphans.end_all()
         return context.failure[0] if context.failure else ExitCode.OK
 
     def close(self) -> None:
@@ -154,6 +156,8 @@ class Master:
         """Return the seconds until something is due."""
         context = self.context
         times = [self._check_at]
+        if (kill_at := context.orphans.next_kill) is not None:
+            times.append(kill_at)
         if context.is_up:
             times += [slot.due for slot in context.slots if slot.due is not None]
         ends = [generation.kill_at for generation in context.generations]
@@ -166,6 +170,7 @@ class Master:
             self._kill_at = now + KILL_AFTER
             self.supervisor.signal(signal.SIGKILL)
         self.supervisor.kill_overdue(now)
+        self.context.orphans.tick(now)
         if self.context.is_up:
             self.changes.tick(now)
         if now >= self._check_at:

@@ -94,6 +94,7 @@ def resume(state: State) -> int:
             serial=state["serial"],
             restarts=Counter(state["restarts"]),
             overrides=state["overrides"],
+            foreign=state.get("foreign", ()),
             reload_number=state["reload"],
         )
         master = Master(context)

@@ -22,6 +22,7 @@ from superd.listen.listener import Listener
 from superd.listen.listeners import listen
 from superd.master.bans import Bans
 from superd.master.context import Context
+from superd.master.left_behind import end_left_behind
 from superd.master.logs.log import Log, log_of
 from superd.master.master import Master
 from superd.master.pidfile import MASTER_TITLE, PidFile
@@ -31,6 +32,7 @@ from superd.master.systemd.notify import Notifier
 from superd.master.workers.generation import Generation
 from superd.master.workers.listeners import Listeners
 from superd.observe.records import failure
+from superd.process.procfs import own_children
 
 
 def serve(
@@ -55,7 +57,7 @@ def serve(
         pid_file = _pid_file(plan.settings)  # before binding: another superd has the addresses, too
         if pid_file is not None:
             undo.callback(pid_file.remove)
-        listeners = _bound(plan, inheritance, notifier, log)
+        listeners = _bound(plan, inheritance, notifier, log, may_end=pid_file is not None)
         undo.callback(_close, listeners)
         for notice in plan.notices:
             log.warning(notice)
@@ -74,6 +76,7 @@ def serve(
             signals,
             notifier,
             pid_file=pid_file,
+            foreign=own_children(),
             in_background=in_background,
         )
         master = Master(context)
@@ -103,10 +106,16 @@ def run(master: Master, ready: Callable[[], None]) -> int:
     return code
 
 
-def _bound(plan: Plan, inheritance: Inheritance, notifier: Notifier, log: Log) -> list[Listener]:
-    """Return listeners on all addresses, with inherited sockets where there are some."""
+def _bound(
+    plan: Plan, inheritance: Inheritance, notifier: Notifier, log: Log, *, may_end: bool
+) -> list[Listener]:
+    """Return listeners on all addresses, with inherited sockets where there are some. `may_end`:
+    no other superd with this configuration runs, so programs that have one are left behind.
+    """
     existing = match(plan.listening, inheritance, plan.notices)
     notifier.fd_store.resume(inheritance, existing)
+    if may_end:
+        end_left_behind(plan, existing, log)
     try:
         return listen(plan.listening, existing, plan.notices)
     except SuperdError:

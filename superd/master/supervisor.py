@@ -25,7 +25,8 @@ from superd.worker.timeouts import CANCEL_TIMEOUT
 from superd.worker.worker import Assignment
 
 START_TIMEOUT = 30.0  # seconds that a worker may take until it is ready
-KILL_AFTER = 0.5  # seconds from asking a worker to end at once to killing it
+# seconds from asking a worker to end at once to killing it: first its programs have to end
+KILL_AFTER = CANCEL_TIMEOUT + 0.5
 
 
 class Supervisor:
@@ -79,6 +80,7 @@ class Supervisor:
 
     def ended(self, pid: int, code: int) -> None:
         """Replace the worker or the resolver that has ended and was reaped, if it was one."""
+        self._context.orphans.reaped(pid)
         resolver = self._context.resolver
         if resolver is not None and pid == resolver.pid:
             resolver.ended(code, time.monotonic())
@@ -137,7 +139,7 @@ class Supervisor:
             ledger=context.tally.ledger,
             bans=context.bans.table,
             limits=settings.daemon,
-            directory=settings.file.parent,
+            file=settings.file,
             resolver="" if context.resolver is None else context.resolver.address,
             drain_timeout=settings.daemon.drain_timeout,
             retire_timeout=settings.daemon.reload_drain_timeout,
@@ -161,6 +163,8 @@ class Supervisor:
         self._watchdog.forget(child)
         child.lifeline.close()
         slot.child = None
+        if code:
+            self._take_back_listeners(slot)
         lost = context.tally.scoreboard.vacate(slot.number)
         context.tally.ledger.vacate(slot.number)
         ended_for = child.ended_for if code == -signal.SIGKILL else ""
@@ -171,6 +175,14 @@ class Supervisor:
         if slot.generation.drains and (lost or ended_for):
             context.log.error(what)
         self._refill(slot, what, exit_code, was_ready=child.ready)
+
+    def _take_back_listeners(self, slot: Slot) -> None:
+        """End the programs of a worker that has died that have its listeners: the next worker
+        serves these.
+        """
+        context = self._context
+        inodes = context.current.listeners.inodes(slot.pool.services)
+        context.orphans.end_holders(inodes, context.processes, slot.pool.confinement)
 
     def _refill(self, slot: Slot, what: str, exit_code: int, *, was_ready: bool) -> None:
         """Plan the start of a worker's successor. A generation that starts fails instead: all of

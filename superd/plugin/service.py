@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast
 
 from pydantic import ConfigDict
@@ -92,12 +92,19 @@ class WrongOption(ValueError):
 @dataclass(frozen=True)
 class Waiting:
     """Describes a socket with pending input that is given to a plugin: `peer` is the source of the
-    first datagram, None for a listening socket. `log(level, text)` writes to superd's log.
+    first datagram, None for a listening socket. `log(level, text)` writes to superd's log. A
+    program that gets the socket needs the variables of `environment`: by them the next superd
+    recognises and ends it if this one is killed.
     """
 
     local: Address
     peer: Address | None
     log: Callable[[Level, str], None]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+# in the environment of a program that gets a listener: the configuration of superd
+HANDED_BY = "SUPERD_HANDED_BY"
 
 
 class _NotServing:
@@ -141,9 +148,8 @@ class Service:
        For streams superd uses the first of relay, protocol, async stream, takeover and respond
        that the class has. It uses a blocking stream if the class has no other method, or if the
        entry asks for it. For datagrams it uses the first of relay_datagrams, datagram and respond.
-    5. After the worker has drained, remaining tasks are cancelled. They have a second to clean up,
-       or a quarter of a second if superd stops without draining. Then the loop ends, and superd
-       calls `close()`.
+    5. After the worker has drained, remaining tasks are cancelled. They have a second to clean up.
+       Then the loop ends, and superd calls `close()`.
 
     An exception of a method is logged with the connection's id and ends only that connection. If a
     method blocks the loop, its stack is logged; if it does not return, the worker is killed. superd

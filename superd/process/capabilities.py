@@ -1,8 +1,8 @@
 """Linux's capabilities and process attributes, set through the C library (capabilities(7)).
 
 Runs in workers before they accept a client, in the processes that they fork, and in the resolver;
-the command line and the master only read what they have. Never adds a capability. Linux only: on
-another system every call fails. Raises OSError.
+the command line and the master only read what they have, and the master becomes a subreaper. Never
+adds a capability. Linux only: on another system every call fails. Raises OSError.
 """
 
 from __future__ import annotations
@@ -17,11 +17,14 @@ PR_CAPBSET_READ = 23
 PR_CAPBSET_DROP = 24
 PR_GET_SECUREBITS = 27
 PR_SET_SECUREBITS = 28
+PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 # with one of these set, a process keeps capabilities when it changes from root to another user
 SECBIT_NO_SETUID_FIXUP = 1 << 2
 SECBIT_KEEP_CAPS = 1 << 4
+
+CAP_SYS_PTRACE = 19
 
 CAPABILITY_VERSION_3 = 0x20080522  # _LINUX_CAPABILITY_VERSION_3 of capget(2)
 LAST_CAPABILITY = 63  # prctl(2) fails with EINVAL above the last one of the kernel
@@ -90,6 +93,19 @@ def set_no_new_privs() -> None:
 def set_parent_death_signal(number: int) -> None:
     """Have the kernel send this process a signal when its parent ends (PR_SET_PDEATHSIG)."""
     _prctl(PR_SET_PDEATHSIG, number)
+
+
+def become_subreaper() -> None:
+    """Have this process adopt its descendants whose parents end (PR_SET_CHILD_SUBREAPER)."""
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+
+
+def may_see_every_process() -> bool:
+    """Return whether this process sees the descriptors of other users' processes (proc(5))."""
+    try:
+        return bool(held().effective & 1 << CAP_SYS_PTRACE)
+    except OSError:
+        return False
 
 
 def set_dumpable(allowed: bool) -> None:

@@ -1,12 +1,13 @@
-"""Reads what a process has used so far from /proc (proc(5)).
+"""Reads what a process has used so far, and its own children, from /proc (proc(5)).
 
 Runs in the master: for status and metrics, and in the watchdog; workers count their descriptors.
-`stat_fields` raises OSError for a process that has ended and on a system without such a /proc;
-`usage_of` returns None instead.
+`stat_fields` raises OSError for a process that has ended and on a system without such a /proc; the
+others return nothing instead.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from dataclasses import dataclass
@@ -54,6 +55,16 @@ def stat_fields(pid: int, thread: int | None = None) -> list[str]:
     path = f"/proc/{pid}/stat" if thread is None else f"/proc/{pid}/task/{thread}/stat"
     text = Path(path).read_text(encoding="ascii", errors="replace")
     return text.rpartition(")")[2].split()  # the name in parentheses may contain any character
+
+
+def own_children() -> list[int]:
+    """Return the children of this process, also those that have ended and are not reaped."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir("/proc/self/task"):
+            path = Path(f"/proc/self/task/{thread}/children")
+            found += map(int, path.read_text(encoding="ascii").split())
+    return found
 
 
 def count_descriptors(pid: int) -> int | None:

@@ -35,6 +35,7 @@ CONNECTIONS = "connections"
 KILL = "kill"
 TRAFFIC = "traffic"
 REOPEN = "reopen"
+RELEASE = "release"
 
 OBSERVE = "observe"  # the request of a worker to the master, for one of these
 METRICS = "metrics"

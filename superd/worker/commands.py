@@ -1,5 +1,5 @@
-"""The master's requests to a worker: list its connections, count their bytes, close one, or replace
-the files of plugins after a rotation.
+"""The master's requests to a worker: list its connections, count their bytes, close one, release
+the listeners that plugins have, or replace the files of plugins after a rotation.
 
 Runs in the worker, on the loop. A long answer is sent in parts, one per turn of the loop, so that
 clients are not delayed. A part that does not fit into the channel is retried. Never raises.
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterator, Sequence
 from typing import Any
 
 from superd.admission.scoreboard import Count
@@ -29,9 +29,11 @@ FIXED_ROW_SIZE = 200  # bytes of a row, apart from its texts
 SEND_RETRY_INTERVAL = 0.02  # seconds
 ANSWER_TIMEOUT = 5.0  # seconds that a whole answer may take; the master gives up long before
 
+Release = Callable[[Collection[str]], Collection[asyncio.Task[None]]]
+
 
 class Commands:
-    """The handlers of the master's requests, in `by_kind`."""
+    """The handlers of the master's requests, in `by_kind`. `release` is the engine's."""
 
     def __init__(
         self,
@@ -39,16 +41,19 @@ class Commands:
         channel_: Channel,
         files: AppendedFiles,
         renew_processes: Callable[[], None],
+        release: Release,
     ) -> None:
         self.context = context
         self.channel = channel_
         self._files = files
         self._renew_processes = renew_processes
+        self._release_listeners = release
         self.by_kind: dict[str, Callable[..., None]] = {
             channel.CONNECTIONS: self._connections,
             channel.KILL: self._kill,
             channel.TRAFFIC: self._traffic,
             channel.REOPEN: self._reopen,
+            channel.RELEASE: self._release,
         }
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -80,6 +85,14 @@ class Commands:
         self._start(self._send(inquiry, iter([has_all]), is_last=is_last))
         if is_last:
             self._renew_processes()
+
+    def _release(self, inquiry: int, services: list[str]) -> None:
+        self._start(self._send_released(inquiry, self._release_listeners(services)))
+
+    async def _send_released(self, inquiry: int, ending: Collection[asyncio.Task[None]]) -> None:
+        if ending:
+            await asyncio.wait(ending)
+        await self._send(inquiry, iter(()))
 
     def _start(self, sending: Coroutine[Any, Any, None]) -> None:
         task = self.context.loop.create_task(sending)

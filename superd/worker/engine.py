@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from typing import Any
 
@@ -33,8 +33,7 @@ from superd.worker.timeouts import CANCEL_TIMEOUT, Timeouts
 FLUSH_INTERVAL = 1.0  # seconds between reports of repeated log records and counted events
 MAX_CHECKED_LISTENERS = 1000  # at each flush
 STATUS_INTERVAL = 1.0  # seconds between checks of what services show of their state
-# seconds; after a request to stop at once the master kills a worker within half a second
-SHORT_CANCEL_TIMEOUT = 0.25
+SECOND_CANCEL_TIMEOUT = 0.25  # seconds, after connections were cut and had CANCEL_TIMEOUT
 
 
 class Engine:
@@ -135,20 +134,44 @@ class Engine:
 
     def retire(self) -> None:
         """Stop accepting, since workers of the next generation accept. End with the last
-        connection, or after reload-drain-timeout if the configuration sets one.
+        connection, or after reload-drain-timeout if the configuration sets one. Plugins keep the
+        listeners that they have, except those that `release` ends.
         """
         if not self.context.is_draining:
             self._stop_accepting()
             if timeout := self.context.retire_timeout:
                 self.context.loop.call_later(timeout, self._cut, "reload-drain-timeout")
 
+    def release(self, services: Collection[str]) -> list[asyncio.Task[None]]:
+        """Retire, and end the plugins that have listeners of these services, since their entries
+        are gone or changed; return the tasks that end.
+        """
+        self.retire()
+        return self._take_back(one for one in self._handoffs if one.service.name in services)
+
     def drain(self) -> None:
-        """Stop accepting. End with the last connection, or after drain-timeout."""
+        """Stop accepting, also by plugins that have a listener. End with the last connection, or
+        after drain-timeout.
+        """
         if not self._has_drain_timeout:
             self._has_drain_timeout = True
             self.context.loop.call_later(self.context.drain_timeout, self._cut, "drain-timeout")
             if not self.context.is_draining:
                 self._stop_accepting()
+            self._take_back(one for one in self._handoffs if one.waits)
+
+    def drain_without_master(self) -> None:
+        """Drain, and free every address for the next master, since this one has died."""
+        self.drain()
+        self._take_back(self._handoffs)
+
+    @property
+    def _handoffs(self) -> list[ListenerHandoff]:
+        return [one for one in self.context.sockets if isinstance(one, ListenerHandoff)]
+
+    def _take_back(self, handoffs: Iterable[ListenerHandoff]) -> list[asyncio.Task[None]]:
+        """End the plugins that have these sockets; return the tasks that end."""
+        return [task for handoff in handoffs for task in handoff.cancel(End.DRAIN)]
 
     def _stop_accepting(self) -> None:
         self.context.is_draining = True
@@ -158,19 +181,19 @@ class Engine:
         self.context.end_if_drained()
 
     def stop(self) -> None:
-        """Close all connections and end at once."""
+        """Close all connections, and end as soon as tasks and programs have."""
         for served in self.context.sockets if not self.context.is_draining else ():
             served.stop()
         self.context.is_draining = True
         self._expire_all()
-        self._end(SHORT_CANCEL_TIMEOUT)
+        self._end(CANCEL_TIMEOUT)
 
     def _cut(self, limit: str) -> None:
         if number := len(self.context.connections) + self.context.held:
             message = f"{number} connections cut at the end of {limit}"
             self.context.report(Record("warning", message))
         self._expire_all()
-        self.context.loop.call_later(CANCEL_TIMEOUT, self._end, SHORT_CANCEL_TIMEOUT)
+        self.context.loop.call_later(CANCEL_TIMEOUT, self._end, SECOND_CANCEL_TIMEOUT)
 
     def _end(self, timeout: float) -> None:
         """Stop the loop once the remaining tasks of plugins have ended as well."""
@@ -262,9 +285,7 @@ class Engine:
             self._loop_failed(loop, context)
 
     def _expire_all(self) -> None:
-        for served in self.context.sockets:
-            if isinstance(served, ListenerHandoff):
-                served.cancel(End.DRAIN)
+        self._take_back(self._handoffs)
         for session in list(self.context.connections.values()):
             session.expire(End.DRAIN)
 

@@ -80,7 +80,7 @@ class Assignment:
     bans: BanTable
     threshold: Threshold
     limits: Limits  # the daemon's
-    directory: Path  # of the configuration: relative paths in options start there
+    file: Path  # the configuration: relative paths in options start at its directory
     drain_timeout: float  # seconds
     retire_timeout: float  # seconds; 0 for none
     resolver: str  # the address of its socket; "" for none
@@ -139,7 +139,7 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
 
     output = Output(channel.log, assignment.threshold)
     output.take_over()
-    plugins, files = prepare_all(assignment.services, assignment.plugins, assignment.directory)
+    plugins, files = prepare_all(assignment.services, assignment.plugins, assignment.file.parent)
     forks = any(entry.forks for entry in assignment.services.values())
     kept = descriptors_of_plugins(assignment.services, ours) if forks else ()
     loop = _warm_loop(assignment.loop, plugins.values(), forks=forks)
@@ -167,6 +167,7 @@ def _run(assignment: Assignment, channel: Channel, lifeline: Lifeline) -> None:
         assignment.drain_timeout,
         assignment.retire_timeout,
         heartbeat,
+        str(assignment.file),
         assignment.resolver,
         tend_output=output.tend,
     )
@@ -245,9 +246,9 @@ def _serve(
             handlers_by_kind[message.pop("kind")](**message)
         if channel.is_closed:
             loop.remove_reader(channel.sock)
-            engine.drain()
+            engine.drain_without_master()
 
-    commands = Commands(context, channel, files, engine.renew_processes)
+    commands = Commands(context, channel, files, engine.renew_processes, engine.release)
     handlers_by_kind = {**commands.by_kind, OBSERVE: queries.take_answer}
 
     def ready() -> None:

@@ -212,7 +212,9 @@ def test_a_program_finds_exactly_what_is_documented(
     variables: Callable[[Found], dict[str, str]],
 ) -> None:
     found = inspect(served, service, transport, host)
-    assert found.environment == {**BASE, **variables(found)}
+    has_socket = service.endswith("-wait") or service == "udp"
+    handed = {"SUPERD_HANDED_BY": str(served.file)} if has_socket else {}
+    assert found.environment == {**BASE, **handed, **variables(found)}
     assert set(found.flags) == {0, 1, 2}
     assert not any(flags & NONBLOCK for flags in found.flags.values())
     assert found.status["SigBlk"] == found.status["SigIgn"] & ~LIBC_SIGNALS == 0

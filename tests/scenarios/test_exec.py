@@ -350,7 +350,7 @@ def test_a_program_is_ended_after_idle_timeout(served: Superd) -> None:
         assert not is_alive(pid)
         record = last_record(served, "forever")
         assert record["end"] == "idle-timeout"
-        assert record["outcome"].startswith("signal 15, ")
+        assert record["outcome"].startswith("ended by superd; signal 15, ")
     assert served.counts("forever")["errors"] == 0
 
 
@@ -387,7 +387,7 @@ def test_a_program_that_ignores_term_is_killed_and_leaves_no_zombie(
     assert pid not in children(worker)
     record = last_record(served, "timely")
     assert record["end"] == "session-timeout"
-    assert record["outcome"].startswith("signal 9, ")
+    assert record["outcome"].startswith("ended by superd; signal 9, ")
 
 
 def test_endless_standard_error_of_a_child_process_does_not_keep_the_connection(

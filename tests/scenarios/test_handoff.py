@@ -4,7 +4,11 @@ superd ends them.
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,14 +20,22 @@ from tests.support.harness import (
     EVENT_TIMEOUT,
     Superd,
     ask_udp,
+    failed_start,
     is_alive,
     receive_all,
     until,
 )
+from tests.support.ports import free_port
 
 # Each answers every client with its process ID, and never ends by itself.
 ACCEPTS = r"use Socket; while (accept(C, STDIN)) { syswrite C, $$; close C }"
 RECEIVES = r"while (defined($p = recv STDIN, $d, 65536, 0)) { send STDOUT, $$, 0, $p }"
+OTHER_SERVER = """
+import socket, time
+with socket.create_server(("127.0.0.1", 0)):
+    print("listening", flush=True)
+    time.sleep(600)
+"""
 
 TOML = """
 [daemon]
@@ -109,3 +121,226 @@ def test_max_connections_limits_the_programs_of_a_service(start_superd: Start) -
         pids.append(pid_from(client))  # accepted once a slot was free
     assert len(set(pids)) == 3
     until(lambda: sum(map(is_alive, pids)) == 2, "the end of the program that was killed")
+
+
+def reload_with(served: Superd, old: str, new: str) -> None:
+    """Change the configuration's file, and reload."""
+    text = served.file.read_text()
+    assert old in text
+    served.file.write_text(text.replace(old, new))
+    done = served.run("reload")
+    assert done.returncode == 0, done.stderr
+
+
+ONE = f"""
+[daemon]
+drain-timeout = "1h"
+workers = 2
+
+[service.one]
+plugin = "exec"
+wait = true
+listen = "LISTEN"
+options = {{ command = ["perl", "-e", '{ACCEPTS}'] }}
+
+[service.other]
+plugin = "daytime"
+listen = "tcp://127.0.0.1:0"
+"""
+
+
+@pytest.fixture
+def one(start_superd: Start) -> Superd:
+    """A superd whose service `one` has a program on a fixed port."""
+    return start_superd(ONE.replace("LISTEN", f"tcp://127.0.0.1:{free_port()}"))
+
+
+def test_a_disabled_service_is_served_no_more_and_can_be_enabled_at_once(one: Superd) -> None:
+    before = 0
+    for _ in range(3):
+        pid = program(one, "one")
+        assert pid != before
+        assert one.run("disable", "one").returncode == 0
+        assert not is_alive(pid)
+        with pytest.raises(ConnectionRefusedError):
+            one.connect("one")
+        done = one.run("enable", "one")
+        assert done.returncode == 0, done.stderr
+        before = pid
+
+
+def test_a_datagram_program_is_ended_with_its_service_also_without_wait(
+    start_superd: Start,
+) -> None:
+    toml = ONE.replace("LISTEN", f"udp://127.0.0.1:{free_port()}")
+    served = start_superd(toml.replace(ACCEPTS, RECEIVES).replace("wait = true\n", ""))
+    for _ in range(2):
+        pid = int(ask_udp(served.address("one", "udp"), b"x"))
+        assert served.run("disable", "one").returncode == 0
+        assert not is_alive(pid)
+        done = served.run("enable", "one")
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "key", ['deny = "192.0.2.1"', "backlog = 100", "nice = 1", 'record = ["closed"]']
+)
+def test_a_changed_entry_ends_its_program_and_pending_clients_get_the_next(
+    one: Superd, key: str
+) -> None:
+    pid = program(one, "one")
+    os.kill(pid, signal.SIGSTOP)
+    until(lambda: state(pid) == "T", "the program to stop")
+    with one.connect("one") as pending:
+        reload_with(one, "wait = true\n", f"wait = true\n{key}\n")
+        assert not is_alive(pid)
+        assert pid_from(pending) == program(one, "one") != pid
+    assert "successor" not in one.log()
+
+
+def test_an_unchanged_entry_keeps_its_program_until_it_changes(one: Superd) -> None:
+    pid = program(one, "one")
+    for number in range(3):
+        reload_with(one, 'plugin = "daytime"\n', f'plugin = "daytime"\nbacklog = {number + 1}\n')
+        one.file.write_text(one.file.read_text().replace(f"backlog = {number + 1}\n", ""))
+        assert program(one, "one") == pid
+    assert one.run("upgrade").returncode == 0
+    assert program(one, "one") == pid
+    text = one.file.read_text()
+    one.file.write_text(text.replace("wait = true\n", "wait = true\nbacklog = 7\n"))
+    done = one.run("upgrade")
+    assert done.returncode == 0, done.stderr
+    assert not is_alive(pid)
+    assert program(one, "one") != pid
+
+
+def test_a_process_that_a_program_has_left_with_the_listener_is_ended_with_the_service(
+    start_superd: Start,
+) -> None:
+    leaves = 'use POSIX "setsid"; exit if fork; setsid; ' + ACCEPTS
+    toml = ONE.replace("LISTEN", f"tcp://127.0.0.1:{free_port()}").replace(ACCEPTS, leaves)
+    served = start_superd(toml)
+    pid = program(served, "one")
+    assert served.run("disable", "one").returncode == 0
+    until(lambda: not is_alive(pid), "the end of the process")
+    assert served.run("enable", "one").returncode == 0
+
+
+def test_superd_stops_without_waiting_for_an_idle_program(one: Superd) -> None:
+    pid = program(one, "one")
+    one.signal(signal.SIGTERM)
+    assert one.wait() == 0
+    assert not is_alive(pid)
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def worker_of(served: Superd) -> int:
+    """Return the worker that has started a program for service `one`."""
+    [row] = served.answer("connections", service="one")["connections"]
+    worker: int = row["worker"]
+    return worker
+
+
+def test_after_the_end_of_a_worker_its_successor_serves_and_the_program_is_ended(
+    one: Superd,
+) -> None:
+    pid = program(one, "one")
+    worker = worker_of(one)
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: not is_alive(pid), "the end of the program")
+    one.wait_for_log(rf"process {pid} has a listener of superd; superd ends it")
+    assert program(one, "one") != pid
+    one.signal(signal.SIGTERM)
+    assert one.wait() == 0
+    with pytest.raises(ConnectionRefusedError):
+        one.connect("one")
+
+
+def kill_all(served: Superd, *workers: int) -> None:
+    """Kill the master and some workers, so that they cannot end anything."""
+    for victim in (served.pid, *workers):
+        os.kill(victim, signal.SIGKILL)
+    served.wait()
+    assert served.process is not None
+    assert served.process.stdout is not None
+    served.process.stdout.close()
+
+
+@pytest.mark.parametrize("transport", ["udp", "unix", "unixgram", "tcp without wait"])
+def test_a_start_finds_the_program_of_an_earlier_superd_at_any_address(
+    start_superd: Start, tmp_path: Path, transport: str
+) -> None:
+    toml = toml_in(tmp_path)
+    for _ in range(3):
+        toml = toml.replace("127.0.0.1:0", f"127.0.0.1:{free_port()}", 1)
+    served = start_superd(toml)
+    pids = {
+        "udp": int(ask_udp(served.address("datagrams", "udp"), b"x")),
+        "unix": pid_from(connect_unix(tmp_path / "streams")),
+        "tcp without wait": program(served, "streams"),
+    }
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as client:
+        client.settimeout(EVENT_TIMEOUT)
+        client.bind(str(tmp_path / "client"))
+        client.sendto(b"x", str(tmp_path / "datagrams"))
+        pids["unixgram"] = int(client.recv(100))
+    kill_all(served, *served.workers())
+    if transport == "tcp without wait":
+        served.toml = served.toml.replace("wait = true", "wait = false")
+    served.start()
+    assert not is_alive(pids[transport])
+
+
+@pytest.mark.root
+@pytest.mark.tool("setpriv")
+@pytest.mark.parametrize("with_workers", [False, True])
+@pytest.mark.parametrize("wrapper", [(), ("setpriv", "--bounding-set", "-sys_ptrace")])
+def test_after_a_kill_of_superd_the_next_start_has_the_address(
+    start_superd: Start, *, with_workers: bool, wrapper: tuple[str, ...]
+) -> None:
+    toml = ONE.replace("LISTEN", f"tcp://127.0.0.1:{free_port()}")
+    served = start_superd(toml, *wrapper)
+    pid = program(served, "one")
+    workers = served.workers() if with_workers else []
+    kill_all(served, *workers)
+    served.start(*wrapper)
+    assert not is_alive(pid)
+    assert program(served, "one") != pid
+    if with_workers:
+        assert f"process {pid} has a listener of an earlier superd; superd ends it" in served.log()
+
+
+@pytest.mark.root
+@pytest.mark.tool("setpriv")
+def test_a_worker_that_dies_is_succeeded_also_where_superd_sees_no_other_users_processes(
+    start_superd: Start,
+) -> None:
+    toml = ONE.replace("LISTEN", f"tcp://127.0.0.1:{free_port()}")
+    served = start_superd(toml, "setpriv", "--bounding-set", "-sys_ptrace")
+    pid = program(served, "one")
+    os.kill(worker_of(served), signal.SIGKILL)
+    until(lambda: not is_alive(pid), "the end of the program")
+    assert program(served, "one") != pid
+
+
+def test_a_start_ends_no_process_that_superd_has_not_started(one: Superd) -> None:
+    """Neither one that has the address, nor one with the variable that has another."""
+    marked = {**os.environ, "SUPERD_HANDED_BY": str(one.file)}
+    host, port = one.address("one")
+    one.signal(signal.SIGTERM)
+    assert one.wait() == 0
+    elsewhere = [sys.executable, "-c", OTHER_SERVER]
+    with (
+        socket.create_server((host, port)),
+        subprocess.Popen(elsewhere, env=marked, stdout=subprocess.PIPE) as other,
+    ):
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"listening\n"
+        code, error = failed_start(one.directory, one.toml)
+        assert other.poll() is None
+        other.kill()
+    assert code == 69
+    assert f"cannot listen on tcp://{host}:{port}: the address is in use" in error

@@ -176,7 +176,7 @@ def test_killing_a_connection_ends_its_program(served: Superd) -> None:
         [program] = children(row["worker"])
         kill(served, row)
         until(lambda: not is_alive(program), "the program to end")
-    assert closed_record(served, row["id"])["outcome"].startswith("signal 15")
+    assert closed_record(served, row["id"])["outcome"].startswith("ended by superd; signal 15")
 
 
 def test_a_source_of_datagrams_is_listed_and_can_be_killed(served: Superd) -> None:

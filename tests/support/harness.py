@@ -188,19 +188,14 @@ class Superd:
         """Stop superd without a drain, if it still runs, and return the exit code."""
         if self.process is None:
             return 0
-        started: list[int] = []
         if self.process.poll() is None:
             with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
-                started = proc.descendants(self.pid)
                 self.signal(signal.SIGINT)
         try:
             code = self.process.wait(EVENT_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        for pid in started:  # programs outlive superd if it stops without a drain
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
         assert self.process.stdout is not None
         self.process.stdout.close()
         return code

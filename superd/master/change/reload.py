@@ -5,7 +5,8 @@ Runs in the master, in steps between which the running generation keeps serving:
 1. a child reads and checks the files and runs the preflight of plugins; a mistake ends the reload;
 2. new addresses are bound; addresses that stay keep the very same sockets;
 3. the workers of the new generation start; if one cannot, all of them are killed;
-4. the old generation drains, and listeners that no service uses any more are closed.
+4. the old generation drains, and listeners that no service uses any more are closed; programs that
+   have a listener of an entry that is gone or changed are ended.
 
 Raises nothing; `problems` says why a reload failed.
 """
@@ -28,6 +29,7 @@ from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, 
 from superd.listen.adopting import adopt
 from superd.listen.listener import Listener
 from superd.listen.listeners import listen
+from superd.master.change.release import Release
 from superd.master.context import Context
 from superd.master.logs.log import Log, log_of
 from superd.master.plan.plan import plan_of
@@ -43,7 +45,7 @@ RUNTIME_FILES = ("pid_file", "control_socket", "ban_file")  # of [daemon]; they 
 
 
 class Reload:
-    """One reload. `state` is "checking", "starting", and in the end "done" or "failed".
+    """One reload. `state` is "checking", "starting", "releasing", at last "done" or "failed".
 
     `overrides` come into force if it succeeds. The configuration is read from `texts` (see
     Settings) if they are given, else from the files.
@@ -69,6 +71,7 @@ class Reload:
         self._next: Generation | None = None
         self._listeners: list[Listener] = []
         self._log: Log | None = None
+        self._release: Release | None = None
         self._deadline = time.monotonic() + STEP_TIMEOUT
         file = context.current.plan.settings.file
         self._check: Job | None = None
@@ -80,6 +83,11 @@ class Reload:
             self._fail(str(error), error.exit_code)
         else:
             context.selector.register(self._check.reader, selectors.EVENT_READ, self._read)
+
+    @property
+    def process(self) -> int | None:
+        """The process of its check."""
+        return None if self._check is None else self._check.pid
 
     @property
     def is_over(self) -> bool:
@@ -98,7 +106,10 @@ class Reload:
     def tick(self, now: float) -> None:
         """Switch once all workers of the new generation are ready, or fail."""
         new = self._next
-        if new is not None and new.failure is not None:
+        if self._release is not None:
+            if self._release.is_over(now):
+                self._finish()
+        elif new is not None and new.failure is not None:
             code, text = new.failure
             self._fail(text, code)
         elif new is not None and new.is_ready:
@@ -108,7 +119,9 @@ class Reload:
 
     def abandon(self) -> None:
         """Fail if it is not over, since superd stops."""
-        if not self.is_over:
+        if self._release is not None:
+            self._finish()
+        elif not self.is_over:
             self._fail("superd stops", ExitCode.FAILED)
 
     def _read(self) -> None:
@@ -188,6 +201,8 @@ class Reload:
         if self._log is not None:
             context.log.replace_sinks(self._log)
             self._log = None
+        self.state = "releasing"
+        self._release = Release(context, old, new, self.changes)
         old.listeners.release()
         for name, enabled in self.overrides.items() - context.overrides.items():
             context.log.info(f"{'enabled' if enabled else 'disabled'} by the operator", name)
@@ -202,7 +217,10 @@ class Reload:
         for listener in unused:
             listener.close()
         self._listeners = []
-        self.state = "done"
+
+    def _finish(self) -> None:
+        context = self._context
+        self.state, self._release = "done", None
         counted = ", ".join(
             f"{list(self.changes.values()).count(kind)} {kind}"
             for kind in ("added", "removed", "changed", "unchanged")

@@ -7,6 +7,7 @@ nothing: an address that cannot be bound again yet is retried at the next check.
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Container, Iterator, Mapping
 
@@ -47,6 +48,11 @@ class Listeners:
             for listener in self.all
             if listener.service in services and listener.address not in self._lost
         ]
+
+    def inodes(self, services: Container[str]) -> set[int]:
+        """Return the inodes of the sockets of `services`."""
+        sockets = (sock for *_, sock in self.sockets(services) if sock.fileno() >= 0)
+        return {os.fstat(sock.fileno()).st_ino for sock in sockets}
 
     def entrances(self, services: Mapping[str, Service]) -> dict[str, socket.socket]:
         """Return, by name, the sockets on which workers that serve `services` pass connections to

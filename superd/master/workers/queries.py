@@ -158,6 +158,19 @@ class KillQuery(Query):
         return line_of({"error": text})
 
 
+class ReleaseQuery(Query):
+    """Ends the plugins and programs that have listeners of some services, in retired workers."""
+
+    def __init__(self, slots: Iterable[Slot], services: Sequence[str]) -> None:
+        super().__init__(slots, channel.RELEASE, services=services)
+
+    def add(self, child: Child, content: object) -> None:
+        raise ValueError("an answer to a release has no content")
+
+    def answer(self) -> bytes:
+        return line_of({"untold": self.unanswered_as_json()})
+
+
 class TrafficQuery(Query):
     """Counts the bytes received and sent so far, in connections that have ended and in open ones.
 

@@ -55,6 +55,7 @@ class Context:
         drain_timeout: float,
         retire_timeout: float,
         heartbeat: Heartbeat,
+        configuration: str,
         resolver: str = "",
         tend_output: Callable[[], None] = lambda: None,
     ) -> None:
@@ -69,6 +70,7 @@ class Context:
         self.drain_timeout = drain_timeout
         self.retire_timeout = retire_timeout
         self.heartbeat = heartbeat
+        self.configuration = configuration
         self.connection_log = ConnectionLog(os.getpid(), send_events, loop.call_later, lost)
         self.flood_gate = FloodGate(report)
         self.tend_output = tend_output

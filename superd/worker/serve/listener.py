@@ -26,7 +26,7 @@ from superd.admission.scoreboard import Count, refusal_column
 from superd.net.addresses import Address
 from superd.observe.connections import End, ends_of, safe
 from superd.observe.records import Level, Record
-from superd.plugin.service import Unavailable, Waiting
+from superd.plugin.service import HANDED_BY, Unavailable, Waiting
 from superd.worker.runtime.accounting import endpoint_text
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.scratch import SCRATCH
@@ -102,14 +102,16 @@ class ListenerHandoff:
             self.sock.close()
             self.lock.release()
 
-    def cancel(self, end: End, number: int | None = None) -> bool:
-        """Cancel the run of this number, or all runs; return whether there was any."""
+    def cancel(self, end: End, number: int | None = None) -> list[asyncio.Task[None]]:
+        """Cancel the run of this number, or all runs; return their tasks."""
         found = [run for run in self.runs if number in (None, run.number)]
+        tasks = [run.task for run in found if run.task is not None]
         for run in found:
             run.end = run.end or end
-            if run.task is not None:
-                run.task.cancel()
-        return bool(found)
+        for task in tasks:
+            if not task.cancelling():  # a second cancellation would interrupt its cleaning up
+                task.cancel()
+        return tasks
 
     def _on_readable(self) -> None:
         peer = self._first_peer() if self.is_datagram else None
@@ -183,7 +185,8 @@ class ListenerHandoff:
         sender = None if peer is None else Address.from_sockaddr(address.transport, peer)
         end = End.SERVER
         try:
-            run.outcome = await service.listener(self.sock, Waiting(address, sender, log))
+            waiting = Waiting(address, sender, log, {HANDED_BY: context.configuration})
+            run.outcome = await service.listener(self.sock, waiting)
         except Unavailable as error:
             log("error", str(error))
             service.counts[_ERRORS] += 1

@@ -114,8 +114,9 @@ class Bench:
         self.events: list[dict[str, Any]] = []
         heartbeat = Heartbeat(self.loop, self.lifeline)
         threshold, guard = Threshold("debug"), ReflectionGuard([])
+        report, send = self.log.append, self.take_events
         self.context = Context(
-            self.loop, 1, self.log.append, threshold, self.take_events, guard, 1.0, 0.0, heartbeat
+            self.loop, 1, report, threshold, send, guard, 1.0, 0.0, heartbeat, "superd.toml"
         )
         self.engine = Engine(self.context)
         self.plugin = Everything()

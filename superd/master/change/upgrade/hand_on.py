@@ -58,6 +58,11 @@ class Upgrade:
             context.selector.register(self._trial.reader, selectors.EVENT_READ, self._read)
 
     @property
+    def process(self) -> int | None:
+        """The process of its trial."""
+        return None if self._trial is None else self._trial.pid
+
+    @property
     def is_over(self) -> bool:
         return self.state == "failed"
 

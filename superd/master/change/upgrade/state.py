@@ -72,6 +72,7 @@ def write(context: Context, number: int) -> tuple[int, list[int]]:
         "reload": context.reload_number,
         "serial": context.serial,
         "restarts": context.restarts,
+        "foreign": sorted(context.orphans.foreign),
         "tally": tally,
         "bans": context.bans.listed(),
         "stored": context.notifier.fd_store.passed_on(),

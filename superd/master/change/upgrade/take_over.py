@@ -48,6 +48,10 @@ class Upgraded:
         return self._reload.problems
 
     @property
+    def process(self) -> int | None:
+        return self._reload.process
+
+    @property
     def is_over(self) -> bool:
         return self._reload.is_over
 
