@@ -80,6 +80,12 @@ def access_list(
     return AccessList(rules, has_allow=has_allow) if rules or has_allow else None
 
 
+def has_rules(entry: Access) -> bool:
+    """Tell whether an entry could refuse a client by a rule."""
+    lists = (entry.deny, entry.allow_file, entry.deny_file, entry.access_times)
+    return entry.allow is not None or any(lists)
+
+
 def needs_names(entry: Access) -> bool:
     """Tell whether an entry has a rule for names."""
     files = (*(entry.allow_file or ()), *entry.deny_file)

@@ -10,7 +10,7 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from heapq import nsmallest
 from pathlib import Path
@@ -52,6 +52,7 @@ class Bans:
         self._protected: Collection[IPNetwork] = ()
         self._log = log
         self._bans: dict[IPNetwork, Ban] = {}
+        self.changes = 0  # bans that were added or lifted
         self._is_saved = True
         self._save_at = 0.0
         self._warn_full_at = 0.0
@@ -59,6 +60,9 @@ class Bans:
             self._take_over(map(ban_of, listed))
         elif path is not None:
             self._read(path)
+
+    def __iter__(self) -> Iterator[Ban]:
+        return iter(self._bans.values())
 
     def __len__(self) -> int:
         return len(self._bans)
@@ -103,6 +107,7 @@ class Bans:
         if self._bans.pop(network, None) is None:
             return False
         self.table.remove(network)
+        self.changes += 1
         self._is_saved = False
         return True
 
@@ -142,6 +147,7 @@ class Bans:
         if not self.table.add(ban.network, time.monotonic_ns() + int(left * 1e9)):
             return False
         self._bans[ban.network] = ban
+        self.changes += 1
         self._is_saved = False
         return True
 

@@ -104,6 +104,7 @@ class Commands:
             return {"error": error}
         banned = f"banned {shown_network(network)} for {seconds:.0f} s"
         self._context.log.info(f"{banned} by the operator")
+        self._context.ban_filters.update(self._context.current.listeners)
         return {}
 
     def _unban(self, address: str) -> Answer:
@@ -111,6 +112,7 @@ class Commands:
         if not self._context.bans.lift(network):
             return {"error": f"{shown_network(network)} is not banned"}
         self._context.log.info(f"ban of {shown_network(network)} lifted by the operator")
+        self._context.ban_filters.update(self._context.current.listeners)
         return {}
 
     def _reopen(self) -> Later:

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from superd.admission.tally import Tally
+from superd.master.ban_filters import BanFilters
 from superd.master.bans import Bans
 from superd.master.control_socket import ControlSocket
 from superd.master.logs.log import Log
@@ -102,6 +103,7 @@ class Context:
         self.generations = self.generations or [self.current]
         self.rates = Rates(self.tally.scoreboard)
         self.orphans = Orphans(self.log, self.foreign)
+        self.ban_filters = BanFilters(self.bans, self.log)
 
     @property
     def slots(self) -> list[Slot]:

@@ -183,6 +183,7 @@ class Master:
         self.supervisor.check(now)
         reopen_late(context)
         context.bans.tick(now)
+        context.ban_filters.update(context.current.listeners)
         context.rates.sample(now, context.current.plan.services)
         if context.control is not None:
             context.control.check()

@@ -81,6 +81,7 @@ def serve(
         )
         master = Master(context)
         undo.callback(master.close)
+        context.ban_filters.update(first.listeners)
         master.open_control()
 
         def announce() -> None:

@@ -4,7 +4,9 @@ superd ends them.
 
 from __future__ import annotations
 
+import errno
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -344,3 +346,67 @@ def test_a_start_ends_no_process_that_superd_has_not_started(one: Superd) -> Non
         other.kill()
     assert code == 69
     assert f"cannot listen on tcp://{host}:{port}: the address is in use" in error
+
+
+def is_dropped(address: tuple[str, int], source: str) -> bool:
+    """Return whether the kernel drops the packets with which a source begins a connection. Over
+    loopback the connection is established, or refused, when connect(2) returns.
+    """
+    with socket.socket() as client:
+        client.bind((source, 0))
+        client.setblocking(False)
+        assert client.connect_ex(address) == errno.EINPROGRESS
+        return not select.select([], [client], [], 0)[1]
+
+
+def test_a_ban_holds_where_a_program_accepts_and_ends_with_unban(one: Superd) -> None:
+    address = one.address("one")
+    with one.connect("one", "127.0.0.2") as before:
+        assert one.run("ban", "127.0.0.2").returncode == 0
+        assert pid_from(before)  # its connection continues
+    assert is_dropped(address, "127.0.0.2")
+    assert pid_from(one.connect("one", "127.0.0.3"))
+    reload_with(one, "wait = true\n", "wait = true\nbacklog = 100\n")
+    assert is_dropped(address, "127.0.0.2")
+    assert one.run("disable", "one").returncode == 0
+    assert one.run("enable", "one").returncode == 0
+    assert is_dropped(address, "127.0.0.2")
+    assert one.run("upgrade").returncode == 0
+    assert is_dropped(address, "127.0.0.2")
+    assert one.run("unban", "127.0.0.2").returncode == 0
+    assert pid_from(one.connect("one", "127.0.0.2"))
+
+
+def test_the_datagrams_of_a_banned_source_do_not_reach_a_running_program(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    served = start_superd(toml_in(tmp_path))
+    address = served.address("datagrams", "udp")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.bind(("127.0.0.2", 0))
+        client.settimeout(EVENT_TIMEOUT)
+        client.sendto(b"x", address)
+        pid = int(client.recv(100))
+        assert served.run("ban", "127.0.0.2").returncode == 0
+        client.sendto(b"x", address)
+        assert int(ask_udp(address, b"x")) == pid
+        client.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.recv(100)
+
+
+def test_without_wait_superd_itself_refuses_banned_clients_again(one: Superd) -> None:
+    assert one.run("ban", "127.0.0.2").returncode == 0
+    assert is_dropped(one.address("one"), "127.0.0.2")
+    reload_with(one, 'plugin = "exec"\nwait = true\n', 'plugin = "exec"\n')
+    with one.connect("one", "127.0.0.2") as client:
+        assert client.recv(1) == b""
+    assert one.counts("one")["refused-banned"] == 1
+
+
+def test_rules_that_cannot_apply_to_a_programs_own_clients_are_named(
+    start_superd: Start,
+) -> None:
+    toml = ONE.replace("LISTEN", "tcp://127.0.0.1:0").replace("wait =", 'deny = "::1"\nwait =')
+    served = start_superd(toml)
+    served.wait_for_log("with wait = true the program accepts its clients itself, .*: one\n")

@@ -160,6 +160,7 @@ class Reload:
             self._listeners = listen(plan.listening, old.listeners.all, plan.notices)
             taken = {slot.number for slot in context.slots}
             listeners = Listeners(self._listeners, context.log)
+            context.ban_filters.update(listeners)  # before a program accepts there
             number = 1 + max(one.number for one in context.generations)
             new = Generation(number, plan, listeners)
             new.make_slots(taken, context.tally.roster.worker_slots)

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from superd.admission.rules import needs_names
+from superd.admission.rules import has_rules, needs_names
 from superd.config.loading import Configuration
 from superd.config.model import Service, Settings
 from superd.errors import ConfigurationError
@@ -102,9 +102,24 @@ def plan_of(
     services = {name: entry for name, entry in settings.enabled.items() if name not in broken}
     pools, notices = pools_of(settings, services)
     notices += _backlog_notice(services)
+    notices += _unused_rules_notice(services)
     by_name = any(needs_names(entry) for entry in services.values())
     needs_resolver = by_name or not services.keys().isdisjoint(looking_up)
     return Plan(settings, pools, plugins, broken, needs_resolver, list(looking_up), notices)
+
+
+def _unused_rules_notice(services: dict[str, Service]) -> list[str]:
+    """Return a notice if rules are for clients that a program accepts itself."""
+    names = [
+        name
+        for name, entry in services.items()
+        if entry.wait
+        and any(not address.transport.is_datagram for address in entry.listen)
+        and (has_rules(entry) or entry.max_per_source or entry.rate_per_source)
+    ]
+    what = "with wait = true the program accepts its clients itself, whatever allow, deny,"
+    what += " access-times and the limits of a source say"
+    return [f"{what}: {', '.join(names)}"] if names else []
 
 
 def _backlog_notice(services: dict[str, Service]) -> list[str]:
