@@ -21,6 +21,7 @@ class ExitCode(enum.IntEnum):
     USAGE = 2
     NOT_RUNNING = 3  # of `superd status`; the Linux Standard Base asks for it
     ADDRESS_IN_USE = 69  # EX_UNAVAILABLE
+    TEMPORARY = 75  # EX_TEMPFAIL
     NOT_PERMITTED = 77  # EX_NOPERM
     CONFIGURATION = 78  # EX_CONFIG
 

@@ -64,8 +64,8 @@ class Metrics(Service):
     """Answers GET and HEAD of three pages.
 
     /metrics has superd's metrics, in Prometheus' text format. /livez answers 200 if this worker and
-    the master respond. /readyz answers 200 if superd serves and each pool has a worker that is
-    ready, and 503 while superd starts, drains or stops; a line says why.
+    the master respond. /readyz answers 200 if superd serves on all addresses and each pool has a
+    worker that is ready, and 503 otherwise; a line says why.
     """
 
     name = "metrics"

@@ -57,7 +57,10 @@ class Arguments(Document):
     """The command line as a configuration: a problem names the key as it was typed."""
 
     def __init__(self, plugin: str, made: dict[str, Any]) -> None:
-        data = {"service": {plugin: made}, "daemon": {"drain-timeout": "2s"}}
+        data = {
+            "service": {plugin: made},
+            "daemon": {"drain-timeout": "2s", "on-bind-failure": "stop"},
+        }
         super().__init__(f"superd try {plugin}", "", find_places(""), data)
 
     def problem(self, path: KeyPath, message: str, *, at_key: bool = False) -> Problem:

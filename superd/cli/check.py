@@ -18,6 +18,7 @@ from superd.cli.files import configuration_file
 from superd.config.loading import Configuration, load
 from superd.config.values import LOG_SINKS
 from superd.errors import ConfigurationError, ExitCode, Problem
+from superd.listen.names import look_up, names_in
 from superd.listen.privileges import bind_remedy
 from superd.master.plan.preflight import preflight
 from superd.plugin.registry import installed
@@ -28,7 +29,7 @@ OK = "configuration OK"
 def check(files: Sequence[Path], file: Path | None = None) -> int:
     """Check each file; raise the problems of all files together."""
     problems: list[Problem] = []
-    notices: list[Problem] = []
+    notices: list[str] = []
     plugins = installed()
     named = [*files, *([file] if file else [])]
     for one in named or [configuration_file(None)]:
@@ -41,13 +42,32 @@ def check(files: Sequence[Path], file: Path | None = None) -> int:
         verdict = preflight(configuration, plugins, prepare=prepare, is_check=True)
         problems += verdict.all_problems(configuration)
         problems += _logs_without_directory(configuration)
-        notices += _privileged_ports(configuration)
+        notices += [f"as this user: {one}" for one in _privileged_ports(configuration)]
+        wrong, unknown = _names(configuration)
+        problems += wrong
+        notices += map(str, unknown)
     if problems:
         raise ConfigurationError(problems)
     for notice in dict.fromkeys(notices):
-        print(f"superd: as this user: {notice}", file=sys.stderr)
+        print(f"superd: {notice}", file=sys.stderr)
     print(OK)
     return int(ExitCode.OK)
+
+
+def _names(configuration: Configuration) -> tuple[list[Problem], list[Problem]]:
+    """Return a problem for each name to listen on that does not exist, and a notice for each that
+    cannot be looked up now.
+    """
+    services = configuration.partial.enabled
+    answers = look_up(names_in(services))
+    found: tuple[list[Problem], list[Problem]] = ([], [])
+    for name, service in services.items():
+        for address in service.listen:
+            answer = answers.get(address.host)
+            if answer is not None and not answer.hosts:
+                problem = configuration.address_problem(name, address, answer.failure)
+                found[answer.is_temporary].append(problem)
+    return found
 
 
 def _privileged_ports(configuration: Configuration) -> Iterator[Problem]:

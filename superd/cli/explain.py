@@ -47,6 +47,10 @@ def explain(file: Path | None, service: str, address: str, at: str | None) -> in
     if not daemon.overrides.get(service, entry.enabled):
         print(f"not served: disabled, {rules.disabled_by(daemon.overrides)}")
         return int(ExitCode.FAILED)
+    for one in daemon.pending:
+        if one["service"] == service:
+            text = f"the service does not listen on {one['addresses']} yet: {one['why']}"
+            print(f"superd: {text}", file=sys.stderr)
     refusal, why = rules.decision(client, moment)
     if refusal is None:
         print(f"admitted: {why}" if why else "admitted: no rule refuses it")
@@ -88,6 +92,7 @@ class _Daemon:
     texts: str | None
     overrides: Mapping[str, bool]
     bans: Sequence[Ban]
+    pending: Sequence[Mapping[str, str]] = ()  # addresses that could not be bound yet
 
     @classmethod
     def of(cls, files: DaemonFiles, ban_file: Path | None) -> _Daemon:
@@ -101,7 +106,8 @@ class _Daemon:
         except SuperdError:
             in_file = saved(ban_file) if ban_file else []
             return cls(None, {}, [ban for ban in in_file if ban.until > time.time()])
-        return cls(outline.get("texts"), outline["overrides"], bans)
+        pending = outline.get("pending", ())
+        return cls(outline.get("texts"), outline["overrides"], bans, pending)
 
 
 class _ServiceRules:

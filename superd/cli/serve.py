@@ -63,8 +63,8 @@ def start(file: Path | None) -> int:
 def _become_daemon(planned: Plan, inheritance: Inheritance, launch: Launch) -> NoReturn:
     code = int(ExitCode.FAILED)
 
-    def ready(_: object) -> None:
-        launch.report(_verdict(planned))
+    def ready(listeners: list[Listener]) -> None:
+        launch.report(_verdict(planned, listeners))
 
     try:
         code = serve(planned, inheritance, in_background=True, ready=ready)
@@ -77,13 +77,17 @@ def _become_daemon(planned: Plan, inheritance: Inheritance, launch: Launch) -> N
         os._exit(code)  # without the exit handlers, which are the command's
 
 
-def _verdict(planned: Plan) -> Verdict:
+def _verdict(planned: Plan, listeners: list[Listener]) -> Verdict:
     lines = [f"superd: {notice}" for notice in planned.notices]
     lines += [
         f"superd: service.{name} is not served: {why}" for name, why in planned.broken.items()
     ]
-    code = ExitCode.FAILED if planned.broken else ExitCode.OK
-    return Verdict(int(code), "\n".join(lines))
+    lines += [f"superd: {line}; it is tried again" for line in planned.pending]
+    if not (planned.broken or planned.pending):
+        return Verdict(int(ExitCode.OK), "\n".join(lines))
+    served, all_ = len({one.service for one in listeners}), len(planned.settings.enabled)
+    lines.append(f"superd: {served} of {all_} services are served, by process {os.getpid()}")
+    return Verdict(int(ExitCode.FAILED), "\n".join(lines))
 
 
 def planned_from(file: Path | None) -> Plan:

@@ -71,6 +71,10 @@ def _lines(answer: Mapping[str, Any]) -> list[str]:
     for name, number in answer["leaving"].items():
         lines.append(f"{name}  not served any more; {number} connections continue")
     lines += [f"{name}  not served: {why}" for name, why in answer["broken"].items()]
+    lines += [
+        f"{one['service']}  does not listen on {one['addresses']} yet: {one['why']}"
+        for one in answer["pending"]
+    ]
     for name, enabled in answer["overrides"].items():
         lines.append(f"{name}  {'enabled' if enabled else 'disabled'} by the operator")
     for service in answer["services"]:

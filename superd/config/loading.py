@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -85,7 +86,7 @@ class Configuration:
         for part in path:
             texts = texts[part]
         if isinstance(texts, list):  # the last one repeats those before
-            meant = [n for n, text in enumerate(texts) if address in _expanded(text)]
+            meant = [n for n, text in enumerate(texts) if address.listed in _expanded(str(text))]
             path = (*path, *meant[-1:])
         return document.problem(path, message)
 
@@ -338,9 +339,10 @@ def _without_claimed_ports(services: dict[str, Service]) -> dict[str, Service]:
     return found
 
 
-def _expanded(text: object) -> list[Address]:
+@lru_cache(16)  # each address of a range is looked for
+def _expanded(text: str) -> frozenset[Address]:
     try:
-        parsed = parse_addresses(str(text))
+        parsed = parse_addresses(text)
     except ValueError:
-        return []
-    return [one for address in parsed for one in (address, *address.expanded())]
+        return frozenset()
+    return frozenset(one for address in parsed for one in (address, *address.expanded()))

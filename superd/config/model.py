@@ -344,6 +344,10 @@ class Daemon(Limits):
     never_ban: Annotated[
         Networks, Field(description="addresses and networks that cannot be banned")
     ] = ()
+    on_bind_failure: Annotated[
+        Literal["serve-others", "stop"],
+        Field(description="if an address cannot be bound at the start: try it again, or stop"),
+    ] = "serve-others"
     drain_timeout: Annotated[
         Duration, Field(description="how long connections may continue after a stop")
     ] = 30.0

@@ -1,7 +1,7 @@
 """Hands the open sockets of a former configuration's listeners to those of the next one.
 
-Runs in the master. Never binds. Raises SuperdError if a socket cannot be changed; then every socket
-is as it was.
+Runs in the master. Never binds. Raises CannotListen if a socket cannot be changed; then every
+socket is as it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from superd.listen.binding import (
     set_device,
     set_owner_and_mode,
 )
-from superd.listen.failures import listen_error
+from superd.listen.failures import CannotListen, failure_of
 from superd.listen.listener import Listener
 from superd.net.addresses import Transport
 
@@ -61,7 +61,8 @@ def _change_all(reused: Sequence[tuple[Listener, Listener]]) -> None:
             for was, failed in reused[: number + 1]:
                 with contextlib.suppress(OSError):
                     _change(failed, was)
-            raise listen_error(error, new.service, new.entry, new.address) from None
+            failure = failure_of(error, new.service, new.entry, new.address)
+            raise CannotListen([failure]) from None
 
 
 def _change(old: Listener, new: Listener) -> None:

@@ -24,6 +24,7 @@ from superd.errors import UsageError, printable
 from superd.listen.binding import file_identity, mode_of, prepare, unlink_own
 from superd.listen.listener import Listener
 from superd.listen.listeners import sockets_of
+from superd.listen.names import NO_ANSWERS, Answers
 from superd.net.addresses import ANY_IPV4, Address, Transport
 
 SD_LISTEN_FDS_START = 3
@@ -152,14 +153,18 @@ def _checked(number: int, name: str) -> Inherited:
 
 
 def match(
-    services: Mapping[str, Service], inheritance: Inheritance, notices: list[str]
+    services: Mapping[str, Service],
+    inheritance: Inheritance,
+    notices: list[str],
+    answers: Answers = NO_ANSWERS,
 ) -> list[Listener]:
     """Return the sockets that services listen on as listeners, for `listen`; close the others.
 
     A socket with the name of a service is matched with the same address of that service. If the
     service does not have it, the socket replaces an address with the same transport: a socket unit
     takes precedence over the configuration, as its socket is open in any case. A socket without
-    the name of a service is matched by its address alone.
+    the name of a service is matched by its address alone. A stored socket is also matched with a
+    name that cannot be looked up now.
     """
     notices += inheritance.notices
     if not inheritance.sockets:
@@ -168,7 +173,7 @@ def match(
         (name, address): (service, address)
         for name, service in services.items()
         for listed in service.listen
-        for address in sockets_of(listed)
+        for address in sockets_of(listed, answers)
     }
     owners = {address: name for name, address in reversed(wanted)}
     free, left, found = dict(wanted), [], []
@@ -211,6 +216,9 @@ def _likely(
     if one.service in services:
         yield one.service, one.address
         yield one.service, replace(one.address, port=0)
+        for address in services[one.service].listen if one.is_own else ():
+            if address.is_name and one.address.at(address.host, "") == address:
+                yield one.service, address
     if one.is_own or one.service not in services:
         yield owners.get(one.address, ""), one.address
 
@@ -242,6 +250,8 @@ def _is_unchanged(one: Inherited, service: Service, address: Address) -> bool:
 
 def _listener(one: Inherited, name: str, service: Service, configured: Address) -> Listener:
     prepare(one.socket, one.address, service)
+    if configured.is_name and one.is_own:
+        configured = one.address.at(one.address.host, configured.host)
     is_external = not one.is_own
     listener = Listener(
         name, service, configured, one.address, one.socket, file=one.file, is_external=is_external

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from superd.config.model import Service
 from superd.listen.binding import unlink_own
+from superd.listen.failures import Failure
 from superd.net.addresses import ANY_IPV6, Address, Transport
 
 Entrance = socket.socket
@@ -40,6 +41,7 @@ class Listener:
     entrance: Entrance | None = None  # where workers of tcpmux send connections for the service
     backlog: int = 0  # in force; the kernel may lower that of the entry
     is_external: bool = False  # from a socket unit, which owns it and its file
+    failure: Failure | None = None  # of a pending address: why it could not be bound yet
 
     @property
     def takes_ipv4(self) -> bool:
@@ -50,7 +52,7 @@ class Listener:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the socket was beyond repair and has not been reopened yet."""
+        """Whether the address is pending, or the socket was beyond repair."""
         return self.socket.fileno() < 0
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
-"""Opens the listeners of all services: every address is bound, or none is.
+"""Opens the listeners of all services.
 
 Runs in the master and the command line. Never accepts a connection or reads a datagram. Raises
-AddressInUse, NotPermitted or SuperdError, with one line for each address that cannot be bound.
+CannotListen for addresses that cannot be bound.
 """
 
 from __future__ import annotations
@@ -11,25 +11,31 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from superd.config.model import Service
-from superd.errors import AddressInUse
-from superd.listen.binding import bind, file_at, file_identity
-from superd.listen.failures import Failures, TooManyAddresses
+from superd.listen.binding import file_at
+from superd.listen.failures import CannotListen, Failure
 from superd.listen.listener import Listener
-from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
-
-# Fields in which addresses may differ that compare equal.
-DETAILS_OF_EQUAL_ADDRESSES = ("mode", "uid", "gid", "greets")
-MAX_ADDRESSES_SHOWN = 5
+from superd.listen.names import NO_ANSWERS, Answers, hosts_of
+from superd.listen.opening import Opening, Wanted, open_listener
+from superd.net.addresses import ANY_IPV6, Address
 
 
 def listen(
     services: Mapping[str, Service],
     existing: Sequence[Listener] = (),
     notices: list[str] | None = None,
+    answers: Answers = NO_ANSWERS,
+    *,
+    serves_others: bool = False,
 ) -> list[Listener]:
     """Bind every address of every service, or none; then listen.
 
-    Ports of a range that other processes have are left out; `notices` names them.
+    With `serves_others` an address that cannot be bound becomes a pending one: a listener that is
+    closed and has a failure. Then it is an error only if no address at all can be bound. An address
+    that was pending in `existing` already may stay so in any case.
+
+    Left out are ports of a range that other processes have, and of the addresses of a name those
+    that this machine does not have; `notices` names them. `answers` has the hosts of names. Where
+    it has none, a name keeps the hosts that it has in `existing`.
 
     A listener of `existing` with a wanted address keeps its socket, which belongs to the returned
     listener once `adopt` is called. Until then only its SO_REUSEPORT is changed. A listener that is
@@ -40,78 +46,77 @@ def listen(
     the wildcard only with SO_REUSEPORT on both. That option would also let a second superd of the
     same user share the port silently, so such addresses are first bound without it, as a test.
     """
+    known = _known_hosts(existing)
     wanted = [
         (name, service, address)
         for name, service in services.items()
         for listed in service.listen
-        for address in sockets_of(listed)
+        for address in _hosts_or_known(listed, answers, known)
     ]
-    kept = _kept(wanted, existing)
-    shared = _shared([address for *_, address in wanted] + [one.address for one in existing])
-    for listener in existing:
-        if listener.address in shared and not listener.is_closed:
-            listener.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-            listener.shares_port = True
-    failures = Failures(existing)
-    opened, in_use = failures.opened, failures.in_use
-    covered = {  # IPv4 addresses that a kept dual-stack socket serves
-        (wanted[number][0], replace(wanted[number][2], host=ANY_IPV4))
-        for number, listener in kept.items()
-        if listener.takes_ipv4
-    }
+    notices = [] if notices is None else notices
+    opening = Opening(wanted, existing, answers, notices)
+    were_pending = {one.configured.listed for one in existing if one.failure is not None}
 
-    ours = {_port_key(listener.address) for listener in existing}
-    for name, service, address in wanted:
-        if address in shared and _port_key(address) not in ours:
-            with failures.collect(name, service, address):
-                bind(service, address, share=False).close()
-    # after an error the remaining addresses are tried as well, so that one run reports all errors
-    tried = shared if failures.errors else ()
-    made: list[Listener] = []
-    for number, (name, service, address) in enumerate(wanted):
-        if address in tried or address in in_use.get(name, ()):
-            continue
-        if number not in kept and (name, address) in covered:
-            continue
-        with failures.collect(name, service, address):
-            if number in kept:
-                opened.append(_kept_for(kept[number], name, service, address))
-            else:
-                made.append(_open(name, service, address, share=address in shared))
-                opened.append(made[-1])
-        if failures.errors and isinstance(failures.errors[-1], TooManyAddresses):
-            break  # every later address would fail as well
-    for listener in made if not failures.errors else ():
-        with failures.collect(listener.service, listener.entry, listener.address):
-            listener.start()
-    for name, addresses in in_use.items():
-        if not any(one.service == name and one.address not in addresses for one in opened):
-            text = f"service.{name}: other processes listen on all of its addresses"
-            failures.errors.append(AddressInUse(text))
-        if notices is not None:
-            ports = _abbreviated(addresses)
-            notices.append(f"service.{name}: left out, as other processes listen there: {ports}")
-    if notices is not None:
-        notices += _lost_files(wanted, existing)
-    if failures.errors:
-        for listener in made:
-            listener.close()
-        raise type(failures.errors[0])("\n".join(map(str, failures.errors)))
-    return [one for one in opened if one.address not in in_use.get(one.service, ())]
+    def refused() -> list[Failure]:
+        failures = list(opening.failures.values())
+        if opening.fatal or (
+            serves_others and all(one.is_closed for one in opening.listeners.values())
+        ):
+            return opening.fatal or failures
+        return [
+            one for one in failures if not serves_others and one.address.listed not in were_pending
+        ]
+
+    opening.bind(_kept(wanted, existing))
+    if not refused():
+        opening.start()
+    notices += _lost_files(wanted, existing)
+    if failures := refused():
+        opening.close()
+        raise CannotListen(failures)
+    return opening.result()
 
 
-def _abbreviated(addresses: Iterable[Address]) -> str:
-    """Return the first addresses as text, and how many more there are."""
-    texts = sorted(map(str, addresses))
-    more = (
-        f" and {len(texts) - MAX_ADDRESSES_SHOWN} more" if len(texts) > MAX_ADDRESSES_SHOWN else ""
-    )
-    return ", ".join(texts[:MAX_ADDRESSES_SHOWN]) + more
+def listen_again(
+    pending: Sequence[Listener],
+    existing: Sequence[Listener],
+    notices: list[str],
+    answers: Answers = NO_ANSWERS,
+) -> list[Listener]:
+    """Try to bind pending addresses beside the listeners of `existing`; return a listener for each,
+    which is pending again where that failed.
+    """
+    wanted = [
+        (one.service, one.entry, address)
+        for one in pending
+        for address in sockets_of(one.configured, answers)
+    ]
+    opening = Opening(wanted, existing, answers, notices)
+    opening.bind({})
+    if opening.fatal:
+        opening.close()
+        return list(pending)
+    opening.start()
+    return opening.result()
 
 
-def _kept(
-    wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
-) -> dict[int, Listener]:
+def _known_hosts(existing: Iterable[Listener]) -> dict[Address, list[Address]]:
+    """Return by address with a name those at the hosts that the name has now."""
+    known: dict[Address, list[Address]] = {}
+    for one in existing:
+        if one.configured.listed.is_name and not one.configured.is_name:
+            known.setdefault(one.configured.listed, []).append(one.configured)
+    return known
+
+
+def _hosts_or_known(
+    listed: Address, answers: Answers, known: Mapping[Address, Sequence[Address]]
+) -> Sequence[Address]:
+    found = sockets_of(listed, answers)
+    return known.get(listed, found) if found == (listed,) else found
+
+
+def _kept(wanted: Sequence[Wanted], existing: Sequence[Listener]) -> dict[int, Listener]:
     """Return the existing listeners that wanted addresses can keep, by index in `wanted`.
 
     A listener with the same device is preferred. `adopt` changes what differs in the others.
@@ -140,18 +145,7 @@ def _key_of(address: Address, file: tuple[int, int] | None) -> object:
     return (address.transport, file or file_at(address.path) or address.path)
 
 
-def _kept_for(listener: Listener, name: str, service: Service, address: Address) -> Listener:
-    """Return a listener for another entry with the socket of an existing one."""
-    how = {key: getattr(address, key) for key in DETAILS_OF_EQUAL_ADDRESSES}
-    if listener.file is not None:
-        how["path"] = address.path
-    bound = replace(listener.address, **how)
-    return replace(listener, service=name, entry=service, configured=address, address=bound)
-
-
-def _lost_files(
-    wanted: Sequence[tuple[str, Service, Address]], existing: Sequence[Listener]
-) -> Iterator[str]:
+def _lost_files(wanted: Sequence[Wanted], existing: Sequence[Listener]) -> Iterator[str]:
     """Yield a notice for each socket file that another process removed or replaced."""
     lost = {
         one.configured for one in existing if one.file not in (None, file_at(one.configured.path))
@@ -162,22 +156,22 @@ def _lost_files(
             yield f"service.{name}: {what}; superd makes it again"
 
 
-def _port_key(address: Address) -> object:
-    return (address.transport, address.family, address.port)
-
-
 def reopen(closed: Listener) -> Listener:
     """Return a new listener on the address of one that was closed as beyond repair.
 
     Raises OSError, such as EADDRINUSE as long as a worker holds the old socket.
     """
-    listener = _open(closed.service, closed.entry, closed.address, share=closed.shares_port)
+    listener = open_listener(closed.service, closed.entry, closed.address, share=closed.shares_port)
     listener.start()
     return replace(listener, configured=closed.configured)
 
 
-def sockets_of(address: Address) -> tuple[Address, ...]:
-    """Return one address for each socket: "*" is IPv4, and IPv6 if this machine has it."""
+def sockets_of(address: Address, answers: Answers = NO_ANSWERS) -> tuple[Address, ...]:
+    """Return one address for each socket: a name has all of its hosts, and "*" is IPv4, and IPv6 if
+    this machine has it.
+    """
+    if address.is_name:
+        return hosts_of(address, answers)
     if address.host != "*" or _has_ipv6():
         return address.expanded()
     return address.expanded()[:1]
@@ -190,32 +184,3 @@ def _has_ipv6() -> bool:
     except OSError:
         return False
     return True
-
-
-def _shared(addresses: Iterable[Address]) -> set[Address]:
-    """Return the addresses that share a port with the wildcard of their transport and family."""
-    ends: dict[object, list[Address]] = {}
-    for address in addresses:
-        if address.port:
-            ends.setdefault(_port_key(address), []).append(address)
-    return {
-        address
-        for group in ends.values()
-        if len(group) > 1 and any(member.is_wildcard for member in group)
-        for address in group
-    }
-
-
-def _open(name: str, service: Service, address: Address, *, share: bool) -> Listener:
-    if address.transport is Transport.TCPMUX:
-        receiver, entrance = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        return Listener(name, service, address, address, receiver, entrance=entrance)
-    sock = bind(service, address, share=share)
-    if address.transport.is_unix:
-        file = None if address.path.startswith("@") else file_identity(address.path)
-        listener = Listener(name, service, address, address, sock, file=file)
-        # at once, as another process may remove a socket file on which no process listens
-        listener.start()
-        return listener
-    bound = replace(address, port=sock.getsockname()[1])
-    return Listener(name, service, address, bound, sock, shares_port=share)

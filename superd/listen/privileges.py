@@ -21,8 +21,9 @@ def bind_remedy(address: Address) -> str:
     start = first_unprivileged_port()
     if not 0 < address.port < start or may_bind_all_ports():
         return ""
+    ports = "some ports are" if address.is_from_range else f"port {address.port} is"
     return (
-        f"port {address.port} is below {start}; use a higher port, or run superd as root or with"
+        f"{ports} below {start}; use a higher port, or run superd as root or with"
         " CAP_NET_BIND_SERVICE (AmbientCapabilities= in a unit of systemd)"
     )
 

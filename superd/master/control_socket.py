@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from superd.config.model import Service
-from superd.errors import ExitCode, SuperdError, reason
+from superd.errors import ExitCode, reason
+from superd.listen.failures import CannotListen
 from superd.listen.listener import Listener
 from superd.listen.listeners import listen
 from superd.net.addresses import Address, Transport
@@ -220,5 +221,5 @@ def control_listener(path: Path) -> Listener:
     entry = Service.model_construct(plugin="(control)", listen=(address,), backlog=MAX_CLIENTS)
     try:
         return listen({"control socket": entry})[0]
-    except SuperdError as error:
-        raise type(error)(str(error).removeprefix("service.")) from None
+    except CannotListen as error:
+        raise CannotListen(error.failures, [str(error).removeprefix("service.")]) from None

@@ -18,6 +18,7 @@ from superd.master.change.changes import Changes
 from superd.master.commands import Commands
 from superd.master.context import Context, MasterState
 from superd.master.control_socket import ControlSocket, control_listener
+from superd.master.pending import PendingAddresses
 from superd.master.report.queries import ReportQueries
 from superd.master.supervisor import KILL_AFTER, Supervisor, drain_time
 from superd.master.workers.child import reap
@@ -36,6 +37,7 @@ class Master:
         messages = MessageReader(context.selector, context.log, context.bans, queries.answer)
         self.supervisor = Supervisor(context, messages)
         self.changes = Changes(context, self.supervisor)
+        self.pending = PendingAddresses(context)
         self._kill_at: float | None = None
         self._check_at = 0.0
         plan = context.current.plan
@@ -148,6 +150,7 @@ class Master:
     def _stop_listening(self) -> None:
         """Close all listeners, since superd stops."""
         self.changes.abandon()
+        self.pending.close()
         self.context.current.listeners.close()
 
     # Time
@@ -178,7 +181,9 @@ class Master:
             self._check(now)
 
     def _check(self, now: float) -> None:
-        """Check workers, their files, bans, rates, the control socket and the listeners."""
+        """Check workers, their files, bans, rates, the control socket, the listeners and pending
+        addresses.
+        """
         context = self.context
         self.supervisor.check(now)
         reopen_late(context)
@@ -188,3 +193,4 @@ class Master:
         if context.control is not None:
             context.control.check()
         self.supervisor.replace_workers_of(context.current.listeners.check())
+        self.pending.tick(now)

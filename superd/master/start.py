@@ -17,15 +17,18 @@ from setproctitle import setproctitle
 from superd.admission.tally import Tally
 from superd.config.model import Settings
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
+from superd.listen.failures import CannotListen
 from superd.listen.inherited import Inheritance, match
 from superd.listen.listener import Listener
 from superd.listen.listeners import listen
+from superd.listen.names import look_up, names_in
 from superd.master.bans import Bans
 from superd.master.context import Context
 from superd.master.left_behind import end_left_behind
 from superd.master.logs.log import Log, log_of
 from superd.master.master import Master
 from superd.master.pidfile import MASTER_TITLE, PidFile
+from superd.master.plan.places import located, located_lines
 from superd.master.plan.plan import Plan
 from superd.master.signals import Signals
 from superd.master.systemd.notify import Notifier
@@ -58,11 +61,15 @@ def serve(
         if pid_file is not None:
             undo.callback(pid_file.remove)
         listeners = _bound(plan, inheritance, notifier, log, may_end=pid_file is not None)
+        pending = [one.failure for one in listeners if one.failure is not None]
+        plan.pending = located_lines(pending, plan.settings, {})
         undo.callback(_close, listeners)
         for notice in plan.notices:
             log.warning(notice)
         for name, why in plan.broken.items():
             log.error(f"not served: {why}", name)
+        for line in plan.pending:
+            log.error(f"{line}; it is tried again")
         gc.collect()
         gc.freeze()  # pages that workers share with the master stay shared
         tally = Tally.of(list(plan.services), plan.workers)
@@ -85,8 +92,11 @@ def serve(
         master.open_control()
 
         def announce() -> None:
-            log.info(f"ready: {len(plan.services)} services on {len(listeners)} addresses")
-            ready(context.current.listeners.all)
+            found = context.current.listeners
+            number = len(found.all) - len(found.pending)
+            left = f", {len(found.pending)} addresses cannot be bound yet" if found.pending else ""
+            log.info(f"ready: {len(plan.services)} services on {number} addresses{left}")
+            ready([one for one in found.all if one.failure is None])
 
         return run(master, announce)
 
@@ -113,17 +123,20 @@ def _bound(
     """Return listeners on all addresses, with inherited sockets where there are some. `may_end`:
     no other superd with this configuration runs, so programs that have one are left behind.
     """
-    existing = match(plan.listening, inheritance, plan.notices)
+    services = plan.listening
+    answers = look_up(names_in(services))
+    existing = match(services, inheritance, plan.notices, answers)
     notifier.fd_store.resume(inheritance, existing)
     if may_end:
         end_left_behind(plan, existing, log)
+    serves_others = plan.settings.daemon.on_bind_failure == "serve-others"
     try:
-        return listen(plan.listening, existing, plan.notices)
-    except SuperdError:
+        return listen(services, existing, plan.notices, answers, serves_others=serves_others)
+    except CannotListen as error:
         for notice in plan.notices:  # they may name the inherited socket that blocks the bind
             log.warning(notice)
         _close(existing)
-        raise
+        raise located(error, plan.settings, {}) from None
 
 
 def _failed(code: int, text: str) -> SuperdError:

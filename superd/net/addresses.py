@@ -1,7 +1,7 @@
 """Addresses as values: parse, format, compare.
 
-Used by every process. Opens no socket. Looks up names only while a configuration is read, never
-for a client. Raises ValueError with a text for the operator.
+Used by every process. Opens no socket and looks up no host's name: an address keeps it until it is
+bound (superd.listen.names). Raises ValueError with a text for the operator.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from superd.errors import shown
 
 ANY_IPV4 = "0.0.0.0"  # noqa: S104  the wildcard is what an operator asks for with "*"
 ANY_IPV6 = "::"
+BROADCAST = "255.255.255.255"
 MAX_PORT = 65535
 MAX_ADDRESSES = 65536  # of all services together
 MAX_UNIX_PATH_BYTES = 107  # sun_path without its NUL (unix(7))
 MAX_ID = (1 << 32) - 2  # the next one is -1, "do not change" (chown(2))
+LINK_LOCAL_SCOPES = (1, 2)  # of IPv6 multicast: one interface, one link (RFC 4291, 2.7)
 
 
 class Transport(enum.Enum):
@@ -57,8 +59,9 @@ class Transport(enum.Enum):
 class Address:
     """The address of a listener, or of one end of a connection.
 
-    `host` is numeric, or "*" for every IPv4 and IPv6 address. `path` is a file, or "@name" in the
-    abstract namespace, or the name of a tcpmux service. `mode`, `uid` and `gid` are for the
+    `host` is numeric, or in a configuration also a name, or "*" for every IPv4 and IPv6 address;
+    `listed_host` is the name or "*" that a numeric host was made of. `path` is a file, or "@name"
+    in the abstract namespace, or the name of a tcpmux service. `mode`, `uid` and `gid` are for the
     socket's file; None and -1 leave them to the default. `greets` says whether superd, not
     the service, sends `+Go` to tcpmux clients (RFC 1078). An address from a port range yields to a
     service that names it explicitly.
@@ -73,6 +76,7 @@ class Address:
     gid: int = field(default=-1, compare=False)
     greets: bool = field(default=True, compare=False)
     is_from_range: bool = field(default=False, compare=False)
+    listed_host: str = field(default="", compare=False)
 
     @property
     def family(self) -> socket.AddressFamily:
@@ -83,6 +87,20 @@ class Address:
     @property
     def is_wildcard(self) -> bool:
         return self.host in (ANY_IPV4, ANY_IPV6, "*")
+
+    @property
+    def is_name(self) -> bool:
+        """Whether the host is a name, which has to be looked up before it can be bound."""
+        return self.host not in ("", "*") and ":" not in self.host and not is_ipv4(self.host)
+
+    @property
+    def listed(self) -> Address:
+        """The address in the configuration that this one was made of; else this one."""
+        return self.at(self.listed_host, "") if self.listed_host else self
+
+    def at(self, host: str, listed_host: str) -> Address:
+        """Return this address at another host."""
+        return replace(self, host=host, listed_host=listed_host)
 
     @property
     def is_file(self) -> bool:
@@ -96,7 +114,9 @@ class Address:
         if self.family == socket.AF_INET:
             return (self.host, self.port)
         host, _, scope = self.host.partition("%")
-        return (host, self.port, 0, socket.if_nametoindex(scope) if scope else 0)
+        if scope and not scope.isdecimal():
+            return (host, self.port, 0, socket.if_nametoindex(scope))
+        return (host, self.port, 0, int(scope or 0))
 
     @property
     def endpoint(self) -> str:
@@ -112,7 +132,7 @@ class Address:
         """Return one address for each socket: "*" becomes one of IPv4 and one of IPv6."""
         if self.host != "*":
             return (self,)
-        return tuple(replace(self, host=host) for host in (ANY_IPV4, ANY_IPV6))
+        return tuple(self.at(host, "*") for host in (ANY_IPV4, ANY_IPV6))
 
     @classmethod
     def from_sockaddr(cls, transport: Transport, sockaddr: Any) -> Address:
@@ -136,7 +156,7 @@ ENDPOINT = re.compile(
 
 
 def parse_addresses(text: str) -> tuple[Address, ...]:
-    """Return the addresses of a `listen` value: several for a name or a port range. ValueError.
+    """Return the addresses of a `listen` value: several for a port range. ValueError.
 
     >>> [str(a) for a in parse_addresses("tcp://127.0.0.1:7-8")]
     ['tcp://127.0.0.1:7', 'tcp://127.0.0.1:8']
@@ -154,37 +174,64 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
     if match is None:
         example = f"{prefix}://127.0.0.1:7, {prefix}://[::1]:7 or {prefix}://*:7"
         raise ValueError(f"expected a host and a port, such as {example}")
-    hosts = _parse_host(match["bracketed"], match["host"])
+    host = _parse_host(match["bracketed"], match["host"])
+    if transport is Transport.TCP and is_for_many(host):
+        raise ValueError(f"no client can connect to {host} by tcp: it is the address of many hosts")
     ports = _parse_ports(match["ports"], transport)
     is_range = len(ports) > 1
-    return tuple(
-        Address(transport, host, port, is_from_range=is_range) for port in ports for host in hosts
-    )
+    return tuple(Address(transport, host, port, is_from_range=is_range) for port in ports)
 
 
-def _parse_host(bracketed: str | None, plain: str | None) -> tuple[str, ...]:
+def _parse_host(bracketed: str | None, plain: str | None) -> str:
     if bracketed is not None:
-        try:
-            host = ipaddress.IPv6Address(bracketed)
-        except ValueError:
-            raise ValueError(f"[{bracketed}] is not an IPv6 address") from None
-        return (str(host.ipv4_mapped or host),)
-    if plain == "*":
-        return ("*",)
+        return parse_ipv6(bracketed)
     if not plain:
         raise ValueError('the host is missing; "*" means every address')
-    try:
-        return (str(ipaddress.IPv4Address(plain)),)
-    except ValueError:
-        if re.fullmatch(r"[0-9.]+", plain):
-            raise ValueError(f"{plain} is not an IPv4 address") from None
-    if not re.fullmatch(r"[\w.-]+", plain):
+    if plain == "*" or is_ipv4(plain):
+        return plain
+    # the C library parses `127.1` and `0x7f000001` as addresses
+    if re.fullmatch(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?", plain, re.ASCII | re.IGNORECASE):
+        raise ValueError(f"{plain} is not an IPv4 address")
+    if not re.fullmatch(r"(?:[\w-]{1,63}\.)*[\w-]{1,63}\.?", plain):
         raise ValueError(f"{shown(plain)} is not a host")
+    return plain
+
+
+def is_ipv4(host: str) -> bool:
+    """Return whether a host is an IPv4 address."""
     try:
-        found = socket.getaddrinfo(plain, None, type=socket.SOCK_STREAM)
-    except (OSError, ValueError):
-        raise ValueError(f"there is no host {shown(plain)}") from None
-    return tuple(dict.fromkeys(unmapped(str(entry[4][0])) for entry in found))
+        ipaddress.IPv4Address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def parse_ipv6(text: str) -> str:
+    """Return the host of an IPv6 address without brackets; an IPv4-mapped one as IPv4. ValueError.
+
+    A link-local address is of one interface, so it has to name that (RFC 4007).
+    """
+    try:
+        host = ipaddress.IPv6Address(text)
+    except ValueError:
+        raise ValueError(f"[{text}] is not an IPv6 address") from None
+    is_of_link = host.is_link_local or (
+        host.is_multicast and (host.packed[1] & 0xF) in LINK_LOCAL_SCOPES
+    )
+    if is_of_link and host.scope_id is None:
+        raise ValueError(
+            f"[{host}] is an address of one link; add its network interface, such as [{host}%eth0]"
+        )
+    return str(host.ipv4_mapped or host)
+
+
+def is_for_many(host: str) -> bool:
+    """Return whether a numeric host is a multicast address or the broadcast address."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return address.is_multicast or host == BROADCAST
 
 
 def _parse_ports(text: str, transport: Transport) -> range:

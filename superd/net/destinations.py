@@ -14,9 +14,12 @@ from superd.errors import shown
 from superd.net.addresses import (
     ANY_IPV4,
     ANY_IPV6,
+    BROADCAST,
     ENDPOINT,
     Address,
     Transport,
+    is_for_many,
+    parse_ipv6,
     parse_port,
     parse_unix,
 )
@@ -87,7 +90,7 @@ def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS)
         raise ValueError(
             "expected a host and a port, such as tcp://127.0.0.1:80, tcp://[::1]:80 or HOST:80"
         )
-    host = _bracketed(match["bracketed"]) if match["host"] is None else _host(match["host"])
+    host = parse_ipv6(match["bracketed"]) if match["host"] is None else _host(match["host"])
     port = parse_port(match["ports"], transport or Transport.TCP)
     if not port:
         raise ValueError("port 0 cannot be connected to")
@@ -95,16 +98,9 @@ def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS)
         raise ValueError(
             f"expected one address to connect to, not {host}, which means every address"
         )
+    if host == BROADCAST or (transport is not Transport.UDP and is_for_many(host)):
+        raise ValueError(f"cannot connect to {host}: it is the address of many hosts")
     return Destination(transport, host, port)
-
-
-def _bracketed(text: str) -> str:
-    """Return an IPv6 host; an IPv4-mapped one as IPv4. ValueError."""
-    try:
-        host = ipaddress.IPv6Address(text)
-    except ValueError:
-        raise ValueError(f"[{text}] is not an IPv6 address") from None
-    return str(host.ipv4_mapped or host)
 
 
 def _host(text: str) -> str:

@@ -31,6 +31,7 @@ STATUS = "status"
 ANSWER = "answer"
 
 # requests of the master to a worker
+LISTEN = "listen"  # comes with a listening socket
 CONNECTIONS = "connections"
 KILL = "kill"
 TRAFFIC = "traffic"

@@ -62,13 +62,19 @@ class Engine:
             self.executors[service] = executor
 
     def listen(self, service: WorkerService, address: Address, sock: socket.socket) -> None:
-        """Serve one of the service's sockets."""
+        """Serve one of the service's sockets, also while the loop runs already."""
+        if self.context.is_draining:
+            sock.close()
+            return
         self._inodes.append((service, sock, os.fstat(sock.fileno()).st_ino))
         executor = self.executors.get(service)
         served = served_socket(self.context, service, address, sock, executor)
         self.context.sockets.append(served)
         if isinstance(served, Acceptor):
             service.acceptors.append(served)
+        if self.context.loop.is_serving:
+            self._own_descriptors += 1
+            served.start()
 
     def become_copy(self) -> None:
         """Leave signals, polling and listeners to the worker, and exit once control returns to the

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import traceback
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -43,7 +43,7 @@ from superd.process.forking import guard_forks, reset_signals
 from superd.worker.blocking.processes import ForkExecutor, PreforkExecutor
 from superd.worker.blocking.session import Executor
 from superd.worker.blocking.threads import ThreadExecutor
-from superd.worker.channel import OBSERVE, Channel
+from superd.worker.channel import LISTEN, OBSERVE, Channel
 from superd.worker.commands import Commands
 from superd.worker.engine import Engine
 from superd.worker.lifeline import Lifeline
@@ -232,13 +232,25 @@ def _serve(
             context, channel, name, entry, entrances, ports, records, queries
         )
         engine.add(services[name], _executor(context, services[name], channel, kept))
-    for name, address, sock in assignment.sockets:
+
+    def listen(name: str, address: Address, sock: socket.socket) -> None:
         # one source's datagrams belong to one worker, and a plugin gets a listener from one
         by_source = address.transport.is_datagram and services[name].relay_datagrams is not None
         if assignment.is_first or not (by_source or services[name].entry.wait):
             engine.listen(services[name], address, sock)
         else:
             sock.close()  # or the address would stay in use while this worker drains
+
+    def listen_also(service: str, transport: str, files: Sequence[int] = ()) -> None:
+        if not files:
+            text = "no descriptor was free for a listener; it is served once workers are replaced"
+            channel.log(Record("error", text, service=service))
+            return
+        sock = socket.socket(fileno=files[0])
+        listen(service, Address.from_sockaddr(Transport(transport), sock.getsockname()), sock)
+
+    for one in assignment.sockets:
+        listen(*one)
     loop = context.loop
 
     def handle_messages() -> None:
@@ -249,7 +261,11 @@ def _serve(
             engine.drain_without_master()
 
     commands = Commands(context, channel, files, engine.renew_processes, engine.release)
-    handlers_by_kind = {**commands.by_kind, OBSERVE: queries.take_answer}
+    handlers_by_kind: dict[str, Callable[..., None]] = {
+        **commands.by_kind,
+        OBSERVE: queries.take_answer,
+        LISTEN: listen_also,
+    }
 
     def ready() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)

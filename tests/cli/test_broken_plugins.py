@@ -149,6 +149,7 @@ def test_a_start_with_a_broken_plugin_returns_1_and_the_reason(
             "superd: service.raises is not served:"
             " plugin raises cannot be loaded: RuntimeError: no luck"
             f" ({tmp_path}/site-packages/superd_raises.py:1)\n"
+            f"superd: 1 of 2 services are served, by process {one.pid}\n"
         )
         [served] = one.status()["services"]
         assert served["name"] == "fine"

@@ -292,13 +292,13 @@ def test_check_names_the_ports_that_a_user_cannot_bind(
     listen = 'listen = ["tcp://*:7", "udp://*:7007", "unix://@check", "tcp://127.0.0.1:9-12"]'
     text = f'[service.echo]\nplugin = "echo"\n{listen}\n'
     remedy = (
-        f"is below {start}; use a higher port, or run superd as root or with CAP_NET_BIND_SERVICE"
+        f"below {start}; use a higher port, or run superd as root or with CAP_NET_BIND_SERVICE"
         " (AmbientCapabilities= in a unit of systemd)"
     )
     assert checked_by_nobody(text) == [
         "0",
-        f"superd: as this user: superd.toml:3:11: service.echo.listen[0]: port 7 {remedy}",
-        f"superd: as this user: superd.toml:3:57: service.echo.listen[3]: port 9 {remedy}",
+        f"superd: as this user: superd.toml:3:11: service.echo.listen[0]: port 7 is {remedy}",
+        f"superd: as this user: superd.toml:3:57: service.echo.listen[3]: some ports are {remedy}",
         "configuration OK",
     ]
     monkeypatch.setenv("LISTEN_FDS", "1")

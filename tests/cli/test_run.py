@@ -174,8 +174,13 @@ def test_an_address_in_use_is_named_and_the_exit_code_is_69(tmp_path: Path) -> N
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"tcp://127.0.0.1:{taken.getsockname()[1]}"
         message = failed_start(tmp_path, ECHO.replace("tcp://127.0.0.1:0", address))
-    text = f"service.echo: cannot listen on {address}: the address is in use by another process"
-    assert message == (69, f"superd: {text}")
+    code, text = message
+    assert code == 69
+    assert text.startswith(f"superd: {tmp_path}/superd.toml:")
+    assert (
+        f": service.echo.listen: cannot listen on {address}: the address is in use by process"
+        f" {os.getpid()} (" in text
+    )
 
 
 def test_a_configured_pid_file_that_cannot_be_created_is_an_error(tmp_path: Path) -> None:

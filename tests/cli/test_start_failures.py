@@ -31,9 +31,11 @@ def test_start_names_the_address_in_use(configured: Configure) -> None:
         port = taken.getsockname()[1]
         done = configured(echo_with_log(port)).run("start")
     assert done.returncode == 69
-    assert done.stderr == (
-        f"superd: service.echo: cannot listen on tcp://127.0.0.1:{port}:"
-        " the address is in use by another process\n"
+    assert done.stderr.startswith("superd: ")
+    assert done.stderr.count("\n") == 1
+    assert (
+        f"superd.toml:10:10: service.echo.listen: cannot listen on tcp://127.0.0.1:{port}:"
+        f" the address is in use by process {os.getpid()} (" in done.stderr
     )
 
 
@@ -196,3 +198,18 @@ def test_a_broken_service_fails_the_start_but_not_the_other_services(
     assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"
     assert "bad" in superd.answer()["broken"]
     assert "bad  not served: plugin broken" in superd_here("status", "-c", str(superd.file)).stdout
+
+
+def test_start_prints_what_is_not_served_and_how_much_is(configured: Configure) -> None:
+    port = free_port()
+    late = ECHO.format(port=port).replace("service.echo", "service.late")
+    served = configured(echo_with_log(free_port()) + late)
+    with socket.create_server(("127.0.0.1", port)):
+        done = served.run("start")
+    first, last = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert f"service.late.listen: cannot listen on tcp://127.0.0.1:{port}: " in first
+    assert first.endswith("; it is tried again")
+    assert last == f"superd: 1 of 2 services are served, by process {served.pid}"
+    until(lambda: not served.answer()["pending"], "the address to be bound")
+    assert exchange(connect_tcp(("127.0.0.1", port)), b"hello") == b"hello"

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from superd.cli.daemon import ControlConnection
-from superd.errors import AddressInUse, NotPermitted, SuperdError
+from superd.errors import NotPermitted, SuperdError
+from superd.listen.failures import CannotListen
 from superd.master.control_socket import (
     MAX_CLIENTS,
     MAX_REQUEST_BYTES,
@@ -200,7 +201,7 @@ def test_a_request_of_a_client_dropped_in_the_same_turn_is_ignored(tmp_path: Pat
 
 
 def test_a_second_master_cannot_take_the_socket_of_the_first(answering: Answering) -> None:
-    with pytest.raises(AddressInUse, match=r"^control socket: cannot listen on unix://.*in use"):
+    with pytest.raises(CannotListen, match=r"^control socket: cannot listen on unix://.*in use"):
         control_listener(answering.path)
     assert repeated(answering, "status") == "status"
 

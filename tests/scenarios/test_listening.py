@@ -44,6 +44,9 @@ def machine() -> Iterator[Namespace]:
         yield space
 
 
+STOPS = '[daemon]\non-bind-failure = "stop"\n'
+
+
 def echo(*listen: str, **keys: object) -> str:
     """Return an entry that serves echo."""
     lines = [f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in keys.items()]
@@ -157,8 +160,8 @@ def test_a_star_listens_on_ipv4_only_in_a_kernel_without_ipv6(start_superd: Star
 
 
 def test_an_ipv6_address_in_a_kernel_without_ipv6_is_an_error(tmp_path: Path) -> None:
-    daemon = Superd(tmp_path, echo("tcp://127.0.0.1:0", "tcp://[::1]:0"))
-    with pytest.raises(AssertionError, match=r"tcp://\[::1\]:0: Address family not supported"):
+    daemon = Superd(tmp_path, STOPS + echo("tcp://127.0.0.1:0", "tcp://[::1]:0"))
+    with pytest.raises(AssertionError, match=r"tcp://\[::1\]:0: this machine has no IPv6"):
         daemon.start(*without_ipv6())
     assert daemon.stop() == ExitCode.FAILED
 
@@ -207,12 +210,13 @@ def test_free_bind_listens_on_an_address_that_the_machine_does_not_have_yet(
 def test_the_error_for_an_address_that_the_machine_does_not_have_names_free_bind(
     tmp_path: Path,
 ) -> None:
-    daemon = Superd(tmp_path, echo("tcp://198.51.100.7:7007", "tcp://127.0.0.1:0"))
+    daemon = Superd(tmp_path, STOPS + echo("tcp://198.51.100.7:7007", "tcp://127.0.0.1:0"))
     done = superd("run", "-c", str(daemon.write()))
     assert done.returncode == ExitCode.FAILED
     assert done.stderr.strip() == (
-        "superd: service.echo: cannot listen on tcp://198.51.100.7:7007: this machine does not"
-        " have the address; free-bind = true listens nevertheless"
+        f"superd: {daemon.file}:9:11: service.echo.listen[0]: cannot listen on"
+        " tcp://198.51.100.7:7007: this machine does not have the address;"
+        " free-bind = true listens nevertheless"
     )
 
 
@@ -392,7 +396,7 @@ def test_socket_files_of_a_killed_superd_are_replaced(start_superd: Start, tmp_p
 
 
 def test_socket_files_in_use_are_not_replaced(start_superd: Start, tmp_path: Path) -> None:
-    start_superd(entry_with_files(tmp_path))
+    daemon_pid = start_superd(entry_with_files(tmp_path)).pid
     before = [(tmp_path / transport).stat().st_ino for transport in UNIX]
     second = Superd(tmp_path / "second", entry_with_files(tmp_path))
     second.directory.mkdir()
@@ -400,7 +404,8 @@ def test_socket_files_in_use_are_not_replaced(start_superd: Start, tmp_path: Pat
     assert done.returncode == ExitCode.ADDRESS_IN_USE
     for transport in UNIX:
         where = f"{transport}://{tmp_path}/{transport}"
-        assert f"{where}: the address is in use by another process" in done.stderr
+        assert where in done.stderr
+        assert f"the address is in use by process {daemon_pid} (superd" in done.stderr
         assert_echoes_unix(tmp_path / transport, transport)
     assert [(tmp_path / transport).stat().st_ino for transport in UNIX] == before
 
@@ -449,12 +454,13 @@ def test_a_second_superd_fails_and_names_the_addresses_in_use(
     taken = [line.split()[1] for line in first.announced if "://" in line and "try:" in line]
     assert len(taken) == 3
     with first.connect("echo") as session:
-        second = Superd(tmp_path / "second", echo("tcp://127.0.0.1:0", *taken))
+        second = Superd(tmp_path / "second", STOPS + echo("tcp://127.0.0.1:0", *taken))
         second.directory.mkdir()
         done = superd("run", "-c", str(second.write()))
         assert done.returncode == ExitCode.ADDRESS_IN_USE
         for address in taken:
-            assert f"cannot listen on {address}: the address is in use" in done.stderr
+            assert address in done.stderr
+        assert f"the address is in use by process {first.pid} (superd" in done.stderr
         assert "Traceback" not in done.stderr
         session.sendall(b"still there")
         assert session.recv(100) == b"still there"
@@ -475,8 +481,8 @@ def test_a_port_in_use_by_another_program_is_named_in_the_error(
         daemon = Superd(tmp_path, echo(address))
         done = superd("run", "-c", str(daemon.write()))
     assert done.returncode == ExitCode.ADDRESS_IN_USE
-    where = f"service.echo: cannot listen on {address}"
-    assert done.stderr.strip() == f"superd: {where}: the address is in use by another process"
+    where = f"service.echo.listen[0]: cannot listen on {address}"
+    assert f"{where}: the address is in use by process {os.getpid()} (" in done.stderr
 
 
 def test_an_address_can_be_bound_again_when_superd_has_stopped(start_superd: Start) -> None:

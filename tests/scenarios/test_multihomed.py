@@ -6,6 +6,7 @@ Runs in a network namespace, on port 7, with addresses of both families.
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,8 +159,8 @@ SPECIFIC_HOSTS = [host for host, label in ANSWERS.items() if label != WILDCARD]
 @pytest.mark.parametrize(
     ("hosts", "named"),
     [
-        (["*", *SPECIFIC_HOSTS], ["0.0.0.0", "::", *SPECIFIC_HOSTS]),
-        (["*"], ["0.0.0.0", "::"]),
+        (["*", *SPECIFIC_HOSTS], ["*", *SPECIFIC_HOSTS]),
+        (["*"], ["*"]),
         *(([host], [host]) for host in ("127.0.0.2", "192.0.2.2", "2001:db8::1")),
     ],
     ids=["all", "wildcard", "specific", "under the wildcard", "ipv6"],
@@ -170,13 +171,15 @@ def test_a_second_superd_cannot_bind_any_of_the_addresses(
     second = Superd(tmp_path, entry(WILDCARD, hosts), env=env)
     with occupied.inside():
         session = connect_tcp(("127.0.0.2", 7))
-        with pytest.raises(AssertionError, match="in use by another process"):
+        with pytest.raises(AssertionError, match="the address is in use by process"):
             second.start(*occupied.wrapper)
         assert second.stop() == ExitCode.ADDRESS_IN_USE
         assert "Traceback" not in second.log()
         for host in named:
             for kind in ("tcp", "udp"):
-                assert f"cannot listen on {kind}://{bracketed(host)}:7: " in second.log()
+                assert re.search(
+                    rf"cannot listen on .*{kind}://{re.escape(bracketed(host))}:7[:,]", second.log()
+                )
         # the first superd still serves all of its addresses and connections
         assert exchange(session, b"who?") == f"{SPECIFIC} 127.0.0.2:7".encode()
         assert_each_reaches_the_most_specific(rounds=5)
@@ -185,7 +188,8 @@ def test_a_second_superd_cannot_bind_any_of_the_addresses(
 def test_an_address_in_use_by_another_program_is_reported(
     machine: Namespace, env: dict[str, str], tmp_path: Path
 ) -> None:
-    daemon = Superd(tmp_path, toml("wildcard first"), env=env)
+    stops = toml("wildcard first").replace("[daemon]", '[daemon]\non-bind-failure = "stop"')
+    daemon = Superd(tmp_path, stops, env=env)
     with (
         machine.inside(),
         socket.create_server(("127.0.0.2", 7)),

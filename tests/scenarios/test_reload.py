@@ -195,8 +195,10 @@ def test_a_conflict_with_an_address_of_superd_itself_is_explained(
     rewrite(served, UNIX.format(address=f"unixgram://{tmp_path}/./q") + other)
     done = served.run("reload")
     assert done.returncode == 69
+    line = served.file.read_text().splitlines().index(f'listen = "unixgram://{tmp_path}/./q"') + 1
     assert done.stderr.startswith(
-        f"service.echo: cannot listen on unixgram://{tmp_path}/./q: superd itself"
+        f"{served.file}:{line}:10: service.echo.listen: cannot listen on"
+        f" unixgram://{tmp_path}/./q: superd itself"
         " listens there for service.echo and cannot change that socket while it is open; restart"
         " superd, or run `superd disable echo`, `superd reload` and `superd enable echo`\n"
     )
@@ -328,7 +330,7 @@ def test_a_reload_with_a_port_in_use_changes_nothing(start_superd: Start) -> Non
         )
         done = served.run("reload")
         assert done.returncode == 69
-        assert f"service.c: cannot listen on tcp://127.0.0.1:{number}" in done.stderr
+        assert f"service.c.listen: cannot listen on tcp://127.0.0.1:{number}" in done.stderr
         with pytest.raises(ConnectionRefusedError):
             connect_tcp(("127.0.0.1", other))
         assert exchange(connect_tcp(("127.0.0.1", port)), b"x") == b"x"

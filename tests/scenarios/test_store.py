@@ -182,6 +182,7 @@ def test_a_failed_start_keeps_the_store_for_the_next_start(
     address = superd.address("echo")
     crash(superd)
     good = superd.toml
+    superd.toml = '[daemon]\non-bind-failure = "stop"\n' + good
     superd.toml += '[service.bad]\nplugin = "echo"\nlisten = "tcp://192.0.2.77:1"\n'
     supervisor.pass_on(superd)
     assert wait_for_exit(superd) == 1

@@ -3,7 +3,7 @@
 Runs in the master, in steps between which the running generation keeps serving:
 
 1. a child reads and checks the files and runs the preflight of plugins; a mistake ends the reload;
-2. new addresses are bound; addresses that stay keep the very same sockets;
+2. new addresses are bound; addresses that stay keep the very same sockets, or stay pending;
 3. the workers of the new generation start; if one cannot, all of them are killed;
 4. the old generation drains, and listeners that no service uses any more are closed; programs that
    have a listener of an entry that is gone or changed are ended.
@@ -27,11 +27,14 @@ from superd.config.loading import load, load_again
 from superd.config.model import Service, Settings
 from superd.errors import ConfigurationError, ExitCode, SuperdError, printable, reason, shown
 from superd.listen.adopting import adopt
+from superd.listen.failures import CannotListen
 from superd.listen.listener import Listener
 from superd.listen.listeners import listen
+from superd.listen.names import Answers, answer_of, look_up_as_json, names_in
 from superd.master.change.release import Release
 from superd.master.context import Context
 from superd.master.logs.log import Log, log_of
+from superd.master.plan.places import located
 from superd.master.plan.plan import plan_of
 from superd.master.plan.preflight import preflight
 from superd.master.supervisor import Supervisor
@@ -136,7 +139,8 @@ class Reload:
         else:
             # from our own child, in which no plugin ran
             settings = pickle.loads(base64.b64decode(outcome.result["settings"]))  # noqa: S301
-            self._start(settings, outcome.result["looking_up"])
+            answers = {n: answer_of(one) for n, one in outcome.result["answers"].items()}
+            self._start(settings, outcome.result["looking_up"], answers)
 
     def _take_outcome(self) -> Any:
         assert self._check is not None
@@ -144,7 +148,7 @@ class Reload:
         check, self._check = self._check, None
         return check.finish()
 
-    def _start(self, settings: Settings, looking_up: Collection[str]) -> None:
+    def _start(self, settings: Settings, looking_up: Collection[str], answers: Answers) -> None:
         """Bind new addresses, and add a generation, whose workers the supervisor starts."""
         context, old = self._context, self._context.current
         settings = self._with_fixed_files(settings, old.plan.settings)
@@ -157,7 +161,8 @@ class Reload:
             if any(getattr(daemon, key) != getattr(before, key) for key in keys):
                 self._log = log_of(settings, in_background=context.in_background)
             context.tally.roster.add(list(plan.services))
-            self._listeners = listen(plan.listening, old.listeners.all, plan.notices)
+            existing = old.listeners.all
+            self._listeners = listen(plan.listening, existing, plan.notices, answers)
             taken = {slot.number for slot in context.slots}
             listeners = Listeners(self._listeners, context.log)
             context.ban_filters.update(listeners)  # before a program accepts there
@@ -165,6 +170,9 @@ class Reload:
             new = Generation(number, plan, listeners)
             new.make_slots(taken, context.tally.roster.worker_slots)
             self._supervisor.provide_resolver(plan)
+        except CannotListen as error:
+            self._fail(str(located(error, settings, self.overrides)), error.exit_code)
+            return
         except SuperdError as error:
             self._fail(str(error), error.exit_code)
             return
@@ -256,13 +264,16 @@ class Reload:
 def check_in_child(
     file: Path, overrides: Mapping[str, bool], texts: Mapping[str, str] | None
 ) -> dict[str, Any]:
-    """Do `load_and_check`; return its result as JSON for the master."""
+    """Do `load_and_check`, and look up the names to listen on, unless everything stays as it runs;
+    return the results as JSON for the master.
+    """
     try:
         settings, looking_up = load_and_check(file, overrides, texts)
     except ConfigurationError as error:
         return {"problems": str(error).splitlines()}
     pickled = base64.b64encode(pickle.dumps(settings)).decode("ascii")
-    return {"settings": pickled, "looking_up": looking_up}
+    answers = look_up_as_json(names_in(settings.enabled) if texts is None else ())
+    return {"settings": pickled, "looking_up": looking_up, "answers": answers}
 
 
 def load_and_check(

@@ -24,10 +24,10 @@ SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 @dataclass
 class Plan:
-    """A configuration that has passed all checks and whose addresses can be bound.
+    """A configuration that has passed all checks.
 
     `broken` has services whose plugin does not work, with the reason; `looking_up` services whose
-    plugin needs a resolver.
+    plugin needs a resolver; `pending` why addresses could not be bound at the start.
     """
 
     settings: Settings
@@ -37,6 +37,7 @@ class Plan:
     needs_resolver: bool
     looking_up: list[str]
     notices: list[str] = field(default_factory=list)
+    pending: list[str] = field(default_factory=list)
 
     @property
     def workers(self) -> int:

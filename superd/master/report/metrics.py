@@ -62,7 +62,7 @@ def _daemon(context: Context) -> Iterator[str]:
     )
     yield from gauge(
         "superd_ready",
-        "1 if superd serves and each pool has a worker that is ready.",
+        "1 if superd serves on all addresses and each pool has a worker that is ready.",
         [("", int(not why_not_ready(context)))],
     )
     yield from gauge("superd_bans", "Networks that are banned.", [("", len(context.bans))])
@@ -185,6 +185,12 @@ def _services(context: Context) -> Iterator[str]:
         for name, entry in pool.services.items()
     ]
     yield from gauge("superd_service_info", "Each service, its plugin and its pool.", info)
+    pending = Counter(of_services[one.service] for one in context.current.listeners.pending)
+    yield from gauge(
+        "superd_service_pending_addresses",
+        "Addresses that could not be bound yet and are tried again.",
+        [(of, pending[of]) for of in of_services.values()],
+    )
     sums = [(of, context.tally.scoreboard.sums(name)) for name, of in of_services.items()]
     for count, (name, text) in COUNTERS.items():
         samples = [(of, one.counts[count]) for of, one in sums]

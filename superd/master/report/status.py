@@ -11,17 +11,19 @@ import time
 from typing import Any
 
 from superd import __version__
+from superd.listen.failures import grouped
 from superd.listen.listener import dropped_datagrams
 from superd.master.context import Context
 from superd.master.plan.pools import Pool
-from superd.master.workers.generation import Slot
+from superd.master.workers.generation import Generation, Slot
 from superd.net.addresses import Transport
 from superd.observe.rows import Rows
 from superd.process.procfs import usage_of
 
 
 def outline(context: Context) -> dict[str, Any]:
-    """Return the part of the status that takes the same time however many services there are.
+    """Return the part of the status that takes the same time however many services there are,
+    apart from addresses that could not be bound.
     `texts` is a digest of the configuration's files as they were when it was read.
     """
     return {
@@ -35,6 +37,10 @@ def outline(context: Context) -> dict[str, Any]:
         "log-level": context.log.level,
         "overrides": context.overrides,
         "texts": context.current.plan.settings.digest,
+        "pending": [
+            {"service": service, "addresses": addresses, "why": why}
+            for service, addresses, why in pending_addresses(context.current)
+        ],
     }
 
 
@@ -63,7 +69,19 @@ def why_not_ready(context: Context) -> str:
         return f"superd is {context.state.value}"
     ready = {slot.pool.name for slot in context.current.slots if state_of(slot) == "ready"}
     missing = [pool.name for pool in context.current.plan.pools if pool.name not in ready]
-    return f"no worker of pool {', '.join(missing)} is ready" if missing else ""
+    if missing:
+        return f"no worker of pool {', '.join(missing)} is ready"
+    return "\n".join(
+        f"service.{service} does not listen on {addresses} yet: {why}"
+        for service, addresses, why in pending_addresses(context.current)
+    )
+
+
+def pending_addresses(generation: Generation) -> list[tuple[str, str, str]]:
+    """Return service, addresses and cause of what could not be bound yet, one for each cause."""
+    found = (one.failure for one in generation.listeners.pending)
+    failures = [failure for failure in found if failure is not None]
+    return list(grouped(failures, lambda failure: failure.service))
 
 
 def state_of(slot: Slot) -> str:

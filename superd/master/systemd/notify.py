@@ -45,6 +45,7 @@ class Notifier:
         self._feed_at = 0.0
         self._extend_at = 0.0
         self._phase = ""
+        self._seen: tuple[object, ...] = ()
         self.fd_store = FdStore(self._send, self.environment)
 
     def send_changes(self, phase: str, generation: Generation, reload_failure: str) -> None:
@@ -52,10 +53,12 @@ class Notifier:
         if not self._address:
             return
         now = time.monotonic()
-        if phase != self._phase:
+        seen = (phase, generation.number, generation.listeners.changes)
+        if seen != self._seen:
             status = _status(phase, generation, reload_failure)
-            if self._send(*_assignments(phase), f"STATUS={status}"):
-                self._phase = phase
+            lines = _assignments(phase) if phase != self._phase else ()
+            if self._send(*lines, f"STATUS={status}"):
+                self._phase, self._seen = phase, seen
         self.fd_store.send_changes(phase, generation)
         if phase == "draining" and now >= self._extend_at:
             self._extend_at = now + EXTENSION_INTERVAL
@@ -91,6 +94,9 @@ def _status(phase: str, generation: Generation, reload_failure: str) -> str:
     """Return one line for `systemctl status`."""
     services = len(generation.plan.services)
     text = f"{phase}: {services} services, generation {generation.number}"
+    if pending := generation.listeners.pending:
+        first = f"service.{pending[0].service} on {pending[0].address}"
+        text += f"; {len(pending)} addresses cannot be bound yet, such as {first}"
     return printable(
         f"{text}; the last reload failed: {reload_failure}" if reload_failure else text
     )

@@ -14,7 +14,8 @@ from collections.abc import Container, Iterator, Mapping
 from superd.config.model import TCPMUX, Service
 from superd.errors import reason
 from superd.listen.listener import Listener
-from superd.listen.listeners import reopen
+from superd.listen.listeners import listen_again, reopen
+from superd.listen.names import Answers
 from superd.master.logs.log import Log
 from superd.net.addresses import Address, Transport
 
@@ -26,27 +27,31 @@ WITHOUT = "it was started without one of its listeners"
 
 class Listeners:
     """All listeners of this superd. One that is lost stays in `all`, closed, until it is bound
-    again.
+    again; so do those in `pending`, whose addresses could not be bound yet.
     """
 
     def __init__(self, listeners: list[Listener], log: Log) -> None:
         self.all = listeners
         self.log = log
-        self.changes = 0  # sockets that were closed or bound again
-        self._lost = {one.address for one in listeners if one.is_closed}
+        self.changes = 0  # sockets that were closed or bound
+        self.pending = [one for one in listeners if one.failure is not None]
+        self._lost = {one.address for one in listeners if one.is_closed and one.failure is None}
         self._next = 0  # index of the listener that is checked next
 
     @property
     def is_stale(self) -> bool:
         """Whether another generation, with the same sockets, has found one of them broken."""
-        return any(one.is_closed and one.address not in self._lost for one in self.all)
+        return any(
+            one.is_closed and one.failure is None and one.address not in self._lost
+            for one in self.all
+        )
 
     def sockets(self, services: Container[str]) -> list[tuple[str, Address, socket.socket]]:
         """Return the sockets for workers that serve `services`, with service and address."""
         return [
             (listener.service, listener.address, listener.socket)
             for listener in self.all
-            if listener.service in services and listener.address not in self._lost
+            if listener.service in services and not listener.is_closed
         ]
 
     def inodes(self, services: Container[str]) -> set[int]:
@@ -60,9 +65,7 @@ class Listeners:
         """
         if not any(entry.plugin == TCPMUX for entry in services.values()):
             return {}
-        found = (
-            (one.address.path, one.entrance) for one in self.all if one.address not in self._lost
-        )
+        found = ((one.address.path, one.entrance) for one in self.all if not one.is_closed)
         return {name: entrance for name, entrance in found if entrance is not None}
 
     def ports(self, transport: Transport) -> frozenset[int]:
@@ -72,9 +75,9 @@ class Listeners:
 
     def unixgram_names(self) -> frozenset[str | bytes]:
         """Return the names that peers see of all unix sockets for datagrams."""
-        kind = Transport.UNIXGRAM
+        paths = [o.address.path for o in self.all if o.address.transport is Transport.UNIXGRAM]
         return frozenset(
-            one.socket.getsockname() for one in self.all if one.address.transport is kind
+            b"\0" + os.fsencode(path[1:]) if path.startswith("@") else path for path in paths
         )
 
     def check(self) -> Iterator[tuple[str, str]]:
@@ -85,7 +88,7 @@ class Listeners:
         first = self._next if self._next < len(self.all) else 0
         self._next = first + CHECKED_AT_A_TIME
         for listener in self.all[first : self._next]:
-            if listener.address in self._lost:
+            if listener.address in self._lost or listener.failure is not None:
                 continue
             try:
                 done = listener.repair()
@@ -100,10 +103,22 @@ class Listeners:
                 if done:
                     self.log.error(f"{listener.address} {done}; repaired", listener.service)
 
+    def bind_pending(self, answers: Answers, notices: list[str]) -> list[Listener]:
+        """Try to bind the pending addresses; return the listeners that were bound."""
+        ports = {one.configured.port for one in self.pending}
+        open_ones = [one for one in self.all if one.failure is None]
+        near = [one for one in open_ones if one.address.path or one.address.port in ports]
+        tried = listen_again(self.pending, near, notices, answers)
+        self.all = [*open_ones, *tried]
+        self.pending = [one for one in tried if one.failure is not None]
+        bound = [one for one in tried if one.failure is None]
+        self.changes += bool(bound)
+        return bound
+
     def renew_lost(self) -> Iterator[tuple[str, str]]:
         """Bind lost addresses again, once no worker holds them any more; yield as `check` does."""
         for number, listener in enumerate(self.all if self._lost else ()):
-            if listener.address in self._lost:
+            if listener.address in self._lost and listener.failure is None:
                 try:
                     self.all[number] = reopen(listener)
                 except OSError:
@@ -124,10 +139,10 @@ class Listeners:
 
     def release(self) -> None:
         """Leave the sockets, open, to the generation that has taken them over."""
-        self.all = []
+        self.all, self.pending = [], []
 
     def close(self) -> None:
         """Close all listeners."""
         for listener in self.all:
             listener.close()
-        self.all = []
+        self.all, self.pending = [], []

@@ -113,7 +113,7 @@ def test_ports_of_other_processes_are_left_out_and_logged_once(start: Start, low
         assert sorted(line["port"] for line in knocks.next(4)) == [low, low + 1, low + 8, low + 9]
         (notice,) = notices(served)
         assert "service.sniffer: left out, as other processes listen there: tcp://" in notice
-        assert notice.endswith(" and 3 more")
+        assert notice.endswith(f"tcp://0.0.0.0:{low + 1}-{low + 7} (7 ports), udp://0.0.0.0:{low}")
         done = served.run("reload")
         assert done.returncode == 0
         assert "left out, as other processes listen there" in done.stderr
@@ -212,7 +212,8 @@ def test_a_range_without_any_free_port_is_an_error(tmp_path: Path, low: int, wid
             sock.bind(("::", port))
             sock.listen()
         _, output = failed_start(tmp_path, toml)
-    assert "service.sniffer: other processes listen on all of its addresses" in output
+    ends = f"tcp://{wide}:{low}-{low + 2} (3 ports)"
+    assert f"cannot listen on {ends}: other processes listen there" in output
 
 
 @pytest.mark.tool("prlimit")
@@ -221,7 +222,7 @@ def test_more_addresses_than_descriptors_are_one_error(tmp_path: Path) -> None:
     code, output = failed_start(tmp_path, toml, "prlimit", "--nofile=1000:1000")
     assert code == 1
     assert (
-        "superd may have at most 1000 open files; raise that limit (LimitNOFILE=, ulimit -n)"
-        in output
+        "superd may have at most 1000 open files, too few for this address and all later ones;"
+        " raise that limit (LimitNOFILE=, ulimit -n)" in output
     )
     assert output.count("tcp://") == 1

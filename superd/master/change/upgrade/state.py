@@ -15,7 +15,8 @@ from typing import Any
 
 from superd import __version__
 from superd.admission.memory import nameless_file
-from superd.errors import SuperdError
+from superd.errors import ExitCode, SuperdError
+from superd.listen.failures import Failure
 from superd.listen.listener import Listener
 from superd.master.change.reload import RUNTIME_FILES
 from superd.master.context import Context
@@ -119,7 +120,18 @@ def _listener(listener: Listener, found: _Descriptors) -> State:
         "file": listener.file,
         "backlog": listener.backlog,
         "is given": listener.is_external,
+        "failure": None if listener.failure is None else _failure(listener.failure),
     }
+
+
+def _failure(failure: Failure) -> State:
+    return {**asdict(failure), "address": _address(failure.address)}
+
+
+def failure_of(passed: Mapping[str, Any]) -> Failure:
+    """Return the failure that `_failure` has written."""
+    code = ExitCode(passed["exit_code"])
+    return Failure(**{**passed, "address": address_of(passed["address"]), "exit_code": code})
 
 
 def _slot(slot: Slot, found: _Descriptors) -> State:

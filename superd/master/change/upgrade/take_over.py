@@ -17,7 +17,7 @@ from superd.config.loading import load_again
 from superd.config.model import Confinement, Service
 from superd.listen.listener import Listener
 from superd.master.change.reload import Reload
-from superd.master.change.upgrade.state import State, address_of
+from superd.master.change.upgrade.state import State, address_of, failure_of
 from superd.master.logs.log import Log
 from superd.master.plan.plan import Plan, plan_of
 from superd.master.plan.pools import Pool
@@ -81,7 +81,7 @@ def listeners_of(state: State, services: Mapping[str, Service]) -> list[Listener
 
 
 def listener_of(passed: State, services: Mapping[str, Service]) -> Listener:
-    """Return one listener; one whose socket was lost has a closed socket."""
+    """Return one listener; one that is lost or pending has a closed socket."""
     asked = address_of(passed["asked"])
     unknown = Service.model_construct(plugin="(unknown)", listen=(asked,))
     file = passed["file"]
@@ -96,6 +96,7 @@ def listener_of(passed: State, services: Mapping[str, Service]) -> Listener:
         entrance=None if passed["entrance"] is None else _socket(passed["entrance"]),
         backlog=passed["backlog"],
         is_external=passed["is given"],
+        failure=failure_of(passed["failure"]) if passed.get("failure") else None,
     )
 
 
