@@ -50,6 +50,10 @@ class NotPermitted(SuperdError):
     exit_code = ExitCode.NOT_PERMITTED
 
 
+class TemporaryFailure(ValueError):
+    """A value cannot be judged now, as the system cannot answer; it may be right."""
+
+
 @dataclass(frozen=True, order=True)
 class Problem:
     """One mistake in a configuration: its place, what was expected and what was found.
@@ -62,6 +66,7 @@ class Problem:
     column: int
     path: str
     message: str
+    is_temporary: bool = False  # it may pass by itself
 
     def __str__(self) -> str:
         place = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
@@ -75,6 +80,8 @@ class ConfigurationError(SuperdError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = tuple(sorted(set(problems)))
+        if self.problems and all(problem.is_temporary for problem in self.problems):
+            self.exit_code = ExitCode.TEMPORARY
         super().__init__("\n".join(str(problem) for problem in self.problems))
 
 

@@ -30,6 +30,7 @@ from superd.plugin import (
     Service,
     WrongOption,
     parse_destination,
+    parse_own_host,
     proxy_header_v1,
     proxy_header_v2,
 )
@@ -51,10 +52,7 @@ def _destination(value: object) -> Destination:
 
 
 def _host(text: str) -> str:
-    try:
-        return str(ipaddress.ip_address(text)) if text else ""
-    except ValueError:
-        raise ValueError("expected an IPv4 or IPv6 address without a port") from None
+    return parse_own_host(text) if text else ""
 
 
 TargetDestination = Annotated[

@@ -73,7 +73,7 @@ def _lines(answer: Mapping[str, Any]) -> list[str]:
     lines += [f"{name}  not served: {why}" for name, why in answer["broken"].items()]
     lines += [
         f"{one['service']}  does not listen on {one['addresses']} yet: {one['why']}"
-        for one in answer["pending"]
+        for one in answer.get("pending", ())
     ]
     for name, enabled in answer["overrides"].items():
         lines.append(f"{name}  {'enabled' if enabled else 'disabled'} by the operator")

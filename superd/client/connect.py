@@ -15,7 +15,7 @@ from superd.client.reaching import Deadline, connect, datagram_sockets, duration
 from superd.client.standard import Input, Output
 from superd.client.streams import PACKET_SIZE, STREAM_BUFFER_SIZE, Exchange, Plain, Stream
 from superd.errors import ExitCode, UsageError
-from superd.net.addresses import Transport
+from superd.net.addresses import Transport, parse_own_host
 from superd.net.destinations import Destination
 
 
@@ -48,6 +48,11 @@ def connect_two_ways(address: str, options: ConnectOptions) -> int:
         raise UsageError(f"--tls takes a tcp or unix address, found {target}")
     if options.source and target.path:
         raise UsageError(f"--source takes a tcp or udp address, found {target}")
+    if ":" in options.source:
+        try:
+            parse_own_host(options.source)
+        except ValueError as error:
+            raise UsageError(f"--source: {error}") from None
     if not options.tls and (options.authorities or options.server_name or options.insecure):
         raise UsageError("--ca, --server-name and --insecure take --tls")
     with contextlib.ExitStack() as stack:

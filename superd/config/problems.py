@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -17,7 +17,7 @@ from pydantic_core import ErrorDetails
 
 from superd.config.positions import Path, Places
 from superd.config.values import did_you_mean
-from superd.errors import Problem, shown
+from superd.errors import Problem, TemporaryFailure, shown
 
 
 class Document:
@@ -77,7 +77,9 @@ def problems_of(
             if at_key
             else _about_the_value([finding.detail for finding in findings])
         )
-        problems.append(document.problem(path, message, at_key=at_key))
+        problem = document.problem(path, message, at_key=at_key)
+        is_temporary = isinstance(first.detail.get("ctx", {}).get("error"), TemporaryFailure)
+        problems.append(replace(problem, is_temporary=is_temporary))
     return problems
 
 

@@ -29,6 +29,7 @@ from superd.config.durations import DURATION
 from superd.config.durations import duration_text as duration_text
 from superd.config.durations import parse_duration as parse_duration
 from superd.errors import shown
+from superd.net.accounts import Kind, UnknownAccount, id_of
 from superd.net.addresses import (
     MAX_ADDRESSES,
     MAX_ID,
@@ -84,11 +85,11 @@ def did_you_mean(word: str, known: list[str]) -> str:
 
 
 def _user(value: object) -> int:
-    return _identity(value, "user", lambda name: pwd.getpwnam(name).pw_uid, _user_names)
+    return _identity(value, "user", _user_names)
 
 
 def _group(value: object) -> int:
-    return _identity(value, "group", lambda name: grp.getgrnam(name).gr_gid, _group_names)
+    return _identity(value, "group", _group_names)
 
 
 def _user_names() -> list[str]:
@@ -99,19 +100,16 @@ def _group_names() -> list[str]:
     return [entry.gr_name for entry in grp.getgrall()]
 
 
-def _identity(
-    value: object, kind: str, look_up: Callable[[str], int], names: Callable[[], list[str]]
-) -> int:
+def _identity(value: object, kind: Kind, names: Callable[[], list[str]]) -> int:
     """Return the number of a user or a group."""
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID:
         return value
     if not isinstance(value, str):
         raise ValueError(f"expected a {kind}'s name, or a number from 0 to {MAX_ID}")
     try:
-        return look_up(value)
-    except (KeyError, ValueError):
-        hint = did_you_mean(value, names())
-        raise ValueError(f"there is no {kind} {shown(value)}{hint}") from None
+        return id_of(value, kind)
+    except UnknownAccount as error:
+        raise ValueError(f"{error}{did_you_mean(value, names())}") from None
 
 
 def _umask(value: object) -> int:
@@ -133,7 +131,7 @@ def _addresses(value: object) -> tuple[Address, ...]:
             if len(found) > MAX_ADDRESSES:
                 raise ValueError(f"a service listens on at most {MAX_ADDRESSES} addresses")
         except ValueError as error:
-            kind = PydanticCustomError("address", "{error}", {"error": str(error)})
+            kind = PydanticCustomError("address", "{error}", {"error": error})
             place = (number,) if texts is value else ()
             mistakes.append(InitErrorDetails(type=kind, loc=place, input=text))
             if len(found) > MAX_ADDRESSES:

@@ -20,8 +20,6 @@ from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address
 MAX_ADDRESSES_SHOWN = 5  # of one cause; a range of ports counts as one
 # errors of bind(2): the machine does not have the address, or not its family
 NOT_HERE_ERRNOS = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
-# of if_nametoindex(3); None before Python 3.14
-NO_INTERFACE_ERRNOS = (None, errno.ENODEV, errno.ENXIO)
 TOO_MANY_FILES_ERRNOS = (errno.EMFILE, errno.ENFILE)
 
 
@@ -132,7 +130,7 @@ def failure_of(
     if number == errno.ENODEV and service.device:
         text = f'there is no network interface "{service.device}"'
         return Failure(name, address, text, key="device")
-    if number in NO_INTERFACE_ERRNOS and "%" in address.host:
+    if number == errno.ENODEV and "%" in address.host:
         text = f'there is no network interface "{address.host.partition("%")[2]}"'
         return Failure(name, address, text)
     if number in (errno.EACCES, errno.EPERM):

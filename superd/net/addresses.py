@@ -7,17 +7,17 @@ bound (superd.listen.names). Raises ValueError with a text for the operator.
 from __future__ import annotations
 
 import enum
-import grp
+import errno
 import ipaddress
 import os
-import pwd
 import re
 import socket
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import parse_qsl
 
 from superd.errors import shown
+from superd.net.accounts import Kind, id_of
 
 ANY_IPV4 = "0.0.0.0"  # noqa: S104  the wildcard is what an operator asks for with "*"
 ANY_IPV6 = "::"
@@ -108,15 +108,15 @@ class Address:
 
     @property
     def sockaddr(self) -> Any:
-        """The address in the form that Python's socket module takes."""
+        """The address in the form that Python's socket module takes. OSError if its network
+        interface is missing.
+        """
         if self.transport.is_unix:
             return "\0" + self.path[1:] if self.path.startswith("@") else self.path
         if self.family == socket.AF_INET:
             return (self.host, self.port)
         host, _, scope = self.host.partition("%")
-        if scope and not scope.isdecimal():
-            return (host, self.port, 0, socket.if_nametoindex(scope))
-        return (host, self.port, 0, int(scope or 0))
+        return (host, self.port, 0, _scope_id(scope))
 
     @property
     def endpoint(self) -> str:
@@ -143,6 +143,16 @@ class Address:
             return cls(transport, path="@" + path[1:] if path.startswith("\0") else path)
         host = sockaddr[0]
         return cls(transport, unmapped(host), sockaddr[1])
+
+
+def _scope_id(scope: str) -> int:
+    """Return the number of a network interface, from its name or number; 0 for none."""
+    if not scope or scope.isdecimal():
+        return int(scope or 0)
+    try:
+        return socket.if_nametoindex(scope)
+    except OSError:  # without an errno before Python 3.14
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV), scope) from None
 
 
 def unmapped(host: str) -> str:
@@ -234,6 +244,19 @@ def is_for_many(host: str) -> bool:
     return address.is_multicast or host == BROADCAST
 
 
+def parse_own_host(text: str) -> str:
+    """Return the numeric host of a local address to connect from. ValueError."""
+    try:
+        host = str(ipaddress.ip_address(text))
+    except ValueError:
+        raise ValueError("expected an IPv4 or IPv6 address without a port") from None
+    if ":" in host:
+        host = parse_ipv6(host)
+    if is_for_many(host):
+        raise ValueError(f"cannot connect from {host}: it is the address of many hosts")
+    return host
+
+
 def _parse_ports(text: str, transport: Transport) -> range:
     """Return one port, or a range of ports; a name with a hyphen is one port."""
     if not re.fullmatch(r"[0-9]+-[0-9]+", text):
@@ -296,11 +319,8 @@ def _parse_tcpmux(rest: str) -> Address:
     return Address(Transport.TCPMUX, path=name.lower(), greets=not query)
 
 
-def look_up_id(name: str, kind: Literal["user", "group"]) -> int:
+def look_up_id(name: str, kind: Kind) -> int:
     """Return the id of a user or a group from a number or a name. ValueError."""
     if re.fullmatch(r"[0-9]{1,10}", name) and int(name) <= MAX_ID:
         return int(name)
-    try:
-        return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
-    except (KeyError, ValueError):
-        raise ValueError(f"there is no {kind} {shown(name)}") from None
+    return id_of(name, kind)

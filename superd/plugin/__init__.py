@@ -20,8 +20,8 @@ By use:
   serving    Connection, BlockingConnection, Client, Request, Waiting; LineTooLong, Unavailable
   relaying   Relay, DatagramRelay, Relayed, RelayedDatagrams, Poller, Polled, End; reset_on_close,
              undelivered
-  addresses  Address, Transport, IPNetwork, ANY_IPV4, ANY_IPV6; Destination, parse_destination;
-             Candidates, the order and pace of RFC 8305
+  addresses  Address, Transport, IPNetwork, ANY_IPV4, ANY_IPV6; Destination, parse_destination,
+             parse_own_host; Candidates, the order and pace of RFC 8305
   PROXY      proxy_header_v1 and proxy_header_v2 of a client, OWN_HEADER_V1 and OWN_HEADER_V2 of
              superd itself
   programs   inherited_environment, variables that superd was started with
@@ -38,7 +38,7 @@ from superd.config.values import (
     Size,
     Strings,
 )
-from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport
+from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport, parse_own_host
 from superd.net.closing import reset_on_close, undelivered
 from superd.net.destinations import Destination, parse_destination
 from superd.net.happy_eyeballs import Candidates
@@ -111,6 +111,7 @@ __all__ = [
     "hookimpl",
     "inherited_environment",
     "parse_destination",
+    "parse_own_host",
     "proxy_header_v1",
     "proxy_header_v2",
     "reset_on_close",

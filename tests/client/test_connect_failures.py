@@ -123,6 +123,11 @@ def test_a_source_address_of_another_machine_is_an_error() -> None:
             ConnectOptions(tls=True, authorities="/dev/null"),
             "--ca /dev/null: the file has no certificate",
         ),
+        (
+            "[fe80::1%lo]:7",
+            ConnectOptions(source="fe80::2"),
+            "--source: [fe80::2] is an address of one link; add its network interface",
+        ),
         ("unix:///none", ConnectOptions(tls=True), "--tls needs --server-name or --insecure"),
         (
             "unix:///none",

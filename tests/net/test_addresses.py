@@ -143,6 +143,15 @@ def test_a_star_expands_to_one_address_of_each_family() -> None:
         ("tcp://a..b:7", '"a..b" is not a host'),
         ("tcp://a\0b:7", '"a\\x00b" is not a host'),
         ("tcp:// :7", '" " is not a host'),
+        ("tcp://[fe80::1]:7", "add its network interface, such as [fe80::1%eth0]"),
+        ("udp://[febf::1]:7", "add its network interface, such as [febf::1%eth0]"),
+        ("udp://[ff02::1]:7", "add its network interface, such as [ff02::1%eth0]"),
+        ("tcp://[ff0e::1]:7", "no client can connect to ff0e::1 by tcp"),
+        ("tcp://224.0.0.1:7", "no client can connect to 224.0.0.1 by tcp"),
+        ("tcp://255.255.255.255:7", "no client can connect to 255.255.255.255 by tcp"),
+        ("tcp://0:7", "0 is not an IPv4 address"),
+        ("tcp://0x7f000001:7", "0x7f000001 is not an IPv4 address"),
+        ("tcp://0x0.0:7", "0x0.0 is not an IPv4 address"),
         ("tcp://*:65536", "there is no port 65536 (the last is 65535)"),
         ("tcp://*:70000", "there is no port 70000 (the last is 65535)"),
         ("tcp://*:" + "9" * 100, "there is no port 99999999999999999999 (the last is 65535)"),
@@ -204,3 +213,26 @@ def test_a_transport_knows_its_socket() -> None:
         "unixpacket": (True, False, socket.SOCK_SEQPACKET),
         "tcpmux": (False, False, socket.SOCK_STREAM),
     }
+
+
+def test_a_link_local_address_names_its_interface() -> None:
+    (address,) = parse_addresses("tcp://[fe80::1%lo]:7")
+    assert str(address) == "tcp://[fe80::1%lo]:7"
+    assert address.sockaddr == ("fe80::1", 7, 0, socket.if_nametoindex("lo"))
+    assert parse_addresses("tcp://[fe80::1%1]:7")[0].sockaddr == ("fe80::1", 7, 0, 1)
+    with pytest.raises(OSError, match="No such device: 'nowhere0'"):
+        _ = parse_addresses("tcp://[fe80::1%nowhere0]:7")[0].sockaddr
+
+
+def test_datagrams_are_received_at_the_address_of_many_hosts() -> None:
+    assert texts("udp://224.0.0.1:7") == ["udp://224.0.0.1:7"]
+    assert texts("udp://255.255.255.255:7") == ["udp://255.255.255.255:7"]
+    assert texts("udp://[ff02::1%eth0]:7") == ["udp://[ff02::1%eth0]:7"]
+
+
+def test_a_host_stays_a_name_until_it_is_looked_up() -> None:
+    (address,) = parse_addresses("tcp://me.example:7")
+    assert address.is_name
+    assert not parse_addresses("tcp://*:7")[0].is_name
+    found = address.at("192.0.2.1", "me.example")
+    assert (found.is_name, found.listed) == (False, address)

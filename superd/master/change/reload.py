@@ -135,7 +135,7 @@ class Reload:
         if outcome.failure:
             self._fail(outcome.failure, ExitCode.FAILED)
         elif "problems" in outcome.result:
-            self._fail("\n".join(outcome.result["problems"]), ExitCode.CONFIGURATION)
+            self._fail("\n".join(outcome.result["problems"]), outcome.result["code"])
         else:
             # from our own child, in which no plugin ran
             settings = pickle.loads(base64.b64decode(outcome.result["settings"]))  # noqa: S301
@@ -270,7 +270,7 @@ def check_in_child(
     try:
         settings, looking_up = load_and_check(file, overrides, texts)
     except ConfigurationError as error:
-        return {"problems": str(error).splitlines()}
+        return {"problems": str(error).splitlines(), "code": int(error.exit_code)}
     pickled = base64.b64encode(pickle.dumps(settings)).decode("ascii")
     answers = look_up_as_json(names_in(settings.enabled) if texts is None else ())
     return {"settings": pickled, "looking_up": looking_up, "answers": answers}
