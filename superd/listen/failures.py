@@ -37,6 +37,10 @@ class Failure:
     key: str = "listen"
     is_not_here: bool = False
 
+    @property
+    def is_in_use(self) -> bool:
+        return self.exit_code is ExitCode.ADDRESS_IN_USE
+
 
 class CannotListen(SuperdError):
     """Addresses cannot be bound; the first of them decides the exit code."""

@@ -58,14 +58,12 @@ def listen(
     were_pending = {one.configured.listed for one in existing if one.failure is not None}
 
     def refused() -> list[Failure]:
-        failures = list(opening.failures.values())
-        if opening.fatal or (
-            serves_others and all(one.is_closed for one in opening.listeners.values())
-        ):
-            return opening.fatal or failures
-        return [
-            one for one in failures if not serves_others and one.address.listed not in were_pending
-        ]
+        failures = opening.fatal or list(opening.failures.values())
+        if opening.fatal or (serves_others and not opening.is_reachable):
+            return failures
+        if serves_others:
+            return []
+        return [one for one in failures if one.address.listed not in were_pending]
 
     opening.bind(_kept(wanted, existing))
     if not refused():
@@ -84,14 +82,15 @@ def listen_again(
     answers: Answers = NO_ANSWERS,
 ) -> list[Listener]:
     """Try to bind pending addresses beside the listeners of `existing`; return a listener for each,
-    which is pending again where that failed.
+    which is pending again where that failed. A name has the hosts of its answer, if there is one.
     """
-    wanted = [
-        (one.service, one.entry, address)
+    wanted = {
+        (one.service, address): (one.service, one.entry, address)
         for one in pending
-        for address in sockets_of(one.configured, answers)
-    ]
-    opening = Opening(wanted, existing, answers, notices)
+        for address in _hosts_again(one.configured, answers)
+    }
+    before = {(one.service, one.configured): one.failure for one in pending if one.failure}
+    opening = Opening(list(wanted.values()), existing, answers, notices, before)
     opening.bind({})
     if opening.fatal:
         opening.close()
@@ -113,7 +112,14 @@ def _hosts_or_known(
     listed: Address, answers: Answers, known: Mapping[Address, Sequence[Address]]
 ) -> Sequence[Address]:
     found = sockets_of(listed, answers)
-    return known.get(listed, found) if found == (listed,) else found
+    has_no_answer = listed.is_name and found == (listed,)
+    return known.get(listed, found) if has_no_answer else found
+
+
+def _hosts_again(pending: Address, answers: Answers) -> Sequence[Address]:
+    """Return the addresses to try for a pending one, whose name may have other hosts now."""
+    listed = pending.listed
+    return _hosts_or_known(listed, answers, {listed: [pending]}) if listed.is_name else (pending,)
 
 
 def _kept(wanted: Sequence[Wanted], existing: Sequence[Listener]) -> dict[int, Listener]:

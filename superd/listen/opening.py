@@ -10,6 +10,7 @@ import errno
 import socket
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from superd.config.model import Service
 from superd.listen.binding import bind, file_at, file_identity
@@ -30,13 +31,15 @@ from superd.net.addresses import ANY_IPV4, Address, Transport
 DETAILS_OF_EQUAL_ADDRESSES = ("mode", "uid", "gid", "greets")
 MAX_DESCRIBED_HOLDERS = 8  # of addresses in use: each takes a look at every process
 
+NO_FAILURES: Mapping[tuple[str, Address], Failure] = MappingProxyType({})
+
 Wanted = tuple[str, Service, Address]  # a service, and one of the addresses to bind for it
 
 
 class Opening:
     """Binds the wanted addresses, as far as possible. `listeners` and `failures` are by the index
-    of the wanted address, `made` has the indexes of sockets that were bound. `fatal` is set if
-    every later address would fail as well.
+    of the wanted address. `fatal` is set if every later address would fail as well. `before` has
+    failures of earlier attempts: the processes that have a port are not searched for each time.
     """
 
     def __init__(
@@ -45,16 +48,18 @@ class Opening:
         existing: Sequence[Listener],
         answers: Answers,
         notices: list[str],
+        before: Mapping[tuple[str, Address], Failure] = NO_FAILURES,
     ) -> None:
         self.listeners: dict[int, Listener] = {}
         self.failures: dict[int, Failure] = {}
         self.fatal: list[Failure] = []
         self._made: list[int] = []
-        self._taken: dict[str, list[int]] = {}  # by service: ports of ranges that others have
+        self._taken: dict[str, set[int]] = {}  # by service: ports of ranges that others have
         self._wanted = wanted
         self._existing = existing
         self._answers = answers
         self._notices = notices
+        self._before = before
         self._described = 0
         open_ones = [one for one in existing if one.failure is None]
         self._shared = _shared([one for *_, one in wanted] + [one.address for one in open_ones])
@@ -79,8 +84,8 @@ class Opening:
                 self.failures[number] = not_found(name, address, answer)
         done = self.listeners.keys() | self.failures.keys()
         left = [number for number in range(len(self._wanted)) if number not in done]
-        # a port that a service names explicitly belongs to that service, not to a range of another
-        left.sort(key=lambda number: self._wanted[number][2].is_from_range)
+        # what a service names explicitly belongs to it, not to a name or a range of another
+        left.sort(key=lambda number: _precedence(self._wanted[number][2]))
         for number in left:
             name, service, address = self._wanted[number]
             if address in self._shared and _port_key(address) not in self._used_ports:
@@ -90,7 +95,8 @@ class Opening:
                     self._failed(number, error)
         for number in left:
             name, service, address = self._wanted[number]
-            if not self.fatal and not self._has_failed(number) and (name, address) not in covered:
+            is_covered = (name, address) in covered or self._has_already(name, address)
+            if not self.fatal and not self._has_failed(number) and not is_covered:
                 try:
                     share = address in self._shared
                     self.listeners[number] = open_listener(name, service, address, share=share)
@@ -127,6 +133,18 @@ class Opening:
         for number in self._made:
             self.listeners[number].close()
 
+    @property
+    def is_reachable(self) -> bool:
+        """Whether a client could connect to anything that was bound."""
+        return any(not one.is_closed and not one.entrance for one in self.listeners.values())
+
+    def _has_already(self, name: str, address: Address) -> bool:
+        """Return whether a service has an address, which a name stands for, in another way."""
+        if not address.listed.is_name:
+            return False
+        one = _find([*self.listeners.values(), *self._existing], address)
+        return one is not None and one.service == name
+
     def _has_failed(self, number: int) -> bool:
         name, *_ = self._wanted[number]
         return number in self.failures or number in self._taken.get(name, ())
@@ -134,7 +152,11 @@ class Opening:
     def _failed(self, number: int, error: OSError) -> None:
         name, service, address = self._wanted[number]
         if error.errno == errno.EADDRINUSE and address.is_from_range:
-            self._taken.setdefault(name, []).append(number)
+            self._taken.setdefault(name, set()).add(number)
+            return
+        before = self._before.get((name, address))
+        if error.errno == errno.EADDRINUSE and before and before.is_in_use:
+            self.failures[number] = before
             return
         if error.errno == errno.EADDRINUSE and (ours := self._own_holder(name, address)):
             self.failures[number] = in_use(name, address, ours)
@@ -168,13 +190,13 @@ class Opening:
         hosts of a name that this machine does not have if it has another of them.
         """
         for name, numbers in self._taken.items():
-            addresses = [self._wanted[number][2] for number in numbers]
+            addresses = [self._wanted[number][2] for number in sorted(numbers)]
             if any(one.service == name for one in self.listeners.values()):
                 ports = shown_addresses(addresses)
                 text = f"left out, as other processes listen there: {ports}"
                 self._notices.append(f"service.{name}: {text}")
             else:
-                for number, address in zip(numbers, addresses, strict=True):
+                for number, address in zip(sorted(numbers), addresses, strict=True):
                     cause = "other processes listen there"
                     self.failures[number] = in_use(name, address, cause)
         self._taken.clear()
@@ -192,6 +214,10 @@ class Opening:
                     f"service.{failure.service}: listens on {address.listed} without {address}:"
                     f" {failure.cause}"
                 )
+
+
+def _precedence(address: Address) -> tuple[bool, bool]:
+    return (address.is_from_range, address.listed.is_name)
 
 
 def _find(listeners: Iterable[Listener], address: Address) -> Listener | None:

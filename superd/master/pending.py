@@ -47,7 +47,8 @@ class PendingAddresses:
             self._due = now + self._interval
         if now < self._due or self._lookup is not None:
             return
-        if names := {one.configured.host for one in pending if one.configured.is_name}:
+        listed = [one.configured.listed for one in pending]
+        if names := {address.host for address in listed if address.is_name}:
             try:
                 job = partial(look_up_as_json, names)
                 self._lookup = start_isolated(job, LOOKUP_TIMEOUT + 1)

@@ -20,10 +20,11 @@ from superd.errors import SuperdError
 from superd.listen.adopting import adopt
 from superd.listen.failures import CannotListen
 from superd.listen.listener import Listener
-from superd.listen.listeners import listen, reopen
+from superd.listen.listeners import listen, listen_again, reopen
+from superd.listen.names import Answer
 from superd.net.addresses import Transport
 from tests.support.harness import until
-from tests.support.ports import free_port
+from tests.support.ports import free_port, free_range
 
 NOBODY = 65534
 UNPRIVILEGED = Path("/proc/sys/net/ipv4/ip_unprivileged_port_start")
@@ -710,3 +711,72 @@ def refusal_to_nobody(address: str) -> str:
         text = pipe.read()
     os.waitpid(pid, 0)
     return text
+
+
+# Names and pending addresses
+
+
+HOST = {"both.example": Answer(("127.0.0.1", "127.0.0.2"))}
+
+
+def test_an_address_that_a_name_repeats_is_bound_once() -> None:
+    port = free_port()
+    entry = service(f"tcp://both.example:{port}", f"tcp://127.0.0.1:{port}")
+    listeners = listen({"echo": entry}, answers=HOST)
+    with contextlib.ExitStack() as stack:
+        for listener in listeners:
+            stack.callback(listener.close)
+        found = {str(listener.address) for listener in listeners}
+        assert found == {f"tcp://127.0.0.1:{port}", f"tcp://127.0.0.2:{port}"}
+        again = listen({"echo": entry}, listeners)  # no name server answers now
+        assert [one.socket for one in again] == [one.socket for one in listeners]
+
+
+def test_an_address_that_a_name_stands_for_does_not_go_to_a_range() -> None:
+    low = free_range(3)
+    services = {
+        "range": service(f"tcp://127.0.0.1:{low}-{low + 2}"),
+        "named": service(f"tcp://both.example:{low + 1}"),
+    }
+    notices: list[str] = []
+    with contextlib.ExitStack() as stack:
+        for listener in listen(services, (), notices, HOST):
+            stack.callback(listener.close)
+            if listener.address.port == low + 1:
+                assert listener.service == "named"
+    assert notices == [
+        f"service.range: left out, as other processes listen there: tcp://127.0.0.1:{low + 1}"
+    ]
+
+
+def test_a_pending_name_is_bound_at_the_hosts_that_it_has_later() -> None:
+    port = free_port()
+    entry = service(f"tcp://both.example:{port}", "tcp://127.0.0.1:0")
+    listeners = listen({"echo": entry}, serves_others=True)
+    with contextlib.ExitStack() as stack:
+        (pending, other) = listeners
+        stack.callback(other.close)
+        assert (pending.is_closed, str(pending.address)) == (True, f"tcp://both.example:{port}")
+        with socket.create_server(("127.0.0.1", port)):
+            first = listen_again([pending], [other], [], HOST)
+        taken = [one for one in first if one.failure is not None]
+        for one in first:
+            stack.callback(one.close)
+        assert [str(one.address) for one in taken] == [f"tcp://127.0.0.1:{port}"]
+        moved = {"both.example": Answer(("127.0.0.2", "127.0.0.3"))}
+        second = listen_again(taken, [one for one in [*first, other] if not one.failure], [], moved)
+        for one in second:
+            stack.callback(one.close)
+        assert [str(one.address) for one in second] == [f"tcp://127.0.0.3:{port}"]
+        assert second[0].failure is None
+
+
+def test_one_family_of_the_wildcard_is_tried_again_alone() -> None:
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        with socket.create_server(("0.0.0.0", port)):
+            (pending, bound) = listen({"echo": service(f"tcp://*:{port}")}, serves_others=True)
+        stack.callback(bound.close)
+        (again,) = listen_again([pending], [bound], [])
+        stack.callback(again.close)
+        assert (str(again.address), again.failure) == (f"tcp://0.0.0.0:{port}", None)

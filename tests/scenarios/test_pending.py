@@ -131,7 +131,10 @@ def test_every_report_shows_an_address_that_is_not_bound_yet(
     wait_until_bound(served)
     assert "yet" not in supervisor.wait_for("STATUS")["STATUS"]
     assert get_page(served, "/readyz")[0] == 200
-    assert scrape_metrics(served)("service_pending_addresses", service="late") == 0
+    until(  # metrics are collected a few times a second only
+        lambda: scrape_metrics(served)("service_pending_addresses", service="late") == 0,
+        "the metric of pending addresses to be 0",
+    )
     assert "yet" not in served.run("status").stdout
     supervisor.close()
 
