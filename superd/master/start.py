@@ -94,7 +94,7 @@ def serve(
         def announce() -> None:
             found = context.current.listeners
             number = len(found.all) - len(found.pending)
-            left = f", {len(found.pending)} addresses cannot be bound yet" if found.pending else ""
+            left = f", {len(found.pending)} not bound yet" if found.pending else ""
             log.info(f"ready: {len(plan.services)} services on {number} addresses{left}")
             ready([one for one in found.all if one.failure is None])
 

@@ -19,10 +19,11 @@ from superd.config.model import Service
 from superd.errors import SuperdError
 from superd.listen.adopting import adopt
 from superd.listen.failures import CannotListen
+from superd.listen.inherited import Inheritance, Inherited, match
 from superd.listen.listener import Listener
 from superd.listen.listeners import listen, listen_again, reopen
 from superd.listen.names import Answer
-from superd.net.addresses import Transport
+from superd.net.addresses import Transport, parse_addresses
 from tests.support.harness import until
 from tests.support.ports import free_port, free_range
 
@@ -780,3 +781,16 @@ def test_one_family_of_the_wildcard_is_tried_again_alone() -> None:
         (again,) = listen_again([pending], [bound], [])
         stack.callback(again.close)
         assert (str(again.address), again.failure) == (f"tcp://0.0.0.0:{port}", None)
+
+
+def test_a_stored_socket_serves_its_name_without_a_name_server() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as kept:
+        port = kept.getsockname()[1]
+        (address,) = parse_addresses(f"tcp://127.0.0.2:{port}")
+        stored = Inherited(0, 0, "superd/echo", kept, address, is_own=True, service="echo")
+        services = {"echo": service(f"tcp://both.example:{port}")}
+        existing = match(services, Inheritance([stored]), [])
+        (listener,) = listen(services, existing)
+        assert (listener.socket, listener.failure) == (kept, None)
+        (same,) = listen(services, [listener], answers={"both.example": Answer(("127.0.0.2",))})
+        assert same.socket is kept

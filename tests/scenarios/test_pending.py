@@ -127,7 +127,7 @@ def test_every_report_shows_an_address_that_is_not_bound_yet(
         assert scrape("service_pending_addresses", service="metrics") == 0
         assert scrape("ready") == 0
         state = supervisor.wait_for("READY")["STATUS"]
-        assert f"1 addresses cannot be bound yet, such as service.late on {address}" in state
+        assert f"addresses that are not bound yet: 1, such as service.late on {address}" in state
     wait_until_bound(served)
     assert "yet" not in supervisor.wait_for("STATUS")["STATUS"]
     assert get_page(served, "/readyz")[0] == 200

@@ -96,7 +96,7 @@ def _status(phase: str, generation: Generation, reload_failure: str) -> str:
     text = f"{phase}: {services} services, generation {generation.number}"
     if pending := generation.listeners.pending:
         first = f"service.{pending[0].service} on {pending[0].address}"
-        text += f"; {len(pending)} addresses cannot be bound yet, such as {first}"
+        text += f"; addresses that are not bound yet: {len(pending)}, such as {first}"
     return printable(
         f"{text}; the last reload failed: {reload_failure}" if reload_failure else text
     )
