@@ -46,7 +46,10 @@ class Program:
         self._loop.add_reader(self._pidfd, _settle, done)
         why = "ended by superd; "
         try:
-            await asyncio.wait([done], timeout=max_run_time or None)
+            if not max_run_time:
+                await asyncio.shield(done)  # takes less time than wait()
+            else:
+                await asyncio.wait([done], timeout=max_run_time)
             why = "max-run-time is over; "
         finally:
             if done.done():

@@ -136,7 +136,7 @@ class Exec(Service):
         sock.setblocking(True)
         env = environment(self.base, conn.local, conn.peer)
         program = await self._start(sock, env, partial(conn.log, "warning"))
-        sock.close()  # so that the client sees the end as soon as the program closes it
+        conn.given_to(program.pid)
         try:
             await self._wait_for(program)
         finally:

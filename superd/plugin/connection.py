@@ -102,6 +102,13 @@ class Connection(AnyConnection):
     async def send(self, data: bytes) -> None:
         """Send all of `data`; returns once few enough bytes are buffered to bound memory."""
 
+    def given_to(self, program: int) -> None:
+        """Say that a program with this process ID has the socket from now on, for a takeover. The
+        plugin leaves its own socket open: superd closes that once neither the program nor a process
+        that it has started has the socket, so that no answer is lost.
+        """
+        raise RuntimeError("only a plugin that takes the socket over can give it to a program")
+
     async def __aiter__(self) -> AsyncIterator[bytes]:
         """Iterate over lines, each with its line feed."""
         while line := await self.readline():

@@ -136,6 +136,7 @@ class Service:
        `datagram(request) -> bytes | None` returns the answer to a datagram, or None for no answer.
        `async takeover(sock, conn)` owns the raw, non-blocking socket until it returns. superd then
        delivers what was sent and closes the socket, unless the method has closed or detached it.
+       If it starts a program for the client, it calls `conn.given_to(pid)` and waits for its end.
        It is called only while at least `descriptors` file descriptors are free.
        `relay(sock, conn) -> Relay` owns the socket without a coroutine, until it calls
        `conn.ended(end)`. The socket may be in blocking mode, so every call on it needs

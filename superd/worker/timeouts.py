@@ -1,4 +1,5 @@
-"""Closes connections that have timed out, and reports handlers that keep running after that.
+"""Closes connections that have timed out, or that no program has any more, and reports handlers
+that keep running after a time-out.
 
 Runs in the worker, on the loop, a few times a second. Never raises.
 """
@@ -29,16 +30,26 @@ class Timeouts:
     def __init__(self, context: Context) -> None:
         self.context = context
         self.expired: dict[AccountedConnection, float] = {}
+        self._has_timeouts = False
 
     def start(self) -> None:
-        """Check connections from now on, if any service has a time-out."""
-        if any(_has_timeouts(service) for service in self.context.services):
+        """Check connections from now on, if any service has a time-out or may run programs."""
+        services = self.context.services
+        self._has_timeouts = any(map(_has_timeouts, services))
+        if self._has_timeouts or any(service.takeover for service in services):
             self.context.loop.call_later(SWEEP_INTERVAL, self._sweep)
 
     def _sweep(self) -> None:
         context = self.context
         context.loop.call_later(SWEEP_INTERVAL, self._sweep)
         context.heartbeat.beat()
+        for connection in tuple(context.programs):
+            connection.check_holder()
+        if self._has_timeouts:
+            self._expire()
+
+    def _expire(self) -> None:
+        context = self.context
         now = context.loop.time()
         expired = [(session, _expiry(session, now)) for session in context.connections.values()]
         known, self.expired = self.expired, {}

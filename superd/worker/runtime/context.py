@@ -5,6 +5,7 @@ Runs in the worker, on the loop. Never raises.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -33,6 +34,16 @@ class ServedSocket(Protocol):
 
     def stop(self) -> None:
         """Serve what is pending, then close the socket in this worker."""
+
+
+class ProgramConnection(Protocol):
+    """A connection whose socket a program has."""
+
+    program: int  # its process ID
+    task: asyncio.Task[None] | None  # that waits for it; None once it has ended
+
+    def check_holder(self) -> None:
+        """Close the socket once no other process has it."""
 
 
 class Context:
@@ -75,6 +86,7 @@ class Context:
         self.flood_gate = FloodGate(report)
         self.tend_output = tend_output
         self.connections: dict[int, AccountedConnection] = {}  # the open ones, by number
+        self.programs: set[ProgramConnection] = set()
         self.accounting = Accounting(serial, loop.time, self.connections)
         self.names = Names(loop, resolver)
         self.lingering = Lingering(loop, self.end_if_drained)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from superd.admission.gate import NO_SOURCE, Ticket
-from superd.net.closing import undelivered
+from superd.net.closing import undelivered, unread
 from superd.worker.runtime.scratch import SCRATCH
 from superd.worker.runtime.service import WorkerService
 
@@ -86,6 +86,20 @@ class Lingering:
             self._loop.call_later(FIRST_CHECK_DELAY, self._check_new)
         self._new.append((sock, service, ticket))
 
+    def deliver(
+        self,
+        sock: socket.SocketType,
+        service: WorkerService | None = None,
+        ticket: Ticket = NO_SOURCE,
+    ) -> None:
+        """Close a socket that another process may use, so that it must be neither read nor shut
+        down: at once, or, where unread input would make this a reset, once all is delivered.
+        """
+        if unread(sock) and undelivered(sock):
+            self._watch(sock, service, ticket, is_read=False)
+        else:
+            close_socket(sock, service, ticket)
+
     def close_half(self) -> None:
         """Close the older half of the sockets: descriptors are needed elsewhere."""
         by_age = sorted(self._watched, key=lambda number: self._watched[number].stalled_deadline)
@@ -102,7 +116,12 @@ class Lingering:
         self._on_change()
 
     def _watch(
-        self, sock: socket.SocketType, service: WorkerService | None, ticket: Ticket
+        self,
+        sock: socket.SocketType,
+        service: WorkerService | None,
+        ticket: Ticket,
+        *,
+        is_read: bool = True,
     ) -> None:
         loop = self._loop
         if not self._is_watching:
@@ -113,8 +132,9 @@ class Lingering:
         deadline, stalled_deadline = now + LINGER_TIMEOUT, now + STALLED_CLIENT_TIMEOUT
         lingering = LingeringSocket(deadline, stalled_deadline, sock, service, ticket)
         self._watched[descriptor] = lingering
-        with contextlib.suppress(OSError):  # without memory for it, its deadline will close it
-            self.epoll.register(descriptor, select.EPOLLIN)
+        if is_read:
+            with contextlib.suppress(OSError):  # without memory for it, its deadline will close it
+                self.epoll.register(descriptor, select.EPOLLIN)
 
     def _on_readable(self) -> None:
         self._check_ready()

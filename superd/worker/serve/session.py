@@ -163,9 +163,19 @@ class Session(AccountedConnection):
         """Shut the socket down for sending, and close it once the client has closed as well. Until
         then it counts against every limit.
         """
+        self.context.lingering.finish(sock, *self._take_slots())
+
+    def deliver(self, sock: socket.SocketType) -> None:
+        """Close the socket, which another process may use, so that no answer is lost. Until then
+        it counts against every limit.
+        """
+        self.context.lingering.deliver(sock, *self._take_slots())
+
+    def _take_slots(self) -> tuple[WorkerService | None, Ticket]:
+        """Return the slots in the limits; the connection itself has none from now on."""
         has_slots = self.ticket is not NO_SLOT
         ticket, self.ticket = self.ticket, NO_SLOT
-        self.context.lingering.finish(sock, self.worker_service if has_slots else None, ticket)
+        return self.worker_service if has_slots else None, ticket
 
 
 def report_failure(

@@ -1,8 +1,9 @@
 """Connections whose raw socket a plugin takes over.
 
 Runs in the worker, on the loop. A client waits while too few descriptors are free for the plugin to
-start. Once the plugin has returned, what it has sent is delivered and the socket closed. Never
-raises.
+start. Once the plugin has returned, what it has sent is delivered and the socket closed. If it has
+started a program for the client, the connection lasts until neither the program nor a process that
+the program has started has the socket. Never raises.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from typing import Any
 
 from superd.admission.gate import Ticket
 from superd.net.addresses import Transport
-from superd.net.closing import reset_on_close
+from superd.net.closing import never_block_on_close, reset_on_close
 from superd.net.passing import pass_socket
 from superd.net.receive_timeout import NO_TIMEOUT
 from superd.observe.connections import End
 from superd.observe.records import Record
 from superd.plugin.connection import DEFAULT_LINE_LIMIT, Connection
+from superd.process.holders import has_open, holder_of, link_of
 from superd.worker.runtime.context import Context
 from superd.worker.runtime.service import WorkerService
 from superd.worker.serve.session import SLOTS, Session
@@ -32,6 +34,7 @@ from superd.worker.serve.session import SLOTS, Session
 RETRY_INTERVAL = 0.05  # seconds before a connection is retried for which descriptors were missing
 # seconds without polling then; longer, so that no other connection is accepted before the retry
 ACCEPT_PAUSE = 2 * RETRY_INTERVAL
+NEW_PROGRAM_TIME = 1.0  # seconds; far too short for the system to give out all process IDs
 BROKEN = select.POLLHUP | select.POLLERR
 LINUX = sys.platform == "linux"
 TCP_INFO_SIZE = 136  # bytes of struct tcp_info, up to tcpi_bytes_received (tcp(7))
@@ -95,21 +98,26 @@ def _keep_free(context: Context, sock: socket.socket, number: int) -> None:
 
 
 class TakeoverSession(Session, Connection):
-    """A connection that superd only accounts for; the plugin reads and writes the socket itself."""
+    """A connection that superd only accounts for; the plugin, or a program that it has started,
+    reads and writes the socket itself.
+    """
 
-    __slots__ = (*SLOTS, "is_known", "kept", "sock")
+    __slots__ = (*SLOTS, "holder", "is_known", "kept", "program", "sock")
 
     sock: socket.socket | None
     kept: socket.socket | None
     is_known: bool  # whether the kernel counts the bytes
+    program: int  # its process ID; 0 if there is none
+    holder: int  # the process that had the socket when this was checked last
 
     def start(self, sock: socket.socket) -> None:
         """Give the plugin the socket, without the SO_RCVTIMEO that it has inherited.
 
         If the entry has time-outs that depend on traffic, a duplicate is kept for counting it: the
-        plugin may close its own and leave the client to a program.
+        plugin may close its own and leave the client to another process.
         """
         self.sock, self.kept, self.is_known = sock, None, False
+        self.program = self.holder = 0
         entry, takeover = self.worker_service.entry, self.worker_service.takeover
         assert takeover is not None
         try:
@@ -121,6 +129,11 @@ class TakeoverSession(Session, Connection):
         except BaseException as error:  # noqa: BLE001  takeover() may not take two arguments
             self.contain(error)
             self.leave()
+
+    def given_to(self, program: int) -> None:
+        self.program = self.holder = program
+        self.context.programs.add(self)
+        self._close_kept()
 
     def raw_socket(self) -> socket.socket | None:
         return self.sock
@@ -165,12 +178,61 @@ class TakeoverSession(Session, Connection):
         return any(events & BROKEN for _, events in poll.poll(0))
 
     def finish(self) -> None:
+        """Close, unless a process that the program has started still has the socket."""
         self._count()
-        sock, self.sock = self.sock, None
-        self._close_kept()
+        sock, is_free = self.sock, True
+        if self.program and sock is not None and self.end is None:
+            try:
+                if self._is_held(sock):
+                    return  # `check_holder` closes it later
+            except OSError:
+                is_free = False
+        kept, self.sock, self.kept = self.kept, None, None
         if sock is None or sock.fileno() < 0:
-            return  # the plugin has closed it, or given it to another process
-        self.linger(sock)
+            if kept is not None:  # the plugin has closed it, or given it to another process
+                self.deliver(kept)
+            return
+        if kept is not None:
+            kept.close()
+        if self.program and never_block_on_close(sock):
+            sock.close()
+        elif is_free:
+            self.linger(sock)
+        else:
+            self.deliver(sock)
+
+    def check_holder(self) -> None:
+        """Close the socket once no other process has it. Called from time to time."""
+        sock = self.sock
+        if sock is None:
+            return
+        with contextlib.suppress(OSError):  # if it is unknown, the program has it until its end
+            if self._is_held(sock):
+                return
+            if self.task is None:
+                self.finish()
+                if self.is_lost:
+                    self.leave()
+            else:  # the program has closed it and does something else; that keeps the slot
+                self._count()
+                self.sock = None
+                self.context.lingering.finish(sock)
+
+    def _is_held(self, sock: socket.socket) -> bool:
+        """Return whether another process has the socket. Raises OSError if that is unknown."""
+        link = link_of(sock.fileno())
+        if self.task is not None and has_open(self.program, link, self.program):
+            return True
+        if self.holder != self.program and has_open(self.holder, link, self.program):
+            return True
+        others = {one.program for one in self.context.programs if one.task is not None}
+        is_new = self.context.loop.time() - self.started < NEW_PROGRAM_TIME
+        self.holder = holder_of(link, self.program, others, is_new=is_new) or self.program
+        return self.holder != self.program
+
+    def leave(self) -> None:
+        self.context.programs.discard(self)
+        super().leave()
 
     def expire(self, end: End) -> None:
         """Shut the socket down; close it after the plugin, which may be using it, has returned."""
@@ -181,6 +243,9 @@ class TakeoverSession(Session, Connection):
                 sock.shutdown(socket.SHUT_RDWR)
         if self.task is not None:
             self.task.cancel()
+        else:  # only processes that its program has started have the socket
+            self.finish()
+            self.leave()
 
     def abort(self) -> None:
         self._count()
