@@ -125,7 +125,11 @@ class Confinement(Section):
     nice: Annotated[int, Field(ge=-20, le=19, description="scheduling priority")] = 0
     rlimits: Annotated[Rlimits, Field(description="resource limits")] = Rlimits()
     no_new_privs: Annotated[
-        bool, Field(description="programs cannot gain privileges (prctl(2))")
+        bool,
+        Field(
+            description="programs cannot gain privileges (prctl(2)); false lets those that are"
+            " set-user-ID, or have file capabilities, have them in full"
+        ),
     ] = True
     pool: Annotated[
         str, Field(description="services of another pool never share a process with these")

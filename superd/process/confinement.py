@@ -75,7 +75,8 @@ def limit(confinement: Confinement, *, has_own_session: bool = True) -> None:
     if LINUX:
         if confinement.user:
             with _step("empty the capability bounding set", "CAP_SETPCAP"):
-                capabilities.empty_bounding_set()
+                if confinement.no_new_privs:  # without it, set-user-ID programs are to have theirs
+                    capabilities.empty_bounding_set()
                 capabilities.drop_on_change_of_user()
         if confinement.user != 0:
             capabilities.clear_inheritable()

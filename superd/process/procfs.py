@@ -1,7 +1,7 @@
 """Reads what a process has used so far, and its own children, from /proc (proc(5)).
 
-Runs in the master: for status and metrics, and in the watchdog; workers count their descriptors, and
-look after programs. `stat_fields` raises OSError for a process that has ended and on a system
+Runs in the master, for status and metrics and in the watchdog, and in workers, which count their
+descriptors and look after programs. `stat_fields` raises OSError for a process that has ended and on a system
 without such a /proc; the others return nothing instead.
 """
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import Start
 from tests.support import proc
-from tests.support.harness import ask_udp, exchange, make_plugin
+from tests.support.harness import ask_udp, exchange, make_plugin, receive_all
 from tests.support.inside import INSIDE, run_inside
 from tests.support.proc import NOBODY, assert_no_descriptor_leaks, assert_powerless
 
@@ -192,6 +192,34 @@ def test_no_new_privs_and_the_core_limit_can_be_changed(start_superd: Start) -> 
     assert proc.threads(worker)[0]["NoNewPrivs"] == "0"
     assert proc.limits(worker)["Max core file size"] == (str(1 << 20), str(1 << 20))
     assert os.stat(f"/proc/{worker}/fd").st_uid == NOBODY
+
+
+@pytest.mark.root
+def test_no_new_privs_decides_whether_programs_can_gain_capabilities(start_superd: Start) -> None:
+    """A set-user-ID program has what is in its bounding set. The worker itself never has any."""
+    superd = start_superd(
+        """
+        [defaults]
+        plugin = "exec"
+        listen = "tcp://127.0.0.1:0"
+
+        [service.no]
+        options.command = ["cat", "/proc/self/status"]
+
+        [service.yes]
+        options.command = ["cat", "/proc/self/status"]
+        no-new-privs = false
+        """
+    )
+    own = proc.threads(os.getpid())[0]["CapBnd"]
+    for service, bounding in (("no", "0" * 16), ("yes", own)):
+        with superd.connect(service) as client:
+            told = dict(line.split(":\t", 1) for line in receive_all(client).decode().splitlines())
+        assert told["CapBnd"] == bounding
+        assert {told[name] for name in ("CapInh", "CapPrm", "CapEff", "CapAmb")} == {"0" * 16}
+    assert len(superd.workers()) >= 2
+    for worker in superd.workers():
+        assert proc.threads(worker)[0]["CapEff"] == "0" * 16
 
 
 REGAIN = """
