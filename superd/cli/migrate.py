@@ -15,6 +15,7 @@ from superd.errors import ExitCode, Problem, SuperdError, printable, reason
 from superd.master.plan.preflight import preflight
 from superd.migrate import inetd, xinetd
 from superd.migrate.entries import Entry, Note, as_toml
+from superd.migrate.programs import keep_privileges
 from superd.migrate.proving import comment_out_rejected
 from superd.plugin.registry import installed
 
@@ -57,7 +58,9 @@ def migrate(dialect: str, path: Path) -> int:
         else:
             entries, notes = xinetd.read(path)
     except OSError as error:
-        raise SuperdError(f"cannot read {reason(error)}") from None
+        text = f"cannot read {error.filename or path}: {error.strerror or reason(error)}"
+        raise SuperdError(text) from None
+    notes += keep_privileges(entries)
     notes += comment_out_rejected(entries, _problems)
     for note in _in_order(notes):
         print(printable(str(note)), file=sys.stderr)

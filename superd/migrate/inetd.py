@@ -21,6 +21,7 @@ from superd.migrate.entries import (
     service_name,
 )
 from superd.migrate.lines import Line, read_lines
+from superd.migrate.programs import name_note
 
 SOCKET_TYPES = {"stream": "tcp", "dgram": "udp", "seqpacket": "unixpacket"}
 # by the suffix of the protocol: in the BSDs tcp is IPv4, and tcp46 is both families
@@ -197,6 +198,8 @@ class _Reader:
         options = {"command": command if len(command) > 1 else program}
         if arguments and arguments[0] not in (program, posixpath.basename(program)):
             options["argv0"] = arguments[0]
+            if text := name_note(program, arguments[0]):
+                self.note(number, text)
         keys["options"] = options
         if posixpath.basename(program) == "tcpd":
             self.note(number, "tcpd still reads hosts.allow; allow and deny can replace it")

@@ -35,6 +35,7 @@ from superd.migrate.entries import (
     Note,
     service_name,
 )
+from superd.migrate.programs import name_note, supplementary_groups
 from superd.migrate.sections import Section, read_sections
 
 TRANSPORTS = {("stream", "tcp"): "tcp", ("dgram", "udp"): "udp"}
@@ -231,13 +232,25 @@ class _Service:
         if group:
             keys["group"] = _id_or_name(group)
         if self._is_yes("groups"):
-            self._note("groups = yes: list the user's groups in groups = [...]", "groups")
+            self._groups(user)
         umask = self._text("umask")
         if umask or self.is_program:
             keys["umask"] = f"{int(umask or DEFAULT_UMASK, 8):03o}"
         if nice := self._text("nice"):
             keys["nice"] = max(-20, min(19, int(nice)))
         self._rlimits()
+
+    def _groups(self, user: str) -> None:
+        """Write the supplementary groups that the user has on this machine."""
+        groups = supplementary_groups(user)
+        if groups:
+            self.result.keys["groups"] = groups
+            text = f"written as the groups that {user} has on this machine"
+        elif groups is None:
+            text = f"this machine has no user {user}; list its groups in groups = [...]"
+        else:
+            text = "the user has no other group on this machine"
+        self._note(f"groups = yes: {text}", "groups")
 
     def _rlimits(self) -> None:
         limits: dict[str, str | int] = {}
@@ -258,6 +271,8 @@ class _Service:
         if "NAMEINARGS" in self.flags:
             if arguments:
                 options["argv0"], *arguments = arguments
+                if text := name_note(server, options["argv0"]):
+                    self._note(text, "server_args")
             else:
                 self._disable("flag NAMEINARGS needs server_args", "flags")
         options["command"] = [server, *arguments] if arguments else server

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import grp
+import pwd
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from superd.migrate import inetd, xinetd
 from superd.migrate.entries import Entry, Note, as_toml
+from superd.migrate.programs import keep_privileges
 from tests.config.configurations import written
 from tests.conftest import Start
 from tests.support.clients import connect_tcp
@@ -128,9 +132,9 @@ def test_any_text_is_migrated_without_an_error(text: str) -> None:
 def migrated_service(tmp_path: Path, body: str, defaults: str = "") -> tuple[Any, list[Note]]:
     """Return the entry of a service of xinetd with some attributes, and the notes."""
     file = tmp_path / "xinetd.conf"
-    base = "server = /bin/cat\nuser = nobody\npassenv =\n"
-    for needed in ("socket_type = stream", "wait = no"):
-        if needed.split()[0] not in body:
+    base = "server = /bin/cat\npassenv =\n"
+    for needed in ("socket_type = stream", "wait = no", "user = nobody"):
+        if not re.search(rf"^{needed.split()[0]} ", body, re.MULTILINE):
             base += f"{needed}\n"
     file.write_text(f"defaults\n{{\n{defaults}\n}}\nservice finger\n{{\n{base}{body}\n}}\n")
     entries, notes = xinetd.read(file)
@@ -230,6 +234,51 @@ def test_a_note_names_the_line_of_an_attribute_that_superd_handles_differently(
     (note,) = (note for note in notes if expected in note.text)
     assert note.file == str(tmp_path / "xinetd.conf")
     assert note.line >= 5
+
+
+def test_the_groups_of_the_user_are_written(tmp_path: Path) -> None:
+    """The first group of the machine that has members says which user is in it."""
+    known = next((one for one in grp.getgrall() if _members(one)), None)
+    if known is None:
+        pytest.skip("needs a group with members")
+    body = f"groups = yes\nuser = {_members(known)[0]}"
+    entry, notes = migrated_service(tmp_path, body)
+    assert known.gr_name in entry["groups"]
+    assert any("on this machine" in note.text for note in notes)
+
+
+def _members(group: grp.struct_group) -> list[str]:
+    """Return the known users that are in a group which is not their first."""
+    users = {one.pw_name: one.pw_gid for one in pwd.getpwall()}
+    return [name for name in group.gr_mem if users.get(name, group.gr_gid) != group.gr_gid]
+
+
+@pytest.mark.parametrize(
+    ("words", "is_told"),
+    [
+        ("/usr/bin/python3 /opt/menu/menu.py", True),
+        ("/usr/sbin/server -d", True),
+        ("/usr/sbin/server /usr/local/bin/server", False),
+        ("/bin/sh -sh", False),
+        ("/usr/sbin/tcpd /usr/sbin/in.fingerd", False),
+        ("/usr/sbin/server in.server", False),
+    ],
+)
+def test_a_note_says_that_an_argument_is_only_a_name(words: str, is_told: bool) -> None:
+    _, notes = inetd.read(f"# comment\n8063 stream tcp nowait nobody {words}\n", "inetd.conf")
+    found = [note for note in notes if "which is not an argument" in note.text]
+    assert [note.line for note in found] == ([2] if is_told else [])
+
+
+def test_a_program_that_is_set_user_id_keeps_its_privileges(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.touch()
+    for mode, told in ((0o4755, "is set-user-ID"), (0o2755, "is set-group-ID"), (0o755, "")):
+        program.chmod(mode)
+        entries, _ = inetd.read(f"1 stream tcp nowait nobody {program} program x\n", "inetd.conf")
+        notes = keep_privileges(entries)
+        assert [(note.line, f"{told}: " in note.text) for note in notes] == [(1, True)] * bool(told)
+        assert entries[0].keys.get("no-new-privs", True) is not bool(told)
 
 
 def test_a_service_inherits_the_defaults_and_overrides_them(tmp_path: Path) -> None:
