@@ -115,6 +115,7 @@ class Exec(Service):
     options_model = ExecOptions
     options: ExecOptions
     descriptors = DESCRIPTORS_TO_START
+    runs_programs = True
 
     def prepare(self) -> None:
         program = self.options.command[0]

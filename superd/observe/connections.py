@@ -33,7 +33,10 @@ _ESCAPE = 12  # the most bytes that JSON needs for one character
 _TEXT = rb'"[ !#-\[\]-~]*(?:\\(?:["\\]|u[0-9a-f]{4})[ !#-\[\]-~]*)*"'
 _NUMBER = rb"(?:0|[1-9][0-9]{0,19})"
 _WORD = rb'"[a-z-]{1,32}"'
-_ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b' % (_TEXT, _TEXT)
+_PROCESS = rb"[1-9][0-9]{0,6}"  # a process ID
+_ENDS = rb'"conn":"[0-9a-f]{1,16}-[0-9a-f]{1,16}","peer":%b,"local":%b(?:,"program":%b)?' % (
+    _TEXT, _TEXT, _PROCESS,
+)  # fmt: skip
 # seconds since 1970: a machine's clock may start at 0
 _TIME = rb"(?:0|[1-9][0-9]{0,%d})\.[0-9]{3}" % (len(f"{LATEST:.0f}") - 2)
 _SECONDS = rb"%b\.[0-9]{6}" % _NUMBER
@@ -300,19 +303,19 @@ def as_xinetd(event: Mapping[str, Any]) -> str:
 def xinetd_message_of(event: Mapping[str, Any]) -> str:
     """Return an event as xinetd sends it to syslog.
 
-    A service of superd has no process of its own, so its pid is 0, as with xinetd's internal
-    services.
+    The pid is that of the program; 0 for a service without one, as with xinetd's internal services.
     """
     service = escaped(event["service"])
+    pid = int(event.get("program", 0))
     host = _host(event)
     origin = f" from={host}" if host else ""
     if event["event"] == ACCEPTED:
-        return f"START: {service} pid=0{origin}"
+        return f"START: {service} pid={pid}{origin}"
     if event["event"] == CLOSED:
         seconds = int(event.get("duration", 0))
         how = re.match(r"(status|signal) (\d+)", str(event.get("outcome", "")))
         status = f"{how[1]}={how[2]}" if how else "status=0"
-        return f"EXIT: {service} {status} pid=0 duration={seconds}(sec)"
+        return f"EXIT: {service} {status} pid={pid} duration={seconds}(sec)"
     if event["event"] == NOTED:
         return f"NOTE: {service}{origin} {escaped(str(event['text']))}"
     reason = str(event.get("reason", ""))

@@ -169,6 +169,8 @@ class Service:
     preload: ClassVar[tuple[str, ...]] = ()
     # free descriptors required before a connection is taken over
     descriptors: ClassVar[int] = 0
+    # whether `takeover` gives each connection to a program, which its record names from the start
+    runs_programs: ClassVar[bool] = False
     # whether the service calls `look_up` or `name_of`, which need a resolver; `check` may set it
     looks_up = False
 

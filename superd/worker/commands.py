@@ -172,6 +172,7 @@ def _row(session: AccountedConnection, now: float) -> Row:
 def _known(ends: str) -> Row:
     """Return id, peer and local address, which an event has as JSON already."""
     known: Row = json.loads(f'{{"id":"{ends}}}')
+    known.pop("program", None)
     return known
 
 

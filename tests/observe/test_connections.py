@@ -295,6 +295,11 @@ def event_of(kind: str, peer: str = "127.0.0.1:51234", **more: Any) -> dict[str,
     ("event", "expected"),
     [
         (event_of("accepted"), "START: envsvc pid=0 from=127.0.0.1"),
+        (event_of("accepted", program=1558), "START: envsvc pid=1558 from=127.0.0.1"),
+        (
+            event_of("closed", program=1558, duration=3.99),
+            "EXIT: envsvc status=0 pid=1558 duration=3(sec)",
+        ),
         (event_of("accepted", "[2001:db8::1]:5"), "START: envsvc pid=0 from=2001:db8::1"),
         (event_of("accepted", "(unnamed)", local="unix:///a"), "START: envsvc pid=0"),
         (event_of("accepted", "192.0.2.1:5", local="unix:///a"), "START: envsvc pid=0"),

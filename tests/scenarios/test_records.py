@@ -22,6 +22,7 @@ from tests.support.clients import (
     reset,
 )
 from tests.support.harness import EVENT_TIMEOUT, Record, Superd, exchange, until, whole_lines
+from tests.support.proc import children
 
 PLUGIN = """
     from superd.plugin import Service, hookimpl
@@ -261,14 +262,27 @@ def test_the_fin_of_a_client_is_not_counted_as_a_byte(served: Superd) -> None:
     assert served.counts("timed")["bytes-in"] == 4
 
 
-@pytest.mark.parametrize("service", ["closer", "program"])
-def test_unknown_byte_counts_are_neither_recorded_nor_counted(served: Superd, service: str) -> None:
-    assert exchange(served.connect(service), b"abc") == b"abc"
-    closing = last(served, service)
+def test_unknown_byte_counts_are_neither_recorded_nor_counted(served: Superd) -> None:
+    assert exchange(served.connect("closer"), b"abc") == b"abc"
+    closing = last(served, "closer")
     assert (closing["event"], closing["end"]) == ("closed", "server")
     assert not {"in", "out"} & closing.keys()
-    counts = served.counts(service)
+    counts = served.counts("closer")
     assert (counts["bytes-in"], counts["bytes-out"]) == (0, 0)
+
+
+def test_the_record_of_a_program_has_its_process_id_and_its_bytes(served: Superd) -> None:
+    with served.connect("program") as client:
+        client.sendall(b"abc")
+        assert client.recv(3) == b"abc"
+        (worker,) = served.workers()
+        (pid,) = children(worker)
+    closing = last(served, "program")
+    assert (closing["event"], closing["end"]) == ("closed", "server")
+    assert (closing["program"], closing["in"], closing["out"]) == (pid, 3, 3)
+    (accepted,) = (one for one in served.records("program") if one["conn"] == closing["conn"]
+                   and one["event"] == "accepted")  # fmt: skip
+    assert accepted["program"] == pid
 
 
 def test_a_reset_by_the_client_is_recorded_with_the_end_reset(served: Superd) -> None:

@@ -131,13 +131,15 @@ class Accounting:
         return f"{self._serial:x}-{number:x}"
 
     def open(self, connection: AccountedConnection) -> None:
-        """Number and time a connection, and record that it was accepted."""
+        """Number and time a connection, and record that it was accepted, unless the record has to
+        wait for the start of a program.
+        """
         connection.number = number = self._last_number = self._last_number + 1
         self._connections[number] = connection
         connection.started = connection.active_at = self._clock()
-        records = connection.worker_service.records
-        if records.wants_any:
-            records.accepted(connection.ends)
+        service = connection.worker_service
+        if service.records.wants_any and not service.plugin.runs_programs:
+            service.records.accepted(connection.ends)
 
     def close(self, connection: AccountedConnection) -> None:
         """Count and record that a connection is over, and release its slots; once."""

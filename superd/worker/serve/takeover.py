@@ -134,6 +134,8 @@ class TakeoverSession(Session, Connection):
         self.program = self.holder = program
         self.context.programs.add(self)
         self._close_kept()
+        self._ends = f'{self.ends},"program":{program}'
+        self.worker_service.records.accepted(self._ends)
 
     def raw_socket(self) -> socket.socket | None:
         return self.sock
@@ -232,6 +234,9 @@ class TakeoverSession(Session, Connection):
 
     def leave(self) -> None:
         self.context.programs.discard(self)
+        service, is_open = self.worker_service, self.number in self.context.connections
+        if is_open and service.plugin.runs_programs and not self.program:  # it was not started
+            service.records.accepted(self.ends)
         super().leave()
 
     def expire(self, end: End) -> None:

@@ -59,6 +59,7 @@ class Bench:
         service: Any = SimpleNamespace(
             name="echo",
             counts=self.counts,
+            plugin=SimpleNamespace(runs_programs=False),
             gate=SimpleNamespace(leave=self.released.append),
             records=ServiceRecords(self.log, "echo", ("accepted", "closed")),
             waiting={"an acceptor"},
