@@ -240,10 +240,13 @@ class TakeoverSession(Session, Connection):
         super().leave()
 
     def expire(self, end: End) -> None:
-        """Shut the socket down; close it after the plugin, which may be using it, has returned."""
+        """Shut the socket down; close it after the plugin, which may be using it, has returned. A
+        program is sent SIGTERM first, and may still answer.
+        """
         self._count()
         self.end = self.end or end
-        if (sock := self._open) is not None:
+        is_running = self.program and self.task is not None
+        if not is_running and (sock := self._open) is not None:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
         if self.task is not None:
