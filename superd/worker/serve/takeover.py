@@ -135,7 +135,8 @@ class TakeoverSession(Session, Connection):
         self.context.programs.add(self)
         self._close_kept()
         self._ends = f'{self.ends},"program":{program}'
-        self.worker_service.records.accepted(self._ends)
+        if self.worker_service.plugin.runs_programs:
+            self.worker_service.records.accepted(self._ends)
 
     def raw_socket(self) -> socket.socket | None:
         return self.sock
