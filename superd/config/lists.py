@@ -59,7 +59,7 @@ def _list_file(value: object, info: ValidationInfo) -> ListFile:
         status = os.fstat(file.fileno())
         if status.st_size > LARGEST_LIST:
             raise ValueError(f'"{path}" is longer than {LARGEST_LIST >> 20} MiB')
-        if mistake := file_problem(status):
+        if mistake := file_problem(path, status):
             raise ValueError(f'"{path}" {mistake}')
         data = file.read(LARGEST_LIST)
     entries: list[tuple[int, Pattern]] = []

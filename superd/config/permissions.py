@@ -1,4 +1,5 @@
-"""Checks that only root can change a jail, or a file that superd as root relies on.
+"""Checks that only root can change a jail, or a file that superd as root relies on: the file itself
+and every directory and symbolic link of its path.
 
 Runs wherever a configuration is read. Never changes anything. Never raises.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from superd.errors import reason
@@ -26,20 +27,60 @@ def jail_problem(path: str) -> str | None:
     except OSError as error:
         remedy = f"; create it: install -d -m 0755 {path}" if error.errno == errno.ENOENT else ""
         return f"{reason(error)}{remedy}"
-    jail = steps[-1][0]
     for place, status in steps:
-        is_link = stat.S_ISLNK(status.st_mode)
-        if not is_link and not stat.S_ISDIR(status.st_mode):
+        if not stat.S_ISLNK(status.st_mode) and not stat.S_ISDIR(status.st_mode):
             return f"is not a directory: {place}"
-        if status.st_uid != 0 or (not is_link and _is_shared(status, is_jail=place == jail)):
-            return f"only root may be able to change a jail, but other users can change {place}"
+    if found := _changeable(steps):
+        return f"only root may be able to change a jail, but other users can change {found[0]}"
     return None
 
 
-def _is_shared(status: os.stat_result, *, is_jail: bool) -> bool:
-    """Tell whether other users can replace what is in a directory, or add to a jail."""
-    sticky = bool(status.st_mode & stat.S_ISVTX)
-    return bool(status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)) and (is_jail or not sticky)
+def file_problem(path: Path, status: os.stat_result) -> str:
+    """Return why superd as root refuses to use a file, with the remedy; "" where it does not, or
+    where this process is not root. `status` is that of the open file.
+    """
+    if os.geteuid() != 0:
+        return ""
+    if status.st_uid != 0:
+        return "belongs to another user, and superd runs as root: chown it to root"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return "can be written by others, and superd runs as root: chmod go-w"
+    return path_problem(path)
+
+
+def path_problem(path: Path) -> str:
+    """Return why superd as root refuses to use whatever is at a path, with the remedy: other users
+    can replace it, or add files to a directory; "" where it does not, where there is nothing, or
+    where this process is not root.
+    """
+    if os.geteuid() != 0:
+        return ""
+    try:
+        found = _changeable(list(_steps(path.absolute())))
+    except OSError:
+        return ""
+    if found is None:
+        return ""
+    place, status = found
+    remedy = "chmod go-w" if status.st_uid == 0 else "chown it to root"
+    what = f"its path has {place}, which other users can change"
+    return f"{what}, and superd runs as root: {remedy}"
+
+
+def _changeable(
+    steps: Sequence[tuple[Path, os.stat_result]],
+) -> tuple[Path, os.stat_result] | None:
+    """Return the first step of a path that other users can change; None if there is none. They can
+    add files to a sticky directory, which matters in the last step only.
+    """
+    last = steps[-1][0]
+    for place, status in steps:
+        is_sticky = status.st_mode & stat.S_ISVTX and place != last
+        is_link = stat.S_ISLNK(status.st_mode)  # its mode has no meaning
+        is_shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not is_sticky and not is_link
+        if status.st_uid != 0 or is_shared:
+            return place, status
+    return None
 
 
 def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
@@ -66,16 +107,3 @@ def _steps(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
         if target.is_absolute():
             here = Path("/")
         rest += [part for part in reversed(target.parts) if part != "/"]
-
-
-def file_problem(status: os.stat_result) -> str:
-    """Return why superd as root refuses to use a file, with the remedy; "" where it does not, or
-    where this process is not root.
-    """
-    if os.geteuid() != 0:
-        return ""
-    if status.st_uid != 0:
-        return "belongs to another user, and superd runs as root: chown it to root"
-    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return "can be written by others, and superd runs as root: chmod go-w"
-    return ""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tomli
 
-from superd.config.permissions import file_problem
+from superd.config.permissions import file_problem, path_problem
 from superd.config.positions import TooMuch, find_places
 from superd.config.problems import Document, dotted
 from superd.errors import ConfigurationError, Problem, reason
@@ -57,7 +57,7 @@ def _read_text(file: Path) -> str:
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            mistake = _problem_with(os.fstat(descriptor))
+            mistake = _problem_with(file, os.fstat(descriptor))
             raw = b"" if mistake else os.read(descriptor, LARGEST_FILE)
         finally:
             os.close(descriptor)
@@ -75,13 +75,13 @@ def _read_text(file: Path) -> str:
         raise ConfigurationError([problem]) from None
 
 
-def _problem_with(status: os.stat_result) -> str:
+def _problem_with(file: Path, status: os.stat_result) -> str:
     """Return why a file is not read; "" if it is."""
     if not stat.S_ISREG(status.st_mode):
         return "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
     if status.st_size > LARGEST_FILE:
         return f"is larger than {LARGEST_FILE >> 20} MiB"
-    return file_problem(status)
+    return file_problem(file, status)
 
 
 def included_files(directory: Path, pattern: str) -> list[Path]:
@@ -98,6 +98,8 @@ def included_files(directory: Path, pattern: str) -> list[Path]:
     parent = (directory / pattern).parent
     if os.path.isdir(parent) and not os.access(parent, os.R_OK | os.X_OK):
         raise ValueError(f"cannot read the directory {parent}")  # glob would silently find nothing
+    if mistake := path_problem(parent):
+        raise ValueError(mistake)
     try:
         found = list(directory.glob(pattern))
     except OSError as error:

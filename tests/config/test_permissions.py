@@ -1,4 +1,6 @@
-"""Jails: only root may be able to change the directory and each directory of its path."""
+"""Only root may be able to change a jail, and each file that superd as root relies on, by any
+directory or link of its path.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from superd.config.permissions import jail_problem
+from tests.config.configurations import mistakes, written
 from tests.support.proc import NOBODY
 
 pytestmark = pytest.mark.root
@@ -101,3 +104,63 @@ def test_a_loop_of_links_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     assert jail_problem(f"{tmp_path}/a") == f"Too many levels of symbolic links: {tmp_path}/a"
+
+
+LISTED = """
+    [service.a]
+    plugin = "echo"
+    listen = "tcp://127.0.0.1:0"
+    {key} = "outer/inner/file"
+    """
+INCLUDED = """
+    [daemon]
+    include = "outer/inner/{name}"
+
+    [service.a]
+    plugin = "echo"
+    listen = "tcp://127.0.0.1:0"
+    """
+
+
+@pytest.mark.parametrize(
+    ("text", "content"),
+    [
+        (LISTED.format(key="allow-file"), "127.0.0.1\n"),
+        (LISTED.format(key="deny-file"), "127.0.0.1\n"),
+        (INCLUDED.format(name="file"), '[service.b]\nplugin = "echo"\nlisten = "unix://@b"\n'),
+        (INCLUDED.format(name="*.toml"), ""),  # which no file matches
+    ],
+)
+def test_superd_as_root_uses_no_file_whose_path_other_users_can_change(
+    tmp_path: Path, text: str, content: str
+) -> None:
+    written(tmp_path, content, "outer/inner/file")
+    assert mistakes(tmp_path, text) == []
+    outer, inner = tmp_path / "outer", tmp_path / "outer/inner"
+    for place, mode in ((inner, 0o777), (inner, 0o775), (outer, 0o757)):
+        place.chmod(mode)
+        [mistake] = mistakes(tmp_path, text)
+        place.chmod(0o755)
+        assert f"its path has {place.relative_to(tmp_path)}, which other users can" in mistake
+        assert "superd runs as root: chmod go-w" in mistake
+    os.chown(outer, NOBODY, NOBODY)
+    [mistake] = mistakes(tmp_path, text)
+    assert "superd runs as root: chown it to root" in mistake
+    os.chown(outer, 0, 0)
+    inner.rename(tmp_path / "real")
+    inner.symlink_to("../real")
+    assert mistakes(tmp_path, text) == []
+    os.chown(inner, NOBODY, NOBODY, follow_symlinks=False)
+    [mistake] = mistakes(tmp_path, text)
+    assert "its path has outer/inner, which other users can change" in mistake
+
+
+def test_files_in_a_sticky_directory_are_used_by_name_but_not_by_pattern(tmp_path: Path) -> None:
+    """In a sticky directory other users can add files, but not replace those of root."""
+    text = '[service.b]\nplugin = "echo"\nlisten = "unix://@b"\n'
+    written(tmp_path, text, "outer/inner/file.toml")
+    (tmp_path / "outer/inner").chmod(0o1777)
+    assert mistakes(tmp_path, INCLUDED.format(name="file.toml")) == []
+    [mistake] = mistakes(tmp_path, INCLUDED.format(name="*.toml"))
+    assert mistake.startswith("superd.toml:3:15: daemon.include")
+    assert "its path has outer/inner, which other users can change" in mistake
