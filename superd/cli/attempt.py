@@ -18,6 +18,7 @@ from superd.config.model import Service
 from superd.config.positions import Path as KeyPath
 from superd.config.positions import find_places
 from superd.config.problems import Document, dotted
+from superd.config.values import listed
 from superd.errors import ConfigurationError, Problem, UsageError, shown
 from superd.listen.inherited import Inheritance
 from superd.master.plan.plan import Plan, plan
@@ -69,14 +70,17 @@ class Arguments(Document):
 
 
 def entry(plugin: str, settings: list[str]) -> dict[str, Any]:
-    """Return a service entry: known keys belong to it, all others to the options of the plugin."""
+    """Return a service entry: known keys belong to it, all others to the options of the plugin. A
+    key that is given several times has a list of these values.
+    """
     keys = {field.alias for field in Service.model_fields.values()} - {"options", "plugin"}
     made: dict[str, Any] = {"plugin": plugin, "options": {}}
     for setting in settings:
         key, separator, text = setting.partition("=")
         if not separator:
             raise UsageError(f"expected KEY=VALUE, found {shown(setting)}")
-        (made if key in keys else made["options"])[key] = toml_value(text)
+        table, value = made if key in keys else made["options"], toml_value(text)
+        table[key] = [*listed(table[key]), *listed(value)] if key in table else value
     made.setdefault("listen", free_ports(plugin))
     return made
 

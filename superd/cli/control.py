@@ -128,10 +128,15 @@ def _report(answer: Any) -> int:
 
 
 def _report_with_services(answer: Any) -> int:
-    """Print the same, and what the change did to each service."""
+    """Print the same, each service that has changed, and how many have not."""
     code = _report(answer)
-    for name, change in answer["changes"].items() if answer["state"] == "done" else ():
-        print(f"{name}: {change}")
+    changes = answer["changes"] if answer["state"] == "done" else {}
+    unchanged = sum(change == "unchanged" for change in changes.values())
+    for name, change in changes.items():
+        if change != "unchanged":
+            print(f"{name}: {change}")
+    if unchanged:
+        print(f"unchanged: {unchanged} service{'s' if unchanged > 1 else ''}")
     return code
 
 

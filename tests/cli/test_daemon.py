@@ -146,7 +146,7 @@ def test_a_reload_is_requested_and_followed_on_one_connection(
 
     with answering(superd, answer, connections=1):
         done = superd_here("reload", "-c", str(superd.file))
-    assert (done.returncode, done.stdout, done.stderr) == (0, "echo: unchanged\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "unchanged: 1 service\n", "")
     assert requests == ["outline", "reload", *["reload-state"] * 3]
 
 

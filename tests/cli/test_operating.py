@@ -81,7 +81,7 @@ def test_a_service_stays_disabled_over_reloads_until_it_is_enabled_or_superd_sto
     served.signal(signal.SIGHUP)
     until(lambda: served.answer()["generation"] == 3, "a reload")
     assert services(served) == {"daytime"}
-    assert served.run("reload").stdout == "daytime: unchanged\n"
+    assert served.run("reload").stdout == "unchanged: 1 service\n"
     assert services(served) == {"daytime"}
     assert served.run("enable", "echo").returncode == 0
     assert exchange(served.connect("echo"), b"back") == b"back"

@@ -202,6 +202,8 @@ def connection(address: tuple[str, int]) -> socket.socket:
         (["echo", "listen=tcp://127.0.0.1:70000"], 'superd try echo: listen: there is no port 70000 (the last is 65535), found "tcp://127.0.0.1:70000"'),
         (["echo", 'listen=["unix://@a", "x"]'], 'superd try echo: listen[1]: expected an address that starts with one of tcp://, udp://, unix://, unixgram://, unixpacket://, tcpmux://, found "x"'),
         (["forward", "to=tcp://127.0.0.1:1", "listen=udp://127.0.0.1:0"], "superd try forward: to: no target accepts datagrams, but the service listens on udp; add one that starts with udp:// or unixgram://"),
+        (["echo", "nice=1", "nice=2"], "superd try echo: nice: expected an integer, found an array"),
+        (["qotd", "quotes=a", "quotes=b"], "superd try qotd: quotes: expected a path, found an array"),
         (["\x1b[2J"], 'superd try \\x1b[2J: a service\'s name has letters, digits and . _ + - only, 64 at most, and starts with a letter or digit'),
     ],
 )  # fmt: skip
@@ -210,6 +212,19 @@ def test_a_mistake_in_the_arguments_is_one_line(
 ) -> None:
     done = superd_here("try", *arguments)
     assert (done.returncode, done.stdout, done.stderr.strip()) == (78, "", line)
+
+
+def test_a_key_that_is_given_several_times_has_all_its_values(
+    started: list[Trial], tmp_path: Path
+) -> None:
+    found = tried(started, tmp_path, "echo", "listen=tcp://127.0.0.1:0", "listen=udp://127.0.0.1:0")
+    assert set(found) == {"tcp", "udp"}
+    assert entry("echo", ["allow=::1", 'allow=["192.0.2.1", "x"]', "a=1", "a=2", "a=3"]) == {
+        "plugin": "echo",
+        "options": {"a": [1, 2, 3]},
+        "allow": ["::1", "192.0.2.1", "x"],
+        "listen": free_ports("echo"),
+    }
 
 
 def test_all_mistakes_are_reported_at_once(superd_here: Say) -> None:

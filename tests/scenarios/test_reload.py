@@ -92,6 +92,24 @@ def test_a_reload_adds_removes_and_changes_services_and_keeps_connections(
     served.wait_for_log("reloaded: services 1 added, 1 removed, 1 changed, 0 unchanged")
 
 
+@pytest.mark.root
+def test_a_reload_prints_only_news(start_superd: Start) -> None:
+    """Services that have not changed are counted, and a notice is printed when it is new."""
+    many = "".join(
+        f'[service.s{n}]\nplugin = "echo"\nlisten = "unix://@news-{os.getpid()}-{n}"\n'
+        for n in range(20)
+    )
+    served = start_superd(many)
+    notice = 'superd: user = "root", so these services keep every privilege: '
+    rewrite(served, many + 'user = "root"\n')
+    done = served.run("reload")
+    assert done.stderr == f"{notice}s19\n"
+    assert done.stdout == "s19: changed\nunchanged: 19 services\n"
+    done = served.run("reload")
+    assert (done.stdout, done.stderr) == ("unchanged: 20 services\n", "")
+    assert served.run("disable", "s1").stderr == ""
+
+
 def test_an_unchanged_address_keeps_its_listening_socket(
     start_superd: Start, tmp_path: Path
 ) -> None:
@@ -139,7 +157,7 @@ def test_a_reload_changes_the_mode_of_the_file_of_a_kept_unix_socket(
         toml = UNIX.format(address=f"{transport}://{tmp_path}/{name}")
         assert reload(served, toml) == "echo: changed\n"
         assert (path.stat().st_ino, stat.S_IMODE(path.stat().st_mode)) == (inode, mode)
-        assert reload(served, toml) == "echo: unchanged\n"
+        assert reload(served, toml) == "unchanged: 1 service\n"
     assert served.stop() == 0
     assert not path.exists()
 
@@ -182,7 +200,7 @@ def test_a_new_greeting_of_a_tcpmux_address_changes_the_service(start_superd: St
         """ + UNIX.format(address="tcpmux://echo{}")
     served = start_superd(toml.format(""))
     for query, greeting in (("?greeting=service", b""), ("", b"+Go\r\n")):
-        assert reload(served, toml.format(query)) == "echo: changed\nmux: unchanged\n"
+        assert reload(served, toml.format(query)) == "echo: changed\nunchanged: 1 service\n"
         assert exchange(served.connect("mux"), b"echo\r\nx") == greeting + b"x"
 
 
@@ -221,11 +239,11 @@ def test_a_reload_makes_a_removed_or_replaced_socket_file_again(
                 dead.bind(str(path))
         done = served.run("reload")
         message = f"the file of unix://{path} was removed or replaced; superd makes it again"
-        assert (done.returncode, done.stdout) == (0, "echo: unchanged\n")
+        assert (done.returncode, done.stdout) == (0, "unchanged: 1 service\n")
         assert message in done.stderr
         assert exchange(connect_unix(path), b"x") == b"x"
         assert exchange(client, b"x") == b"x"
-    assert reload(served, served.toml) == "echo: unchanged\n"
+    assert reload(served, served.toml) == "unchanged: 1 service\n"
     assert served.log().count(message) == 1
     assert served.stop() == 0
     assert not path.exists()
@@ -296,7 +314,7 @@ def test_a_reload_with_a_mistake_changes_nothing(served: Superd, mistake: str, h
     assert served.workers() == workers
     assert exchange(served.connect("echo"), b"x") == b"x"
     rewrite(served, good)
-    assert reload(served, good) == "echo: unchanged\n"
+    assert reload(served, good) == "unchanged: 1 service\n"
     assert served.answer()["generation"] == generation + 1
 
 
@@ -449,7 +467,7 @@ def test_a_reload_loads_a_changed_plugin_and_old_connections_keep_the_old_one(
         old.sendall(b"?\n")
         assert old.recv(10) == b"one\n"
         module.write_text(module.read_text().replace("one", "two, no less"))
-        assert reload(served, toml) == "v: unchanged\n"
+        assert reload(served, toml) == "unchanged: 1 service\n"
         assert exchange(served.connect("v"), b"?\n") == b"two, no less\n"
         old.sendall(b"?\n")
         assert old.recv(10) == b"one\n"

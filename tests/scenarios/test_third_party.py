@@ -109,7 +109,7 @@ def test_a_newer_version_serves_after_a_reload_and_old_connections_finish_with_t
         install(python, newer)
         assert exchange(served.connect("shout"), b"two\n") == b"TWO\n"  # not reloaded yet
         done = served.run("reload")
-        assert (done.returncode, done.stdout) == (0, "echo: unchanged\nshout: unchanged\n")
+        assert (done.returncode, done.stdout) == (0, "unchanged: 2 services\n")
         assert exchange(served.connect("shout"), b"three\n") == b"THREE\n!"
         before.sendall(b"four\n")
         assert before.recv(100) == b"FOUR\n"

@@ -179,7 +179,7 @@ class Reload:
         except OSError as error:  # such as EMFILE
             self._fail(reason(error), ExitCode.FAILED)
             return
-        self.notices += plan.notices
+        self.notices += [one for one in plan.notices if one not in old.plan.notices]
         self.changes = differences(old.plan.services, plan.services)
         self.state = "starting"
         self._deadline = time.monotonic() + STEP_TIMEOUT
