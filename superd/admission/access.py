@@ -5,6 +5,7 @@ for any number of networks. Never queries the system or a name server. Never rai
 
 The most specific rule decides; if two are equally specific, deny does. From most to least specific:
 a single address, a host name, a domain (the longer, the more specific), a network (likewise), `*`.
+A range counts as the networks that it consists of.
 For the peer of a unix socket: a user, a group, `*`. A client that matches no rule is refused if
 there is an `allow`, even an empty one, and otherwise admitted.
 """
@@ -13,12 +14,24 @@ from __future__ import annotations
 
 import socket
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TypeVar
 
 from superd.net.addresses import unmapped
-from superd.net.patterns import Group, HostName, Network, Pattern, User, Wildcard
+from superd.net.patterns import (
+    Group,
+    HostName,
+    IPNetwork,
+    Network,
+    Pattern,
+    User,
+    Wildcard,
+    networks_of,
+)
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -59,11 +72,9 @@ class AccessList:
         self._groups = {
             pattern: rule for pattern, rule in _by_pattern(rules) if isinstance(pattern, Group)
         }
-        networks = [
-            (pattern, rule) for pattern, rule in _by_pattern(rules) if isinstance(pattern, Network)
-        ]
-        self._ipv4 = _Intervals([(p, r) for p, r in networks if p.network.version == 4])
-        self._ipv6 = _Intervals([(p, r) for p, r in networks if p.network.version == 6])
+        networks = _by_network(rules).items()
+        self._ipv4 = _Intervals([(n, rule) for n, rule in networks if n.version == 4])
+        self._ipv6 = _Intervals([(n, rule) for n, rule in networks if n.version == 6])
 
     def rule_for_host(self, host: str, name: str = "") -> Rule | None:
         """Return the rule that decides on a numeric host; `name` is its confirmed name, if any."""
@@ -91,14 +102,17 @@ class AccessList:
         return Verdict.ADMITTED if self.admits(rule or self._everybody) else Verdict.REFUSED
 
     def admits_named(self, host: str, name: str) -> bool:
-        """Decide on a host by its confirmed name; "" if it has none.
+        """Decide on a host by its confirmed name; "" if it has none."""
+        return self.admits(self.rule_for_named(host, name))
+
+    def rule_for_named(self, host: str, name: str) -> Rule | None:
+        """Return the rule that decides on a host by its confirmed name; "" if it has none.
 
         A host without a confirmed name could have a name that is denied. If there is such a rule,
-        it is refused; a rule for its address has decided before.
+        it decides; a rule for its address has decided before.
         """
-        if not name and any(not rule.allows for rule in self._names):
-            return False
-        return self.admits(self.rule_for_host(host, name))
+        denied = next((rule for rule in self._names if not rule.allows), None)
+        return self.rule_for_host(host, name) if name or denied is None else denied
 
     def _network_rule(self, host: str) -> Rule | None:
         host = unmapped(host)
@@ -118,21 +132,21 @@ class AccessList:
 class _Intervals:
     """Nested networks of one family as intervals that do not overlap, each with its rule."""
 
-    def __init__(self, rules: Iterable[tuple[Network, Rule]]) -> None:
+    def __init__(self, rules: Iterable[tuple[IPNetwork, Rule]]) -> None:
         self._starts: list[int] = [0]
         self._rules: list[Rule | None] = [None]
         ordered = sorted(
             rules,
-            key=lambda item: (int(item[0].network.network_address), item[0].network.prefixlen),
+            key=lambda item: (int(item[0].network_address), item[0].prefixlen),
         )
         enclosing: list[
             tuple[int, Rule]
         ] = []  # the networks that contain this address, each with its last one
-        for pattern, rule in ordered:
-            first = int(pattern.network.network_address)
+        for network, rule in ordered:
+            first = int(network.network_address)
             self._close(enclosing, first)
             self._begin(first, rule)
-            enclosing.append((int(pattern.network.broadcast_address), rule))
+            enclosing.append((int(network.broadcast_address), rule))
         self._close(enclosing, None)
 
     def _close(self, enclosing: list[tuple[int, Rule]], until: int | None) -> None:
@@ -154,12 +168,21 @@ class _Intervals:
 
 def _by_pattern(rules: Iterable[Rule]) -> Iterable[tuple[Pattern, Rule]]:
     """Return one rule for each pattern: deny if it is in both lists."""
-    found: dict[Pattern, Rule] = {}
-    for rule in rules:
-        first = found.setdefault(rule.pattern, rule)
+    return _one_of_each((rule.pattern, rule) for rule in rules).items()
+
+
+def _by_network(rules: Iterable[Rule]) -> Mapping[IPNetwork, Rule]:
+    """Return one rule for each network, and for each that a range consists of."""
+    return _one_of_each((network, rule) for rule in rules for network in networks_of(rule.pattern))
+
+
+def _one_of_each(rules: Iterable[tuple[K, Rule]]) -> dict[K, Rule]:
+    found: dict[K, Rule] = {}
+    for key, rule in rules:
+        first = found.setdefault(key, rule)
         if first.allows and not rule.allows:
-            found[rule.pattern] = rule
-    return found.items()
+            found[key] = rule
+    return found
 
 
 def _strictest(rules: Iterable[Rule]) -> Rule | None:

@@ -26,7 +26,7 @@ from superd.config.model import Service
 from superd.errors import ExitCode, SuperdError, UsageError, shown
 from superd.master.bans import Ban, ban_of, saved
 from superd.net.names import confirmed_name
-from superd.net.patterns import User, parse_pattern, shown_network
+from superd.net.patterns import HostName, User, parse_pattern, shown_network
 
 Decision = tuple[Refusal | None, str]  # None: admitted; then the rule
 
@@ -134,7 +134,7 @@ class _ServiceRules:
         if access is not None:
             rule, name = self._rule(access, client)
             by_rule = self._described(rule, client, name)
-            if not self._admits(access, rule, client, name):
+            if not access.admits(rule):
                 return Refusal.ACCESS, by_rule
         by_time = ""
         if self.entry.access_times is not None:
@@ -154,15 +154,10 @@ class _ServiceRules:
         """Return the rule that decides, and the client's name if a rule needs it."""
         if isinstance(client, UnixPeer):
             return access.rule_for_user(client), ""
-        name = ""
-        if access.verdict(client) is Verdict.DEPENDS_ON_NAME:
-            name = confirmed_name(client)
-        return access.rule_for_host(client, name), name
-
-    def _admits(self, access: AccessList, rule: Rule | None, client: Who, name: str) -> bool:
-        if isinstance(client, str) and access.verdict(client) is Verdict.DEPENDS_ON_NAME:
-            return access.admits_named(client, name)
-        return access.admits(rule)
+        if access.verdict(client) is not Verdict.DEPENDS_ON_NAME:
+            return access.rule_for_host(client), ""
+        name = confirmed_name(client)
+        return access.rule_for_named(client, name), name
 
     def _described(self, rule: Rule | None, client: Who, name: str) -> str:
         called = f" ({name})" if name else ""
@@ -172,6 +167,8 @@ class _ServiceRules:
             key = "allow" if self.entry.allow is not None else "allow-file"
             peer = client if isinstance(client, str) else f"user:{client.uid}"
             return f"{key} has no entry for {peer}{called}, {self._where(key, None)}"
+        if isinstance(rule.pattern, HostName) and not name:
+            called = f" refuses {client}, which has no confirmed name"
         return f'{"allow" if rule.allows else "deny"} "{rule.pattern}"{called}, {rule.where}'
 
     def _ban_on(self, host: str) -> str:

@@ -52,6 +52,17 @@ HOSTS = [
     (["::ffff:127.0.0.0/104"], [], "127.0.0.1", ADMITTED),
     (["fe80::/10"], [], "fe80::1%lo", ADMITTED),
     (["ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"], [], "ffff:" * 7 + "ffff", ADMITTED),
+    # a range counts as the networks that it consists of
+    (None, ["192.0.2.5-192.0.2.50"], "192.0.2.4", ADMITTED),
+    (None, ["192.0.2.5-192.0.2.50"], "192.0.2.5", REFUSED),
+    (None, ["192.0.2.5-192.0.2.50"], "192.0.2.50", REFUSED),
+    (None, ["192.0.2.5-192.0.2.50"], "192.0.2.51", ADMITTED),
+    (["192.0.2.0/24"], ["192.0.2.5-50"], "192.0.2.7", REFUSED),
+    (["192.0.2.0-192.0.2.255"], ["192.0.2.0/24"], "192.0.2.1", REFUSED),
+    (["192.0.2.0/24"], ["192.0.2.0-192.0.2.255"], "192.0.2.1", REFUSED),
+    (["2001:db8::5-2001:db8::ff"], [], "2001:db8::80", ADMITTED),
+    (["2001:db8::5-2001:db8::ff"], [], "2001:db8::100", REFUSED),
+    (["192.0.2.5-50", "host.example"], [], "192.0.2.50", DEPENDS),
     # rules for host names
     (["host.example"], [], "192.0.2.1", DEPENDS),
     (["host.example"], ["192.0.2.1"], "192.0.2.1", REFUSED),

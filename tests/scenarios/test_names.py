@@ -12,9 +12,10 @@ import pytest
 
 from tests.conftest import Start
 from tests.support.dns import NameServer, name_server
-from tests.support.harness import EVENT_TIMEOUT, Superd, until
+from tests.support.harness import EVENT_TIMEOUT, Superd, command, until
 from tests.support.namespaces import Namespace, network_namespace
 from tests.support.proc import NOBODY, assert_powerless, descriptors
+from tests.support.programs import run
 
 pytestmark = [pytest.mark.root, pytest.mark.tool("ip")]
 
@@ -122,6 +123,30 @@ def test_a_denied_name_is_refused_and_another_name_is_admitted(net: Net) -> None
     assert not net.is_admitted("others", "127.0.0.2")
     assert net.is_admitted("others", "127.0.0.3")
     assert net.is_admitted("friends", "127.0.0.2")
+
+
+def test_explain_prints_the_rule_for_a_name_that_decides(net: Net) -> None:
+    for address, name in (("127.0.0.2", b"bad.example"), ("127.0.0.3", b"good.example")):
+        net.names.names[address] = name
+        net.names.addresses[name] = address
+    file = net.served.file
+
+    def explained(service: str, source: str) -> str:
+        asked = ("explain", service, source, "-c", str(file))
+        done = run(*net.space.wrapper, *command(*asked))
+        return done.stdout.decode().replace(f"{file}:", "")
+
+    line = 1 + file.read_text().splitlines().index('deny = "bad.example"')
+    why = "refuses 127.0.0.4, which has no confirmed name"
+    assert (
+        explained("others", "127.0.0.4") == f'refused (access): deny "bad.example" {why}, {line}\n'
+    )
+    assert explained("others", "127.0.0.2").startswith('refused (access): deny "bad.example" (bad')
+    assert explained("others", "127.0.0.3") == "admitted: no rule refuses it\n"
+    assert explained("friends", "127.0.0.4").startswith(
+        "refused (access): allow has no entry for 127.0.0.4, "
+    )
+    assert explained("friends", "127.0.0.2").startswith('admitted: allow ".example" (bad.example)')
 
 
 def test_a_client_is_refused_if_the_name_server_fails(net: Net) -> None:
