@@ -172,6 +172,7 @@ OPERATION = (
             _argument("address", metavar="ADDRESS", help="an address or a network"),
             _argument("--for", dest="duration", default="1h", metavar="TIME", help="default: 1h"),
             _argument("--reason", default="", metavar="TEXT", help="saved with the ban"),
+            _flag("--yes", dest="sure", help="also ban this machine, or a large part of all"),
         ),
     ),
     Command(

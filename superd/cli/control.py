@@ -30,6 +30,7 @@ from superd.errors import ExitCode, NotPermitted, SuperdError
 POLL_INTERVAL = 0.02  # seconds between two requests for the state of a change
 SILENCE_TIMEOUT = 30.0  # seconds without an answer, after which the daemon counts as hung
 STOP_MARGIN = 10.0  # seconds that a daemon may take to stop, beyond its drain-timeout
+QUIET_STOP = 1.0  # seconds after which `superd stop` prints what the daemon waits for
 
 
 def stop(file: Path | None) -> int:
@@ -55,6 +56,13 @@ def stop(file: Path | None) -> int:
         raise NotPermitted(f"process {pid} belongs to another user") from None
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
+    if poll.poll(QUIET_STOP * 1000):
+        return int(ExitCode.OK)
+    with contextlib.suppress(SuperdError):
+        services = ask_daemon(files, "status")["services"]
+        number = sum(service["counts"]["active"] for service in services)
+        waiting = f"waiting for {number} connection{'' if number == 1 else 's'}"
+        print(f"superd: {waiting}, {files.drain_timeout:g} s at most", file=sys.stderr)
     if not poll.poll((files.drain_timeout + STOP_MARGIN) * 1000):
         raise SuperdError(f"process {pid} has not stopped after TERM; see its log")
     return int(ExitCode.OK)
@@ -83,7 +91,10 @@ def enable(file: Path | None, service: str, *, enabled: bool) -> int:
         known |= services_in(file)
         if service not in known:
             raise no_such_service(service, known)
-    return _report(_changed(files, "enable", service=service, enabled=enabled))
+    code = _report(_changed(files, "enable", service=service, enabled=enabled))
+    if code == ExitCode.OK:
+        print(f"{service}: {'enabled' if enabled else 'disabled'}")
+    return code
 
 
 def _changed(files: DaemonFiles, request: str, **arguments: object) -> Any:

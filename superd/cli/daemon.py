@@ -1,10 +1,10 @@
 """The client's end of the control socket: finds the daemon of a configuration and asks it.
 
-Runs in the command line. Finds the daemon by its control socket and by the lock on its pid file,
-never by a process number alone. Sends no request to a daemon that serves another configuration,
-even if both have the same name and therefore the same default paths. Raises NotRunning,
-ServesAnotherFile, NotPermitted where the daemon belongs to another user, and SuperdError where it
-does not answer or refuses the request.
+Runs in the command line. Finds the daemon by its control socket, by the lock on its pid file or by
+its process title, never by a process number alone. Sends no request to a daemon that serves another
+configuration, even if both have the same name and therefore the same default paths. Raises
+NotRunning, ServesAnotherFile, NotPermitted where the daemon belongs to another user, and
+SuperdError where it does not answer or refuses the request.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from superd.cli.files import SYSTEM_DIRECTORY, DaemonFiles
 from superd.errors import ExitCode, NotPermitted, SuperdError, reason
-from superd.master.pidfile import MASTER_TITLE, holder
+from superd.master.pidfile import MASTER_TITLE, holder, master_of
 from superd.net.credentials import peer_pid
 
 ANSWER_TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
@@ -27,6 +27,10 @@ ANSWER_TIMEOUT = 5.0  # seconds to connect, and to wait for an answer
 
 class NotRunning(SuperdError):
     """No daemon runs with this configuration."""
+
+
+class NotListening(SuperdError):
+    """No process listens on the control socket."""
 
 
 class ServesAnotherFile(SuperdError):
@@ -45,6 +49,9 @@ class ControlConnection:
         except PermissionError:
             self._socket.close()
             raise NotPermitted(f"control socket {path}: it belongs to another user") from None
+        except (FileNotFoundError, ConnectionRefusedError):
+            self._socket.close()
+            raise NotListening(f"control socket {path}: no process listens there") from None
         except OSError as error:
             self._socket.close()
             raise self._failure(error) from None
@@ -110,12 +117,16 @@ def connected(files: DaemonFiles) -> Iterator[ControlConnection]:
     """Provide a connection to the daemon that serves a configuration."""
     try:
         connection = ControlConnection(files.control_socket)
-    except NotPermitted:
-        raise
-    except SuperdError:
-        if holder_of(files) is not None:
-            raise
-        raise NotRunning("it is not running") from None
+    except NotListening as error:
+        pid = holder_of(files)
+        if pid is None:
+            pid = master_of(files.configuration)
+        if pid is None:
+            raise NotRunning("it is not running") from None
+        raise SuperdError(
+            f"{error}; process {pid} serves {files.configuration} on another one. A change of"
+            f" control-socket takes a restart; kill -HUP {pid} reloads, kill -TERM {pid} stops"
+        ) from None
     with connection:
         outline = connection.outline()
         served = outline["configuration"]

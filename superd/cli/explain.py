@@ -25,6 +25,7 @@ from superd.config.loading import Configuration
 from superd.config.model import Service
 from superd.errors import ExitCode, SuperdError, UsageError, shown
 from superd.master.bans import Ban, ban_of, saved
+from superd.net.addresses import host_of
 from superd.net.names import confirmed_name
 from superd.net.patterns import HostName, User, parse_pattern, shown_network
 
@@ -76,7 +77,7 @@ def _client(address: str) -> Who:
             pattern = parse_pattern(address)
             assert isinstance(pattern, User)
             return UnixPeer(pattern.uid)
-        parsed = ipaddress.ip_address(address)
+        parsed = ipaddress.ip_address(host_of(address))
         return str(getattr(parsed, "ipv4_mapped", None) or parsed)
     except ValueError as error:
         text = f"; {error}" if address.startswith("user:") else f", found {shown(address)}"

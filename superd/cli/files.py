@@ -1,7 +1,7 @@
 """Finds the configuration file, and the runtime files of its daemon.
 
 Runs in the command line. To find a daemon it reads the [daemon] table of the main file and nothing
-else, so that a mistake in a service never keeps an operator from the daemon. Raises
+else, so that no mistake, not even in TOML's syntax, keeps an operator from the daemon. Raises
 ConfigurationError.
 """
 
@@ -14,14 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import tomli
 from pydantic import ValidationError
 
 from superd.config.loading import Configuration, load
 from superd.config.model import Daemon
-from superd.config.reading import read_document
+from superd.config.reading import document_of, read_text
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, Problem, UsageError, shown
-from superd.master.pidfile import holder
+from superd.master.pidfile import holder, master_of
 
 SYSTEM_DIRECTORY = Path("/run/superd")
 SYSTEM_STATE = Path("/var/lib/superd")
@@ -64,19 +65,38 @@ def read(named: Path | None) -> Configuration:
 def daemon_files(named: Path | None) -> DaemonFiles:
     """Return the files of a daemon that may be running.
 
-    A wrong value in [daemon] is ignored here, as a running daemon has read the file without it.
-    Where the file cannot be read as TOML any more, the daemon is looked for at the default paths.
+    A wrong value in [daemon] is ignored here, as a running daemon has read the file without it. If
+    the file is no TOML, such as while it is edited, those lines of [daemon] count that are. If it
+    cannot be read at all, the daemon is looked for at the default paths.
     """
     file = (_default_file() if named is None else named).absolute()
+    mistake = None
     try:
-        document = read_document(configuration_file(named))
-    except ConfigurationError:
-        files = _daemon_files(file, {})
-        if holder(files.pid_file) is None:
-            raise
-        return files
-    table = document.data.get("daemon")
-    return _daemon_files(file, table if isinstance(table, dict) else {})
+        text = read_text(configuration_file(named))
+    except ConfigurationError as error:
+        mistake, table = error, {}
+    else:
+        try:
+            table = document_of(str(file), text).data.get("daemon", {})
+        except ConfigurationError as error:
+            mistake, table = error, _lines_of_daemon(text)
+    files = _daemon_files(file, table if isinstance(table, dict) else {})
+    if mistake is not None and holder(files.pid_file) is None and master_of(file) is None:
+        raise mistake
+    return files
+
+
+def _lines_of_daemon(text: str) -> dict[str, Any]:
+    """Return the keys of [daemon] whose lines are TOML by themselves."""
+    table: dict[str, Any] = {}
+    header = ""
+    for line in text.splitlines():
+        if line.lstrip().startswith("["):
+            header = line.partition("#")[0].strip()
+        elif header == "[daemon]":
+            with contextlib.suppress(tomli.TOMLDecodeError):
+                table |= tomli.loads(line)
+    return table
 
 
 def _daemon_files(file: Path, table: dict[str, Any]) -> DaemonFiles:

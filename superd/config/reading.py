@@ -27,7 +27,7 @@ BACKUP_FILE = re.compile(r"[.#].*|.*(?:~|#|\.bak|\.old|\.orig|\.rej|\.(?:dpkg|rp
 
 def read_document(file: Path) -> Document:
     """Read one file of TOML, with the positions of its keys."""
-    return document_of(str(file), _read_text(file))
+    return document_of(str(file), read_text(file))
 
 
 def document_of(name: str, text: str) -> Document:
@@ -51,7 +51,7 @@ def document_of(name: str, text: str) -> Document:
     raise ConfigurationError([problem])
 
 
-def _read_text(file: Path) -> str:
+def read_text(file: Path) -> str:
     """Return the text of a file. It is opened without blocking, because it may be a pipe."""
     name = str(file)
     try:

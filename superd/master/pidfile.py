@@ -1,4 +1,5 @@
-"""The pid file: the process that holds its lock is the master, whatever number it contains.
+"""The pid file: the process that holds its lock is the master, whatever number it contains. And the
+master of a configuration by its process title, where the paths of its files are not known.
 
 Runs in the master, and in the command line, which looks up the holder. The lock ends with the
 process, so the file is never stale, and superd never signals a number just because a file contains
@@ -90,6 +91,31 @@ def holder(path: Path) -> int | None:
     finally:
         os.close(descriptor)
     return None if kind == fcntl.F_UNLCK else max(0, pid)
+
+
+def master_of(configuration: Path) -> int | None:
+    """Return the process that serves a configuration by its title; None where none is found.
+
+    Only a process of root or of this user counts, as any process can have any title, and only one
+    that sees the same files.
+    """
+    wanted = os.path.realpath(configuration)
+    for entry in os.scandir("/proc"):
+        if entry.name.isdigit() and entry.name != str(os.getpid()):
+            with contextlib.suppress(OSError):
+                title = os.fsdecode(Path(entry.path, "cmdline").read_bytes().rstrip(b"\0"))
+                if (
+                    title.startswith(MASTER_TITLE)
+                    and os.path.realpath(title.removeprefix(MASTER_TITLE)) == wanted
+                    and entry.stat().st_uid in (0, os.geteuid())
+                    and _has_our_files(entry.path)
+                ):
+                    return int(entry.name)
+    return None
+
+
+def _has_our_files(process: str) -> bool:
+    return os.readlink(f"{process}/ns/mnt") == os.readlink("/proc/self/ns/mnt")
 
 
 def _open(path: Path, flags: int) -> int:

@@ -160,6 +160,20 @@ def unmapped(host: str) -> str:
     return host[7:] if host.startswith("::ffff:") and "." in host else host
 
 
+def host_of(text: str) -> str:
+    """Return the host of an address as superd prints it: HOST, HOST:PORT, [HOST] or [HOST]:PORT,
+    without the zone of IPv6. Any other text is returned unchanged.
+
+    >>> host_of("[2001:db8::1]:443"), host_of("192.0.2.1:80"), host_of("2001:db8::/32")
+    ('2001:db8::1', '192.0.2.1', '2001:db8::/32')
+    """
+    if match := re.fullmatch(r"\[([0-9A-Fa-f:.]+)(?:%[^\]]+)?\](?::[0-9]+)?", text):
+        return match[1]
+    if match := re.fullmatch(r"([0-9.]+):[0-9]+|([0-9A-Fa-f:.]+)%.+", text):
+        return match[1] or match[2]
+    return text
+
+
 ENDPOINT = re.compile(
     r"(?:\[(?P<bracketed>[^\]]*)\]|(?P<host>[^:/\[\]]*)):(?P<ports>.+)", re.DOTALL
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Say
+from tests.conftest import Start
 from tests.support import proc
 from tests.support.daemons import ECHO, Configure, echo_with_log, run_in_own_mounts
 from tests.support.harness import EVENT_TIMEOUT, Superd, is_alive, until
@@ -222,3 +223,52 @@ def test_an_upgrade_that_is_ready_finds_its_client_disconnected(
         thread.join(EVENT_TIMEOUT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "superd 1 -> 2\n", "")
     assert connections == ([], [])
+
+
+EDITED = {
+    "unclosed_array": "{text}allow = [\n",
+    "unclosed_string": '{text}[service.x]\nplugin = "echo\n',
+    "at_the_start": "= 5\n{text}",
+    "in_daemon": "[daemon]\nlog = [\n{text}",
+    "binary": "{text}\0\x01\n",
+}
+
+
+@pytest.mark.parametrize("how", EDITED)
+def test_commands_need_no_valid_file(start_superd: Start, how: str) -> None:
+    """The file may be in the middle of an edit while an operator bans an attacker."""
+    entry = '[service.{}]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n'
+    served = start_superd(entry.format("echo") + entry.format("other"))
+    text = served.file.read_text()
+    if how == "in_daemon":
+        text = text.replace("[daemon]\n", "", 1)
+    served.file.write_text(EDITED[how].replace("{text}", text))
+    for words in ("ban 192.0.2.9", "status", "unban 192.0.2.9", "connections", "log-level",
+                  "disable echo", "top --once", "reopen", "stop"):  # fmt: skip
+        done = served.run(*words.split())
+        assert done.returncode == 0, (words, done.stderr)
+    assert served.wait() == 0
+    done = served.run("status")
+    assert done.returncode == 78
+    assert f"{served.file}:" in done.stderr
+
+
+def test_a_daemon_with_another_control_socket_is_named_with_its_remedy(
+    start_superd: Start,
+) -> None:
+    served = start_superd('[service.echo]\nplugin = "echo"\nlisten = "tcp://127.0.0.1:0"\n')
+    text = served.file.read_text()
+    for changed in (
+        text.replace("/control", "/other"),
+        text.replace("/control", "/other").replace("/pid", "/other-pid"),
+    ):
+        served.file.write_text(changed)
+        done = served.run("reload")
+        assert done.returncode == 1
+        assert done.stderr == (
+            f"superd: control socket {served.directory}/other: no process listens there; process"
+            f" {served.pid} serves {served.file} on another one. A change of control-socket takes a"
+            f" restart; kill -HUP {served.pid} reloads, kill -TERM {served.pid} stops\n"
+        )
+    served.file.write_text(text)
+    assert served.run("reload").returncode == 0

@@ -36,6 +36,11 @@ pool = "other"
 """
 
 
+@pytest.fixture
+def served(start_superd: Start) -> Superd:
+    return start_superd(TOML)
+
+
 def banned(served: Superd) -> dict[str, dict[str, object]]:
     done = served.run("bans", "--json")
     return {ban["network"]: ban for ban in json.loads(done.stdout)}
@@ -92,8 +97,13 @@ def test_a_ban_expires(start_superd: Start) -> None:
 
 
 WRONG = [
-    (["ban", "127.0.0.1"], 1, "127.0.0.1 is protected by never-ban (127.0.0.1)"),
-    (["ban", "127.0.0.0/8"], 1, "protected by never-ban"),
+    (["ban", "127.0.0.1", "--yes"], 1, "127.0.0.1 is protected by never-ban (127.0.0.1)"),
+    (["ban", "127.0.0.0/8", "--yes"], 1, "protected by never-ban"),
+    (["ban", "0.0.0.0/0"], 2, "a ban of 0.0.0.0/0 hits this machine (127.0.0.1); --yes bans it"),
+    (["ban", "::/0"], 2, "a ban of ::/0 hits this machine (::1); --yes bans it all the same"),
+    (["ban", "64.0.0.0/2"], 2, "a ban of 64.0.0.0/2 hits this machine"),
+    (["ban", "32.0.0.0/3"], 2, "a ban of 32.0.0.0/3 hits 536,870,912 addresses; --yes"),
+    (["ban", "192.0.2.1-9"], 2, "is a range; write its networks: 192.0.2.1, 192.0.2.2/31, 192.0."),
     (["ban", "10.1.2.3"], 1, "10.1.2.3 is protected by never-ban (10.0.0.0/8)"),
     (["ban", "192.0.2.1/24"], 2, 'did you mean "192.0.2.0/24"?'),
     (["ban", "host.example"], 2, "is not an address or a network"),
@@ -116,6 +126,42 @@ def test_a_wrong_ban_or_unban_is_an_error(start_superd: Start) -> None:
         assert text in done.stderr
         assert done.stderr.count("\n") == 1
     assert banned(served) == {}
+
+
+@pytest.mark.parametrize(
+    ("printed", "network"),
+    [
+        ("192.0.2.1:5123", "192.0.2.1"),
+        ("[192.0.2.1]:80", "192.0.2.1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("[fe80::1%eth0]:443", "fe80::1"),
+        ("fe80::1%eth0", "fe80::1"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("2001:db8::/32", "2001:db8::/32"),
+    ],
+)
+def test_commands_take_an_address_in_each_form_that_superd_prints(
+    served: Superd, printed: str, network: str
+) -> None:
+    assert served.run("ban", printed).returncode == 0
+    assert list(banned(served)) == [network]
+    if "/" not in printed:
+        done = served.run("explain", "echo", printed)
+        assert done.stdout.startswith(f"refused (banned): {network} until ")
+    assert served.run("unban", printed).returncode == 0
+    assert banned(served) == {}
+
+
+def test_a_ban_of_the_operators_own_address_needs_consent(served: Superd) -> None:
+    served.env = {"SSH_CONNECTION": "198.51.100.7 50000 192.0.2.1 22"}
+    done = served.run("ban", "198.51.100.0/24")
+    assert (done.returncode, done.stderr) == (
+        2,
+        "superd: a ban of 198.51.100.0/24 hits you (198.51.100.7); --yes bans it all the same\n",
+    )
+    assert served.run("ban", "198.51.100.8").returncode == 0
+    assert served.run("ban", "198.51.100.0/24", "--yes").returncode == 0
 
 
 def test_the_commands_for_bans_fail_without_a_running_daemon(tmp_path: Path) -> None:
