@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
 import shutil
 import signal
@@ -21,13 +22,18 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from superd.plugin import (
     Connection,
     Duration,
+    Entry,
     Options,
     Service,
     Strings,
     Unavailable,
     Waiting,
+    WrongOption,
+    did_you_mean,
     inherited_environment,
+    shown,
 )
+from superd_exec.checking import mistake_in, names_in
 from superd_exec.environment import PATH, environment
 from superd_exec.program import DESCRIPTORS_TO_START, Program, start
 
@@ -119,10 +125,7 @@ class Exec(Service):
 
     def prepare(self) -> None:
         program = self.options.command[0]
-        path = shutil.which(program, path=PATH)
-        if path is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no such program", program)
-        self.executable = os.path.abspath(path)
+        self.program = self.executable = self._found(program)
         self.argv = [self.options.argv0 or program, *self.options.command[1:]]
         if self.options.listen_fds:
             self.argv = ["sh", "-c", SET_LISTEN_PID, self.executable, *self.argv[1:]]
@@ -132,6 +135,37 @@ class Exec(Service):
         self.programs: set[Program] = set()
         self.failures = 0
         self.is_short = False
+
+    def check(self, entry: Entry) -> None:
+        self.root = entry.chroot
+
+    def preflight_as_user(self) -> None:
+        try:
+            os.chdir(self.options.directory)
+        except OSError as error:
+            text = f"{os.strerror(error.errno or 0)}: {self.options.directory}"
+            raise WrongOption("directory", text) from None
+        for program in (self.program, self.executable):
+            if mistake := mistake_in(program, PATH):
+                raise WrongOption("command", mistake)
+
+    def _found(self, program: str) -> str:
+        """Return the path of a program, in the jail if there is one. A name without a slash is
+        searched for in PATH.
+        """
+        path = [program.rpartition("/")[0]] if "/" in program else PATH.split(":")
+        places = [f"{self.root}{directory}" for directory in path]
+        name = program.rpartition("/")[2]
+        if "/" in program and os.path.lexists(f"{self.root}{program}"):
+            return os.path.abspath(program)
+        if found := shutil.which(name, path=":".join(places)):
+            return found.removeprefix(self.root)
+        words = program.split()
+        hint = did_you_mean(name, names_in(places))
+        if len(words) > 1:
+            hint = f"; a program and its arguments are an array: {json.dumps(words)}"
+        place = f" in {self.root}" if self.root else ""
+        raise WrongOption("command", f"there is no program {shown(program)}{place}{hint}")
 
     async def takeover(self, sock: socket.socket, conn: Connection) -> None:
         sock.setblocking(True)

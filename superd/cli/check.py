@@ -11,7 +11,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from superd.cli.files import configuration_file
@@ -20,6 +20,7 @@ from superd.config.values import LOG_SINKS
 from superd.errors import ConfigurationError, ExitCode, Problem
 from superd.listen.names import look_up, names_in
 from superd.listen.privileges import bind_remedy
+from superd.master.logs.sinks import JOURNAL_SOCKET, SYSLOG_SOCKET
 from superd.master.plan.preflight import preflight
 from superd.plugin.registry import installed
 
@@ -41,11 +42,11 @@ def check(files: Sequence[Path], file: Path | None = None) -> int:
         prepare = os.geteuid() == 0 and not configuration.problems
         verdict = preflight(configuration, plugins, prepare=prepare, is_check=True)
         problems += verdict.all_problems(configuration)
-        problems += _logs_without_directory(configuration)
+        problems += _logs_that_cannot_be_opened(configuration)
         notices += [f"as this user: {one}" for one in _privileged_ports(configuration)]
         wrong, unknown = _names(configuration)
         problems += wrong
-        notices += map(str, unknown)
+        notices += map(str, [*unknown, *_absent_logs(configuration)])
     if problems:
         raise ConfigurationError(problems)
     for notice in dict.fromkeys(notices):
@@ -88,24 +89,52 @@ def _privileged_ports(configuration: Configuration) -> Iterator[Problem]:
             yield configuration.address_problem(name, address, remedy)
 
 
-def _logs_without_directory(configuration: Configuration) -> Iterator[Problem]:
-    """Yield a problem for each log file whose directory is missing, as far as this user may see."""
-    settings = configuration.partial
-    keys = {"log": settings.daemon.log, "record-log": settings.daemon.record_log}
-    for key, names in keys.items():
+def _logs_that_cannot_be_opened(configuration: Configuration) -> Iterator[Problem]:
+    """Yield a problem for each log file that cannot be opened, as far as this user may see, and for
+    syslog and the journal if none of the logs can.
+    """
+    for key, names in _logs(configuration).items():
+        absent = {name: why for name in names if (why := _absent(name))}
         for number, name in enumerate(names):
-            file = settings.file.parent / name
-            code = 0 if name in LOG_SINKS else _errno_of_missing(file.parent)
-            if code:
-                message = f"cannot log to {file}: {os.strerror(code)}"
+            file = configuration.partial.file.parent / name
+            why = "" if name in LOG_SINKS else _why_not_writable(file)
+            if why:
+                yield configuration.daemon_problem(key, number, f"cannot log to {file}: {why}")
+            elif name in absent and len(absent) == len(names):
+                message = f"cannot log to {name}: {absent[name]}; name another sink, too"
                 yield configuration.daemon_problem(key, number, message)
 
 
-def _errno_of_missing(directory: Path) -> int:
-    """Return the error number of creating a file there if it is not a directory; 0 if it is."""
+def _absent_logs(configuration: Configuration) -> Iterator[Problem]:
+    """Yield a notice for syslog or the journal where it does not run; it may start later."""
+    for key, names in _logs(configuration).items():
+        for number, name in enumerate(names):
+            if why := _absent(name):
+                yield configuration.daemon_problem(key, number, f"cannot log to {name}: {why}")
+
+
+def _logs(configuration: Configuration) -> Mapping[str, Sequence[str]]:
+    daemon = configuration.partial.daemon
+    return {"log": daemon.log, "record-log": daemon.record_log}
+
+
+def _absent(name: str) -> str:
+    """Return why no process takes lines for syslog or the journal; "" for another log."""
+    path = {"syslog": SYSLOG_SOCKET, "journal": JOURNAL_SOCKET}.get(name)
+    return "" if path is None or os.path.exists(path) else f"{os.strerror(errno.ENOENT)}: {path}"
+
+
+def _why_not_writable(file: Path) -> str:
+    """Return why a file cannot be opened for writing or created, as far as this user may see."""
     try:
-        return 0 if stat.S_ISDIR(directory.stat().st_mode) else errno.ENOTDIR
+        if not stat.S_ISDIR(file.parent.stat().st_mode):
+            return os.strerror(errno.ENOTDIR)
+        if file.is_dir():
+            return os.strerror(errno.EISDIR)
     except (FileNotFoundError, NotADirectoryError) as error:
-        return error.errno or 0
+        return os.strerror(error.errno or 0)
     except OSError:
-        return 0
+        return ""
+    place = file if file.exists() else file.parent
+    is_refused = os.geteuid() == 0 and not os.access(place, os.W_OK)
+    return f"{place} cannot be written, not even by root" if is_refused else ""

@@ -125,7 +125,10 @@ def _about_the_key(finding: _Finding, model: type[BaseModel]) -> str:
     fields = _fields_at(model, finding.path[:-1])
     key = str(finding.path[-1])
     if finding.detail["type"] == "extra_forbidden":
-        return f"unknown key{did_you_mean(key, sorted(fields))}"
+        hint = did_you_mean(key, sorted(fields))
+        if not hint and "options" in fields:
+            hint = f"; an option of the plugin belongs in options = {{ {dotted((key,))} = ... }}"
+        return f"unknown key{hint}"
     description = fields[key].description if key in fields else None
     return f"is missing ({description})" if description else "is missing"
 

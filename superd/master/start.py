@@ -54,6 +54,7 @@ def serve(
     log = log_of(plan.settings, in_background=in_background)
     if not log.sinks:
         plan.notices.append("there is no syslog, so nothing is logged; name a file in [daemon] log")
+    plan.notices += [f"{problem}; superd tries again with each line" for problem in log.absent]
     with contextlib.ExitStack() as undo:
         undo.callback(log.close)
         signals = Signals()  # caught from here on: what follows has to be undone

@@ -15,8 +15,8 @@ def superd_services() -> list[type[Service]]:
 
 By use:
   plugins    Service, hookimpl; Entry, the TOML entry that `check` gets; Level of a log line
-  options    Options, WrongOption; types of fields: Duration, PositiveDuration, Size, Rate, Strings,
-             FilePath, ReadableFile, Networks
+  options    Options, WrongOption; did_you_mean and shown for its text; types of fields: Duration,
+             PositiveDuration, Size, Rate, Strings, FilePath, ReadableFile, Networks
   serving    Connection, BlockingConnection, Client, Request, Waiting; LineTooLong, Unavailable
   relaying   Relay, DatagramRelay, Relayed, RelayedDatagrams, Poller, Polled, End; reset_on_close,
              undelivered
@@ -37,7 +37,9 @@ from superd.config.values import (
     ReadableFile,
     Size,
     Strings,
+    did_you_mean,
 )
+from superd.errors import shown
 from superd.net.addresses import ANY_IPV4, ANY_IPV6, Address, Transport, parse_own_host
 from superd.net.closing import reset_on_close, undelivered
 from superd.net.destinations import Destination, parse_destination
@@ -108,6 +110,7 @@ __all__ = [
     "Unavailable",
     "Waiting",
     "WrongOption",
+    "did_you_mean",
     "hookimpl",
     "inherited_environment",
     "parse_destination",
@@ -115,5 +118,6 @@ __all__ = [
     "proxy_header_v1",
     "proxy_header_v2",
     "reset_on_close",
+    "shown",
     "undelivered",
 ]

@@ -189,6 +189,13 @@ class Service:
         """
         self.prepare()
 
+    def preflight_as_user(self) -> None:
+        """Check what clients will need later, such as a program to run; raise WrongOption.
+
+        Called after `preflight` in a process of its own that has the user, groups and root
+        directory of the service's workers. Changes nothing.
+        """
+
     def close(self) -> None:
         """Release what `prepare` opened."""
 

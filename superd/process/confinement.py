@@ -85,24 +85,29 @@ def limit(confinement: Confinement, *, has_own_session: bool = True) -> None:
 
 
 def confine(confinement: Confinement) -> None:
-    """Take every other step of `confinement`, after plugins are loaded.
-
-    The root directory comes first, as changing it requires root. Groups come before the user, as
-    another user than root cannot change groups.
-    """
+    """Take every other step of `confinement`, after plugins are loaded."""
     _check_descriptors()
-    if confinement.chroot:
-        with _step(f"change the root directory to {confinement.chroot}", "CAP_SYS_CHROOT"):
-            os.chroot(confinement.chroot)
-    os.chdir("/")  # a working directory outside the jail is a way out, as an open one is
-    if confinement.user is not None:
-        _become(confinement.user, confinement.group, confinement.groups)
+    become(confinement)
     if LINUX:
         if confinement.user is None:
             _drop_capabilities()
         elif confinement.user != 0 and capabilities.held() != capabilities.NONE:
             raise ConfinementError("still has capabilities")
         capabilities.set_dumpable(bool(confinement.rlimits.core))
+
+
+def become(confinement: Confinement) -> None:
+    """Change to the root directory, groups and user of `confinement`.
+
+    The root directory comes first, as changing it requires root. Groups come before the user, as
+    another user than root cannot change groups.
+    """
+    if confinement.chroot:
+        with _step(f"change the root directory to {confinement.chroot}", "CAP_SYS_CHROOT"):
+            os.chroot(confinement.chroot)
+    os.chdir("/")  # a working directory outside the jail is a way out, as an open one is
+    if confinement.user is not None:
+        _become(confinement.user, confinement.group, confinement.groups)
 
 
 def _set_limit(name: str, value: int) -> None:

@@ -125,7 +125,8 @@ def test_a_mistake_in_the_daemon_table_is_reported_at_its_position(
         ('listen = ["unix://@b", "tpc://[::1]:7"]', f'2:24: service.a.listen[1]: expected an address that starts with one of {TRANSPORTS}, found "tpc://[::1]:7"'),
         ('idle-timeout = "9s"\nwait = true', "2:1: service.a.idle-timeout: has no effect with wait = true; exec has options.max-run-time instead"),
         ('lisen = "x"', '2:1: service.a.lisen: unknown key (did you mean "listen"?)'),
-        ('"a b" = 1', '2:1: service.a."a b": unknown key'),
+        ('"a b" = 1', '2:1: service.a."a b": unknown key; an option of the plugin belongs in options = { "a b" = ... }'),
+        ('quotes = "x"', "2:1: service.a.quotes: unknown key; an option of the plugin belongs in options = { quotes = ... }"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_a_service_is_reported_at_its_position(

@@ -472,7 +472,7 @@ def test_a_missing_program_is_reported_at_the_start(tmp_path: Path) -> None:
     superd.write()
     done = superd.run("run")
     assert done.returncode == 78
-    assert "superd.toml:7:10: service.x.plugin: plugin exec failed in prepare: " in done.stderr
+    assert 'superd.toml:9:23: service.x.options.command: there is no program "/no' in done.stderr
     assert "/no/such/program" in done.stderr
 
 

@@ -1,8 +1,9 @@
 """The log: writes records and the events of connections to one or several sinks.
 
 Runs in the master. A sink that fails never stops the service: lines that it does not take are
-dropped and counted, and the count is logged once it takes lines again. Raises SuperdError if a sink
-cannot be opened at the start.
+dropped and counted, and the count is logged once it takes lines again. syslog and the journal may
+start after superd, if there is another sink. Raises SuperdError if a sink cannot be opened at the
+start.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from superd.master.logs.sinks import (
     File,
     Journal,
     Sink,
+    Socket,
     StandardError,
     Syslog,
     Unwritten,
@@ -81,6 +83,14 @@ class Log:
         if record_sinks or form != log_format:
             names = record_sinks or sinks
             self.record_sinks = [_opened(name, form, sockets) for name in names]
+        for opened in (self.sinks, self.record_sinks):
+            if opened and (absent := _absent(opened)) and len(absent) == len(opened):
+                raise SuperdError(absent[0])
+
+    @property
+    def absent(self) -> list[str]:
+        """Why some sinks take no lines yet."""
+        return _absent(self._all_sinks())
 
     def write(self, record: Record) -> None:
         """Write a record. Records of the master get their pid and time here."""
@@ -158,6 +168,14 @@ def _stamped(record: Record) -> Record:
     return replace(record, time=time.time(), pid=os.getpid())
 
 
+def _absent(sinks: Iterable[Sink]) -> list[str]:
+    return [
+        f"cannot log to {type(sink).__name__.lower()}: {sink.problem}"
+        for sink in sinks
+        if isinstance(sink, Socket) and sink.problem
+    ]
+
+
 def _opened(name: str, log_format: str, sockets: dict[str, str]) -> Sink:
     try:
         if name == "stderr":
@@ -168,4 +186,4 @@ def _opened(name: str, log_format: str, sockets: dict[str, str]) -> Sink:
             return Journal(log_format, sockets[name])
         return File(log_format, name)
     except OSError as error:
-        raise SuperdError(f"cannot log to {name}: {os.strerror(error.errno or 0)}") from None
+        raise SuperdError(f"cannot log to {name}: {reason(error)}") from None

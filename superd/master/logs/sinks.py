@@ -149,12 +149,19 @@ class File(Descriptor):
 
 
 class Socket(Sink):
-    """A daemon that receives datagrams. The socket is connected again after its restart."""
+    """A daemon that receives datagrams. The socket is connected once the daemon runs, and again
+    after its restart. `problem` is why it was not connected at first; "" if it was.
+    """
 
     def __init__(self, log_format: str, path: str) -> None:
         super().__init__(log_format)
         self.path = path
-        self.socket = self._connected()
+        self.problem = ""
+        try:
+            self.socket = self._connected()
+        except OSError as error:
+            self.problem = f"{os.strerror(error.errno or 0)}: {path}"
+            self.socket = _unconnected()
 
     def write_events(self, batch: bytes) -> None:
         lines = batch.splitlines()
@@ -178,9 +185,8 @@ class Socket(Sink):
             self.socket.send(data)
 
     def _connected(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        sock = _unconnected()
         try:
-            sock.setblocking(False)
             sock.connect(self.path)
         except OSError:
             sock.close()
@@ -194,6 +200,12 @@ class Socket(Sink):
 
     def close(self) -> None:
         self.socket.close()
+
+
+def _unconnected() -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    return sock
 
 
 class Syslog(Socket):

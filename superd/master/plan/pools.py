@@ -41,7 +41,7 @@ def pools_of(settings: Settings, services: Mapping[str, Service]) -> tuple[list[
     for name, service in services.items():
         confinement = service.confinement
         if is_root:
-            confinement = _with_identity(confinement)
+            confinement = with_identity(confinement)
         else:
             left_out |= dict.fromkeys(_keys_of_root(confinement))
             confinement = _without_root(confinement)
@@ -72,7 +72,7 @@ def _cores() -> int:
     return os.cpu_count() or 1
 
 
-def _with_identity(confinement: Confinement) -> Confinement:
+def with_identity(confinement: Confinement) -> Confinement:
     """Fill in user and group for a worker started by root; "nobody" if the entry has no user."""
     user = nobody()[0] if confinement.user is None else confinement.user
     group = confinement.group

@@ -8,8 +8,10 @@ exits, hangs or crashes there breaks only its own services. Raises nothing.
 from __future__ import annotations
 
 import asyncio  # noqa: F401  most plugins import it: once here, for all of the children
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,11 +21,13 @@ from superd.config.model import Service
 from superd.config.problems import Locate, problems_of
 from superd.config.values import did_you_mean
 from superd.errors import Problem, shown
+from superd.master.plan.pools import with_identity
 from superd.plugin.methods import kinds_of, models_of
 from superd.plugin.registry import Plugin, PluginError, load
 from superd.plugin.service import Service as PluginService
 from superd.plugin.service import WrongOption
 from superd.process import preload
+from superd.process.confinement import become
 from superd.process.environment import clean_environment
 from superd.process.isolated import run_isolated
 
@@ -38,13 +42,16 @@ class Verdict:
 
     problems: list[Problem] = field(default_factory=list)
     broken: dict[str, str] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)  # that are to blame, if any, by service
     looking_up: list[str] = field(default_factory=list)  # services that need a resolver
 
     def all_problems(self, configuration: Configuration) -> list[Problem]:
         """Return all problems of a configuration, with those of its plugins."""
-        broken = [
-            configuration.problem(name, ("plugin",), why) for name, why in self.broken.items()
-        ]
+        broken = []
+        for name, why in self.broken.items():
+            key = self.options.get(name)
+            path = ("options", key) if key else ("plugin",)
+            broken.append(configuration.problem(name, path, why))
         return [*configuration.problems, *self.problems, *broken]
 
 
@@ -77,6 +84,7 @@ def preflight(
         else:
             verdict.problems += [Problem(**problem) for problem in outcome.result["problems"]]
             verdict.broken |= outcome.result["broken"]
+            verdict.options |= outcome.result["options"]
             verdict.looking_up += outcome.result["looking_up"]
     return verdict
 
@@ -124,7 +132,9 @@ class _Preflight:
         preload.load(kind.preload)
         problems: list[Problem] = []
         broken: dict[str, str] = {}
+        options: dict[str, str] = {}
         looking_up: list[str] = []
+        ready: dict[str, PluginService] = {}
         built: dict[str, PluginService] = {}
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
@@ -136,18 +146,60 @@ class _Preflight:
             try:
                 service = self._built(name, entry, kind, problems)
                 if service is not None and self.prepare and entry.enabled:
-                    with self.plugin.running("prepare"):
-                        service.preflight() if self.is_check else service.prepare()
+                    self._prepare(service)
+                    ready[name] = service
                 if service is not None and service.looks_up:
                     looking_up.append(name)
                 if service is not None and entry.enabled:
                     built[name] = service
             except PluginError as error:
                 broken[name] = str(error)
+            except WrongOption as error:
+                broken[name], options[name] = str(error), error.key
+        for name, (key, text) in self._judged_as_users(ready):
+            broken[name] = text
+            if key:
+                options[name] = key
         with self.plugin.running("check_all"):
             problems += [self._wrong(name, wrong) for name, wrong in kind.check_all(built)]
         rows = [asdict(problem) for problem in problems]
-        return {"problems": rows, "broken": broken, "looking_up": looking_up}
+        found = {"problems": rows, "broken": broken, "options": options}
+        return {**found, "looking_up": looking_up}
+
+    def _prepare(self, service: PluginService) -> None:
+        is_dry = type(service).preflight is not PluginService.preflight
+        with self.plugin.running("prepare", WrongOption):
+            if self.is_check or is_dry:
+                service.preflight()
+            if not self.is_check:
+                service.prepare()
+
+    def _judged_as_users(
+        self, services: Mapping[str, PluginService]
+    ) -> Iterator[tuple[str, tuple[str, str]]]:
+        """Yield each service that its workers' user could not serve, with the option to blame, ""
+        for none, and the reason.
+        """
+        jobs = {
+            name: partial(self._judge_as_user, service, self.services[name])
+            for name, service in services.items()
+            if type(service).preflight_as_user is not PluginService.preflight_as_user
+        }
+        for name, outcome in run_isolated(jobs).items():
+            if outcome.failure:
+                yield name, ("", blamed(self.plugin.name, outcome.failure))
+            elif outcome.result:
+                yield name, outcome.result
+
+    def _judge_as_user(self, service: PluginService, entry: Service) -> tuple[str, str] | None:
+        if os.geteuid() == 0:
+            become(with_identity(entry.confinement))
+        try:
+            with self.plugin.running("preflight_as_user", WrongOption):
+                service.preflight_as_user()
+        except WrongOption as error:
+            return error.key, str(error)
+        return None
 
     def _built(
         self, name: str, entry: Service, kind: type[PluginService], problems: list[Problem]
