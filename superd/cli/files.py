@@ -72,7 +72,7 @@ def daemon_files(named: Path | None) -> DaemonFiles:
     file = (_default_file() if named is None else named).absolute()
     mistake = None
     try:
-        text = read_text(configuration_file(named))
+        text = read_text(configuration_file(named), is_relied_on=False)
     except ConfigurationError as error:
         mistake, table = error, {}
     else:

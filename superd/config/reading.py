@@ -51,13 +51,18 @@ def document_of(name: str, text: str) -> Document:
     raise ConfigurationError([problem])
 
 
-def read_text(file: Path) -> str:
-    """Return the text of a file. It is opened without blocking, because it may be a pipe."""
+def read_text(file: Path, *, is_relied_on: bool = True) -> str:
+    """Return the text of a file. It is opened without blocking, because it may be a pipe. Root
+    relies on no file that other users can change.
+    """
     name = str(file)
     try:
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
         try:
-            mistake = _problem_with(file, os.fstat(descriptor))
+            status = os.fstat(descriptor)
+            mistake = _problem_with(status)
+            if is_relied_on and not mistake:
+                mistake = file_problem(file, status)
             raw = b"" if mistake else os.read(descriptor, LARGEST_FILE)
         finally:
             os.close(descriptor)
@@ -75,13 +80,13 @@ def read_text(file: Path) -> str:
         raise ConfigurationError([problem]) from None
 
 
-def _problem_with(file: Path, status: os.stat_result) -> str:
+def _problem_with(status: os.stat_result) -> str:
     """Return why a file is not read; "" if it is."""
     if not stat.S_ISREG(status.st_mode):
         return "is a directory" if stat.S_ISDIR(status.st_mode) else "is not a regular file"
     if status.st_size > LARGEST_FILE:
         return f"is larger than {LARGEST_FILE >> 20} MiB"
-    return file_problem(file, status)
+    return ""
 
 
 def included_files(directory: Path, pattern: str) -> list[Path]:

@@ -51,7 +51,7 @@ def test_a_disabled_service_stops_listening_and_its_clients_finish(served: Super
         client.sendall(b"before")
         assert client.recv(100) == b"before"
         done = served.run("disable", "echo")
-        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+        assert (done.returncode, done.stdout, done.stderr) == (0, "echo: disabled\n", "")
         with pytest.raises(ConnectionRefusedError):
             served.connect("echo")
         assert exchange(client, b"after") == b"after"

@@ -84,7 +84,8 @@ class Log:
             names = record_sinks or sinks
             self.record_sinks = [_opened(name, form, sockets) for name in names]
         for opened in (self.sinks, self.record_sinks):
-            if opened and (absent := _absent(opened)) and len(absent) == len(opened):
+            if opened and len(absent := _absent(opened)) == len(opened):
+                self.close()
                 raise SuperdError(absent[0])
 
     @property
