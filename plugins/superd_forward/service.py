@@ -273,6 +273,7 @@ class Forward(Service):
                 retry_after=self.options.retry_after,
                 listens_on=self.listens_on,
                 log=self.log,
+                distrust=self.distrust,
             )
             for target in self._weighted_targets(datagrams=datagrams)
         ]

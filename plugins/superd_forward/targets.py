@@ -55,6 +55,7 @@ class Target:
         retry_after: float,
         listens_on: Callable[[Transport, int], bool],
         log: Callable[[Level, str], None],
+        distrust: Callable[[str], None],
     ) -> None:
         self.destination = destination
         self.datagrams = datagrams
@@ -71,6 +72,7 @@ class Target:
         self._fail_after = fail_after
         self._retry_after = retry_after
         self._log = log
+        self._distrust = distrust
 
     def address_at(self, host: str) -> TargetAddress:
         """Return its address on one of the hosts that its name resolves to."""
@@ -103,6 +105,7 @@ class Target:
 
     def failed(self, why: str) -> None:
         """Note that it failed, and leave it out after too many failures in a row."""
+        self._distrust_name()
         self.failures += 1
         self.failures_in_a_row += 1
         self.last_error = why
@@ -112,8 +115,15 @@ class Target:
                 self._log("warning", text)
             self._left_out_until = time.monotonic() + self._retry_after
 
+    def _distrust_name(self) -> None:
+        """Have its name looked up again: another host may serve it by now."""
+        if self.address is None:
+            self._distrust(self.host)
+
     def probed(self, problem: str) -> None:
         """Note the result of probes: a problem, or "" if it is up."""
+        if problem:
+            self._distrust_name()
         if self.is_down != bool(problem):
             self.is_down = bool(problem)
             result = f"is down: {problem}" if problem else "is up"

@@ -257,6 +257,12 @@ class Service:
         self._check_looks_up("look_up")
         self._server.look_up(host, found)
 
+    def distrust(self, host: str) -> None:
+        """Note that an address of a host does not work: the next `look_up` asks for its addresses
+        again, though their time to live is not over, but at most once in 5 s.
+        """
+        self._server.distrust(host)
+
     def _check_looks_up(self, method: str) -> None:
         if not self.looks_up:
             name = type(self).__qualname__
@@ -313,6 +319,8 @@ class Server(Protocol):
     def ban(self, peer: Address, seconds: float, reason: str) -> None: ...
 
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None: ...
+
+    def distrust(self, host: str) -> None: ...
 
     @property
     def poller(self) -> Poller: ...

@@ -1,8 +1,8 @@
 """Reads what a process has used so far, and its own children, from /proc (proc(5)).
 
 Runs in the master, for status and metrics and in the watchdog, and in workers, which count their
-descriptors and look after programs. `stat_fields` raises OSError for a process that has ended and on a system
-without such a /proc; the others return nothing instead.
+descriptors and look after programs. `stat_fields` raises OSError for a process that has ended and
+on a system without such a /proc; the others return nothing instead.
 """
 
 from __future__ import annotations

@@ -60,10 +60,16 @@ class Addresses:
         self._channel_until = math.inf
         self._file_states: list[object] = []
 
-    async def look_up(self, name: str) -> Found:
-        """Return the numeric addresses of a name in the order of RFC 6724; none if not found."""
+    async def look_up(self, name: str, is_again: bool = False) -> Found:
+        """Return the numeric addresses of a name in the order of RFC 6724; none if not found.
+
+        `is_again` asks a name server although the time to live of an earlier answer is not over,
+        which c-ares would repeat.
+        """
         from aiodns.error import ARES_ETIMEOUT, DNSError
 
+        if is_again:
+            self._channel_until = self._loop.time()
         try:
             channel = self._current()  # held here, as dropping a channel cancels its queries
             if name.removesuffix(".") in self._hosts_names:

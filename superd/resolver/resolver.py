@@ -15,7 +15,7 @@ import signal
 import socket
 from collections.abc import Awaitable, Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from setproctitle import setproctitle
 
@@ -30,7 +30,13 @@ from superd.process.forking import reset_signals
 from superd.resolver import addresses
 from superd.resolver.addresses import Addresses, Found
 from superd.worker.channel import Channel
-from superd.worker.runtime.names import ADDRESSES_PREFIX, MAX_REQUEST_SIZE, answer_to
+from superd.worker.runtime.names import (
+    ADDRESSES_PREFIX,
+    DISTRUST_PREFIX,
+    MAX_REQUEST_SIZE,
+    TRUSTED_TIME,
+    answer_to,
+)
 
 NAME_LOOKUP_THREADS = 16  # each lookup of a name blocks its thread
 LOOKUP_TIMEOUT = 5.0  # seconds
@@ -74,8 +80,20 @@ def main(
         os._exit(code)
 
 
+class Answer(NamedTuple):
+    """What was found for a request, and the times when it was, and until when it is valid."""
+
+    found: tuple[str, ...]
+    since: float
+    until: float
+
+
 class Resolver:
-    """Looks up, caches and answers; equal requests share one lookup."""
+    """Looks up, caches and answers; equal requests share one lookup.
+
+    An answer that a worker distrusts is looked up again for the next request. It is used once more
+    if that finds nothing.
+    """
 
     def __init__(
         self,
@@ -83,14 +101,15 @@ class Resolver:
         listener: socket.socket,
         users: Collection[int],
         name_of: Callable[[str], str] = confirmed_name,
-        addresses_of: Callable[[str], Awaitable[Found]] | None = None,
+        addresses_of: Callable[[str, bool], Awaitable[Found]] | None = None,
     ) -> None:
         self.loop = loop
         self.listener = listener
         self.users = {0, *users}
         self.clients: set[socket.socket] = set()
         self.pending: dict[str, set[socket.socket]] = {}
-        self.cache: dict[str, tuple[tuple[str, ...], float]] = {}
+        self.cache: dict[str, Answer] = {}
+        self.distrusted: dict[str, Answer] = {}
         self.threads = ThreadPoolExecutor(NAME_LOOKUP_THREADS)
         self.name_of = name_of
         self.addresses_of = addresses_of or Addresses(loop).look_up
@@ -116,10 +135,13 @@ class Resolver:
         except (OSError, ValueError):
             self._drop(client)  # it has closed the connection, or is not a worker
             return
-        found, expires_at = self.cache.get(request, ((), 0.0))
-        ttl = expires_at - self.loop.time()
-        if ttl > 0:
-            self._answer(client, request, found, ttl)
+        if request.startswith(DISTRUST_PREFIX):
+            self._distrust(ADDRESSES_PREFIX + request.removeprefix(DISTRUST_PREFIX))
+            return
+        cached = self.cache.get(request)
+        ttl = cached.until - self.loop.time() if cached else 0.0
+        if cached and ttl > 0:
+            self._answer(client, request, cached.found, ttl)
         elif request in self.pending:
             self.pending[request].add(client)
         elif len(self.pending) >= MAX_PENDING:
@@ -128,20 +150,33 @@ class Resolver:
             self.pending[request] = {client}
             self.loop.create_task(self._resolve(request))
 
+    def _distrust(self, request: str) -> None:
+        """Look a request up again when it comes next, but not soon after the last time: workers may
+        be wrong, and many.
+        """
+        cached = self.cache.get(request)
+        if cached and self.loop.time() - cached.since >= TRUSTED_TIME:
+            self.distrusted[request] = self.cache.pop(request)
+
     async def _resolve(self, request: str) -> None:
         """Look a request up, cache the result, and answer every client that asked meanwhile."""
         found, ttl = _nothing(request)
+        former = self.distrusted.pop(request, None)
         with contextlib.suppress(Exception):  # any failure means that nothing was found
-            found, ttl = await asyncio.wait_for(self._look_up(request), LOOKUP_TIMEOUT)
+            looking_up = self._look_up(request, is_again=former is not None)
+            found, ttl = await asyncio.wait_for(looking_up, LOOKUP_TIMEOUT)
+        now = self.loop.time()
+        if not found and former and former.until > now:
+            found = former.found
         while len(self.cache) >= MAX_CACHED:
             del self.cache[next(iter(self.cache))]
-        self.cache[request] = (found, self.loop.time() + ttl)
+        self.cache[request] = Answer(found, now, now + ttl)
         for client in self.pending.pop(request):
             self._answer(client, request, found, ttl)
 
-    async def _look_up(self, request: str) -> Found:
+    async def _look_up(self, request: str, *, is_again: bool) -> Found:
         if request.startswith(ADDRESSES_PREFIX):
-            return await self.addresses_of(request.removeprefix(ADDRESSES_PREFIX))
+            return await self.addresses_of(request.removeprefix(ADDRESSES_PREFIX), is_again)
         job = self.loop.run_in_executor(self.threads, self.name_of, request)
         name = await asyncio.shield(job)
         return ((name,), NAME_TTL) if name else _nothing(request)
@@ -163,8 +198,8 @@ class Resolver:
 
 def _check(request: str) -> None:
     """Raise OSError or ValueError for an invalid request."""
-    if request.startswith(ADDRESSES_PREFIX):
-        name = request.removeprefix(ADDRESSES_PREFIX)
+    if request.startswith((ADDRESSES_PREFIX, DISTRUST_PREFIX)):
+        name = request[1:]
         if not name or normalized_name(name) != name:
             raise ValueError(name)
     else:

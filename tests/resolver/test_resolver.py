@@ -33,13 +33,19 @@ class Running:
         )
         self.loop.add_reader(self.listener, self.resolver.accept)
 
-    async def addresses_of(self, name: str) -> Found:
-        self.looked_up.append(name)
+    async def addresses_of(self, name: str, is_again: bool) -> Found:
+        self.looked_up.append(f"{name} again" if is_again else name)
         await self.gate.wait()
         return self.answers[name]
 
     def worker(self) -> Names:
         return Names(self.loop, self.address)
+
+    def half_an_hour_later(self) -> None:
+        """Have all answers half an hour older, for the resolver."""
+        for request, answer in self.resolver.cache.items():
+            older = answer._replace(since=answer.since - 1800, until=answer.until - 1800)
+            self.resolver.cache[request] = older
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         async def poll() -> None:
@@ -78,8 +84,7 @@ def test_another_worker_gets_the_rest_of_the_ttl(running: Running) -> None:
     first, second = running.worker(), running.worker()
     first.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 1)
-    addresses, expires_at = running.resolver.cache["=host.example"]
-    running.resolver.cache["=host.example"] = addresses, expires_at - 1800  # half an hour later
+    running.half_an_hour_later()
     second.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: len(found) == 2)
     assert running.looked_up == ["host.example"]
@@ -135,4 +140,53 @@ def test_requests_beyond_the_limit_find_nothing(running: Running) -> None:
     names.look_up_addresses("host.example", found.append)
     running.wait_for(lambda: found)
     assert found == [()]
+    names._disconnect()
+
+
+def test_an_address_that_fails_is_looked_up_again_before_its_ttl_is_over(running: Running) -> None:
+    running.answers["host.example"] = (("192.0.2.1",), 3600.0)
+    found: list[object] = []
+
+    def ask(name: str = "host.example") -> object:
+        names = running.worker()
+        names.look_up_addresses(name, found.append)
+        running.wait_for(lambda: found)
+        names._disconnect()
+        return found.pop()
+
+    def distrust() -> None:
+        """Do as a worker that has had the answer for a while."""
+        names = running.worker()
+        names._cache["=host.example"] = (("192.0.2.1",), 1e9, running.loop.time() - 60)
+        names.distrust("host.example")
+        names.look_up_addresses("other.example", found.append)  # answered after that was read
+        running.wait_for(lambda: found)
+        found.clear()
+        names._disconnect()
+
+    assert ask() == ("192.0.2.1",)
+    running.answers["host.example"] = (("192.0.2.2",), 3600.0)
+    distrust()
+    assert ask() == ("192.0.2.1",)  # it was looked up just now
+    running.half_an_hour_later()
+    distrust()
+    assert ask() == ("192.0.2.2",)
+    running.half_an_hour_later()
+    running.answers["host.example"] = ((), 5.0)
+    distrust()
+    assert ask() == ("192.0.2.2",)  # there is no better answer
+    names = [name for name in running.looked_up if name.startswith("host.example")]
+    assert names == ["host.example", "host.example again", "host.example again"]
+
+
+def test_a_worker_distrusts_only_an_answer_that_it_has_had_for_a_while(running: Running) -> None:
+    running.answers["host.example"] = (("192.0.2.1",), 3600.0)
+    found: list[object] = []
+    names = running.worker()
+    names.distrust("host.example")  # of which it knows nothing
+    names.look_up_addresses("host.example", found.append)
+    running.wait_for(lambda: found)
+    names.distrust("host.example")
+    names.look_up_addresses("host.example", found.append)
+    assert found == [("192.0.2.1",)] * 2  # at once, by the worker's own memory
     names._disconnect()

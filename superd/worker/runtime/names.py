@@ -5,6 +5,7 @@ Never blocks and never raises: without an answer in time, nothing was found.
 
 A request is a numeric host, to look up its name, or "=" and a name, to look up its addresses. The
 answer has the request, the seconds that it is valid, and each name or address, separated by NUL.
+"!" and a name says that an address of the name does not work; it has no answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ REQUEST_TIMEOUT = 6.0  # seconds
 MAX_NAME_LIFETIME = 60.0  # seconds that a client's name is cached at most
 MAX_CACHED = 1024  # answers
 MAX_PENDING = 2000  # requests without an answer
+TRUSTED_TIME = 5.0  # seconds in which a failure of an address causes no second look-up
 ADDRESSES_PREFIX = "="
+DISTRUST_PREFIX = "!"
 MAX_REQUEST_SIZE = len(ADDRESSES_PREFIX) + MAX_NAME_CHARACTERS + 1  # bytes; a name may end in a dot
 MAX_ANSWER_SIZE = 2048  # bytes
 
@@ -43,7 +46,8 @@ class Names:
         self._address = address
         self._socket: socket.socket | None = None
         self._pending: dict[str, tuple[asyncio.TimerHandle, list[OnFound]]] = {}
-        self._cache: dict[str, tuple[Found, float]] = {}
+        # what was found, the times when it expires, and when it was received
+        self._cache: dict[str, tuple[Found, float, float]] = {}
 
     def __len__(self) -> int:
         """Return how many requests are pending."""
@@ -65,8 +69,18 @@ class Names:
         else:
             on_found(())
 
+    def distrust(self, name: str) -> None:
+        """Note that an address of a name does not work: the next request is looked up again, though
+        its time to live is not over. The resolver limits how often.
+        """
+        asked = ADDRESSES_PREFIX + normalized_name(name)
+        _, _, since = self._cache.get(asked, ((), 0.0, 0.0))
+        if since and self._loop.time() - since >= TRUSTED_TIME:
+            del self._cache[asked]
+            self._send(DISTRUST_PREFIX + normalized_name(name))
+
     def _request(self, request: str, on_found: OnFound) -> None:
-        found, until = self._cache.get(request, ((), 0.0))
+        found, until, _ = self._cache.get(request, ((), 0.0, 0.0))
         if until > self._loop.time():
             on_found(found)
         elif request in self._pending:
@@ -118,7 +132,8 @@ class Names:
             valid = min(valid, MAX_NAME_LIFETIME)
         while len(self._cache) >= MAX_CACHED:
             del self._cache[next(iter(self._cache))]
-        self._cache[request] = (found, self._loop.time() + valid)
+        now = self._loop.time()
+        self._cache[request] = (found, now + valid, now)
         self._settle(request, found)
 
     def _settle(self, request: str, found: Found) -> None:

@@ -77,6 +77,9 @@ class ServerApi:
     def look_up(self, host: str, found: Callable[[tuple[str, ...]], None]) -> None:
         self._context.names.look_up_addresses(host, found)
 
+    def distrust(self, host: str) -> None:
+        self._context.names.distrust(host)
+
     @property
     def poller(self) -> Poller:
         return self._context.poller

@@ -54,6 +54,7 @@ def target(
         retry_after=retry_after,
         listens_on=lambda transport, port: False,
         log=log or Log(),
+        distrust=lambda host: None,
     )
 
 
@@ -266,3 +267,26 @@ def test_status_shows_the_state_of_a_target() -> None:
     row |= {"state": "left out", "active": 0, "failures": 1, "last-error": "no"}
     assert one.status_row(now) == row
     assert one.status_row(now + LATER)["state"] == "up"
+
+
+def test_a_target_by_name_that_fails_has_its_name_looked_up_again() -> None:
+    distrusted: list[str] = []
+    by_name, by_address = (
+        Target(
+            parse_destination(f"tcp://{host}:80"),
+            1,
+            datagrams=False,
+            fail_after=0,
+            retry_after=10,
+            listens_on=lambda transport, port: False,
+            log=Log(),
+            distrust=distrusted.append,
+        )
+        for host in ("app.example", "192.0.2.1")
+    )
+    for one in (by_address, by_name):
+        one.failed("Connection refused")
+        one.probed("no answer in time")
+        one.probed("")
+        one.succeeded()
+    assert distrusted == ["app.example"] * 2

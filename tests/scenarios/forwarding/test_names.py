@@ -5,6 +5,7 @@ Each test has a network namespace of its own, with a name server whose answers i
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -118,6 +119,32 @@ def test_a_changed_address_is_used_once_the_ttl_is_over(net: Network) -> None:
             return False
 
         until(uses_new_address, "connections to the new address")
+
+
+def test_an_address_that_refuses_is_looked_up_again_before_its_ttl_is_over(
+    net: Network,
+) -> None:
+    """As a container that comes back with another address, whose name server has long TTLs."""
+    net.names.ttl = 600
+    net.names.addresses[b"app.example"] = "127.0.0.2"
+    net.serve()
+    with net.listener("127.0.0.2") as old:
+        assert reaches(net, old)
+    net.names.addresses[b"app.example"] = "127.0.0.3"
+    with net.listener("127.0.0.3") as new:
+        new.setblocking(False)
+
+        def uses_new_address() -> bool:
+            with contextlib.suppress(ConnectionError), net.connect() as client:
+                client.sendall(b"x")
+                client.recv(1)
+            with contextlib.suppress(BlockingIOError):
+                new.accept()[0].close()
+                return True
+            return False
+
+        until(uses_new_address, "connections to the new address")
+    assert net.names.questions <= 12  # 2 types, again after each 5 s
 
 
 def test_datagrams_are_forwarded_to_a_name(net: Network) -> None:
