@@ -48,7 +48,8 @@ class Message(Service):
             await conn.send(self.exchange(line, conn.peer) + b"\r\n")
 
     def datagram(self, request: Request) -> bytes:
-        return self.exchange(request.data[:MAX_MESSAGE_BYTES], request.peer)
+        answer = self.exchange(request.data[:MAX_MESSAGE_BYTES], request.peer)
+        return answer[: request.room]
 
     def exchange(self, message: bytes, peer: Address) -> bytes:
         """Store `message` and return the one before it."""

@@ -33,8 +33,6 @@ def attempt(plugin: str, settings: list[str]) -> int:
     end_on_term()
     made = entry(plugin, settings)
     has_own_addresses = not any(setting.startswith("listen=") for setting in settings)
-    if has_own_addresses:  # on loopback, where amplification harms no other host
-        made.setdefault("amplify", True)
     with signals_blocked():
         found = _planned(plugin, made, made["listen"] if has_own_addresses else [])
     return serve(found, Inheritance(), in_background=False, ready=announce)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from superd.client.reaching import Deadline, unreachable
 from superd.client.standard import Input, Output
 from superd.errors import SuperdError, reason
-from superd.net.addresses import Address
+from superd.net.addresses import Address, Transport
 from superd.net.destinations import Destination
 
 MAX_DATAGRAM_SIZE = 65507  # bytes (RFC 768, over IPv4)
@@ -135,6 +135,9 @@ def _unsendable(target: Destination, data: bytes, error: OSError) -> SuperdError
     return SuperdError(f"cannot send {what} to {target}: {reason(error)}")
 
 
+AMPLIFIED = "; a superd there gives none that is longer than the request, unless amplify = true"
+
+
 class NoAnswer(SuperdError):
     """No answer arrived in time."""
 
@@ -166,7 +169,8 @@ def ask(
                 answer = client.recv(RECEIVE_SIZE)
                 return Answer(answer, address, asked_at, time.monotonic() - start)
             except TimeoutError:
-                raise NoAnswer(f"no answer from {target} in {deadline}") from None
+                likely = "" if target.transport is Transport.UNIXGRAM else AMPLIFIED
+                raise NoAnswer(f"no answer from {target} in {deadline}{likely}") from None
             except ConnectionRefusedError as error:
                 failures.append((address, reason(error)))
             except OSError as error:

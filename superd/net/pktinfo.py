@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from superd.net.addresses import Address
 
@@ -30,12 +30,19 @@ ANCILLARY_BYTES = socket.CMSG_SPACE(_IPV6.size) + socket.CMSG_SPACE(_IPV4.size)
 class LocalAddress:
     """The local address of a datagram, and the ancillary data that makes a reply leave from it.
 
-    `is_unicast` is False for a broadcast or a multicast.
+    `is_unicast` is False for a broadcast or a multicast. `is_loopback` means that the source is not
+    forged by another machine: the kernel drops datagrams to a loopback address that arrive by
+    another interface than lo (RFC 1122, 3.2.1.3; RFC 4291, 2.5.3), unless route_localnet is set.
     """
 
     address: Address
     is_unicast: bool = True
     control: tuple[Ancillary, ...] = ()
+    is_loopback: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        host = self.address.host
+        object.__setattr__(self, "is_loopback", host == "::1" or host.startswith("127."))
 
 
 def enable_pktinfo(sock: socket.socket) -> None:

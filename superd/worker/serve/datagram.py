@@ -48,6 +48,12 @@ TRANSIENT_RECEIVE_ERRNOS = frozenset(
     (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EINTR)
 )
 
+# the keys that allow what the guard refuses, for the operator
+KEYS = {
+    Refusal.AMPLIFICATION: "; the answer is longer than the request, and amplify = false",
+    Refusal.SOURCE_PORT: "; it comes from the port of a service, and reflection-guard = true",
+}
+
 # as plain numbers: they are used for each datagram
 _DATAGRAMS = int(Count.DATAGRAMS)
 _ANSWERS = int(Count.ANSWERS)
@@ -191,7 +197,7 @@ class DatagramListener(ABC):
     def log_refusal(self, refusal: Refusal, peer: Any, why: str = "") -> None:
         self.service.counts[refusal_column(refusal)] += 1
         where = Address.from_sockaddr(self.transport, peer).endpoint
-        message = f"datagram not answered: {refusal.value}{why}"
+        message = f"datagram not answered: {refusal.value}{why}{KEYS.get(refusal, '')}"
         record = Record("info", message, service=self.service.name, peer=where)
         self.context.flood_gate.report((self.service.name, refusal), record)
 
@@ -224,7 +230,8 @@ class DatagramResponder(DatagramListener):
             if refusal is not None:
                 self.record_refusal(refusal, peer, local)
                 return None
-        room = max(size, MAX_ANSWER_SIZE) if self.may_amplify else size
+        may_amplify = self.may_amplify or local.is_loopback
+        room = max(size, MAX_ANSWER_SIZE) if may_amplify else size
         data = SCRATCH[:size].tobytes()
         try:
             answer = self.handle(Request(data, room, self.transport, peer, local.address))
