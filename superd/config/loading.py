@@ -22,7 +22,6 @@ from superd.config.model import (
     TCPMUX,
     Daemon,
     Defaults,
-    Section,
     Service,
     Settings,
 )
@@ -30,6 +29,7 @@ from superd.config.permissions import jail_problem
 from superd.config.positions import Path as KeyPath
 from superd.config.problems import Document, Locate, problems_of
 from superd.config.reading import document_of, included_files, read_document
+from superd.config.section import Section
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, Problem, shown
 from superd.net.addresses import (

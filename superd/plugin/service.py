@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Literal, NoReturn, Protocol, cast
 
 from pydantic import ConfigDict
 
-from superd.config.model import Section
 from superd.config.model import Service as Entry
+from superd.config.section import Section
 from superd.net.addresses import Address, Transport
 from superd.observe.records import Level
 from superd.plugin.connection import Client, Connection
