@@ -341,9 +341,12 @@ def test_a_start_ends_no_process_that_superd_has_not_started(one: Superd) -> Non
     ):
         assert other.stdout is not None
         assert other.stdout.readline() == b"listening\n"
-        code, error = failed_start(one.directory, one.toml)
-        assert other.poll() is None
-        other.kill()
+        try:
+            toml = one.toml.replace("[daemon]", '[daemon]\non-bind-failure = "stop"')
+            code, error = failed_start(one.directory, toml)
+            assert other.poll() is None
+        finally:
+            other.kill()
     assert code == 69
     assert f"cannot listen on tcp://{host}:{port}: the address is in use" in error
 

@@ -56,7 +56,7 @@ HOSTILE = """
                 os._exit(0)
             await conn.send(b"done")
 
-        async def descriptors(self, line, conn):
+        async def with_files(self, line, conn):
             passed = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [0] * 100))]
             for _ in range(50):
                 line.sendmsg([json.dumps(LOG).encode()], passed)
@@ -160,7 +160,7 @@ def test_a_flood_of_messages_is_throttled_and_uses_no_memory_of_the_master(
     written = hostile.log().count("\n") - lines
     assert 0 < written < 2 * 512 * (took / 0.4 + 2)  # twice the allowance
     assert proc.memory(master) - before < 4096
-    assert request(hostile, "descriptors") == b"done"
+    assert request(hostile, "with_files") == b"done"
     assert len(proc.descriptors(master)) <= open_before + 1
     assert len(proc.threads(master)) == 1
     forged = [line for line in hostile.log().splitlines() if "superd[1]" in line]
