@@ -13,6 +13,7 @@ from functools import partial
 
 from superd.config.model import Confinement
 from superd.process.capabilities import may_see_every_process
+from superd.process.confinement import become
 from superd.process.isolated import run_isolated
 
 TIMEOUT = 2.0  # seconds
@@ -27,9 +28,5 @@ def run_as(confinement: Confinement, find: Callable[[], list[int]]) -> list[int]
 
 
 def _find_as(confinement: Confinement, find: Callable[[], list[int]]) -> list[int]:
-    assert confinement.user is not None
-    group = confinement.user if confinement.group is None else confinement.group
-    os.setgroups([])
-    os.setresgid(group, group, group)
-    os.setresuid(confinement.user, confinement.user, confinement.user)
+    become(confinement.model_copy(update={"chroot": ""}))  # a jail has no /proc
     return find()
