@@ -21,6 +21,7 @@ from superd.errors import ConfigurationError, ExitCode, Problem
 from superd.listen.names import look_up, names_in
 from superd.listen.privileges import bind_remedy
 from superd.master.logs.sinks import JOURNAL_SOCKET, SYSLOG_SOCKET
+from superd.master.plan.plan import unused_rules_notice
 from superd.master.plan.preflight import preflight
 from superd.plugin.registry import installed
 
@@ -47,6 +48,7 @@ def check(files: Sequence[Path], file: Path | None = None) -> int:
         wrong, unknown = _names(configuration)
         problems += wrong
         notices += map(str, [*unknown, *_absent_logs(configuration)])
+        notices += unused_rules_notice(configuration.partial.enabled)
     if problems:
         raise ConfigurationError(problems)
     for notice in dict.fromkeys(notices):

@@ -25,6 +25,7 @@ from superd.config.loading import Configuration
 from superd.config.model import Service
 from superd.errors import ExitCode, SuperdError, UsageError, shown
 from superd.master.bans import Ban, ban_of, saved
+from superd.master.plan.plan import unused_rules_notice
 from superd.net.addresses import host_of
 from superd.net.names import confirmed_name
 from superd.net.patterns import HostName, User, parse_pattern, shown_network
@@ -52,6 +53,8 @@ def explain(file: Path | None, service: str, address: str, at: str | None) -> in
         if one["service"] == service:
             text = f"the service does not listen on {one['addresses']} yet: {one['why']}"
             print(f"superd: {text}", file=sys.stderr)
+    for notice in unused_rules_notice({service: entry}):
+        print(f"superd: {notice}", file=sys.stderr)
     refusal, why = rules.decision(client, moment)
     if refusal is None:
         print(f"admitted: {why}" if why else "admitted: no rule refuses it")

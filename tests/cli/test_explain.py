@@ -143,3 +143,14 @@ def test_bans_overrides_and_a_stale_file_of_the_daemon_are_reported(
     assert out.startswith('refused (access): deny "192.0.2.1"')
     assert served.run("reload").returncode == 0
     assert explained("off") == (1, out, "")
+
+
+def test_rules_for_a_program_that_accepts_its_clients_itself_are_reported_as_unused(
+    tmp_path: Path,
+) -> None:
+    text = '[service.x]\nplugin = "exec"\nwait = true\nlisten = "tcp://127.0.0.1:0"\n'
+    file = written(tmp_path, f'{text}options.command = "/bin/cat"\ndeny = "192.0.2.1"\n')
+    for command in (("explain", "-c", str(file), "x", "192.0.2.1"), ("check", str(file))):
+        done = superd(*command)
+        assert "with wait = true the program accepts its clients itself, whatever" in done.stderr
+        assert done.stderr.endswith(": x\n")

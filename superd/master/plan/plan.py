@@ -6,7 +6,7 @@ nothing. Raises ConfigurationError and NotPermitted.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -103,13 +103,13 @@ def plan_of(
     services = {name: entry for name, entry in settings.enabled.items() if name not in broken}
     pools, notices = pools_of(settings, services)
     notices += _backlog_notice(services)
-    notices += _unused_rules_notice(services)
+    notices += unused_rules_notice(services)
     by_name = any(needs_names(entry) for entry in services.values())
     needs_resolver = by_name or not services.keys().isdisjoint(looking_up)
     return Plan(settings, pools, plugins, broken, needs_resolver, list(looking_up), notices)
 
 
-def _unused_rules_notice(services: dict[str, Service]) -> list[str]:
+def unused_rules_notice(services: Mapping[str, Service]) -> list[str]:
     """Return a notice if rules are for clients that a program accepts itself."""
     names = [
         name
