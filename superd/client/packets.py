@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from superd.client.reaching import Deadline, unreachable
 from superd.client.standard import Input, Output
 from superd.errors import SuperdError, reason
-from superd.net.addresses import Address, Transport
+from superd.net.addresses import Address
 from superd.net.destinations import Destination
 
 MAX_DATAGRAM_SIZE = 65507  # bytes (RFC 768, over IPv4)
@@ -169,7 +169,7 @@ def ask(
                 answer = client.recv(RECEIVE_SIZE)
                 return Answer(answer, address, asked_at, time.monotonic() - start)
             except TimeoutError:
-                likely = "" if target.transport is Transport.UNIXGRAM else AMPLIFIED
+                likely = "" if address.path or address.is_loopback else AMPLIFIED
                 raise NoAnswer(f"no answer from {target} in {deadline}{likely}") from None
             except ConnectionRefusedError as error:
                 failures.append((address, reason(error)))

@@ -89,6 +89,10 @@ class Address:
         return self.host in (ANY_IPV4, ANY_IPV6, "*")
 
     @property
+    def is_loopback(self) -> bool:
+        return self.host == "::1" or self.host.startswith("127.")
+
+    @property
     def is_name(self) -> bool:
         """Whether the host is a name, which has to be looked up before it can be bound."""
         return self.host not in ("", "*") and ":" not in self.host and not is_ipv4(self.host)

@@ -41,8 +41,7 @@ class LocalAddress:
     is_loopback: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        host = self.address.host
-        object.__setattr__(self, "is_loopback", host == "::1" or host.startswith("127."))
+        object.__setattr__(self, "is_loopback", self.address.is_loopback)
 
 
 def enable_pktinfo(sock: socket.socket) -> None:

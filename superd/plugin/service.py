@@ -37,7 +37,8 @@ class Request:
     """A datagram to answer, or a connection, whose `data` is empty.
 
     `room` is the maximum length of the answer in bytes. For a datagram it is the datagram's own
-    length, unless the entry has `amplify = true`. A longer answer is dropped and counted.
+    length, unless the entry has `amplify = true` or the client has sent to a loopback address. A
+    longer answer is dropped and counted.
     """
 
     __slots__ = ("_local", "_peer", "_transport", "data", "room")

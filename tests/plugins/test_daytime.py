@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable
 
 import pytest
 import superd_daytime
 
+from tests.conftest import Start
 from tests.support.clients import (
     ask_unixgram,
     ask_unixpacket,
@@ -18,6 +18,7 @@ from tests.support.clients import (
     receive_to_end,
 )
 from tests.support.harness import Superd, ask_udp, until
+from tests.support.strangers import stranger
 
 TOML = """
 [service.daytime]
@@ -63,9 +64,10 @@ def test_the_connection_ends_with_a_fin(served: Superd) -> None:
         assert receive_to_end(client)[1] == "fin"
 
 
-def test_a_datagram_shorter_than_the_answer_gets_no_answer(served: Superd) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.connect(served.address("daytime", "udp"))
+@pytest.mark.root
+@pytest.mark.tool("ip")
+def test_a_datagram_shorter_than_the_answer_gets_no_answer(start_superd: Start) -> None:
+    with stranger(start_superd, "daytime") as (served, client):
         client.send(bytes(25))
         until(lambda: served.counts("daytime")["refused-amplification"] == 1, "the refusal")
         client.setblocking(False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from tests.support.clients import (
     receive_to_end,
 )
 from tests.support.harness import Superd, ask_udp, superd, until
+from tests.support.strangers import stranger
 
 TOML = """
 [service.qotd]
@@ -54,16 +54,22 @@ def test_the_connection_ends_with_a_fin(served: Superd) -> None:
         assert receive_to_end(client)[1] == "fin"
 
 
-def test_a_datagram_gets_a_quote_no_longer_than_itself(served: Superd) -> None:
+@pytest.mark.root
+@pytest.mark.tool("ip")
+def test_a_datagram_gets_a_quote_no_longer_than_itself(start_superd: Start) -> None:
     shortest, second = sorted(PROVERBS, key=len)[:2]
-    size = len(second) - 1
-    received = {ask_udp(served.address("qotd", "udp"), bytes(size)) for _ in range(20)}
+    received = set()
+    with stranger(start_superd, "qotd") as (_, client):
+        for _ in range(20):
+            client.send(bytes(len(second) - 1))
+            received.add(client.recv(1024))
     assert received == {shortest}
 
 
-def test_a_datagram_shorter_than_every_quote_gets_no_answer(served: Superd) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.connect(served.address("qotd", "udp"))
+@pytest.mark.root
+@pytest.mark.tool("ip")
+def test_a_datagram_shorter_than_every_quote_gets_no_answer(start_superd: Start) -> None:
+    with stranger(start_superd, "qotd") as (served, client):
         client.send(bytes(10))
         until(lambda: served.counts("qotd")["refused-amplification"] == 1, "the refusal")
         client.setblocking(False)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import calendar
-import socket
 import time
 from collections.abc import Callable
 
 import pytest
 import superd_time
 
+from tests.conftest import Start
 from tests.support.clients import ask_unixgram, ask_unixpacket, connect_unix, receive_and_close
 from tests.support.harness import Superd, ask_udp, until
+from tests.support.strangers import stranger
 
 TOML = """
 [service.time]
@@ -49,9 +50,10 @@ def test_the_number_counts_seconds_since_1900(served: Superd, transport: str) ->
     assert before <= int.from_bytes(answer, "big") - 2_208_988_800 <= after
 
 
-def test_a_datagram_of_three_bytes_gets_no_answer(served: Superd) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
-        client.connect(served.address("time", "udp"))
+@pytest.mark.root
+@pytest.mark.tool("ip")
+def test_a_datagram_of_three_bytes_gets_no_answer(start_superd: Start) -> None:
+    with stranger(start_superd, "time") as (served, client):
         client.send(bytes(3))
         until(lambda: served.counts("time")["refused-amplification"] == 1, "the refusal")
         client.setblocking(False)

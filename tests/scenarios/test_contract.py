@@ -584,7 +584,7 @@ def test_respond_serves_streams_and_datagrams(served: Superd) -> None:
     assert answer == f" free tcp://{host}:{port} tcp://127.0.0.1:{own}"
     port = served.address("respond", "udp")[1]
     answer = ask_udp((host, port), b"?".ljust(90)).decode()
-    assert re.fullmatch(rf"\? limited udp://{host}:{port} udp://127\.0\.0\.1:\d+", answer)
+    assert re.fullmatch(rf"\? free udp://{host}:{port} udp://127\.0\.0\.1:\d+", answer)
 
 
 def test_respond_serves_every_kind_of_unix_socket(served: Superd) -> None:

@@ -206,7 +206,7 @@ def test_pending_addresses_survive_reload_disable_and_upgrade(start_superd: Star
         assert pending(served) == [address]
         served.toml += ECHO.format(name="more", address=f"tcp://127.0.0.1:{other}")
         served.write()
-        assert served.run("reload").stdout == "free: unchanged\nlate: unchanged\nmore: added\n"
+        assert served.run("reload").stdout == "more: added\nunchanged: 2 services\n"
         assert is_echoing(other)
         assert served.run("disable", "late").returncode == 0
         assert pending(served) == []
@@ -352,7 +352,7 @@ def test_a_reload_without_a_name_server_keeps_the_addresses_of_a_name(
             text=True,
             timeout=2 * EVENT_TIMEOUT,
         )
-        assert (done.returncode, done.stdout) == (0, "free: unchanged\nlate: unchanged\n")
+        assert (done.returncode, done.stdout) == (0, "unchanged: 2 services\n")
         assert pending(served) == []
         questions = names.questions
         assert served.run("disable", "free").returncode == 0

@@ -239,7 +239,8 @@ def test_a_flood_of_forged_datagrams_makes_only_a_few_log_lines(
     assert counts["refused-source-port"] == number
     assert (counts["datagrams"], counts["answers"]) == (number + 1, 1)
     pattern = (
-        r"datagram not answered: source-port \(\d+ more like this\) service=echo peer=192.0.2.2"
+        r"datagram not answered: source-port; it comes from the port of a service, and"
+        r" reflection-guard = true \(\d+ more like this\) service=echo peer=192.0.2.2"
     )
     daemon.wait_for_log(pattern)
     assert daemon.log().count("not answered") <= 10

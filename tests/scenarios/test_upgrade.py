@@ -121,7 +121,7 @@ def test_an_upgrade_keeps_the_process_the_listeners_and_the_connections(
             client.sendall(b"before")
             assert client.recv(100) == b"before"
         output = upgrade(served)
-        assert output == f"superd {__version__} -> 99.0\nchild: unchanged\necho: unchanged\n"
+        assert output == f"superd {__version__} -> 99.0\nunchanged: 2 services\n"
         for client in (one, other, third):
             client.sendall(b"after")
             assert client.recv(100) == b"after"

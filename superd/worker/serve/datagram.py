@@ -49,7 +49,7 @@ TRANSIENT_RECEIVE_ERRNOS = frozenset(
 )
 
 # the keys that allow what the guard refuses, for the operator
-KEYS = {
+HINTS = {
     Refusal.AMPLIFICATION: "; the answer is longer than the request, and amplify = false",
     Refusal.SOURCE_PORT: "; it comes from the port of a service, and reflection-guard = true",
 }
@@ -197,7 +197,7 @@ class DatagramListener(ABC):
     def log_refusal(self, refusal: Refusal, peer: Any, why: str = "") -> None:
         self.service.counts[refusal_column(refusal)] += 1
         where = Address.from_sockaddr(self.transport, peer).endpoint
-        message = f"datagram not answered: {refusal.value}{why}{KEYS.get(refusal, '')}"
+        message = f"datagram not answered: {refusal.value}{why}{HINTS.get(refusal, '')}"
         record = Record("info", message, service=self.service.name, peer=where)
         self.context.flood_gate.report((self.service.name, refusal), record)
 

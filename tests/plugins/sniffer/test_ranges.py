@@ -115,9 +115,7 @@ def test_ports_of_other_processes_are_left_out_and_logged_once(start: Start, low
         assert "service.sniffer: left out, as other processes listen there: tcp://" in notice
         assert notice.endswith(f"tcp://0.0.0.0:{low + 1}-{low + 7} (7 ports), udp://0.0.0.0:{low}")
         done = served.run("reload")
-        assert done.returncode == 0
-        assert "left out, as other processes listen there" in done.stderr
-        assert len(notices(served)) == 2
+        assert (done.returncode, done.stderr) == (0, "")  # that is known already
     # the next reload binds ports that have become free
     assert served.run("reload").stderr == ""
     knock(("127.0.0.1", low + 4))
