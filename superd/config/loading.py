@@ -60,6 +60,7 @@ class Configuration:
     problems: tuple[Problem, ...]
     locate: Callable[[str, KeyPath], tuple[Document, KeyPath]]
     main: Document
+    faulty: frozenset[str] = frozenset()  # services that have problems of their own
 
     @property
     def settings(self) -> Settings:
@@ -135,6 +136,7 @@ class _Loader:
         self.context = {"directory": self.file.parent}
         self.problems: list[Problem] = []
         self.homes: dict[str, Document] = {}
+        self.faulty: set[str] = set()
         self.texts: dict[str, str] = {}
 
     def configuration(self) -> Configuration:
@@ -157,7 +159,7 @@ class _Loader:
         self.problems += self._repeated_addresses(found)
         self.problems += self._unreachable_addresses(found)
         problems = tuple(dict.fromkeys(self.problems))
-        return Configuration(settings, problems, self.locate, self.main)
+        return Configuration(settings, problems, self.locate, self.main, frozenset(self.faulty))
 
     def locate(self, name: str, path: KeyPath) -> tuple[Document, KeyPath]:
         """Return the position of a service's key: in its own entry or under [defaults]."""
@@ -242,7 +244,10 @@ class _Loader:
     def _service(self, name: str) -> Service | None:
         """Return an entry; if it has errors, only the part that its plugin checks."""
         data = self._table("defaults") | self.homes[name].data["service"][name]
+        known = len(self.problems)
         service = self._valid(Service, data, lambda path: self.locate(name, path))
+        if len(self.problems) > known:
+            self.faulty.add(name)
         if service is None:
             plugin, options = data.get("plugin"), data.get("options", {})
             if not (isinstance(plugin, str) and plugin and isinstance(options, dict)):

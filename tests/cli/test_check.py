@@ -317,3 +317,19 @@ def test_check_creates_no_file(tmp_path: Path, superd_here: Say) -> None:
     done = superd_here("check", str(file))
     message = "plugin sniffer failed in prepare: No such file or directory: "
     assert (done.returncode, done.stderr.count(message)) == (78, 1)
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    ['listen = "tcp6://*:9501"', 'listen = "udp://127.0.0.1:70000"', 'listen = []',
+     'listen = "unixpacket:///x"\nwait = "yes"'],
+)  # fmt: skip
+def test_one_mistake_in_an_entry_does_not_blame_an_option(
+    tmp_path: Path, checked: Checked, mistake: str
+) -> None:
+    """The plugin checks its options against the entry, which is incomplete then."""
+    text = f'[service.web]\nplugin = "forward"\n{mistake}\noptions = {{ to = "127.0.0.1:80" }}\n'
+    code, lines = checked(written(tmp_path, text))
+    assert code == 78
+    assert len(lines) == 1
+    assert "options" not in lines[0]

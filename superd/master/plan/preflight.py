@@ -136,6 +136,7 @@ class _Preflight:
         looking_up: list[str] = []
         ready: dict[str, PluginService] = {}
         built: dict[str, PluginService] = {}
+        faulty = self.configuration.faulty  # a check against such an entry would blame the plugin
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
             if entry.wait and not hasattr(kind, "listener"):
@@ -150,7 +151,7 @@ class _Preflight:
                     ready[name] = service
                 if service is not None and service.looks_up:
                     looking_up.append(name)
-                if service is not None and entry.enabled:
+                if service is not None and entry.enabled and name not in faulty:
                     built[name] = service
             except PluginError as error:
                 broken[name] = str(error)
@@ -211,8 +212,9 @@ class _Preflight:
                 options = model.model_validate(entry.options, context=context)
             with self.plugin.running("__init__", WrongOption):
                 service = kind(options)
-            with self.plugin.running("check", WrongOption):
-                service.check(entry)
+            if name not in self.configuration.faulty:
+                with self.plugin.running("check", WrongOption):
+                    service.check(entry)
         except ValidationError as error:
             problems += problems_of(error, model, entry.options, self._locator(name))
             return None
