@@ -16,12 +16,13 @@ from functools import lru_cache
 from typing import Any
 
 from superd.observe.records import LATEST, escaped
+from superd.observe.refusals import Refusals
 
 BATCH_SIZE = 24 * 1024  # bytes of lines that are sent to the master at once
 BATCH_DELAY = 0.1  # seconds that a line may wait for more lines
 LONGEST_LINE = 2048  # bytes
 LONGEST_FIELD = LONGEST_LINE // 4  # bytes of a text; a line has at most three
-REFUSALS_IN_FULL = 20  # of one reason per second; the rest of that second is only counted
+REFUSALS_IN_FULL = 20  # of one reason per second; the rest of that second is counted by source
 _ANSWERED = ',"duration":0.000000,"in":0,"out":'
 _UNUSUAL = re.compile(r"[^!#-<>-~]")  # characters that the text format escapes or quotes
 _FACT_NAME = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -126,7 +127,8 @@ class ServiceRecords:
         self._closed = f'{head}"{CLOSED}","conn":"' if CLOSED in events else ""
         self._refused = f'{head}"{REFUSED}","peer":"' if REFUSED in events else ""
         self._noted = f'{head}"{NOTED}","conn":"' if NOTED in events else ""
-        self._refusals: dict[str, list[Any]] = {}  # by reason: their number and the last line
+        self._refused_in_full: dict[str, int] = {}  # in this second, by reason
+        self._refusals = Refusals()
 
     def accepted(self, ends: str) -> None:
         """Write that a connection was accepted; `ends` comes from `ends_of`."""
@@ -186,21 +188,21 @@ class ServiceRecords:
         """Write a refusal, unless this second had many for the same reason already."""
         if not self._refused:
             return
-        line = f'{self._refused}{peer}","local":"{local}","reason":"{reason}"'
-        known = self._refusals.setdefault(reason, [0, ""])
-        known[0] += 1
-        if known[0] <= REFUSALS_IN_FULL:
-            self._log.add(f'{{"time":{time.time():.3f}{line}}}\n')
+        about = f'","local":"{local}","reason":"{reason}"'
+        written = self._refused_in_full.get(reason, 0)
+        if written < REFUSALS_IN_FULL:
+            self._refused_in_full[reason] = written + 1
+            self._log.add(f'{{"time":{time.time():.3f}{self._refused}{peer}{about}}}\n')
         else:
-            known[1] = line
+            self._refusals.add(peer, about)
 
     def end_window(self) -> None:
-        """Write the number of refusals that were only counted; called once a second."""
-        for number, line in self._refusals.values():
-            if number > REFUSALS_IN_FULL:
-                stamp = f'{{"time":{time.time():.3f}'
-                self._log.add(f'{stamp}{line},"count":{number - REFUSALS_IN_FULL}}}\n')
-        self._refusals.clear()
+        """Write how many refusals each source had that were only counted; called once a second."""
+        stamp = f'{{"time":{time.time():.3f}{self._refused}'
+        for peer, about, count in self._refusals.take():
+            number = f',"count":{count}' if count > 1 else ""
+            self._log.add(f"{stamp}{peer}{about}{number}}}\n")
+        self._refused_in_full.clear()
 
 
 def ends_of(connection: str, peer: str, local: str) -> str:
@@ -328,11 +330,11 @@ def xinetd_stamp(moment: float) -> str:
 
 
 def _host(event: Mapping[str, Any]) -> str:
-    """Return the host of a tcp or udp peer; "" for the peer of a unix socket."""
+    """Return the host of a tcp or udp peer, or the netblock of several; "" for a unix socket's."""
     if str(event.get("local", "")).startswith("unix"):
         return ""
-    host, _, _ = escaped(str(event.get("peer", ""))).rpartition(":")
-    return host.strip("[]")
+    peer = escaped(str(event.get("peer", "")))
+    return peer if "/" in peer else peer.rpartition(":")[0].strip("[]")  # or a netblock
 
 
 FORMS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {"text": as_text, "xinetd": as_xinetd}

@@ -163,11 +163,15 @@ def cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[: LONGEST_TEXT - 3] + "..."
 
 
+def _host_of(record: Record) -> str:
+    return record.peer.rpartition(":")[0] or record.peer
+
+
 class FloodGate:
     """Reports the first of many similar records, and then how many followed.
 
     `flush` is called about once a second and starts a new window. During a flood each window has
-    one line.
+    one line, which names a client only if all of its records are about that one.
     """
 
     def __init__(self, report: Report) -> None:
@@ -177,7 +181,9 @@ class FloodGate:
     def report(self, key: object, record: Record) -> None:
         """Report the record, unless one of the same key was reported in this window."""
         if key in self._held:
-            _, count = self._held[key]
+            held, count = self._held[key]
+            if count and _host_of(held) != _host_of(record):
+                record = replace(record, peer="")  # not all of these are of one client
             self._held[key] = (record, count + 1)
         else:
             self._held[key] = (record, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 import time
@@ -25,7 +26,9 @@ from superd.observe.connections import (
     parsed,
     pattern_of,
     safe,
+    xinetd_message_of,
 )
+from superd.observe.refusals import MAX_NETBLOCKS, MAX_SOURCES
 
 PID = 4711
 ALL_EVENTS = ("accepted", "closed", "refused", "noted")
@@ -150,6 +153,45 @@ def test_a_flood_of_refusals_is_written_in_part_and_counted_completely() -> None
     assert rates[-1]["peer"] == "127.0.0.1:999"
     records.refused(*PEER_AND_LOCAL, "rate-per-source")
     assert len(worker.events()) == len(found) + 1  # a new window
+
+
+def test_the_refusals_of_a_flood_are_counted_for_the_source_that_had_them() -> None:
+    worker = WorkerLog()
+    records = worker.records()
+    had = {f"192.0.2.{n}": n for n in range(1, 30)} | {"[2001:db8::1]": 40}
+    for host, number in had.items():
+        for port in range(number):
+            records.refused(f"{host}:{port}", PEER_AND_LOCAL[1], "access")
+    records.end_window()
+    told = collections.Counter[str]()
+    for event in worker.events():
+        told[event["peer"].rpartition(":")[0]] += event.get("count", 1)
+    assert told == had
+    last = worker.events()[-1]
+    assert (last["peer"], last["count"]) == ("[2001:db8::1]:39", 40)
+    assert xinetd_message_of(last) == "FAIL: echo address from=2001:db8::1"
+
+
+def test_the_sources_of_a_flood_beyond_a_bound_are_counted_by_netblock_and_then_together() -> None:
+    worker = WorkerLog()
+    records = worker.records()
+    for number in range(20_000):
+        host = f"10.{number % 150}.{number // 256 % 256}.{number % 256}"
+        records.refused(f"{host}:1", PEER_AND_LOCAL[1], "access")
+    records.end_window()
+    found = worker.events()[REFUSALS_IN_FULL:]
+    assert sum(event.get("count", 1) for event in found) == 20_000 - REFUSALS_IN_FULL
+    hosts = [event for event in found if event["peer"].endswith(":1")]
+    netblocks = [event for event in found if event["peer"].endswith(".0/24")]
+    (others,) = [event for event in found if not event["peer"]]
+    assert (len(hosts), len(netblocks)) == (MAX_SOURCES, MAX_NETBLOCKS)
+    assert len(found) == MAX_SOURCES + MAX_NETBLOCKS + 1
+    assert xinetd_message_of(netblocks[0]).endswith(f"from={netblocks[0]['peer']}")
+    assert xinetd_message_of(others) == "FAIL: echo address"
+    assert f" peer={netblocks[0]['peer']} " in message_of(netblocks[0])
+    records.refused(*PEER_AND_LOCAL, "access")
+    records.end_window()
+    assert len(worker.events()) == REFUSALS_IN_FULL + len(found) + 1  # nothing is left
 
 
 # the name of a unix client may have any bytes, the note of a plugin any text

@@ -184,3 +184,19 @@ def test_records_with_different_keys_do_not_delay_each_other() -> None:
     gate.report("a", RECORD)
     gate.report("b", RECORD)
     assert len(lines) == 2
+
+
+def test_the_line_for_a_flood_names_a_client_only_if_it_is_about_no_other() -> None:
+    reported: list[Record] = []
+    gate = FloodGate(reported.append)
+    for peer in ("192.0.2.1:1", "192.0.2.2:1", "192.0.2.2:2"):
+        gate.report("key", Record("info", "hello", peer=peer))
+    gate.flush()
+    for peer in ("192.0.2.3:1", "192.0.2.4:1", "192.0.2.4:2"):
+        gate.report("key", Record("info", "hello", peer=peer))
+    gate.flush()
+    assert [(record.message, record.peer) for record in reported] == [
+        ("hello", "192.0.2.1:1"),
+        ("hello (2 more like this)", "192.0.2.2:2"),
+        ("hello (3 more like this)", ""),
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import os
 import re
@@ -353,6 +354,48 @@ def test_a_flood_of_refusals_is_summed_up_in_a_few_records(served: Superd) -> No
     until(lambda: recorded() == 1000, "the records of all refusals")
     assert len(served.records()) <= 200
     assert served.counts("closed")["refused-access"] >= 1000
+
+
+@pytest.mark.parametrize("form", ["text", "json", "xinetd"])
+def test_a_flood_of_refusals_blames_no_source_for_others_and_leaves_none_out(
+    start_superd: Start, form: str
+) -> None:
+    """A program such as fail2ban sees each source, in every form."""
+    served = start_superd(
+        f"""
+        [daemon]
+        record-log = "./records"
+        record-format = "{form}"
+
+        [service.closed]
+        plugin = "echo"
+        listen = "tcp://127.0.0.1:0"
+        allow = "192.0.2.1"
+        """
+    )
+    had = {"127.0.0.66": 100, "127.0.0.99": 1} | {f"127.0.0.{n}": 5 for n in range(10, 30)}
+    for source, times in had.items():
+        for _ in range(times):
+            with contextlib.suppress(ConnectionError), served.connect("closed", source) as client:
+                client.recv(1)
+    pattern = {
+        "text": r" peer=([0-9.]+):\d+ .* reason=access(?: count=(\d+))?$",
+        "json": r'"peer":"([0-9.]+):\d+".*"reason":"access"(?:,"count":(\d+))?}$',
+        "xinetd": r" FAIL: closed address from=([0-9.]+)()$",
+    }[form]
+
+    def told() -> dict[str, int]:
+        counts = collections.Counter[str]()
+        for line in whole_lines(served.directory / "records").splitlines():
+            match = re.search(pattern, line)
+            assert match, line
+            counts[match[1]] += int(match[2] or 1)
+        return dict(counts)
+
+    if form == "xinetd":  # its lines have no numbers
+        until(lambda: told().keys() == had.keys(), "a record of each source")
+    else:
+        until(lambda: told() == had, "the records of all refusals")
 
 
 def test_ids_are_unique_and_every_connection_has_both_events(served: Superd) -> None:
