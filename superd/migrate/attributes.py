@@ -55,7 +55,7 @@ ATTRIBUTE_NOTES = {
     "log_type": "superd records every connection; see record-log and record-format",
     "log_on_success": "superd records every connection; see record",
     "log_on_failure": "superd records every refusal; see record",
-    "deny_time": "this service bans no client; see superd ban",
+    "deny_time": "only a SENSOR bans its clients",
     "libwrap": "superd does not read hosts.allow; see allow and deny",
     "mdns": "superd does not announce its services",
     "rpc_version": "superd has no RPC services",
@@ -72,7 +72,7 @@ FLAG_NOTES = {
     "IDONLY": "left out: superd queries no ident server",
     "NORETRY": "left out: superd does not retry",
     "REUSE": "left out: xinetd ignores it, too",
-    "SENSOR": "superd discards the data and bans no client; see superd ban and never-ban",
+    "SENSOR": "superd records each client; see the options of sniffer, and never-ban",
 }
 
 

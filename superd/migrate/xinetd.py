@@ -24,6 +24,7 @@ from superd.migrate.attributes import (
     half_open_window,
     limit_value,
 )
+from superd.migrate.conversion import Conversion
 from superd.migrate.entries import (
     DEFAULT_UMASK,
     INTERNAL,
@@ -39,6 +40,7 @@ from superd.migrate.programs import name_note, supplementary_groups
 from superd.migrate.sections import Section, read_sections
 
 TRANSPORTS = {("stream", "tcp"): "tcp", ("dgram", "udp"): "udp"}
+LONGEST_BAN_MINUTES = 365 * 24 * 60
 RLIMITS = {"rlimit_as": "memory", "rlimit_cpu": "cpu", "rlimit_files": "nofile"}
 
 
@@ -83,26 +85,19 @@ def _note_defaults(defaults: Values, identities: set[str], notes: list[Note]) ->
             notes += [Note(value.file, value.line, f"{text} {one}") for one in unknown]
 
 
-class _Service:
-    """Converts one section to an entry. Each conversion removes its attributes from `values`; the
-    attributes that are left at the end get a note.
-    """
+class _Service(Conversion):
+    """Converts one section to an entry."""
 
     def __init__(
         self, section: Section, inherited: Values, notes: list[Note], *, is_rejected: bool
     ) -> None:
-        self.section = section
-        self.notes = notes
-        gathered = SectionValues(section, inherited, notes)
-        self.values = gathered.values
-        self.given = dict(self.values)
-        self.is_rejected = is_rejected or bool(gathered.rejected)
+        super().__init__(section, inherited, notes, is_rejected=is_rejected)
         self.enabled = self._take("enabled") if "enabled" in self.values else None
         self.disabled = self._take("disabled")
-        self.identity = self._text("id") or section.name
         self.types = {word.upper() for word in self._take("type")}
         self.flags = {word.upper() for word in self._take("flags")}
-        self.is_internal = bool(self.types & {"INTERNAL"} or self.flags & {"SENSOR"})
+        self.is_sensor = "SENSOR" in self.flags
+        self.is_internal = "INTERNAL" in self.types or self.is_sensor
         self.is_redirect = "redirect" in self.given and not self.is_internal
         self.is_program = not (self.is_internal or self.is_redirect)
         self.result = Entry(service_name(self.identity), section.file, section.line)
@@ -124,6 +119,8 @@ class _Service:
         self._identity()
         if self.is_program:
             self._program()
+        elif self.is_sensor:
+            self._sensor(transport)
         elif self.is_redirect:
             self._redirect(transport)
         self._access()
@@ -131,35 +128,6 @@ class _Service:
         self._switches(transport)
         self._note_unused()
         return self.result
-
-    def _note(self, text: str, attribute: str = "") -> None:
-        """Add a note, at the line of an attribute if the section or the defaults set it."""
-        value = self.given.get(attribute)
-        if value is None:
-            note = Note(self.section.file, self.section.line, f"{self.identity}: {text}")
-        elif value.is_inherited:
-            note = Note(value.file, value.line, f"defaults: {text}")
-        else:
-            note = Note(value.file, value.line, f"{self.identity}: {text}")
-        self.notes.append(note)
-
-    def _disable(self, why: str, attribute: str = "") -> None:
-        """Leave the service disabled, since xinetd would not serve it, and add a note."""
-        self.is_rejected = True
-        value = self.given.get(attribute)
-        if value is not None and value.is_inherited:
-            attribute = ""  # the note belongs to each service, not to the defaults
-        self._note(f"not enabled, because xinetd does not serve it: {why}", attribute)
-
-    def _take(self, name: str) -> list[str]:
-        value = self.values.pop(name, None)
-        return value.words if value else []
-
-    def _text(self, name: str) -> str:
-        return " ".join(self._take(name))
-
-    def _is_yes(self, name: str) -> bool:
-        return self._text(name).lower() == "yes"
 
     def _is_unsupported(self) -> bool:
         name, kind = self.section.name, " ".join(self._words("socket_type")).lower()
@@ -170,21 +138,17 @@ class _Service:
             if is_so:
                 self._note(f"left out: superd has no {what} services", "type")
                 return True
-        if "SENSOR" not in self.flags and self.is_internal and name.lower() not in INTERNAL:
+        if not self.is_sensor and self.is_internal and name.lower() not in INTERNAL:
             text = f"left out: superd has no internal service {name}"
             self._note(text, "type")
             return True
         return False
 
-    def _words(self, name: str) -> list[str]:
-        value = self.given.get(name)
-        return value.words if value else []
-
     def _plugin(self) -> None:
         plugin = "exec" if self.is_program else "forward"
         if self.is_internal:
             plugin = self.section.name.lower()
-        self.result.keys["plugin"] = "discard" if "SENSOR" in self.flags else plugin
+        self.result.keys["plugin"] = "sniffer" if self.is_sensor else plugin
 
     def _transport(self) -> str | None:
         kind, protocol = self._text("socket_type").lower(), self._text("protocol").lower()
@@ -300,6 +264,21 @@ class _Service:
         if not self._words("user"):
             self._disable("it has no user")
 
+    def _sensor(self, transport: str) -> None:
+        """Have the sniffer ban each client for the minutes of deny_time."""
+        span = self._text("deny_time").upper()
+        if span in ("", "NEVER") or not span.strip("0"):
+            return
+        if transport == "udp":
+            self._note("deny_time: superd bans no source of datagrams, as it may be forged",
+                       "deny_time")  # fmt: skip
+            return
+        if span == "FOREVER" or span.startswith("-"):
+            span = str(LONGEST_BAN_MINUTES)
+            self._note("deny_time: a ban lasts a year at most, but also over restarts", "deny_time")
+        minutes = min(int(span), LONGEST_BAN_MINUTES)
+        self.result.keys["options"] = {"ban": {"after": 1, "for": f"{minutes}m"}}
+
     def _access(self) -> None:
         keys = self.result.keys
         allow = self._take("only_from") if "only_from" in self.values else None
@@ -352,7 +331,7 @@ class _Service:
             self._disable("it has no wait")
         elif transport == "udp" and wait == "no" and self.is_program:
             self._note(f"wait = no: {NOWAIT_NOTE}", "wait")
-        if self.is_internal and transport == "udp" and keys["plugin"] != "discard":
+        if self.is_internal and transport == "udp" and keys["plugin"] not in ("discard", "sniffer"):
             self._note(REFLECTION_NOTE)
         elif self.is_program and wait == "yes":
             keys["wait"] = True
