@@ -110,9 +110,14 @@ def shown(value: object) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Return the operating system's text for an error, or the class and text of any other."""
+    """Return the operating system's text for an error, or the class and text of any other. An
+    exception that has words of its own keeps them: those of name services have numbers that are no
+    errno (getaddrinfo(3)), and a library may know more than the system.
+    """
     if isinstance(error, OSError) and isinstance(error.errno, int):
-        words = os.strerror(error.errno)
+        own, words = str(error.strerror or ""), os.strerror(error.errno)
+        if own and (error.errno <= 0 or own.lower() != words.lower()):
+            words = f"{type(error).__name__}: {own}" if error.errno <= 0 else own
         return f"{words}: {error.filename}" if error.filename is not None else words
     try:
         text = str(error)

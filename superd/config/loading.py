@@ -199,9 +199,10 @@ class _Loader:
             try:
                 files = included_files(self.file.parent, pattern)
             except ValueError as error:
-                path = ("daemon", "include", number)
-                message = f"{error}, found {shown(pattern)}"
-                self.problems.append(self.main.problem(path, message))
+                is_list = isinstance(self._table("daemon")["include"], list)
+                path: KeyPath = ("daemon", "include", *([number] if is_list else []))
+                found = "" if pattern in str(error) else f", found {shown(pattern)}"
+                self.problems.append(self.main.problem(path, f"{error}{found}"))
                 continue
             for file in files:
                 if (real := os.path.realpath(file)) not in seen:

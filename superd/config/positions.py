@@ -101,7 +101,7 @@ def find_places(text: str) -> Places:
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _SPACE = re.compile(r"[ \t]*")
 _KEY_PART = re.compile(r"""(?P<bare>[A-Za-z0-9_-]+)|"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
-_STRING = re.compile(
+STRING = re.compile(
     r'"""(?:[^"\\]|\\.|"(?!""))*"{3,5}'
     r"|'''(?:[^']|'(?!''))*'{3,5}"
     r'|"(?:[^"\\\n]|\\.)*"'
@@ -202,7 +202,7 @@ class _Scanner:
         elif start == "{":
             self._inline_table(path, depth)
         elif start in ('"', "'"):
-            self._take(_STRING)
+            self._take(STRING)
         else:
             at = self.at
             self._take(_SCALAR)

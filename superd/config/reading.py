@@ -16,6 +16,7 @@ import tomli
 from superd.config.permissions import file_problem, path_problem
 from superd.config.positions import TooMuch, find_places
 from superd.config.problems import Document, dotted
+from superd.config.syntax import mistake_in
 from superd.errors import ConfigurationError, Problem, reason
 
 LARGEST_FILE = 1 << 20  # bytes
@@ -44,8 +45,8 @@ def document_of(name: str, text: str) -> Document:
             message = f"is defined already, at line {first.line}"
             problem = Problem(name, *again, dotted(path), message)
         else:
-            words = error.msg[:1].lower() + error.msg[1:]
-            problem = Problem(name, error.lineno, error.colno, "", f"not TOML: {words}")
+            position, words = mistake_in(text, error, places)
+            problem = Problem(name, *position, "", f"not TOML: {words}")
     except (ValueError, RecursionError) as error:
         problem = Problem(name, 0, 0, "", f"not TOML: {error}")
     raise ConfigurationError([problem])
@@ -99,6 +100,8 @@ def included_files(directory: Path, pattern: str) -> list[Path]:
     if not parts or pattern.startswith("/") or ".." in parts or "**" in parts or "\0" in pattern:
         raise ValueError('expected files beside or below this one, such as "superd.d/*.toml"')
     if not WILDCARD.search(pattern):
+        if not os.path.lexists(directory / pattern):
+            raise ValueError(f"there is no file {directory / pattern}")
         return [directory / pattern]
     parent = (directory / pattern).parent
     if os.path.isdir(parent) and not os.access(parent, os.R_OK | os.X_OK):
