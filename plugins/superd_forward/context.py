@@ -16,7 +16,7 @@ from typing import Protocol
 
 from superd.plugin import Address, Poller
 from superd_forward.memory import Memory
-from superd_forward.targets import TargetAddress, Targets
+from superd_forward.targets import TargetAddress, Targets, TargetsByPort
 from superd_forward.timers import Timers
 from superd_forward.title import Title
 
@@ -51,7 +51,7 @@ class Context:
         self,
         loop: asyncio.AbstractEventLoop,
         poller: Poller,
-        targets: Targets,
+        targets: Targets | TargetsByPort,
         look_up: Callable[[str, Callable[[tuple[str, ...]], None]], None],
         *,
         nodelay: bool,

@@ -15,7 +15,7 @@ from superd.plugin import DatagramRelay, End, RelayedDatagrams, Unavailable
 from superd_forward.connecting import NO_ADDRESS, SHORTAGE_ERRNOS, is_shortage
 from superd_forward.context import Context
 from superd_forward.loops import LOOP, Endpoint, chain_from, register, unregister
-from superd_forward.targets import Target, Targets
+from superd_forward.targets import Target, Targets, TargetsByPort
 from superd_forward.timers import Timers
 
 MAX_ANSWERS_PER_TURN = 64  # of one source, before other connections have their turn
@@ -31,7 +31,9 @@ class Datagrams:
     its last datagram or answer, and after `replies` answers to each datagram, unless that is 0.
     """
 
-    def __init__(self, context: Context, targets: Targets, *, timeout: float, replies: int) -> None:
+    def __init__(
+        self, context: Context, targets: Targets | TargetsByPort, *, timeout: float, replies: int
+    ) -> None:
         self.context = context
         self.targets = targets
         self.timeout = timeout

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os.path
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from superd.plugin import (
-    ANY_IPV4,
-    ANY_IPV6,
     OWN_HEADER_V1,
     OWN_HEADER_V2,
-    Address,
     DatagramRelay,
     Destination,
     Duration,
@@ -34,11 +30,12 @@ from superd.plugin import (
     proxy_header_v1,
     proxy_header_v2,
 )
+from superd_forward.checking import ports_of, range_mistake, reaches
 from superd_forward.context import Context
 from superd_forward.datagrams import Datagrams, ForwardedDatagrams
 from superd_forward.probes import Probe, keep_probing
 from superd_forward.relay import ForwardedConnection
-from superd_forward.targets import POLICIES, Target, Targets
+from superd_forward.targets import POLICIES, Target, Targets, TargetsByPort
 
 MAX_WEIGHT = 1000
 OWN_HEADERS = {"v1": OWN_HEADER_V1, "v2": OWN_HEADER_V2, "": b""}
@@ -48,7 +45,7 @@ HEADERS = {"v1": proxy_header_v1, "v2": proxy_header_v2, "": None}
 def _destination(value: object) -> Destination:
     if not isinstance(value, str):
         raise ValueError("expected an address such as tcp://10.0.0.5:8080")
-    return parse_destination(value)
+    return parse_destination(value, may_be_range=True)
 
 
 def _host(text: str) -> str:
@@ -174,6 +171,8 @@ class Forward(Service):
             raise WrongOption("proxy-protocol", "v1 does not support datagrams; use v2")
         for target in options.to:
             self._check_target(target.address, entry)
+            if mistake := range_mistake(target.address, entry):
+                raise WrongOption("to", mistake)
 
     @classmethod
     def check_all(cls, services: Mapping[str, Forward]) -> Iterator[tuple[str, WrongOption]]:
@@ -194,14 +193,14 @@ class Forward(Service):
 
     def _leads_to(self, other: Forward) -> bool:
         return any(
-            _reaches(target.address, listener)
+            reaches(target.address, listener)
             for target in self.options.to
             for listener in other.entry.listen
         )
 
     def _check_target(self, to: Destination, entry: Entry) -> None:
         for listener in entry.listen:
-            if _reaches(to, listener):
+            if reaches(to, listener):
                 raise WrongOption("to", f"{to} is an address of the service itself")
         if not any(to.serves(datagrams=a.transport.is_datagram) for a in entry.listen):
             raise WrongOption("to", f"{to} would get nothing: listen has no address of its kind")
@@ -263,44 +262,41 @@ class Forward(Service):
             one for one in self.options.to if listens and one.address.serves(datagrams=datagrams)
         ]
 
-    def _make_targets(self, *, datagrams: bool) -> Targets:
-        made = [
-            Target(
-                target.address,
-                target.weight,
-                datagrams=datagrams,
-                fail_after=self.options.fail_after,
-                retry_after=self.options.retry_after,
-                listens_on=self.listens_on,
-                log=self.log,
-                distrust=self.distrust,
-            )
-            for target in self._weighted_targets(datagrams=datagrams)
-        ]
-        return Targets(made, POLICIES[self.options.balance]())
+    def _make_targets(self, *, datagrams: bool) -> Targets | TargetsByPort:
+        weighted = self._weighted_targets(datagrams=datagrams)
+        if not any(one.address.last_port for one in weighted):
+            return self._targets([(one.address, one.weight) for one in weighted], {}, datagrams)
+        made: dict[Destination, Target] = {}  # one target for all ports, unless it is a range
+        ports = ports_of(self.entry, datagrams=datagrams)
+        return TargetsByPort(
+            {
+                port: self._targets(
+                    [(one.address.at(number), one.weight) for one in weighted], made, datagrams
+                )
+                for number, port in enumerate(ports)
+            }
+        )
 
-
-def _reaches(to: Destination, listener: Address) -> bool:
-    """Return whether a connection to the destination reaches the listener."""
-    if not to.serves(datagrams=listener.transport.is_datagram):
-        return False
-    if to.path or listener.transport.is_unix:
-        return to.path == listener.path and bool(to.path)
-    if to.port != listener.port:
-        return False
-    return to.host == listener.host or (_covers(listener, to) and _is_own(to.host))
-
-
-def _covers(listener: Address, to: Destination) -> bool:
-    """Return whether it is a wildcard of the destination's family; `[::]` is for IPv6 only."""
-    if to.is_name or listener.host == "*":
-        return listener.is_wildcard
-    return listener.host == (ANY_IPV6 if ":" in to.host else ANY_IPV4)
-
-
-def _is_own(host: str) -> bool:
-    """Return whether a host is certainly this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower() in ("localhost", socket.gethostname().lower())
+    def _targets(
+        self,
+        weighted: Iterable[tuple[Destination, int]],
+        made: dict[Destination, Target],
+        datagrams: bool,
+    ) -> Targets:
+        """Return the targets of some destinations; those that were made already are reused."""
+        found = []
+        for destination, weight in weighted:
+            target = made.get(destination)
+            if target is None:
+                target = made[destination] = Target(
+                    destination,
+                    weight,
+                    datagrams=datagrams,
+                    fail_after=self.options.fail_after,
+                    retry_after=self.options.retry_after,
+                    listens_on=self.listens_on,
+                    log=self.log,
+                    distrust=self.distrust,
+                )
+            found.append(target)
+        return Targets(found, POLICIES[self.options.balance]())

@@ -9,7 +9,7 @@ import hashlib
 import math
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from superd.plugin import Address, Client, Destination, Level, Transport
 
@@ -160,6 +160,19 @@ class Targets:
         available = [target for target in self.all if target.is_available(now)]
         left_out = [target for target in self.all if target not in available]
         return (*self._order(available, client), *left_out)
+
+
+class TargetsByPort:
+    """Targets for each port of a range that a service listens on."""
+
+    def __init__(self, by_port: Mapping[int, Targets]) -> None:
+        self._by_port = by_port
+        every = (target for targets in by_port.values() for target in targets.all)
+        self.all = tuple(dict.fromkeys(every))
+
+    def order(self, client: Client) -> Sequence[Target]:
+        """Do the same as `Targets.order`, by the port that the client has used."""
+        return self._by_port[client.local.port].order(client)
 
 
 class RoundRobin:

@@ -205,7 +205,7 @@ def parse_addresses(text: str) -> tuple[Address, ...]:
     host = _parse_host(match["bracketed"], match["host"])
     if transport is Transport.TCP and is_for_many(host):
         raise ValueError(f"no client can connect to {host} by tcp: it is the address of many hosts")
-    ports = _parse_ports(match["ports"], transport)
+    ports = parse_ports(match["ports"], transport)
     is_range = len(ports) > 1
     return tuple(Address(transport, host, port, is_from_range=is_range) for port in ports)
 
@@ -275,7 +275,7 @@ def parse_own_host(text: str) -> str:
     return host
 
 
-def _parse_ports(text: str, transport: Transport) -> range:
+def parse_ports(text: str, transport: Transport) -> range:
     """Return one port, or a range of ports; a name with a hyphen is one port."""
     if not re.fullmatch(r"[0-9]+-[0-9]+", text):
         port = parse_port(text, transport)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from superd.errors import shown
 from superd.net.addresses import (
@@ -21,6 +21,7 @@ from superd.net.addresses import (
     is_for_many,
     parse_ipv6,
     parse_port,
+    parse_ports,
     parse_unix,
 )
 from superd.net.names import normalized_name
@@ -32,20 +33,30 @@ TRANSPORTS = (Transport.TCP, Transport.UDP, Transport.UNIX, Transport.UNIXGRAM)
 class Destination:
     """A host and a port, or the path of a unix socket.
 
-    A destination without a transport takes connections by tcp and datagrams by udp.
+    A destination without a transport takes connections by tcp and datagrams by udp. One with a
+    `last_port` is a range of ports.
     """
 
     transport: Transport | None
     host: str = ""
     port: int = 0
     path: str = ""
+    last_port: int = 0
 
     def __str__(self) -> str:
         scheme = f"{self.transport.value}://" if self.transport else ""
         if self.path:
             return f"{scheme}{self.path}"
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{scheme}{host}:{self.port}"
+        return f"{scheme}{host}:{self.port}{f'-{self.last_port}' if self.last_port else ''}"
+
+    @property
+    def ports(self) -> range:
+        return range(self.port, (self.last_port or self.port) + 1)
+
+    def at(self, number: int) -> Destination:
+        """Return the destination with that port of its range, counted from 0."""
+        return replace(self, port=self.ports[number], last_port=0) if self.last_port else self
 
     @property
     def is_name(self) -> bool:
@@ -68,9 +79,11 @@ class Destination:
         return Address(transport, host, self.port, self.path)
 
 
-def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS) -> Destination:
+def parse_destination(
+    text: str, transports: tuple[Transport, ...] = TRANSPORTS, *, may_be_range: bool = False
+) -> Destination:
     """Return the destination of `tcp://HOST:PORT`, `udp://HOST:PORT`, `HOST:PORT`, `unix://PATH`
-    or `unixgram://PATH`. ValueError.
+    or `unixgram://PATH`; PORT may be FIRST-LAST for a range. ValueError.
     """
     prefix, separator, rest = text.partition("://")
     transport = None
@@ -91,8 +104,13 @@ def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS)
             "expected a host and a port, such as tcp://127.0.0.1:80, tcp://[::1]:80 or HOST:80"
         )
     host = parse_ipv6(match["bracketed"]) if match["host"] is None else _host(match["host"])
-    port = parse_port(match["ports"], transport or Transport.TCP)
-    if not port:
+    by = transport or Transport.TCP  # whose names of ports count
+    if may_be_range:
+        ports = parse_ports(match["ports"], by)
+    else:
+        port = parse_port(match["ports"], by)
+        ports = range(port, port + 1)
+    if not ports[0]:
         raise ValueError("port 0 cannot be connected to")
     if host in (ANY_IPV4, ANY_IPV6):
         raise ValueError(
@@ -100,7 +118,7 @@ def parse_destination(text: str, transports: tuple[Transport, ...] = TRANSPORTS)
         )
     if host == BROADCAST or (transport is not Transport.UDP and is_for_many(host)):
         raise ValueError(f"cannot connect to {host}: it is the address of many hosts")
-    return Destination(transport, host, port)
+    return Destination(transport, host, ports[0], last_port=ports[-1] if len(ports) > 1 else 0)
 
 
 def _host(text: str) -> str:
