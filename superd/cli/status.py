@@ -101,7 +101,7 @@ def _head(answer: Mapping[str, Any]) -> list[str]:
 
 
 def _service_row(service: Mapping[str, Any]) -> dict[str, str | int | float]:
-    counts = service["counts"]
+    counts, sees_bytes = service["counts"], service["sees-bytes"]
     listen = service["listen"]
     more = (
         [f"... and {len(listen) - MAX_SHOWN_ADDRESSES} more"]
@@ -115,8 +115,8 @@ def _service_row(service: Mapping[str, Any]) -> dict[str, str | int | float]:
         "per second": UNKNOWN if service["rate"] is None else f"{service['rate']:.1f}",
         "refused": sum(refusals_of(counts).values()),
         "errors": counts["errors"],
-        "in": size(counts["bytes-in"]),
-        "out": size(counts["bytes-out"]),
+        "in": size(counts["bytes-in"]) if sees_bytes else UNKNOWN,
+        "out": size(counts["bytes-out"]) if sees_bytes else UNKNOWN,
         "pool": service["pool"],
         "listen": " ".join([*listen[:MAX_SHOWN_ADDRESSES], *more]),
     }

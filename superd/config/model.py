@@ -32,6 +32,7 @@ from superd.config.values import (
 
 LARGEST_LIMIT = 1 << 30  # more than any machine has, and less than setrlimit(2) accepts
 
+EXEC = "exec"  # the plugin that runs programs
 METRICS = "metrics"  # the plugin that exports superd's own metrics
 TCPMUX = "tcpmux"  # the plugin that passes connections to services on tcpmux://NAME
 

@@ -425,3 +425,22 @@ def test_names_are_shortened_before_figures(start_superd: Start) -> None:
 def test_on_a_narrow_screen_names_are_still_readable(served: Superd) -> None:
     with top_at_terminal(served, columns=40) as (_, terminal):
         shown(terminal, b"\ndaytime ")
+
+
+def test_status_shows_no_number_of_bytes_where_superd_does_not_see_them(
+    start_superd: Start, tmp_path: Path
+) -> None:
+    """A program reads and writes its socket itself; by tcp the kernel counts for superd."""
+    entry = '[service.{0}]\nplugin = "exec"\nlisten = "{1}"\noptions.command = "cat"\n'
+    served = start_superd(
+        entry.format("by-tcp", "tcp://127.0.0.1:0")
+        + entry.format("by-unix", f"unix://{tmp_path}/cat")
+        + entry.format("waits", "tcp://127.0.0.1:0")
+        + "wait = true\n"
+    )
+    assert exchange(served.connect("by-tcp"), b"hello") == b"hello"
+    until(lambda: served.counts("by-tcp")["bytes-in"] == 5, "the counting of the bytes")
+    lines = served.run("status").stdout.splitlines()
+    shown = {words[0]: words[6:8] for words in map(str.split, lines) if len(words) > 8}
+    assert shown["by-tcp"] == ["5B", "5B"]
+    assert shown["by-unix"] == shown["waits"] == ["-", "-"]

@@ -11,6 +11,7 @@ import time
 from typing import Any
 
 from superd import __version__
+from superd.config.model import EXEC, Service
 from superd.listen.failures import grouped
 from superd.listen.listener import dropped_datagrams
 from superd.master.context import Context
@@ -145,6 +146,14 @@ def _rows(context: Context, service: str) -> Rows:
     return [{"worker": child.pid, **row} for child in showing for row in child.rows[service]]
 
 
+def _sees_bytes(entry: Service) -> bool:
+    """Return whether the bytes of a service are counted: those of programs are by tcp only, and not
+    where a program or a plugin has the listening socket.
+    """
+    by_tcp = all(address.transport is Transport.TCP for address in entry.listen)
+    return not entry.wait and (entry.plugin != EXEC or by_tcp)
+
+
 def _service(context: Context, pool: Pool, name: str) -> dict[str, Any]:
     sockets = [(address, sock) for _, address, sock in context.current.listeners.sockets({name})]
     sums = context.tally.scoreboard.sums(name)
@@ -161,6 +170,7 @@ def _service(context: Context, pool: Pool, name: str) -> dict[str, Any]:
         "pool": pool.name,
         "listen": [str(address) for address, _ in sockets],
         "counts": {**sums.by_name, "dropped": full},
+        "sees-bytes": _sees_bytes(pool.services[name]),
         "rate": context.rates.rate(time.monotonic(), name),
         "durations": sums.durations,
         "rows": _rows(context, name),
