@@ -103,7 +103,7 @@ def frail(configured: Configure, tmp_path: Path, act: str, workers: int = 1) -> 
 @pytest.mark.parametrize(
     ("act", "code", "text"),
     [
-        ("raise OSError(28, 'no room')", 1, "failed in prepare: No space left on device"),
+        ("raise OSError(28, 'no room')", 1, "failed in prepare: no room"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", 1, "was ended by SIGSEGV"),
     ],
     ids=["raises", "crashes"],

@@ -186,11 +186,11 @@ def test_a_worker_that_fails_at_every_start_is_throttled_and_reported(
 
 
 def test_the_log_says_why_a_worker_cannot_start(start_superd: Start, tmp_path: Path) -> None:
-    superd, marker = with_frail(start_superd, tmp_path, "raise OSError(28, 'x')")
+    superd, marker = with_frail(start_superd, tmp_path, "raise OSError(28, 'no room')")
     marker.touch()
     os.kill(superd.workers()[0], signal.SIGKILL)
     superd.wait_for_log(
-        "ended with code 1: service.frail: plugin frail failed in prepare: No space left on device"
+        "ended with code 1: service.frail: plugin frail failed in prepare: no room"
         r" \(\S+/superd_frail\.py:\d+\); its successor starts in 1 s"
     )
 
