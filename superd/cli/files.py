@@ -22,7 +22,7 @@ from superd.config.model import Daemon
 from superd.config.reading import document_of, read_text
 from superd.config.values import did_you_mean
 from superd.errors import ConfigurationError, Problem, UsageError, shown
-from superd.master.pidfile import holder, master_of
+from superd.master.pidfile import holder
 
 SYSTEM_DIRECTORY = Path("/run/superd")
 SYSTEM_STATE = Path("/var/lib/superd")
@@ -81,7 +81,7 @@ def daemon_files(named: Path | None) -> DaemonFiles:
         except ConfigurationError as error:
             mistake, table = error, _lines_of_daemon(text)
     files = _daemon_files(file, table if isinstance(table, dict) else {})
-    if mistake is not None and holder(files.pid_file) is None and master_of(file) is None:
+    if mistake is not None and holder(files.pid_file) is None:
         raise mistake
     return files
 
