@@ -159,7 +159,7 @@ class Forward(Service):
             kind = "datagrams" if transport.is_datagram else "connections"
             if transport.value == "unixpacket":
                 text = "unixpacket addresses cannot be forwarded; listen on unix:// instead"
-                raise WrongOption("to", text)
+                raise WrongOption("listen", text)
             if not self._weighted_targets(datagrams=transport.is_datagram):
                 text = f"no target accepts {kind}, but the service listens on {transport.value}"
                 fitting = "udp:// or unixgram://" if transport.is_datagram else "tcp:// or unix://"

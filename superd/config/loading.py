@@ -30,7 +30,7 @@ from superd.config.positions import Path as KeyPath
 from superd.config.problems import Document, Locate, problems_of
 from superd.config.reading import document_of, included_files, read_document
 from superd.config.section import Section
-from superd.config.values import did_you_mean
+from superd.config.values import did_you_mean, nearest
 from superd.errors import ConfigurationError, Problem, shown
 from superd.net.addresses import (
     ANY_IPV4,
@@ -43,6 +43,7 @@ from superd.net.addresses import (
 
 SECTIONS = ("daemon", "defaults", "service")
 NO_OVERRIDES: Mapping[str, bool] = MappingProxyType({})
+ENTRY_KEYS = frozenset(str(field.alias) for field in Service.model_fields.values())
 TIMEOUTS = ("first-byte-timeout", "idle-timeout", "session-timeout")
 
 S = TypeVar("S", bound=Section)
@@ -53,14 +54,16 @@ class Configuration:
     """The settings of a file, the problems in it, and the position of each key.
 
     `partial` is without the values that have problems. It serves to find further problems, and
-    commands use it to find a daemon that was started before the errors were made.
+    commands use it to find a daemon that was started before the errors were made. `unread` has by
+    service the keys of its entry that it lacks: those with a wrong value, unknown ones, and those
+    that unknown ones are probably meant as.
     """
 
     partial: Settings
     problems: tuple[Problem, ...]
     locate: Callable[[str, KeyPath], tuple[Document, KeyPath]]
     main: Document
-    faulty: frozenset[str] = frozenset()  # services that have problems of their own
+    unread: Mapping[str, frozenset[str]]
 
     @property
     def settings(self) -> Settings:
@@ -69,10 +72,12 @@ class Configuration:
             raise ConfigurationError(self.problems)
         return self.partial
 
-    def problem(self, service: str, path: KeyPath, message: str) -> Problem:
+    def problem(
+        self, service: str, path: KeyPath, message: str, *, at_key: bool = False
+    ) -> Problem:
         """Return a problem with a key of a service."""
         document, place = self.locate(service, path)
-        return document.problem(place, message)
+        return document.problem(place, message, at_key=at_key)
 
     def daemon_problem(self, key: str, number: int, message: str) -> Problem:
         """Return a problem with one of the values of a key of [daemon]."""
@@ -136,11 +141,12 @@ class _Loader:
         self.context = {"directory": self.file.parent}
         self.problems: list[Problem] = []
         self.homes: dict[str, Document] = {}
-        self.faulty: set[str] = set()
+        self.unread: dict[str, frozenset[str]] = {}
         self.texts: dict[str, str] = {}
 
     def configuration(self) -> Configuration:
-        daemon = self._valid(Daemon, self._table("daemon"), self._in_main("daemon")) or Daemon()
+        valid, _ = self._valid(Daemon, self._table("daemon"), self._in_main("daemon"))
+        daemon = valid or Daemon()
         for document in self._documents(daemon):
             self.texts[document.name] = document.text
             self._names(document)
@@ -153,13 +159,13 @@ class _Loader:
         settings = Settings.model_construct(
             file=self.file, texts=self.texts, daemon=daemon, services=services
         )
-        found = Configuration(settings, (), self.locate, self.main)
+        found = Configuration(settings, (), self.locate, self.main, self.unread)
         if not self.problems:
             self.problems += self._nothing_to_serve(found)
         self.problems += self._repeated_addresses(found)
         self.problems += self._unreachable_addresses(found)
         problems = tuple(dict.fromkeys(self.problems))
-        return Configuration(settings, problems, self.locate, self.main, frozenset(self.faulty))
+        return replace(found, problems=problems)
 
     def locate(self, name: str, path: KeyPath) -> tuple[Document, KeyPath]:
         """Return the position of a service's key: in its own entry or under [defaults]."""
@@ -176,18 +182,22 @@ class _Loader:
     def _in_main(self, section: str) -> Locate:
         return lambda path: (self.main, (section, *path))
 
-    def _valid(self, model: type[S], data: dict[str, Any], locate: Locate) -> S | None:
-        """Return the model of `data` without invalid values; None if a required one is missing."""
+    def _valid(
+        self, model: type[S], data: dict[str, Any], locate: Locate
+    ) -> tuple[S | None, set[str]]:
+        """Return the model of `data` without invalid values, None if a required one is missing, and
+        the keys that have problems.
+        """
         try:
-            return model.model_validate(data, context=self.context)
+            return model.model_validate(data, context=self.context), set()
         except ValidationError as error:
             self.problems += problems_of(error, model, data, locate)
             wrong = {str(detail["loc"][0]) for detail in error.errors() if detail["loc"]}
         try:
             rest = {key: value for key, value in data.items() if key not in wrong}
-            return model.model_validate(rest, context=self.context)
+            return model.model_validate(rest, context=self.context), wrong
         except ValidationError:
-            return None
+            return None, wrong
 
     def _documents(self, daemon: Daemon) -> Iterator[Document]:
         yield self.main
@@ -225,7 +235,14 @@ class _Loader:
                 message = f"expected a table, found {shown(value)}"
                 self.problems.append(document.problem((key,), message))
         services = document.data.get("service", {})
-        for name, entry in services.items() if isinstance(services, dict) else ():
+        services = services if isinstance(services, dict) else {}
+        keys = {key for key, value in services.items() if not isinstance(value, dict)} & ENTRY_KEYS
+        if keys:
+            message = "expected a table with the name of the service, such as [service.echo]"
+            self.problems.append(document.problem(("service",), message, at_key=True))
+        for name, entry in services.items():
+            if name in keys:
+                continue
             path = ("service", name)
             if not SERVICE_NAME.fullmatch(name):
                 message = (
@@ -245,10 +262,10 @@ class _Loader:
     def _service(self, name: str) -> Service | None:
         """Return an entry; if it has errors, only the part that its plugin checks."""
         data = self._table("defaults") | self.homes[name].data["service"][name]
-        known = len(self.problems)
-        service = self._valid(Service, data, lambda path: self.locate(name, path))
-        if len(self.problems) > known:
-            self.faulty.add(name)
+        service, wrong = self._valid(Service, data, lambda path: self.locate(name, path))
+        if wrong:
+            meant = {nearest(key, ENTRY_KEYS) for key in wrong - ENTRY_KEYS}
+            self.unread[name] = frozenset(wrong | meant - {""})
         if service is None:
             plugin, options = data.get("plugin"), data.get("options", {})
             if not (isinstance(plugin, str) and plugin and isinstance(options, dict)):
@@ -301,7 +318,10 @@ class _Loader:
     def _unreachable_addresses(self, found: Configuration) -> Iterator[Problem]:
         """Report tcpmux addresses that cannot receive connections."""
         services = found.partial.enabled
-        has_tcpmux = any(entry.plugin == TCPMUX for entry in services.values())
+        # one that may be in what has problems is not missing
+        has_tcpmux = bool(self.problems) or any(
+            nearest(entry.plugin, [TCPMUX]) for entry in services.values()
+        )
         for name, service in services.items():
             address = next((a for a in service.listen if a.transport is Transport.TCPMUX), None)
             if address is not None and not has_tcpmux:

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from superd.config.positions import Path, Places
-from superd.config.values import did_you_mean
+from superd.config.values import did_you_mean, nearest
 from superd.errors import Problem, TemporaryFailure, shown
 
 
@@ -60,15 +60,29 @@ class _Finding:
 
 
 def problems_of(
-    error: ValidationError, model: type[BaseModel], data: object, locate: Locate
+    error: ValidationError,
+    model: type[BaseModel],
+    data: object,
+    locate: Locate,
+    misplaced: Iterable[str] = (),
 ) -> list[Problem]:
     """Return the problems that `model` has with `data`.
 
-    `locate` returns the document of a path of the model, and the path in that document.
+    `locate` returns the document of a path of the model, and the path in that document. A key that
+    is `misplaced`, or misspelled, is not reported as missing, too.
     """
     problems = []
-    for findings in _one_place_each(_finding(d, data) for d in error.errors(include_url=False)):
+    all_findings = [_finding(detail, data) for detail in error.errors(include_url=False)]
+    explained: set[Path] = {(key,) for key in misplaced}
+    explained |= {
+        (*one.path[:-1], nearest(str(one.path[-1]), sorted(_fields_at(model, one.path[:-1]))))
+        for one in all_findings
+        if one.detail["type"] == "extra_forbidden"
+    }
+    for findings in _one_place_each(all_findings):
         first = findings[0]
+        if first.detail["type"] == "missing" and first.path in explained:
+            continue
         document, path = locate(first.path)
         kind = first.detail["type"]
         at_key = kind in ("extra_forbidden", "missing")

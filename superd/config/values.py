@@ -11,7 +11,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -76,12 +76,17 @@ def parse_rate(value: object) -> float:
     raise ValueError('expected a rate such as "50/s", "100/min" or "1000/h"')
 
 
-def did_you_mean(word: str, known: list[str]) -> str:
-    """Return ` (did you mean "x"?)`, or "" if no known word is similar."""
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return the known word that is most similar, or "" if none is similar."""
     from difflib import get_close_matches  # imported late: most configurations have no error
 
-    near = get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" (did you mean {shown(near[0])}?)" if near else ""
+    return next(iter(get_close_matches(word, list(known), n=1, cutoff=0.6)), "")
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return ` (did you mean "x"?)`, or "" if no known word is similar."""
+    near = nearest(word, known)
+    return f" (did you mean {shown(near)}?)" if near else ""
 
 
 def _user(value: object) -> int:

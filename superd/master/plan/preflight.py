@@ -9,29 +9,27 @@ from __future__ import annotations
 
 import asyncio  # noqa: F401  most plugins import it: once here, for all of the children
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 from pydantic import ValidationError
 
-from superd.config.loading import Configuration
+from superd.config.loading import ENTRY_KEYS, Configuration
 from superd.config.model import Service
-from superd.config.problems import Locate, problems_of
-from superd.config.values import did_you_mean
+from superd.config.problems import Locate, dotted, problems_of
+from superd.config.values import did_you_mean, nearest
 from superd.errors import Problem, shown
 from superd.master.plan.pools import with_identity
 from superd.plugin.methods import kinds_of, models_of
 from superd.plugin.registry import Plugin, PluginError, load
+from superd.plugin.service import Options, WrongOption
 from superd.plugin.service import Service as PluginService
-from superd.plugin.service import WrongOption
 from superd.process import preload
 from superd.process.confinement import become
 from superd.process.environment import clean_environment
 from superd.process.isolated import run_isolated
-
-_ENTRY_KEYS = {field.alias for field in Service.model_fields.values()}
 
 
 @dataclass
@@ -46,13 +44,22 @@ class Verdict:
     looking_up: list[str] = field(default_factory=list)  # services that need a resolver
 
     def all_problems(self, configuration: Configuration) -> list[Problem]:
-        """Return all problems of a configuration, with those of its plugins."""
+        """Return all problems of a configuration, with those of its plugins, which know better what
+        is meant by a key or a value than the configuration does.
+        """
+        places = set(map(_place, self.problems))
+        of_configuration = [one for one in configuration.problems if _place(one) not in places]
         broken = []
         for name, why in self.broken.items():
             key = self.options.get(name)
             path = ("options", key) if key else ("plugin",)
             broken.append(configuration.problem(name, path, why))
-        return [*configuration.problems, *self.problems, *broken]
+        return [*of_configuration, *self.problems, *broken]
+
+
+def _place(problem: Problem) -> object:
+    """Return the place of a problem; arguments of `superd try` have no lines."""
+    return (problem.file, problem.line, problem.column, "" if problem.line else problem.path)
 
 
 def preflight(
@@ -116,6 +123,16 @@ def _model_mistake(entry: Service, kind: type[PluginService]) -> str:
     return f"plugin {entry.plugin} has {needed}; expected {words}, found {shown(entry.model)}"
 
 
+def _misplaced(unread: Iterable[str], model: type[Options]) -> dict[str, str]:
+    """Return the unknown keys of an entry that are options of its plugin, each with the option. A
+    misspelled one is recognised if no key of an entry is more similar.
+    """
+    options = [str(field.alias) for field in model.model_fields.values()]
+    unknown = sorted(set(unread) - ENTRY_KEYS)
+    found = {key: nearest(key, [*ENTRY_KEYS, *options]) for key in unknown}
+    return {key: option for key, option in found.items() if option in options}
+
+
 @dataclass(frozen=True)
 class _Preflight:
     """The child's job, for all services of one plugin."""
@@ -136,7 +153,6 @@ class _Preflight:
         looking_up: list[str] = []
         ready: dict[str, PluginService] = {}
         built: dict[str, PluginService] = {}
-        faulty = self.configuration.faulty  # a check against such an entry would blame the plugin
         for name, entry in self.services.items():
             problems += self._mismatches(name, entry, kinds_of(kind))
             if entry.wait and not hasattr(kind, "listener"):
@@ -151,7 +167,7 @@ class _Preflight:
                     ready[name] = service
                 if service is not None and service.looks_up:
                     looking_up.append(name)
-                if service is not None and entry.enabled and name not in faulty:
+                if service is not None and entry.enabled:
                     built[name] = service
             except PluginError as error:
                 broken[name] = str(error)
@@ -205,18 +221,31 @@ class _Preflight:
     def _built(
         self, name: str, entry: Service, kind: type[PluginService], problems: list[Problem]
     ) -> PluginService | None:
-        """Build the service; if its options are wrong, add to the problems and return None."""
+        """Build the service; if its options are wrong, add to the problems and return None.
+
+        Where the entry lacks keys, because they have problems, it is not checked further: one cause
+        is one problem.
+        """
         model, context = kind.options_model, {"directory": self.configuration.partial.file.parent}
+        unread = self.configuration.unread.get(name, frozenset())
+        misplaced = _misplaced(unread, model)
+        for key, option in misplaced.items():
+            message = f"unknown key; it belongs in options = {{ {dotted((option,))} = ... }}"
+            problems.append(self.configuration.problem(name, (key,), message, at_key=True))
+        if "options" in unread:
+            return None
         try:
             with self.plugin.running("options_model", ValidationError):
                 options = model.model_validate(entry.options, context=context)
             with self.plugin.running("__init__", WrongOption):
                 service = kind(options)
-            if name not in self.configuration.faulty:
-                with self.plugin.running("check", WrongOption):
-                    service.check(entry)
+            if unread:
+                return None
+            with self.plugin.running("check", WrongOption):
+                service.check(entry)
         except ValidationError as error:
-            problems += problems_of(error, model, entry.options, self._locator(name))
+            locate = self._locator(name)
+            problems += problems_of(error, model, entry.options, locate, misplaced.values())
             return None
         except WrongOption as error:
             problems.append(self._wrong(name, error))
@@ -224,7 +253,7 @@ class _Preflight:
         return service
 
     def _wrong(self, name: str, error: WrongOption) -> Problem:
-        is_of_entry = error.key in _ENTRY_KEYS and error.key not in self.services[name].options
+        is_of_entry = error.key in ENTRY_KEYS and error.key not in self.services[name].options
         path = (error.key,) if is_of_entry else ("options", error.key)
         return self.configuration.problem(name, path, str(error))
 

@@ -42,7 +42,6 @@ MISTAKES = [
     (TCP, 'to = ^"unixgram://@a"', "to", "no target accepts connections, but the service listens"),
     (BOTH, 'to = ^"unix://@a"', "to", "add one that starts with udp:// or unixgram://"),
     (TCP, f'to = ^["{ONE}", "udp://192.0.2.1:80"]', "to", "udp://192.0.2.1:80 would get"),
-    ("unixpacket://@p", f'to = ^"{ONE}"', "to", "listen on unix:// instead"),
     (TCP, f'to = "{ONE}", bind-to = ^"::1"', "bind-to", f"::1 is of another family than {ONE}"),
     (TCP, f'to = "{ONE}", bind-to = ^"lo"', "bind-to", "expected an IPv4 or IPv6 address"),
     (TCP, f'to = "{ONE}", bind-to = ^"fe80::1"', "bind-to", "such as [fe80::1%eth0]"),
